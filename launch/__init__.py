@@ -1,0 +1,1 @@
+"""Turns a command line into running processes; imports `pipeline`, never the reverse."""

@@ -1,0 +1,345 @@
+"""The YAML schema, declared once: typed sections with a sentence under each field.
+
+Checked before any process starts. Unknown keys, wrong types and impossible combinations are
+`ConfigError`s that name file, key, value and what is allowed. Everything below the coordinator
+takes plain arguments. The only file that imports yaml and pydantic.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ModelName: TypeAlias = Literal[
+    "mlp", "vgg", "vgg6a", "vgg6b", "vgg8", "vgg8a", "vgg8b", "vgg11", "vgg11b", "vgg13", "vgg16",
+    "vgg19",
+]  # fmt: skip
+DataName: TypeAlias = Literal[
+    "digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "svhn", "stl10",
+    "imagefolder", "synthetic",
+]  # fmt: skip
+POOLING_NAMES = ("M", "M3", "M4", "A", "A3", "A4")
+
+
+def _layer_item(value: Any) -> Any:
+    channels = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    if not channels and value not in POOLING_NAMES:
+        allowed = ", ".join(POOLING_NAMES)
+        raise ValueError(f"model.layers: {value!r} is neither a number of channels nor {allowed}")
+    return value
+
+
+LayerItem: TypeAlias = Annotated[int | str, BeforeValidator(_layer_item)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, strict types, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ModelConfig(Section):
+    """The network: a stack of hidden blocks and an output layer."""
+
+    name: ModelName
+    """`mlp`, a VGG preset, or `vgg` with explicit `layers`."""
+    layers: Annotated[tuple[LayerItem, ...], Field(strict=False)] | None = None
+    """Only for `vgg`: channels, and M M3 M4 (max) or A A3 A4 (average) for pooling."""
+    feat_mult: float = Field(default=1.0, gt=0)
+    """Multiplies the channels of every convolution."""
+    hidden_layers: int = Field(default=1, ge=0)
+    """Fully connected hidden blocks: all of an MLP's, or those after a VGG's convolutions."""
+    hidden: int = Field(default=1024, ge=1)
+    """Units of a fully connected block."""
+    nonlinearity: Literal["auto", "relu", "leaky_relu"] = "auto"
+    """`auto`: leaky ReLU (slope 0.01) for `sim` and `predsim`, ReLU otherwise, as in the paper."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of units (of whole channels after a convolution) set to zero in training."""
+    batch_norm: bool = True
+    """Batch normalisation before every non-linearity."""
+
+    @model_validator(mode="after")
+    def _layers_belong_to_vgg(self) -> ModelConfig:
+        if self.name != "vgg" and self.layers is not None:
+            raise ValueError(f"model.layers belongs to model.name vgg, not to {self.name}")
+        if self.name == "vgg" and not self.layers:
+            raise ValueError("model.name vgg needs model.layers, as [128, M, 256, M]")
+        for before, item in zip((None, *(self.layers or ())), self.layers or (), strict=False):
+            if isinstance(item, str) and not isinstance(before, int):
+                raise ValueError(f"model.layers: the pooling {item} must follow a convolution")
+        if self.name == "mlp" and self.hidden_layers < 1:
+            raise ValueError("model.name mlp needs model.hidden_layers of at least 1")
+        return self
+
+
+class LossConfig(Section):
+    """What every hidden block learns from."""
+
+    name: Literal["pred", "sim", "predsim", "glob"]
+    """Local classifier, similarity matching, both, or global backprop (single mode only)."""
+    beta: float = Field(default=0.99, ge=0, le=1)
+    """Weight of `sim` in `predsim`; `pred` gets 1 - beta."""
+    dim_in_decoder: int = Field(default=4096, ge=1)
+    """Average pooling before a local classifier goes on until at most so many inputs remain."""
+    bio: bool = False
+    """The backprop-free forms of section 3.3 of the paper; not available yet."""
+
+    @model_validator(mode="after")
+    def _bio_is_not_there_yet(self) -> LossConfig:
+        if self.bio:
+            raise ValueError("loss.bio true is not available yet; only false is allowed")
+        return self
+
+
+class OptimizerConfig(Section):
+    """Every block has an optimizer of its own."""
+
+    name: Literal["adam", "amsgrad", "sgd"] = "adam"
+    """Adam, Adam with AMSGrad, or stochastic gradient descent."""
+    lr: float = Field(default=5e-4, gt=0)
+    """Learning rate of the first epoch."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """L2 penalty, added to the gradient."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Used by `sgd` only."""
+
+
+class ScheduleConfig(Section):
+    """How long, and when the learning rate drops."""
+
+    epochs: int = Field(default=100, ge=1)
+    """Passes over the training set."""
+    milestones: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)] = ()
+    """The learning rate is multiplied by `factor` after each of these epochs (from 1)."""
+    factor: float = Field(default=0.25, gt=0, le=1)
+    """What a milestone multiplies the learning rate by."""
+
+    @model_validator(mode="after")
+    def _milestones_increase(self) -> ScheduleConfig:
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"schedule.milestones {list(self.milestones)} must increase strictly")
+        return self
+
+
+class DataConfig(Section):
+    """The images, and what is done to them."""
+
+    name: DataName
+    """Which data set; `digits` comes with the installation, `synthetic` is random."""
+    root: str = "data"
+    """Folder of the data sets (`imagefolder`: the folder that holds train/ and val/)."""
+    download: bool = True
+    """Fetch a data set that is not under `root`."""
+    batch_size: int = Field(default=128, ge=1)
+    """Images per batch; the smaller last batch of an epoch is trained too."""
+    crop_padding: int = Field(default=0, ge=0)
+    """Pad each training image with so many zeros per side, then crop at a random place."""
+    flip: bool = False
+    """Mirror each training image with probability 1/2."""
+    cutout: int = Field(default=0, ge=0)
+    """Side of the square set to zero at a random place of each training image; 0 is off."""
+    train_limit: int | None = Field(default=None, ge=1)
+    """Use only the first so many training images."""
+    test_limit: int | None = Field(default=None, ge=1)
+    """Use only the first so many test images."""
+    size: int | None = Field(default=None, ge=1)
+    """Side in pixels: of `synthetic` images (32) and of the crops of `imagefolder` (224)."""
+    channels: int | None = Field(default=None, ge=1)
+    """Channels of `synthetic` images (3)."""
+    classes: int | None = Field(default=None, ge=2)
+    """Classes of `synthetic` labels (10)."""
+    train_images: int | None = Field(default=None, ge=1)
+    """Number of `synthetic` training images (1024)."""
+    test_images: int | None = Field(default=None, ge=1)
+    """Number of `synthetic` test images (256)."""
+
+    @model_validator(mode="after")
+    def _sizes_belong_to_made_images(self) -> DataConfig:
+        made = ("size", "channels", "classes", "train_images", "test_images")
+        allowed = {"synthetic": made, "imagefolder": ("size",)}.get(self.name, ())
+        for key in made:
+            if getattr(self, key) is not None and key not in allowed:
+                raise ValueError(f"data.{key} can't be chosen for data.name {self.name}")
+        return self
+
+
+class RuntimeConfig(Section):
+    """How the run is carried out; of these, only `seed`, `precision` and
+    `threads_per_stage` may change a result."""
+
+    seed: int = Field(default=1, ge=0, lt=2**63)
+    """Decides initial weights, order of images, dropout and augmentation."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16`: autocast for layers and local classifiers; similarity and losses stay fp32."""
+    threads_per_stage: int = Field(default=1, ge=1)
+    """CPU threads of each stage, and of single mode."""
+    max_in_flight: int = Field(default=2, ge=1, le=64)
+    """Batches that may wait between two neighbouring stages."""
+    checkpoint_every_steps: int = Field(default=0, ge=0)
+    """Steps between checkpoints; 0: at the end of every epoch. One is always written last."""
+    keep_checkpoints: int = Field(default=3, ge=1)
+    """How many of the newest complete checkpoints stay on disk."""
+    eval_every_epochs: int = Field(default=1, ge=0)
+    """Epochs between tests (the last epoch is always tested); 0: never."""
+    eval_before_training: bool = False
+    """Test the untrained network too, as epoch 0."""
+    start_timeout_s: float = Field(default=120.0, gt=0)
+    """How long the workers may take to report for work."""
+    heartbeat_timeout_s: float = Field(default=10.0, ge=1)
+    """A worker silent for so long is taken for dead."""
+    stall_timeout_s: float = Field(default=60.0, ge=1)
+    """A worker busy with one batch for so long is taken for stuck."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    model: ModelConfig
+    loss: LossConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    data: DataConfig
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    @property
+    def nonlinearity(self) -> Literal["relu", "leaky_relu"]:
+        """The non-linearity of the hidden blocks, `auto` resolved by the loss (section 4)."""
+        if self.model.nonlinearity != "auto":
+            return self.model.nonlinearity
+        return "leaky_relu" if self.loss.name in ("sim", "predsim") else "relu"
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 5e-4 as the number the user meant and refuses a key given twice."""
+
+
+_Loader.add_implicit_resolver(  # YAML 1.2's float, which needs no dot before the exponent
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def _mapping_without_repeats(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if key.value in seen:
+            raise yaml.MarkedYAMLError(
+                problem=f"key '{key.value}' is given twice", problem_mark=key.start_mark
+            )
+        seen.add(key.value)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_repeats)
+
+
+def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
+    """Read and check `path`, with `KEY=VALUE` overrides by dotted key.
+
+    Raises:
+        ConfigError: naming file, key, value and rule; for a syntax error line and column.
+    """
+    tree = _parse(_read(path), str(path))
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected sections (model:, loss:, …), found {_brief(tree)}")
+    for override in overrides:
+        _override(tree, override)
+    return build_config(tree, str(path))
+
+
+def build_config(tree: dict[str, Any], source: str) -> Config:
+    """Check a tree of plain values; `source` is named in the error.
+
+    Raises:
+        ConfigError: for the first thing that is wrong.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_first_problem(error)}") from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML; `load_config` reads it back to an equal value."""
+    tree = config.model_dump(mode="json", exclude_none=True)
+    return yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=120)
+
+
+def config_tree(config: Config) -> dict[str, Any]:
+    """The configuration as plain JSON values, for manifests and messages."""
+    return config.model_dump(mode="json", exclude_none=True)
+
+
+def differing_keys(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys at which two configurations differ, each with both values."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for section in type(one).model_fields:
+        left, right = getattr(one, section), getattr(other, section)
+        for key in type(left).model_fields:
+            if getattr(left, key) != getattr(right, key):
+                found[f"{section}.{key}"] = (getattr(left, key), getattr(right, key))
+    return found
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: can't be read as a config file: {error}") from None
+
+
+def _parse(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain values only
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise ConfigError(f"{source}{where}: YAML syntax: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: YAML syntax: {error}") from None
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    section, dot, key = dotted.partition(".")
+    if not (equals and dot and section and key):
+        raise ConfigError(f"--set {override}: expected SECTION.KEY=VALUE, as data.batch_size=64")
+    target = tree.setdefault(section, {})
+    if not isinstance(target, dict):
+        raise ConfigError(f"--set {override}: {section} is not a section")
+    target[key] = _parse(text, f"--set {override}")
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    kind, message = problem["type"], problem["msg"]
+    if kind == "extra_forbidden":
+        return f"{key}: unknown key; allowed here: {_allowed_keys(problem['loc'])}"
+    if kind == "missing":
+        return f"{key}: is missing"
+    if kind == "value_error":
+        return str(problem["ctx"]["error"])
+    return f"{key}: {_brief(problem['input'])} is not allowed: {message[0].lower()}{message[1:]}"
+
+
+def _allowed_keys(location: tuple[int | str, ...]) -> str:
+    section = Config.model_fields.get(str(location[0])) if len(location) > 1 else None
+    owner: Any = section.annotation if section else Config
+    return ", ".join(owner.model_fields)
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"

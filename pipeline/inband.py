@@ -1,0 +1,75 @@
+"""What travels downstream, in order: batches and markers, without their tensors.
+
+These types are shared by the learning half (which obeys them) and the message half (which
+carries them); they import neither. A marker carries no tensors and keeps its place between
+batches, so whatever it asks for happens exactly after the batch before it (invariant 5).
+
+A training batch's id is its step, counted from 1 over the whole run: it keys the random numbers
+and it is the unit of progress. Evaluation batches count from 1 within their pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class TrainBatch:
+    """One step. The learning rate travels with the batch: no schedule change can race it."""
+
+    batch_id: int
+    epoch: int
+    lr: float
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationBatch:
+    """Counted, never learned from: no update, no batch statistics, no random numbers."""
+
+    batch_id: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartEvaluation:
+    """The evaluation batches of `epoch` follow (epoch 0: before the first step)."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndEvaluation:
+    """Report what the evaluation batches of `epoch` gave."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndEpoch:
+    """Report what the training batches of `epoch` gave."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Copy your state as it is now: after training step `step`.
+
+    `epoch_reported` says whether `epoch`, to which the step belongs, has been reported and
+    evaluated in full; a resumed run does that first where it has not.
+    """
+
+    step: int
+    epoch: int
+    epoch_reported: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Nothing follows."""
+
+
+Batch: TypeAlias = TrainBatch | EvaluationBatch
+Marker: TypeAlias = StartEvaluation | EndEvaluation | EndEpoch | Snapshot | Stop
+Item: TypeAlias = Batch | Marker

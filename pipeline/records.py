@@ -1,0 +1,79 @@
+"""What a stage says about itself: plain numbers, upstream of nothing.
+
+Shared by the learning half (which makes them) and the message half (which carries them).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Sums over the images of one pass for one block.
+
+    `errors` is None where the block's head makes no prediction (`sim`).
+    """
+
+    block: int
+    images: int
+    loss_sum: float
+    errors: int | None
+
+    @property
+    def loss(self) -> float | None:
+        """Mean loss per image, None before the first image."""
+        return self.loss_sum / self.images if self.images else None
+
+    @property
+    def error_pct(self) -> float | None:
+        """Wrong predictions in percent, None where nothing is predicted or counted."""
+        if self.errors is None or not self.images:
+            return None
+        return 100.0 * self.errors / self.images
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Where a stage's wall-clock time went in one pass, in seconds, and its peak memory."""
+
+    wall_s: float
+    wait_input_s: float
+    wait_credit_s: float
+    peak_memory_bytes: int
+
+    @property
+    def busy(self) -> float:
+        """Share of the time in which the stage was not waiting for a neighbour."""
+        if self.wall_s <= 0:
+            return 0.0
+        waited = self.wait_input_s + self.wait_credit_s
+        return min(1.0, max(0.0, 1.0 - waited / self.wall_s))
+
+
+@dataclass(frozen=True, slots=True)
+class PassReport:
+    """What one stage answers to the end of a pass: `train` or `evaluation` of `epoch`."""
+
+    stage: int
+    epoch: int
+    training: bool
+    tallies: tuple[Tally, ...]
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class StageSnapshot:
+    """A stage's state after `step`: one safetensors file per block, as bytes.
+
+    `tallies` are the counters of the epoch that was under way, so that a resumed run reports
+    the whole epoch; they are no part of the block files.
+    """
+
+    stage: int
+    step: int
+    epoch: int
+    epoch_reported: bool
+    blocks: tuple[int, ...]
+    files: tuple[bytes | memoryview, ...]
+    tallies: tuple[Tally, ...]

@@ -1,0 +1,38 @@
+"""Random numbers belong to (seed, purpose, position), never to a process's history.
+
+So results don't depend on how blocks are grouped into stages, and a replay after a restart is
+exact. Seeds are mixed by numpy's SeedSequence, whose output is fixed for all versions.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from numpy.random import Generator, SeedSequence, default_rng
+
+
+class Purpose(IntEnum):
+    """What random numbers are for. The values are part of every result: never renumber."""
+
+    INITIAL = 0
+    """Initial weights of a block: (block,)."""
+    ORDER = 1
+    """Order of the training images: (epoch,)."""
+    AUGMENT = 2
+    """Crop, flip and cutout of a batch: (batch id,)."""
+    DROPOUT = 3
+    """Dropout of a block: (block, batch id)."""
+    IMAGES = 4
+    """Made-up images: (part,), and per-image random crops of image folders: (epoch, image)."""
+
+
+def derived_seed(seed: int, purpose: Purpose, *position: int) -> int:
+    """A 64-bit seed for one use; `position` as the purpose's line says."""
+    sequence = SeedSequence(seed, spawn_key=(purpose, *position))
+    low, high = sequence.generate_state(2)
+    return int(high) << 32 | int(low)
+
+
+def generator(seed: int, purpose: Purpose, *position: int) -> Generator:
+    """A numpy generator for one use."""
+    return default_rng(SeedSequence(seed, spawn_key=(purpose, *position)))
