@@ -1,0 +1,86 @@
+"""Config -> a stage that can train; and the settings that make two runs equal bit for bit."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from pipeline.augment import Preprocess
+from pipeline.block import Block
+from pipeline.datasets import data_facts
+from pipeline.models import BlockSpec, build_specs
+from pipeline.optimizers import make_optimizer
+from pipeline.stage import GlobalStage, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.config import Config
+
+
+def network_specs(config: Config) -> tuple[BlockSpec, ...]:
+    """The blocks of the configured network for the configured data set."""
+    facts = data_facts(config.data)
+    return build_specs(config.model, config.loss, config.nonlinearity, facts.shape, facts.classes)
+
+
+def prepare_process(device: torch.device, threads: int) -> None:
+    """Fix what could make this process round differently from another: call before anything else.
+
+    Threads change how sums are split; TensorFloat-32 and non-deterministic kernels change bits.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def build_stage(
+    config: Config, specs: Sequence[BlockSpec], indices: Sequence[int], device: torch.device
+) -> Stage:
+    """The stage that holds the blocks `indices` (consecutive) of `specs` on `device`."""
+    blocks = [_block(config, specs[index], device) for index in indices]
+    preprocess = _preprocess(config, device) if indices[0] == 0 else None
+    kind = GlobalStage if config.loss.name == "glob" else Stage
+    return kind(blocks, preprocess)
+
+
+def _block(config: Config, spec: BlockSpec, device: torch.device) -> Block:
+    block = Block(
+        spec,
+        seed=config.runtime.seed,
+        device=device,
+        dtype=torch.float32,
+        bf16=config.runtime.precision == "bf16",
+    )
+    optimizer = config.optimizer
+    block.attach(
+        partial(
+            make_optimizer,
+            optimizer.name,
+            weight_decay=optimizer.weight_decay,
+            momentum=optimizer.momentum,
+        )
+    )
+    return block
+
+
+def _preprocess(config: Config, device: torch.device) -> Preprocess:
+    facts, data = data_facts(config.data), config.data
+    return Preprocess(
+        facts.mean,
+        facts.std,
+        crop_padding=data.crop_padding,
+        flip=data.flip,
+        cutout=data.cutout,
+        seed=config.runtime.seed,
+        device=device,
+    )

@@ -1,0 +1,55 @@
+"""Counters that stay on the device: reading them is the only synchronisation, once a pass."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from pipeline.records import Tally
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from pipeline.losses import LossValue
+
+
+class Counters:
+    """Sums of loss (float64) and errors (int64) per block, and the number of images."""
+
+    def __init__(self, blocks: Sequence[int], device: torch.device) -> None:
+        self._blocks = {block: row for row, block in enumerate(blocks)}
+        self._images = [0] * len(blocks)
+        self._predicts = [False] * len(blocks)
+        self._loss = torch.zeros(len(blocks), dtype=torch.float64, device=device)
+        self._errors = torch.zeros(len(blocks), dtype=torch.int64, device=device)
+
+    def add(self, block: int, value: LossValue, images: int) -> None:
+        """Count a batch of `images`; `value.loss` is their mean."""
+        row = self._blocks[block]
+        self._images[row] += images
+        self._loss[row] += value.loss.detach().double() * images
+        if value.errors is not None:
+            self._predicts[row] = True
+            self._errors[row] += value.errors
+
+    def read(self) -> tuple[Tally, ...]:
+        """The sums so far, one tally per block that has counted anything."""
+        loss, errors = self._loss.tolist(), self._errors.tolist()
+        return tuple(
+            Tally(block, self._images[row], loss[row], errors[row] if self._predicts[row] else None)
+            for block, row in self._blocks.items()
+            if self._images[row]
+        )
+
+    def reset(self, tallies: Iterable[Tally] = ()) -> None:
+        """Start again from nothing, or from the sums of a snapshot."""
+        self._images = [0] * len(self._images)
+        self._predicts = [False] * len(self._predicts)
+        self._loss.zero_()
+        self._errors.zero_()
+        for tally in tallies:
+            row = self._blocks[tally.block]
+            self._images[row], self._loss[row] = tally.images, tally.loss_sum
+            self._predicts[row] = tally.errors is not None
+            self._errors[row] = tally.errors or 0

@@ -1,0 +1,116 @@
+"""Consecutive blocks: train or evaluate one batch. No input, no output, no clock.
+
+    x ──▶ block ──▶ h ──dropout, pool──▶ passed ──▶ next block …
+                    └──▶ heads ──▶ loss ──▶ this block's weights
+
+What a block passes on is computed before it learns and is detached (invariant 2), so the last
+block's output is handed to `send` before its weights change.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from torch import Tensor
+
+from pipeline.metrics import Counters
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from pipeline.augment import Preprocess
+    from pipeline.block import Block
+    from pipeline.losses import LossValue
+
+    Send: TypeAlias = Callable[[Tensor], None]
+
+
+class Stage:
+    """Trains its blocks from their local losses, each batch as it comes by.
+
+    The first stage of a network also has the `preprocess` that turns images into its input.
+    """
+
+    def __init__(self, blocks: Sequence[Block], preprocess: Preprocess | None) -> None:
+        self.blocks = list(blocks)
+        self._preprocess = preprocess
+        indices = [block.spec.index for block in blocks]
+        self.training = Counters(indices, blocks[0].device)
+        self.evaluation = Counters(indices, blocks[0].device)
+
+    def train(self, x: Tensor, labels: Tensor, *, batch_id: int, lr: float, send: Send) -> None:
+        """One step of every block.
+
+        Args:
+            x: what arrived: (n, *in_shape), or uint8 images for the first stage; not modified.
+            labels: (n,) int64.
+            send: receives the last block's output, (n, *out_shape), unless it is the output's.
+        """
+        if self._preprocess:
+            x = self._preprocess.train(x, batch_id)
+        for block in self.blocks:
+            h = block(x, training=True)
+            with torch.no_grad():
+                x = block.transfer(h.detach(), batch_id=batch_id)
+            if block is self.blocks[-1] and not block.spec.is_output:
+                send(x)
+            value = block.local_loss(h, labels)
+            block.learn(value.loss, lr)
+            self._count(self.training, block, value, labels)
+
+    @torch.no_grad()
+    def evaluate(self, x: Tensor, labels: Tensor, *, send: Send) -> None:
+        """Count the output block's loss and errors; changes nothing else (invariant 8)."""
+        if self._preprocess:
+            x = self._preprocess.evaluate(x)
+        for block in self.blocks:
+            h = block(x, training=False)
+            if block.spec.is_output:
+                self._count(self.evaluation, block, block.local_loss(h, labels), labels)
+                return
+            x = block.transfer(h, batch_id=None)
+        send(x)
+
+    def state(self) -> dict[int, dict[str, Tensor]]:
+        """The live tensors of every block, by block index."""
+        return {block.spec.index: block.state() for block in self.blocks}
+
+    def load(self, states: Mapping[int, Mapping[str, Tensor]]) -> None:
+        """Overwrite the state of every block.
+
+        Raises:
+            CheckpointError: where a state is not of the block it is for.
+        """
+        for block in self.blocks:
+            block.load(states[block.spec.index])
+
+    @staticmethod
+    def _count(counters: Counters, block: Block, value: LossValue, labels: Tensor) -> None:
+        counters.add(block.spec.index, value, len(labels))
+
+
+class GlobalStage(Stage):
+    """The whole network trained by global backprop (`glob`), for comparison.
+
+    The same blocks, dropout and optimizers; only the source of the gradient differs. It needs
+    every block in one process, since the gradient flows upstream.
+    """
+
+    def train(self, x: Tensor, labels: Tensor, *, batch_id: int, lr: float, send: Send) -> None:
+        """One step of every block from the output's cross-entropy; nothing is sent."""
+        if self._preprocess:
+            x = self._preprocess.train(x, batch_id)
+        for block in self.blocks:
+            h = block(x, training=True)
+            x = block.transfer(h, batch_id=batch_id)
+        value = block.local_loss(h, labels)
+        self._learn(value.loss, lr)
+        self._count(self.training, block, value, labels)
+
+    def _learn(self, loss: Tensor, lr: float) -> None:
+        parameters = [list(block.parameters()) for block in self.blocks]
+        gradients = iter(torch.autograd.grad(loss, list(chain(*parameters))))
+        for block, own in zip(self.blocks, parameters, strict=True):
+            block.update([next(gradients) for _ in own], lr)

@@ -1,0 +1,140 @@
+"""What the method must give, from an independent implementation in float64.
+
+Each case is built from its own `case` JSON. The folder is $GOLDEN_DIR, by default the golden
+cases beside the repository.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.block import Block
+from pipeline.config import LossConfig, ModelConfig, OptimizerConfig
+from pipeline.models import build_specs
+from pipeline.optimizers import make_optimizer
+from pipeline.stage import GlobalStage, Stage
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FOLDER = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parents[2] / "shared" / "golden"))
+CASES = sorted(FOLDER.glob("*.npz"))
+
+pytestmark = pytest.mark.skipif(not CASES, reason=f"no golden cases in {FOLDER} (set GOLDEN_DIR)")
+
+
+class Case:
+    """One golden file: the network it describes, loaded with its initial state."""
+
+    def __init__(self, path: Path) -> None:
+        with np.load(path) as archive:
+            self.arrays: dict[str, NDArray[Any]] = dict(archive)
+        words = json.loads(str(self.arrays.pop("case")))
+        optimizer = OptimizerConfig.model_validate(words["optimizer"])
+        self.lr = optimizer.lr
+        self.stage = _build(words, optimizer)
+        for block in self.stage.blocks:
+            block.load_state_dict(self.tensors("init", block))
+
+    def prefix(self, block: Block) -> str:
+        return "output" if block.spec.is_output else f"block{block.spec.index}"
+
+    def tensors(self, when: str, block: Block) -> dict[str, torch.Tensor]:
+        """State of a block at `init` or `final`, by the block's own state keys."""
+        start = f"{when}/{self.prefix(block)}/"
+        inner = "encoder." if block.spec.is_output else ""
+        return {
+            inner + key.removeprefix(start): torch.from_numpy(value)
+            for key, value in self.arrays.items()
+            if key.startswith(start)
+        }
+
+    def close(self, name: str, value: torch.Tensor) -> None:
+        expected = torch.from_numpy(self.arrays[name]).double()
+        torch.testing.assert_close(
+            value.double(), expected, rtol=1e-7, atol=1e-8, msg=lambda text: f"{name}: {text}"
+        )
+
+
+def _build(words: dict[str, Any], optimizer: OptimizerConfig) -> Stage:
+    model = ModelConfig.model_validate(words["model"])
+    loss = LossConfig.model_validate(words["loss"])
+    data = words["data"]
+    assert model.nonlinearity != "auto", "golden cases name their non-linearity"
+    shape = (data["channels"], data["size"], data["size"])
+    specs = build_specs(model, loss, model.nonlinearity, shape, data["classes"])
+    blocks = [
+        Block(spec, seed=0, device=torch.device("cpu"), dtype=torch.float64, bf16=False)
+        for spec in specs
+    ]
+    make = partial(
+        make_optimizer,
+        optimizer.name,
+        weight_decay=optimizer.weight_decay,
+        momentum=optimizer.momentum,
+    )
+    for block in blocks:
+        block.attach(make)
+    return (GlobalStage if loss.name == "glob" else Stage)(blocks, None)
+
+
+@pytest.fixture(params=CASES, ids=lambda path: path.stem)
+def case(request: pytest.FixtureRequest) -> Case:
+    torch.set_num_threads(1)
+    return Case(request.param)
+
+
+def test_training_agrees_with_an_independent_implementation(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    activations: dict[str, torch.Tensor] = {}
+    losses: dict[str, list[float]] = {}
+    logits: list[torch.Tensor] = []
+    forward, local_loss = Block.forward, Block.local_loss
+
+    def watched_forward(block: Block, x: torch.Tensor, *, training: bool) -> torch.Tensor:
+        h = forward(block, x, training=training)
+        if block.spec.is_output:
+            logits.append(h.detach().clone())
+        else:
+            activations.setdefault(f"sent/{case.prefix(block)}", h.detach().clone())
+        return h
+
+    def watched_loss(block: Block, h: torch.Tensor, labels: torch.Tensor) -> Any:
+        value = local_loss(block, h, labels)
+        losses.setdefault(f"loss/{case.prefix(block)}", []).append(value.loss.item())
+        return value
+
+    monkeypatch.setattr(Block, "forward", watched_forward)
+    monkeypatch.setattr(Block, "local_loss", watched_loss)
+    inputs = torch.from_numpy(case.arrays["x"]).double()
+    labels = torch.from_numpy(case.arrays["y"])
+    for step, (x, y) in enumerate(zip(inputs, labels, strict=True), start=1):
+        case.stage.train(x, y, batch_id=step, lr=case.lr, send=_nothing_is_sent)
+
+    for name, activation in activations.items():
+        case.close(name, activation)
+    expected_losses = {key for key in case.arrays if key.startswith("loss/")}
+    assert losses.keys() == expected_losses
+    for name, values in losses.items():
+        case.close(name, torch.tensor(values, dtype=torch.float64))
+    case.close("logits", torch.stack(logits))
+    for block in case.stage.blocks:
+        state = block.state_dict()
+        for key in case.tensors("final", block):
+            name = f"final/{case.prefix(block)}/{key}"
+            case.close(name.replace("/encoder.", "/") if block.spec.is_output else name, state[key])
+    case.stage.evaluate(inputs[0], labels[0], send=_nothing_is_sent)
+    case.close("eval_logits", logits[-1])
+
+
+def _nothing_is_sent(x: torch.Tensor) -> None:
+    raise AssertionError("the stage with the output block sends nothing")
