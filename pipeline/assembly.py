@@ -11,7 +11,6 @@ import torch
 from pipeline.augment import Preprocess
 from pipeline.block import Block
 from pipeline.datasets import data_facts
-from pipeline.models import BlockSpec, build_specs
 from pipeline.optimizers import make_optimizer
 from pipeline.stage import GlobalStage, Stage
 
@@ -19,12 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pipeline.config import Config
-
-
-def network_specs(config: Config) -> tuple[BlockSpec, ...]:
-    """The blocks of the configured network for the configured data set."""
-    facts = data_facts(config.data)
-    return build_specs(config.model, config.loss, config.nonlinearity, facts.shape, facts.classes)
+    from pipeline.models import BlockSpec
 
 
 def prepare_process(device: torch.device, threads: int) -> None:

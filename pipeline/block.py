@@ -71,7 +71,7 @@ class Block(nn.Module):
         """
         self.train(training)
         with self._autocast():
-            h = self.encoder(x.flatten(1) if self.spec.layer.kind == "linear" else x)
+            h: Tensor = self.encoder(x.flatten(1) if self.spec.layer.kind == "linear" else x)
             if self.spec.is_output:
                 return h
             if self.bn is not None:

@@ -209,6 +209,12 @@ class Config(Section):
     data: DataConfig
     runtime: RuntimeConfig = RuntimeConfig()
 
+    @model_validator(mode="after")
+    def _batch_norm_needs_a_batch(self) -> Config:
+        if self.data.batch_size == 1 and self.model.batch_norm and self.model.hidden_layers:
+            raise ValueError("data.batch_size 1 leaves model.batch_norm nothing to normalise by")
+        return self
+
     @property
     def nonlinearity(self) -> Literal["relu", "leaky_relu"]:
         """The non-linearity of the hidden blocks, `auto` resolved by the loss (section 4)."""

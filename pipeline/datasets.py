@@ -36,7 +36,7 @@ class DataFacts:
 
 _KNOWN = {
     # digits: every fifth image is for testing; mean and deviation of the 1437 training images
-    "digits": DataFacts(1, 8, 10, 1437, 360, (0.3053,), (0.3764,)),
+    "digits": DataFacts(1, 8, 10, 1437, 360, (0.3053,), (0.3762,)),
     "mnist": DataFacts(1, 28, 10, 60000, 10000, (0.1307,), (0.3081,)),
     "fashion_mnist": DataFacts(1, 28, 10, 60000, 10000, (0.286,), (0.353,)),
     "kmnist": DataFacts(1, 28, 10, 60000, 10000, (0.1904,), (0.3475,)),
@@ -97,7 +97,7 @@ def _synthetic(config: DataConfig) -> DataFacts:
 def _imagefolder(config: DataConfig) -> DataFacts:
     counts = {}
     for part in ("train", "val"):
-        folder = Path(config.root) / part
+        folder = Path(config.root).expanduser() / part
         if not folder.is_dir():
             raise ConfigError(
                 f"data.root {config.root}: imagefolder needs {folder} with one folder per class"

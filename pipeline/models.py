@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from math import ceil, prod
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from pipeline.datasets import data_facts
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipeline.config import LossConfig, ModelConfig
+    from pipeline.config import Config, LossConfig, ModelConfig
 
 Shape: TypeAlias = tuple[int, ...]
 """Shape of one example: (channels, height, width) or (features,)."""
@@ -138,6 +139,16 @@ class BlockSpec:
         """How people call it: `conv 3→128` or `linear 2048→1024`."""
         what = "output" if self.is_output else self.layer.kind
         return f"{what} {self.layer.in_features}→{self.layer.out_features}"
+
+
+def network_specs(config: Config) -> tuple[BlockSpec, ...]:
+    """The blocks of the configured network for the configured data set.
+
+    Raises:
+        ConfigError: as `build_specs`, and where the facts of the data set can't be found.
+    """
+    facts = data_facts(config.data)
+    return build_specs(config.model, config.loss, config.nonlinearity, facts.shape, facts.classes)
 
 
 def build_specs(

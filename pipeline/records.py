@@ -35,20 +35,16 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Where a stage's wall-clock time went in one pass, in seconds, and its peak memory."""
+    """A stage's wall-clock seconds in one pass, those not spent waiting, and its peak memory."""
 
     wall_s: float
-    wait_input_s: float
-    wait_credit_s: float
+    busy_s: float
     peak_memory_bytes: int
 
     @property
     def busy(self) -> float:
         """Share of the time in which the stage was not waiting for a neighbour."""
-        if self.wall_s <= 0:
-            return 0.0
-        waited = self.wait_input_s + self.wait_credit_s
-        return min(1.0, max(0.0, 1.0 - waited / self.wall_s))
+        return min(1.0, max(0.0, self.busy_s / self.wall_s)) if self.wall_s > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.metrics import Counters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pipeline.augment import Preprocess
     from pipeline.block import Block
@@ -37,6 +37,8 @@ class Stage:
         self.blocks = list(blocks)
         self._preprocess = preprocess
         indices = [block.spec.index for block in blocks]
+        self.at_work: int | None = None
+        """Index of the block at work, for error messages."""
         self.training = Counters(indices, blocks[0].device)
         self.evaluation = Counters(indices, blocks[0].device)
 
@@ -50,7 +52,7 @@ class Stage:
         """
         if self._preprocess:
             x = self._preprocess.train(x, batch_id)
-        for block in self.blocks:
+        for block in self._in_turn():
             h = block(x, training=True)
             with torch.no_grad():
                 x = block.transfer(h.detach(), batch_id=batch_id)
@@ -65,7 +67,7 @@ class Stage:
         """Count the output block's loss and errors; changes nothing else (invariant 8)."""
         if self._preprocess:
             x = self._preprocess.evaluate(x)
-        for block in self.blocks:
+        for block in self._in_turn():
             h = block(x, training=False)
             if block.spec.is_output:
                 self._count(self.evaluation, block, block.local_loss(h, labels), labels)
@@ -86,6 +88,12 @@ class Stage:
         for block in self.blocks:
             block.load(states[block.spec.index])
 
+    def _in_turn(self) -> Iterator[Block]:
+        for block in self.blocks:
+            self.at_work = block.spec.index
+            yield block
+        self.at_work = None
+
     @staticmethod
     def _count(counters: Counters, block: Block, value: LossValue, labels: Tensor) -> None:
         counters.add(block.spec.index, value, len(labels))
@@ -102,7 +110,7 @@ class GlobalStage(Stage):
         """One step of every block from the output's cross-entropy; nothing is sent."""
         if self._preprocess:
             x = self._preprocess.train(x, batch_id)
-        for block in self.blocks:
+        for block in self._in_turn():
             h = block(x, training=True)
             x = block.transfer(h, batch_id=batch_id)
         value = block.local_loss(h, labels)

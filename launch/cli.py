@@ -1,0 +1,84 @@
+"""The command line of pipeline-launch. Imports nothing heavy: --help answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def tolerate_narrow_streams() -> None:
+    """Block names hold arrows; a stream that can't show one gets a question mark instead."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("config", metavar="CONFIG.yaml", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--stages",
+    type=int,
+    metavar="N",
+    help="Number of worker processes; blocks are divided into N consecutive groups. "
+    "[default: one per hidden layer]",
+)
+@click.option(
+    "--gpus",
+    metavar="SPEC",
+    help="Devices: 0-3, or 0,2,5, or cpu. [default: every visible GPU, else cpu]",
+)
+@click.option("--single", is_flag=True, help="Train all blocks in one process, on one device.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override one value of the config, as data.batch_size=64. Repeatable.",
+)
+@click.option(
+    "--run-dir",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where everything of this run goes. [default: runs/<config>-<date>-<time>]",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on from the newest complete checkpoint in the run directory, with any number of "
+    "stages or devices.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the plan and what to expect; start nothing.")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where workers run: this machine, or a Ray cluster.",
+)
+@click.option(
+    "--view",
+    type=click.Choice(["auto", "live", "plain", "quiet"]),
+    default="auto",
+    show_default=True,
+    help="What is shown: a live picture, plain lines, nothing; auto: live on a terminal.",
+)
+@click.version_option(package_name="local-loss-pipeline")
+def main(**options: Any) -> None:
+    """Train a network with local losses, one worker process per group of hidden layers.
+
+    \b
+    Exit status: 0 done; 1 the run failed; 2 wrong usage or config;
+    130 interrupted (a checkpoint was written).
+    """
+    from launch.launcher import Options, launch
+
+    tolerate_narrow_streams()
+    sys.exit(launch(Options(**options)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""What `--dry-run` prints: the plan, and the speed and memory to expect from it.
+
+Estimates from shapes alone: nothing is started, no data set is read, no device is touched.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from pipeline.cost import StageCost, arithmetic_ratio, memory_bytes, stage_cost
+from pipeline.plan import busiest, speedup_bound_consecutive, speedup_bound_free
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from pipeline.config import Config
+    from pipeline.cost import BlockCost
+    from pipeline.models import BlockSpec
+    from pipeline.plan import Plan, StagePlan
+
+_DEVICE_COUNTS = (1, 2, 4, 10)
+_NUMBERS = ("layer\nparams", "head\nparams", "multiply-\nadds", "sent per\nbatch", "memory")
+_NOTE = (
+    "Multiply-adds: all that training does for one image. Memory: an estimate of weights, "
+    "gradients, optimizer state and the activations that a backward pass needs, without the "
+    "device's context, library workspaces and link buffers."
+)
+_MACS_SCALES = {"G": 10**9, "M": 10**6, "k": 10**3}
+_MACS_FROM = {"G": 10**11, "M": 10**7, "k": 10**4}
+"""All multiply-adds are written in the largest unit whose number here the slowest stage has."""
+
+
+def dry_run_report(
+    config: Config,
+    specs: Sequence[BlockSpec],
+    costs: Sequence[BlockCost],
+    plan: Plan,
+    console: Console,
+) -> None:
+    """Print the plan's stages, the arithmetic of the loss and the bounds of the speed-up."""
+    backprop = config.loss.name == "glob"
+    stages = [
+        stage_cost([costs[block] for block in stage.blocks], backprop=backprop)
+        for stage in plan.stages
+    ]
+    console.print(_stage_table(specs, plan, stages, config.data.batch_size))
+    _say(console, f"Batches of {config.data.batch_size} images. {_NOTE}")
+    _say(console, _ratio_sentence(config, costs))
+    if backprop:
+        _say(console, _backprop_sentence(costs))
+        return
+    _say(console, _bottleneck_sentence(specs, plan, stages))
+    _say(console, _placement_sentence(plan, stages))
+    console.print()
+    console.print(_bound_table(stages))
+
+
+def _say(console: Console, sentence: str) -> None:
+    console.print()
+    console.print(sentence, markup=False, highlight=False)
+
+
+def _stage_table(
+    specs: Sequence[BlockSpec], plan: Plan, stages: Sequence[StageCost], batch_size: int
+) -> Table:
+    table = _table(("stage", "device", "blocks"), _NUMBERS)
+    unit = _macs_unit(stages)
+    for planned, cost in zip(plan.stages, stages, strict=True):
+        names = "\n".join(_names(specs, planned))
+        cells = _cells(cost, unit, batch_size)
+        table.add_row(str(planned.stage), planned.device, names, *cells)
+    table.add_row("total", "", "", *_cells(_sum(stages), unit, batch_size))
+    return table
+
+
+def _table(words: Sequence[str], numbers: Sequence[str]) -> Table:
+    """Headings and their alignment; a cell folds rather than lose digits in a narrow terminal."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in words:
+        table.add_column(heading, overflow="fold")
+    for heading in numbers:
+        table.add_column(heading, justify="right", overflow="fold")
+    return table
+
+
+def _cells(cost: StageCost, unit: str, batch_size: int) -> tuple[str, ...]:
+    return (
+        _count(cost.parameters),
+        _count(cost.head_parameters),
+        _macs(cost.train_macs, unit),
+        _size(cost.sent_bytes * batch_size) if cost.sent_bytes else "–",
+        _size(cost.memory_bytes),
+    )
+
+
+def _sum(stages: Sequence[StageCost]) -> StageCost:
+    return StageCost(
+        parameters=sum(stage.parameters for stage in stages),
+        head_parameters=sum(stage.head_parameters for stage in stages),
+        train_macs=sum(stage.train_macs for stage in stages),
+        sent_bytes=sum(stage.sent_bytes for stage in stages),
+        memory_bytes=sum(stage.memory_bytes for stage in stages),
+    )
+
+
+def _ratio_sentence(config: Config, costs: Sequence[BlockCost]) -> str:
+    return (
+        f"Arithmetic: {config.loss.name} does {arithmetic_ratio(costs):.2f} times the "
+        "multiply-adds of global backprop on the same layers (3 forward passes)."
+    )
+
+
+def _backprop_sentence(costs: Sequence[BlockCost]) -> str:
+    return (
+        "Global backprop needs all blocks in one process (--single): "
+        f"{_size(memory_bytes(costs, backprop=True))} there, and no speed-up from stages."
+    )
+
+
+def _bottleneck_sentence(
+    specs: Sequence[BlockSpec], plan: Plan, stages: Sequence[StageCost]
+) -> str:
+    slowest = max(plan.stages, key=lambda planned: stages[planned.stage].train_macs)
+    unit, names = _macs_unit(stages), ", ".join(_names(specs, slowest))
+    macs = _macs(stages[slowest.stage].train_macs, unit)
+    return (
+        f"Speed: bound by stage {slowest.stage} ({names}): {macs} multiply-adds of "
+        f"{_macs(_sum(stages).train_macs, unit)}."
+    )
+
+
+def _placement_sentence(plan: Plan, stages: Sequence[StageCost]) -> str:
+    names = [planned.device for planned in plan.stages]
+    devices = list(dict.fromkeys(names))
+    if devices == ["cpu"]:
+        return "On the CPU, read 'device' below as the cores that one stage has to itself."
+    loads = [stage.train_macs for stage in stages]
+    peak = busiest(loads, [devices.index(name) for name in names])
+    memory = dict.fromkeys(devices, 0)
+    for name, stage in zip(names, stages, strict=True):
+        memory[name] += stage.memory_bytes
+    fullest = max(devices, key=lambda name: memory[name])
+    return (
+        f"This plan, on {len(devices)} of the devices: at most {sum(loads) / peak:.2f}× the "
+        f"speed of one; the most memory is on {fullest}: {_size(memory[fullest])}."
+    )
+
+
+def _bound_table(stages: Sequence[StageCost]) -> Table:
+    table = _table((), ("equal devices", "speed-up, consecutive", "speed-up, free placement"))
+    for count in _DEVICE_COUNTS:
+        consecutive = speedup_bound_consecutive(stages, count)
+        free = speedup_bound_free(stages, count)
+        table.add_row(str(count), f"{consecutive:.2f}×", f"{free:.2f}×")
+    return table
+
+
+def _names(specs: Sequence[BlockSpec], planned: StagePlan) -> list[str]:
+    return [specs[block].name for block in planned.blocks]
+
+
+def _macs_unit(stages: Sequence[StageCost]) -> str:
+    """One unit for the whole report, so that its numbers can be compared at a glance."""
+    largest = max(stage.train_macs for stage in stages)
+    return next((unit for unit, least in _MACS_FROM.items() if largest >= least), "")
+
+
+def _macs(number: int, unit: str) -> str:
+    scaled = number / _MACS_SCALES.get(unit, 1)
+    return f"{scaled:.0f} {unit}".rstrip() if scaled >= 10 or not unit else f"{scaled:.2g} {unit}"
+
+
+def _count(number: int) -> str:
+    return _three_digits(number, 1000, ("", "k", "M", "G"))
+
+
+def _size(nbytes: int) -> str:
+    return _three_digits(nbytes, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+
+
+def _three_digits(number: float, step: int, units: Sequence[str]) -> str:
+    exponent = 0
+    while number >= step and exponent < len(units) - 1:
+        number, exponent = number / step, exponent + 1
+    digits = f"{number:.0f}" if number >= 100 else f"{number:.3g}"
+    return f"{digits} {units[exponent]}".rstrip()

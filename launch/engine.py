@@ -1,0 +1,35 @@
+"""Where workers run: what an engine must offer. `local` is this machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Workers(Protocol):
+    """The started processes, one per stage."""
+
+    def dead(self) -> dict[int, str]:
+        """Stages whose process has ended, each with how ("was killed by SIGKILL")."""
+
+    def leave(self) -> None:
+        """Wait a while for workers that have said bye."""
+
+    def stop(self) -> None:
+        """End whatever still runs; returns when nothing does."""
+
+
+class Engine(Protocol):
+    """Starts worker processes."""
+
+    def warm_up(self) -> None:
+        """Begin what takes long (importing torch) without waiting for it."""
+
+    def start(self, stages: int, run: str, folder: Path, control_endpoint: str) -> Workers:
+        """Start one process per stage; they say hello at `control_endpoint`.
+
+        Args:
+            folder: holds the sockets; a worker whose launcher is gone removes it.
+        """

@@ -1,0 +1,96 @@
+"""`--gpus SPEC` -> device names, without importing torch.
+
+    SPEC is `cpu`, or numbers and ranges parted by commas: `0-3`, `0,2,5`, `0-1,4`
+
+The order is kept: the first device gets the first stage.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_PART = re.compile(r"([0-9]{1,6})(?:-([0-9]{1,6}))?")
+_SUCCESS = 0
+"""CUDA_SUCCESS of the driver interface."""
+
+
+def visible_gpus(load: Callable[[str], Any] = ctypes.CDLL) -> int:
+    """How many CUDA devices this process may use; 0 without a driver.
+
+    Asks the driver itself, which honours CUDA_VISIBLE_DEVICES and creates no context. Workers
+    are not hurt by it: they come from a fork server that was executed afresh, not forked.
+
+    Args:
+        load: opens a shared library by name.
+    """
+    try:
+        driver = load("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != _SUCCESS or driver.cuDeviceGetCount(ctypes.byref(count)) != _SUCCESS:
+        return 0
+    return count.value
+
+
+def devices(spec: str | None, count: Callable[[], int] = visible_gpus) -> tuple[str, ...]:
+    """Names of the devices to use: ("cuda:0", …), or ("cpu",).
+
+    Args:
+        spec: text of `--gpus`; None means every visible GPU, else the CPU.
+        count: tells how many GPUs are visible; not asked where `spec` is `cpu`.
+
+    Raises:
+        ConfigError: for text that is no such list, or a GPU that is not there.
+    """
+    if spec == "cpu":
+        return ("cpu",)
+    if spec is None:
+        return tuple(f"cuda:{number}" for number in range(count())) or ("cpu",)
+    ranges = _ranges(spec)
+    _check_visible(spec, ranges, count())
+    return tuple(f"cuda:{n}" for first, last in ranges for n in range(first, last + 1))
+
+
+def _ranges(spec: str) -> list[tuple[int, int]]:
+    ranges = [_range(part, spec) for part in spec.split(",")]
+    for before, after in pairwise(sorted(ranges)):
+        if after[0] <= before[1]:
+            raise _wrong(spec, f"device {after[0]} is given twice")
+    return ranges
+
+
+def _range(part: str, spec: str) -> tuple[int, int]:
+    match = _PART.fullmatch(part)
+    if match is None:
+        raise _wrong(spec, f"{part!r} is neither a number nor a range")
+    first, last = int(match[1]), int(match[2] or match[1])
+    if first > last:
+        raise _wrong(spec, f"the range {part} runs backwards")
+    return first, last
+
+
+def _wrong(spec: str, reason: str) -> ConfigError:
+    return ConfigError(
+        f"--gpus {spec or repr(spec)}: {reason}; expected cpu, or device numbers and ranges, "
+        "each device once, as 0-3 or 0,2,5"
+    )
+
+
+def _check_visible(spec: str, ranges: Sequence[tuple[int, int]], visible: int) -> None:
+    beyond = [max(first, visible) for first, last in ranges if last >= visible]
+    if not beyond:
+        return
+    cure = "cpu" if visible == 0 else "0" if visible == 1 else f"0-{visible - 1}"
+    raise ConfigError(
+        f"--gpus {spec}: this machine has no CUDA device {beyond[0]} ({visible} visible); "
+        f"use --gpus {cure}"
+    )

@@ -1,0 +1,106 @@
+"""The run directory: config.yaml, plan.json, metrics.jsonl, run.log, checkpoints/."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.checkpoint import CheckpointStore, StartState, newest_checkpoint, way_back
+from pipeline.config import build_config, config_tree, differing_keys, dump_config
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.recorder import METRICS_FILE, trim_metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from pipeline.config import Config
+    from pipeline.cost import BlockCost
+    from pipeline.plan import Plan
+
+_FREE_TO_CHANGE = ("schedule.", "runtime.", "optimizer.lr", "data.root", "data.download")
+_BOUND = ("runtime.seed", "runtime.precision")
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """One run's folder."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line per epoch."""
+        return self.path / METRICS_FILE
+
+    @property
+    def log(self) -> Path:
+        """What the run said, with times."""
+        return self.path / "run.log"
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    def refuse_to_overwrite(self) -> None:
+        """Raises ConfigError where the folder already holds a run."""
+        held = [path for path in (self.config, self.metrics, self.checkpoints) if path.exists()]
+        if held:
+            raise ConfigError(
+                f"--run-dir {self.path}: already holds a run ({held[0].name}); "
+                "add --resume to go on with it, or choose another folder"
+            )
+
+    def start_state(self, config: Config) -> tuple[StartState, list[str]]:
+        """What to resume from, verified, and notes on what was changed since.
+
+        Raises:
+            ConfigError: where there is no checkpoint, or it belongs to another configuration.
+            CheckpointError: naming the damaged file, with a way back.
+        """
+        checkpoint = newest_checkpoint(self.checkpoints)
+        if checkpoint is None:
+            raise ConfigError(
+                f"--resume: {self.path} holds no complete checkpoint; "
+                "start without --resume, or name the run's folder with --run-dir"
+            )
+        before = build_config(checkpoint.manifest["config"], str(checkpoint.path))
+        notes = _compare(before, config, self.path)
+        try:
+            return checkpoint.start(), [f"resuming from {checkpoint.path.name}", *notes]
+        except CheckpointError as error:
+            advice = way_back(self.checkpoints, checkpoint.path)
+            raise CheckpointError(f"{error}; {advice}") from None
+
+    def prepare(
+        self, config: Config, plan: Plan, costs: Sequence[BlockCost], start: StartState
+    ) -> CheckpointStore:
+        """Make the folder and write what is known before training."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.config.write_text(dump_config(config), encoding="utf-8")
+        text = json.dumps(plan.tree(costs), indent=1)
+        (self.path / "plan.json").write_text(text + "\n", encoding="utf-8")
+        trim_metrics(self.metrics, start.position)
+        return CheckpointStore(
+            self.checkpoints, config_tree(config), config.runtime.keep_checkpoints
+        )
+
+
+def _compare(before: Config, now: Config, path: Path) -> list[str]:
+    """Refuse what would make another network or another sequence of batches; name the rest."""
+    notes = []
+    for key, (old, new) in differing_keys(before, now).items():
+        if key in _BOUND or not key.startswith(_FREE_TO_CHANGE):
+            raise ConfigError(
+                f"--resume: {key} is {new}, but the run in {path} began with {old}; "
+                f"use --set {key}={old}, or start a new run"
+            )
+        notes.append(f"{key} changed from {old} to {new}")
+    return notes

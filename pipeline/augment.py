@@ -1,0 +1,110 @@
+"""Batched normalisation, crop, flip and cutout on stage 0's device.
+
+The numbers are drawn on the host for (seed, batch id), so every device trains on the same
+images; they go over in one small copy, and nothing waits for the device.
+
+Legend of shapes: n images, C channels, H height, W width. A training image goes through
+pad and crop, flip, normalise, cutout, in the paper's order.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import pad
+
+from pipeline.seeding import Purpose, generator
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+
+class Preprocess:
+    """uint8 images to the float32 input of the first block."""
+
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        crop_padding: int = 0,
+        flip: bool = False,
+        cutout: int = 0,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        """`mean` and `std` per channel in [0, 1]; `crop_padding` and `cutout` in pixels."""
+        assert len(mean) == len(std), f"{len(mean)} means, {len(std)} deviations"
+        assert crop_padding >= 0, crop_padding
+        assert cutout >= 0, cutout
+        self._crop_padding, self._flip, self._cutout = crop_padding, flip, cutout
+        self._seed, self._device = seed, device
+        self._mean = torch.tensor(mean, dtype=torch.float32, device=device).view(-1, 1, 1)
+        self._std = torch.tensor(std, dtype=torch.float32, device=device).view(-1, 1, 1)
+        # a tensor, because CUDA kernels multiply by the rounded reciprocal of a Python number
+        self._full = torch.tensor(255.0, device=device)
+
+    def train(self, images: Tensor, batch_id: int) -> Tensor:
+        """uint8 (n, C, H, W) on the device to float32 (n, C, H, W), augmented, contiguous."""
+        self._check(images)
+        if not (self._crop_padding or self._flip or self._cutout):
+            return self._normalised(images)
+        top, left, mirrored, hole_y, hole_x = self._draws(images, batch_id)
+        if self._crop_padding or self._flip:
+            images = self._cropped(images, top, left, mirrored)
+        prepared = self._normalised(images)
+        if self._cutout:
+            prepared.masked_fill_(self._hole(images, hole_y, hole_x), 0.0)
+        return prepared
+
+    def evaluate(self, images: Tensor) -> Tensor:
+        """uint8 (n, C, H, W) on the device to float32 (n, C, H, W), normalised, contiguous."""
+        self._check(images)
+        return self._normalised(images)
+
+    def _check(self, images: Tensor) -> None:
+        assert images.dtype == torch.uint8, f"images must be uint8, not {images.dtype}"
+        assert images.ndim == 4, f"images must be (n, C, H, W), not {tuple(images.shape)}"
+        assert images.shape[1] == len(self._mean), f"{images.shape[1]} channels in {self._mean}"
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        fresh = images.to(torch.float32, memory_format=torch.contiguous_format)
+        return fresh.div_(self._full).sub_(self._mean).div_(self._std)
+
+    def _draws(self, images: Tensor, batch_id: int) -> tuple[Tensor, ...]:
+        """Five int64 columns (n, 1): top and left of the crop, mirrored, centre of the hole.
+
+        Five draws per image, whatever is switched on: no trick changes the draws of another.
+        """
+        n, _, height, width = images.shape
+        offsets = 2 * self._crop_padding + 1
+        uniform = generator(self._seed, Purpose.AUGMENT, batch_id).random((n, 5))
+        drawn = torch.from_numpy((uniform * (offsets, offsets, 2, height, width)).astype("int64"))
+        if self._device.type == "cuda":
+            drawn = drawn.pin_memory()  # else the copy may wait for the stream
+        return drawn.to(self._device, non_blocking=True).unsqueeze(2).unbind(1)
+
+    def _cropped(self, images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
+        """Each image's window of the padded image, mirrored where `mirrored` (n, 1) is 1."""
+        n, channels, height, width = images.shape
+        padded = pad(images, (self._crop_padding,) * 4)
+        y = torch.arange(height, device=images.device)
+        x = torch.arange(width, device=images.device)
+        x = torch.where(mirrored * int(self._flip) == 1, width - 1 - x, x)
+        pixels = (y + top).unsqueeze(2) * padded.shape[3] + (x + left).unsqueeze(1)
+        index = pixels.view(n, 1, -1).expand(-1, channels, -1)
+        return padded.flatten(2).gather(2, index).view(images.shape)
+
+    def _hole(self, images: Tensor, centre_y: Tensor, centre_x: Tensor) -> Tensor:
+        """bool (n, 1, H, W): the square round each centre (n, 1), as far as it is inside."""
+        height, width = images.shape[2:]
+        rows = self._near(torch.arange(height, device=images.device), centre_y)
+        columns = self._near(torch.arange(width, device=images.device), centre_x)
+        return rows[:, None, :, None] & columns[:, None, None, :]
+
+    def _near(self, position: Tensor, centre: Tensor) -> Tensor:
+        first = centre - self._cutout // 2
+        return (position >= first) & (position < first + self._cutout)

@@ -1,0 +1,36 @@
+"""One block's state as the bytes of a safetensors file. The only file that imports safetensors.
+
+The format sorts tensors by type and name, and no metadata is written, so equal states give
+equal bytes: the SHA-256 of a block file is the fingerprint of a block.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from pipeline.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+
+def encode_block(tensors: Mapping[str, Tensor]) -> bytes:
+    """The file of a block; copies every tensor, from its device if need be."""
+    return bytes(save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}))
+
+
+def decode_block(data: bytes) -> dict[str, Tensor]:
+    """The tensors of a block file, on the CPU.
+
+    Raises:
+        CheckpointError: where the bytes are not a safetensors file.
+    """
+    try:
+        return dict(load(data))
+    except SafetensorError as error:
+        raise CheckpointError(f"not a block file: {error}") from None

@@ -1,0 +1,157 @@
+"""How tensor bytes cross a link: through a ring of shared-memory slots, or as raw frames.
+
+The receiver makes the ring and hands out its slots as credits; the sender copies into the slot
+it was given, and the receiver computes on the slot itself: one copy per hop. The memory is an
+anonymous file of the receiver's (memfd) that the sender opens through /proc: it has no name, so
+nothing stays behind however the processes end, and the size of /dev/shm does not matter.
+
+Every tensor begins at a multiple of 64 bytes: CPU kernels may round differently on unaligned
+input, and N processes would no longer equal one.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from pipeline.messages import RingHandle, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+ALIGNMENT = 64
+
+
+class Payload(Protocol):
+    """A tensor about to travel, wherever it lives."""
+
+    @property
+    def spec(self) -> TensorSpec:
+        """Its type and shape."""
+
+    def copy_into(self, target: memoryview) -> None:
+        """Copy its bytes to `target`, of exactly its size."""
+
+    def view(self) -> memoryview:
+        """Its bytes in host memory, which nobody changes any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayPayload:
+    """A numpy array about to travel."""
+
+    array: NDArray[np.generic]
+
+    @property
+    def spec(self) -> TensorSpec:
+        """Its type and shape."""
+        return TensorSpec(str(self.array.dtype), tuple(self.array.shape))
+
+    def copy_into(self, target: memoryview) -> None:
+        """Copy its bytes."""
+        np.frombuffer(target, dtype=self.array.dtype)[:] = self.array.reshape(-1)
+
+    def view(self) -> memoryview:
+        """Its bytes."""
+        return np.ascontiguousarray(self.array).reshape(-1).view(np.uint8).data
+
+
+def aligned(nbytes: int) -> int:
+    """`nbytes` rounded up to the alignment."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def aligned_copy(source: memoryview) -> memoryview:
+    """A copy of `source` that begins at an aligned address; writable."""
+    memory = np.empty(source.nbytes + ALIGNMENT, dtype=np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    target = memory[start : start + source.nbytes]
+    target[:] = np.frombuffer(source, dtype=np.uint8)
+    return target.data
+
+
+def slot_parts(slot: memoryview, specs: Sequence[TensorSpec]) -> list[memoryview]:
+    """Where each tensor lies in a slot.
+
+    Raises:
+        ValueError: where they don't fit.
+    """
+    starts = list(accumulate((aligned(spec.nbytes) for spec in specs), initial=0))
+    if starts[-1] > slot.nbytes:
+        raise ValueError(f"tensors of {starts[-1]} bytes don't fit a slot of {slot.nbytes}")
+    return [slot[start : start + spec.nbytes] for start, spec in zip(starts, specs, strict=False)]
+
+
+def host_identity() -> str:
+    """The same for processes that may share memory; process ids are checked by inode."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return f"{os.uname().nodename}"
+
+
+class Ring:
+    """The receiver's end: makes the memory, reads slots."""
+
+    def __init__(self, slots: int, slot_bytes: int) -> None:
+        self._slots, self._slot_bytes = slots, aligned(slot_bytes)
+        self._fd = os.memfd_create("pipeline-ring", os.MFD_CLOEXEC)
+        os.ftruncate(self._fd, slots * self._slot_bytes)
+        self._memory = memoryview(mmap.mmap(self._fd, slots * self._slot_bytes))
+
+    def handle(self) -> RingHandle:
+        """What a sender on this machine needs to open the ring."""
+        return RingHandle(
+            host=host_identity(),
+            pid=os.getpid(),
+            fd=self._fd,
+            inode=os.fstat(self._fd).st_ino,
+            slots=self._slots,
+            slot_bytes=self._slot_bytes,
+        )
+
+    def slot(self, index: int) -> memoryview:
+        """The bytes of a slot."""
+        return _slot(self._memory, index, self._slots, self._slot_bytes)
+
+    def close(self) -> None:
+        """Give up the descriptor; the memory goes with the last view of it."""
+        os.close(self._fd)
+
+
+class RingWriter:
+    """The sender's end: opens the receiver's memory, writes slots."""
+
+    def __init__(self, handle: RingHandle) -> None:
+        """Raises OSError where the ring can't be reached from this process."""
+        if handle.host != host_identity():
+            raise OSError("the next stage is on another machine")
+        self._handle = handle
+        fd = os.open(f"/proc/{handle.pid}/fd/{handle.fd}", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            if os.fstat(fd).st_ino != handle.inode:
+                raise OSError("the next stage is in another process namespace")
+            self._memory = memoryview(mmap.mmap(fd, handle.slots * handle.slot_bytes))
+        finally:
+            os.close(fd)
+
+    def write(self, index: int, payloads: Sequence[Payload]) -> None:
+        """Copy the payloads into a slot, each aligned."""
+        slot = _slot(self._memory, index, self._handle.slots, self._handle.slot_bytes)
+        parts = slot_parts(slot, [payload.spec for payload in payloads])
+        for payload, part in zip(payloads, parts, strict=True):
+            payload.copy_into(part)
+
+
+def _slot(memory: memoryview, index: int, slots: int, slot_bytes: int) -> memoryview:
+    if not 0 <= index < slots:
+        raise ValueError(f"slot {index} of a ring of {slots}")
+    return memory[index * slot_bytes : (index + 1) * slot_bytes]

@@ -1,0 +1,97 @@
+"""Message <-> bytes: msgpack maps, checked field by field. The only file that imports msgpack.
+
+A message is a map of its class name and its fields; a nested class is a map of the same kind.
+Nothing is executed: a name that is not in the table, a missing or unknown field or a value of
+another type is a `ProtocolError`, and sizes are bounded before anything is built.
+"""
+
+from __future__ import annotations
+
+import types
+from dataclasses import fields, is_dataclass
+from functools import cache
+from typing import Any, Union, cast, get_args, get_origin, get_type_hints
+
+import msgpack
+
+from pipeline import inband, messages, records
+from pipeline.errors import ProtocolError
+from pipeline.messages import Message
+
+MAX_HEADER_BYTES = 1 << 22
+
+_CLASSES: dict[str, type] = {
+    name: value
+    for module in (inband, messages, records)
+    for name, value in vars(module).items()
+    if is_dataclass(value) and isinstance(value, type)
+}
+_MESSAGES: tuple[type, ...] = get_args(Message)
+
+
+def encode(message: Message) -> bytes:
+    """The bytes of a message's header frame."""
+    packed: bytes = msgpack.packb(_plain(message), use_bin_type=True)
+    return packed
+
+
+def decode(data: bytes | memoryview) -> Message:
+    """The message in a header frame.
+
+    Raises:
+        ProtocolError: where the bytes are not exactly one well-formed message.
+    """
+    if len(data) > MAX_HEADER_BYTES:
+        raise ProtocolError(f"header of {len(data)} bytes: at most {MAX_HEADER_BYTES} are read")
+    try:
+        tree = msgpack.unpackb(data, raw=False, strict_map_key=True)
+    except (ValueError, msgpack.exceptions.UnpackException) as error:
+        raise ProtocolError(f"not a msgpack header: {error!r}") from None
+    message = _restore_class(tree)
+    if not isinstance(message, _MESSAGES):
+        raise ProtocolError(f"{type(message).__name__} is no message of its own")
+    return cast("Message", message)
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        named = {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        return {"type": type(value).__name__, **named}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _restore_class(tree: Any) -> Any:
+    if not isinstance(tree, dict) or not isinstance(tree.get("type"), str):
+        raise ProtocolError("expected a map with a type")
+    kind = _CLASSES.get(tree["type"])
+    if kind is None:
+        raise ProtocolError(f"unknown message type {tree['type'][:40]!r}")
+    hints = _hints(kind)
+    if tree.keys() != {"type", *hints}:
+        odd = sorted(str(key)[:40] for key in tree.keys() ^ {"type", *hints})
+        raise ProtocolError(f"{kind.__name__}: missing or unknown fields {odd[:5]}")
+    return kind(**{name: _restore(kind, name, hints[name], tree[name]) for name in hints})
+
+
+def _restore(kind: type, name: str, hint: Any, value: Any) -> Any:
+    for arm in _arms(hint):
+        if get_origin(arm) is tuple and isinstance(value, list):
+            return tuple(_restore(kind, name, get_args(arm)[0], item) for item in value)
+        if isinstance(value, dict) and value.get("type") == getattr(arm, "__name__", None):
+            return _restore_class(value)
+        if arm is float and type(value) in (int, float):
+            return float(value)
+        if type(value) is arm:
+            return value
+    raise ProtocolError(f"{kind.__name__}.{name}: {str(value)[:40]!r} is not a {hint}")
+
+
+def _arms(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)

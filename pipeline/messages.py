@@ -1,0 +1,205 @@
+"""What travels between processes: frozen classes that refuse to be built wrong.
+
+Two kinds of socket carry them. A link carries `OpenLink`, then `Header`s downstream and
+`Credit`s upstream; control carries everything else. No message holds a number that a weight
+depends on and travels upstream (invariant 3): upstream go permissions and observations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TypeAlias
+
+from pipeline.errors import ProtocolError
+from pipeline.inband import (
+    EndEpoch,
+    EndEvaluation,
+    EvaluationBatch,
+    Snapshot,
+    StartEvaluation,
+    Stop,
+    TrainBatch,
+)
+from pipeline.records import PassReport, Tally
+
+PROTOCOL_VERSION = 1
+ITEM_BYTES = {"uint8": 1, "int64": 8, "float32": 4, "float64": 8, "bfloat16": 2}
+MAX_DIMENSIONS = 8
+MAX_TENSOR_BYTES = 1 << 36
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Type and shape of a contiguous tensor whose bytes travel beside the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ITEM_BYTES:
+            raise ProtocolError(f"tensor type {self.dtype!r} is none of {', '.join(ITEM_BYTES)}")
+        if len(self.shape) > MAX_DIMENSIONS or min(self.shape, default=0) < 0:
+            raise ProtocolError(f"tensor shape {self.shape} is not one")
+        if self.nbytes > MAX_TENSOR_BYTES:
+            raise ProtocolError(f"tensor of {self.nbytes} bytes: at most {MAX_TENSOR_BYTES} travel")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The batch header, or a marker. `slot` is the credit that a batch uses up: its tensors lie
+    in that slot of the receiver's ring, or, if `framed`, follow as raw frames."""
+
+    item: (
+        TrainBatch | EvaluationBatch | StartEvaluation | EndEvaluation | EndEpoch | Snapshot | Stop
+    )
+    tensors: tuple[TensorSpec, ...] = ()
+    slot: int | None = None
+    framed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OpenLink:
+    """First message on a link: which run, which protocol. Answered by credits."""
+
+    run: str
+    protocol: int
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """Permission to send one batch, into ring slot `slot` if the sender can reach the ring."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class RingHandle:
+    """Where a shared-memory ring can be opened: descriptor `fd` of process `pid` on `host`."""
+
+    host: str
+    pid: int
+    fd: int
+    inode: int
+    slots: int
+    slot_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinkAddress:
+    """Where a stage can be sent to."""
+
+    endpoint: str
+    ring: RingHandle | None
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Worker: I am here. The first message on control."""
+
+    run: str
+    protocol: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Coordinator: become this stage. Block files to start from are attached, in the order of
+    `blocks`, if `resumed`."""
+
+    config: str
+    blocks: tuple[int, ...]
+    device: str
+    bind: str
+    resumed: bool
+    last_batch_id: int
+    epoch: int
+    tallies: tuple[Tally, ...]
+    max_in_flight: int
+    progress_interval_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Worker: built, and listening for the stage before me at `address`."""
+
+    address: LinkAddress
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """Coordinator: the stage after you listens at `address`; None: you are the last."""
+
+    address: LinkAddress | None
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """Worker: I can send; `carrier` says how tensors will travel."""
+
+    carrier: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Worker: the counters of a pass."""
+
+    report: PassReport
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Worker: the state at a snapshot marker; one attached block file per block."""
+
+    step: int
+    epoch: int
+    epoch_reported: bool
+    blocks: tuple[int, ...]
+    tallies: tuple[Tally, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressNow:
+    """Worker: a look at how it goes, for the person who watches."""
+
+    batch_id: int
+    busy: float
+    queue: int
+    tallies: tuple[Tally, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Worker: alive. `handled` counts items, so that alive but stuck can be told apart."""
+
+    handled: int
+    batch_id: int
+    phase: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Worker: an error as data. `block` is None where no block was at work."""
+
+    summary: str
+    block: int | None
+    batch_id: int
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bye:
+    """Worker: the stop marker has passed through me; I am leaving."""
+
+
+LinkMessage: TypeAlias = Header | OpenLink | Credit
+WorkerMessage: TypeAlias = (
+    Hello | Ready | Connected | Report | State | ProgressNow | Heartbeat | Failure | Bye
+)
+CoordinatorMessage: TypeAlias = Setup | Connect
+Message: TypeAlias = LinkMessage | WorkerMessage | CoordinatorMessage

@@ -1,0 +1,119 @@
+"""All stages in one process, one after the other, without sockets: the single-GPU fallback, and
+the oracle that the pipeline must equal bit for bit.
+
+The same feed, stages and runners as the pipeline's; only what lies between the stages differs.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import torch
+
+from pipeline.assembly import build_stage, prepare_process
+from pipeline.blockfile import decode_block
+from pipeline.errors import InterruptedRunError
+from pipeline.events import StageProgress
+from pipeline.meter import Meter, peak_reader
+from pipeline.models import network_specs
+from pipeline.run import Speedometer
+from pipeline.runner import StageRunner
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from pipeline.inband import Item
+    from pipeline.models import BlockSpec
+    from pipeline.plan import StagePlan
+    from pipeline.recorder import Recorder
+    from pipeline.records import PassReport, StageSnapshot
+    from pipeline.run import Run
+
+
+class _Outlet:
+    """Hands on to the next stage by way of a queue, so that each stage learns, and frees what
+    it held, before the next begins: memory does not grow with depth."""
+
+    def __init__(
+        self, after: int, queue: deque[tuple[int, Item, tuple[Tensor, ...]]], recorder: Recorder
+    ) -> None:
+        self._after, self._queue, self._recorder = after, queue, recorder
+
+    def forward(self, item: Item, tensors: tuple[Tensor, ...]) -> None:
+        """To the next stage."""
+        self._queue.append((self._after, item, tensors))
+
+    def report(self, report: PassReport) -> None:
+        """To the recorder."""
+        self._recorder.report(report)
+
+    def snapshot(self, snapshot: StageSnapshot) -> None:
+        """To the recorder."""
+        self._recorder.snapshot(snapshot)
+
+
+class SingleTrainer:
+    """Trains a whole plan in this process, on the device of its first stage."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._device = torch.device(run.plan.stages[0].device)
+        prepare_process(self._device, run.config.runtime.threads_per_stage)
+        self._queue: deque[tuple[int, Item, tuple[Tensor, ...]]] = deque()
+        specs = network_specs(run.config)
+        self._runners = [self._runner(plan, specs) for plan in run.plan.stages]
+
+    def run(self) -> None:
+        """Train to the end.
+
+        Raises:
+            InterruptedRunError: after the checkpoint of an interruption.
+        """
+        run = self._run
+        run.recorder.start_clock()
+        speedometer, looked = Speedometer(run, monotonic()), monotonic()
+        for item in run.feed:
+            self._pass_through(item)
+            run.heed_interruption()
+            if run.progress_interval_s and monotonic() - looked > run.progress_interval_s:
+                looked = monotonic()
+                step = self._runners[-1].last_batch_id
+                speedometer.tell(step, looked, [_progress(runner) for runner in self._runners])
+        if run.feed.interrupted:
+            raise InterruptedRunError(run.recorder.last_checkpoint or 0)
+
+    def _pass_through(self, item: Item) -> None:
+        arrays = self._run.arrays(item)
+        tensors = tuple(torch.from_numpy(array).to(self._device) for array in arrays)
+        self._queue.append((0, item, tensors))
+        while self._queue:
+            stage, item, tensors = self._queue.popleft()
+            if stage < len(self._runners):
+                self._runners[stage].handle(item, tensors)
+
+    def _runner(self, plan: StagePlan, specs: Sequence[BlockSpec]) -> StageRunner:
+        run, start = self._run, self._run.start
+        stage = build_stage(run.config, specs, plan.blocks, self._device)
+        runner = StageRunner(
+            plan.stage,
+            stage,
+            _Outlet(plan.stage + 1, self._queue, run.recorder),
+            meter=Meter(peak_bytes=peak_reader(self._device)),
+            last_batch_id=start.position.step,
+        )
+        if start.files:
+            stage.load({block: decode_block(start.files[block]) for block in plan.blocks})
+            tallies = [tally for tally in start.tallies if tally.block in plan.blocks]
+            runner.resume(run.feed.course.epoch_of(start.position.step), tallies)
+        return runner
+
+
+def _progress(runner: StageRunner) -> StageProgress:
+    tallies = runner.stage.training.read()
+    return StageProgress(
+        runner.index, runner.last_batch_id, "working", runner.meter.look(), 0, tallies
+    )

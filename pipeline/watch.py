@@ -1,0 +1,75 @@
+"""Decides from heartbeats which stage has gone silent or is stuck. No clock, no sockets.
+
+A stage that waits for a neighbour is not stuck: only one that works on the same item for too
+long is, or a run in which everybody, the feed included, waits and nothing moves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.messages import Heartbeat
+
+
+@dataclass(slots=True)
+class _Stage:
+    heard_at: float
+    changed_at: float
+    heartbeat: Heartbeat | None = None
+
+
+class Watch:
+    """What is known of every stage's pulse; times are seconds of one monotonic clock."""
+
+    def __init__(self, *, heartbeat_timeout_s: float, stall_timeout_s: float) -> None:
+        self._heartbeat_timeout_s, self._stall_timeout_s = heartbeat_timeout_s, stall_timeout_s
+        self._stages: dict[int, _Stage] = {}
+
+    def heard(self, stage: int, now: float, heartbeat: Heartbeat | None = None) -> None:
+        """Any sign of life; a heartbeat also says what the stage is doing."""
+        known = self._stages.setdefault(stage, _Stage(now, now))
+        known.heard_at = now
+        if heartbeat is not None and heartbeat != known.heartbeat:
+            known.heartbeat, known.changed_at = heartbeat, now
+
+    def gone(self, stage: int) -> None:
+        """The stage said goodbye: it is not watched any more."""
+        self._stages.pop(stage, None)
+
+    def phase(self, stage: int) -> str:
+        """What the stage last said it was doing."""
+        known = self._stages.get(stage)
+        return known.heartbeat.phase if known and known.heartbeat else "starting"
+
+    def problem(self, now: float, *, feed_waits: bool) -> tuple[int, str] | None:
+        """The stage that holds the run up, and why, or None.
+
+        Args:
+            feed_waits: the coordinator has a batch to send, and the first stage does not take it.
+        """
+        return self._silent(now) or self._stuck(now) or self._deadlock(now, feed_waits)
+
+    def _silent(self, now: float) -> tuple[int, str] | None:
+        for stage, known in sorted(self._stages.items()):
+            silence_s = now - known.heard_at
+            if silence_s > self._heartbeat_timeout_s:
+                return stage, f"hangs: no sign of life for {silence_s:.1f} s"
+        return None
+
+    def _stuck(self, now: float) -> tuple[int, str] | None:
+        for stage, known in sorted(self._stages.items()):
+            busy_s = now - known.changed_at
+            beat = known.heartbeat
+            if beat and beat.phase == "working" and busy_s > self._stall_timeout_s:
+                return stage, f"is stuck: {busy_s:.1f} s at the item after batch {beat.batch_id}"
+        return None
+
+    def _deadlock(self, now: float, feed_waits: bool) -> tuple[int, str] | None:
+        if not feed_waits or not self._stages:
+            return None
+        still_s = now - max(known.changed_at for known in self._stages.values())
+        if still_s <= self._stall_timeout_s:
+            return None
+        return min(self._stages), f"does not take the next batch: all wait since {still_s:.1f} s"

@@ -1,0 +1,127 @@
+"""Costs of blocks against the design's numbers, the paper's tables and sums done by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipeline.config import build_config
+from pipeline.cost import BlockCost, arithmetic_ratio, block_costs, memory_bytes, stage_cost
+from pipeline.datasets import data_facts
+from pipeline.models import BlockSpec, build_specs
+
+MLP_1024 = {"name": "mlp", "hidden_layers": 3}
+WIDE_VGG = {"name": "vgg11b", "feat_mult": 3}
+SMALL_VGG = {"name": "vgg", "layers": [4, "M"], "hidden": 5}
+
+
+def specs_of(model: dict[str, Any], data: dict[str, Any], **loss: Any) -> tuple[BlockSpec, ...]:
+    config = build_config({"model": model, "loss": loss, "data": data}, "test")
+    facts = data_facts(config.data)
+    return build_specs(config.model, config.loss, config.nonlinearity, facts.shape, facts.classes)
+
+
+def costs_of(model: dict[str, Any], data: str | dict[str, Any], loss: str) -> tuple[BlockCost, ...]:
+    tree = {"name": data} if isinstance(data, str) else data
+    return block_costs(
+        specs_of(model, tree, name=loss),
+        batch_size=128,
+        element_bytes=4,
+        optimizer_name="adam",
+        backprop=loss == "glob",
+    )
+
+
+def test_wide_vgg11b_costs_what_the_design_says() -> None:
+    costs = costs_of(WIDE_VGG, "cifar10", "predsim")
+    millions = [round(cost.train_macs / 1e6) for cost in costs]
+    assert millions == [4098, 6795, 6795, 21743, 6795, 21743, 6795, 6795, 1699, 16, 0]
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "millions"),
+    [
+        (MLP_1024, "mnist", 2.9),
+        ({"name": "vgg8b"}, "mnist", 7.3),
+        ({"name": "vgg8b"}, "cifar10", 8.9),
+        ({"name": "vgg11b"}, "cifar10", 12),
+        ({"name": "vgg11b", "feat_mult": 2}, "cifar10", 42),
+        (WIDE_VGG, "cifar10", 91),
+        ({"name": "mlp", "hidden_layers": 3, "hidden": 3000}, "cifar10", 27),
+    ],
+)
+def test_parameters_agree_with_the_tables_of_the_paper(
+    model: dict[str, Any], data: str, millions: float
+) -> None:
+    parameters = sum(cost.parameters for cost in costs_of(model, data, "predsim")) / 1e6
+    digits = 0 if millions >= 10 else 1
+    assert round(parameters, digits) == millions
+
+
+def test_a_small_network_by_hand() -> None:
+    """Images 3x8x8; conv 3→4, pooling to 4x4x4, linear 64→5, output 5→10."""
+    data = {"name": "synthetic", "size": 8}
+    specs = specs_of(SMALL_VGG, data, name="predsim")
+    conv, linear, output = block_costs(
+        specs, batch_size=7, element_bytes=2, optimizer_name="sgd", backprop=False
+    )
+    assert conv == BlockCost(
+        block=0,
+        parameters=27 * 4 + 4 + 8,
+        head_parameters=9 * 16 + 256 * 10 + 10,
+        forward_macs=27 * 4 * 64,
+        train_macs=2 * 27 * 4 * 64 + 3 * 9 * 16 * 64 + 3 * 2560,
+        sent_bytes=64 * 2,
+        state_bytes=3 * 4 * (120 + 2714),
+        activation_bytes=(192 + 4 * 256) * 7 * 2,
+    )
+    assert linear.train_macs == 2 * 320 + 3 * 25 + 3 * 50
+    assert linear.activation_bytes == (64 + 4 * 5) * 7 * 2
+    assert output.train_macs == 2 * 50
+    assert (output.sent_bytes, output.head_parameters) == (0, 0)
+    assert output.activation_bytes == (5 + 10) * 7 * 2
+    assert output.memory_bytes == output.activation_bytes + 3 * 4 * 60
+
+
+@pytest.mark.parametrize(("name", "copies"), [("sgd", 3), ("adam", 4), ("amsgrad", 5)])
+def test_each_optimizer_keeps_its_own_numbers(name: Any, copies: int) -> None:
+    specs = specs_of(MLP_1024, {"name": "mnist"}, name="pred")
+    costs = block_costs(specs, batch_size=1, element_bytes=4, optimizer_name=name, backprop=False)
+    for cost in costs:
+        assert cost.state_bytes == copies * 4 * (cost.parameters + cost.head_parameters)
+
+
+def test_batch_norm_costs_parameters_and_memory() -> None:
+    plain = costs_of({**SMALL_VGG, "batch_norm": False}, "cifar10", "pred")
+    normed = costs_of(SMALL_VGG, "cifar10", "pred")
+    assert normed[0].parameters - plain[0].parameters == 8
+    assert normed[0].activation_bytes - plain[0].activation_bytes == 4 * 32 * 32 * 128 * 4
+    assert normed[2] == plain[2]
+
+
+def test_ratio_to_global_backprop() -> None:
+    same_width = {"name": "vgg", "layers": [256] * 20, "hidden_layers": 0}
+    data = {"name": "synthetic", "channels": 256, "size": 16, "classes": 2}
+    assert arithmetic_ratio(costs_of(same_width, data, "predsim")) == pytest.approx(5 / 3, abs=0.01)
+    assert arithmetic_ratio(costs_of(same_width, data, "sim")) == pytest.approx(5 / 3, abs=0.01)
+    assert arithmetic_ratio(costs_of(same_width, data, "pred")) == pytest.approx(2 / 3, abs=0.01)
+    assert arithmetic_ratio(costs_of(same_width, data, "glob")) == 1
+
+
+def test_backprop_holds_all_activations_and_local_losses_those_of_one_block() -> None:
+    costs = costs_of(WIDE_VGG, "cifar10", "predsim")
+    state = sum(cost.state_bytes for cost in costs)
+    held = [cost.activation_bytes for cost in costs]
+    assert memory_bytes(costs, backprop=True) == state + sum(held)
+    assert memory_bytes(costs, backprop=False) == state + max(held)
+    assert memory_bytes(costs[3:4], backprop=False) == costs[3].memory_bytes
+
+
+def test_a_stage_adds_up_and_sends_what_its_last_block_sends() -> None:
+    costs = costs_of(WIDE_VGG, "cifar10", "predsim")[2:4]
+    stage = stage_cost(costs, backprop=False)
+    assert stage.train_macs == costs[0].train_macs + costs[1].train_macs
+    assert stage.parameters == costs[0].parameters + costs[1].parameters
+    assert stage.sent_bytes == costs[1].sent_bytes == 768 * 16 * 16 * 4
+    assert stage.memory_bytes == memory_bytes(costs, backprop=False)

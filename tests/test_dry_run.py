@@ -1,0 +1,118 @@
+"""What `--dry-run` prints, at several widths and for several kinds of runs."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from launch.dry_run import dry_run_report
+from pipeline.config import build_config
+from pipeline.cost import block_costs
+from pipeline.datasets import data_facts
+from pipeline.models import build_specs
+from pipeline.plan import make_plan
+
+WIDE_VGG = {"name": "vgg11b", "feat_mult": 3}
+FOUR = ("cuda:0", "cuda:1", "cuda:2", "cuda:3")
+
+
+def report(
+    model: dict[str, Any],
+    loss: str = "predsim",
+    data: str = "cifar10",
+    *,
+    stages: int | None = None,
+    devices: tuple[str, ...] = FOUR,
+    width: int = 80,
+) -> str:
+    tree = {"model": model, "loss": {"name": loss}, "data": {"name": data}}
+    config = build_config(tree, "test")
+    facts = data_facts(config.data)
+    specs = build_specs(config.model, config.loss, config.nonlinearity, facts.shape, facts.classes)
+    costs = block_costs(
+        specs, batch_size=128, element_bytes=4, optimizer_name="adam", backprop=loss == "glob"
+    )
+    plan = make_plan(specs, costs, stages=stages, devices=devices)
+    stream = io.StringIO()
+    dry_run_report(config, specs, costs, plan, Console(file=stream, width=width))
+    return stream.getvalue()
+
+
+def rows_of(text: str) -> list[str]:
+    return [one_line(line).strip() for line in text.splitlines()]
+
+
+def one_line(text: str) -> str:
+    return re.sub(r"\s+", " ", text)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_every_stage_has_a_row_that_fits(width: int) -> None:
+    text = report(WIDE_VGG, width=width)
+    assert max(map(len, text.splitlines())) <= width
+    rows = rows_of(text)
+    assert "3 cuda:1 conv 384→768 2.66 M 5.34 M 21743 M 96 MiB 1.81 GiB" in rows
+    assert "9 cuda:0 linear 6144→1024 6.3 M 1.06 M 16 M – 117 MiB" in rows
+    assert "output 1024→10" in rows
+    assert "total 91.3 M 101 M 83274 M 879 MiB 9.02 GiB" in rows
+
+
+def test_ratio_bottleneck_and_bounds() -> None:
+    text = report(WIDE_VGG)
+    rows = rows_of(text)
+    assert "1 1.00× 1.00×" in rows
+    assert "4 2.92× 3.83×" in rows
+    assert "10 3.83× 3.83×" in rows
+    sentences = one_line(text)
+    assert "predsim does 2.21 times the multiply-adds of global backprop" in sentences
+    bound = "bound by stage 3 (conv 384→768): 21743 M multiply-adds of 83274 M"
+    assert bound in sentences
+    assert "on 4 of the devices: at most 3.83× the speed of one" in sentences
+
+
+def test_a_stage_of_several_blocks_names_them_all() -> None:
+    text = report(WIDE_VGG, stages=4)
+    assert "bound by stage 2 (conv 768→768, conv 768→1536): 28538 M" in one_line(text)
+    assert text.count("conv 1536→1536") == 3
+
+
+def test_no_digit_is_lost_in_a_narrow_terminal() -> None:
+    text = report(WIDE_VGG, width=50)
+    assert "…" not in text
+    assert "21743" in text
+    assert max(map(len, text.splitlines())) <= 50
+
+
+def test_no_colour_codes_in_a_pipe() -> None:
+    assert "\x1b" not in report(WIDE_VGG)
+
+
+def test_small_numbers_keep_their_digits() -> None:
+    mlp = {"name": "mlp", "hidden_layers": 2, "hidden": 4}
+    text = report(mlp, "pred", "digits", devices=("cpu",))
+    rows = rows_of(text)
+    assert "0 cpu linear 64→4 268 50 632 2 KiB 43 KiB" in rows
+    assert "at most" not in text
+    assert "On the CPU" in text
+
+
+def test_global_backprop_has_no_bounds() -> None:
+    text = one_line(report({"name": "vgg8b"}, "glob", "mnist", stages=1, devices=("cpu",)))
+    assert "glob does 1.00 times" in text
+    assert "in one process (--single): 932 MiB there, and no speed-up" in text
+    assert "equal devices" not in text
+
+
+def test_planning_loads_neither_torch_nor_numpy() -> None:
+    program = (
+        "import sys, launch.dry_run, launch.gpus, pipeline.plan\n"
+        "sys.exit(bool({'torch', 'numpy', 'yaml', 'pydantic'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=False, timeout=60)
+    assert done.returncode == 0

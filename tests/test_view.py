@@ -1,0 +1,300 @@
+"""What the views show: fed with events, read back as text."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import pytest
+from rich.console import Console
+
+from launch.live_view import duration_text, lr_text, number_text
+from launch.view import LiveView, PlainView, can_redraw, open_view
+from pipeline.events import (
+    CheckpointWritten,
+    EpochDone,
+    Event,
+    Note,
+    Progress,
+    RunStarted,
+    StageProgress,
+    Waiting,
+    ignore,
+)
+from pipeline.records import Tally
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Clock:
+    """A clock that moves only when told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def a_console(width: int = 80, height: int = 24, terminal: bool = True) -> Console:
+    return Console(
+        file=StringIO(), width=width, height=height, force_terminal=terminal, color_system=None
+    )
+
+
+def written(console: Console) -> str:
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+def shown(view: LiveView, width: int = 80, height: int = 24) -> list[str]:
+    console = a_console(width, height, terminal=False)
+    console.print(view)
+    return written(console).splitlines()
+
+
+def a_start(stages: Sequence[Sequence[str]], step: int = 0) -> RunStarted:
+    placed = tuple((f"cuda:{i % 4}", tuple(names)) for i, names in enumerate(stages))
+    return RunStarted("digits-mlp", Path("/srv/runs/digits-mlp-1"), placed, 10, 469, step)
+
+
+def one_each(count: int) -> list[list[str]]:
+    return [[f"conv {i}→{i + 1}"] for i in range(count)]
+
+
+def a_stage(stage: int, *tallies: Tally, busy: float = 0.97) -> StageProgress:
+    return StageProgress(stage, 940 + stage, "train", busy, 2, tallies)
+
+
+def a_progress(*stages: StageProgress, step: int = 938) -> Progress:
+    return Progress(3, step, 5e-4, 7812.4, stages)
+
+
+def an_epoch(epoch: int = 3, test_error: float | None = 2.98, **changed: Any) -> EpochDone:
+    metrics = {
+        "event": "epoch",
+        "epoch": epoch,
+        "step": 469 * epoch,
+        "lr": 5e-4,
+        "train": {"loss": 0.123, "error_pct": 3.21},
+        "test": None if test_error is None else {"loss": 0.1, "error_pct": test_error},
+        "blocks": [{"block": 0, "loss": 0.4321, "error_pct": None}],
+        "images_per_s": 7812.4,
+        "seconds": 12.34,
+        "stages": [],
+    }
+    return EpochDone({**metrics, **changed})
+
+
+def a_view(*events: Event, clock: Clock | None = None) -> LiveView:
+    view = LiveView(a_console(), clock or Clock())
+    for event in events:
+        view(event)
+    return view
+
+
+class TestLive:
+    def test_one_table_where_stages_hold_few_blocks(self) -> None:
+        tallies = (Tally(1, 100, 12.345, 7), Tally(2, 100, 50.0, None))
+        progress = a_progress(a_stage(0, Tally(0, 10, 20.0, 9)), a_stage(1, *tallies, busy=0.5))
+        view = a_view(a_start([["conv 3→8"], ["linear 8→4", "output 4→2"]]), progress)
+        lines = [" ".join(line.split()) for line in shown(view)]
+        assert lines[0] == "digits-mlp /srv/runs/digits-mlp-1"
+        assert lines[5] == "stage device block loss error % busy queue batch phase"
+        first = "0 cuda:0 conv 3→8 2.0000 90.00 ━━━━━━ 97 % 2 940 train"
+        second = "1 cuda:1 linear 8→4 0.1235 7.00 ━━━─── 50 % 2 941 train"
+        assert lines[6:8] == [first, second]
+        assert lines[8] == "output 4→2 0.5000 –"
+
+    def test_two_tables_where_a_stage_holds_many(self) -> None:
+        view = a_view(a_start([[f"linear {i}" for i in range(6)]]), a_progress(a_stage(0)))
+        text = "\n".join(shown(view))
+        assert "stage device blocks" in text
+        assert "\nblock" in text
+        assert "linear 5" in text
+
+    @pytest.mark.parametrize("count", [16, 26, 30])
+    def test_many_stages_fit_80_by_24(self, count: int) -> None:
+        progress = a_progress(*(a_stage(i, Tally(i, 1, 0.5, 0)) for i in range(count)))
+        lines = shown(a_view(a_start(one_each(count)), progress))
+        assert len(lines) < 24
+        assert sum("97%" in line for line in lines) == (count + 1) // 2
+        assert f"{count - 1} cuda:" in "\n".join(lines)
+
+    def test_what_does_not_fit_is_counted(self) -> None:
+        lines = shown(a_view(a_start(one_each(100))))
+        assert len(lines) < 24
+        assert "and 72 more blocks" in "\n".join(lines)
+
+    @pytest.mark.parametrize(("width", "height"), [(20, 10), (40, 24), (80, 24), (120, 40)])
+    @pytest.mark.parametrize("stages", [one_each(2), one_each(40), [["x" * 200] * 9], [[]], []])
+    def test_never_wider_than_the_terminal(
+        self, width: int, height: int, stages: list[list[str]]
+    ) -> None:
+        huge = Progress(10**9, 10**15, 1e-300, 1e300, (a_stage(0, Tally(0, 1, 1e300, 10**9)),))
+        view = a_view(Waiting(("stage 3",) * 9, 1e9), a_start(stages), huge, an_epoch())
+        assert all(len(line) <= width for line in shown(view, width, height))
+
+    def test_progress_speed_and_time_left(self) -> None:
+        clock = Clock()
+        view = a_view(a_start(one_each(2), step=900), clock=clock)
+        clock.now += 19.0
+        view(a_progress(step=1000))  # 100 steps took 19 s, 3690 are to come
+        clock.now += 1.0
+        lines = shown(view)
+        assert lines[1].startswith("epoch  3 of 10  ━")
+        assert lines[1].endswith("62/469")
+        assert lines[2].endswith("1000/4690")
+        assert lines[3] == "elapsed 0:00:20   left 0:11:41   lr 5e-04   7812 images/s"
+
+    def test_last_and_best_test(self) -> None:
+        view = a_view(a_start(one_each(1)), an_epoch(1, 2.5), an_epoch(2, 3.5), an_epoch(3, None))
+        assert shown(view)[-1] == "test error 3.50 % after epoch 2   best 2.50 % after epoch 1"
+
+    def test_an_epoch_brings_losses_and_never_goes_back(self) -> None:
+        view = a_view(a_start(one_each(1)), a_progress(step=2000), an_epoch(3))
+        assert view.picture.step == 2000
+        assert "0.4321" in "\n".join(shown(view))
+
+    def test_a_pass_without_images_keeps_the_last_loss(self) -> None:
+        begun = a_progress(a_stage(0, Tally(0, 0, 0.0, 0)))
+        view = a_view(a_start(one_each(1)), a_progress(a_stage(0, Tally(0, 2, 3.0, 1))), begun)
+        assert "1.5000" in "\n".join(shown(view))
+
+    def test_a_test_before_training(self) -> None:
+        untrained = an_epoch(0, 90.1, train=None, lr=None, images_per_s=None, blocks=None)
+        view = a_view(a_start(one_each(1)), untrained)
+        assert "90.10 % after epoch 0" in shown(view)[-1]
+        assert shown(view)[1].startswith("epoch  1 of 10")
+
+    def test_waiting_until_there_is_progress(self) -> None:
+        view = a_view(Waiting(("stage 3 on cuda:2",), 18.2))
+        assert shown(view) == ["waiting for stage 3 on cuda:2 (18 s)"]
+        view(a_start(one_each(1)))
+        view(Waiting(("a", "b", "c", "d", "e"), 2.0))
+        assert shown(view)[3] == "waiting for a, b, c and 2 more (2 s)"
+        view(a_progress())
+        assert "waiting" not in "\n".join(shown(view))
+
+    def test_zero_steps_and_numbers_that_are_none(self) -> None:
+        empty = RunStarted("x", Path("r"), (("cpu", ("b",)),), 0, 0, 0)
+        nan = Progress(0, 0, float("nan"), float("inf"), (a_stage(0, busy=float("nan")),))
+        assert any("nan" in line for line in shown(a_view(empty, nan)))
+
+    def test_brackets_are_not_markup(self) -> None:
+        assert "[bold]" in "\n".join(shown(a_view(a_start([["[bold]"]]))))
+
+    def test_the_last_picture_stays_below_notes(self) -> None:
+        console = a_console()
+        with open_view("live", console, Clock()) as see:
+            see(a_start(one_each(2)))
+            see(Note("no peer access [cuda:3]"))
+            see(CheckpointWritten(Path("checkpoints/step-00000469"), 469))
+            see(an_epoch())
+        text = written(console)
+        last = text[text.rindex("digits-mlp  ") :]
+        assert "no peer access [cuda:3]" in text
+        assert "checkpoint step-00000469" in text
+        assert "2.98 % after epoch 3" in last
+        assert "checkpoint" not in last
+
+
+class TestPlain:
+    def lines(self, *events: Event) -> list[str]:
+        console = a_console(80, terminal=False)
+        with open_view("plain", console, Clock()) as see:
+            for event in events:
+                see(event)
+        return written(console).splitlines()
+
+    def test_start_names_stages_and_devices(self) -> None:
+        start, resumed = a_start(one_each(2)), a_start(one_each(1), step=9)
+        plan = "2 stages on cuda:0 cuda:1  10 epochs of 469 steps"
+        assert self.lines(start) == [f"digits-mlp  /srv/runs/digits-mlp-1  {plan}"]
+        assert self.lines(resumed)[0].endswith("1 stage on cuda:0  10 epochs of 469 steps, "
+                                               "going on after step 9")  # fmt: skip
+
+    def test_an_epoch_is_one_line_however_narrow_the_console(self) -> None:
+        assert self.lines(a_start(one_each(1)), an_epoch())[1:] == [
+            "epoch 3/10  step 1407  lr 5e-04  train loss 0.1230  train error 3.21 %  "
+            "test error 2.98 %  7812 images/s  12.3 s"
+        ]
+
+    def test_what_is_not_known_is_left_out(self) -> None:
+        untrained = an_epoch(0, 90.1, train=None)
+        sim = an_epoch(1, None, train={"loss": 0.5, "error_pct": None})
+        start = "epoch 0  step 0  lr 5e-04  test error 90.10 %  "
+        assert self.lines(untrained)[0].startswith(start)
+        assert self.lines(sim)[0].startswith("epoch 1  step 469  lr 5e-04  train loss 0.5000  7812")
+
+    def test_checkpoints_and_notes_are_lines(self) -> None:
+        events = (CheckpointWritten(Path("a/step-00000469"), 469), Note("resumed [x]"))
+        assert self.lines(*events) == ["checkpoint step-00000469", "resumed [x]"]
+
+    def test_progress_is_said_every_ten_seconds(self) -> None:
+        console, clock = a_console(terminal=False), Clock()
+        view = PlainView(console, clock)
+        view(a_start(one_each(2)))
+        for _ in range(25):
+            clock.now += 1.0
+            view(a_progress(a_stage(0), a_stage(1, busy=0.5)))
+        line = "epoch 3/10  step 938/4690  lr 5e-04  7812 images/s  busy 97 50 %"
+        assert written(console).splitlines()[1:] == [line, line]
+
+    def test_waiting_is_said_every_ten_seconds(self) -> None:
+        console, clock = a_console(terminal=False), Clock()
+        view = PlainView(console, clock)
+        for second in range(19):
+            view(Waiting(("stage 3 on cuda:2",), float(second)))
+            clock.now += 1.0
+        assert written(console) == "waiting for stage 3 on cuda:2 (10 s)\n"
+
+
+class TestChoice:
+    def test_quiet_says_nothing(self) -> None:
+        console = a_console()
+        with open_view("quiet", console) as see:
+            assert see is ignore
+        assert not written(console)
+
+    def test_auto_is_live_on_a_terminal_only(self) -> None:
+        terminal, file = a_console(terminal=True), a_console(terminal=False)
+        assert can_redraw(terminal)
+        assert not can_redraw(file)
+        dumb = Console(file=StringIO(), force_terminal=True, _environ={"TERM": "dumb"})
+        assert not can_redraw(dumb)
+        with open_view("auto", file) as see:
+            assert isinstance(see, PlainView)
+        with open_view("auto", terminal) as see:
+            assert not isinstance(see, PlainView)
+
+    @pytest.mark.parametrize("view", [LiveView, PlainView])
+    def test_every_event_is_understood(self, view: type[LiveView] | type[PlainView]) -> None:
+        assert set(view(a_console(), Clock())._handlers) == set(get_args(Event))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (lr_text(5e-4), "5e-04"),
+        (lr_text(1.25e-4), "1.25e-04"),
+        (number_text(None, ".2f"), "–"),
+        (number_text(123456.0, ".4f", 100), "1.235e+05"),
+        (duration_text(3723.9), "1:02:03"),
+        (duration_text(-1.0), "0:00:00"),
+        (duration_text(360000.0), "4 d 04:00:00"),
+        (duration_text(float("inf")), "–"),
+    ],
+)
+def test_numbers_as_people_read_them(text: str, expected: str) -> None:
+    assert text == expected
+
+
+def test_a_picture_is_replaced_never_changed() -> None:
+    view = a_view(a_start(one_each(1)))
+    before = view.picture
+    view(a_progress(a_stage(0, Tally(0, 1, 1.0, 0))))
+    assert before == a_view(a_start(one_each(1))).picture
+    assert view.picture != before
