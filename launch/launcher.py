@@ -6,7 +6,7 @@ import secrets
 import shlex
 import sys
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -27,7 +27,7 @@ from pipeline.events import Note, RunStarted
 from pipeline.feed import Feed, course_of
 from pipeline.models import network_specs
 from pipeline.plan import make_plan
-from pipeline.recorder import Recorder
+from pipeline.recorder import METRICS_FILE, Recorder
 from pipeline.run import Run
 
 if TYPE_CHECKING:
@@ -36,13 +36,14 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from launch.engine import Engine
-    from pipeline.checkpoint import CheckpointStore
     from pipeline.config import Config
     from pipeline.cost import BlockCost
     from pipeline.data import Batches
     from pipeline.events import Event, Observer
+    from pipeline.feed import Course
     from pipeline.models import BlockSpec
     from pipeline.plan import Plan
+    from pipeline.recorder import SnapshotStore
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 _PROGRESS_EVERY_S = 0.5
@@ -76,9 +77,14 @@ class Job:
 
 
 def launch(options: Options) -> int:
-    """Carry out a command; returns its exit status, having said on stderr what went wrong."""
+    """Carry out a command; returns its exit status."""
+    return guarded(lambda: _launch(options))
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """The exit status of `command`, having said on stderr what went wrong."""
     try:
-        return _launch(options)
+        return command()
     except ConfigError as error:
         return _complain(str(error), WRONG_USAGE)
     except StageFailedError as error:
@@ -171,6 +177,7 @@ def _train(job: Job, directory: RunDirectory, options: Options, engine: Engine |
 
     start, notes = _start_state(job, directory, options)
     batches = load_batches(job.config.data, job.config.runtime.seed)
+    course = course_of(job.config, batches.steps_per_epoch, batches.evaluation_batches)
     store = directory.prepare(job.config, job.plan, job.costs, start)
     with (
         open_log(directory.log) as log,
@@ -178,12 +185,13 @@ def _train(job: Job, directory: RunDirectory, options: Options, engine: Engine |
         interrupts_noted() as interrupted,
     ):
         observer = _both(log, view)
-        run = _run(job, directory, start, batches, store, observer, interrupted, options)
+        run = make_run(job, directory.path, start, batches, course, store, observer)
+        run = replace(run, interrupted=interrupted, progress_interval_s=_progress_every_s(options))
         observer(_started(job, directory, run))
         for note in notes:
             observer(Note(note))
         try:
-            _carry_out(run, engine)
+            carry_out(run, engine)
         except InterruptedRunError as error:
             log(Note(str(error)))
             where = error.step
@@ -201,19 +209,18 @@ def _start_state(
     return directory.start_state(job.config) if options.resume else (StartState(), [])
 
 
-def _run(
+def make_run(
     job: Job,
-    directory: RunDirectory,
+    folder: Path,
     start: StartState,
     batches: Batches,
-    store: CheckpointStore,
+    course: Course,
+    store: SnapshotStore,
     observer: Observer,
-    interrupted: Callable[[], bool],
-    options: Options,
 ) -> Run:
-    course = course_of(job.config, batches.steps_per_epoch, batches.evaluation_batches)
+    """A run of `job` that writes its metrics into `folder` and its snapshots into `store`."""
     recorder = Recorder(
-        directory.metrics,
+        folder / METRICS_FILE,
         course,
         [stage.device for stage in job.plan.stages],
         store,
@@ -229,12 +236,19 @@ def _run(
         start=start,
         recorder=recorder,
         observer=observer,
-        interrupted=interrupted,
-        progress_interval_s=0.0 if options.view == "quiet" else _PROGRESS_EVERY_S,
     )
 
 
-def _carry_out(run: Run, engine: Engine | None) -> None:
+def _progress_every_s(options: Options) -> float:
+    return 0.0 if options.view == "quiet" else _PROGRESS_EVERY_S
+
+
+def carry_out(run: Run, engine: Engine | None) -> None:
+    """Train to the end, on `engine` or, without one, in this process.
+
+    Raises:
+        PipelineError: what ended the run, an interruption included.
+    """
     if engine is None:
         from pipeline.single import SingleTrainer
 

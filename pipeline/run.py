@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from pipeline.recorder import Recorder
 
 
+def never() -> bool:
+    """Nobody interrupts."""
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """One run. `interrupted` is asked between items; `id` tells runs on one machine apart."""
@@ -36,7 +41,7 @@ class Run:
     start: StartState
     recorder: Recorder
     observer: Observer
-    interrupted: Callable[[], bool]
+    interrupted: Callable[[], bool] = never
     progress_interval_s: float = 0.0
 
     def heed_interruption(self) -> None:

@@ -1,0 +1,122 @@
+"""pipeline-verify: do N processes equal one, bit for bit? For any config, step by step.
+
+Trains a few steps in single mode and as a pipeline, with a snapshot after every step, and
+compares the SHA-256 of every tensor: weights, heads, statistics and optimizer state.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from launch.engine import Engine
+    from launch.launcher import Job
+    from pipeline.records import Tally
+
+
+@dataclass(slots=True)
+class DigestStore:
+    """Keeps the SHA-256 of every tensor of every snapshot, by (step, block, tensor)."""
+
+    digests: dict[tuple[int, int, str], str] = field(default_factory=dict)
+
+    def write(
+        self,
+        *,
+        step: int,
+        epoch: int,
+        epoch_reported: bool,
+        files: Mapping[int, bytes | memoryview],
+        tallies: Sequence[Tally],
+    ) -> Path:
+        """Digest a snapshot instead of writing it."""
+        from pipeline.blockfile import decode_block
+
+        for block, data in files.items():
+            for name, tensor in decode_block(bytes(data)).items():
+                raw = tensor.numpy().tobytes()
+                self.digests[step, block, name] = sha256(raw).hexdigest()
+        return Path(f"step-{step:08d}")
+
+
+def first_difference(
+    one: Mapping[tuple[int, int, str], str], other: Mapping[tuple[int, int, str], str]
+) -> tuple[int, int, str] | None:
+    """The earliest (step, block, tensor) whose digests differ or which only one side has."""
+    differing = [key for key in one.keys() | other.keys() if one.get(key) != other.get(key)]
+    return min(differing, default=None)
+
+
+def digests_of(job: Job, steps: int, engine: Engine | None) -> dict[tuple[int, int, str], str]:
+    """Train `steps` steps of a job; engine None is single mode."""
+    from launch.launcher import carry_out, make_run
+    from pipeline.checkpoint import StartState
+    from pipeline.data import load_batches
+    from pipeline.events import ignore
+    from pipeline.feed import course_of
+
+    store = DigestStore()
+    batches = load_batches(job.config.data, job.config.runtime.seed)
+    course = course_of(job.config, batches.steps_per_epoch, batches.evaluation_batches)
+    course = replace(course, checkpoint_every_steps=1, last_step=steps)
+    with TemporaryDirectory(prefix="pipeline-verify-") as folder:
+        carry_out(make_run(job, Path(folder), StartState(), batches, course, store, ignore), engine)
+    return store.digests
+
+
+def verify(job: Job, steps: int) -> int:
+    """Print whether single mode and the pipeline agree; 0 if they do, 1 if not."""
+    from launch.local import LocalEngine
+
+    engine = LocalEngine()
+    engine.warm_up()
+    pipeline = digests_of(job, steps, engine)
+    single = digests_of(job, steps, None)
+    difference = first_difference(single, pipeline)
+    stages, tensors = job.plan.n_stages, len({key[1:] for key in single})
+    if difference is None:
+        done = max(step for step, _, _ in single)
+        print(f"equal: single mode and {stages} stages, {tensors} tensors, each of {done} steps")
+        return 0
+    step, block, name = difference
+    print(f"different: block {block}, tensor {name}, first at step {step} ({stages} stages)")
+    return 1
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("config", metavar="CONFIG.yaml", type=click.Path(path_type=Path))
+@click.option("--stages", type=int, metavar="N", help="Stages of the pipeline to compare with.")
+@click.option("--gpus", metavar="SPEC", help="Devices, as for pipeline-launch.")
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    metavar="K",
+    help="How many training steps to compare.",
+)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value.")
+def main(
+    config: Path, stages: int | None, gpus: str | None, steps: int, overrides: tuple[str, ...]
+) -> None:
+    """Check that training CONFIG in N processes equals one process, bit for bit.
+
+    \b
+    Exit status: 0 equal; 1 different (block, tensor and step are printed), or a failed run;
+    2 wrong usage or config.
+    """
+    from launch.cli import tolerate_narrow_streams
+    from launch.launcher import Options, guarded, make_job
+
+    tolerate_narrow_streams()
+    options = Options(config, stages=stages, gpus=gpus, overrides=overrides)
+    sys.exit(guarded(lambda: verify(make_job(options), steps)))
