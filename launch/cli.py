@@ -74,7 +74,8 @@ def main(**options: Any) -> None:
     Exit status: 0 done; 1 the run failed; 2 wrong usage or config;
     130 interrupted (a checkpoint was written).
     """
-    from launch.launcher import Options, launch
+    from launch.job import Options
+    from launch.launcher import launch
 
     tolerate_narrow_streams()
     sys.exit(launch(Options(**options)))

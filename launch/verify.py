@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from launch.engine import Engine
-    from launch.launcher import Job
+    from launch.job import Job
     from pipeline.records import Tally
 
 
@@ -58,7 +58,7 @@ def first_difference(
 
 def digests_of(job: Job, steps: int, engine: Engine | None) -> dict[tuple[int, int, str], str]:
     """Train `steps` steps of a job; engine None is single mode."""
-    from launch.launcher import carry_out, make_run
+    from launch.training import carry_out, make_run
     from pipeline.checkpoint import StartState
     from pipeline.data import load_batches
     from pipeline.events import ignore
@@ -115,7 +115,8 @@ def main(
     2 wrong usage or config.
     """
     from launch.cli import tolerate_narrow_streams
-    from launch.launcher import Options, guarded, make_job
+    from launch.job import Options, make_job
+    from launch.launcher import guarded
 
     tolerate_narrow_streams()
     options = Options(config, stages=stages, gpus=gpus, overrides=overrides)

@@ -1,0 +1,94 @@
+"""Options -> a job: everything that can be checked before torch is imported."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from launch.gpus import devices
+from launch.rundir import RunDirectory
+from pipeline.config import load_config
+from pipeline.cost import block_costs
+from pipeline.errors import ConfigError
+from pipeline.models import network_specs
+from pipeline.plan import make_plan
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from launch.view import ViewKind
+    from pipeline.config import Config
+    from pipeline.cost import BlockCost
+    from pipeline.models import BlockSpec
+    from pipeline.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line said."""
+
+    config: Path | None
+    stages: int | None = None
+    gpus: str | None = None
+    single: bool = False
+    overrides: tuple[str, ...] = ()
+    run_dir: Path | None = None
+    resume: bool = False
+    dry_run: bool = False
+    engine: Literal["local", "ray"] = "local"
+    view: ViewKind = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A run that has been checked and can start."""
+
+    name: str
+    config: Config
+    specs: tuple[BlockSpec, ...]
+    costs: tuple[BlockCost, ...]
+    plan: Plan
+
+
+def make_job(options: Options) -> Job:
+    """Check everything that can be checked without torch.
+
+    Raises:
+        ConfigError: for the first thing that is wrong.
+    """
+    path = _config_path(options)
+    config = load_config(path, options.overrides)
+    specs = network_specs(config)
+    backprop = config.loss.name == "glob"
+    if backprop and not options.single and not options.dry_run:
+        raise ConfigError(
+            f"{path}: loss.name glob is global backprop: its gradient flows through all blocks, "
+            "so they can't be divided into stages; add --single"
+        )
+    costs = block_costs(
+        specs,
+        batch_size=config.data.batch_size,
+        element_bytes=2 if config.runtime.precision == "bf16" else 4,
+        optimizer_name=config.optimizer.name,
+        backprop=backprop,
+    )
+    plan = make_plan(
+        specs, costs, stages=1 if backprop else options.stages, devices=_devices(options)
+    )
+    return Job(path.stem, config, specs, costs, plan)
+
+
+def _devices(options: Options) -> tuple[str, ...]:
+    if options.dry_run and options.gpus:
+        return devices(options.gpus, count=lambda: sys.maxsize)  # a plan for another machine
+    found = devices(options.gpus)
+    return found[:1] if options.single else found
+
+
+def _config_path(options: Options) -> Path:
+    if options.config is not None:
+        return options.config
+    if options.resume and options.run_dir is not None:
+        return RunDirectory(options.run_dir).config
+    raise ConfigError("which config? give CONFIG.yaml, or --resume with --run-dir DIR")

@@ -1,0 +1,144 @@
+"""A checked job becomes a run: data, checkpoint to start from, log, view, and the way to carry
+it out. Importing this imports numpy; torch comes with the workers, or with single mode."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from launch.interrupts import interrupts_noted
+from launch.run_log import open_log
+from launch.view import open_view
+from pipeline.checkpoint import StartState
+from pipeline.data import load_batches
+from pipeline.errors import InterruptedRunError, PipelineError
+from pipeline.events import Note, RunStarted
+from pipeline.feed import Feed, course_of
+from pipeline.recorder import METRICS_FILE, Recorder
+from pipeline.run import Run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from launch.engine import Engine
+    from launch.job import Job
+    from launch.rundir import RunDirectory
+    from launch.view import ViewKind
+    from pipeline.data import Batches
+    from pipeline.events import Event, Observer
+    from pipeline.feed import Course
+    from pipeline.recorder import SnapshotStore
+
+_PROGRESS_EVERY_S = 0.5
+
+
+def train(
+    job: Job, directory: RunDirectory, engine: Engine | None, *, resume: bool, view: ViewKind
+) -> None:
+    """Train a job in its run directory, shown as `view`; `engine` None is single mode.
+
+    Raises:
+        PipelineError: what ended the run, an interruption included; it is in the log, too.
+    """
+    start, notes = directory.start_state(job.config) if resume else (StartState(), [])
+    batches = load_batches(job.config.data, job.config.runtime.seed)
+    course = course_of(job.config, batches.steps_per_epoch, batches.evaluation_batches)
+    store = directory.prepare(job.config, job.plan, job.costs, start)
+    with (
+        open_log(directory.log) as log,
+        open_view(view, Console()) as show,
+        interrupts_noted() as interrupted,
+    ):
+        observer = _both(log, show)
+        run = make_run(job, directory.path, start, batches, course, store, observer)
+        progress_s = 0.0 if view == "quiet" else _PROGRESS_EVERY_S
+        observer(_started(job, directory, run))
+        for note in notes:
+            observer(Note(note))
+        try:
+            carry_out(replace(run, interrupted=interrupted, progress_interval_s=progress_s), engine)
+        except InterruptedRunError as error:
+            log(Note(str(error)))
+            raise
+        except PipelineError as error:
+            log(Note(f"failed: {error}"))
+            raise
+
+
+def make_run(
+    job: Job,
+    folder: Path,
+    start: StartState,
+    batches: Batches,
+    course: Course,
+    store: SnapshotStore,
+    observer: Observer,
+) -> Run:
+    """A run of `job` that writes its metrics into `folder` and its snapshots into `store`."""
+    recorder = Recorder(
+        folder / METRICS_FILE,
+        course,
+        [stage.device for stage in job.plan.stages],
+        store,
+        observer,
+        images_before=_images_counted(start),
+    )
+    return Run(
+        id=secrets.token_hex(8),
+        config=job.config,
+        plan=job.plan,
+        batches=batches,
+        feed=Feed(course, start.position),
+        start=start,
+        recorder=recorder,
+        observer=observer,
+    )
+
+
+def _images_counted(start: StartState) -> int:
+    """Images of the first epoch that an earlier process has trained."""
+    if start.position.epoch_reported:
+        return 0
+    return max((tally.images for tally in start.tallies), default=0)
+
+
+def carry_out(run: Run, engine: Engine | None) -> None:
+    """Train to the end, on `engine` or, without one, in this process.
+
+    Raises:
+        PipelineError: what ended the run, an interruption included.
+    """
+    if engine is None:
+        from pipeline.single import SingleTrainer
+
+        SingleTrainer(run).run()
+    else:
+        from launch.supervisor import run_pipeline
+
+        run_pipeline(run, engine)
+
+
+def _started(job: Job, directory: RunDirectory, run: Run) -> RunStarted:
+    names = [spec.name for spec in job.specs]
+    return RunStarted(
+        config_name=job.name,
+        run_dir=directory.path,
+        stages=tuple(
+            (stage.device, tuple(names[block] for block in stage.blocks))
+            for stage in job.plan.stages
+        ),
+        epochs=run.feed.course.epochs,
+        steps_per_epoch=run.feed.course.steps_per_epoch,
+        step=run.start.position.step,
+    )
+
+
+def _both(*observers: Observer) -> Observer:
+    def tell(event: Event) -> None:
+        for observer in observers:
+            observer(event)
+
+    return tell
