@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from launch.job import make_job
 from launch.rundir import RunDirectory
+from pipeline.checkpoint import StartState
 from pipeline.errors import ConfigError, InterruptedRunError, PipelineError, StageFailedError
 
 if TYPE_CHECKING:
@@ -50,9 +51,12 @@ def _launch(options: Options) -> int:
     if options.dry_run:
         return _print_plan(job)
     directory = RunDirectory(options.run_dir or _default_run_dir(job.name))
-    if not options.resume:
+    if options.resume:
+        origin = directory.start_state(job.config)
+    else:
         directory.refuse_to_overwrite()
-    return _start(job, directory, options)
+        origin = StartState(), []
+    return _start(job, directory, origin, options)
 
 
 def _print_plan(job: Job) -> int:
@@ -64,12 +68,14 @@ def _print_plan(job: Job) -> int:
     return DONE
 
 
-def _start(job: Job, directory: RunDirectory, options: Options) -> int:
+def _start(
+    job: Job, directory: RunDirectory, origin: tuple[StartState, list[str]], options: Options
+) -> int:
     engine = None if options.single else _local_engine()
     from launch.training import train  # numpy, and much more: only now that it will be needed
 
     try:
-        train(job, directory, engine, resume=options.resume, view=options.view)
+        train(job, directory, origin, engine, view=options.view)
     except InterruptedRunError as error:
         return _complain(_how_to_resume(error.step, directory, options), INTERRUPTED)
     return DONE

@@ -64,7 +64,7 @@ class LocalEngine:
 
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["pipeline.worker", "launch.local"])
+        self._context.set_forkserver_preload(["launch.preload", "launch.local"])
 
     def warm_up(self) -> None:
         """Start the forkserver; it imports torch while this process does other things."""

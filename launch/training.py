@@ -12,7 +12,6 @@ from rich.console import Console
 from launch.interrupts import interrupts_noted
 from launch.run_log import open_log
 from launch.view import open_view
-from pipeline.checkpoint import StartState
 from pipeline.data import load_batches
 from pipeline.errors import InterruptedRunError, PipelineError
 from pipeline.events import Note, RunStarted
@@ -21,12 +20,14 @@ from pipeline.recorder import METRICS_FILE, Recorder
 from pipeline.run import Run
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from launch.engine import Engine
     from launch.job import Job
     from launch.rundir import RunDirectory
     from launch.view import ViewKind
+    from pipeline.checkpoint import StartState
     from pipeline.data import Batches
     from pipeline.events import Event, Observer
     from pipeline.feed import Course
@@ -36,14 +37,23 @@ _PROGRESS_EVERY_S = 0.5
 
 
 def train(
-    job: Job, directory: RunDirectory, engine: Engine | None, *, resume: bool, view: ViewKind
+    job: Job,
+    directory: RunDirectory,
+    origin: tuple[StartState, Sequence[str]],
+    engine: Engine | None,
+    *,
+    view: ViewKind,
 ) -> None:
-    """Train a job in its run directory, shown as `view`; `engine` None is single mode.
+    """Train a job in its run directory, shown as `view`.
+
+    Args:
+        origin: what to start from, and notes on that.
+        engine: None is single mode.
 
     Raises:
         PipelineError: what ended the run, an interruption included; it is in the log, too.
     """
-    start, notes = directory.start_state(job.config) if resume else (StartState(), [])
+    start, notes = origin
     batches = load_batches(job.config.data, job.config.runtime.seed)
     course = course_of(job.config, batches.steps_per_epoch, batches.evaluation_batches)
     store = directory.prepare(job.config, job.plan, job.costs, start)

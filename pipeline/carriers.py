@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from pipeline.errors import ProtocolError
 from pipeline.messages import RingHandle, TensorSpec
 
 if TYPE_CHECKING:
@@ -82,11 +83,11 @@ def slot_parts(slot: memoryview, specs: Sequence[TensorSpec]) -> list[memoryview
     """Where each tensor lies in a slot.
 
     Raises:
-        ValueError: where they don't fit.
+        ProtocolError: where they don't fit.
     """
     starts = list(accumulate((aligned(spec.nbytes) for spec in specs), initial=0))
     if starts[-1] > slot.nbytes:
-        raise ValueError(f"tensors of {starts[-1]} bytes don't fit a slot of {slot.nbytes}")
+        raise ProtocolError(f"tensors of {starts[-1]} bytes don't fit a slot of {slot.nbytes}")
     return [slot[start : start + spec.nbytes] for start, spec in zip(starts, specs, strict=False)]
 
 
@@ -137,7 +138,8 @@ class RingWriter:
         self._handle = handle
         fd = os.open(f"/proc/{handle.pid}/fd/{handle.fd}", os.O_RDWR | os.O_CLOEXEC)
         try:
-            if os.fstat(fd).st_ino != handle.inode:
+            found = os.fstat(fd).st_ino, os.fstat(fd).st_size
+            if found != (handle.inode, handle.slots * handle.slot_bytes):
                 raise OSError("the next stage is in another process namespace")
             self._memory = memoryview(mmap.mmap(fd, handle.slots * handle.slot_bytes))
         finally:
@@ -153,5 +155,5 @@ class RingWriter:
 
 def _slot(memory: memoryview, index: int, slots: int, slot_bytes: int) -> memoryview:
     if not 0 <= index < slots:
-        raise ValueError(f"slot {index} of a ring of {slots}")
+        raise ProtocolError(f"slot {index} of a ring of {slots}")
     return memory[index * slot_bytes : (index + 1) * slot_bytes]

@@ -184,7 +184,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         manifest = json.loads((path / _MANIFEST).read_bytes())
         checkpoint = Checkpoint(path, manifest)
         _ = (checkpoint.step, checkpoint.epoch_reported, checkpoint.tallies, checkpoint.digests)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        _ = checkpoint.manifest["config"]
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{path / _MANIFEST}: is damaged: {error!r}") from None
     if manifest.get("format") != FORMAT:
         raise CheckpointError(

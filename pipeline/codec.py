@@ -85,7 +85,12 @@ def _restore(kind: type, name: str, hint: Any, value: Any) -> Any:
             return float(value)
         if type(value) is arm:
             return value
-    raise ProtocolError(f"{kind.__name__}.{name}: {str(value)[:40]!r} is not a {hint}")
+    raise ProtocolError(f"{kind.__name__}.{name}: {_brief(value)} is not a {hint}")
+
+
+def _brief(value: Any) -> str:
+    # a list or a map only by its type: it may be nested too deep to be printed
+    return repr(value)[:40] if type(value) in (str, int, float, bool) else type(value).__name__
 
 
 def _arms(hint: Any) -> tuple[Any, ...]:

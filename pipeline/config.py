@@ -43,7 +43,7 @@ LayerItem: TypeAlias = Annotated[int | str, BeforeValidator(_layer_item)]
 class Section(BaseModel):
     """A part of the configuration: frozen, strict types, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -226,17 +226,36 @@ class Config(Section):
 class _Loader(yaml.SafeLoader):
     """SafeLoader that reads 5e-4 as the number the user meant and refuses a key given twice."""
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """PyYAML lets plain errors escape for 2020-99-99, !!bool x, !!timestamp x."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, AttributeError):
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.MarkedYAMLError(
+                problem=f"{_brief(node.value)} is no {kind}", problem_mark=node.start_mark
+            ) from None
 
-_Loader.add_implicit_resolver(  # YAML 1.2's float, which needs no dot before the exponent
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
-    list("-+0123456789."),
-)
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes a text which `_Loader` would read as a number."""
+
+
+for _reader_or_writer in (_Loader, _Dumper):
+    _reader_or_writer.add_implicit_resolver(  # YAML 1.2's float: no dot before the exponent
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+        list("-+0123456789."),
+    )
 
 
 def _mapping_without_repeats(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[str] = set()
     for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise yaml.MarkedYAMLError(
+                problem="a key must be a single word", problem_mark=key.start_mark
+            )
         if key.value in seen:
             raise yaml.MarkedYAMLError(
                 problem=f"key '{key.value}' is given twice", problem_mark=key.start_mark
@@ -277,7 +296,7 @@ def build_config(tree: dict[str, Any], source: str) -> Config:
 def dump_config(config: Config) -> str:
     """The resolved configuration as YAML; `load_config` reads it back to an equal value."""
     tree = config.model_dump(mode="json", exclude_none=True)
-    return yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=120)
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120)
 
 
 def config_tree(config: Config) -> dict[str, Any]:
@@ -313,7 +332,7 @@ def _parse(text: str, source: str) -> Any:
         where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         raise ConfigError(f"{source}{where}: YAML syntax: {error.problem}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: YAML syntax: {error}") from None
+        raise ConfigError(f"{source}: YAML syntax: {' '.join(str(error).split())}") from None
 
 
 def _override(tree: dict[str, Any], override: str) -> None:

@@ -38,9 +38,11 @@ class TensorSpec:
 
     def __post_init__(self) -> None:
         if self.dtype not in ITEM_BYTES:
-            raise ProtocolError(f"tensor type {self.dtype!r} is none of {', '.join(ITEM_BYTES)}")
+            raise ProtocolError(
+                f"tensor type {self.dtype[:40]!r} is none of {', '.join(ITEM_BYTES)}"
+            )
         if len(self.shape) > MAX_DIMENSIONS or min(self.shape, default=0) < 0:
-            raise ProtocolError(f"tensor shape {self.shape} is not one")
+            raise ProtocolError(f"tensor shape {self.shape[: MAX_DIMENSIONS + 1]} is not one")
         if self.nbytes > MAX_TENSOR_BYTES:
             raise ProtocolError(f"tensor of {self.nbytes} bytes: at most {MAX_TENSOR_BYTES} travel")
 
@@ -61,6 +63,14 @@ class Header:
     tensors: tuple[TensorSpec, ...] = ()
     slot: int | None = None
     framed: bool = False
+
+    def __post_init__(self) -> None:
+        batch = isinstance(self.item, TrainBatch | EvaluationBatch)
+        if batch != bool(self.tensors) or batch != (self.slot is not None):
+            raise ProtocolError(
+                f"{type(self.item).__name__} with {len(self.tensors)} tensors in slot {self.slot}: "
+                "a batch has tensors and a slot, a marker has neither"
+            )
 
 
 @dataclass(frozen=True, slots=True)
