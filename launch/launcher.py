@@ -89,7 +89,9 @@ def _local_engine() -> Engine:
     return engine
 
 
-def _how_to_resume(step: int, directory: RunDirectory, options: Options) -> str:
+def _how_to_resume(step: int | None, directory: RunDirectory, options: Options) -> str:
+    if step is None:
+        return "interrupted before training began; there is nothing to resume"
     command = ["pipeline-launch", "--resume", "--run-dir", str(directory.path)]
     if options.single:
         command.append("--single")

@@ -50,8 +50,8 @@ class RunDirectory:
         return self.path / "config.yaml"
 
     def refuse_to_overwrite(self) -> None:
-        """Raises ConfigError where the folder already holds a run."""
-        held = [path for path in (self.config, self.metrics, self.checkpoints) if path.exists()]
+        """Raises ConfigError where the folder already holds what a run has achieved."""
+        held = [path for path in (self.metrics, self.checkpoints) if path.exists()]
         if held:
             raise ConfigError(
                 f"--run-dir {self.path}: already holds a run ({held[0].name}); "
@@ -82,9 +82,16 @@ class RunDirectory:
     def prepare(
         self, config: Config, plan: Plan, costs: Sequence[BlockCost], start: StartState
     ) -> CheckpointStore:
-        """Make the folder and write what is known before training."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.config.write_text(dump_config(config), encoding="utf-8")
+        """Make the folder and write what is known before training.
+
+        Raises:
+            ConfigError: where it can't be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.config.write_text(dump_config(config), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--run-dir {self.path}: can't be written: {error}") from None
         text = json.dumps(plan.tree(costs), indent=1)
         (self.path / "plan.json").write_text(text + "\n", encoding="utf-8")
         trim_metrics(self.metrics, start.position)

@@ -137,9 +137,10 @@ class Block(nn.Module):
             raise CheckpointError(
                 f"block {self.spec.index}: checkpoint and network differ in {odd}"
             )
+        for name, tensor in own.items():
+            self._check_alike(name, tensor, tensors[name])
         with torch.no_grad():
             for name, tensor in own.items():
-                self._check_alike(name, tensor, tensors[name])
                 tensor.copy_(tensors[name])
 
     def _check_alike(self, name: str, own: Tensor, given: Tensor) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -199,9 +200,10 @@ def way_back(folder: Path, damaged: Path) -> str:
     earlier = [path for path in complete_checkpoints(folder) if _step_of(path) < _step_of(damaged)]
     if not earlier:
         return "there is no earlier checkpoint in this run directory"
+    aside = damaged.with_name(f"damaged-{damaged.name}")
     return (
         f"the previous complete checkpoint is {earlier[-1].name}: to go on from it, set the "
-        f"damaged one aside (mv {damaged} {damaged.with_name('damaged-' + damaged.name)}) "
+        f"damaged one aside ({shlex.join(['mv', str(damaged), str(aside)])}) "
         "and repeat the command"
     )
 

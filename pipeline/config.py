@@ -195,8 +195,9 @@ class RuntimeConfig(Section):
     """How long the workers may take to report for work."""
     heartbeat_timeout_s: float = Field(default=10.0, ge=1)
     """A worker silent for so long is taken for dead."""
-    stall_timeout_s: float = Field(default=60.0, ge=1)
-    """A worker busy with one batch for so long is taken for stuck."""
+    stall_timeout_s: float = Field(default=20.0, ge=1)
+    """A worker that sits on a batch for so long without using the processor is taken for stuck;
+    one that does use it, after 20 times as long."""
 
 
 class Config(Section):

@@ -133,7 +133,7 @@ class Coordinator:
             if self._feeding:
                 self._feeding.join()
         if self._run.feed.interrupted:
-            raise InterruptedRunError(self._run.recorder.last_checkpoint or 0)
+            raise InterruptedRunError(self._run.recorder.last_checkpoint)
 
     def _assemble(self) -> None:
         self._wait_for(Phase.READY)
@@ -159,7 +159,7 @@ class Coordinator:
             self._pump()
             now = self._clock()
             if self._run.interrupted():
-                raise InterruptedRunError(self._run.start.position.step)
+                raise InterruptedRunError(self._run.start.position.step or None)
             if now - began > limit_s:
                 raise TimedOutError(f"waited {now - began:.1f} s for {', '.join(missing)}")
             if now - told > _WAITING_EVERY_S:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 import socket
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.client import HTTPException
 from itertools import count
@@ -22,19 +22,19 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from pipeline.datasets import DataFacts, data_facts
-from pipeline.errors import ConfigError, RunError
+from pipeline.errors import ConfigError
+from pipeline.imagefiles import ImageFiles
 from pipeline.seeding import Purpose, generator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from numpy.random import Generator
     from numpy.typing import NDArray
 
     from pipeline.config import DataConfig
 
 Pair: TypeAlias = "tuple[NDArray[np.uint8], NDArray[np.int64]]"
-_Part: TypeAlias = "_Arrays | _Folder"
+_Part: TypeAlias = "_Arrays | ImageFiles"
 
 _WHOLE = ({"train": True},), ({"train": False},)
 _SPLITS: dict[str, Any] = {  # torchvision's arguments for the parts of a training and a test set
@@ -44,9 +44,6 @@ _SPLITS: dict[str, Any] = {  # torchvision's arguments for the parts of a traini
 _TRAIN, _TEST, _LEVELS = 0, 1, 2  # the parts of `synthetic`
 _DOWNLOAD_TIMEOUT_S = 60.0  # of one read, not of the whole file
 _DECODING_THREADS = min(8, os.cpu_count() or 1)
-# Szegedy et al. 2015, "Going deeper with convolutions", section 6: area and aspect ratio
-_CROP_AREA, _CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
-_CROP_TRIES = 10  # as torchvision's RandomResizedCrop
 
 
 class Batches:
@@ -298,7 +295,7 @@ def _one_line(error: Exception) -> str:
     return text if len(text) <= 240 else text[:239] + "…"
 
 
-def _folders(config: DataConfig, facts: DataFacts, seed: int) -> tuple[_Folder, _Folder]:
+def _folders(config: DataConfig, facts: DataFacts, seed: int) -> tuple[ImageFiles, ImageFiles]:
     from torchvision.datasets import ImageFolder
 
     try:
@@ -310,64 +307,6 @@ def _folders(config: DataConfig, facts: DataFacts, seed: int) -> tuple[_Folder, 
         raise ConfigError(f"data.root {config.root}: in only one of train and val: {odd}")
     pool = ThreadPoolExecutor(_DECODING_THREADS, thread_name_prefix="decode")
     return (
-        _Folder(training.samples[: config.train_limit], facts.size, seed, pool),
-        _Folder(test.samples[: config.test_limit], facts.size, seed, pool),
+        ImageFiles(training.samples[: config.train_limit], facts.size, seed, pool),
+        ImageFiles(test.samples[: config.test_limit], facts.size, seed, pool),
     )
-
-
-class _Folder:
-    """Image files, decoded when they are asked for: (path, label) each."""
-
-    def __init__(
-        self, samples: list[tuple[str, int]], size: int, seed: int, pool: Executor
-    ) -> None:
-        self._samples, self._size, self._seed, self._pool = samples, size, seed, pool
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def take(self, indices: NDArray[np.int64], epoch: int | None) -> Pair:
-        images = self._pool.map(lambda index: self._image(index, epoch), indices.tolist())
-        labels = np.array([self._samples[index][1] for index in indices], dtype=np.int64)
-        return np.stack(list(images)), labels
-
-    def _image(self, index: int, epoch: int | None) -> NDArray[np.uint8]:
-        from torchvision.datasets.folder import pil_loader
-
-        path = self._samples[index][0]
-        try:
-            image = pil_loader(path)
-        except (OSError, ValueError, SyntaxError) as error:  # SyntaxError: a broken PNG
-            raise RunError(f"{path}: can't be decoded as an image: {_one_line(error)}") from error
-        drawn = None if epoch is None else generator(self._seed, Purpose.IMAGES, epoch, index)
-        return _view(image, self._size, drawn)
-
-
-def _view(image: Any, size: int, draws: Generator | None) -> NDArray[np.uint8]:
-    """A random part of a PIL image, or without `draws` its middle, as (3, size, size)."""
-    from torchvision.transforms import functional
-
-    if draws is None:
-        view = functional.center_crop(functional.resize(image, size * 256 // 224), [size, size])
-    else:
-        box = crop_box(image.height, image.width, draws)
-        view = functional.resized_crop(image, *box, [size, size])
-    return np.ascontiguousarray(np.asarray(view).transpose(2, 0, 1), dtype=np.uint8)
-
-
-def crop_box(height: int, width: int, draws: Generator) -> tuple[int, int, int, int]:
-    """Top, left, height and width in pixels of a random part of an image.
-
-    Area uniform in 8..100 % of the image's, aspect ratio log-uniform in 3/4..4/3; where ten
-    draws give none that fits, the middle of the image, with the nearest allowed ratio.
-    """
-    least, most = _CROP_RATIO
-    for _ in range(_CROP_TRIES):
-        area = height * width * draws.uniform(*_CROP_AREA)
-        ratio = math.exp(draws.uniform(math.log(least), math.log(most)))
-        high, wide = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
-        if 0 < high <= height and 0 < wide <= width:
-            top, left = draws.integers(0, (height - high + 1, width - wide + 1))
-            return int(top), int(left), high, wide
-    high, wide = min(height, round(width / least)), min(width, round(height * most))
-    return (height - high) // 2, (width - wide) // 2, high, wide

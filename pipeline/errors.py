@@ -40,8 +40,11 @@ class StageFailedError(RunError):
 
 
 class InterruptedRunError(PipelineError):
-    """The person (or the cluster) asked the run to stop; a checkpoint of `step` was written."""
+    """The person (or the cluster) asked the run to stop; there is a checkpoint of `step`.
 
-    def __init__(self, step: int) -> None:
-        super().__init__(f"interrupted after step {step}")
+    `step` is None where the run had not begun and there is nothing to resume.
+    """
+
+    def __init__(self, step: int | None) -> None:
+        super().__init__("interrupted" if step is None else f"interrupted after step {step}")
         self.step = step

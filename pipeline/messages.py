@@ -185,11 +185,13 @@ class ProgressNow:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """Worker: alive. `handled` counts items, so that alive but stuck can be told apart."""
+    """Worker: alive. `handled` counts items and `cpu_s` is the processor time of the thread that
+    trains, so that alive but stuck can be told apart from slow."""
 
     handled: int
     batch_id: int
     phase: str
+    cpu_s: float
 
 
 @dataclass(frozen=True, slots=True)

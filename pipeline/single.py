@@ -84,7 +84,7 @@ class SingleTrainer:
                 step = self._runners[-1].last_batch_id
                 speedometer.tell(step, looked, [_progress(runner) for runner in self._runners])
         if run.feed.interrupted:
-            raise InterruptedRunError(run.recorder.last_checkpoint or 0)
+            raise InterruptedRunError(run.recorder.last_checkpoint)
 
     def _pass_through(self, item: Item) -> None:
         arrays = self._run.arrays(item)

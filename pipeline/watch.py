@@ -1,7 +1,8 @@
 """Decides from heartbeats which stage has gone silent or is stuck. No clock, no sockets.
 
-A stage that waits for a neighbour is not stuck: only one that works on the same item for too
-long is, or a run in which everybody, the feed included, waits and nothing moves.
+A stage that waits for a neighbour is not stuck. One that works on an item is, where its thread
+has not used the processor for a while (it hangs), or where even a very slow step would be over.
+So is a run in which everybody, the feed included, waits and nothing moves.
 """
 
 from __future__ import annotations
@@ -12,12 +13,28 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pipeline.messages import Heartbeat
 
+SLOWEST_STEP = 20.0
+"""A thread that does use the processor may take so many stall time-outs for one item."""
+_USED_S = 1e-3
+
 
 @dataclass(slots=True)
 class _Stage:
     heard_at: float
     changed_at: float
+    worked_at: float
     heartbeat: Heartbeat | None = None
+
+    def take(self, heartbeat: Heartbeat, now: float) -> None:
+        before, self.heartbeat = self.heartbeat, heartbeat
+        moved = before is None or (before.handled, before.phase) != (
+            heartbeat.handled,
+            heartbeat.phase,
+        )
+        if moved:
+            self.changed_at = now
+        if before is None or moved or heartbeat.cpu_s > before.cpu_s + _USED_S:
+            self.worked_at = now
 
 
 class Watch:
@@ -29,10 +46,10 @@ class Watch:
 
     def heard(self, stage: int, now: float, heartbeat: Heartbeat | None = None) -> None:
         """Any sign of life; a heartbeat also says what the stage is doing."""
-        known = self._stages.setdefault(stage, _Stage(now, now))
+        known = self._stages.setdefault(stage, _Stage(now, now, now))
         known.heard_at = now
-        if heartbeat is not None and heartbeat != known.heartbeat:
-            known.heartbeat, known.changed_at = heartbeat, now
+        if heartbeat is not None:
+            known.take(heartbeat, now)
 
     def gone(self, stage: int) -> None:
         """The stage said goodbye: it is not watched any more."""
@@ -60,16 +77,21 @@ class Watch:
 
     def _stuck(self, now: float) -> tuple[int, str] | None:
         for stage, known in sorted(self._stages.items()):
-            busy_s = now - known.changed_at
             beat = known.heartbeat
-            if beat and beat.phase == "working" and busy_s > self._stall_timeout_s:
+            if beat is None or beat.phase != "working":
+                continue
+            idle_s, busy_s = now - known.worked_at, now - known.changed_at
+            if idle_s > self._stall_timeout_s or busy_s > SLOWEST_STEP * self._stall_timeout_s:
                 return stage, f"is stuck: {busy_s:.1f} s at the item after batch {beat.batch_id}"
         return None
 
     def _deadlock(self, now: float, feed_waits: bool) -> tuple[int, str] | None:
-        if not feed_waits or not self._stages:
+        if not feed_waits or any(self._works(stage) for stage in self._stages):
             return None
-        still_s = now - max(known.changed_at for known in self._stages.values())
+        still_s = now - max((known.changed_at for known in self._stages.values()), default=now)
         if still_s <= self._stall_timeout_s:
             return None
         return min(self._stages), f"does not take the next batch: all wait since {still_s:.1f} s"
+
+    def _works(self, stage: int) -> bool:
+        return self.phase(stage) == "working"

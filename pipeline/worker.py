@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import traceback
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
-from threading import Event, Thread
-from time import monotonic
+from threading import Event, Thread, get_ident
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -69,7 +69,10 @@ ControlMessage = TypeVar("ControlMessage", Setup, Connect)
 
 @dataclass(slots=True)
 class Activity:
-    """What the worker is doing; written by its main thread, read by the heartbeat's."""
+    """What the worker is doing; written by its main thread, read by the heartbeat's.
+
+    `phase`: starting; waiting (for input); working; blocked (the next stage has no room).
+    """
 
     handled: int = 0
     batch_id: int = 0
@@ -131,13 +134,16 @@ class Worker:
         setup = self._hear(Setup)
         self.runner = self._build(setup)
         receiver = self._join(setup)
-        last_look = monotonic()
+        last_look = time.monotonic()
         while not self.runner.stopped:
-            with self._activity.during("waiting for input"):
+            with self._activity.during("waiting"):
                 delivery = receiver.receive(PATIENCE_S)
             self._handle(self.runner, delivery)
-            if setup.progress_interval_s and monotonic() - last_look > setup.progress_interval_s:
-                last_look = monotonic()
+            if (
+                setup.progress_interval_s
+                and time.monotonic() - last_look > setup.progress_interval_s
+            ):
+                last_look = time.monotonic()
                 self._say_progress(self.runner, receiver.queued)
         self._say(Bye())
 
@@ -146,7 +152,7 @@ class Worker:
     def forward(self, item: Item, tensors: tuple[Tensor, ...]) -> None:
         """Downstream; returns when the next stage has room for it."""
         if self._sender is not None:
-            with self._meter.waiting(), self._activity.during("waiting for credit"):
+            with self._meter.waiting(), self._activity.during("blocked"):
                 self._sender.send(item, [TensorPayload(tensor) for tensor in tensors])
 
     def report(self, report: PassReport) -> None:
@@ -228,9 +234,10 @@ def run_worker(
     """The whole process of a stage: 0 after a stop marker, 1 after an error, which is reported."""
     endpoints, activity, done = Endpoints(run, stage), Activity(), Event()
     control = ZmqControlClient(endpoints.context, control_endpoint, stage)
+    cpu_clock = time.pthread_getcpuclockid(get_ident())
     heart = Thread(
         target=_beat,
-        args=(endpoints, control_endpoint, stage, activity, done, launcher_gone),
+        args=(endpoints, control_endpoint, stage, activity, done, launcher_gone, cpu_clock),
         daemon=True,
     )
     heart.start()
@@ -254,13 +261,15 @@ def _beat(
     activity: Activity,
     done: Event,
     launcher_gone: Callable[[], bool],
+    cpu_clock: int,
 ) -> None:
     """Say that the process lives; end it where nobody is left to care."""
     socket = ZmqControlClient(endpoints.context, control_endpoint, stage, role="heartbeat")
     while not done.wait(HEARTBEAT_INTERVAL_S):
         if launcher_gone():
             os._exit(1)  # the main thread may hang; the kernel frees the ring
-        socket.send(Heartbeat(activity.handled, activity.batch_id, activity.phase))
+        cpu_s = time.clock_gettime(cpu_clock)
+        socket.send(Heartbeat(activity.handled, activity.batch_id, activity.phase, cpu_s))
     socket.close()
 
 

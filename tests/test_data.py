@@ -17,8 +17,9 @@ import pytest
 
 from pipeline import datasets as facts_of
 from pipeline.config import DataConfig
-from pipeline.data import Batches, check_data, crop_box, load_batches
+from pipeline.data import Batches, check_data, load_batches
 from pipeline.errors import ConfigError, RunError
+from pipeline.imagefiles import crop_box
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,0 +1,39 @@
+"""Keep what a finished run measured: python -m benchmarks.keep RUN_DIR NAME
+
+Writes results/NAME.json: where it was measured, the resolved config, every epoch's line. Run it
+at the commit that trained.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from benchmarks.machine import provenance, write_result
+from pipeline.config import config_tree, load_config
+from pipeline.recorder import METRICS_FILE
+
+
+@click.command()
+@click.argument("run_dir", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("name")
+@click.option("--command", required=True, help="The command line that trained.")
+def main(run_dir: Path, name: str, command: str) -> None:
+    """Keep the metrics of RUN_DIR as benchmarks/results/NAME.json."""
+    lines = (run_dir / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+    epochs = [json.loads(line) for line in lines]
+    plan = json.loads((run_dir / "plan.json").read_text(encoding="utf-8"))
+    result = {
+        **provenance(command),
+        "config": config_tree(load_config(run_dir / "config.yaml")),
+        "stages": plan["stages"],
+        "test_error_pct": epochs[-1]["test"]["error_pct"],
+        "epochs": epochs,
+    }
+    print(f"test error {result['test_error_pct']:.2f} %, kept in {write_result(name, result)}")
+
+
+if __name__ == "__main__":
+    main()
