@@ -91,7 +91,10 @@ def _local_engine() -> Engine:
 
 def _how_to_resume(step: int | None, directory: RunDirectory, options: Options) -> str:
     if step is None:
-        return "interrupted before training began; there is nothing to resume"
+        return (
+            "interrupted before training began: there is nothing to resume; "
+            f"to start again, remove {directory.path} or choose another folder"
+        )
     command = ["pipeline-launch", "--resume", "--run-dir", str(directory.path)]
     if options.single:
         command.append("--single")

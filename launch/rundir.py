@@ -50,8 +50,9 @@ class RunDirectory:
         return self.path / "config.yaml"
 
     def refuse_to_overwrite(self) -> None:
-        """Raises ConfigError where the folder already holds what a run has achieved."""
-        held = [path for path in (self.metrics, self.checkpoints) if path.exists()]
+        """Raises ConfigError where the folder already holds a run, even one that never trained:
+        the config in it may be the only copy."""
+        held = [path for path in (self.config, self.metrics, self.checkpoints) if path.exists()]
         if held:
             raise ConfigError(
                 f"--run-dir {self.path}: already holds a run ({held[0].name}); "
