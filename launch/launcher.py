@@ -77,7 +77,7 @@ def _start(
     try:
         train(job, directory, origin, engine, view=options.view)
     except InterruptedRunError as error:
-        return _complain(_how_to_resume(error.step, directory, options), INTERRUPTED)
+        return _complain(_how_to_resume(error, directory, options), INTERRUPTED)
     return DONE
 
 
@@ -89,12 +89,7 @@ def _local_engine() -> Engine:
     return engine
 
 
-def _how_to_resume(step: int | None, directory: RunDirectory, options: Options) -> str:
-    if step is None:
-        return (
-            "interrupted before training began: there is nothing to resume; "
-            f"to start again, remove {directory.path} or choose another folder"
-        )
+def _how_to_resume(error: InterruptedRunError, directory: RunDirectory, options: Options) -> str:
     command = ["pipeline-launch", "--resume", "--run-dir", str(directory.path)]
     if options.single:
         command.append("--single")
@@ -104,10 +99,7 @@ def _how_to_resume(step: int | None, directory: RunDirectory, options: Options) 
         command += ["--set", override]
     if options.config is not None:
         command.append(str(options.config))
-    return (
-        f"interrupted after step {step}; a checkpoint was written. To go on:\n"
-        f"  {shlex.join(command)}"
-    )
+    return f"{error}; to go on:\n  {shlex.join(command)}"
 
 
 def _default_run_dir(name: str) -> Path:

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.checkpoint import CheckpointStore, StartState, newest_checkpoint, way_back
-from pipeline.config import build_config, config_tree, differing_keys, dump_config
+from pipeline.config import (
+    build_config,
+    config_tree,
+    differing_keys,
+    dump_config,
+    load_config,
+)
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.recorder import METRICS_FILE, trim_metrics
 
@@ -63,15 +69,12 @@ class RunDirectory:
         """What to resume from, verified, and notes on what was changed since.
 
         Raises:
-            ConfigError: where there is no checkpoint, or it belongs to another configuration.
+            ConfigError: where there is no run, or one of another configuration.
             CheckpointError: naming the damaged file, with a way back.
         """
         checkpoint = newest_checkpoint(self.checkpoints)
         if checkpoint is None:
-            raise ConfigError(
-                f"--resume: {self.path} holds no complete checkpoint; "
-                "start without --resume, or name the run's folder with --run-dir"
-            )
+            return self._from_the_beginning(config)
         before = build_config(checkpoint.manifest["config"], str(checkpoint.path))
         notes = _compare(before, config, self.path)
         try:
@@ -79,6 +82,16 @@ class RunDirectory:
         except CheckpointError as error:
             advice = way_back(self.checkpoints, checkpoint.path)
             raise CheckpointError(f"{error}; {advice}") from None
+
+    def _from_the_beginning(self, config: Config) -> tuple[StartState, list[str]]:
+        """A run that ended before it had achieved anything is resumed by starting it."""
+        if not self.config.exists() or self.metrics.exists() or self.checkpoints.exists():
+            raise ConfigError(
+                f"--resume: {self.path} holds no complete checkpoint; "
+                "start without --resume, or name the run's folder with --run-dir"
+            )
+        notes = _compare(load_config(self.config), config, self.path)
+        return StartState(), ["no checkpoint yet: starting at the beginning", *notes]
 
     def prepare(
         self, config: Config, plan: Plan, costs: Sequence[BlockCost], start: StartState

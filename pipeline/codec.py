@@ -46,7 +46,7 @@ def decode(data: bytes | memoryview) -> Message:
     try:
         tree = msgpack.unpackb(data, raw=False, strict_map_key=True)
     except (ValueError, msgpack.exceptions.UnpackException) as error:
-        raise ProtocolError(f"not a msgpack header: {error!r}") from None
+        raise ProtocolError(f"not a msgpack header: {error!r:.100}") from None
     message = _restore_class(tree)
     if not isinstance(message, _MESSAGES):
         raise ProtocolError(f"{type(message).__name__} is no message of its own")

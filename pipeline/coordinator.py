@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pipeline.carriers import ArrayPayload
 from pipeline.config import config_tree
 from pipeline.errors import (
-    InterruptedRunError,
     ProtocolError,
     StageFailedError,
     TimedOutError,
@@ -133,7 +132,7 @@ class Coordinator:
             if self._feeding:
                 self._feeding.join()
         if self._run.feed.interrupted:
-            raise InterruptedRunError(self._run.recorder.last_checkpoint)
+            raise self._run.interruption()
 
     def _assemble(self) -> None:
         self._wait_for(Phase.READY)
@@ -159,7 +158,7 @@ class Coordinator:
             self._pump()
             now = self._clock()
             if self._run.interrupted():
-                raise InterruptedRunError(self._run.start.position.step or None)
+                raise self._run.interruption()
             if now - began > limit_s:
                 raise TimedOutError(f"waited {now - began:.1f} s for {', '.join(missing)}")
             if now - told > _WAITING_EVERY_S:

@@ -39,12 +39,20 @@ class StageFailedError(RunError):
         self.remote_traceback = remote_traceback
 
 
-class InterruptedRunError(PipelineError):
-    """The person (or the cluster) asked the run to stop; there is a checkpoint of `step`.
+def one_line(error: Exception) -> str:
+    """What went wrong in a line: our own errors as they are, others with their type."""
+    text = str(error) or type(error).__name__
+    named = text if isinstance(error, PipelineError) else f"{type(error).__name__}: {text}"
+    return named.splitlines()[0][:500]
 
-    `step` is None where the run had not begun and there is nothing to resume.
+
+class InterruptedRunError(PipelineError):
+    """The person (or the cluster) asked the run to stop after `step`.
+
+    There is a checkpoint of that step, unless `saved` is false: then training had not begun.
     """
 
-    def __init__(self, step: int | None) -> None:
-        super().__init__("interrupted" if step is None else f"interrupted after step {step}")
+    def __init__(self, step: int, *, saved: bool = True) -> None:
+        how = "a checkpoint was written" if saved else "there was nothing to save yet"
+        super().__init__(f"interrupted after step {step}: {how}")
         self.step = step

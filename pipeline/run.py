@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline.errors import InterruptedRunError
 from pipeline.events import Note, Progress, StageProgress
 from pipeline.inband import EvaluationBatch, TrainBatch
 
@@ -49,6 +50,13 @@ class Run:
         if self.interrupted() and not self.feed.interrupted:
             self.feed.interrupt()
             self.observer(Note("interrupted: finishing what is under way, writing a checkpoint"))
+
+    def interruption(self) -> InterruptedRunError:
+        """What to raise once the run has been interrupted."""
+        saved, start = self.recorder.last_checkpoint, self.start
+        if saved is not None:
+            return InterruptedRunError(saved)
+        return InterruptedRunError(start.position.step, saved=bool(start.files))
 
     def arrays(self, item: Item) -> tuple[NDArray[np.generic], ...]:
         """(uint8 images (n, C, H, W), int64 labels (n,)) of a batch; nothing for a marker."""

@@ -6,6 +6,7 @@ The same feed, stages and runners as the pipeline's; only what lies between the 
 
 from __future__ import annotations
 
+import traceback
 from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ import torch
 
 from pipeline.assembly import build_stage, prepare_process
 from pipeline.blockfile import decode_block
-from pipeline.errors import InterruptedRunError
+from pipeline.errors import PipelineError, StageFailedError, one_line
 from pipeline.events import StageProgress
 from pipeline.meter import Meter, peak_reader
 from pipeline.models import network_specs
@@ -72,6 +73,7 @@ class SingleTrainer:
 
         Raises:
             InterruptedRunError: after the checkpoint of an interruption.
+            StageFailedError: for whatever else goes wrong in a stage.
         """
         run = self._run
         run.recorder.start_clock()
@@ -84,7 +86,7 @@ class SingleTrainer:
                 step = self._runners[-1].last_batch_id
                 speedometer.tell(step, looked, [_progress(runner) for runner in self._runners])
         if run.feed.interrupted:
-            raise InterruptedRunError(run.recorder.last_checkpoint)
+            raise run.interruption()
 
     def _pass_through(self, item: Item) -> None:
         arrays = self._run.arrays(item)
@@ -93,7 +95,19 @@ class SingleTrainer:
         while self._queue:
             stage, item, tensors = self._queue.popleft()
             if stage < len(self._runners):
-                self._runners[stage].handle(item, tensors)
+                self._handle(self._runners[stage], item, tensors)
+
+    def _handle(self, runner: StageRunner, item: Item, tensors: tuple[Tensor, ...]) -> None:
+        try:
+            runner.handle(item, tensors)
+        except PipelineError:
+            raise
+        except Exception as error:  # told as a worker's would be
+            block, batch = runner.stage.at_work, runner.last_batch_id + 1
+            raise StageFailedError(
+                f"stage {runner.index}, block {block} failed at batch {batch}: {one_line(error)}",
+                traceback.format_exc(),
+            ) from error
 
     def _runner(self, plan: StagePlan, specs: Sequence[BlockSpec]) -> StageRunner:
         run, start = self._run, self._run.start

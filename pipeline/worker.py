@@ -21,7 +21,7 @@ import torch
 from pipeline.assembly import build_stage, prepare_process
 from pipeline.blockfile import decode_block
 from pipeline.config import build_config
-from pipeline.errors import PipelineError, ProtocolError
+from pipeline.errors import ProtocolError, one_line
 from pipeline.inband import EvaluationBatch, TrainBatch
 from pipeline.messages import (
     PROTOCOL_VERSION,
@@ -275,10 +275,8 @@ def _beat(
 
 def _failure(error: Exception, worker: Worker) -> Failure:
     runner = worker.runner
-    text = str(error) or type(error).__name__
-    summary = text if isinstance(error, PipelineError) else f"{type(error).__name__}: {text}"
     return Failure(
-        summary=summary.splitlines()[0][:500],
+        summary=one_line(error),
         block=runner.stage.at_work if runner else None,
         batch_id=runner.last_batch_id + 1 if runner else 0,
         traceback="".join(traceback.format_exception(error))[-20_000:],

@@ -1,0 +1,114 @@
+"""What every test relies on: the same hypothesis examples everywhere, and settings put back."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import settings
+from processes import TINY, Launcher, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+settings.register_profile("same_everywhere", derandomize=True, deadline=None, database=None)
+settings.load_profile("same_everywhere")
+
+
+@pytest.fixture
+def one_thread() -> None:
+    """Thousands of tiny sums: handing them to threads takes 30 times as long."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def torch_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Puts back what `prepare_process` changes for the whole process."""
+    import torch
+
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    monkeypatch.setattr(cudnn, "benchmark", cudnn.benchmark)
+    monkeypatch.setattr(cudnn, "allow_tf32", cudnn.allow_tf32)
+    monkeypatch.setattr(matmul, "allow_tf32", matmul.allow_tf32)
+    filling = torch.utils.deterministic
+    monkeypatch.setattr(filling, "fill_uninitialized_memory", filling.fill_uninitialized_memory)
+    mode, threads = torch.get_deterministic_debug_mode(), torch.get_num_threads()
+    yield
+    torch.set_deterministic_debug_mode(mode)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torch_as_before(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Runs in this process set threads and determinism: set them back for the next module."""
+    if not request.node.get_closest_marker("processes"):
+        yield
+        return
+    import torch
+
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """Config file of a run that takes no time: 3 hidden layers, 3 epochs of 4 steps."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def launcher(tmp_path: Path) -> Iterator[Callable[..., Launcher]]:
+    """Starts `pipeline-launch ARGUMENTS` in `tmp_path`; in the end nothing of it may be left:
+    no process, no folder of sockets, nothing in shared memory."""
+    started: list[Launcher] = []
+    with _nothing_left() as temp:
+
+        def start(*arguments: str | Path, program: str | None = None) -> Launcher:
+            started.append(Launcher(tmp_path, temp, *arguments, program=program))
+            return started[-1]
+
+        try:
+            yield start
+            for one in started:
+                one.exit_status()
+                until(lambda one=one: not one.family(), "the end of all processes", 10.0)
+        finally:
+            for one in started:
+                one.end()
+
+
+@pytest.fixture
+def sockets_gone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs in this process may leave no folder of sockets and nothing in shared memory."""
+    with _nothing_left() as temp:
+        elsewhere = SimpleNamespace(gettempdir=lambda: str(temp), mkdtemp=tempfile.mkdtemp)
+        monkeypatch.setattr("launch.supervisor.tempfile", elsewhere)
+        yield
+
+
+@contextmanager
+def _nothing_left() -> Iterator[Path]:
+    shared = set(os.listdir("/dev/shm"))
+    temp = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))  # short enough for sockets
+    try:
+        yield temp
+        until(lambda: not list(temp.glob("pipeline-*")), "the end of all socket folders", 5.0)
+        # others on this machine may use shared memory for a while
+        until(lambda: set(os.listdir("/dev/shm")) <= shared, "an unchanged /dev/shm")
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)

@@ -1,0 +1,137 @@
+"""Workers and launchers that die, hang or fail: who is named, and that nothing is left behind.
+
+Every test here uses `launcher` or `sockets_gone`, which check in the end that no process, no
+folder of sockets and nothing in shared memory is left.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import processes
+import psutil
+import pytest
+from processes import digests, launch, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from processes import Launcher
+
+    Start = Callable[..., Launcher]
+
+pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("tiny")]
+
+ENDLESS = ("--run-dir", "run", "--set", "schedule.epochs=1000000")
+
+
+def training(launcher: Start, *arguments: str) -> Launcher:
+    """An endless run of 3 stages that has begun to train."""
+    started = launcher("tiny.yaml", *ENDLESS, *arguments)
+    started.wait_for("run/metrics.jsonl", '"epoch": 1,')
+    assert len(started.workers()) == 3
+    assert len(list(started.temp.glob("pipeline-*/control"))) == 1
+    return started
+
+
+def test_a_run_leaves_nothing_behind(launcher: Start, tmp_path: Path) -> None:
+    done = launcher("tiny.yaml", "--run-dir", "run")
+    assert done.exit_status() == 0
+    assert done.stderr == ""
+    assert list(done.temp.iterdir()) == []
+    until(lambda: not done.family(), "the end of the fork server", 5.0)
+    assert max(digests(tmp_path / "run")) == 12
+
+
+def test_a_worker_is_killed(launcher: Start, tmp_path: Path) -> None:
+    run = training(launcher)
+    run.workers()[1].kill()
+    assert run.exit_status(15.0) == 1
+    assert run.stderr == "error: stage 1 (block 1, cpu) was killed by SIGKILL\n"
+    log = (tmp_path / "run" / "run.log").read_text(encoding="utf-8")
+    assert log.endswith("failed: stage 1 (block 1, cpu) was killed by SIGKILL\n")
+
+
+def test_a_worker_hangs(launcher: Start) -> None:
+    run = training(launcher, "--set", "runtime.heartbeat_timeout_s=1")
+    run.workers()[2].suspend()
+    assert run.exit_status(20.0) == 1
+    assert run.stderr.startswith("error: stage 2 (blocks 2–3, cpu) hangs: no sign of life for 1.")
+    assert run.stderr.count("\n") == 1
+
+
+def test_the_launcher_is_killed(launcher: Start) -> None:
+    run = training(launcher)
+    family = run.family()
+    assert len(family) >= 5  # launcher, fork server, three workers
+    run.process.kill()
+    assert run.exit_status() == -9
+    until(lambda: not run.family(), "the end of workers and fork server", 5.0)
+    until(lambda: not list(run.temp.glob("pipeline-*")), "the end of the socket folder", 5.0)
+
+
+def test_the_launcher_is_killed_while_workers_start(launcher: Start) -> None:
+    run = launcher("tiny.yaml", *ENDLESS)
+    until(run.workers, "a worker")
+    run.process.kill()
+    assert run.exit_status() == -9
+    until(lambda: not run.family(), "the end of workers and fork server", 10.0)
+
+
+@pytest.mark.usefixtures("sockets_gone")
+def test_a_worker_raises(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("launch.local._work", processes.work_that_raises)
+    assert launch(tiny, tiny.parent / "run", stages=2) == 1
+    first, second, *others = capsys.readouterr().err.splitlines()
+    assert (
+        first == "error: stage 1 (blocks 1–3, cpu), block 2 failed at batch 3: ValueError: planted"
+    )
+    assert second == "Traceback (most recent call last):"
+    assert others[-2:] == ["ValueError: planted", "and its second line"]
+    assert any("in fails" in line for line in others)
+    assert no_workers_here()
+
+
+@pytest.mark.usefixtures("sockets_gone")
+def test_a_worker_ends_without_a_word(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("launch.local._work", processes.work_that_exits)
+    assert launch(tiny, tiny.parent / "run") == 1
+    assert capsys.readouterr().err == "error: stage 1 (block 1, cpu) ended with exit status 3\n"
+    assert no_workers_here()
+
+
+def no_workers_here() -> bool:
+    """Whether this process's fork server has no children left."""
+    children = psutil.Process().children(recursive=True)
+    servers = [child for child in children if "forkserver" in " ".join(child.cmdline())]
+    assert servers  # what runs in this process starts it, and keeps it
+    return not [child for server in servers for child in server.children()]
+
+
+# --- memory -------------------------------------------------------------------------------
+
+TEN_LAYERS = """\
+model: {name: vgg11b, feat_mult: 0.0625, hidden: 64, dropout: 0.1}
+loss: {name: predsim, dim_in_decoder: 128}
+schedule: {epochs: 1000000}
+data: {name: synthetic, train_images: 64, test_images: 32, batch_size: 32}
+"""
+
+
+def test_workers_share_their_memory(launcher: Start, tmp_path: Path) -> None:
+    (tmp_path / "ten.yaml").write_text(TEN_LAYERS, encoding="utf-8")
+    run = launcher("ten.yaml", "--run-dir", "run", "--stages", "10")
+    run.wait_for("run/metrics.jsonl", '"epoch": 1,')
+    workers = run.workers()
+    private = [worker.memory_full_info().uss for worker in workers]
+    resident = [worker.memory_info().rss for worker in workers]
+    run.process.terminate()
+    assert run.exit_status() == 130
+    assert len(private) == 10
+    assert max(private) < 100e6
+    assert min(resident) > max(private)  # torch is there, and shared
