@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks the run to end with a checkpoint, the second ends it."""
+"""Ctrl-C, SIGTERM, SIGHUP: the first asks the run to end with a checkpoint, the second ends it."""
 
 from __future__ import annotations
 
@@ -10,23 +10,29 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
+INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C; what clusters and `kill` send; what a closed terminal sends."""
+
+
 @contextmanager
 def interrupts_noted() -> Iterator[Callable[[], bool]]:
     """Yields a question: has an interruption been asked for?
 
-    A second signal raises KeyboardInterrupt, which unwinds through all that cleans up.
+    A second signal raises KeyboardInterrupt, which unwinds through all that cleans up; from then
+    on signals are ignored, so that nothing interrupts the cleaning.
     """
     asked: list[int] = []
 
     def note(number: int, frame: object) -> None:
         if asked:
+            for ignored in INTERRUPTIONS:
+                signal.signal(ignored, signal.SIG_IGN)
             raise KeyboardInterrupt
         asked.append(number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, note) for number in numbers]
+    before = [signal.signal(number, note) for number in INTERRUPTIONS]
     try:
         yield lambda: bool(asked)
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        for number, handler in zip(INTERRUPTIONS, before, strict=True):
             signal.signal(number, handler)

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING
 from launch.job import make_job
 from launch.rundir import RunDirectory
 from pipeline.checkpoint import StartState
-from pipeline.errors import ConfigError, InterruptedRunError, PipelineError, StageFailedError
+from pipeline.errors import (
+    ConfigError,
+    InterruptedRunError,
+    PipelineError,
+    StageFailedError,
+    one_line,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,10 +44,10 @@ def guarded(command: Callable[[], int]) -> int:
         return _complain(error.summary, FAILED, error.remote_traceback)
     except PipelineError as error:
         return _complain(str(error), FAILED)
-    except OSError as error:
-        return _complain(f"{type(error).__name__}: {error}", FAILED, traceback.format_exc())
     except KeyboardInterrupt:
         return _complain("interrupted; no checkpoint was written for it", INTERRUPTED)
+    except Exception as error:  # the process boundary: a full disk, no memory, a bug
+        return _complain(one_line(error), FAILED, traceback.format_exc())
 
 
 def _launch(options: Options) -> int:

@@ -8,10 +8,15 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 import signal
+import sys
+import tempfile
 from contextlib import contextmanager
-from multiprocessing import forkserver
+from multiprocessing import forkserver, util
 from time import monotonic
 from typing import TYPE_CHECKING
+
+from launch.interrupts import INTERRUPTIONS
+from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +24,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _LEAVE_S = 5.0  # a worker that has said bye gets so long to exit by itself
-_TERMINATE_S = 2.0
+_KILLED_S = 5.0
+_FORKSERVER_GONE = 255  # what multiprocessing says of all workers when it can't ask any more
+_LONGEST_FOLDER = 60  # the forkserver listens in it, and a socket path has at most 107 bytes
 
 
 class LocalWorkers:
@@ -37,18 +44,22 @@ class LocalWorkers:
         """Process ids, by stage."""
         return [process.pid for process in self._processes]
 
+    def add(self, process: ForkServerProcess) -> None:
+        """One more, of the next stage."""
+        self._processes.append(process)
+
     def leave(self) -> None:
         """Wait for workers that have said bye."""
         self._join(_LEAVE_S)
 
     def stop(self) -> None:
-        """End whatever still runs, a stopped (SIGSTOP) process included."""
-        for process in self._alive():
-            process.terminate()
-        self._join(_TERMINATE_S)
+        """End whatever still runs, a stopped (SIGSTOP) process included.
+
+        Killing is clean: workers leave nothing behind that the kernel does not free.
+        """
         for process in self._alive():
             process.kill()
-        self._join(_TERMINATE_S)
+        self._join(_KILLED_S)
 
     def _alive(self) -> list[ForkServerProcess]:
         return [process for process in self._processes if process.exitcode is None]
@@ -67,51 +78,78 @@ class LocalEngine:
         self._context.set_forkserver_preload(["launch.preload", "launch.local"])
 
     def warm_up(self) -> None:
-        """Start the forkserver; it imports torch while this process does other things."""
-        with _interrupts_ignored():
+        """Start the forkserver; it imports torch while this process does other things.
+
+        Raises:
+            ConfigError: on a system that has none.
+        """
+        if sys.platform != "linux":
+            raise ConfigError(f"workers need Linux, this is {sys.platform}; use --single")
+        with _signals_ignored(), _short_folder():
             forkserver.ensure_running()
 
     def start(self, stages: int, run: str, folder: Path, control_endpoint: str) -> LocalWorkers:
-        """One process per stage."""
+        """One process per stage; if one can't be started, none is left."""
         self.warm_up()
-        processes = [
-            self._context.Process(
-                target=_work,
-                args=(stage, run, str(folder), control_endpoint),
-                name=f"stage-{stage}",
-            )
-            for stage in range(stages)
-        ]
-        for process in processes:
-            process.start()
-        return LocalWorkers(processes)
+        folders = (str(folder), util.get_temp_dir())
+        workers = LocalWorkers([])
+        try:
+            for stage in range(stages):
+                process = self._context.Process(
+                    target=_work,
+                    args=(stage, run, folders, control_endpoint),
+                    name=f"stage-{stage}",
+                )
+                process.start()
+                workers.add(process)
+        except BaseException:
+            workers.stop()
+            raise
+        return workers
 
 
 @contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Ctrl-C reaches the whole terminal: only the launcher may act on it. A process started in
-    here ignores it from its first instruction on, and so do its children."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _signals_ignored() -> Iterator[None]:
+    """Signals reach the whole terminal or job: only the launcher may act on them. A process
+    started in here ignores them from its first instruction on, and so do its children."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in INTERRUPTIONS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _work(stage: int, run: str, folder: str, control_endpoint: str) -> None:
+@contextmanager
+def _short_folder() -> Iterator[None]:
+    """Have multiprocessing make its folder where socket paths stay short."""
+    before = tempfile.tempdir
+    if len(tempfile.gettempdir()) > _LONGEST_FOLDER:
+        tempfile.tempdir = "/tmp"
+    try:
+        util.get_temp_dir()
+        yield
+    finally:
+        tempfile.tempdir = before
+
+
+def _work(stage: int, run: str, folders: tuple[str, ...], control_endpoint: str) -> None:
     from pipeline.worker import run_worker  # torch: only the forkserver may pay for it
 
     def launcher_gone() -> bool:
         launcher = multiprocessing.parent_process()
         if launcher is None or launcher.is_alive():
             return False
-        shutil.rmtree(folder, ignore_errors=True)
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
         return True
 
     raise SystemExit(run_worker(stage, run, control_endpoint, launcher_gone))
 
 
 def _how(code: int) -> str:
+    if code == _FORKSERVER_GONE:
+        return "ended, or the forkserver that started it did"
     if code < 0:
         return f"was killed by {signal.Signals(-code).name}"
     return f"ended with exit status {code}"

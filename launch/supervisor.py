@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.coordinator import Coordinator
-from pipeline.transport import ZmqControlServer, ZmqSender, close_context, make_context
+from pipeline.transport import (
+    Context,
+    ZmqControlServer,
+    ZmqSender,
+    close_context,
+    make_context,
+)
 from pipeline.watch import Watch
 
 if TYPE_CHECKING:
@@ -34,10 +40,8 @@ def run_pipeline(run: Run, engine: Engine) -> None:
     watch = Watch(
         heartbeat_timeout_s=runtime.heartbeat_timeout_s, stall_timeout_s=runtime.stall_timeout_s
     )
-    with _socket_folder() as folder:
-        context = make_context()
+    with _socket_folder() as folder, _open_context() as context:
         control = ZmqControlServer(context, f"ipc://{folder}/control")
-        workers = engine.start(run.plan.n_stages, run.id, folder, f"ipc://{folder}/control")
 
         def connect(address: LinkAddress, cancelled: Callable[[], bool]) -> Sender:
             return ZmqSender(
@@ -52,12 +56,23 @@ def run_pipeline(run: Run, engine: Engine) -> None:
         def bind(stage: int) -> str:
             return f"ipc://{folder}/link-{stage}"
 
+        workers = engine.start(run.plan.n_stages, run.id, folder, f"ipc://{folder}/control")
+        coordinator = Coordinator(run, control, connect, bind, workers, watch)
         try:
-            Coordinator(run, control, connect, bind, workers, watch).run()
+            coordinator.run()
             workers.leave()
         finally:
             workers.stop()
-            close_context(context)
+            coordinator.close()
+
+
+@contextmanager
+def _open_context() -> Iterator[Context]:
+    context = make_context()
+    try:
+        yield context
+    finally:
+        close_context(context)
 
 
 @contextmanager

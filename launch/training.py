@@ -13,7 +13,7 @@ from launch.interrupts import interrupts_noted
 from launch.run_log import open_log
 from launch.view import open_view
 from pipeline.data import load_batches
-from pipeline.errors import InterruptedRunError, PipelineError
+from pipeline.errors import InterruptedRunError, one_line
 from pipeline.events import Note, RunStarted
 from pipeline.feed import Feed, course_of
 from pipeline.recorder import METRICS_FILE, Recorder
@@ -73,8 +73,8 @@ def train(
         except InterruptedRunError as error:
             log(Note(str(error)))
             raise
-        except PipelineError as error:
-            log(Note(f"failed: {error}"))
+        except Exception as error:
+            log(Note(f"failed: {one_line(error)}"))
             raise
 
 

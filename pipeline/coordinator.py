@@ -10,6 +10,7 @@ the main thread only ever asks the feed to end early.
 from __future__ import annotations
 
 import json
+import traceback
 from threading import Thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,9 +18,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pipeline.carriers import ArrayPayload
 from pipeline.config import config_tree
 from pipeline.errors import (
+    PipelineError,
     ProtocolError,
     StageFailedError,
     TimedOutError,
+    one_line,
 )
 from pipeline.events import Note, StageProgress, Waiting
 from pipeline.messages import (
@@ -51,6 +54,9 @@ if TYPE_CHECKING:
 _LOOK_S = 0.1
 _WAITING_EVERY_S = 2.0
 _LAST_WORDS_S = 1.0
+_FEED_ENDS_S = 5.0
+_ASLEEP_S = 2.0
+"""Not to have looked for so long means that this process was stopped, or very busy."""
 
 
 class Fleet(Protocol):
@@ -104,6 +110,7 @@ class Coordinator:
         self._speedometer: Speedometer | None = None
         self._feeding: FeedThread | None = None
         self._over = False
+        self._pumped_at = clock()
         self._handlers: dict[type, Callable[[Said, Any], None]] = {
             Hello: self._on_hello,
             Ready: self._on_ready,
@@ -121,18 +128,21 @@ class Coordinator:
 
         Raises:
             InterruptedRunError: after the checkpoint of an interruption.
-            StageFailedError: the first cause, with the worker's own traceback.
+            StageFailedError: the first cause, with its own traceback.
             PipelineError: where the feed fails or a wait ends.
         """
         try:
             self._assemble()
             self._train()
         finally:
-            self._over = True
-            if self._feeding:
-                self._feeding.join()
-        if self._run.feed.interrupted:
+            self._over = True  # the feed thread sends nothing from here on
+        if self._run.feed.cut_short:
             raise self._run.interruption()
+
+    def close(self) -> None:
+        """Wait for the feed thread, once the workers are gone; a disk that hangs can keep it."""
+        if self._feeding:
+            self._feeding.join(_FEED_ENDS_S)
 
     def _assemble(self) -> None:
         self._wait_for(Phase.READY)
@@ -142,7 +152,7 @@ class Coordinator:
         self._wait_for(Phase.RUNNING)
 
     def _train(self) -> None:
-        link = self._connect(self._addresses[0], lambda: self._over)
+        link = self._connect(self._addresses[0], self._is_over)
         self._run.recorder.start_clock()
         self._speedometer = Speedometer(self._run, self._clock())
         self._feeding = FeedThread(self._run, link)
@@ -150,6 +160,9 @@ class Coordinator:
         while any(stage.phase is not Phase.DONE for stage in self._stages):
             self._pump()
             self._run.heed_interruption()
+
+    def _is_over(self) -> bool:
+        return self._over
 
     def _wait_for(self, phase: Phase) -> None:
         began = told = self._clock()
@@ -176,7 +189,12 @@ class Coordinator:
         """Hear everything that has been said, then look for trouble.
 
         In this order: what was said while the coordinator was busy must not count as silence.
+        Nor must the time in which all processes were stopped (Ctrl-Z, a suspended cluster job).
         """
+        now = self._clock()
+        if now - self._pumped_at > _ASLEEP_S:
+            self._watch.skip(now - self._pumped_at)
+        self._pumped_at = now
         said = self._control.receive(_LOOK_S)
         while said:
             self._hear(said)
@@ -199,12 +217,19 @@ class Coordinator:
             if self._stages[stage].phase is not Phase.DONE:
                 self._hear_last_words(stage, how)
         if self._feeding and self._feeding.error:
-            raise self._feeding.error
-        feed_waits = self._feeding is not None and self._feeding.sending
-        problem = self._watch.problem(self._clock(), feed_waits=feed_waits)
+            self._raise_feed_error(self._feeding.error)
+        if self._feeding is None:
+            return  # start-up has a time-out of its own
+        problem = self._watch.problem(self._clock(), feed_waits=self._feeding.sending)
         if problem:
             stage, what = problem
             raise StageFailedError(f"{self._name(stage)} {what}")
+
+    def _raise_feed_error(self, error: Exception) -> None:
+        if isinstance(error, PipelineError):
+            raise error
+        text = "".join(traceback.format_exception(error))
+        raise StageFailedError(f"the feed failed: {one_line(error)}", text) from error
 
     def _hear_last_words(self, stage: int, how: str) -> None:
         """A worker that failed said why before it ended; one that was killed could not."""

@@ -103,6 +103,8 @@ class Feed:
     def __init__(self, course: Course, start: Position) -> None:
         self.course = course
         self.interrupted = False
+        self.cut_short = False
+        """Whether an interruption left out part of the course."""
         self._position = start
 
     def interrupt(self) -> None:
@@ -113,6 +115,7 @@ class Feed:
         """Yields each item once; an item counts as fed when the next is asked for."""
         for item in _items(self.course, self._position):
             if self.interrupted:
+                self.cut_short = True
                 step, reported = self._position.step, self._position.epoch_reported
                 yield Snapshot(step, self.course.epoch_of(step), reported)
                 break

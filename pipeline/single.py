@@ -85,7 +85,7 @@ class SingleTrainer:
                 looked = monotonic()
                 step = self._runners[-1].last_batch_id
                 speedometer.tell(step, looked, [_progress(runner) for runner in self._runners])
-        if run.feed.interrupted:
+        if run.feed.cut_short:
             raise run.interruption()
 
     def _pass_through(self, item: Item) -> None:
@@ -100,7 +100,10 @@ class SingleTrainer:
     def _handle(self, runner: StageRunner, item: Item, tensors: tuple[Tensor, ...]) -> None:
         try:
             runner.handle(item, tensors)
-        except PipelineError:
+        except (
+            PipelineError,
+            OSError,
+        ):  # an OSError is the recorder's: the disk's, not the stage's
             raise
         except Exception as error:  # told as a worker's would be
             block, batch = runner.stage.at_work, runner.last_batch_id + 1

@@ -2,7 +2,7 @@
 
 A link is a pair of DEALER sockets: the receiver binds, the sender connects and opens it, the
 receiver grants one credit per slot. Control is a ROUTER at the coordinator and a DEALER per
-stage. No call waits for ever. Sockets belong to the thread that made them.
+stage. No call waits for ever. A socket is used by one thread at a time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections import deque
 from contextlib import suppress
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import zmq
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from pipeline.inband import Item
     from pipeline.messages import Message
 
+Context: TypeAlias = zmq.Context[zmq.Socket[bytes]]
+
 LINGER_MS = 2000
 _LOOK_S = 0.2  # how often a waiting end looks whether it is still wanted
 
@@ -48,7 +50,7 @@ class ZmqSender:
 
     def __init__(
         self,
-        context: zmq.Context[zmq.Socket[bytes]],
+        context: Context,
         address: LinkAddress,
         run: str,
         *,
@@ -71,6 +73,8 @@ class ZmqSender:
         Raises:
             TimedOutError: where none came in time, or the wait was cancelled.
         """
+        if self._cancelled():
+            raise TimedOutError(f"{self._me} is told to stop sending to {self._peer}")
         specs = tuple(payload.spec for payload in payloads)
         if not payloads:
             self._socket.send(encode(Header(item)))
@@ -119,7 +123,7 @@ class ZmqReceiver:
 
     def __init__(
         self,
-        context: zmq.Context[zmq.Socket[bytes]],
+        context: Context,
         bind: str,
         run: str,
         *,
@@ -225,7 +229,7 @@ class ZmqControlClient:
 
     def __init__(
         self,
-        context: zmq.Context[zmq.Socket[bytes]],
+        context: Context,
         endpoint: str,
         stage: int,
         role: str = "stage",
@@ -260,7 +264,7 @@ class ZmqControlClient:
 class ZmqControlServer:
     """The coordinator's end of control."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], bind: str) -> None:
+    def __init__(self, context: Context, bind: str) -> None:
         self._socket = context.socket(zmq.ROUTER)
         self._socket.set_hwm(0)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -290,12 +294,12 @@ class ZmqControlServer:
         self._socket.close(linger=LINGER_MS)
 
 
-def make_context() -> zmq.Context[zmq.Socket[bytes]]:
+def make_context() -> Context:
     """The ZeroMQ context of this process."""
     return zmq.Context()
 
 
-def close_context(context: zmq.Context[zmq.Socket[bytes]]) -> None:
+def close_context(context: Context) -> None:
     """Close every socket, giving what was sent a moment to leave."""
     context.destroy(linger=LINGER_MS)
 
@@ -304,7 +308,7 @@ def _ms(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-def _dealer(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+def _dealer(context: Context) -> zmq.Socket[bytes]:
     socket = context.socket(zmq.DEALER)
     socket.set_hwm(0)  # credits bound what is in flight; high-water marks are approximate
     return socket

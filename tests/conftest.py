@@ -35,16 +35,15 @@ def torch_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     import torch
 
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    monkeypatch.setattr(cudnn, "benchmark", cudnn.benchmark)
-    monkeypatch.setattr(cudnn, "allow_tf32", cudnn.allow_tf32)
-    monkeypatch.setattr(matmul, "allow_tf32", matmul.allow_tf32)
     filling = torch.utils.deterministic
     monkeypatch.setattr(filling, "fill_uninitialized_memory", filling.fill_uninitialized_memory)
     mode, threads = torch.get_deterministic_debug_mode(), torch.get_num_threads()
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
     yield
     torch.set_deterministic_debug_mode(mode)
     torch.set_num_threads(threads)
+    cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,0 +1,417 @@
+"""A checkpoint exists if and only if its manifest does, and what is damaged is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import checkpoint as checkpoint_module
+from pipeline.checkpoint import (
+    FORMAT,
+    CheckpointStore,
+    complete_checkpoints,
+    newest_checkpoint,
+    open_checkpoint,
+    way_back,
+)
+from pipeline.errors import CheckpointError
+from pipeline.feed import Position
+from pipeline.records import Tally
+
+CONFIG = {"runtime": {"seed": 7}, "model": {"name": "mlp"}}
+FILES: dict[int, bytes | memoryview] = {0: b"first block", 1: memoryview(b"second"), 12: b"last"}
+TALLIES = (Tally(0, 64, 1.5, None), Tally(1, 64, 2.25, 3))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoints"
+
+
+def store_in(folder: Path, keep: int = 3) -> CheckpointStore:
+    return CheckpointStore(folder, CONFIG, keep)
+
+
+def write(folder: Path, step: int = 5, *, keep: int = 3, **changes: Any) -> Path:
+    given = {"epoch": 2, "epoch_reported": False, "files": FILES, "tallies": TALLIES}
+    return store_in(folder, keep).write(step=step, **{**given, **changes})
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in complete_checkpoints(folder)]
+
+
+# --- written and read ---------------------------------------------------------------------
+
+
+def test_what_is_written_is_read(folder: Path) -> None:
+    path = write(folder)
+    assert path == folder / "step-00000005"
+    assert sorted(file.name for file in path.iterdir()) == [
+        "block-00.safetensors",
+        "block-01.safetensors",
+        "block-12.safetensors",
+        "manifest.json",
+    ]
+    found = newest_checkpoint(folder)
+    assert found is not None
+    assert (found.path, found.step, found.epoch_reported) == (path, 5, False)
+    assert found.tallies == TALLIES
+    assert found.read() == {block: bytes(data) for block, data in FILES.items()}
+    start = found.start()
+    assert start.position == Position(5, epoch_reported=False)
+    assert (start.files, start.tallies) == (found.read(), TALLIES)
+
+
+def test_manifest_names_everything(folder: Path) -> None:
+    manifest = json.loads((write(folder) / "manifest.json").read_text())
+    assert manifest == {
+        "format": FORMAT,
+        "step": 5,
+        "epoch": 2,
+        "epoch_reported": False,
+        "seed": 7,
+        "blocks": [
+            {
+                "block": block,
+                "file": f"block-{block:02d}.safetensors",
+                "bytes": len(data),
+                "sha256": sha256(data).hexdigest(),
+            }
+            for block, data in FILES.items()
+        ],
+        "tallies": [
+            {"block": 0, "images": 64, "loss_sum": 1.5, "errors": None},
+            {"block": 1, "images": 64, "loss_sum": 2.25, "errors": 3},
+        ],
+        "config": CONFIG,
+    }
+
+
+def test_no_checkpoint(folder: Path) -> None:
+    assert newest_checkpoint(folder) is None
+    assert complete_checkpoints(folder) == []
+    folder.mkdir()
+    assert newest_checkpoint(folder) is None
+
+
+def test_newest_is_that_of_the_last_step(folder: Path) -> None:
+    for step in (99_999_999, 100_000_001, 5):
+        write(folder, step)
+    assert names(folder) == ["step-00000005", "step-99999999", "step-100000001"]
+    found = newest_checkpoint(folder)
+    assert found is not None
+    assert found.step == 100_000_001
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_only_the_newest_are_kept(folder: Path, keep: int) -> None:
+    for step in range(1, 6):
+        write(folder, step, keep=keep)
+    assert names(folder) == [f"step-{step:08d}" for step in range(6 - keep, 6)]
+    assert sorted(path.name for path in folder.iterdir()) == names(folder)
+
+
+def test_what_is_no_checkpoint_is_neither_counted_nor_dropped(folder: Path) -> None:
+    write(folder, 1)
+    for name in ("damaged-step-00000009", ".writing-step-00000008", "step-1", "notes"):
+        (folder / name).mkdir()
+        (folder / name / "manifest.json").write_text("{}")
+    (folder / "step-00000007").mkdir()  # no manifest
+    (folder / "step-00000006").write_text("a file")
+    assert names(folder) == ["step-00000001"]
+    write(folder, 2, keep=1)
+    assert names(folder) == ["step-00000002"]
+    assert (folder / "damaged-step-00000009" / "manifest.json").exists()
+
+
+# --- the same step again ------------------------------------------------------------------
+
+
+def test_same_blocks_only_replace_the_manifest(folder: Path) -> None:
+    path = write(folder)
+    before = {file.name: file.stat().st_ino for file in path.iterdir()}
+    write(folder, epoch_reported=True)
+    after = {file.name: file.stat().st_ino for file in path.iterdir()}
+    assert before.pop("manifest.json") != after.pop("manifest.json")
+    assert before == after
+    assert open_checkpoint(path).epoch_reported
+    assert [entry.name for entry in folder.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("files", [{0: b"other"}, {**FILES, 1: b"other"}, {**FILES, 13: b"more"}])
+def test_other_blocks_replace_the_whole(folder: Path, files: dict[int, bytes]) -> None:
+    path = write(folder)
+    write(folder, files=files)
+    assert open_checkpoint(path).read() == {block: bytes(data) for block, data in files.items()}
+    assert len(list(path.iterdir())) == len(files) + 1
+    assert [entry.name for entry in folder.iterdir()] == [path.name]
+
+
+def test_a_damaged_one_is_replaced(folder: Path) -> None:
+    path = write(folder)
+    (path / "manifest.json").write_text("{")
+    write(folder)
+    assert open_checkpoint(path).read()
+    (path / "manifest.json").unlink()
+    write(folder)
+    assert open_checkpoint(path).read()
+
+
+# --- interrupted --------------------------------------------------------------------------
+
+
+class PowerCut(Exception):
+    """The process ends here."""
+
+
+class Fuse:
+    """Counts what touches the disk, and cuts the power at the k-th time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, blow_at: int | None) -> None:
+        self.done = 0
+        self._blow_at = blow_at
+        for owner, name in (
+            (os, "fsync"),
+            (os, "mkdir"),
+            (Path, "open"),
+            (Path, "rename"),
+            (Path, "replace"),
+            (Path, "unlink"),
+            (checkpoint_module.shutil, "rmtree"),
+        ):
+            monkeypatch.setattr(owner, name, self._watched(getattr(owner, name)))
+
+    def _watched(self, call: Any) -> Any:
+        def watched(*given: Any, **named: Any) -> Any:
+            if self.done == self._blow_at:
+                raise PowerCut
+            self.done += 1
+            return call(*given, **named)
+
+        return watched
+
+
+def written_until(monkeypatch: pytest.MonkeyPatch, blow_at: int | None, *given: Any) -> int:
+    """Write, with the power cut at operation `blow_at`; how many operations were done."""
+    with monkeypatch.context() as patch:
+        fuse = Fuse(patch, blow_at)
+        try:
+            write(*given, keep=2, files={0: b"new", 1: b"newer"})
+        except PowerCut:
+            assert fuse.done == blow_at
+        return fuse.done
+
+
+@pytest.fixture
+def operations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many operations an undisturbed write takes, with one old checkpoint to drop."""
+    folder = tmp_path / "counted"
+    for step in (1, 2):
+        write(folder, step)
+    return written_until(monkeypatch, None, folder, 3)
+
+
+def test_power_cut_at_every_operation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operations: int
+) -> None:
+    assert operations > 10
+    appeared = []
+    for blow_at in range(operations + 1):
+        folder = tmp_path / str(blow_at)
+        for step in (1, 2):
+            write(folder, step)
+        done = written_until(monkeypatch, blow_at, folder, 3)
+        assert done == blow_at
+        found = names(folder)
+        for name in found:  # whatever exists is whole
+            assert open_checkpoint(folder / name).read()
+        assert found[-1] in ("step-00000002", "step-00000003")
+        assert "step-00000002" in found
+        appeared.append("step-00000003" in found)
+        # and what is left over is in nobody's way
+        write(folder, 3, keep=2, files={0: b"new", 1: b"newer"})
+        assert names(folder) == ["step-00000002", "step-00000003"]
+        assert open_checkpoint(folder / "step-00000003").read() == {0: b"new", 1: b"newer"}
+    assert appeared == sorted(appeared)
+    assert not appeared[0]
+    assert appeared[-1]
+
+
+def test_power_cut_while_the_same_step_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same blocks there is no moment at which neither exists."""
+    count = tmp_path / "counted"
+    write(count, 3, files={0: b"new", 1: b"newer"})
+    operations = written_until(monkeypatch, None, count, 3)
+    for blow_at in range(operations):
+        folder = tmp_path / str(blow_at)
+        write(folder, 3, files={0: b"new", 1: b"newer"})
+        written_until(monkeypatch, blow_at, folder, 3)
+        assert names(folder) == ["step-00000003"]
+        assert open_checkpoint(folder / "step-00000003").read() == {0: b"new", 1: b"newer"}
+
+
+def test_the_manifest_is_written_last_and_everything_synced(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    write(folder)
+    blocks = [f"block-{block:02d}.safetensors" for block in FILES]
+    assert synced[:4] == [*blocks, "manifest.json"]
+    assert synced[-1] == "checkpoints"
+
+
+def test_full_disk_leaves_earlier_checkpoints(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder, 1)
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(folder, 2)
+    assert names(folder) == ["step-00000001"]
+
+
+# --- damaged ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", FILES)
+def test_flipped_byte_truncated_and_missing_file_are_named(folder: Path, block: int) -> None:
+    path = write(folder)
+    file = path / f"block-{block:02d}.safetensors"
+    data = file.read_bytes()
+    flipped = bytes([data[0], data[1] ^ 1, *data[2:]])
+    for damaged in (flipped, data[:-1], data + b"\0", b""):
+        file.write_bytes(damaged)
+        with pytest.raises(CheckpointError) as caught:
+            open_checkpoint(path).read()
+        assert str(caught.value) == f"{file}: is damaged: its SHA-256 is not the manifest's"
+    file.unlink()
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(path).start()
+    assert str(caught.value) == f"{file}: can't be read: No such file or directory"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "3",
+        '"text"',
+        "{}",
+        "\udcff",
+        '{"step": 1}',
+        "Infinity",
+    ],
+)
+def test_damaged_manifest_is_named(folder: Path, text: str) -> None:
+    path = write(folder)
+    (path / "manifest.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    for look in (lambda: open_checkpoint(path), lambda: newest_checkpoint(folder)):
+        with pytest.raises(CheckpointError) as caught:
+            look()
+        assert str(caught.value).startswith(f"{path / 'manifest.json'}: is damaged: ")
+
+
+@pytest.mark.parametrize("key", ["step", "epoch_reported", "blocks", "tallies", "config"])
+def test_manifest_without_a_key(folder: Path, key: str) -> None:
+    with pytest.raises(CheckpointError, match=f"manifest.json: is damaged: KeyError\\('{key}'\\)"):
+        open_checkpoint(_edited(write(folder), key))
+
+
+def test_manifest_of_another_format(folder: Path) -> None:
+    for found in (99, None, "1"):
+        with pytest.raises(CheckpointError) as caught:
+            open_checkpoint(_edited(write(folder), format=found))
+        assert f"manifest.json: format {found}, this version reads {FORMAT}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": None},
+        {"step": "many"},
+        {"step": float("inf")},
+        {"blocks": 3},
+        {"blocks": [3]},
+        {"blocks": [{}]},
+        {"blocks": [{"block": "../../etc/passwd", "sha256": ""}]},
+        {"tallies": [{}]},
+        {"tallies": [{"block": 0, "images": 1, "loss_sum": 1, "errors": 0, "more": 1}]},
+        {"tallies": None},
+    ],
+)
+def test_manifest_with_odd_values(folder: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match=r"manifest\.json: is damaged: "):
+        open_checkpoint(_edited(write(folder), **changes))
+
+
+def _edited(path: Path, removed: str | None = None, **changes: Any) -> Path:
+    manifest = {**json.loads((path / "manifest.json").read_text()), **changes}
+    manifest.pop(removed or "", None)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    return path
+
+
+def test_names_of_files_are_never_taken_from_the_manifest(folder: Path, tmp_path: Path) -> None:
+    path = write(folder)
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"secret")
+    entry = {
+        "block": 0,
+        "file": "../../secret",
+        "sha256": sha256(b"secret").hexdigest(),
+        "bytes": 6,
+    }
+    with pytest.raises(CheckpointError, match=r"block-00\.safetensors: is damaged"):
+        open_checkpoint(_edited(path, blocks=[entry])).read()
+    right = {**entry, "sha256": sha256(b"first block").hexdigest()}
+    assert open_checkpoint(_edited(path, blocks=[right])).read() == {0: b"first block"}
+
+
+# --- what a person can do -----------------------------------------------------------------
+
+
+def test_way_back_without_an_earlier_checkpoint(folder: Path) -> None:
+    path = write(folder, 5)
+    write(folder, 9)
+    assert way_back(folder, path) == "there is no earlier checkpoint in this run directory"
+
+
+def test_way_back_is_a_command_that_works(tmp_path: Path) -> None:
+    folder = tmp_path / "my run" / "checkpoints"
+    for step in (3, 5, 9):
+        write(folder, step)
+    damaged = folder / "step-00000009"
+    said = way_back(folder, damaged)
+    command = shlex.join(["mv", str(damaged), str(folder / "damaged-step-00000009")])
+    assert said == (
+        "the previous complete checkpoint is step-00000005: to go on from it, "
+        f"set the damaged one aside ({command}) and repeat the command"
+    )
+    _, source, target = shlex.split(command)
+    Path(source).rename(target)
+    found = newest_checkpoint(folder)
+    assert found is not None
+    assert found.step == 5

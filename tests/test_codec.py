@@ -1,0 +1,400 @@
+"""Messages survive the wire; whatever is malformed is a ProtocolError and nothing else."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import inband
+from pipeline.codec import MAX_HEADER_BYTES, decode, encode
+from pipeline.errors import ProtocolError
+from pipeline.messages import (
+    ITEM_BYTES,
+    MAX_DIMENSIONS,
+    Bye,
+    Connect,
+    Connected,
+    Credit,
+    Failure,
+    Header,
+    Heartbeat,
+    Hello,
+    LinkAddress,
+    Message,
+    OpenLink,
+    ProgressNow,
+    Ready,
+    Report,
+    RingHandle,
+    Setup,
+    State,
+    TensorSpec,
+)
+from pipeline.records import PassReport, Tally, Usage
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# --- every message that can be built ------------------------------------------------------
+
+numbers = st.integers(-(2**63), 2**64 - 1)
+counts = st.integers(0, 2**40)
+reals = st.floats(allow_nan=False)
+texts = st.text(max_size=20)
+tallies = st.lists(st.builds(Tally, counts, counts, reals, st.none() | counts), max_size=3).map(
+    tuple
+)
+blocks = st.lists(counts, max_size=3).map(tuple)
+tensors = st.builds(
+    TensorSpec,
+    st.sampled_from(sorted(ITEM_BYTES)),
+    st.lists(st.integers(0, 9), max_size=MAX_DIMENSIONS).map(tuple),
+)
+batches = st.builds(inband.TrainBatch, counts, counts, reals) | st.builds(
+    inband.EvaluationBatch, counts, counts
+)
+markers = (
+    st.builds(inband.StartEvaluation, counts)
+    | st.builds(inband.EndEvaluation, counts)
+    | st.builds(inband.EndEpoch, counts)
+    | st.builds(inband.Snapshot, counts, counts, st.booleans())
+    | st.just(inband.Stop())
+)
+headers = st.builds(Header, markers) | st.builds(
+    Header,
+    batches,
+    st.lists(tensors, min_size=1, max_size=3).map(tuple),
+    counts,
+    st.booleans(),
+)
+rings = st.builds(RingHandle, texts, *[numbers] * 5)
+addresses = st.builds(LinkAddress, texts, st.none() | rings)
+usages = st.builds(Usage, reals, reals, counts)
+messages: st.SearchStrategy[Any] = st.one_of(
+    headers,
+    st.builds(OpenLink, texts, numbers),
+    st.builds(Credit, numbers),
+    st.builds(Hello, texts, numbers, numbers),
+    st.builds(
+        Setup,
+        config=texts,
+        blocks=blocks,
+        device=texts,
+        bind=texts,
+        resumed=st.booleans(),
+        last_batch_id=numbers,
+        epoch=numbers,
+        tallies=tallies,
+        max_in_flight=numbers,
+        progress_interval_s=reals,
+    ),
+    st.builds(Ready, addresses),
+    st.builds(Connect, st.none() | addresses),
+    st.builds(Connected, texts),
+    st.builds(Report, st.builds(PassReport, counts, counts, st.booleans(), tallies, usages)),
+    st.builds(State, numbers, numbers, st.booleans(), blocks, tallies),
+    st.builds(ProgressNow, numbers, reals, numbers, tallies),
+    st.builds(Heartbeat, numbers, numbers, texts, reals),
+    st.builds(Failure, texts, st.none() | numbers, numbers, texts),
+    st.just(Bye()),
+)
+
+EXAMPLES: list[Any] = [
+    Header(inband.Stop()),
+    Header(
+        inband.TrainBatch(3, 1, 5e-4),
+        (TensorSpec("float32", (2, 3)), TensorSpec("int64", (2,))),
+        slot=1,
+    ),
+    OpenLink("run", 1),
+    Credit(0),
+    Hello("run", 1, 77),
+    Setup("{}", (0, 1), "cpu", "ipc://x", True, 5, 1, (Tally(0, 9, 1.5, None),), 2, 0.5),
+    Ready(LinkAddress("ipc://x", RingHandle("host", 1, 2, 3, 4, 5))),
+    Connect(None),
+    Connected("frames"),
+    Report(PassReport(0, 1, True, (Tally(0, 9, 1.5, 3),), Usage(1.0, 0.5, 7))),
+    State(1, 1, True, (0,), ()),
+    ProgressNow(1, 0.5, 0, ()),
+    Heartbeat(1, 1, "working", 0.5),
+    Failure("broken", None, 1, "Traceback"),
+    Bye(),
+]
+
+
+@given(messages)
+def test_round_trip(message: Message) -> None:
+    assert decode(encode(message)) == message
+    assert decode(memoryview(encode(message))) == message
+
+
+def test_every_kind_of_message_is_tried() -> None:
+    assert {type(message) for message in EXAMPLES} == set(get_args(Message))
+
+
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
+def test_types_survive(message: Any) -> None:
+    again: Any = decode(encode(message))
+    assert again == message
+    assert repr(again) == repr(message)  # 1 == 1.0 == True, but they are printed differently
+
+
+def test_a_whole_number_is_a_float_where_one_is_wanted() -> None:
+    again: Any = decode(encode(Heartbeat(1, 1, "working", 2)))
+    assert repr(again) == "Heartbeat(handled=1, batch_id=1, phase='working', cpu_s=2.0)"
+
+
+def test_no_number_and_infinity_travel() -> None:
+    again: Any = decode(encode(ProgressNow(1, float("nan"), 0, (Tally(0, 1, float("inf"), None),))))
+    assert again.busy != again.busy
+    assert again.tallies[0].loss_sum == float("inf")
+
+
+# --- malformed ----------------------------------------------------------------------------
+
+
+def refused(data: bytes) -> str:
+    """The complaint, which is short whatever came."""
+    with pytest.raises(ProtocolError) as caught:
+        decode(data)
+    assert len(str(caught.value)) < 500
+    return str(caught.value)
+
+
+def outcome(data: bytes) -> Message | ProtocolError:
+    """A message, or the complaint: nothing else may come of any bytes."""
+    try:
+        return decode(data)
+    except ProtocolError as error:
+        return error
+
+
+def decodes_or_is_refused(data: bytes) -> None:
+    found = outcome(data)
+    assert isinstance(found, (ProtocolError, *get_args(Message)))
+    assert isinstance(found, get_args(Message)) or len(str(found)) < 500
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes(data: bytes) -> None:
+    decodes_or_is_refused(data)
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | numbers | st.floats() | st.text(max_size=9) | st.binary(max_size=9),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=12,
+)
+
+
+@given(plain)
+def test_random_values(value: Any) -> None:
+    refused(msgpack.packb(value))
+
+
+@given(message=messages, end=st.floats(0, 1, exclude_max=True))
+def test_truncated_messages(message: Message, end: float) -> None:
+    data = encode(message)
+    refused(data[: int(end * len(data))])
+
+
+@given(message=messages, tail=st.binary(min_size=1, max_size=9))
+def test_messages_with_a_tail(message: Message, tail: bytes) -> None:
+    refused(encode(message) + tail)
+
+
+@given(message=messages, place=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255))
+def test_changed_bytes(message: Message, place: float, byte: int) -> None:
+    data = bytearray(encode(message))
+    data[int(place * len(data))] = byte
+    decodes_or_is_refused(bytes(data))
+
+
+def as_tree(value: Any) -> Any:
+    if is_dataclass(value):
+        named = {field.name: as_tree(getattr(value, field.name)) for field in fields(value)}
+        return {"type": type(value).__name__, **named}
+    return [as_tree(item) for item in value] if isinstance(value, tuple) else value
+
+
+def places(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where in a tree a value can be replaced."""
+    inner = tree.items() if isinstance(tree, dict) else ()
+    inner = enumerate(tree) if isinstance(tree, list) else inner
+    return [path, *(place for key, value in inner for place in places(value, (*path, key)))]
+
+
+def replaced(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
+    if not path:
+        return value
+    copy = dict(tree) if isinstance(tree, dict) else list(tree)
+    copy[path[0]] = replaced(tree[path[0]], path[1:], value)
+    return copy
+
+
+def at(tree: Any, path: tuple[Any, ...]) -> Any:
+    return at(tree[path[0]], path[1:]) if path else tree
+
+
+WRONG = [None, True, -1, 1.5, "text", b"bytes", [], {}, [None], {"type": "Bye"}, {"type": "Tally"}]
+
+
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
+def test_every_field_with_every_wrong_type(message: Message) -> None:
+    tree = as_tree(message)
+    assert msgpack.packb(tree) == encode(message)
+    for path in places(tree):
+        for value in WRONG:
+            there = at(tree, path)
+            if type(value) is type(there) or (isinstance(there, float) and value == -1):
+                continue
+            data = msgpack.packb(replaced(tree, path, value))
+            found = outcome(data)
+            # where it is taken, the field may be None, or one of several things
+            assert isinstance(found, ProtocolError) or encode(found) == data
+            assert len(str(found)) < 500
+
+
+def test_wrong_type_is_named_with_message_and_field() -> None:
+    tree = {**as_tree(Credit(0)), "slot": "first"}
+    assert refused(msgpack.packb(tree)) == "Credit.slot: 'first' is not a <class 'int'>"
+    tree = {**as_tree(Credit(0)), "slot": True}
+    assert refused(msgpack.packb(tree)) == "Credit.slot: True is not a <class 'int'>"
+    tree = {**as_tree(Header(inband.Stop())), "item": as_tree(Bye())}
+    assert refused(msgpack.packb(tree)).startswith("Header.item: dict is not a ")
+
+
+def test_missing_and_unknown_fields_are_named() -> None:
+    tree = as_tree(Hello("run", 1, 5))
+    missing = {key: value for key, value in tree.items() if key != "pid"}
+    assert refused(msgpack.packb(missing)) == "Hello: missing or unknown fields ['pid']"
+    assert refused(msgpack.packb({**tree, "uid": 0})) == "Hello: missing or unknown fields ['uid']"
+    many = {**tree, **{f"{number}" * 100: 0 for number in range(100)}}
+    assert refused(msgpack.packb(many)).startswith("Hello: missing or unknown fields ['0000")
+
+
+@pytest.mark.parametrize("name", ["Message", "object", "Path", "system", "", "x" * 10_000])
+def test_unknown_classes(name: str) -> None:
+    assert refused(msgpack.packb({"type": name})).startswith("unknown message type '")
+
+
+@pytest.mark.parametrize(
+    "part", [inband.Stop(), Tally(0, 1, 1.0, None), TensorSpec("uint8", (1,)), Usage(1.0, 1.0, 1)]
+)
+def test_parts_of_messages_are_no_messages(part: Any) -> None:
+    said = refused(msgpack.packb(as_tree(part)))
+    assert said == f"{type(part).__name__} is no message of its own"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        msgpack.packb({**as_tree(Credit(0)), "slot": msgpack.ExtType(5, b"x")}),
+        msgpack.packb({**as_tree(Credit(0)), "slot": msgpack.Timestamp(1)}),
+        msgpack.packb({1: 2}),
+        b"\xc1",
+        b"\xd6\xff\x00\x00\x00\x00",  # a time
+        b"\xc7\x05\xff12345",  # a time of a wrong length
+        b"\x82\xa4type\xa6Credit\xa4slot\xa1\xff",  # text that is not UTF-8
+        b"\x82\xa4type\xa6Credit\xa4type\xa6Credit",
+        b"\xdf\xff\xff\xff\xff",  # a map of 4 thousand million entries
+        b"\xdd\xff\xff\xff\xff",  # a list of as many
+        b"\xc6\xff\xff\xff\xff",  # bytes
+    ],
+    ids=range(11),
+)
+def test_odd_msgpack(data: bytes) -> None:
+    refused(data)
+
+
+@pytest.mark.parametrize("depth", [100, 900, 1020, 5000])
+def test_deep_nesting(depth: int) -> None:
+    deep = b"\x91" * depth + b"\x01"
+    refused(deep)
+    refused(b"\x82\xa4type\xa6Credit\xa4slot" + deep)
+
+
+def test_oversized_headers_are_not_read() -> None:
+    largest = encode(Failure("x" * (MAX_HEADER_BYTES - 100), None, 0, ""))
+    assert decode(largest)
+    data = encode(Failure("x" * MAX_HEADER_BYTES, None, 0, ""))
+    assert refused(data) == f"header of {len(data)} bytes: at most {MAX_HEADER_BYTES} are read"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "says"),
+    [
+        ("float16", (1,), "tensor type 'float16' is none of uint8, "),
+        ("x" * 10_000, (1,), "tensor type 'xxx"),
+        ("uint8", (-1,), "tensor shape (-1,) is not one"),
+        ("uint8", (1,) * 9, "tensor shape (1, 1, 1, 1, 1, 1, 1, 1, 1) is not one"),
+        ("uint8", (1,) * 100_000, "tensor shape (1, "),
+        ("uint8", (2**63, 2**63), "bytes: at most 68719476736 travel"),
+        ("int64", (2**34,), "tensor of 137438953472 bytes"),
+    ],
+)
+def test_absurd_tensors(dtype: str, shape: tuple[int, ...], says: str) -> None:
+    spec = {"type": "TensorSpec", "dtype": dtype, "shape": list(shape)}
+    tree = as_tree(Header(inband.TrainBatch(1, 1, 1.0), (TensorSpec("uint8", (1,)),), 0))
+    assert says in refused(msgpack.packb({**tree, "tensors": [spec]}))
+
+
+def test_headers_refuse_to_be_built_wrong() -> None:
+    batch, spec = inband.TrainBatch(1, 1, 1.0), TensorSpec("uint8", (1,))
+    right = Header(batch, (spec,), slot=0)
+    for wrong in (
+        lambda: replace(right, tensors=()),
+        lambda: replace(right, slot=None),
+        lambda: Header(batch),
+        lambda: Header(inband.EvaluationBatch(1, 1)),
+        lambda: Header(inband.Stop(), (spec,)),
+        lambda: Header(inband.Stop(), (), slot=0),
+    ):
+        with pytest.raises(ProtocolError, match="a batch has tensors and a slot"):
+            wrong()
+
+
+# --- no pickle ----------------------------------------------------------------------------
+
+EXECUTES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
+SOURCES = [*(REPOSITORY / "pipeline").glob("*.py"), *(REPOSITORY / "launch").glob("*.py")]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_nothing_is_executed_that_came_from_a_socket_or_a_file(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    called = {
+        node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+    }
+    imported = {
+        name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+        )
+    }
+    assert not imported & EXECUTES
+    assert not called & {"eval", "exec", "compile_command", "send_pyobj", "recv_pyobj"}
+    torch_files = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and node.attr in ("load", "save")
+        and getattr(node.value, "id", "") in ("torch", "numpy", "np")
+    ]
+    assert not torch_files
+
+
+def test_sources_are_found() -> None:
+    assert {"codec.py", "transport.py", "local.py"} <= {path.name for path in SOURCES}

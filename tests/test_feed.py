@@ -1,0 +1,273 @@
+"""The order of everything that travels: the drawings, and every place to stop and go on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pipeline.config import build_config
+from pipeline.feed import Course, Feed, Position, course_of
+from pipeline.inband import (
+    EndEpoch,
+    EndEvaluation,
+    EvaluationBatch,
+    Snapshot,
+    StartEvaluation,
+    Stop,
+    TrainBatch,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pipeline.inband import Item
+
+DRAWN = Course(epochs=2, steps_per_epoch=3, evaluation_batches=2, lr=1.0)
+
+
+def drawing(items: Iterable[Item]) -> str:
+    """As in feed.py's docstring, without its bars."""
+    return " ".join(map(_sign, items))
+
+
+def _sign(item: Item) -> str:
+    match item:
+        case TrainBatch():
+            return f"t{item.batch_id}"
+        case EvaluationBatch():
+            return f"e{item.batch_id}"
+        case StartEvaluation():
+            return "("
+        case EndEvaluation():
+            return ")"
+        case EndEpoch():
+            return f"E{item.epoch}"
+        case Snapshot():
+            return f"S{item.step}"
+        case Stop():
+            return "Stop"
+
+
+def feed(course: Course, start: Position | None = None) -> Feed:
+    return Feed(course, start or Position())
+
+
+def drawn(text: str) -> str:
+    """A drawing as the docstring spaces it, as `drawing` does."""
+    return " ".join(text.replace("(", "( ").replace(")", " )").replace("|", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "t1 t2 t3 E1 (e1 e2) S3 | t4 t5 t6 E2 (e1 e2) S6 | Stop"),
+        (
+            {"checkpoint_every_steps": 2},
+            "t1 t2 S2 t3 E1 (e1 e2) | t4 S4 t5 t6 E2 (e1 e2) S6 | Stop",
+        ),
+        (
+            {"checkpoint_every_steps": 3},
+            "t1 t2 t3 E1 (e1 e2) S3 | t4 t5 t6 E2 (e1 e2) S6 | Stop",
+        ),
+        # one is always written last
+        ({"checkpoint_every_steps": 100}, "t1 t2 t3 E1 (e1 e2) | t4 t5 t6 E2 (e1 e2) S6 | Stop"),
+        ({"checkpoint_every_steps": 4}, "t1 t2 t3 E1 (e1 e2) | t4 S4 t5 t6 E2 (e1 e2) S6 | Stop"),
+        ({"eval_before_training": True, "epochs": 1}, "(e1 e2) | t1 t2 t3 E1 (e1 e2) S3 | Stop"),
+        ({"eval_every_epochs": 0}, "t1 t2 t3 E1 S3 | t4 t5 t6 E2 S6 | Stop"),
+        (
+            {"eval_every_epochs": 0, "eval_before_training": True, "epochs": 1},
+            "(e1 e2) | t1 t2 t3 E1 S3 | Stop",
+        ),
+        # the last epoch is always tested
+        ({"eval_every_epochs": 5}, "t1 t2 t3 E1 S3 | t4 t5 t6 E2 (e1 e2) S6 | Stop"),
+        (
+            {"eval_every_epochs": 2, "epochs": 3, "steps_per_epoch": 1},
+            "t1 E1 S1 | t2 E2 (e1 e2) S2 | t3 E3 (e1 e2) S3 | Stop",
+        ),
+        ({"last_step": 4}, "t1 t2 t3 E1 (e1 e2) S3 | t4 Stop"),
+        ({"last_step": 99}, "t1 t2 t3 E1 (e1 e2) S3 | t4 t5 t6 E2 (e1 e2) S6 | Stop"),
+    ],
+)
+def test_drawings(changes: dict[str, int], expected: str) -> None:
+    assert drawing(feed(replace(DRAWN, **changes))) == drawn(expected)
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [
+        (Position(2, epoch_reported=False), "t3 E1 (e1 e2) S3 | t4 t5 t6 E2 (e1 e2) S6 | Stop"),
+        (Position(3, epoch_reported=True), "t4 t5 t6 E2 (e1 e2) S6 | Stop"),
+        (Position(3, epoch_reported=False), "E1 (e1 e2) S3 | t4 t5 t6 E2 (e1 e2) S6 | Stop"),
+        (Position(6, epoch_reported=False), "E2 (e1 e2) S6 | Stop"),
+        (Position(6, epoch_reported=True), "Stop"),
+    ],
+)
+def test_drawings_of_resumed_runs(start: Position, expected: str) -> None:
+    assert drawing(feed(DRAWN, start)) == drawn(expected)
+
+
+def test_items_know_their_epoch() -> None:
+    items = list(feed(replace(DRAWN, eval_before_training=True)))
+    epochs = [(drawing([item]), item.epoch) for item in items if not isinstance(item, Stop)]
+    first = [("(", 0), ("e1", 0), ("e2", 0), (")", 0), ("t1", 1), ("t2", 1), ("t3", 1)]
+    assert epochs[:7] == first
+    assert epochs[7:13] == [("E1", 1), ("(", 1), ("e1", 1), ("e2", 1), (")", 1), ("S3", 1)]
+    assert epochs[13] == ("t4", 2)
+
+
+def test_snapshots_say_whether_the_epoch_was_reported() -> None:
+    course = replace(DRAWN, checkpoint_every_steps=1)
+    snapshots = [item for item in feed(course) if isinstance(item, Snapshot)]
+    assert [(s.step, s.epoch, s.epoch_reported) for s in snapshots] == [
+        (1, 1, False),
+        (2, 1, False),
+        (3, 1, True),
+        (4, 2, False),
+        (5, 2, False),
+        (6, 2, True),
+    ]
+
+
+# --- learning rate ------------------------------------------------------------------------
+
+
+def test_milestones_take_effect_after_their_epoch() -> None:
+    course = Course(8, 1, 1, lr=0.8, milestones=(2, 5, 6), factor=0.5)
+    rates = [item.lr for item in feed(course) if isinstance(item, TrainBatch)]
+    assert rates == [0.8, 0.8, 0.4, 0.4, 0.4, 0.2, 0.1, 0.1]
+
+
+def test_every_batch_of_an_epoch_has_its_rate() -> None:
+    course = replace(DRAWN, milestones=(1,), factor=0.25)
+    rates = [(item.epoch, item.lr) for item in feed(course) if isinstance(item, TrainBatch)]
+    assert rates == [(1, 1.0)] * 3 + [(2, 0.25)] * 3
+
+
+def test_course_of_a_config() -> None:
+    tree = {
+        "model": {"name": "mlp"},
+        "loss": {"name": "pred"},
+        "data": {"name": "digits"},
+        "optimizer": {"lr": 0.5},
+        "schedule": {"epochs": 7, "milestones": [3, 5], "factor": 0.1},
+        "runtime": {
+            "eval_every_epochs": 2,
+            "eval_before_training": True,
+            "checkpoint_every_steps": 9,
+        },
+    }
+    assert course_of(build_config(tree, "test"), 11, 4) == Course(
+        7, 11, 4, 0.5, (3, 5), 0.1, 2, eval_before_training=True, checkpoint_every_steps=9
+    )
+
+
+@pytest.mark.parametrize(("step", "epoch"), [(0, 0), (1, 1), (3, 1), (4, 2), (6, 2)])
+def test_epoch_of_a_step(step: int, epoch: int) -> None:
+    assert DRAWN.epoch_of(step) == epoch
+
+
+# --- interrupted anywhere -----------------------------------------------------------------
+
+COURSES = [
+    DRAWN,
+    replace(DRAWN, eval_before_training=True, milestones=(1,)),
+    replace(DRAWN, eval_every_epochs=0),
+    replace(DRAWN, eval_every_epochs=2, epochs=3),
+    replace(DRAWN, checkpoint_every_steps=2),
+    replace(DRAWN, checkpoint_every_steps=1, evaluation_batches=1),
+    replace(DRAWN, steps_per_epoch=1, eval_before_training=True),
+]
+
+
+def interrupted_after(course: Course, start: Position, n: int) -> list[Item]:
+    """The items of a run that is interrupted once `n` have been fed."""
+    fed, items = feed(course, start), []
+    if n == 0:
+        fed.interrupt()
+    for item in fed:
+        items.append(item)
+        if len(items) == n:
+            fed.interrupt()
+    return items
+
+
+def position_of(snapshot: Item) -> Position:
+    """Where a run resumes that kept `snapshot`."""
+    assert isinstance(snapshot, Snapshot)
+    return Position(snapshot.step, snapshot.epoch_reported)
+
+
+def trained(items: Iterable[Item]) -> list[TrainBatch]:
+    return [item for item in items if isinstance(item, TrainBatch)]
+
+
+def epochs_tested(items: Iterable[Item]) -> list[int]:
+    """Epochs whose test was completed."""
+    return [item.epoch for item in items if isinstance(item, EndEvaluation)]
+
+
+@pytest.mark.parametrize("course", COURSES, ids=range(len(COURSES)))
+def test_interrupted_at_every_position_and_resumed(course: Course) -> None:
+    undisturbed = list(feed(course))
+    for n in range(len(undisturbed) - 1):  # the last item is the stop
+        before = interrupted_after(course, Position(), n)
+        assert before[:n] == undisturbed[:n]
+        *_, snapshot, stop = before
+        assert (len(before), stop) == (n + 2, Stop())
+        done = trained(before)
+        assert (position_of(snapshot).step) == (done[-1].batch_id if done else 0)
+        after = list(feed(course, position_of(snapshot)))
+        assert trained(before) + trained(after) == trained(undisturbed)
+        # every test is there, the one that was cut short a second time
+        assert sorted({*epochs_tested(before), *epochs_tested(after)}) == epochs_tested(undisturbed)
+        assert [item for item in after if isinstance(item, EvaluationBatch | Stop)]
+
+
+@pytest.mark.parametrize("course", COURSES, ids=range(len(COURSES)))
+def test_interrupted_twice(course: Course) -> None:
+    undisturbed = trained(feed(course))
+    length = len(list(feed(course)))
+    for n in range(length - 1):
+        first = interrupted_after(course, Position(), n)
+        start = position_of(first[-2])
+        for m in range(len(list(feed(course, start))) - 1):
+            second = interrupted_after(course, start, m)
+            third = feed(course, position_of(second[-2]))
+            assert trained(first) + trained(second) + trained(third) == undisturbed
+
+
+@pytest.mark.parametrize("course", COURSES, ids=range(len(COURSES)))
+def test_resumed_from_every_snapshot(course: Course) -> None:
+    undisturbed = list(feed(course))
+    for place, item in enumerate(undisturbed):
+        if isinstance(item, Snapshot):
+            assert list(feed(course, position_of(item))) == undisturbed[place + 1 :]
+
+
+def test_interrupted_between_the_end_of_an_epoch_and_its_test() -> None:
+    *_, snapshot, _ = interrupted_after(DRAWN, Position(), 4)  # t1 t2 t3 E1
+    assert snapshot == Snapshot(3, 1, epoch_reported=False)
+    *_, snapshot, _ = interrupted_after(replace(DRAWN, eval_every_epochs=0), Position(), 4)
+    assert snapshot == Snapshot(3, 1, epoch_reported=True)
+    *_, snapshot, _ = interrupted_after(DRAWN, Position(), 8)  # … ( e1 e2 )
+    assert snapshot == Snapshot(3, 1, epoch_reported=True)
+
+
+def test_interrupted_before_the_first_item() -> None:
+    assert interrupted_after(DRAWN, Position(), 0) == [Snapshot(0, 0, True), Stop()]
+    resumed = interrupted_after(DRAWN, Position(2, False), 0)
+    assert resumed == [Snapshot(2, 1, False), Stop()]
+
+
+def test_an_interruption_after_the_last_item_changes_nothing() -> None:
+    length = len(list(feed(DRAWN)))
+    assert interrupted_after(DRAWN, Position(), length) == list(feed(DRAWN))
+
+
+def test_feed_remembers_that_it_was_interrupted() -> None:
+    fed = feed(DRAWN)
+    assert not fed.interrupted
+    fed.interrupt()
+    assert fed.interrupted

@@ -1,0 +1,455 @@
+"""A whole pipeline inside one process: the real coordinator and workers over in-memory links.
+
+The same bytes as single mode, and every way to fail. Real processes are in other tests.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock, Thread
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pipeline import worker as worker_module
+from pipeline.block import Block
+from pipeline.checkpoint import StartState
+from pipeline.config import Config, build_config
+from pipeline.coordinator import Coordinator
+from pipeline.cost import block_costs
+from pipeline.data import load_batches
+from pipeline.errors import (
+    InterruptedRunError,
+    PipelineError,
+    ProtocolError,
+    StageFailedError,
+    TimedOutError,
+)
+from pipeline.events import CheckpointWritten, Note, Progress, Waiting
+from pipeline.feed import Feed, Position, course_of
+from pipeline.inband import Stop
+from pipeline.links import MemoryControl, memory_link
+from pipeline.messages import PROTOCOL_VERSION, Bye, Connect, Heartbeat, Hello, LinkAddress
+from pipeline.models import network_specs
+from pipeline.plan import make_plan
+from pipeline.recorder import Recorder
+from pipeline.run import Run
+from pipeline.single import SingleTrainer
+from pipeline.watch import Watch
+from pipeline.worker import Activity, Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import Tensor
+
+    from pipeline.events import Event
+    from pipeline.links import MemorySender, Receiver, Sender
+    from pipeline.records import Tally
+
+pytestmark = pytest.mark.usefixtures("torch_settings")
+
+TREE: dict[str, Any] = {
+    "model": {"name": "vgg", "layers": [4, "M", 6], "hidden": 16, "dropout": 0.2},
+    "loss": {"name": "predsim", "dim_in_decoder": 32},
+    "schedule": {"epochs": 2, "milestones": [1]},
+    "data": {
+        "name": "synthetic",
+        "size": 6,
+        "channels": 2,
+        "train_images": 22,
+        "test_images": 9,
+        "batch_size": 8,
+        "crop_padding": 1,
+        "flip": True,
+    },
+}
+"""3 hidden blocks and the output; 2 epochs of 3 steps (the last of 6 images), 2 test batches."""
+
+
+def config_of(**runtime: Any) -> Config:
+    return build_config({**TREE, "runtime": runtime}, "test")
+
+
+@dataclass
+class Store:
+    """Keeps every checkpoint in memory: bytes by block by step, and where it was."""
+
+    files: dict[int, dict[int, bytes]] = field(default_factory=dict)
+    newest: StartState = field(default_factory=StartState)
+
+    def write(
+        self,
+        *,
+        step: int,
+        epoch: int,
+        epoch_reported: bool,
+        files: Mapping[int, bytes | memoryview],
+        tallies: Sequence[Tally],
+    ) -> Path:
+        self.files[step] = {block: bytes(data) for block, data in files.items()}
+        self.newest = StartState(Position(step, epoch_reported), self.files[step], tuple(tallies))
+        return Path(f"step-{step}")
+
+
+class Job:
+    """A run whose checkpoints, lines and events are kept."""
+
+    def __init__(
+        self,
+        folder: Path,
+        stages: int,
+        start: StartState | None = None,
+        progress_interval_s: float = 0.0,
+        **runtime: Any,
+    ) -> None:
+        config, start = config_of(**runtime), start or StartState()
+        specs = network_specs(config)
+        costs = block_costs(
+            specs, batch_size=8, element_bytes=4, optimizer_name="adam", backprop=False
+        )
+        plan = make_plan(specs, costs, stages=stages, devices=("cpu",))
+        batches = load_batches(config.data, config.runtime.seed)
+        course = course_of(config, batches.steps_per_epoch, batches.evaluation_batches)
+        self.store, self.events, self._metrics = Store(), [], folder / "metrics.jsonl"
+        self.listeners: list[Callable[[Event], None]] = [self.events.append]
+        recorder = Recorder(
+            self._metrics, course, ["cpu"] * plan.n_stages, self.store, self._observe
+        )
+        self.run = Run(
+            id="run",
+            config=config,
+            plan=plan,
+            batches=batches,
+            feed=Feed(course, start.position),
+            start=start,
+            recorder=recorder,
+            observer=self._observe,
+            interrupted=lambda: self.interrupted,
+            progress_interval_s=progress_interval_s,
+        )
+        self.interrupted = False
+
+    def _observe(self, event: Event) -> None:
+        for listener in self.listeners:
+            listener(event)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The metrics, without what depends on time and on stages."""
+        timed = ("images_per_s", "seconds", "stages")
+        lines = map(json.loads, self._metrics.read_text().splitlines())
+        return [{key: line[key] for key in line if key not in timed} for line in lines]
+
+
+@dataclass
+class MemoryEndpoints:
+    """Replaces `worker.Endpoints`: links by their address, within this process."""
+
+    senders: dict[str, MemorySender]
+
+    def listen(self, bind: str, slots: int, slot_bytes: int) -> tuple[Receiver, LinkAddress]:
+        self.senders[bind], receiver = memory_link(slots, timeout_s=60.0)
+        return receiver, LinkAddress(bind, None)
+
+    def connect(self, address: LinkAddress) -> tuple[Sender, str]:
+        return self.senders[address.endpoint], "memory"
+
+
+class Fleet:
+    """Workers as threads, each of which tells its failure as a worker process does."""
+
+    def __init__(self, stages: int) -> None:
+        self.control, self.senders = MemoryControl(), dict[str, Any]()
+        self.killed: dict[int, str] = {}
+        self._threads = [
+            Thread(target=self._work, args=(stage,), name=f"stage-{stage}", daemon=True)
+            for stage in range(stages)
+        ]
+
+    def dead(self) -> dict[int, str]:
+        """As `coordinator.Fleet` says."""
+        return self.killed
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def leave(self) -> None:
+        for thread in self._threads:
+            thread.join(60.0)
+            assert not thread.is_alive(), thread.name
+
+    def end(self) -> None:
+        """End workers that wait for a stage which has failed."""
+        for sender in self.senders.values():
+            sender.send(Stop())
+        self.leave()
+
+    def connect(self, address: LinkAddress, cancelled: Callable[[], bool]) -> Sender:
+        """The coordinator's link to stage 0."""
+        sender: Sender = self.senders[address.endpoint]
+        return sender
+
+    def _work(self, stage: int) -> None:
+        control = self.control.client(stage)
+        endpoints: Any = MemoryEndpoints(self.senders)
+        worker = Worker(stage, "run", control, endpoints, Activity())
+        try:
+            worker.live()
+        except Exception as error:
+            control.send(worker_module._failure(error, worker))
+
+
+@pytest.fixture(autouse=True)
+def one_builder_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads share torch's global generator, which processes don't; initial weights use it."""
+    lock, build = Lock(), worker_module.build_stage
+
+    def locked(*given: Any) -> Any:
+        with lock:
+            return build(*given)
+
+    monkeypatch.setattr(worker_module, "build_stage", locked)
+
+
+def coordinator(job: Job, fleet: Fleet, clock: Callable[[], float] | None = None) -> Coordinator:
+    given = {"clock": clock} if clock else {}
+    watch = Watch(heartbeat_timeout_s=60.0, stall_timeout_s=60.0)
+    return Coordinator(
+        job.run, fleet.control, fleet.connect, lambda stage: f"link-{stage}", fleet, watch, **given
+    )
+
+
+def train_pipelined(job: Job) -> None:
+    fleet = Fleet(job.run.plan.n_stages)
+    fleet.start()
+    coordinator(job, fleet).run()
+    fleet.leave()
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    return lambda: tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture
+def single(folder: Callable[[], Path]) -> Job:
+    """What must come out, with a checkpoint after every step."""
+    job = Job(folder(), 3, checkpoint_every_steps=1)
+    SingleTrainer(job.run).run()
+    return job
+
+
+# --- equal to single mode -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+@pytest.mark.parametrize("max_in_flight", [1, 2])
+def test_block_files_equal_those_of_single_mode(
+    single: Job, folder: Callable[[], Path], stages: int, max_in_flight: int
+) -> None:
+    job = Job(folder(), stages, checkpoint_every_steps=1, max_in_flight=max_in_flight)
+    train_pipelined(job)
+    assert sorted(job.store.files) == [1, 2, 3, 4, 5, 6]
+    assert sorted(job.store.files[6]) == [0, 1, 2, 3]
+    assert job.store.files == single.store.files
+    assert job.store.newest == single.store.newest
+    assert job.lines() == single.lines()
+    assert [line["epoch"] for line in job.lines()] == [1, 2]
+
+
+def test_the_comparison_can_fail(single: Job, folder: Callable[[], Path]) -> None:
+    other = Job(folder(), 3, checkpoint_every_steps=1, seed=2)
+    SingleTrainer(other.run).run()
+    assert all(other.store.files[6][block] != single.store.files[6][block] for block in range(4))
+
+
+def test_tests_and_snapshots_in_between_change_no_weight(
+    single: Job, folder: Callable[[], Path]
+) -> None:
+    job = Job(folder(), 3, eval_every_epochs=0)
+    train_pipelined(job)
+    assert sorted(job.store.files) == [3, 6]
+    assert job.store.files[6] == single.store.files[6]
+    assert [line["test"] for line in job.lines()] == [None, None]
+    tested = Job(folder(), 3, eval_before_training=True)
+    train_pipelined(tested)
+    assert tested.store.files[6] == single.store.files[6]
+    assert [line["epoch"] for line in tested.lines()] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 5])
+def test_resumed_with_another_number_of_stages(
+    single: Job, folder: Callable[[], Path], step: int
+) -> None:
+    first = Job(folder(), 3, checkpoint_every_steps=1)
+    kept: list[StartState] = []
+
+    def keep(event: Event) -> None:
+        if isinstance(event, CheckpointWritten) and event.step == step:
+            kept.append(first.store.newest)
+
+    first.listeners.append(keep)
+    SingleTrainer(first.run).run()
+    second = Job(folder(), 2, kept[0], checkpoint_every_steps=1)
+    train_pipelined(second)
+    assert sorted(second.store.files) == list(range(step + 1, 7))
+    assert second.store.files[6] == single.store.files[6]
+    assert second.lines() == single.lines()[-len(second.lines()) :]
+
+
+def test_interrupted_and_resumed(single: Job, folder: Callable[[], Path]) -> None:
+    """Credits bound how far the feed is ahead: after the first checkpoint, less than the run."""
+    first = Job(folder(), 3, checkpoint_every_steps=1, max_in_flight=1)
+
+    def interrupt(event: Event) -> None:
+        if isinstance(event, CheckpointWritten) and event.step == 1:
+            first.interrupted = True
+            first.run.heed_interruption()
+
+    first.listeners.append(interrupt)
+    fleet = Fleet(3)
+    fleet.start()
+    with pytest.raises(InterruptedRunError) as caught:
+        coordinator(first, fleet).run()
+    fleet.leave()
+    assert 1 <= caught.value.step < 6
+    assert first.store.newest.position.step == caught.value.step
+    assert [event for event in first.events if isinstance(event, Note)] == [
+        Note("interrupted: finishing what is under way, writing a checkpoint")
+    ]
+    second = Job(folder(), 2, first.store.newest)
+    train_pipelined(second)
+    assert second.store.files[6] == single.store.files[6]
+
+
+def test_progress_is_told(folder: Callable[[], Path]) -> None:
+    job = Job(folder(), 2, progress_interval_s=1e-9)
+    train_pipelined(job)
+    looks = [event for event in job.events if isinstance(event, Progress)]
+    assert looks
+    assert all(look.step == look.stages[-1].batch_id for look in looks)
+    assert looks[-1].epoch == 2
+    assert [stage.stage for stage in looks[-1].stages] == [0, 1]
+
+
+# --- failures -----------------------------------------------------------------------------
+
+
+def test_failure_of_a_worker_is_told_with_its_traceback(
+    folder: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transfer = Block.transfer
+
+    def fails(block: Block, h: Tensor, *, batch_id: int | None) -> Tensor:
+        if (block.spec.index, batch_id) == (1, 3):
+            raise ValueError("planted\nand more")
+        return transfer(block, h, batch_id=batch_id)
+
+    monkeypatch.setattr(Block, "transfer", fails)
+    # room for the whole run: nobody waits for a credit of the stage that fails
+    job, fleet = Job(folder(), 3, max_in_flight=64), Fleet(3)
+    fleet.start()
+    with pytest.raises(StageFailedError) as caught:
+        coordinator(job, fleet).run()
+    fleet.end()
+    assert caught.value.summary == (
+        "stage 1 (block 1, cpu), block 1 failed at batch 3: ValueError: planted"
+    )
+    assert "and more" in caught.value.remote_traceback
+    assert "in fails" in caught.value.remote_traceback
+
+
+def ticking(step_s: float) -> Callable[[], float]:
+    ticks = itertools.count()
+    return lambda: next(ticks) * step_s
+
+
+def failure(
+    job: Job, fleet: Fleet, clock: Callable[[], float] | None = None
+) -> tuple[type[PipelineError], str]:
+    with pytest.raises(PipelineError) as caught:
+        coordinator(job, fleet, clock).run()
+    return type(caught.value), str(caught.value)
+
+
+def test_workers_that_never_come(folder: Callable[[], Path]) -> None:
+    job, fleet = Job(folder(), 2, start_timeout_s=50.0), Fleet(2)
+    fleet.control.client(0).send(Hello("run", PROTOCOL_VERSION, 1))
+    kind, said = failure(job, fleet, clock=ticking(3.0))
+    assert kind is TimedOutError
+    assert said.startswith("waited 5")
+    assert said.endswith(" s for stage 0 on cpu, stage 1 on cpu")
+    waiting = [event for event in job.events if isinstance(event, Waiting)]
+    assert waiting[0].missing == ("stage 0 on cpu", "stage 1 on cpu")
+
+
+def test_worker_that_was_killed(folder: Callable[[], Path]) -> None:
+    job, fleet = Job(folder(), 2), Fleet(2)
+    fleet.killed[1] = "was killed by SIGKILL"
+    kind, said = failure(job, fleet, clock=ticking(0.6))
+    assert (kind, said) == (StageFailedError, "stage 1 (blocks 1–3, cpu) was killed by SIGKILL")
+
+
+def test_worker_of_another_run(folder: Callable[[], Path]) -> None:
+    job, fleet = Job(folder(), 2), Fleet(2)
+    fleet.control.client(0).send(Hello("other", 9, 1))
+    kind, said = failure(job, fleet)
+    assert kind is ProtocolError
+    expected = (
+        f"stage 0 is of run other (protocol 9), this is run run (protocol {PROTOCOL_VERSION})"
+    )
+    assert said == expected
+
+
+@pytest.mark.parametrize(
+    ("stage", "message", "expected"),
+    [
+        (7, Bye(), "a stage 7 spoke; the plan has 2"),
+        (0, Connect(None), "stage 0 sent Connect"),
+        (1, Bye(), "stage 1 is STARTING: received Bye, expected Hello, Failure"),
+    ],
+)
+def test_what_no_stage_may_say(
+    folder: Callable[[], Path], stage: int, message: Any, expected: str
+) -> None:
+    job, fleet = Job(folder(), 2), Fleet(2)
+    fleet.control.client(stage).send(message)
+    assert failure(job, fleet) == (ProtocolError, expected)
+
+
+def test_silent_worker(folder: Callable[[], Path]) -> None:
+    job, fleet = Job(folder(), 2, start_timeout_s=1000.0), Fleet(2)
+    fleet.control.client(1).send(Heartbeat(0, 0, "starting", 0.0))
+    kind, said = failure(job, fleet, clock=ticking(5.0))
+    assert kind is StageFailedError
+    assert said.startswith("stage 1 (blocks 1–3, cpu) hangs: no sign of life for 6")
+
+
+def test_interrupted_before_the_workers_came(folder: Callable[[], Path]) -> None:
+    job, fleet = Job(folder(), 2), Fleet(2)
+    job.interrupted = True
+    kind, said = failure(job, fleet)
+    assert kind is InterruptedRunError
+    assert said == "interrupted after step 0: there was nothing to save yet"
+
+
+def test_failing_data_ends_the_run(
+    folder: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, fleet = Job(folder(), 2, max_in_flight=64), Fleet(2)
+    read = job.run.batches.train
+
+    def train(epoch: int, index: int) -> Any:
+        if (epoch, index) == (1, 2):
+            raise ProtocolError("unreadable image")
+        return read(epoch, index)
+
+    monkeypatch.setattr(job.run.batches, "train", train)
+    fleet.start()
+    with pytest.raises(ProtocolError, match="unreadable image"):
+        coordinator(job, fleet).run()
+    fleet.end()
