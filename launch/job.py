@@ -10,6 +10,7 @@ from launch.gpus import devices
 from launch.rundir import RunDirectory
 from pipeline.config import load_config
 from pipeline.cost import block_costs
+from pipeline.datasets import check_data, data_facts
 from pipeline.errors import ConfigError
 from pipeline.models import network_specs
 from pipeline.plan import make_plan
@@ -59,13 +60,12 @@ def make_job(options: Options) -> Job:
     """
     path = _config_path(options)
     config = load_config(path, options.overrides)
-    specs = network_specs(config)
+    facts = data_facts(config.data)
+    check_data(config.data, facts, batch_norm=config.model.batch_norm)
+    specs = network_specs(config, facts)
     backprop = config.loss.name == "glob"
-    if backprop and not options.single and not options.dry_run:
-        raise ConfigError(
-            f"{path}: loss.name glob is global backprop: its gradient flows through all blocks, "
-            "so they can't be divided into stages; add --single"
-        )
+    if backprop:
+        _check_one_process(config, options)
     costs = block_costs(
         specs,
         batch_size=config.data.batch_size,
@@ -76,7 +76,25 @@ def make_job(options: Options) -> Job:
     plan = make_plan(
         specs, costs, stages=1 if backprop else options.stages, devices=_devices(options)
     )
-    return Job(path.stem, config, specs, costs, plan)
+    return Job(_name(path, options), config, specs, costs, plan)
+
+
+def _check_one_process(config: Config, options: Options) -> None:
+    why = (
+        f"loss.name {config.loss.name} is global backprop: its gradient flows through all blocks, "
+        "so they can't be divided into stages"
+    )
+    if options.stages not in (None, 1):
+        raise ConfigError(f"--stages {options.stages}: {why}; leave --stages out, add --single")
+    if not options.single and not options.dry_run:
+        raise ConfigError(f"{why}: train it with pipeline-launch --single")
+
+
+def _name(path: Path, options: Options) -> str:
+    """What people call the run: after its config, or after its folder where that holds it."""
+    if options.run_dir is not None and path == RunDirectory(options.run_dir).config:
+        return options.run_dir.resolve().name
+    return path.stem
 
 
 def _devices(options: Options) -> tuple[str, ...]:

@@ -56,9 +56,11 @@ def _launch(options: Options) -> int:
     job = make_job(options)
     if options.dry_run:
         return _print_plan(job)
+    if options.resume and options.run_dir is None:
+        raise ConfigError("--resume: which run? name its folder with --run-dir")
     directory = RunDirectory(options.run_dir or _default_run_dir(job.name))
     if options.resume:
-        origin = directory.start_state(job.config)
+        origin = directory.start_state(job)
     else:
         directory.refuse_to_overwrite()
         origin = StartState(), []

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.checkpoint import CheckpointStore, StartState, newest_checkpoint, way_back
+from pipeline.checkpoint import (
+    Checkpoint,
+    CheckpointStore,
+    StartState,
+    complete_checkpoints,
+    open_checkpoint,
+    way_back,
+)
 from pipeline.config import (
     build_config,
     config_tree,
@@ -18,12 +28,11 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.recorder import METRICS_FILE, trim_metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
+    from launch.job import Job
     from pipeline.config import Config
-    from pipeline.cost import BlockCost
-    from pipeline.plan import Plan
 
 _FREE_TO_CHANGE = ("schedule.", "runtime.", "optimizer.lr", "data.root", "data.download")
 _BOUND = ("runtime.seed", "runtime.precision")
@@ -65,27 +74,29 @@ class RunDirectory:
                 "add --resume to go on with it, or choose another folder"
             )
 
-    def start_state(self, config: Config) -> tuple[StartState, list[str]]:
+    def start_state(self, job: Job) -> tuple[StartState, list[str]]:
         """What to resume from, verified, and notes on what was changed since.
 
         Raises:
             ConfigError: where there is no run, or one of another configuration.
             CheckpointError: naming the damaged file, with a way back.
         """
-        checkpoint = newest_checkpoint(self.checkpoints)
-        if checkpoint is None:
-            return self._from_the_beginning(config)
-        before = build_config(checkpoint.manifest["config"], str(checkpoint.path))
-        notes = _compare(before, config, self.path)
+        complete = complete_checkpoints(self.checkpoints)
+        if not complete:
+            return self._from_the_beginning(job.config)
         try:
+            checkpoint = open_checkpoint(complete[-1])
+            before = build_config(checkpoint.manifest["config"], str(checkpoint.path))
+            notes = _compare(before, job.config, self.path)
+            _check_blocks(checkpoint, len(job.specs))
             return checkpoint.start(), [f"resuming from {checkpoint.path.name}", *notes]
         except CheckpointError as error:
-            advice = way_back(self.checkpoints, checkpoint.path)
+            advice = way_back(self.checkpoints, complete[-1])
             raise CheckpointError(f"{error}; {advice}") from None
 
     def _from_the_beginning(self, config: Config) -> tuple[StartState, list[str]]:
-        """A run that ended before it had achieved anything is resumed by starting it."""
-        if not self.config.exists() or self.metrics.exists() or self.checkpoints.exists():
+        """A run that ended before its first checkpoint is resumed by starting it again."""
+        if not self.config.exists() or any(self.checkpoints.glob("step-*")):
             raise ConfigError(
                 f"--resume: {self.path} holds no complete checkpoint; "
                 "start without --resume, or name the run's folder with --run-dir"
@@ -93,24 +104,50 @@ class RunDirectory:
         notes = _compare(load_config(self.config), config, self.path)
         return StartState(), ["no checkpoint yet: starting at the beginning", *notes]
 
-    def prepare(
-        self, config: Config, plan: Plan, costs: Sequence[BlockCost], start: StartState
-    ) -> CheckpointStore:
+    def prepare(self, job: Job, start: StartState, steps_per_epoch: int) -> CheckpointStore:
         """Make the folder and write what is known before training.
 
         Raises:
             ConfigError: where it can't be written.
         """
+        config = job.config
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.config.write_text(dump_config(config), encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"--run-dir {self.path}: can't be written: {error}") from None
-        text = json.dumps(plan.tree(costs), indent=1)
+        text = json.dumps(job.plan.tree(job.costs), indent=1)
         (self.path / "plan.json").write_text(text + "\n", encoding="utf-8")
         trim_metrics(self.metrics, start.position)
         return CheckpointStore(
-            self.checkpoints, config_tree(config), config.runtime.keep_checkpoints
+            self.checkpoints,
+            config_tree(config),
+            config.runtime.keep_checkpoints,
+            steps_per_epoch,
+        )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other launchers out of the folder for as long as this one uses it.
+
+        Raises:
+            ConfigError: where another is at work in it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError:
+            raise ConfigError(f"--run-dir {self.path}: another run is at work in it") from None
+        finally:
+            os.close(descriptor)
+
+
+def _check_blocks(checkpoint: Checkpoint, blocks: int) -> None:
+    if len(checkpoint.digests) != blocks:
+        raise CheckpointError(
+            f"{checkpoint.path}: holds {len(checkpoint.digests)} blocks, the network has {blocks}"
         )
 
 

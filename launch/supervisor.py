@@ -43,8 +43,8 @@ def run_pipeline(run: Run, engine: Engine) -> None:
     with _socket_folder() as folder, _open_context() as context:
         control = ZmqControlServer(context, f"ipc://{folder}/control")
 
-        def connect(address: LinkAddress, cancelled: Callable[[], bool]) -> Sender:
-            return ZmqSender(
+        def connect(address: LinkAddress, cancelled: Callable[[], bool]) -> tuple[Sender, str]:
+            sender = ZmqSender(
                 context,
                 address,
                 run.id,
@@ -52,6 +52,7 @@ def run_pipeline(run: Run, engine: Engine) -> None:
                 timeout_s=_CREDIT_TIMEOUT_S,
                 cancelled=cancelled,
             )
+            return sender, sender.carrier
 
         def bind(stage: int) -> str:
             return f"ipc://{folder}/link-{stage}"

@@ -13,7 +13,7 @@ from launch.interrupts import interrupts_noted
 from launch.run_log import open_log
 from launch.view import open_view
 from pipeline.data import load_batches
-from pipeline.errors import InterruptedRunError, one_line
+from pipeline.errors import ConfigError, InterruptedRunError, one_line
 from pipeline.events import Note, RunStarted
 from pipeline.feed import Feed, course_of
 from pipeline.recorder import METRICS_FILE, Recorder
@@ -56,26 +56,41 @@ def train(
     start, notes = origin
     batches = load_batches(job.config.data, job.config.runtime.seed)
     course = course_of(job.config, batches.steps_per_epoch, batches.evaluation_batches)
-    store = directory.prepare(job.config, job.plan, job.costs, start)
-    with (
-        open_log(directory.log) as log,
-        open_view(view, Console()) as show,
-        interrupts_noted() as interrupted,
-    ):
-        observer = _both(log, show)
-        run = make_run(job, directory.path, start, batches, course, store, observer)
-        progress_s = 0.0 if view == "quiet" else _PROGRESS_EVERY_S
-        observer(_started(job, directory, run))
-        for note in notes:
-            observer(Note(note))
-        try:
-            carry_out(replace(run, interrupted=interrupted, progress_interval_s=progress_s), engine)
-        except InterruptedRunError as error:
-            log(Note(str(error)))
-            raise
-        except Exception as error:
-            log(Note(f"failed: {one_line(error)}"))
-            raise
+    _check_same_data(start, course)
+    with directory.locked():
+        store = directory.prepare(job, start, course.steps_per_epoch)
+        with (
+            open_log(directory.log) as log,
+            open_view(view, Console()) as show,
+            interrupts_noted() as interrupted,
+        ):
+            run = make_run(job, directory.path, start, batches, course, store, _both(log, show))
+            run.observer(_started(job, directory, run))
+            for note in notes:
+                run.observer(Note(note))
+            progress_s = 0.0 if view == "quiet" else _PROGRESS_EVERY_S
+            run = replace(run, interrupted=interrupted, progress_interval_s=progress_s)
+            _carry_out_logged(run, engine, log)
+
+
+def _check_same_data(start: StartState, course: Course) -> None:
+    before, now = start.steps_per_epoch, course.steps_per_epoch
+    if before not in (None, now):
+        raise ConfigError(
+            f"--resume: the data set now gives {now} batches an epoch, the run began with "
+            f"{before}: bring back the images it had, or start a new run"
+        )
+
+
+def _carry_out_logged(run: Run, engine: Engine | None, log: Observer) -> None:
+    try:
+        carry_out(run, engine)
+    except InterruptedRunError as error:
+        log(Note(str(error)))
+        raise
+    except Exception as error:
+        log(Note(f"failed: {one_line(error)}"))
+        raise
 
 
 def make_run(

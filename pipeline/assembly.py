@@ -10,7 +10,7 @@ import torch
 
 from pipeline.augment import Preprocess
 from pipeline.block import Block
-from pipeline.datasets import data_facts
+from pipeline.models import network_specs
 from pipeline.optimizers import make_optimizer
 from pipeline.stage import GlobalStage, Stage
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pipeline.config import Config
+    from pipeline.datasets import DataFacts
     from pipeline.models import BlockSpec
 
 
@@ -39,11 +40,12 @@ def prepare_process(device: torch.device, threads: int) -> None:
 
 
 def build_stage(
-    config: Config, specs: Sequence[BlockSpec], indices: Sequence[int], device: torch.device
+    config: Config, facts: DataFacts, indices: Sequence[int], device: torch.device
 ) -> Stage:
-    """The stage that holds the blocks `indices` (consecutive) of `specs` on `device`."""
+    """The stage that holds the blocks `indices` (consecutive) of the configured network."""
+    specs = network_specs(config, facts)
     blocks = [_block(config, specs[index], device) for index in indices]
-    preprocess = _preprocess(config, device) if indices[0] == 0 else None
+    preprocess = _preprocess(config, facts, device) if indices[0] == 0 else None
     kind = GlobalStage if config.loss.name == "glob" else Stage
     return kind(blocks, preprocess)
 
@@ -68,8 +70,8 @@ def _block(config: Config, spec: BlockSpec, device: torch.device) -> Block:
     return block
 
 
-def _preprocess(config: Config, device: torch.device) -> Preprocess:
-    facts, data = data_facts(config.data), config.data
+def _preprocess(config: Config, facts: DataFacts, device: torch.device) -> Preprocess:
+    data = config.data
     return Preprocess(
         facts.mean,
         facts.std,

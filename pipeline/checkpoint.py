@@ -38,6 +38,8 @@ class StartState:
     position: Position = field(default_factory=Position)
     files: Mapping[int, bytes] = field(default_factory=dict)
     tallies: tuple[Tally, ...] = ()
+    steps_per_epoch: int | None = None
+    """Of the run so far; None for a fresh start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,11 @@ class Checkpoint:
     def step(self) -> int:
         """Training steps done."""
         return int(self.manifest["step"])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch; with the step it says where in the data the run is."""
+        return int(self.manifest["steps_per_epoch"])
 
     @property
     def epoch_reported(self) -> bool:
@@ -73,7 +80,8 @@ class Checkpoint:
         Raises:
             CheckpointError: as `read`.
         """
-        return StartState(Position(self.step, self.epoch_reported), self.read(), self.tallies)
+        position = Position(self.step, self.epoch_reported)
+        return StartState(position, self.read(), self.tallies, self.steps_per_epoch)
 
     def read(self) -> dict[int, bytes]:
         """Every block file, verified.
@@ -97,8 +105,11 @@ class Checkpoint:
 class CheckpointStore:
     """The checkpoints of one run directory."""
 
-    def __init__(self, folder: Path, config_tree: dict[str, Any], keep: int) -> None:
+    def __init__(
+        self, folder: Path, config_tree: dict[str, Any], keep: int, steps_per_epoch: int
+    ) -> None:
         self._folder, self._config_tree, self._keep = folder, config_tree, keep
+        self._steps_per_epoch = steps_per_epoch
 
     def write(
         self,
@@ -122,6 +133,7 @@ class CheckpointStore:
         entries = [_write_block(temporary, block, data) for block, data in sorted(files.items())]
         manifest = self._manifest(step, epoch, epoch_reported, entries, tallies)
         _write_synced(temporary / _MANIFEST, json.dumps(manifest, indent=1).encode())
+        _sync_folder(temporary)
         _replace_folder(temporary, final)
         self._drop_oldest()
         return final
@@ -139,6 +151,8 @@ class CheckpointStore:
             "step": step,
             "epoch": epoch,
             "epoch_reported": epoch_reported,
+            "steps_per_epoch": self._steps_per_epoch,
+            "batch_in_epoch": step - max(0, epoch - 1) * self._steps_per_epoch,
             "seed": self._config_tree["runtime"]["seed"],
             "blocks": entries,
             "tallies": [asdict(tally) for tally in tallies],
@@ -165,16 +179,6 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     return sorted((path for path in named if (path / _MANIFEST).is_file()), key=_step_of)
 
 
-def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest complete checkpoint, None where there is none.
-
-    Raises:
-        CheckpointError: where its manifest can't be understood.
-    """
-    complete = complete_checkpoints(folder)
-    return open_checkpoint(complete[-1]) if complete else None
-
-
 def open_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in `path`, its manifest checked, its block files not yet.
 
@@ -184,8 +188,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
     try:
         manifest = json.loads((path / _MANIFEST).read_bytes())
         checkpoint = Checkpoint(path, manifest)
-        _ = (checkpoint.step, checkpoint.epoch_reported, checkpoint.tallies, checkpoint.digests)
+        _ = (checkpoint.epoch_reported, checkpoint.steps_per_epoch, checkpoint.tallies)
         _ = checkpoint.manifest["config"]
+        if sorted(checkpoint.digests) != list(range(max(1, len(checkpoint.digests)))):
+            raise ValueError(f"blocks {sorted(checkpoint.digests)} are not 0, 1, 2, …")
+        if not path.name.endswith(f"step-{checkpoint.step:08d}"):
+            raise ValueError(f"step {checkpoint.step} is not that of the folder")
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{path / _MANIFEST}: is damaged: {error!r}") from None
     if manifest.get("format") != FORMAT:

@@ -14,7 +14,7 @@ from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 import msgpack
 
-from pipeline import inband, messages, records
+from pipeline import datasets, inband, messages, records
 from pipeline.errors import ProtocolError
 from pipeline.messages import Message
 
@@ -22,7 +22,7 @@ MAX_HEADER_BYTES = 1 << 22
 
 _CLASSES: dict[str, type] = {
     name: value
-    for module in (inband, messages, records)
+    for module in (datasets, inband, messages, records)
     for name, value in vars(module).items()
     if is_dataclass(value) and isinstance(value, type)
 }

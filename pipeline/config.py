@@ -53,11 +53,11 @@ class ModelConfig(Section):
     """`mlp`, a VGG preset, or `vgg` with explicit `layers`."""
     layers: Annotated[tuple[LayerItem, ...], Field(strict=False)] | None = None
     """Only for `vgg`: channels, and M M3 M4 (max) or A A3 A4 (average) for pooling."""
-    feat_mult: float = Field(default=1.0, gt=0)
+    feat_mult: float = Field(default=1.0, gt=0, le=64)
     """Multiplies the channels of every convolution."""
     hidden_layers: int = Field(default=1, ge=0)
     """Fully connected hidden blocks: all of an MLP's, or those after a VGG's convolutions."""
-    hidden: int = Field(default=1024, ge=1)
+    hidden: int = Field(default=1024, ge=1, le=1 << 20)
     """Units of a fully connected block."""
     nonlinearity: Literal["auto", "relu", "leaky_relu"] = "auto"
     """`auto`: leaky ReLU (slope 0.01) for `sim` and `predsim`, ReLU otherwise, as in the paper."""
@@ -138,7 +138,7 @@ class DataConfig(Section):
     """Folder of the data sets (`imagefolder`: the folder that holds train/ and val/)."""
     download: bool = True
     """Fetch a data set that is not under `root`."""
-    batch_size: int = Field(default=128, ge=1)
+    batch_size: int = Field(default=128, ge=1, le=1 << 20)
     """Images per batch; the smaller last batch of an epoch is trained too."""
     crop_padding: int = Field(default=0, ge=0)
     """Pad each training image with so many zeros per side, then crop at a random place."""
@@ -277,6 +277,7 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
     tree = _parse(_read(path), str(path))
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected sections (model:, loss:, …), found {_brief(tree)}")
+    tree = {key: {} if section is None else section for key, section in tree.items()}
     for override in overrides:
         _override(tree, override)
     return build_config(tree, str(path))

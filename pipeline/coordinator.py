@@ -55,7 +55,7 @@ _LOOK_S = 0.1
 _WAITING_EVERY_S = 2.0
 _LAST_WORDS_S = 1.0
 _FEED_ENDS_S = 5.0
-_ASLEEP_S = 2.0
+_ASLEEP_S = 1.0
 """Not to have looked for so long means that this process was stopped, or very busy."""
 
 
@@ -96,7 +96,7 @@ class Coordinator:
         self,
         run: Run,
         control: ControlServer,
-        connect: Callable[[LinkAddress, Callable[[], bool]], Sender],
+        connect: Callable[[LinkAddress, Callable[[], bool]], tuple[Sender, str]],
         bind: Callable[[int], str],
         fleet: Fleet,
         watch: Watch,
@@ -152,7 +152,8 @@ class Coordinator:
         self._wait_for(Phase.RUNNING)
 
     def _train(self) -> None:
-        link = self._connect(self._addresses[0], self._is_over)
+        link, carrier = self._connect(self._addresses[0], self._is_over)
+        self._note_carrier("coordinator → 0", carrier)
         self._run.recorder.start_clock()
         self._speedometer = Speedometer(self._run, self._clock())
         self._feeding = FeedThread(self._run, link)
@@ -250,6 +251,7 @@ class Coordinator:
         plan, start = self._run.plan.stages[said.stage], self._run.start
         setup = Setup(
             config=json.dumps(config_tree(self._run.config)),
+            facts=self._run.batches.facts,
             blocks=plan.blocks,
             device=plan.device,
             bind=self._bind(plan.stage),
@@ -266,9 +268,11 @@ class Coordinator:
         self._addresses[said.stage] = ready.address
 
     def _on_connected(self, said: Said, connected: Connected) -> None:
-        if connected.carrier.startswith("frames"):
-            link = f"link {said.stage} → {said.stage + 1}"
-            self._run.observer(Note(f"{link}: tensors travel as {connected.carrier}"))
+        self._note_carrier(f"{said.stage} → {said.stage + 1}", connected.carrier)
+
+    def _note_carrier(self, link: str, carrier: str) -> None:
+        if carrier.startswith("frames"):
+            self._run.observer(Note(f"link {link}: tensors travel as {carrier}"))
 
     def _on_report(self, said: Said, report: Report) -> None:
         self._run.recorder.report(report.report)

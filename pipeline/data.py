@@ -15,7 +15,6 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.client import HTTPException
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -92,48 +91,14 @@ def load_batches(config: DataConfig, seed: int) -> Batches:
     """Read (and where `config.download` says so, fetch) the data set, checked against its facts.
 
     Raises:
-        ConfigError: as `check_data`, and for a data set that is missing, damaged or can't be
-            fetched, or that holds other images than its facts say.
+        ConfigError: for a data set that is missing, damaged or can't be fetched, or that holds
+            other images than its facts say.
     """
-    facts = check_data(config)
+    facts = data_facts(config)
     training, test = _parts(config, facts, seed)
     _check_count(config, "training", facts.train_images, len(training))
     _check_count(config, "test", facts.test_images, len(test))
     return Batches(facts, config.batch_size, seed, training, test)
-
-
-def check_data(config: DataConfig) -> DataFacts:
-    """The facts of the data set, once nothing about it is impossible; reads no image.
-
-    Raises:
-        ConfigError: for crops or holes larger than an image, and where one image is left for
-            the last batch of an epoch.
-    """
-    facts = data_facts(config)
-    for key, pixels in (("crop_padding", config.crop_padding), ("cutout", config.cutout)):
-        if pixels > facts.size:
-            raise ConfigError(
-                f"data.{key} {pixels}: more than the {facts.size} pixels of an image's side"
-                f" ({config.name}); allowed: 0 to {facts.size}"
-            )
-    _check_last_batch(facts.train_images, config.batch_size)
-    return facts
-
-
-def _check_last_batch(images: int, batch_size: int) -> None:
-    # the variance that batch normalisation divides by is that of several images
-    if images == 1:
-        raise ConfigError(
-            "data: 1 training image; batch normalisation can't train on one image: use at least 2"
-            " (data.train_limit 2 or more, data.train_images 2 or more for synthetic)"
-        )
-    if batch_size > 1 and images % batch_size == 1:
-        other = next(size for size in count(batch_size + 1) if images % size != 1)
-        raise ConfigError(
-            f"data.batch_size {batch_size}: leaves 1 of {images} training images for the last"
-            " batch of an epoch, and batch normalisation can't train on one image; use"
-            f" data.batch_size {other} or data.train_limit {images - 1}"
-        )
 
 
 def _check_count(config: DataConfig, part: str, expected: int, found: int) -> None:

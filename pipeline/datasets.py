@@ -7,6 +7,7 @@ a plan can be made and a config refused without loading an image.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,42 @@ def data_facts(config: DataConfig) -> DataFacts:
         facts.mean,
         facts.std,
     )
+
+
+def check_data(config: DataConfig, facts: DataFacts, *, batch_norm: bool) -> None:
+    """Refuse what the shapes and counts of a data set make impossible; reads no image.
+
+    Args:
+        batch_norm: whether the network normalises by batches, which takes several images.
+
+    Raises:
+        ConfigError: for crops or holes larger than an image, and where one image is left for
+            the last batch of an epoch.
+    """
+    for key, pixels in (("crop_padding", config.crop_padding), ("cutout", config.cutout)):
+        if pixels > facts.size:
+            raise ConfigError(
+                f"data.{key} {pixels}: more than the {facts.size} pixels of an image's side"
+                f" ({config.name}); allowed: 0 to {facts.size}"
+            )
+    if batch_norm:
+        _check_last_batch(facts.train_images, config.batch_size)
+
+
+def _check_last_batch(images: int, batch_size: int) -> None:
+    # the variance that batch normalisation divides by is that of several images
+    if images == 1:
+        raise ConfigError(
+            "data: 1 training image; batch normalisation can't train on one image: use at least 2"
+            " (data.train_limit 2 or more, data.train_images 2 or more for synthetic)"
+        )
+    if batch_size > 1 and images % batch_size == 1:
+        other = next(size for size in count(batch_size + 1) if images % size != 1)
+        raise ConfigError(
+            f"data.batch_size {batch_size}: leaves 1 of {images} training images for the last"
+            " batch of an epoch, and batch normalisation can't train on one image; use"
+            f" data.batch_size {other} or data.train_limit {images - 1}"
+        )
 
 
 def _made_or_known(config: DataConfig) -> DataFacts:

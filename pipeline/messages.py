@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TypeAlias
 
+from pipeline.datasets import DataFacts
 from pipeline.errors import ProtocolError
 from pipeline.inband import (
     EndEpoch,
@@ -123,6 +124,7 @@ class Setup:
     `blocks`, if `resumed`."""
 
     config: str
+    facts: DataFacts
     blocks: tuple[int, ...]
     device: str
     bind: str

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from math import ceil, prod
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from pipeline.datasets import data_facts
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pipeline.config import Config, LossConfig, ModelConfig
+    from pipeline.datasets import DataFacts
 
 Shape: TypeAlias = tuple[int, ...]
 """Shape of one example: (channels, height, width) or (features,)."""
@@ -141,13 +141,12 @@ class BlockSpec:
         return f"{what} {self.layer.in_features}→{self.layer.out_features}"
 
 
-def network_specs(config: Config) -> tuple[BlockSpec, ...]:
-    """The blocks of the configured network for the configured data set.
+def network_specs(config: Config, facts: DataFacts) -> tuple[BlockSpec, ...]:
+    """The blocks of the configured network for a data set.
 
     Raises:
-        ConfigError: as `build_specs`, and where the facts of the data set can't be found.
+        ConfigError: as `build_specs`.
     """
-    facts = data_facts(config.data)
     return build_specs(config.model, config.loss, config.nonlinearity, facts.shape, facts.classes)
 
 

@@ -7,6 +7,7 @@ checkpoint is written when the last of them has spoken.
 from __future__ import annotations
 
 import json
+from math import isfinite
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -124,7 +125,7 @@ class Recorder:
             "train": _summary(tallies),
             "test": _summary([tally for report in tested for tally in report.tallies]),
             "blocks": [
-                {"block": tally.block, "loss": tally.loss, "error_pct": tally.error_pct}
+                {"block": tally.block, "loss": _number(tally.loss), "error_pct": tally.error_pct}
                 for tally in tallies
             ],
             "images_per_s": round(images / seconds, 1) if seconds > 0 else None,
@@ -164,7 +165,9 @@ def trim_metrics(path: Path, position: Position) -> None:
     kept = [
         line for line in path.read_text(encoding="utf-8").splitlines() if _stays(line, position)
     ]
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    aside = path.with_name(f".writing-{path.name}")
+    aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    aside.replace(path)
 
 
 def _stays(line: str, position: Position) -> bool:
@@ -189,4 +192,9 @@ def _summary(tallies: Sequence[Tally]) -> dict[str, float | None] | None:
     """Loss and error of the output block, which is the last."""
     if not tallies:
         return None
-    return {"loss": tallies[-1].loss, "error_pct": tallies[-1].error_pct}
+    return {"loss": _number(tallies[-1].loss), "error_pct": tallies[-1].error_pct}
+
+
+def _number(value: float | None) -> float | None:
+    """JSON has no infinities: a loss that is not finite is null."""
+    return value if value is not None and isfinite(value) else None

@@ -18,17 +18,13 @@ from pipeline.blockfile import decode_block
 from pipeline.errors import PipelineError, StageFailedError, one_line
 from pipeline.events import StageProgress
 from pipeline.meter import Meter, peak_reader
-from pipeline.models import network_specs
 from pipeline.run import Speedometer
 from pipeline.runner import StageRunner
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
     from pipeline.inband import Item
-    from pipeline.models import BlockSpec
     from pipeline.plan import StagePlan
     from pipeline.recorder import Recorder
     from pipeline.records import PassReport, StageSnapshot
@@ -65,8 +61,7 @@ class SingleTrainer:
         self._device = torch.device(run.plan.stages[0].device)
         prepare_process(self._device, run.config.runtime.threads_per_stage)
         self._queue: deque[tuple[int, Item, tuple[Tensor, ...]]] = deque()
-        specs = network_specs(run.config)
-        self._runners = [self._runner(plan, specs) for plan in run.plan.stages]
+        self._runners = [self._runner(plan) for plan in run.plan.stages]
 
     def run(self) -> None:
         """Train to the end.
@@ -112,9 +107,9 @@ class SingleTrainer:
                 traceback.format_exc(),
             ) from error
 
-    def _runner(self, plan: StagePlan, specs: Sequence[BlockSpec]) -> StageRunner:
+    def _runner(self, plan: StagePlan) -> StageRunner:
         run, start = self._run, self._run.start
-        stage = build_stage(run.config, specs, plan.blocks, self._device)
+        stage = build_stage(run.config, run.batches.facts, plan.blocks, self._device)
         runner = StageRunner(
             plan.stage,
             stage,

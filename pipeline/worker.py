@@ -38,7 +38,6 @@ from pipeline.messages import (
     State,
 )
 from pipeline.meter import Meter, peak_reader
-from pipeline.models import network_specs
 from pipeline.protocol import LifeCycle
 from pipeline.runner import StageRunner
 from pipeline.tensors import TensorPayload, arrived_tensor
@@ -186,8 +185,7 @@ class Worker:
         config = build_config(json.loads(setup.config), "the coordinator's config")
         self._device = torch.device(setup.device)
         prepare_process(self._device, config.runtime.threads_per_stage)
-        self._specs = network_specs(config)
-        stage = build_stage(config, self._specs, setup.blocks, self._device)
+        stage = build_stage(config, setup.facts, setup.blocks, self._device)
         self._meter = Meter(peak_bytes=peak_reader(self._device))
         runner = StageRunner(
             self._stage, stage, self, meter=self._meter, last_batch_id=setup.last_batch_id
@@ -196,7 +194,7 @@ class Worker:
             files = zip(setup.blocks, self._attached, strict=True)
             stage.load({block: decode_block(bytes(data)) for block, data in files})
             runner.resume(setup.epoch, setup.tallies)
-        self._slot_bytes = _slot_bytes(self._specs[setup.blocks[0]], config.data.batch_size)
+        self._slot_bytes = _slot_bytes(stage.blocks[0].spec, config.data.batch_size)
         return runner
 
     def _join(self, setup: Setup) -> Receiver:

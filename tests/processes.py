@@ -153,6 +153,12 @@ class Launcher:
 
         until(there, f"{text!r} in {path}; so far: {self.stdout}{self.stderr}")
 
+    def wait_for_more(self, path: str) -> None:
+        """Wait until a file has grown."""
+        file = self._folder / path
+        before = file.stat().st_size
+        until(lambda: file.stat().st_size > before, f"more in {path}")
+
     def family(self) -> list[psutil.Process]:
         """Every living process with its TMPDIR: itself, fork server, workers, orphans too."""
         return [process for process in psutil.process_iter() if self._is_mine(process)]

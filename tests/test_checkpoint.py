@@ -14,9 +14,9 @@ import pytest
 from pipeline import checkpoint as checkpoint_module
 from pipeline.checkpoint import (
     FORMAT,
+    Checkpoint,
     CheckpointStore,
     complete_checkpoints,
-    newest_checkpoint,
     open_checkpoint,
     way_back,
 )
@@ -25,7 +25,7 @@ from pipeline.feed import Position
 from pipeline.records import Tally
 
 CONFIG = {"runtime": {"seed": 7}, "model": {"name": "mlp"}}
-FILES: dict[int, bytes | memoryview] = {0: b"first block", 1: memoryview(b"second"), 12: b"last"}
+FILES: dict[int, bytes | memoryview] = {0: b"first block", 1: memoryview(b"second"), 2: b"last"}
 TALLIES = (Tally(0, 64, 1.5, None), Tally(1, 64, 2.25, 3))
 
 
@@ -35,7 +35,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def store_in(folder: Path, keep: int = 3) -> CheckpointStore:
-    return CheckpointStore(folder, CONFIG, keep)
+    return CheckpointStore(folder, CONFIG, keep, steps_per_epoch=4)
+
+
+def newest(folder: Path) -> Checkpoint | None:
+    complete = complete_checkpoints(folder)
+    return open_checkpoint(complete[-1]) if complete else None
 
 
 def write(folder: Path, step: int = 5, *, keep: int = 3, **changes: Any) -> Path:
@@ -56,10 +61,10 @@ def test_what_is_written_is_read(folder: Path) -> None:
     assert sorted(file.name for file in path.iterdir()) == [
         "block-00.safetensors",
         "block-01.safetensors",
-        "block-12.safetensors",
+        "block-02.safetensors",
         "manifest.json",
     ]
-    found = newest_checkpoint(folder)
+    found = newest(folder)
     assert found is not None
     assert (found.path, found.step, found.epoch_reported) == (path, 5, False)
     assert found.tallies == TALLIES
@@ -76,6 +81,8 @@ def test_manifest_names_everything(folder: Path) -> None:
         "step": 5,
         "epoch": 2,
         "epoch_reported": False,
+        "steps_per_epoch": 4,
+        "batch_in_epoch": 1,
         "seed": 7,
         "blocks": [
             {
@@ -95,17 +102,17 @@ def test_manifest_names_everything(folder: Path) -> None:
 
 
 def test_no_checkpoint(folder: Path) -> None:
-    assert newest_checkpoint(folder) is None
+    assert newest(folder) is None
     assert complete_checkpoints(folder) == []
     folder.mkdir()
-    assert newest_checkpoint(folder) is None
+    assert newest(folder) is None
 
 
 def test_newest_is_that_of_the_last_step(folder: Path) -> None:
     for step in (99_999_999, 100_000_001, 5):
         write(folder, step)
     assert names(folder) == ["step-00000005", "step-99999999", "step-100000001"]
-    found = newest_checkpoint(folder)
+    found = newest(folder)
     assert found is not None
     assert found.step == 100_000_001
 
@@ -145,7 +152,7 @@ def test_same_blocks_only_replace_the_manifest(folder: Path) -> None:
     assert [entry.name for entry in folder.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("files", [{0: b"other"}, {**FILES, 1: b"other"}, {**FILES, 13: b"more"}])
+@pytest.mark.parametrize("files", [{0: b"other"}, {**FILES, 1: b"other"}, {**FILES, 3: b"more"}])
 def test_other_blocks_replace_the_whole(folder: Path, files: dict[int, bytes]) -> None:
     path = write(folder)
     write(folder, files=files)
@@ -328,7 +335,7 @@ def test_flipped_byte_truncated_and_missing_file_are_named(folder: Path, block: 
 def test_damaged_manifest_is_named(folder: Path, text: str) -> None:
     path = write(folder)
     (path / "manifest.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    for look in (lambda: open_checkpoint(path), lambda: newest_checkpoint(folder)):
+    for look in (lambda: open_checkpoint(path), lambda: newest(folder)):
         with pytest.raises(CheckpointError) as caught:
             look()
         assert str(caught.value).startswith(f"{path / 'manifest.json'}: is damaged: ")
@@ -412,6 +419,6 @@ def test_way_back_is_a_command_that_works(tmp_path: Path) -> None:
     )
     _, source, target = shlex.split(command)
     Path(source).rename(target)
-    found = newest_checkpoint(folder)
+    found = newest(folder)
     assert found is not None
     assert found.step == 5

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline import inband
 from pipeline.codec import MAX_HEADER_BYTES, decode, encode
+from pipeline.datasets import DataFacts
 from pipeline.errors import ProtocolError
 from pipeline.messages import (
     ITEM_BYTES,
@@ -75,6 +76,7 @@ headers = st.builds(Header, markers) | st.builds(
 )
 rings = st.builds(RingHandle, texts, *[numbers] * 5)
 addresses = st.builds(LinkAddress, texts, st.none() | rings)
+facts = st.builds(DataFacts, *[counts] * 5, st.lists(reals).map(tuple), st.lists(reals).map(tuple))
 usages = st.builds(Usage, reals, reals, counts)
 messages: st.SearchStrategy[Any] = st.one_of(
     headers,
@@ -84,6 +86,7 @@ messages: st.SearchStrategy[Any] = st.one_of(
     st.builds(
         Setup,
         config=texts,
+        facts=facts,
         blocks=blocks,
         device=texts,
         bind=texts,
@@ -105,6 +108,7 @@ messages: st.SearchStrategy[Any] = st.one_of(
     st.just(Bye()),
 )
 
+FACTS = DataFacts(1, 8, 10, 100, 20, (0.5,), (0.25,))
 EXAMPLES: list[Any] = [
     Header(inband.Stop()),
     Header(
@@ -115,7 +119,7 @@ EXAMPLES: list[Any] = [
     OpenLink("run", 1),
     Credit(0),
     Hello("run", 1, 77),
-    Setup("{}", (0, 1), "cpu", "ipc://x", True, 5, 1, (Tally(0, 9, 1.5, None),), 2, 0.5),
+    Setup("{}", FACTS, (0, 1), "cpu", "ipc://x", True, 5, 1, (Tally(0, 9, 1.5, None),), 2, 0.5),
     Ready(LinkAddress("ipc://x", RingHandle("host", 1, 2, 3, 4, 5))),
     Connect(None),
     Connected("frames"),

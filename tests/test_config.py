@@ -378,7 +378,7 @@ configs = st.fixed_dictionaries(
                 "layers": st.lists(st.integers(1, 999), min_size=1, max_size=3).map(
                     lambda channels: [*channels, "A3"]
                 ),
-                "feat_mult": floats,
+                "feat_mult": st.floats(0.01, 64),
                 "batch_norm": st.booleans(),
             }
         ),

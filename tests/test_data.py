@@ -17,7 +17,8 @@ import pytest
 
 from pipeline import datasets as facts_of
 from pipeline.config import DataConfig
-from pipeline.data import Batches, check_data, load_batches
+from pipeline.data import Batches, load_batches
+from pipeline.datasets import check_data, data_facts
 from pipeline.errors import ConfigError, RunError
 from pipeline.imagefiles import crop_box
 
@@ -202,11 +203,18 @@ def test_digits_and_synthetic_need_neither_torch_nor_torchvision() -> None:
     ],
 )
 def test_impossible_data_is_refused(changes: dict[str, Any], words: list[str]) -> None:
-    for refuse in (check_data, lambda config: load_batches(config, 1)):
-        with pytest.raises(ConfigError) as caught:
-            refuse(synthetic(**changes))
-        assert all(word in str(caught.value) for word in words), caught.value
-        assert "\n" not in str(caught.value)
+    config = synthetic(**changes)
+    with pytest.raises(ConfigError) as caught:
+        check_data(config, data_facts(config), batch_norm=True)
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert "\n" not in str(caught.value)
+
+
+def test_one_image_is_enough_without_batch_norm() -> None:
+    for changes in ({"train_images": 1}, {"batch_size": 7}):
+        config = synthetic(**changes)
+        check_data(config, data_facts(config), batch_norm=False)
+        assert load_batches(config, seed=1).train(1, 0)[1].size
 
 
 @pytest.mark.parametrize("changes", [{"batch_size": 8}, {"train_limit": 21, "batch_size": 7}])
@@ -216,7 +224,8 @@ def test_the_cure_for_a_last_batch_of_one_works(changes: dict[str, int]) -> None
 
 
 def test_limits_of_sizes_are_allowed_and_so_are_batches_of_one() -> None:
-    assert check_data(synthetic(crop_padding=4, cutout=4)).size == 4
+    config = synthetic(crop_padding=4, cutout=4)
+    check_data(config, data_facts(config), batch_norm=True)
     assert load_batches(synthetic(batch_size=1), seed=1).steps_per_epoch == 22
 
 

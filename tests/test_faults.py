@@ -6,12 +6,18 @@ folder of sockets and nothing in shared memory is left.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+import signal
+import time
+from multiprocessing.context import ForkServerProcess
+from typing import TYPE_CHECKING, Any
 
 import processes
 import psutil
 import pytest
 from processes import digests, launch, until
+
+from launch.local import LocalEngine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,6 +65,60 @@ def test_a_worker_hangs(launcher: Start) -> None:
     assert run.exit_status(20.0) == 1
     assert run.stderr.startswith("error: stage 2 (blocks 2–3, cpu) hangs: no sign of life for 1.")
     assert run.stderr.count("\n") == 1
+
+
+def test_the_disk_refuses_a_checkpoint(launcher: Start, tmp_path: Path) -> None:
+    """Whatever fails in the coordinator ends the run at once: nobody trains on unattended."""
+    run = training(launcher)
+    run.wait_for("run/run.log", "checkpoint step-00000004")
+    folder = tmp_path / "run" / "checkpoints"
+    folder.rename(folder.with_name("moved"))
+    folder.write_text("a file is in the way", encoding="utf-8")
+    assert run.exit_status(15.0) == 1
+    assert "checkpoints" in run.stderr.splitlines()[0]
+    assert run.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_whole_job_is_told_to_end(
+    launcher: Start, tmp_path: Path, number: signal.Signals
+) -> None:
+    """As clusters and closed terminals do: the workers hear it too, only the launcher acts."""
+    run = training(launcher)
+    os.killpg(run.process.pid, number)
+    assert run.exit_status(15.0) == 130
+    assert "a checkpoint was written" in run.stderr
+    assert f"interrupted after step {max(digests(tmp_path / 'run'))}:" in run.stderr
+
+
+def test_the_whole_job_is_suspended_for_a_while(launcher: Start) -> None:
+    run = training(launcher, "--set", "runtime.heartbeat_timeout_s=1")
+    os.killpg(run.process.pid, signal.SIGSTOP)
+    time.sleep(2.5)  # a suspension is a time in which nothing happens
+    os.killpg(run.process.pid, signal.SIGCONT)
+    run.wait_for_more("run/metrics.jsonl")
+    assert run.process.poll() is None
+    os.killpg(run.process.pid, signal.SIGTERM)
+    assert run.exit_status(15.0) == 130
+
+
+def test_workers_that_could_be_started_are_stopped_where_one_can_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    engine = LocalEngine()
+    started: list[Any] = []
+    start = ForkServerProcess.start
+
+    def reluctant(process: Any) -> None:
+        if len(started) == 2:
+            raise OSError("no more processes")
+        start(process)
+        started.append(process)
+
+    monkeypatch.setattr(ForkServerProcess, "start", reluctant)
+    with pytest.raises(OSError, match="no more processes"):
+        engine.start(3, "run", tmp_path, f"ipc://{tmp_path}/nobody")
+    assert [process.exitcode for process in started] == [-signal.SIGKILL] * 2
 
 
 def test_the_launcher_is_killed(launcher: Start) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from pipeline.config import build_config
+from pipeline.datasets import data_facts
 from pipeline.errors import ConfigError
 from pipeline.losses import pool
 from pipeline.models import (
@@ -137,7 +138,8 @@ def test_network_of_a_config_uses_the_facts_of_its_data() -> None:
         "loss": {"name": "pred"},
         "data": {"name": "synthetic", "channels": 2, "size": 5, "classes": 7},
     }
-    specs = network_specs(build_config(tree, "test"))
+    config = build_config(tree, "test")
+    specs = network_specs(config, data_facts(config.data))
     assert specs[0].in_shape == (2, 5, 5)
     assert {spec.classes for spec in specs} == {7}
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, get_args
 
 import pytest
 
+from pipeline.datasets import DataFacts
 from pipeline.errors import ProtocolError
 from pipeline.inband import Stop
 from pipeline.messages import (
@@ -35,9 +36,10 @@ from pipeline.records import PassReport, Usage
 if TYPE_CHECKING:
     from typing import Any
 
+FACTS = DataFacts(1, 8, 10, 100, 20, (0.5,), (0.25,))
 MESSAGES: list[Any] = [
     Hello("run", 1, 5),
-    Setup("{}", (0,), "cpu", "ipc://x", False, 0, 0, (), 2, 0.0),
+    Setup("{}", FACTS, (0,), "cpu", "ipc://x", False, 0, 0, (), 2, 0.0),
     Ready(LinkAddress("ipc://x", None)),
     Connect(None),
     Connected("frames"),

@@ -265,16 +265,18 @@ def test_sender_whose_peer_takes_nothing(link: Link) -> None:
 
 
 def test_sender_that_is_not_wanted_any_more(link: Link) -> None:
-    asked = []
-
-    def cancelled() -> bool:
-        asked.append(True)
-        return True
-
-    sender = link.sender(timeout_s=3600.0, cancelled=cancelled)
+    answers = iter([False, True])
+    sender = link.sender(timeout_s=3600.0, cancelled=lambda: next(answers))
     with pytest.raises(TimedOutError, match="stage 0 waited"):
         sender.send(batch(1), payloads(1))
-    assert asked == [True]
+    assert next(answers, None) is None
+
+
+def test_sender_that_is_told_to_stop_sends_nothing_though_it_may(link: Link) -> None:
+    sender = link.sender(timeout_s=3600.0, cancelled=lambda: True)
+    for item, tensors in ((Stop(), []), (batch(1), payloads(1))):
+        with pytest.raises(TimedOutError, match="stage 0 is told to stop sending to stage 1"):
+            sender.send(item, tensors)
 
 
 def test_receiver_to_which_nobody_sends(link: Link) -> None:
