@@ -60,11 +60,11 @@ def make_job(options: Options) -> Job:
     path = _config_path(options)
     config = load_config(path, options.overrides)
     specs = network_specs(config)
-    backprop = config.loss.name == "glob"
+    backprop = config.loss.is_global
     if backprop and not options.single and not options.dry_run:
         raise ConfigError(
-            f"{path}: loss.name glob is global backprop: its gradient flows through all blocks, "
-            "so they can't be divided into stages; add --single"
+            f"{path}: loss.name {config.loss.name} is global backprop: its gradient flows through "
+            "all blocks, so they can't be divided into stages; add --single"
         )
     costs = block_costs(
         specs,

@@ -44,7 +44,7 @@ def build_stage(
     """The stage that holds the blocks `indices` (consecutive) of `specs` on `device`."""
     blocks = [_block(config, specs[index], device) for index in indices]
     preprocess = _preprocess(config, device) if indices[0] == 0 else None
-    kind = GlobalStage if config.loss.name == "glob" else Stage
+    kind = GlobalStage if config.loss.is_global else Stage
     return kind(blocks, preprocess)
 
 
