@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,8 @@ class Block(nn.Module):
     """One hidden layer with its local heads, or the output layer with its cross-entropy.
 
     State keys: `encoder.*` (the layer), `bn.*`, and those of `heads.py`.
-    Initial weights are PyTorch's defaults, drawn for (seed, block index).
+    Initial weights are PyTorch's defaults, drawn for (seed, block index), but for classifiers
+    that learn locally, the output layer among them: their weights start at zero.
     """
 
     def __init__(
@@ -54,6 +55,8 @@ class Block(nn.Module):
 
     def _build(self, spec: BlockSpec) -> None:
         self.encoder = _layer(spec.layer)
+        if spec.zero_start:
+            nn.init.zeros_(cast("Tensor", self.encoder.weight))
         self.bn = _batch_norm(spec) if spec.batch_norm else None
         self.pred = PredHead(spec.pred) if spec.pred else None
         self.sim = similarity_map(spec.sim) if spec.sim else None

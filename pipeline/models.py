@@ -142,6 +142,9 @@ class BlockSpec:
     unsupervised: Literal["none", "sim", "recon"] = "none"
     alpha: float = 0.0
     """Weight of the unsupervised part of the loss."""
+    zero_start: bool = False
+    """Whether the layer's weight starts at zero, as that of the output does under local losses:
+    it is then a classifier like the local ones."""
     output_weight: float | None = None
     """Factor of the output block's cross-entropy; None for hidden blocks."""
 
@@ -311,4 +314,13 @@ def _sim(loss: LossConfig, shape: Shape, weight: float) -> SimSpec:
 def _output(index: int, shape: Shape, classes: int, loss: LossConfig) -> BlockSpec:
     layer = LayerSpec("linear", prod(shape), classes)
     weight = 1.0 - loss.beta if loss.local == "predsim" else 1.0
-    return BlockSpec(index, shape, layer, (classes,), (classes,), classes, output_weight=weight)
+    return BlockSpec(
+        index,
+        shape,
+        layer,
+        (classes,),
+        (classes,),
+        classes,
+        zero_start=not loss.is_global,
+        output_weight=weight,
+    )
