@@ -42,7 +42,7 @@ def dry_run_report(
     console: Console,
 ) -> None:
     """Print the plan's stages, the arithmetic of the loss and the bounds of the speed-up."""
-    backprop = config.loss.name == "glob"
+    backprop = config.loss.is_global
     stages = [
         stage_cost([costs[block] for block in stage.blocks], backprop=backprop)
         for stage in plan.stages

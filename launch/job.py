@@ -63,7 +63,7 @@ def make_job(options: Options) -> Job:
     facts = data_facts(config.data)
     check_data(config.data, facts, batch_norm=config.model.batch_norm)
     specs = network_specs(config, facts)
-    backprop = config.loss.name == "glob"
+    backprop = config.loss.is_global
     if backprop:
         _check_one_process(config, options)
     costs = block_costs(

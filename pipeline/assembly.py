@@ -46,7 +46,7 @@ def build_stage(
     specs = network_specs(config, facts)
     blocks = [_block(config, specs[index], device) for index in indices]
     preprocess = _preprocess(config, facts, device) if indices[0] == 0 else None
-    kind = GlobalStage if config.loss.name == "glob" else Stage
+    kind = GlobalStage if config.loss.is_global else Stage
     return kind(blocks, preprocess)
 
 

@@ -6,20 +6,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import CheckpointError
+from pipeline.heads import PredHead, label_projection, reconstruction, similarity_map
 from pipeline.losses import (
     LossValue,
-    PredHead,
     pool,
     prediction_loss,
+    projected_prediction_loss,
     similarity_loss,
-    similarity_map,
     wide,
 )
 from pipeline.seeding import Purpose, derived_seed
@@ -36,15 +36,16 @@ LEAKY_SLOPE = 0.01  # section 4 of the paper
 class Block(nn.Module):
     """One hidden layer with its local heads, or the output layer with its cross-entropy.
 
-    State keys: `encoder.*` (the layer), `bn.*`, `pred.*` (local classifier), `sim.*` (g).
-    Initial weights are PyTorch's defaults, drawn for (seed, block index).
+    State keys: `encoder.*` (the layer), `bn.*`, and those of `heads.py`.
+    Initial weights are PyTorch's defaults, drawn for (seed, block index), but for classifiers
+    that learn locally, the output layer among them: their weights start at zero.
     """
 
     def __init__(
         self, spec: BlockSpec, *, seed: int, device: torch.device, dtype: torch.dtype, bf16: bool
     ) -> None:
         super().__init__()
-        self.spec, self.seed, self.device, self.bf16 = spec, seed, device, bf16
+        self.spec, self.seed, self.device, self.dtype, self.bf16 = spec, seed, device, dtype, bf16
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derived_seed(seed, Purpose.INITIAL, spec.index))
             self._build(spec)
@@ -54,13 +55,18 @@ class Block(nn.Module):
 
     def _build(self, spec: BlockSpec) -> None:
         self.encoder = _layer(spec.layer)
+        if spec.zero_start:
+            nn.init.zeros_(cast("Tensor", self.encoder.weight))
         self.bn = _batch_norm(spec) if spec.batch_norm else None
-        self.pred = PredHead(spec.pred, spec.classes) if spec.pred else None
+        self.pred = PredHead(spec.pred) if spec.pred else None
         self.sim = similarity_map(spec.sim) if spec.sim else None
+        self.projection = label_projection(spec)
+        self.recon = reconstruction(spec)
 
     def attach(self, make_optimizer: Callable[[Mapping[str, Tensor]], Optimizer]) -> None:
         """Give the block the optimizer of its own parameters."""
-        self._optimizer = make_optimizer(dict(self.named_parameters()))
+        learned = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        self._optimizer = make_optimizer(learned)
 
     def forward(self, x: Tensor, *, training: bool) -> Tensor:
         """The activation h (logits for the output block), before dropout and pooling.
@@ -76,7 +82,7 @@ class Block(nn.Module):
                 return h
             if self.bn is not None:
                 h = self.bn(h)
-            return F.relu(h) if self.spec.nonlinearity == "relu" else F.leaky_relu(h, LEAKY_SLOPE)
+            return self._activate(h)
 
     def transfer(self, h: Tensor, *, batch_id: int | None) -> Tensor:
         """What the next block receives: h after dropout and pooling, contiguous.
@@ -87,29 +93,72 @@ class Block(nn.Module):
             h = h * self._dropout_mask(h, batch_id)
         return pool(h, self.spec.pool).contiguous()
 
-    def local_loss(self, h: Tensor, labels: Tensor) -> LossValue:
-        """The loss of this block for its activation (equations 4, 6 and 7)."""
+    def local_loss(self, h: Tensor, labels: Tensor, x: Tensor) -> LossValue:
+        """The loss of this block for its activation h and its input x (equations 4, 6, 7, 8)."""
         if self.spec.output_weight is not None:
             value = prediction_loss(wide(h), labels)
             return LossValue(self.spec.output_weight * value.loss, value.errors)
+        with self._autocast():
+            logits = self.pred(h) if self.pred is not None else None
+            mapped = self.sim(h) if self.sim is not None else None
+        value = self._supervised(logits, mapped, labels)
+        if self.spec.unsupervised == "none":
+            return value
+        unsupervised = self._unsupervised(h, mapped, x)
+        alpha = self.spec.alpha
+        return LossValue(alpha * unsupervised + (1 - alpha) * value.loss, value.errors)
+
+    def _target(self, labels: Tensor) -> Tensor:
+        """Labels one-hot, or projected for the bio forms: (n, k)."""
+        one_hot = F.one_hot(labels, self.spec.classes).to(self.dtype)
+        if self.projection is None:
+            return one_hot
+        projected: Tensor = self.projection(one_hot)
+        return projected
+
+    def _supervised(
+        self, logits: Tensor | None, mapped: Tensor | None, labels: Tensor
+    ) -> LossValue:
+        needed = mapped is not None or self.projection is not None
+        target = self._target(labels) if needed else labels
         terms: list[Tensor] = []
         errors = None
-        if self.pred is not None and self.spec.pred is not None:
-            with self._autocast():
-                logits = self.pred(h)
-            value = prediction_loss(wide(logits), labels)
+        if logits is not None and self.spec.pred is not None:
+            value = (
+                projected_prediction_loss(wide(logits), target)
+                if self.projection is not None
+                else prediction_loss(wide(logits), labels)
+            )
             terms.append(self.spec.pred.weight * value.loss)
             errors = value.errors
-        if self.sim is not None and self.spec.sim is not None:
-            with self._autocast():
-                mapped = self.sim(h)
-            loss = similarity_loss(wide(mapped), labels, self.spec.classes)
-            terms.append(self.spec.sim.weight * loss)
+        if mapped is not None and self.spec.sim is not None:
+            terms.append(self.spec.sim.weight * similarity_loss(wide(mapped), target))
         return LossValue(sum(terms[1:], start=terms[0]), errors)
+
+    def _unsupervised(self, h: Tensor, mapped: Tensor | None, x: Tensor) -> Tensor:
+        """Mean squared difference of similarities, or of the rebuilt input; 0 for neither."""
+        x = wide(x.detach())
+        if self.spec.unsupervised == "sim" and mapped is not None:
+            return similarity_loss(wide(mapped), x)
+        if self.recon is None:
+            return torch.zeros((), dtype=x.dtype, device=x.device)
+        with self._autocast():
+            rebuilt = self._activate(self.recon(h))
+        return F.mse_loss(wide(rebuilt), x.reshape(rebuilt.shape))
 
     def learn(self, loss: Tensor, lr: float) -> None:
         """One step on this block's own parameters; gradients are freed at once."""
-        self.update(torch.autograd.grad(loss, list(self.parameters())), lr)
+        self.update(torch.autograd.grad(loss, self.learned), lr)
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether the block has a loss of its own; under plain `glob` only the output has."""
+        return self.spec.is_output or self.pred is not None or self.sim is not None
+
+    @property
+    def learned(self) -> list[Tensor]:
+        """The parameters that are trained, in the optimizer's order."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def update(self, gradients: Sequence[Tensor], lr: float) -> None:
         """Let the optimizer use `gradients`, one per parameter in order."""
@@ -158,6 +207,9 @@ class Block(nn.Module):
         shape = h.shape[:2] + (1,) * (h.dim() - 2)
         mask = torch.empty(shape, dtype=h.dtype, device=h.device)
         return mask.bernoulli_(keep, generator=self._dropout_generator).div_(keep)
+
+    def _activate(self, x: Tensor) -> Tensor:
+        return F.relu(x) if self.spec.nonlinearity == "relu" else F.leaky_relu(x, LEAKY_SLOPE)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)

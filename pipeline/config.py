@@ -83,19 +83,52 @@ class ModelConfig(Section):
 class LossConfig(Section):
     """What every hidden block learns from."""
 
-    name: Literal["pred", "sim", "predsim", "glob"]
-    """Local classifier, similarity matching, both, or global backprop (single mode only)."""
+    name: Literal["pred", "sim", "predsim", "glob", "glob+pred", "glob+sim", "glob+predsim"]
+    """Local classifier, similarity matching, both; global backprop alone or with one of them
+    (single mode only)."""
     beta: float = Field(default=0.99, ge=0, le=1)
     """Weight of `sim` in `predsim`; `pred` gets 1 - beta."""
     dim_in_decoder: int = Field(default=4096, ge=1)
     """Average pooling before a local classifier goes on until at most so many inputs remain."""
     bio: bool = False
-    """The backprop-free forms of section 3.3 of the paper; not available yet."""
+    """The backprop-free forms of sections 3.3 and 3.4: no g, feedback alignment, and a fixed
+    random projection of the label as target. The paper's beta for them is 0.01."""
+    target_projection: int = Field(default=128, ge=1)
+    """Size of the projected label, for `bio`."""
+    classifier: Literal["trained", "fixed"] = "trained"
+    """`fixed`: local classifiers are drawn once and never trained (Mostafa et al. 2017)."""
+    feedback: Literal["transpose", "random", "sign"] = "transpose"
+    """What carries the error of a `fixed` classifier back: its transpose, an independent random
+    matrix, or a random one with its signs."""
+    unsupervised: Literal["none", "sim", "recon"] = "none"
+    """A part that needs no labels: match the similarities of the block's input, or rebuild it."""
+    alpha: float = Field(default=0.0, ge=0, le=1)
+    """Weight of the unsupervised part; the supervised part gets 1 - alpha."""
+
+    @property
+    def local(self) -> Literal["pred", "sim", "predsim"] | None:
+        """What hidden blocks have of their own; None under plain `glob`."""
+        name = self.name.removeprefix("glob+")
+        return None if name == "glob" else name  # type: ignore[return-value]
+
+    @property
+    def is_global(self) -> bool:
+        """Whether gradients flow through the whole network."""
+        return self.name.startswith("glob")
 
     @model_validator(mode="after")
-    def _bio_is_not_there_yet(self) -> LossConfig:
-        if self.bio:
-            raise ValueError("loss.bio true is not available yet; only false is allowed")
+    def _forms_fit_together(self) -> LossConfig:
+        predicts = self.local in ("pred", "predsim")
+        if self.local is None and (self.bio or self.unsupervised != "none"):
+            raise ValueError("loss.name glob has no local losses: bio and unsupervised need one")
+        if self.classifier == "fixed" and (self.bio or not predicts):
+            raise ValueError("loss.classifier fixed needs loss.name pred or predsim without bio")
+        if self.feedback != "transpose" and self.classifier != "fixed":
+            raise ValueError(f"loss.feedback {self.feedback} needs loss.classifier fixed")
+        if self.bio and self.unsupervised == "sim":
+            raise ValueError("loss.unsupervised sim needs the map g, which loss.bio does without")
+        if self.alpha and self.unsupervised == "none":
+            raise ValueError("loss.alpha needs loss.unsupervised sim or recon")
         return self
 
 
@@ -221,7 +254,7 @@ class Config(Section):
         """The non-linearity of the hidden blocks, `auto` resolved by the loss (section 4)."""
         if self.model.nonlinearity != "auto":
             return self.model.nonlinearity
-        return "leaky_relu" if self.loss.name in ("sim", "predsim") else "relu"
+        return "leaky_relu" if self.loss.local in ("sim", "predsim") else "relu"
 
 
 class _Loader(yaml.SafeLoader):

@@ -141,14 +141,21 @@ def _g_weights(spec: BlockSpec) -> int:
     return spec.sim.features**2 * (_G_KERNEL**2 if spec.sim.kind == "conv" else 1)
 
 
+def _rebuilding_weights(spec: BlockSpec) -> int:
+    """Of the layer that rebuilds the block's input, as large as the layer itself."""
+    rebuilds = spec.unsupervised == "recon" and spec.index > 0 and not spec.is_output
+    return _weights(spec) if rebuilds else 0
+
+
 def _parameters(spec: BlockSpec) -> int:
     per_feature = 1 + 2 * spec.batch_norm  # bias; scale and shift of the batch norm
     return _weights(spec) + per_feature * spec.layer.out_features
 
 
 def _head_parameters(spec: BlockSpec) -> int:
-    classifier = (spec.pred.features + 1) * spec.classes if spec.pred else 0
-    return _g_weights(spec) + classifier
+    classifier = (spec.pred.features + 1) * spec.pred.outputs if spec.pred else 0
+    projection = spec.projection * spec.classes
+    return _g_weights(spec) + classifier + projection + _rebuilding_weights(spec)
 
 
 def _forward_macs(spec: BlockSpec) -> int:
@@ -156,8 +163,9 @@ def _forward_macs(spec: BlockSpec) -> int:
 
 
 def _head_macs(spec: BlockSpec) -> int:
-    classifier = spec.pred.features * spec.classes if spec.pred else 0
-    return _g_weights(spec) * prod(spec.shape[1:]) + classifier
+    classifier = spec.pred.features * spec.pred.outputs if spec.pred else 0
+    maps = _g_weights(spec) + _rebuilding_weights(spec)
+    return maps * prod(spec.shape[1:]) + classifier
 
 
 def _state_bytes(spec: BlockSpec, optimizer_name: Literal["adam", "amsgrad", "sgd"]) -> int:

@@ -1,4 +1,4 @@
-"""The local losses of Nøkland & Eidnes (2019), section 3, and the heads that compute them.
+"""The local losses of Nøkland & Eidnes (2019), section 3: functions of activations and targets.
 
 Shapes: n examples in the batch; an activation h is (n, C, H, W) after a convolution block and
 (n, D) after a linear one, taken after batch norm and non-linearity, before dropout and pooling.
@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from pipeline.models import PoolSpec, PredSpec, SimSpec
+    from pipeline.models import PoolSpec
 
 
 class LossValue(NamedTuple):
@@ -39,10 +39,14 @@ def similarity_matrix(x: Tensor) -> Tensor:
     return (x @ x.T).clamp(-1.0, 1.0)
 
 
-def similarity_loss(mapped: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """L_sim: mean over the n×n entries of (S(g(h)) - S(Y))², Y one-hot (equation 4)."""
-    target = F.one_hot(labels, classes).to(mapped.dtype)
-    return F.mse_loss(similarity_matrix(mapped), similarity_matrix(target))
+def similarity_loss(features: Tensor, target: Tensor) -> Tensor:
+    """L_sim: mean over the n×n entries of (S(features) - S(target))² (equation 4).
+
+    Args:
+        features: g(h), or for the bio form the pooled h.
+        target: (n, k): labels one-hot, or for the bio form projected.
+    """
+    return F.mse_loss(similarity_matrix(features), similarity_matrix(target))
 
 
 def prediction_loss(logits: Tensor, labels: Tensor) -> LossValue:
@@ -51,31 +55,19 @@ def prediction_loss(logits: Tensor, labels: Tensor) -> LossValue:
     return LossValue(F.cross_entropy(logits, labels), wrong)
 
 
+def projected_prediction_loss(logits: Tensor, projected: Tensor) -> LossValue:
+    """L_pred-bio: binary cross-entropy of logits with the signs of the projected label, mean
+    over all entries; both (n, k). Section 3.3. It predicts no class."""
+    target = (projected > 0).to(logits.dtype)
+    return LossValue(F.binary_cross_entropy_with_logits(logits, target), None)
+
+
 def pool(x: Tensor, spec: PoolSpec | None) -> Tensor:
     """Pooling of (n, C, H, W) over space as `spec` says; unchanged for None."""
     if spec is None:
         return x
     apply = F.max_pool2d if spec.kind == "max" else F.avg_pool2d
     return apply(x, spec.kernel, spec.stride, spec.padding)
-
-
-class PredHead(nn.Linear):
-    """The local classifier D(pool(h)): (n, classes) logits. Its weight starts at zero."""
-
-    def __init__(self, spec: PredSpec, classes: int) -> None:
-        super().__init__(spec.features, classes)
-        self.spec = spec
-        nn.init.zeros_(self.weight)
-
-    def forward(self, h: Tensor) -> Tensor:
-        return super().forward(pool(h, self.spec.pool).flatten(1))
-
-
-def similarity_map(spec: SimSpec) -> nn.Module:
-    """g of the similarity loss: the activation mapped onto its own shape, without bias."""
-    if spec.kind == "conv":
-        return nn.Conv2d(spec.features, spec.features, 3, padding=1, bias=False)
-    return nn.Linear(spec.features, spec.features, bias=False)
 
 
 def wide(x: Tensor) -> Tensor:

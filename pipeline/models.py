@@ -91,20 +91,31 @@ class LayerSpec:
 
 @dataclass(frozen=True, slots=True)
 class PredSpec:
-    """The local classifier: optional average pooling, then linear `features` -> classes."""
+    """The local classifier: optional average pooling, then linear `features` -> `outputs`.
+
+    `feedback`: what carries the error back to the block: `learned` (the transpose of weights
+    that are trained), `aligned` (a fixed random matrix, for the bio form), or, for a classifier
+    that is never trained, `transpose`, `random` or `sign`.
+    """
 
     pool: PoolSpec | None
     features: int
+    outputs: int
     weight: float
+    feedback: Literal["learned", "aligned", "transpose", "random", "sign"] = "learned"
 
 
 @dataclass(frozen=True, slots=True)
 class SimSpec:
-    """The similarity head: a map of the activation onto its own shape, without bias."""
+    """The similarity head: a map g of the activation onto its own shape, without bias.
+
+    The bio form has no map (`features` 0) and pools the activation as a classifier does.
+    """
 
     kind: Literal["linear", "conv"]
     features: int
     weight: float
+    pool: PoolSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +137,14 @@ class BlockSpec:
     pool: PoolSpec | None = None
     pred: PredSpec | None = None
     sim: SimSpec | None = None
+    projection: int = 0
+    """Size of the fixed random projection of the label (bio forms); 0: the label itself."""
+    unsupervised: Literal["none", "sim", "recon"] = "none"
+    alpha: float = 0.0
+    """Weight of the unsupervised part of the loss."""
+    zero_start: bool = False
+    """Whether the layer's weight starts at zero, as that of the output does under local losses:
+    it is then a classifier like the local ones."""
     output_weight: float | None = None
     """Factor of the output block's cross-entropy; None for hidden blocks."""
 
@@ -176,7 +195,7 @@ def build_specs(
                 f"model {model.name}: block {len(specs)} would pool {activation} to {out_shape}: "
                 f"images of {image_shape[1]}×{image_shape[2]} pixels are too small for it"
             )
-        pred, sim = _heads(loss, activation)
+        pred, sim = _heads(loss, activation, classes)
         specs.append(
             BlockSpec(
                 index=len(specs),
@@ -191,6 +210,9 @@ def build_specs(
                 pool=pool,
                 pred=pred,
                 sim=sim,
+                projection=loss.target_projection if loss.bio else 0,
+                unsupervised=loss.unsupervised,
+                alpha=loss.alpha,
             )
         )
         shape = out_shape
@@ -260,27 +282,44 @@ def _convolution(
     return LayerSpec("conv", channels, width, kernel=3, padding=1)
 
 
-def _heads(loss: LossConfig, shape: Shape) -> tuple[PredSpec | None, SimSpec | None]:
-    weights = {
-        "pred": (1.0, 0.0),
-        "sim": (0.0, 1.0),
-        "predsim": (1.0 - loss.beta, loss.beta),
-        "glob": (0.0, 0.0),
-    }
-    pred_weight, sim_weight = weights[loss.name]
-    both = loss.name == "predsim"
-    pred = _pred(shape, loss.dim_in_decoder, pred_weight) if pred_weight or both else None
-    kind: Literal["linear", "conv"] = "conv" if len(shape) == 3 else "linear"
-    sim = SimSpec(kind, shape[0], sim_weight) if sim_weight or both else None
+def _heads(loss: LossConfig, shape: Shape, classes: int) -> tuple[PredSpec | None, SimSpec | None]:
+    pred_weight = {"pred": 1.0, "predsim": 1.0 - loss.beta}
+    sim_weight = {"sim": 1.0, "predsim": loss.beta}
+    pred = sim = None
+    if loss.local in pred_weight:
+        pred = _pred(loss, shape, classes, pred_weight[loss.local])
+    if loss.local in sim_weight or loss.unsupervised == "sim":
+        sim = _sim(loss, shape, sim_weight.get(loss.local or "", 0.0))
     return pred, sim
 
 
-def _pred(shape: Shape, limit: int, weight: float) -> PredSpec:
-    pool = decoder_pool(shape, limit) if len(shape) == 3 else None
-    return PredSpec(pool, prod(pool.out_shape(shape) if pool else shape), weight)
+def _pred(loss: LossConfig, shape: Shape, classes: int, weight: float) -> PredSpec:
+    pool = decoder_pool(shape, loss.dim_in_decoder) if len(shape) == 3 else None
+    features = prod(pool.out_shape(shape) if pool else shape)
+    if loss.bio:
+        return PredSpec(pool, features, loss.target_projection, weight, "aligned")
+    feedback = loss.feedback if loss.classifier == "fixed" else "learned"
+    return PredSpec(pool, features, classes, weight, feedback)
+
+
+def _sim(loss: LossConfig, shape: Shape, weight: float) -> SimSpec:
+    kind: Literal["linear", "conv"] = "conv" if len(shape) == 3 else "linear"
+    if loss.bio:
+        pool = decoder_pool(shape, loss.dim_in_decoder) if len(shape) == 3 else None
+        return SimSpec(kind, 0, weight, pool)
+    return SimSpec(kind, shape[0], weight)
 
 
 def _output(index: int, shape: Shape, classes: int, loss: LossConfig) -> BlockSpec:
     layer = LayerSpec("linear", prod(shape), classes)
-    weight = 1.0 - loss.beta if loss.name == "predsim" else 1.0
-    return BlockSpec(index, shape, layer, (classes,), (classes,), classes, output_weight=weight)
+    weight = 1.0 - loss.beta if loss.local == "predsim" else 1.0
+    return BlockSpec(
+        index,
+        shape,
+        layer,
+        (classes,),
+        (classes,),
+        classes,
+        zero_start=not loss.is_global,
+        output_weight=weight,
+    )

@@ -53,12 +53,12 @@ class Stage:
         if self._preprocess:
             x = self._preprocess.train(x, batch_id)
         for block in self._in_turn():
-            h = block(x, training=True)
+            h, received = block(x, training=True), x
             with torch.no_grad():
                 x = block.transfer(h.detach(), batch_id=batch_id)
             if block is self.blocks[-1] and not block.spec.is_output:
                 send(x)
-            value = block.local_loss(h, labels)
+            value = block.local_loss(h, labels, received)
             block.learn(value.loss, lr)
             self._count(self.training, block, value, labels)
 
@@ -70,7 +70,7 @@ class Stage:
         for block in self._in_turn():
             h = block(x, training=False)
             if block.spec.is_output:
-                self._count(self.evaluation, block, block.local_loss(h, labels), labels)
+                self._count(self.evaluation, block, block.local_loss(h, labels, x), labels)
                 return
             x = block.transfer(h, batch_id=None)
         send(x)
@@ -100,25 +100,28 @@ class Stage:
 
 
 class GlobalStage(Stage):
-    """The whole network trained by global backprop (`glob`), for comparison.
+    """The whole network trained by global backprop: `glob`, or `glob+…` with local losses added.
 
     The same blocks, dropout and optimizers; only the source of the gradient differs. It needs
     every block in one process, since the gradient flows upstream.
     """
 
     def train(self, x: Tensor, labels: Tensor, *, batch_id: int, lr: float, send: Send) -> None:
-        """One step of every block from the output's cross-entropy; nothing is sent."""
+        """One step of every block from the sum of all losses; nothing is sent."""
         if self._preprocess:
             x = self._preprocess.train(x, batch_id)
+        losses = []
         for block in self._in_turn():
-            h = block(x, training=True)
+            h, received = block(x, training=True), x
             x = block.transfer(h, batch_id=batch_id)
-        value = block.local_loss(h, labels)
-        self._learn(value.loss, lr)
-        self._count(self.training, block, value, labels)
+            if block.has_loss:
+                value = block.local_loss(h, labels, received)
+                losses.append(value.loss)
+                self._count(self.training, block, value, labels)
+        self._learn(torch.stack(losses).sum(), lr)
 
     def _learn(self, loss: Tensor, lr: float) -> None:
-        parameters = [list(block.parameters()) for block in self.blocks]
-        gradients = iter(torch.autograd.grad(loss, list(chain(*parameters))))
-        for block, own in zip(self.blocks, parameters, strict=True):
+        learned = [block.learned for block in self.blocks]
+        gradients = iter(torch.autograd.grad(loss, list(chain(*learned))))
+        for block, own in zip(self.blocks, learned, strict=True):
             block.update([next(gradients) for _ in own], lr)

@@ -111,7 +111,7 @@ def test_what_is_refused_would_otherwise_start(here: Path) -> None:
         ("model.hidden=wide", "tiny.yaml: model.hidden: 'wide' is not allowed: input should be"),
         ("data.flip=1", "tiny.yaml: data.flip: 1 is not allowed: input should be a valid bool"),
         ("loss.beta=1.5", "tiny.yaml: loss.beta: 1.5 is not allowed: input should be less than"),
-        ("loss.bio=true", "tiny.yaml: loss.bio true is not available yet; only false is allowed"),
+        ("loss.alpha=0.5", "tiny.yaml: loss.alpha needs loss.unsupervised sim or recon"),
         ("loss.name=hebb", "tiny.yaml: loss.name: 'hebb' is not allowed: input should be 'pred'"),
         ("hidden=8", "--set hidden=8: expected SECTION.KEY=VALUE"),
         ("model.hidden=[8", "--set model.hidden=[8:1:3: YAML syntax: "),

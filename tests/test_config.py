@@ -87,7 +87,7 @@ WRONG_VALUES = [
     # (section, key, text of the value in YAML, as it is shown, rule)
     ("loss", "beta", "1.5", "1.5", "less than or equal to 1"),
     ("loss", "beta", "-0.1", "-0.1", "greater than or equal to 0"),
-    ("loss", "name", "backprop", "'backprop'", "'pred', 'sim', 'predsim' or 'glob'"),
+    ("loss", "name", "backprop", "'backprop'", "'pred', 'sim', 'predsim', 'glob', 'glob+pred'"),
     ("loss", "dim_in_decoder", "0", "0", "greater than or equal to 1"),
     ("model", "name", "vgg12", "'vgg12'", "'vgg11b'"),
     ("model", "dropout", "1.0", "1.0", "less than 1"),
@@ -163,7 +163,8 @@ def test_long_value_is_cut(file: Path) -> None:
 def test_unknown_key_is_named_with_those_that_are_allowed(file: Path) -> None:
     text = complaint(written(file, SMALLEST), ["loss.betta=0.5"])
     assert text == (
-        f"{file}: loss.betta: unknown key; allowed here: name, beta, dim_in_decoder, bio"
+        f"{file}: loss.betta: unknown key; allowed here: name, beta, dim_in_decoder, bio, "
+        "target_projection, classifier, feedback, unsupervised, alpha"
     )
 
 
@@ -223,8 +224,8 @@ def test_missing_section_and_missing_name(file: Path, section: str) -> None:
             "model.name mlp needs model.hidden_layers of at least 1",
         ),
         (
-            {"loss": {"bio": True}},
-            "loss.bio true is not available yet; only false is allowed",
+            {"loss": {"name": "glob", "bio": True}},
+            "loss.name glob has no local losses: bio and unsupervised need one",
         ),
         (
             {"schedule": {"milestones": [5, 5]}},

@@ -83,7 +83,7 @@ def _build(words: dict[str, Any], optimizer: OptimizerConfig) -> Stage:
     )
     for block in blocks:
         block.attach(make)
-    return (GlobalStage if loss.name == "glob" else Stage)(blocks, None)
+    return (GlobalStage if loss.is_global else Stage)(blocks, None)
 
 
 @pytest.fixture(params=CASES, ids=lambda path: path.stem)
@@ -108,8 +108,8 @@ def test_training_agrees_with_an_independent_implementation(
             activations.setdefault(f"sent/{case.prefix(block)}", h.detach().clone())
         return h
 
-    def watched_loss(block: Block, h: torch.Tensor, labels: torch.Tensor) -> Any:
-        value = local_loss(block, h, labels)
+    def watched_loss(block: Block, h: torch.Tensor, labels: torch.Tensor, x: torch.Tensor) -> Any:
+        value = local_loss(block, h, labels, x)
         losses.setdefault(f"loss/{case.prefix(block)}", []).append(value.loss.item())
         return value
 

@@ -13,8 +13,8 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 LEARNING = {
-    "losses", "models", "block", "stage", "metrics", "optimizers", "assembly", "augment", "runner",
-    "single",
+    "heads", "losses", "models", "block", "stage", "metrics", "optimizers", "assembly", "augment",
+    "runner", "single",
 }  # fmt: skip
 MESSAGES = {"messages", "codec", "protocol", "transport", "carriers", "links"}
 MEETING = {"worker", "coordinator", "tensors"}

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from pipeline import block as block_module
 from pipeline.block import Block
 from pipeline.config import build_config
+from pipeline.heads import PredHead, similarity_map
 from pipeline.losses import (
-    PredHead,
     prediction_loss,
     similarity_loss,
-    similarity_map,
     similarity_matrix,
     wide,
 )
@@ -98,7 +98,9 @@ def test_similarity_loss_is_the_mean_over_all_pairs() -> None:
     x, labels = random(6, 5), torch.tensor([0, 1, 2, 0, 1, 0])
     target = slow_similarity(torch.eye(3, dtype=torch.float64)[labels])
     expected = ((slow_similarity(x) - target) ** 2).sum() / 36
-    torch.testing.assert_close(similarity_loss(x, labels, 3), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        similarity_loss(x, one_hot(labels, 3).double()), expected, rtol=1e-12, atol=0
+    )
 
 
 def test_similarity_of_equal_labels_is_one_and_that_of_others_below_zero() -> None:
@@ -119,8 +121,8 @@ def test_prediction_loss_is_cross_entropy_and_counts_what_is_wrong() -> None:
 
 
 def test_local_classifier_pools_flattens_and_starts_with_zero_weights() -> None:
-    spec = PredSpec(decoder_pool((4, 6, 6), 16), 16, 1.0)
-    head = PredHead(spec, 3)
+    spec = PredSpec(decoder_pool((4, 6, 6), 16), 16, 3, 1.0)
+    head = PredHead(spec)
     assert torch.equal(head.weight, torch.zeros(3, 16))
     assert head.bias.abs().min() > 0
     torch.nn.init.ones_(head.weight)
@@ -193,7 +195,7 @@ def test_gradients_of_every_local_loss(loss: str, kind: str) -> None:
 
     def local_loss(h: Tensor, *parameters: Tensor) -> Tensor:
         replaced = dict(zip(heads, parameters, strict=True))
-        return _with_parameters(block, replaced, lambda: block.local_loss(h, labels).loss)
+        return _with_parameters(block, replaced, lambda: block.local_loss(h, labels, h).loss)
 
     assert torch.autograd.gradcheck(local_loss, (h, *heads.values()))
 
@@ -222,8 +224,8 @@ def test_predsim_is_the_weighted_sum_of_both(kind: str) -> None:
     assert block.sim is not None
     labels, h = torch.tensor([0, 1, 2, 0]), random(4, *block.spec.shape)
     pred = prediction_loss(block.pred(h), labels)
-    sim = similarity_loss(block.sim(h), labels, 3)
-    value = block.local_loss(h, labels)
+    sim = similarity_loss(block.sim(h), one_hot(labels, 3).double())
+    value = block.local_loss(h, labels, h)
     torch.testing.assert_close(value.loss, 0.4 * pred.loss + 0.6 * sim)
     assert value.errors is not None
     assert torch.equal(value.errors, pred.errors)
@@ -231,7 +233,7 @@ def test_predsim_is_the_weighted_sum_of_both(kind: str) -> None:
 
 def test_sim_makes_no_prediction() -> None:
     block = block_of(specs_of("sim", "linear")[0])
-    assert block.local_loss(random(4, 6), torch.tensor([0, 1, 2, 0])).errors is None
+    assert block.local_loss(random(4, 6), torch.tensor([0, 1, 2, 0]), random(4, 6)).errors is None
 
 
 @pytest.mark.parametrize(
@@ -240,7 +242,7 @@ def test_sim_makes_no_prediction() -> None:
 def test_output_block_has_the_factor_of_predsim(loss: str, beta: float, factor: float) -> None:
     block = block_of(specs_of(loss, "linear", beta)[-1])
     labels, logits = torch.tensor([0, 1, 2, 0]), random(4, 3)
-    value, plain = block.local_loss(logits, labels), prediction_loss(logits, labels)
+    value, plain = block.local_loss(logits, labels, logits), prediction_loss(logits, labels)
     torch.testing.assert_close(value.loss, factor * plain.loss)
     assert value.errors is not None
     assert torch.equal(value.errors, plain.errors)
@@ -266,10 +268,10 @@ def test_losses_are_float32_under_bf16(kind: str, monkeypatch: pytest.MonkeyPatc
     labels = torch.tensor([0, 1, 2, 0])
     h = hidden(torch.rand(4, 2, 3, 3), training=True)
     assert h.dtype == torch.bfloat16
-    assert hidden.local_loss(h, labels).loss.dtype == torch.float32
+    assert hidden.local_loss(h, labels, h).loss.dtype == torch.float32
     logits = output(torch.rand(4, *output.spec.in_shape), training=True)
     assert logits.dtype == torch.bfloat16
-    assert output.local_loss(logits, labels).loss.dtype == torch.float32
+    assert output.local_loss(logits, labels, logits).loss.dtype == torch.float32
     assert seen == [
         ("prediction_loss", torch.float32, False),
         ("similarity_loss", torch.float32, False),
@@ -285,5 +287,5 @@ def test_bf16_similarity_is_that_of_the_rounded_activation() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mapped = block.sim(h)
     assert mapped.dtype == torch.bfloat16
-    expected = similarity_loss(mapped.float(), labels, 3)
-    assert torch.equal(block.local_loss(h, labels).loss, expected)
+    expected = similarity_loss(mapped.float(), one_hot(labels, 3).float())
+    assert torch.equal(block.local_loss(h, labels, h).loss, expected)

@@ -71,8 +71,8 @@ TREE: dict[str, Any] = {
 """3 hidden blocks and the output; 2 epochs of 3 steps (the last of 6 images), 2 test batches."""
 
 
-def config_of(**runtime: Any) -> Config:
-    return build_config({**TREE, "runtime": runtime}, "test")
+def config_of(loss: dict[str, Any] | None = None, **runtime: Any) -> Config:
+    return build_config({**TREE, "loss": loss or TREE["loss"], "runtime": runtime}, "test")
 
 
 @dataclass
@@ -456,3 +456,26 @@ def test_failing_data_ends_the_run(
     with pytest.raises(ProtocolError, match="unreadable image"):
         coordinator(job, fleet).run()
     fleet.end()
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "pred": {"name": "pred"},
+    "sim": {"name": "sim"},
+    "pred-bio": {"name": "pred", "bio": True},
+    "predsim-bio": {"name": "predsim", "bio": True, "beta": 0.01},
+    "sign": {"name": "pred", "classifier": "fixed", "feedback": "sign"},
+    "random": {"name": "predsim", "classifier": "fixed", "feedback": "random"},
+    "unsupervised sim": {"name": "pred", "unsupervised": "sim", "alpha": 0.3},
+    "recon": {"name": "predsim", "unsupervised": "recon", "alpha": 0.3},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_the_loss_is_the_same_in_a_pipeline(
+    form: str, folder: Callable[[], Path]
+) -> None:
+    single, pipelined = (Job(folder(), 3, loss=FORMS[form]) for _ in range(2))
+    SingleTrainer(single.run).run()
+    train_pipelined(pipelined)
+    assert pipelined.store.files == single.store.files
+    assert pipelined.lines() == single.lines()

@@ -1,0 +1,118 @@
+"""The layers that turn a block's activation into what its local losses compare.
+
+State keys within a block: `pred.*` (local classifier D, and `pred.feedback`), `sim.*` (the map
+g), `projection.weight` (label -> target of the bio forms), `recon.*` (activation -> input).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.losses import pool
+
+if TYPE_CHECKING:
+    from pipeline.models import BlockSpec, LayerSpec, PredSpec, SimSpec
+
+
+class _FedBack(torch.autograd.Function):
+    """A linear layer whose error goes back through `feedback` instead of its weight.
+
+    Forward: x Wᵀ + b. Backward: the gradients of W and b are the true ones; that of x is the
+    error times `feedback`, of W's shape (Lillicrap et al. 2016).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, feedback: Tensor) -> Tensor:
+        ctx.save_for_backward(x, feedback)
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, error: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, feedback = ctx.saved_tensors
+        return error @ feedback.to(error), error.T @ x.to(error), error.sum(dim=0), None
+
+
+class PredHead(nn.Linear):
+    """The local classifier D(pool(h)): (n, outputs).
+
+    A classifier that is trained starts at zero; one that is not keeps its random start.
+    """
+
+    feedback: Tensor | None
+
+    def __init__(self, spec: PredSpec) -> None:
+        super().__init__(spec.features, spec.outputs)
+        self.spec = spec
+        self.register_buffer("feedback", self._draw_feedback(), persistent=True)
+        if spec.feedback in ("learned", "aligned"):
+            nn.init.zeros_(self.weight)
+        else:
+            self.requires_grad_(False)
+
+    def forward(self, h: Tensor) -> Tensor:
+        x = pool(h, self.spec.pool).flatten(1)
+        if self.feedback is None:
+            return super().forward(x)
+        fed_back: Tensor = _FedBack.apply(x, self.weight, self.bias, self.feedback)
+        return fed_back
+
+    def _draw_feedback(self) -> Tensor | None:
+        """Uniform within ±1/√fan_in, as the weight itself; None where the transpose serves."""
+        if self.spec.feedback in ("learned", "transpose"):
+            return None
+        drawn = torch.empty_like(self.weight.detach())
+        drawn.uniform_(-1, 1).div_(self.spec.features**0.5)
+        if self.spec.feedback == "sign":
+            return drawn.abs() * self.weight.detach().sign()
+        return drawn
+
+
+class SimilarityPool(nn.Module):
+    """In place of g in the bio form: the activation, pooled as for a classifier."""
+
+    def __init__(self, spec: SimSpec) -> None:
+        super().__init__()
+        self.spec = spec
+
+    def forward(self, h: Tensor) -> Tensor:
+        return pool(h, self.spec.pool)
+
+
+def similarity_map(spec: SimSpec) -> nn.Module:
+    """g of the similarity loss: the activation mapped onto its own shape, without bias."""
+    if not spec.features:
+        return SimilarityPool(spec)
+    if spec.kind == "conv":
+        return nn.Conv2d(spec.features, spec.features, 3, padding=1, bias=False)
+    return nn.Linear(spec.features, spec.features, bias=False)
+
+
+def label_projection(spec: BlockSpec) -> nn.Module | None:
+    """The fixed random projection of the one-hot label, None where the label serves itself."""
+    if not spec.projection:
+        return None
+    return nn.Linear(spec.classes, spec.projection, bias=False).requires_grad_(False)
+
+
+def reconstruction(spec: BlockSpec) -> nn.Module | None:
+    """The layer backwards: activation -> the block's input. The first block has none."""
+    if spec.unsupervised != "recon" or spec.index == 0:
+        return None
+    layer = spec.layer
+    if layer.kind == "linear":
+        return nn.Linear(layer.out_features, layer.in_features)
+    return _transposed(layer)
+
+
+def _transposed(layer: LayerSpec) -> nn.Module:
+    return nn.ConvTranspose2d(
+        layer.out_features,
+        layer.in_features,
+        layer.kernel,
+        stride=layer.stride,
+        padding=layer.padding,
+    )
