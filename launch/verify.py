@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from launch.engine import Engine
     from launch.job import Job
-    from pipeline.records import Tally
+    from pipeline.records import RunSnapshot
 
 
 @dataclass(slots=True)
@@ -29,23 +29,15 @@ class DigestStore:
 
     digests: dict[tuple[int, int, str], str] = field(default_factory=dict)
 
-    def write(
-        self,
-        *,
-        step: int,
-        epoch: int,
-        epoch_reported: bool,
-        files: Mapping[int, bytes | memoryview],
-        tallies: Sequence[Tally],
-    ) -> Path:
+    def write(self, snapshot: RunSnapshot) -> Path:
         """Digest a snapshot instead of writing it."""
         from pipeline.blockfile import decode_block
 
-        for block, data in files.items():
+        for block, data in snapshot.files.items():
             for name, tensor in decode_block(bytes(data)).items():
                 raw = tensor.numpy().tobytes()
-                self.digests[step, block, name] = sha256(raw).hexdigest()
-        return Path(f"step-{step:08d}")
+                self.digests[snapshot.step, block, name] = sha256(raw).hexdigest()
+        return Path(f"step-{snapshot.step:08d}")
 
 
 def first_difference(

@@ -23,8 +23,10 @@ from pipeline.feed import Position
 from pipeline.records import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
+
+    from pipeline.records import RunSnapshot
 
 FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -111,51 +113,38 @@ class CheckpointStore:
         self._folder, self._config_tree, self._keep = folder, config_tree, keep
         self._steps_per_epoch = steps_per_epoch
 
-    def write(
-        self,
-        *,
-        step: int,
-        epoch: int,
-        epoch_reported: bool,
-        files: Mapping[int, bytes | memoryview],
-        tallies: Sequence[Tally],
-    ) -> Path:
+    def write(self, snapshot: RunSnapshot) -> Path:
         """Write a complete checkpoint, then drop the oldest beyond the number to keep.
 
         Raises:
             OSError: where the disk refuses; earlier checkpoints stay as they are.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        final = self._folder / f"step-{step:08d}"
+        final = self._folder / f"step-{snapshot.step:08d}"
         temporary = self._folder / f"{_TEMPORARY}{final.name}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        entries = [_write_block(temporary, block, data) for block, data in sorted(files.items())]
-        manifest = self._manifest(step, epoch, epoch_reported, entries, tallies)
+        files = sorted(snapshot.files.items())
+        entries = [_write_block(temporary, block, data) for block, data in files]
+        manifest = self._manifest(snapshot, entries)
         _write_synced(temporary / _MANIFEST, json.dumps(manifest, indent=1).encode())
         _sync_folder(temporary)
         _replace_folder(temporary, final)
         self._drop_oldest()
         return final
 
-    def _manifest(
-        self,
-        step: int,
-        epoch: int,
-        epoch_reported: bool,
-        entries: list[dict[str, Any]],
-        tallies: Sequence[Tally],
-    ) -> dict[str, Any]:
+    def _manifest(self, snapshot: RunSnapshot, entries: list[dict[str, Any]]) -> dict[str, Any]:
+        before_epoch = max(0, snapshot.epoch - 1) * self._steps_per_epoch
         return {
             "format": FORMAT,
-            "step": step,
-            "epoch": epoch,
-            "epoch_reported": epoch_reported,
+            "step": snapshot.step,
+            "epoch": snapshot.epoch,
+            "epoch_reported": snapshot.epoch_reported,
             "steps_per_epoch": self._steps_per_epoch,
-            "batch_in_epoch": step - max(0, epoch - 1) * self._steps_per_epoch,
+            "batch_in_epoch": snapshot.step - before_epoch,
             "seed": self._config_tree["runtime"]["seed"],
             "blocks": entries,
-            "tallies": [asdict(tally) for tally in tallies],
+            "tallies": [asdict(tally) for tally in snapshot.tallies],
             "config": self._config_tree,
         }
 

@@ -12,9 +12,10 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.events import CheckpointWritten, EpochDone
+from pipeline.records import RunSnapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from pipeline.events import Observer
@@ -27,15 +28,7 @@ METRICS_FILE = "metrics.jsonl"
 class SnapshotStore(Protocol):
     """Where complete snapshots go; `checkpoint.CheckpointStore` is the usual one."""
 
-    def write(
-        self,
-        *,
-        step: int,
-        epoch: int,
-        epoch_reported: bool,
-        files: Mapping[int, bytes | memoryview],
-        tallies: Sequence[Tally],
-    ) -> Path:
+    def write(self, snapshot: RunSnapshot) -> Path:
         """Keep the state of every block after `step`; says where."""
 
 
@@ -143,17 +136,14 @@ class Recorder:
 
     def _write_checkpoint(self, snapshots: list[StageSnapshot]) -> None:
         first = snapshots[0]
-        path = self._store.write(
-            step=first.step,
-            epoch=first.epoch,
-            epoch_reported=first.epoch_reported,
-            files={
-                block: file
-                for snapshot in snapshots
-                for block, file in zip(snapshot.blocks, snapshot.files, strict=True)
-            },
-            tallies=_tallies_in_order(snapshots),
-        )
+        files = {
+            block: file
+            for snapshot in snapshots
+            for block, file in zip(snapshot.blocks, snapshot.files, strict=True)
+        }
+        tallies = _tallies_in_order(snapshots)
+        whole = RunSnapshot(first.step, first.epoch, first.epoch_reported, files, tallies)
+        path = self._store.write(whole)
         self.last_checkpoint = first.step
         self._observer(CheckpointWritten(path, first.step))
 
@@ -183,9 +173,9 @@ def _in_order(reports: dict[int, PassReport]) -> list[PassReport]:
     return [reports[stage] for stage in sorted(reports)]
 
 
-def _tallies_in_order(snapshots: Iterable[StageSnapshot]) -> list[Tally]:
+def _tallies_in_order(snapshots: Iterable[StageSnapshot]) -> tuple[Tally, ...]:
     tallies = [tally for snapshot in snapshots for tally in snapshot.tallies]
-    return sorted(tallies, key=lambda tally: tally.block)
+    return tuple(sorted(tallies, key=lambda tally: tally.block))
 
 
 def _summary(tallies: Sequence[Tally]) -> dict[str, float | None] | None:

@@ -73,3 +73,14 @@ class StageSnapshot:
     blocks: tuple[int, ...]
     files: tuple[bytes | memoryview, ...]
     tallies: tuple[Tally, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunSnapshot:
+    """The state of every block after `step`, put together from all stages: a consistent cut."""
+
+    step: int
+    epoch: int
+    epoch_reported: bool
+    files: dict[int, bytes | memoryview]
+    tallies: tuple[Tally, ...]

@@ -22,7 +22,7 @@ from pipeline.checkpoint import (
 )
 from pipeline.errors import CheckpointError
 from pipeline.feed import Position
-from pipeline.records import Tally
+from pipeline.records import RunSnapshot, Tally
 
 CONFIG = {"runtime": {"seed": 7}, "model": {"name": "mlp"}}
 FILES: dict[int, bytes | memoryview] = {0: b"first block", 1: memoryview(b"second"), 2: b"last"}
@@ -45,7 +45,7 @@ def newest(folder: Path) -> Checkpoint | None:
 
 def write(folder: Path, step: int = 5, *, keep: int = 3, **changes: Any) -> Path:
     given = {"epoch": 2, "epoch_reported": False, "files": FILES, "tallies": TALLIES}
-    return store_in(folder, keep).write(step=step, **{**given, **changes})
+    return store_in(folder, keep).write(RunSnapshot(step=step, **{**given, **changes}))
 
 
 def names(folder: Path) -> list[str]:

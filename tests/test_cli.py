@@ -19,6 +19,7 @@ from pipeline.checkpoint import CheckpointStore
 from pipeline.config import config_tree, dump_config, load_config
 from pipeline.datasets import data_facts
 from pipeline.models import network_specs
+from pipeline.records import RunSnapshot
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,7 +92,7 @@ def a_run(here: Path, name: str = "run") -> Path:
     store = CheckpointStore(directory.checkpoints, config_tree(config), 3, steps_per_epoch=4)
     blocks = len(network_specs(config, data_facts(config.data)))
     files = dict.fromkeys(range(blocks), b"block")
-    store.write(step=2, epoch=1, epoch_reported=False, files=files, tallies=())
+    store.write(RunSnapshot(2, 1, epoch_reported=False, files=files, tallies=()))
     return directory.path
 
 

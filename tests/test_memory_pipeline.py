@@ -43,13 +43,13 @@ from pipeline.watch import Watch
 from pipeline.worker import Activity, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable
 
     from torch import Tensor
 
     from pipeline.events import Event
     from pipeline.links import MemorySender, Receiver, Sender
-    from pipeline.records import Tally
+    from pipeline.records import RunSnapshot
 
 pytestmark = pytest.mark.usefixtures("torch_settings")
 
@@ -82,17 +82,11 @@ class Store:
     files: dict[int, dict[int, bytes]] = field(default_factory=dict)
     newest: StartState = field(default_factory=StartState)
 
-    def write(
-        self,
-        *,
-        step: int,
-        epoch: int,
-        epoch_reported: bool,
-        files: Mapping[int, bytes | memoryview],
-        tallies: Sequence[Tally],
-    ) -> Path:
-        self.files[step] = {block: bytes(data) for block, data in files.items()}
-        self.newest = StartState(Position(step, epoch_reported), self.files[step], tuple(tallies))
+    def write(self, snapshot: RunSnapshot) -> Path:
+        step = snapshot.step
+        self.files[step] = {block: bytes(data) for block, data in snapshot.files.items()}
+        position = Position(step, snapshot.epoch_reported)
+        self.newest = StartState(position, self.files[step], snapshot.tallies)
         return Path(f"step-{step}")
 
 

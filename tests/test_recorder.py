@@ -13,11 +13,9 @@ import pytest
 from pipeline.events import CheckpointWritten, EpochDone
 from pipeline.feed import Course, Position
 from pipeline.recorder import Recorder, trim_metrics
-from pipeline.records import PassReport, StageSnapshot, Tally, Usage
+from pipeline.records import PassReport, RunSnapshot, StageSnapshot, Tally, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from pipeline.events import Event
 
 COURSE = Course(
@@ -32,18 +30,11 @@ class Store:
 
     written: list[dict[str, Any]] = field(default_factory=list)
 
-    def write(
-        self,
-        *,
-        step: int,
-        epoch: int,
-        epoch_reported: bool,
-        files: Mapping[int, bytes | memoryview],
-        tallies: Sequence[Tally],
-    ) -> Path:
-        given = (step, epoch, epoch_reported)
-        self.written.append({"at": given, "files": dict(files), "tallies": list(tallies)})
-        return Path(f"step-{step}")
+    def write(self, snapshot: RunSnapshot) -> Path:
+        given = (snapshot.step, snapshot.epoch, snapshot.epoch_reported)
+        files, tallies = dict(snapshot.files), list(snapshot.tallies)
+        self.written.append({"at": given, "files": files, "tallies": tallies})
+        return Path(f"step-{snapshot.step}")
 
 
 class Recording:
