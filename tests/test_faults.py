@@ -92,9 +92,9 @@ def test_the_whole_job_is_told_to_end(
 
 
 def test_the_whole_job_is_suspended_for_a_while(launcher: Start) -> None:
-    run = training(launcher, "--set", "runtime.heartbeat_timeout_s=1")
+    run = training(launcher, "--set", "runtime.heartbeat_timeout_s=3")
     os.killpg(run.process.pid, signal.SIGSTOP)
-    time.sleep(2.5)  # a suspension is a time in which nothing happens
+    time.sleep(4.0)  # a suspension is a time in which nothing happens
     os.killpg(run.process.pid, signal.SIGCONT)
     run.wait_for_more("run/metrics.jsonl")
     assert run.process.poll() is None
