@@ -110,7 +110,7 @@ class Coordinator:
         self._speedometer: Speedometer | None = None
         self._feeding: FeedThread | None = None
         self._over = False
-        self._pumped_at = clock()
+        self._looked_at = clock()
         self._handlers: dict[type, Callable[[Said, Any], None]] = {
             Hello: self._on_hello,
             Ready: self._on_ready,
@@ -192,14 +192,14 @@ class Coordinator:
         In this order: what was said while the coordinator was busy must not count as silence.
         Nor must the time in which all processes were stopped (Ctrl-Z, a suspended cluster job).
         """
-        now = self._clock()
-        if now - self._pumped_at > _ASLEEP_S:
-            self._watch.skip(now - self._pumped_at)
-        self._pumped_at = now
         said = self._control.receive(_LOOK_S)
         while said:
             self._hear(said)
             said = self._control.receive(0.0)
+        now = self._clock()
+        if now - self._looked_at > _ASLEEP_S:
+            self._watch.skip(now - self._looked_at, now)
+        self._looked_at = now
         self._look_for_trouble()
 
     def _hear(self, said: Said) -> None:

@@ -51,12 +51,12 @@ class Watch:
         if heartbeat is not None:
             known.take(heartbeat, now)
 
-    def skip(self, seconds: float) -> None:
-        """Leave out a time in which nobody could be heard: the listener was not listening."""
+    def skip(self, seconds: float, now: float) -> None:
+        """Leave out the last `seconds`, in which the listener was not listening."""
         for known in self._stages.values():
-            known.heard_at += seconds
-            known.changed_at += seconds
-            known.worked_at += seconds
+            known.heard_at = min(now, known.heard_at + seconds)
+            known.changed_at = min(now, known.changed_at + seconds)
+            known.worked_at = min(now, known.worked_at + seconds)
 
     def gone(self, stage: int) -> None:
         """The stage said goodbye: it is not watched any more."""

@@ -182,3 +182,19 @@ def test_phase_is_what_was_said_last() -> None:
     assert watch.phase(5) == "starting"
     watch.heard(5, 1.0)
     assert watch.phase(5) == "starting"
+
+
+def test_a_time_in_which_nobody_listened_does_not_count() -> None:
+    watch = Watch(heartbeat_timeout_s=10.0, stall_timeout_s=60.0)
+    watch.heard(0, 100.0)
+    watch.heard(1, 104.0)
+    watch.skip(50.0, 154.0)
+    assert watch.problem(160.0, feed_waits=False) is None
+    found = watch.problem(160.5, feed_waits=False)
+    assert found is not None
+    assert found[0] == 0  # it had been silent for 4 s before
+    watch.heard(0, 160.5)
+    assert watch.problem(164.0, feed_waits=False) is None
+    found = watch.problem(164.5, feed_waits=False)
+    assert found is not None
+    assert found[0] == 1
