@@ -23,6 +23,7 @@ import numpy as np
 from pipeline.datasets import DataFacts, data_facts
 from pipeline.errors import ConfigError
 from pipeline.imagefiles import ImageFiles
+from pipeline.sampling import ClassLimit, class_limited_order
 from pipeline.seeding import Purpose, generator
 
 if TYPE_CHECKING:
@@ -49,13 +50,19 @@ class Batches:
     """The batches of one data set, by position alone: resume and replay are exact."""
 
     def __init__(
-        self, facts: DataFacts, batch_size: int, seed: int, training: _Part, test: _Part
+        self,
+        facts: DataFacts,
+        batch_size: int,
+        seed: int,
+        training: _Part,
+        test: _Part,
+        limit: ClassLimit | None = None,
     ) -> None:
         self.facts = facts
         self.batch_size = batch_size
         self.steps_per_epoch = math.ceil(len(training) / batch_size)
         self.evaluation_batches = math.ceil(len(test) / batch_size)
-        self._seed = seed
+        self._seed, self._limit = seed, limit
         self._training, self._test = training, test
         self._order_of_epoch: tuple[int, NDArray[np.int64]] | None = None
 
@@ -82,9 +89,15 @@ class Batches:
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         if self._order_of_epoch is None or self._order_of_epoch[0] != epoch:
-            order = generator(self._seed, Purpose.ORDER, epoch).permutation(len(self._training))
-            self._order_of_epoch = (epoch, order.astype(np.int64))
+            self._order_of_epoch = (epoch, self._drawn_order(epoch))
         return self._order_of_epoch[1]
+
+    def _drawn_order(self, epoch: int) -> NDArray[np.int64]:
+        draws, limit = generator(self._seed, Purpose.ORDER, epoch), self._limit
+        if limit is not None and limit.holds_in(epoch):
+            labels = self._training.labels
+            return class_limited_order(labels, self.batch_size, limit.classes, draws)
+        return draws.permutation(len(self._training)).astype(np.int64)
 
 
 def load_batches(config: DataConfig, seed: int) -> Batches:
@@ -98,7 +111,13 @@ def load_batches(config: DataConfig, seed: int) -> Batches:
     training, test = _parts(config, facts, seed)
     _check_count(config, "training", facts.train_images, len(training))
     _check_count(config, "test", facts.test_images, len(test))
-    return Batches(facts, config.batch_size, seed, training, test)
+    return Batches(facts, config.batch_size, seed, training, test, _limit(config))
+
+
+def _limit(config: DataConfig) -> ClassLimit | None:
+    if config.classes_per_batch is None:
+        return None
+    return ClassLimit(config.classes_per_batch, config.classes_per_batch_until_epoch)
 
 
 def _check_count(config: DataConfig, part: str, expected: int, found: int) -> None:
@@ -126,16 +145,16 @@ class _Arrays:
     """Images held in memory: uint8 (N, C, H, W), with int64 labels (N,)."""
 
     def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
-        self._images, self._labels = images, labels
+        self._images, self.labels = images, labels
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self.labels)
 
     def first(self, limit: int | None) -> _Arrays:
-        return _Arrays(self._images[:limit], self._labels[:limit])
+        return _Arrays(self._images[:limit], self.labels[:limit])
 
     def take(self, indices: NDArray[np.int64], epoch: int | None) -> Pair:
-        return self._images[indices], self._labels[indices]
+        return self._images[indices], self.labels[indices]
 
 
 def _digits() -> tuple[_Arrays, _Arrays]:

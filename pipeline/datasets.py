@@ -81,8 +81,8 @@ def check_data(config: DataConfig, facts: DataFacts, *, batch_norm: bool) -> Non
         batch_norm: whether the network normalises by batches, which takes several images.
 
     Raises:
-        ConfigError: for crops or holes larger than an image, and where one image is left for
-            the last batch of an epoch.
+        ConfigError: for crops or holes larger than an image, for batches limited to more
+            classes than there are, and where one image is left for the last batch of an epoch.
     """
     for key, pixels in (("crop_padding", config.crop_padding), ("cutout", config.cutout)):
         if pixels > facts.size:
@@ -90,6 +90,11 @@ def check_data(config: DataConfig, facts: DataFacts, *, batch_norm: bool) -> Non
                 f"data.{key} {pixels}: more than the {facts.size} pixels of an image's side"
                 f" ({config.name}); allowed: 0 to {facts.size}"
             )
+    if (config.classes_per_batch or 0) > facts.classes:
+        raise ConfigError(
+            f"data.classes_per_batch {config.classes_per_batch}: more than the {facts.classes}"
+            f" classes of {config.name}; allowed: 2 to {facts.classes}, or leave it out"
+        )
     if batch_norm:
         _check_last_batch(facts.train_images, config.batch_size)
 

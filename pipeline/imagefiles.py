@@ -32,6 +32,7 @@ class ImageFiles:
         self, samples: list[tuple[str, int]], size: int, seed: int, pool: Executor
     ) -> None:
         self._samples, self._size, self._seed, self._pool = samples, size, seed, pool
+        self.labels = np.array([label for _, label in samples], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -45,8 +46,7 @@ class ImageFiles:
             RunError: naming the file that can't be decoded.
         """
         images = self._pool.map(lambda index: self._image(index, epoch), indices.tolist())
-        labels = np.array([self._samples[index][1] for index in indices], dtype=np.int64)
-        return np.stack(list(images)), labels
+        return np.stack(list(images)), self.labels[indices]
 
     def _image(self, index: int, epoch: int | None) -> NDArray[np.uint8]:
         path = self._samples[index][0]

@@ -195,6 +195,10 @@ def test_digits_and_synthetic_need_neither_torch_nor_torchvision() -> None:
     [
         ({"crop_padding": 5}, ["data.crop_padding 5", "4 pixels", "0 to 4"]),
         ({"cutout": 5}, ["data.cutout 5", "4 pixels", "0 to 4"]),
+        (
+            {"classes_per_batch": 11, "batch_size": 12},
+            ["data.classes_per_batch 11", "10 classes of synthetic", "2 to 10"],
+        ),
         ({"train_images": 1}, ["1 training image", "at least 2", "data.train_limit"]),
         ({"train_limit": 1, "batch_size": 1}, ["1 training image"]),
         ({"batch_size": 7}, ["data.batch_size 7", "22", "data.batch_size 8", "train_limit 21"]),

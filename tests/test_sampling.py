@@ -1,0 +1,186 @@
+"""Batches of few classes: every example once, few classes each, by seed and epoch alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import DataConfig
+from pipeline.data import load_batches
+from pipeline.sampling import ClassLimit, class_limited_order
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    Labels = NDArray[np.int64]
+
+
+def order_of(labels: Labels, batch_size: int, classes: int, seed: int = 0) -> Labels:
+    return class_limited_order(labels, batch_size, classes, np.random.default_rng(seed))
+
+
+def classes_of(labels: Labels, order: Labels, batch_size: int) -> list[set[int]]:
+    """The classes of each batch."""
+    starts = range(0, len(order), batch_size)
+    return [set(labels[order[start : start + batch_size]].tolist()) for start in starts]
+
+
+# --- the order ----------------------------------------------------------------------------
+
+
+@given(
+    labels=st.lists(st.integers(0, 6), max_size=60),
+    batch_size=st.integers(1, 12),
+    classes=st.integers(1, 8),
+    seed=st.integers(0, 99),
+)
+def test_every_example_once_and_more_classes_only_where_others_are_used_up(
+    labels: list[int], batch_size: int, classes: int, seed: int
+) -> None:
+    known = np.array(labels, dtype=np.int64)
+    order = order_of(known, batch_size, classes, seed)
+    assert order.dtype == np.int64
+    assert sorted(order) == list(range(len(labels)))
+    batches = classes_of(known, order, batch_size)
+    for index, batch in enumerate(batches):
+        later = set().union(*batches[index + 1 :])
+        assert len(batch) <= classes or len(batch & later) <= 1
+
+
+def test_a_set_as_large_as_cifar100_has_about_20_classes_in_a_batch() -> None:
+    labels = np.arange(50_000) % 100
+    order = order_of(labels, 128, 20)
+    counts = np.array([len(batch) for batch in classes_of(labels, order, 128)])
+    above = np.flatnonzero(counts > 20)
+    assert len(counts) == 391
+    # 20 random examples of 100 classes are of 100 · (1 - 0.99^20) = 18.2 classes
+    assert counts[:380].mean() == pytest.approx(18.2, abs=0.3)
+    assert len(above) <= 8
+    assert above.min(initial=391) >= 380
+    assert counts.max() < 60  # 72 of the 100 classes are in a batch of 128 without a limit
+
+
+def test_where_a_class_runs_out_another_joins() -> None:
+    labels = np.array([0] * 3 + [1] * 3 + [2] * 3)
+    for seed in range(20):
+        order = order_of(labels, 4, 1, seed)
+        assert sorted(np.bincount(labels[order[:4]], minlength=3)) == [0, 1, 3]
+
+
+def test_a_limit_of_all_classes_is_no_limit() -> None:
+    labels = np.arange(40) % 4
+    assert all(batch == {0, 1, 2, 3} for batch in classes_of(labels, order_of(labels, 20, 20), 20))
+
+
+def test_no_example_is_favoured() -> None:
+    """Each of 12 examples is in the first batch of 4 as often."""
+    labels = np.array([0] * 4 + [1] * 4 + [2] * 4)
+    draws = np.random.default_rng(3)
+    first = np.concatenate([class_limited_order(labels, 4, 2, draws)[:4] for _ in range(600)])
+    assert np.abs(np.bincount(first, minlength=12) - 200).max() < 60
+
+
+def test_the_examples_of_a_batch_are_not_sorted_by_class() -> None:
+    labels = np.arange(2000) % 2
+    batch = labels[order_of(labels, 1000, 20)[:1000]]
+    assert 400 < np.count_nonzero(np.diff(batch)) < 600
+
+
+def test_the_order_is_that_of_the_draws() -> None:
+    labels = np.arange(500) % 10
+    assert np.array_equal(order_of(labels, 16, 3, 7), order_of(labels, 16, 3, 7))
+    assert not np.array_equal(order_of(labels, 16, 3, 7), order_of(labels, 16, 3, 8))
+
+
+def test_a_limit_holds_until_its_epoch_or_for_ever() -> None:
+    assert [ClassLimit(5, 2).holds_in(epoch) for epoch in (1, 2, 3)] == [True, True, False]
+    assert ClassLimit(5).holds_in(10_000)
+
+
+# --- in batches ---------------------------------------------------------------------------
+
+
+def config(**changes: Any) -> DataConfig:
+    small = {"size": 4, "train_images": 230, "test_images": 9, "batch_size": 24}
+    return DataConfig(name="synthetic", **{**small, **changes})
+
+
+LIMITED = {"classes_per_batch": 3, "classes_per_batch_until_epoch": 2}
+
+
+def labels_of(epoch: int, **changes: Any) -> list[Labels]:
+    batches = load_batches(config(**changes), seed=4)
+    return [batches.train(epoch, index)[1] for index in range(batches.steps_per_epoch)]
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_batches_until_the_epoch_hold_few_classes(epoch: int) -> None:
+    limited, plain = labels_of(epoch, **LIMITED), labels_of(epoch)
+    assert [len(batch) for batch in limited] == [len(batch) for batch in plain] == [24] * 9 + [14]
+    assert max(len(set(batch)) for batch in limited[:6]) <= 3
+    assert min(len(set(batch)) for batch in plain[:6]) > 5
+    assert sorted(np.concatenate(limited)) == sorted(np.concatenate(plain))
+
+
+def test_every_image_comes_once_in_a_limited_epoch() -> None:
+    batches = load_batches(config(**LIMITED), seed=4)
+    images = [batches.train(1, index)[0] for index in range(batches.steps_per_epoch)]
+    assert len(np.unique(np.concatenate(images).reshape(230, -1), axis=0)) == 230
+
+
+def test_later_epochs_have_the_plain_order() -> None:
+    limited, plain = (load_batches(config(**keys), seed=4) for keys in (LIMITED, {}))
+    for index in range(limited.steps_per_epoch):
+        for found, expected in zip(limited.train(3, index), plain.train(3, index), strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_without_a_last_epoch_the_limit_holds_in_all() -> None:
+    labels = labels_of(777, classes_per_batch=3)
+    assert max(len(set(batch)) for batch in labels[:6]) <= 3
+
+
+def test_a_resumed_run_goes_on_with_the_same_batches() -> None:
+    """A batch does not depend on what was asked before, on this or that side of the border."""
+    first, resumed = (load_batches(config(**LIMITED), seed=4) for _ in range(2))
+    positions = [(epoch, index) for epoch in (1, 2, 3) for index in range(10)]
+    whole = {position: first.train(*position) for position in positions}
+    for position in [(2, 7), (2, 8), (2, 9), (3, 0), (1, 4)]:
+        for found, expected in zip(resumed.train(*position), whole[position], strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_epochs_and_seeds_differ() -> None:
+    batches = load_batches(config(**LIMITED), seed=4)
+    other = load_batches(config(**LIMITED), seed=5)
+    images = batches.train(1, 0)[0]
+    assert not np.array_equal(images, batches.train(2, 0)[0])
+    assert not np.array_equal(images, other.train(1, 0)[0])
+
+
+def test_a_limited_training_set_is_limited_too() -> None:
+    labels = labels_of(1, classes_per_batch=2, train_limit=50)
+    assert [len(batch) for batch in labels] == [24, 24, 2]
+
+
+def test_image_folders_know_their_labels(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for part in ("train", "val"):
+        for kind in ("ant", "bee", "cat"):
+            (tmp_path / part / kind).mkdir(parents=True)
+            for number in range(4):
+                Image.new("RGB", (9, 9), number).save(tmp_path / part / kind / f"{number}.png")
+    folders = DataConfig(
+        name="imagefolder", root=str(tmp_path), size=7, batch_size=4, classes_per_batch=2
+    )
+    batches = load_batches(folders, seed=2)
+    labels = [batches.train(1, index)[1] for index in range(3)]
+    assert len(set(labels[0])) <= 2
+    assert sorted(np.concatenate(labels)) == [0] * 4 + [1] * 4 + [2] * 4
