@@ -11,8 +11,10 @@ from pathlib import Path
 
 import click
 
-from benchmarks.machine import provenance, write_result
-from pipeline.config import config_tree, load_config
+from benchmarks.machine import write_result
+from launch.provenance import provenance
+from pipeline.config import config_tree
+from pipeline.configfile import load_config
 from pipeline.recorder import METRICS_FILE
 
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from pipeline.config import Config
     from pipeline.cost import BlockCost
-    from pipeline.models import BlockSpec
     from pipeline.plan import Plan, StagePlan
+    from pipeline.specs import BlockSpec
 
 _DEVICE_COUNTS = (1, 2, 4, 10)
 _NUMBERS = ("layer\nparams", "head\nparams", "multiply-\nadds", "sent per\nbatch", "memory")
@@ -28,6 +28,10 @@ _NOTE = (
     "Multiply-adds: all that training does for one image. Memory: an estimate of weights, "
     "gradients, optimizer state and the activations that a backward pass needs, without the "
     "device's context, library workspaces and link buffers."
+)
+_GREEDY = (
+    "Greedy training: one block learns at a time, those before it only pass on; stages spread "
+    "the memory and bring no speed-up."
 )
 _MACS_SCALES = {"G": 10**9, "M": 10**6, "k": 10**3}
 _MACS_FROM = {"G": 10**11, "M": 10**7, "k": 10**4}
@@ -43,15 +47,15 @@ def dry_run_report(
 ) -> None:
     """Print the plan's stages, the arithmetic of the loss and the bounds of the speed-up."""
     backprop = config.loss.is_global
-    stages = [
-        stage_cost([costs[block] for block in stage.blocks], backprop=backprop)
-        for stage in plan.stages
-    ]
+    stages = [stage_cost([costs[block] for block in stage.blocks]) for stage in plan.stages]
     console.print(_stage_table(specs, plan, stages, config.data.batch_size))
     _say(console, f"Batches of {config.data.batch_size} images. {_NOTE}")
     _say(console, _ratio_sentence(config, costs))
     if backprop:
         _say(console, _backprop_sentence(costs))
+        return
+    if config.schedule.greedy:
+        _say(console, _GREEDY)
         return
     _say(console, _bottleneck_sentence(specs, plan, stages))
     _say(console, _placement_sentence(plan, stages))
@@ -117,7 +121,7 @@ def _ratio_sentence(config: Config, costs: Sequence[BlockCost]) -> str:
 def _backprop_sentence(costs: Sequence[BlockCost]) -> str:
     return (
         "Global backprop needs all blocks in one process (--single): "
-        f"{_size(memory_bytes(costs, backprop=True))} there, and no speed-up from stages."
+        f"{_size(memory_bytes(costs))} there, and no speed-up from stages."
     )
 
 

@@ -27,9 +27,17 @@ class Engine(Protocol):
     def warm_up(self) -> None:
         """Begin what takes long (importing torch) without waiting for it."""
 
-    def start(self, stages: int, run: str, folder: Path, control_endpoint: str) -> Workers:
+    def start(
+        self,
+        stages: int,
+        run: str,
+        folder: Path,
+        control_endpoint: str,
+        factory: str | None = None,
+    ) -> Workers:
         """Start one process per stage; they say hello at `control_endpoint`.
 
         Args:
             folder: holds the sockets; a worker whose launcher is gone removes it.
+            factory: the `model.factory` that workers may import, if any.
         """

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from launch.gpus import devices
 from launch.rundir import RunDirectory
-from pipeline.config import load_config
+from pipeline.configfile import load_config
 from pipeline.cost import block_costs
 from pipeline.datasets import check_data, data_facts
 from pipeline.errors import ConfigError
@@ -16,13 +17,13 @@ from pipeline.models import network_specs
 from pipeline.plan import make_plan
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from launch.view import ViewKind
     from pipeline.config import Config
     from pipeline.cost import BlockCost
-    from pipeline.models import BlockSpec
     from pipeline.plan import Plan
+    from pipeline.specs import BlockSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,23 +61,37 @@ def make_job(options: Options) -> Job:
     """
     path = _config_path(options)
     config = load_config(path, options.overrides)
+    if config.model.factory:
+        _find_own_modules()
     facts = data_facts(config.data)
     check_data(config.data, facts, batch_norm=config.model.batch_norm)
     specs = network_specs(config, facts)
     backprop = config.loss.is_global
     if backprop:
         _check_one_process(config, options)
-    costs = block_costs(
-        specs,
-        batch_size=config.data.batch_size,
-        element_bytes=2 if config.runtime.precision == "bf16" else 4,
-        optimizer_name=config.optimizer.name,
-        backprop=backprop,
-    )
+    costs = network_costs(config, specs)
     plan = make_plan(
         specs, costs, stages=1 if backprop else options.stages, devices=_devices(options)
     )
     return Job(_name(path, options), config, specs, costs, plan)
+
+
+def network_costs(config: Config, specs: Sequence[BlockSpec]) -> tuple[BlockCost, ...]:
+    """What each block of the configured network costs."""
+    return block_costs(
+        specs,
+        batch_size=config.data.batch_size,
+        element_bytes=2 if config.runtime.precision == "bf16" else 4,
+        optimizer_name=config.optimizer.name,
+        backprop=config.loss.is_global,
+    )
+
+
+def _find_own_modules() -> None:
+    """A `model.factory` may lie in the current folder; workers take over this search path."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
 
 
 def _check_one_process(config: Config, options: Options) -> None:

@@ -88,7 +88,14 @@ class LocalEngine:
         with _signals_ignored(), _short_folder():
             forkserver.ensure_running()
 
-    def start(self, stages: int, run: str, folder: Path, control_endpoint: str) -> LocalWorkers:
+    def start(
+        self,
+        stages: int,
+        run: str,
+        folder: Path,
+        control_endpoint: str,
+        factory: str | None = None,
+    ) -> LocalWorkers:
         """One process per stage; if one can't be started, none is left."""
         self.warm_up()
         folders = (str(folder), util.get_temp_dir())
@@ -97,7 +104,7 @@ class LocalEngine:
             for stage in range(stages):
                 process = self._context.Process(
                     target=_work,
-                    args=(stage, run, folders, control_endpoint),
+                    args=(stage, run, folders, control_endpoint, factory),
                     name=f"stage-{stage}",
                 )
                 process.start()
@@ -133,7 +140,9 @@ def _short_folder() -> Iterator[None]:
         tempfile.tempdir = before
 
 
-def _work(stage: int, run: str, folders: tuple[str, ...], control_endpoint: str) -> None:
+def _work(
+    stage: int, run: str, folders: tuple[str, ...], control_endpoint: str, factory: str | None
+) -> None:
     from pipeline.worker import run_worker  # torch: only the forkserver may pay for it
 
     def launcher_gone() -> bool:
@@ -144,7 +153,7 @@ def _work(stage: int, run: str, folders: tuple[str, ...], control_endpoint: str)
             shutil.rmtree(folder, ignore_errors=True)
         return True
 
-    raise SystemExit(run_worker(stage, run, control_endpoint, launcher_gone))
+    raise SystemExit(run_worker(stage, run, control_endpoint, launcher_gone, factory))
 
 
 def _how(code: int) -> str:

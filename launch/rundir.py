@@ -17,13 +17,8 @@ from pipeline.checkpoint import (
     open_checkpoint,
     way_back,
 )
-from pipeline.config import (
-    build_config,
-    config_tree,
-    differing_keys,
-    dump_config,
-    load_config,
-)
+from pipeline.config import build_config, config_tree, differing_keys
+from pipeline.configfile import dump_config, load_config
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.recorder import METRICS_FILE, trim_metrics
 
@@ -64,13 +59,17 @@ class RunDirectory:
         """The resolved configuration."""
         return self.path / "config.yaml"
 
+    @property
+    def held(self) -> list[Path]:
+        """What an earlier run has left in the folder."""
+        return [path for path in (self.config, self.metrics, self.checkpoints) if path.exists()]
+
     def refuse_to_overwrite(self) -> None:
         """Raises ConfigError where the folder already holds a run, even one that never trained:
         the config in it may be the only copy."""
-        held = [path for path in (self.config, self.metrics, self.checkpoints) if path.exists()]
-        if held:
+        if self.held:
             raise ConfigError(
-                f"--run-dir {self.path}: already holds a run ({held[0].name}); "
+                f"--run-dir {self.path}: already holds a run ({self.held[0].name}); "
                 "add --resume to go on with it, or choose another folder"
             )
 

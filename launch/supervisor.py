@@ -57,7 +57,9 @@ def run_pipeline(run: Run, engine: Engine) -> None:
         def bind(stage: int) -> str:
             return f"ipc://{folder}/link-{stage}"
 
-        workers = engine.start(run.plan.n_stages, run.id, folder, f"ipc://{folder}/control")
+        workers = engine.start(
+            run.plan.n_stages, run.id, folder, f"ipc://{folder}/control", run.config.model.factory
+        )
         coordinator = Coordinator(run, control, connect, bind, workers, watch)
         try:
             coordinator.run()

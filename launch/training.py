@@ -55,7 +55,7 @@ def train(
     """
     start, notes = origin
     batches = load_batches(job.config.data, job.config.runtime.seed)
-    course = course_of(job.config, batches.steps_per_epoch, batches.evaluation_batches)
+    course = course_of(job.config, job.specs, batches.steps_per_epoch, batches.evaluation_batches)
     _check_same_data(start, course)
     with directory.locked():
         store = directory.prepare(job, start, course.steps_per_epoch)
@@ -155,7 +155,7 @@ def _started(job: Job, directory: RunDirectory, run: Run) -> RunStarted:
             (stage.device, tuple(names[block] for block in stage.blocks))
             for stage in job.plan.stages
         ),
-        epochs=run.feed.course.epochs,
+        epochs=run.feed.course.all_epochs,
         steps_per_epoch=run.feed.course.steps_per_epoch,
         step=run.start.position.step,
     )

@@ -58,7 +58,7 @@ def digests_of(job: Job, steps: int, engine: Engine | None) -> dict[tuple[int, i
 
     store = DigestStore()
     batches = load_batches(job.config.data, job.config.runtime.seed)
-    course = course_of(job.config, batches.steps_per_epoch, batches.evaluation_batches)
+    course = course_of(job.config, job.specs, batches.steps_per_epoch, batches.evaluation_batches)
     course = replace(course, checkpoint_every_steps=1, last_step=steps)
     with TemporaryDirectory(prefix="pipeline-verify-") as folder:
         carry_out(make_run(job, Path(folder), StartState(), batches, course, store, ignore), engine)

@@ -10,16 +10,19 @@ import torch
 
 from pipeline.augment import Preprocess
 from pipeline.block import Block
+from pipeline.custom import CustomBlock
+from pipeline.factory import build_parts
 from pipeline.models import network_specs
 from pipeline.optimizers import make_optimizer
-from pipeline.stage import GlobalStage, Stage
+from pipeline.stage import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pipeline.config import Config
     from pipeline.datasets import DataFacts
-    from pipeline.models import BlockSpec
+    from pipeline.factory import Part
+    from pipeline.specs import BlockSpec
 
 
 def prepare_process(device: torch.device, threads: int) -> None:
@@ -44,14 +47,17 @@ def build_stage(
 ) -> Stage:
     """The stage that holds the blocks `indices` (consecutive) of the configured network."""
     specs = network_specs(config, facts)
-    blocks = [_block(config, specs[index], device) for index in indices]
+    parts = build_parts(config.model, config.runtime.seed) if config.model.factory else None
+    blocks = [
+        _block(config, specs[index], parts[index] if parts else None, device) for index in indices
+    ]
     preprocess = _preprocess(config, facts, device) if indices[0] == 0 else None
-    kind = GlobalStage if config.loss.is_global else Stage
-    return kind(blocks, preprocess)
+    return Stage(blocks, preprocess)
 
 
-def _block(config: Config, spec: BlockSpec, device: torch.device) -> Block:
-    block = Block(
+def _block(config: Config, spec: BlockSpec, part: Part | None, device: torch.device) -> Block:
+    make = Block if part is None else partial(CustomBlock, part=part)
+    block = make(
         spec,
         seed=config.runtime.seed,
         device=device,

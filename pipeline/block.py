@@ -16,6 +16,7 @@ from pipeline.errors import CheckpointError
 from pipeline.heads import PredHead, label_projection, reconstruction, similarity_map
 from pipeline.losses import (
     LossValue,
+    activate,
     pool,
     prediction_loss,
     projected_prediction_loss,
@@ -27,10 +28,8 @@ from pipeline.seeding import Purpose, derived_seed
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from pipeline.models import BlockSpec, LayerSpec
     from pipeline.optimizers import Optimizer
-
-LEAKY_SLOPE = 0.01  # section 4 of the paper
+    from pipeline.specs import BlockSpec, LayerSpec
 
 
 class Block(nn.Module):
@@ -54,10 +53,12 @@ class Block(nn.Module):
         self._optimizer: Optimizer | None = None
 
     def _build(self, spec: BlockSpec) -> None:
-        self.encoder = _layer(spec.layer)
+        if spec.custom is None:
+            self.encoder = _layer(spec.layer)
         if spec.zero_start:
             nn.init.zeros_(cast("Tensor", self.encoder.weight))
         self.bn = _batch_norm(spec) if spec.batch_norm else None
+        self.shortcut = _shortcut(spec)
         self.pred = PredHead(spec.pred) if spec.pred else None
         self.sim = similarity_map(spec.sim) if spec.sim else None
         self.projection = label_projection(spec)
@@ -68,20 +69,24 @@ class Block(nn.Module):
         learned = {name: p for name, p in self.named_parameters() if p.requires_grad}
         self._optimizer = make_optimizer(learned)
 
-    def forward(self, x: Tensor, *, training: bool) -> Tensor:
+    def forward(self, x: Tensor, *, batch_id: int | None, shortcut: Tensor | None = None) -> Tensor:
         """The activation h (logits for the output block), before dropout and pooling.
 
         Args:
             x: (n, *spec.in_shape), of the block's dtype (bfloat16 allowed under bf16).
-            training: use and update the batch statistics; else the running ones, unchanged.
+            batch_id: in training, which uses and updates the batch statistics; None in
+                evaluation, which uses the running ones and leaves them as they are.
+            shortcut: what a residual connection adds, where one ends in this block.
         """
-        self.train(training)
+        self.train(batch_id is not None)
         with self._autocast():
             h: Tensor = self.encoder(x.flatten(1) if self.spec.layer.kind == "linear" else x)
             if self.spec.is_output:
                 return h
             if self.bn is not None:
                 h = self.bn(h)
+            if shortcut is not None:
+                h = h + (self.shortcut(shortcut) if self.shortcut is not None else shortcut)
             return self._activate(h)
 
     def transfer(self, h: Tensor, *, batch_id: int | None) -> Tensor:
@@ -146,13 +151,10 @@ class Block(nn.Module):
             rebuilt = self._activate(self.recon(h))
         return F.mse_loss(wide(rebuilt), x.reshape(rebuilt.shape))
 
-    def learn(self, loss: Tensor, lr: float) -> None:
-        """One step on this block's own parameters; gradients are freed at once."""
-        self.update(torch.autograd.grad(loss, self.learned), lr)
-
     @property
     def has_loss(self) -> bool:
-        """Whether the block has a loss of its own; under plain `glob` only the output has."""
+        """Whether the block has a loss of its own: of a group only the last has, under plain
+        `glob` only the output."""
         return self.spec.is_output or self.pred is not None or self.sim is not None
 
     @property
@@ -209,7 +211,7 @@ class Block(nn.Module):
         return mask.bernoulli_(keep, generator=self._dropout_generator).div_(keep)
 
     def _activate(self, x: Tensor) -> Tensor:
-        return F.relu(x) if self.spec.nonlinearity == "relu" else F.leaky_relu(x, LEAKY_SLOPE)
+        return activate(x, self.spec.nonlinearity)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
@@ -226,3 +228,11 @@ def _layer(spec: LayerSpec) -> nn.Module:
 def _batch_norm(spec: BlockSpec) -> nn.Module:
     make = nn.BatchNorm1d if spec.layer.kind == "linear" else nn.BatchNorm2d
     return make(spec.layer.out_features)
+
+
+def _shortcut(spec: BlockSpec) -> nn.Module | None:
+    """What gives a residual connection the shape of the activation; None for the identity."""
+    if spec.shortcut is None or spec.shortcut.layer is None:
+        return None
+    norm = [_batch_norm(spec)] if spec.batch_norm else []
+    return nn.Sequential(_layer(spec.shortcut.layer), *norm)

@@ -2,31 +2,56 @@
 
 Checked before any process starts. Unknown keys, wrong types and impossible combinations are
 `ConfigError`s that name file, key, value and what is allowed. Everything below the coordinator
-takes plain arguments. The only file that imports yaml and pydantic.
+takes plain arguments. The only file that imports pydantic; `configfile.py` reads and writes
+the YAML.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 
 from pipeline.errors import ConfigError
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-ModelName: TypeAlias = Literal[
+MODEL_NAMES = (
     "mlp", "vgg", "vgg6a", "vgg6b", "vgg8", "vgg8a", "vgg8b", "vgg11", "vgg11b", "vgg13", "vgg16",
-    "vgg19",
-]  # fmt: skip
+    "vgg19", "resnet18", "resnet34", "factory",
+)  # fmt: skip
 DataName: TypeAlias = Literal[
     "digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "svhn", "stl10",
     "imagefolder", "synthetic",
 ]  # fmt: skip
+RESIDUAL_NAMES = ("resnet", "wrn-")
+"""How the names of networks with shortcuts begin."""
 POOLING_NAMES = ("M", "M3", "M4", "A", "A3", "A4")
+MAX_UNITS = 1 << 20
+"""Of a fully connected layer."""
+
+
+def _model_name(name: str) -> str:
+    if name in MODEL_NAMES:
+        return name
+    wide = re.fullmatch(r"wrn-(\d+)-(\d+)", name)
+    if wide and int(wide[1]) >= 10 and int(wide[1]) % 6 == 4 and 1 <= int(wide[2]) <= 64:
+        return name
+    raise ValueError(
+        f"model.name: {name!r} is not allowed: use one of {', '.join(MODEL_NAMES)}, or "
+        "wrn-DEPTH-WIDTH, a wide residual network as wrn-28-10 (DEPTH is 6n + 4, WIDTH at most 64)"
+    )
+
+
+ModelName: TypeAlias = Annotated[str, AfterValidator(_model_name)]
 
 
 def _layer_item(value: Any) -> Any:
@@ -40,6 +65,29 @@ def _layer_item(value: Any) -> Any:
 LayerItem: TypeAlias = Annotated[int | str, BeforeValidator(_layer_item)]
 
 
+def _are_units(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(
+        type(units) is int and 1 <= units <= MAX_UNITS for units in value
+    )
+
+
+def _hidden_widths(value: Any) -> Any:
+    nested = isinstance(value, (list, tuple)) and all(map(_are_units, value))
+    if not (_are_units([value]) or _are_units(value) or nested):
+        raise ValueError(
+            f"loss.pred_hidden: {brief(value)} is neither a number of units (1 to {MAX_UNITS}),"
+            " nor a list of them, nor a list of such lists"
+        )
+    return value
+
+
+Widths: TypeAlias = Annotated[tuple[int, ...], Field(strict=False)]
+HiddenWidths: TypeAlias = Annotated[
+    int | Widths | Annotated[tuple[Widths, ...], Field(strict=False)],
+    BeforeValidator(_hidden_widths),
+]
+
+
 class Section(BaseModel):
     """A part of the configuration: frozen, strict types, unknown keys refused."""
 
@@ -50,14 +98,16 @@ class ModelConfig(Section):
     """The network: a stack of hidden blocks and an output layer."""
 
     name: ModelName
-    """`mlp`, a VGG preset, or `vgg` with explicit `layers`."""
+    """`mlp`, a VGG preset, `vgg` with explicit `layers`, `resnet18`, `resnet34`, or a wide
+    residual network `wrn-DEPTH-WIDTH`, as `wrn-28-10`."""
     layers: Annotated[tuple[LayerItem, ...], Field(strict=False)] | None = None
     """Only for `vgg`: channels, and M M3 M4 (max) or A A3 A4 (average) for pooling."""
     feat_mult: float = Field(default=1.0, gt=0, le=64)
     """Multiplies the channels of every convolution."""
     hidden_layers: int = Field(default=1, ge=0)
-    """Fully connected hidden blocks: all of an MLP's, or those after a VGG's convolutions."""
-    hidden: int = Field(default=1024, ge=1, le=1 << 20)
+    """Fully connected hidden blocks: all of an MLP's, or those after the convolutions. Residual
+    networks have none unless told."""
+    hidden: int = Field(default=1024, ge=1, le=MAX_UNITS)
     """Units of a fully connected block."""
     nonlinearity: Literal["auto", "relu", "leaky_relu"] = "auto"
     """`auto`: leaky ReLU (slope 0.01) for `sim` and `predsim`, ReLU otherwise, as in the paper."""
@@ -65,6 +115,49 @@ class ModelConfig(Section):
     """Share of units (of whole channels after a convolution) set to zero in training."""
     batch_norm: bool = True
     """Batch normalisation before every non-linearity."""
+    residual: bool = True
+    """For `resnet…` and `wrn-…`: shortcuts around each two convolutions. The paper found that
+    local losses do better without them (section 5.1)."""
+    group: Annotated[int, Field(ge=1)] | Literal["all"] = 1
+    """Hidden layers that learn together by backprop, from the local loss of the last of them;
+    1: the paper's local learning, `all`: global backprop with one local head."""
+    factory: str | None = Field(default=None, pattern=r"^\w+(\.\w+)*:\w+$")
+    """A network of your own, as `package.module:function`, installed or in the current folder:
+    the function gives an `nn.Sequential`, of which every child with parameters is a block."""
+    kwargs: dict[str, JsonValue] = {}
+    """What `factory` is called with."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_a_kind(cls, tree: Any) -> Any:
+        """Residual networks end in an average over space; a factory is its own name."""
+        if isinstance(tree, dict) and str(tree.get("name")).startswith(RESIDUAL_NAMES):
+            return {"hidden_layers": 0, **tree}
+        if isinstance(tree, dict) and tree.get("factory") is not None:
+            return {"name": "factory", **tree}
+        return tree
+
+    @model_validator(mode="after")
+    def _a_factory_decides_alone(self) -> ModelConfig:
+        if (self.factory is None) != (self.name != "factory"):
+            raise ValueError(
+                "model.factory: leave model.name out, the function says what the network is"
+                if self.factory
+                else "model.name factory needs model.factory, as package.module:function"
+            )
+        allowed = {"name", "factory", "kwargs", "group", "nonlinearity"}
+        for key, field in type(self).model_fields.items():
+            if self.factory and key not in allowed and getattr(self, key) != field.default:
+                raise ValueError(f"model.{key}: with model.factory the function decides this")
+        if self.kwargs and not self.factory:
+            raise ValueError("model.kwargs needs model.factory, as package.module:function")
+        return self
+
+    @model_validator(mode="after")
+    def _shortcuts_belong_to_residual_networks(self) -> ModelConfig:
+        if not self.residual and not self.name.startswith(RESIDUAL_NAMES):
+            raise ValueError(f"model.residual: model.name {self.name} has no shortcuts to remove")
+        return self
 
     @model_validator(mode="after")
     def _layers_belong_to_vgg(self) -> ModelConfig:
@@ -90,6 +183,9 @@ class LossConfig(Section):
     """Weight of `sim` in `predsim`; `pred` gets 1 - beta."""
     dim_in_decoder: int = Field(default=4096, ge=1)
     """Average pooling before a local classifier goes on until at most so many inputs remain."""
+    pred_hidden: HiddenWidths = ()
+    """Units of hidden layers in the local classifiers (Belilovsky et al. 2020): 128 for one layer
+    in each, [128, 64] for two, [[128], []] for each hidden block its own, [] for none."""
     bio: bool = False
     """The backprop-free forms of sections 3.3 and 3.4: no g, feedback alignment, and a fixed
     random projection of the label as target. The paper's beta for them is 0.01."""
@@ -123,6 +219,11 @@ class LossConfig(Section):
             raise ValueError("loss.name glob has no local losses: bio and unsupervised need one")
         if self.classifier == "fixed" and (self.bio or not predicts):
             raise ValueError("loss.classifier fixed needs loss.name pred or predsim without bio")
+        if self.pred_hidden and (self.bio or self.classifier == "fixed" or not predicts):
+            raise ValueError(
+                "loss.pred_hidden needs loss.name pred or predsim with trained classifiers, so"
+                " neither loss.bio nor loss.classifier fixed"
+            )
         if self.feedback != "transpose" and self.classifier != "fixed":
             raise ValueError(f"loss.feedback {self.feedback} needs loss.classifier fixed")
         if self.bio and self.unsupervised == "sim":
@@ -154,6 +255,10 @@ class ScheduleConfig(Section):
     """The learning rate is multiplied by `factor` after each of these epochs (from 1)."""
     factor: float = Field(default=0.25, gt=0, le=1)
     """What a milestone multiplies the learning rate by."""
+    greedy: bool = False
+    """Blocks learn one after another, each for `epochs` (and its milestones), from the input
+    that the finished ones before it give as in a test: frozen, without dropout. The test error
+    of a phase is that of the local classifier at work."""
 
     @model_validator(mode="after")
     def _milestones_increase(self) -> ScheduleConfig:
@@ -183,6 +288,10 @@ class DataConfig(Section):
     """Use only the first so many training images."""
     test_limit: int | None = Field(default=None, ge=1)
     """Use only the first so many test images."""
+    classes_per_batch: int | None = Field(default=None, ge=2)
+    """Fill a training batch with images of about so many classes (section 4.5 of the paper)."""
+    classes_per_batch_until_epoch: int | None = Field(default=None, ge=1)
+    """The last epoch of the run with `classes_per_batch`; without this key, all have it."""
     size: int | None = Field(default=None, ge=1)
     """Side in pixels: of `synthetic` images (32) and of the crops of `imagefolder` (224)."""
     channels: int | None = Field(default=None, ge=1)
@@ -201,6 +310,20 @@ class DataConfig(Section):
         for key in made:
             if getattr(self, key) is not None and key not in allowed:
                 raise ValueError(f"data.{key} can't be chosen for data.name {self.name}")
+        return self
+
+    @model_validator(mode="after")
+    def _classes_fit_into_a_batch(self) -> DataConfig:
+        classes, until = self.classes_per_batch, self.classes_per_batch_until_epoch
+        if classes is None and until is not None:
+            raise ValueError(
+                f"data.classes_per_batch_until_epoch {until} needs data.classes_per_batch"
+            )
+        if classes is not None and classes > self.batch_size:
+            raise ValueError(
+                f"data.classes_per_batch {classes} can't be more than the images of a batch"
+                f" (data.batch_size {self.batch_size})"
+            )
         return self
 
 
@@ -249,71 +372,23 @@ class Config(Section):
             raise ValueError("data.batch_size 1 leaves model.batch_norm nothing to normalise by")
         return self
 
+    @model_validator(mode="after")
+    def _groups_end_in_a_local_loss(self) -> Config:
+        if self.loss.local is None and self.model.group != 1:
+            raise ValueError("model.group needs local losses; loss.name glob has none")
+        if self.loss.is_global and self.schedule.greedy:
+            raise ValueError(
+                f"schedule.greedy needs blocks that learn alone; loss.name {self.loss.name} "
+                "trains them together"
+            )
+        return self
+
     @property
     def nonlinearity(self) -> Literal["relu", "leaky_relu"]:
         """The non-linearity of the hidden blocks, `auto` resolved by the loss (section 4)."""
         if self.model.nonlinearity != "auto":
             return self.model.nonlinearity
         return "leaky_relu" if self.loss.local in ("sim", "predsim") else "relu"
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 5e-4 as the number the user meant and refuses a key given twice."""
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """PyYAML lets plain errors escape for 2020-99-99, !!bool x, !!timestamp x."""
-        try:
-            return super().construct_object(node, deep)
-        except (ValueError, KeyError, AttributeError):
-            kind = node.tag.rpartition(":")[2]
-            raise yaml.MarkedYAMLError(
-                problem=f"{_brief(node.value)} is no {kind}", problem_mark=node.start_mark
-            ) from None
-
-
-class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes a text which `_Loader` would read as a number."""
-
-
-for _reader_or_writer in (_Loader, _Dumper):
-    _reader_or_writer.add_implicit_resolver(  # YAML 1.2's float: no dot before the exponent
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
-        list("-+0123456789."),
-    )
-
-
-def _mapping_without_repeats(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[str] = set()
-    for key, _ in node.value:
-        if not isinstance(key, yaml.ScalarNode):
-            raise yaml.MarkedYAMLError(
-                problem="a key must be a single word", problem_mark=key.start_mark
-            )
-        if key.value in seen:
-            raise yaml.MarkedYAMLError(
-                problem=f"key '{key.value}' is given twice", problem_mark=key.start_mark
-            )
-        seen.add(key.value)
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_repeats)
-
-
-def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
-    """Read and check `path`, with `KEY=VALUE` overrides by dotted key.
-
-    Raises:
-        ConfigError: naming file, key, value and rule; for a syntax error line and column.
-    """
-    tree = _parse(_read(path), str(path))
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected sections (model:, loss:, …), found {_brief(tree)}")
-    tree = {key: {} if section is None else section for key, section in tree.items()}
-    for override in overrides:
-        _override(tree, override)
-    return build_config(tree, str(path))
 
 
 def build_config(tree: dict[str, Any], source: str) -> Config:
@@ -326,12 +401,6 @@ def build_config(tree: dict[str, Any], source: str) -> Config:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(f"{source}: {_first_problem(error)}") from None
-
-
-def dump_config(config: Config) -> str:
-    """The resolved configuration as YAML; `load_config` reads it back to an equal value."""
-    tree = config.model_dump(mode="json", exclude_none=True)
-    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120)
 
 
 def config_tree(config: Config) -> dict[str, Any]:
@@ -350,37 +419,6 @@ def differing_keys(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
     return found
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such config file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: can't be read as a config file: {error}") from None
-
-
-def _parse(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain values only
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise ConfigError(f"{source}{where}: YAML syntax: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: YAML syntax: {' '.join(str(error).split())}") from None
-
-
-def _override(tree: dict[str, Any], override: str) -> None:
-    dotted, equals, text = override.partition("=")
-    section, dot, key = dotted.partition(".")
-    if not (equals and dot and section and key):
-        raise ConfigError(f"--set {override}: expected SECTION.KEY=VALUE, as data.batch_size=64")
-    target = tree.setdefault(section, {})
-    if not isinstance(target, dict):
-        raise ConfigError(f"--set {override}: {section} is not a section")
-    target[key] = _parse(text, f"--set {override}")
-
-
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
@@ -391,7 +429,7 @@ def _first_problem(error: ValidationError) -> str:
         return f"{key}: is missing"
     if kind == "value_error":
         return str(problem["ctx"]["error"])
-    return f"{key}: {_brief(problem['input'])} is not allowed: {message[0].lower()}{message[1:]}"
+    return f"{key}: {brief(problem['input'])} is not allowed: {message[0].lower()}{message[1:]}"
 
 
 def _allowed_keys(location: tuple[int | str, ...]) -> str:
@@ -400,6 +438,7 @@ def _allowed_keys(location: tuple[int | str, ...]) -> str:
     return ", ".join(owner.model_fields)
 
 
-def _brief(value: Any) -> str:
+def brief(value: Any) -> str:
+    """A value as an error shows it: cut where it is long."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…"

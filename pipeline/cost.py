@@ -5,7 +5,8 @@ for the gradient of the weights and one for the gradient of the input. So, per i
 
     global backprop   3 x the layer
     local losses      2 x the layer (its input is detached: no gradient of the input)
-                      3 x the similarity map g, 3 x the local classifier's linear layer
+                      3 x where it learns together with the block before
+                      3 x the similarity map g, 3 x the local classifier's linear layers
 
 Batch norm, non-linearity, pooling and the similarity matrices are left out: they are at most a
 few per cent of a wide layer (section 8 of the design).
@@ -17,10 +18,12 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
+from pipeline.specs import in_runs
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipeline.models import BlockSpec
+    from pipeline.specs import BlockSpec
 
 _G_KERNEL = 3
 """Side of the similarity map's kernel after a convolution."""
@@ -38,6 +41,7 @@ class BlockCost:
     `forward_macs`: the layer's forward pass; `train_macs`: everything training does.
     `sent_bytes`: what leaves the block after pooling; 0 for the output block.
     `state_bytes`, `activation_bytes`: the two parts of `memory_bytes`, for one batch.
+    `same_group`: whether it learns together with the block before it.
     """
 
     block: int
@@ -48,6 +52,7 @@ class BlockCost:
     sent_bytes: int
     state_bytes: int
     activation_bytes: int
+    same_group: bool = False
 
     @property
     def memory_bytes(self) -> int:
@@ -90,34 +95,36 @@ def block_costs(
             parameters=_parameters(spec),
             head_parameters=_head_parameters(spec),
             forward_macs=_forward_macs(spec),
-            train_macs=(3 if backprop else 2) * _forward_macs(spec) + 3 * _head_macs(spec),
+            train_macs=_train_macs(spec, backprop=backprop),
             sent_bytes=0 if spec.is_output else prod(spec.out_shape) * element_bytes,
             state_bytes=_state_bytes(spec, optimizer_name),
             activation_bytes=_held_numbers(spec) * batch_size * element_bytes,
+            same_group=spec.same_group,
         )
         for spec in specs
     )
 
 
-def stage_cost(costs: Sequence[BlockCost], *, backprop: bool) -> StageCost:
+def stage_cost(costs: Sequence[BlockCost]) -> StageCost:
     """Cost of a stage that holds these consecutive blocks; it sends what its last block sends."""
     return StageCost(
         parameters=sum(cost.parameters for cost in costs),
         head_parameters=sum(cost.head_parameters for cost in costs),
         train_macs=sum(cost.train_macs for cost in costs),
         sent_bytes=costs[-1].sent_bytes,
-        memory_bytes=memory_bytes(costs, backprop=backprop),
+        memory_bytes=memory_bytes(costs),
     )
 
 
-def memory_bytes(costs: Sequence[BlockCost], *, backprop: bool) -> int:
+def memory_bytes(costs: Sequence[BlockCost]) -> int:
     """Estimate of what one process holds that trains these blocks, in bytes.
 
-    Global backprop holds the activations of all blocks until the backward pass; with local
-    losses a block's activations are gone before the next block of the process starts.
+    Blocks that learn together (all of them under global backprop) hold their activations until
+    their backward pass; with local losses a block's activations are gone before the next block
+    of the process starts.
     """
-    activations = [cost.activation_bytes for cost in costs]
-    held = sum(activations) if backprop else max(activations)
+    groups = in_runs(costs, lambda cost: cost.same_group)
+    held = max(sum(cost.activation_bytes for cost in group) for group in groups)
     return sum(cost.state_bytes for cost in costs) + held
 
 
@@ -141,6 +148,11 @@ def _g_weights(spec: BlockSpec) -> int:
     return spec.sim.features**2 * (_G_KERNEL**2 if spec.sim.kind == "conv" else 1)
 
 
+def _classifier_layers(spec: BlockSpec) -> tuple[tuple[int, int], ...]:
+    """Inputs and outputs of the local classifier's linear layers."""
+    return spec.pred.layers if spec.pred else ()
+
+
 def _rebuilding_weights(spec: BlockSpec) -> int:
     """Of the layer that rebuilds the block's input, as large as the layer itself."""
     rebuilds = spec.unsupervised == "recon" and spec.index > 0 and not spec.is_output
@@ -148,22 +160,39 @@ def _rebuilding_weights(spec: BlockSpec) -> int:
 
 
 def _parameters(spec: BlockSpec) -> int:
+    if spec.custom is not None:
+        return spec.custom.parameters
     per_feature = 1 + 2 * spec.batch_norm  # bias; scale and shift of the batch norm
-    return _weights(spec) + per_feature * spec.layer.out_features
+    layers = 1 + (_shortcut_weights(spec) > 0)
+    features = per_feature * spec.layer.out_features
+    return _weights(spec) + _shortcut_weights(spec) + layers * features
+
+
+def _shortcut_weights(spec: BlockSpec) -> int:
+    layer = spec.shortcut.layer if spec.shortcut else None
+    return layer.in_features * layer.out_features * layer.kernel**2 if layer else 0
+
+
+def _train_macs(spec: BlockSpec, *, backprop: bool) -> int:
+    """Forward, gradient of the weights and, where a block before learns from it, of the input."""
+    passes = 3 if backprop or spec.same_group else 2
+    return passes * _forward_macs(spec) + 3 * _head_macs(spec)
 
 
 def _head_parameters(spec: BlockSpec) -> int:
-    classifier = (spec.pred.features + 1) * spec.pred.outputs if spec.pred else 0
+    classifier = sum((n_in + 1) * n_out for n_in, n_out in _classifier_layers(spec))
     projection = spec.projection * spec.classes
     return _g_weights(spec) + classifier + projection + _rebuilding_weights(spec)
 
 
 def _forward_macs(spec: BlockSpec) -> int:
-    return _weights(spec) * prod(spec.shape[1:])
+    if spec.custom is not None:
+        return spec.custom.forward_macs
+    return (_weights(spec) + _shortcut_weights(spec)) * prod(spec.shape[1:])
 
 
 def _head_macs(spec: BlockSpec) -> int:
-    classifier = spec.pred.features * spec.pred.outputs if spec.pred else 0
+    classifier = sum(n_in * n_out for n_in, n_out in _classifier_layers(spec))
     maps = _g_weights(spec) + _rebuilding_weights(spec)
     return maps * prod(spec.shape[1:]) + classifier
 
@@ -177,8 +206,10 @@ def _state_bytes(spec: BlockSpec, optimizer_name: Literal["adam", "amsgrad", "sg
 def _held_numbers(spec: BlockSpec) -> int:
     """Numbers per image held for this block's backward pass.
 
-    Input, pre-activation, batch norm's output, activation and g's output, where there are such;
-    what a dropout mask, a library's workspace or a link's slots need is left out.
+    Input, pre-activation, batch norm's output, activation, g's output, and pre-activation and
+    activation of a classifier's hidden layers, where there are such; what a dropout mask, a
+    library's workspace or a link's slots need is left out.
     """
     tensors = 1 + spec.batch_norm + (not spec.is_output) + (spec.sim is not None)
-    return prod(spec.in_shape) + tensors * prod(spec.shape)
+    hidden = 2 * sum(spec.pred.hidden) if spec.pred else 0
+    return prod(spec.in_shape) + tensors * prod(spec.shape) + hidden

@@ -24,11 +24,13 @@ from pipeline.inband import (
     Stop,
     TrainBatch,
 )
+from pipeline.specs import in_runs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from pipeline.config import Config
+    from pipeline.specs import BlockSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +46,20 @@ class Course:
     eval_every_epochs: int = 1
     eval_before_training: bool = False
     checkpoint_every_steps: int = 0
+    learners: tuple[int, ...] = ()
+    """In greedy training, the block that learns in each phase; empty: all learn at once."""
     last_step: int | None = None
     """End early, after this step, as a check of a few steps does."""
 
     @property
+    def all_epochs(self) -> int:
+        """Epochs of the whole run: greedy training takes `epochs` for each of its phases."""
+        return self.epochs * max(1, len(self.learners))
+
+    @property
     def steps(self) -> int:
         """Training steps of the whole run."""
-        steps = self.epochs * self.steps_per_epoch
+        steps = self.all_epochs * self.steps_per_epoch
         return steps if self.last_step is None else min(steps, self.last_step)
 
     def epoch_of(self, step: int) -> int:
@@ -59,15 +68,21 @@ class Course:
 
     def learning_rate(self, epoch: int) -> float:
         """A milestone m takes effect from epoch m + 1."""
-        passed = sum(epoch > milestone for milestone in self.milestones)
+        within_phase = (epoch - 1) % self.epochs + 1
+        passed = sum(within_phase > milestone for milestone in self.milestones)
         return self.lr * self.factor**passed
 
+    def learner(self, epoch: int) -> int | None:
+        """The block that learns in an epoch of greedy training; None: all blocks."""
+        return self.learners[(max(epoch, 1) - 1) // self.epochs] if self.learners else None
+
     def evaluates(self, epoch: int) -> bool:
-        """Whether `epoch` is followed by a test; the last one is, unless tests are off."""
+        """Whether `epoch` is followed by a test; the last one of a phase is, unless tests are
+        off."""
         if epoch == 0:
             return self.eval_before_training
         every = self.eval_every_epochs
-        return every > 0 and (epoch % every == 0 or epoch == self.epochs)
+        return every > 0 and (epoch % every == 0 or epoch % self.epochs == 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +93,11 @@ class Position:
     epoch_reported: bool = True
 
 
-def course_of(config: Config, steps_per_epoch: int, evaluation_batches: int) -> Course:
-    """The course of a configured run on its data."""
+def course_of(
+    config: Config, specs: Sequence[BlockSpec], steps_per_epoch: int, evaluation_batches: int
+) -> Course:
+    """The course of a configured run of a network on its data."""
+    groups = in_runs(specs, lambda spec: spec.same_group)
     return Course(
         epochs=config.schedule.epochs,
         steps_per_epoch=steps_per_epoch,
@@ -90,6 +108,7 @@ def course_of(config: Config, steps_per_epoch: int, evaluation_batches: int) -> 
         eval_every_epochs=config.runtime.eval_every_epochs,
         eval_before_training=config.runtime.eval_before_training,
         checkpoint_every_steps=config.runtime.checkpoint_every_steps,
+        learners=tuple(group[-1].index for group in groups) if config.schedule.greedy else (),
     )
 
 
@@ -146,7 +165,7 @@ def _items(course: Course, start: Position) -> Iterator[Item]:
     while step < course.steps:
         step += 1
         epoch = course.epoch_of(step)
-        yield TrainBatch(step, epoch, course.learning_rate(epoch))
+        yield TrainBatch(step, epoch, course.learning_rate(epoch), course.learner(epoch))
         if step % course.steps_per_epoch == 0:
             yield from _epoch_end(course, epoch)
         elif course.checkpoint_every_steps and step % course.checkpoint_every_steps == 0:
@@ -157,7 +176,7 @@ def _epoch_end(course: Course, epoch: int) -> Iterator[Item]:
     yield EndEpoch(epoch)
     yield from _evaluation(course, epoch)
     step, every = epoch * course.steps_per_epoch, course.checkpoint_every_steps
-    if not every or step % every == 0 or epoch == course.epochs:
+    if not every or step % every == 0 or epoch == course.all_epochs:
         yield Snapshot(step, epoch, epoch_reported=True)
 
 
@@ -165,5 +184,5 @@ def _evaluation(course: Course, epoch: int) -> Iterator[Item]:
     if course.evaluates(epoch):
         yield StartEvaluation(epoch)
         for batch in range(1, course.evaluation_batches + 1):
-            yield EvaluationBatch(batch, epoch)
+            yield EvaluationBatch(batch, epoch, course.learner(epoch))
         yield EndEvaluation(epoch)

@@ -1,7 +1,8 @@
 """The layers that turn a block's activation into what its local losses compare.
 
-State keys within a block: `pred.*` (local classifier D, and `pred.feedback`), `sim.*` (the map
-g), `projection.weight` (label -> target of the bio forms), `recon.*` (activation -> input).
+State keys within a block: `pred.*` (local classifier D, its hidden layers `pred.hidden.0.*` and so
+on, and `pred.feedback`), `sim.*` (the map g), `projection.weight` (label -> target of the bio
+forms), `recon.*` (activation -> input).
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.losses import pool
+from pipeline.losses import activate, pool
 
 if TYPE_CHECKING:
-    from pipeline.models import BlockSpec, LayerSpec, PredSpec, SimSpec
+    from pipeline.specs import BlockSpec, LayerSpec, PredSpec, SimSpec
 
 
 class _FedBack(torch.autograd.Function):
@@ -37,16 +38,19 @@ class _FedBack(torch.autograd.Function):
 
 
 class PredHead(nn.Linear):
-    """The local classifier D(pool(h)): (n, outputs).
+    """The local classifier D(pool(h)): (n, outputs); the layer itself is its last one.
 
-    A classifier that is trained starts at zero; one that is not keeps its random start.
+    The weight of a classifier that is trained starts at zero, but hidden layers of it at random
+    as any other; one that is not trained keeps its random start.
     """
 
     feedback: Tensor | None
 
     def __init__(self, spec: PredSpec) -> None:
-        super().__init__(spec.features, spec.outputs)
+        *hidden, last = spec.layers
+        super().__init__(*last)
         self.spec = spec
+        self.hidden = nn.ModuleList(nn.Linear(*sizes) for sizes in hidden)
         self.register_buffer("feedback", self._draw_feedback(), persistent=True)
         if spec.feedback in ("learned", "aligned"):
             nn.init.zeros_(self.weight)
@@ -55,6 +59,8 @@ class PredHead(nn.Linear):
 
     def forward(self, h: Tensor) -> Tensor:
         x = pool(h, self.spec.pool).flatten(1)
+        for layer in self.hidden:
+            x = activate(layer(x), self.spec.nonlinearity)
         if self.feedback is None:
             return super().forward(x)
         fed_back: Tensor = _FedBack.apply(x, self.weight, self.bias, self.feedback)

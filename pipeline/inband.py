@@ -21,6 +21,8 @@ class TrainBatch:
     batch_id: int
     epoch: int
     lr: float
+    learner: int | None = None
+    """In greedy training: the block whose loss is learned from; those before are frozen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,16 @@ class EvaluationBatch:
 
     batch_id: int
     epoch: int
+    learner: int | None = None
+    """In greedy training: the block whose loss is counted; None: the output block."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassedBatch:
+    """In greedy training, to the stages after the learner's: training step `batch_id` was done
+    further up. It carries no tensors; it keeps the count."""
+
+    batch_id: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,5 +83,5 @@ class Stop:
 
 
 Batch: TypeAlias = TrainBatch | EvaluationBatch
-Marker: TypeAlias = StartEvaluation | EndEvaluation | EndEpoch | Snapshot | Stop
+Marker: TypeAlias = PassedBatch | StartEvaluation | EndEvaluation | EndEpoch | Snapshot | Stop
 Item: TypeAlias = Batch | Marker

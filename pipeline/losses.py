@@ -7,14 +7,16 @@ Labels y are (n,) int64. Losses are scalars, computed in at least float32.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from pipeline.models import PoolSpec
+    from pipeline.specs import PoolSpec
+
+LEAKY_SLOPE = 0.01  # section 4 of the paper
 
 
 class LossValue(NamedTuple):
@@ -68,6 +70,11 @@ def pool(x: Tensor, spec: PoolSpec | None) -> Tensor:
         return x
     apply = F.max_pool2d if spec.kind == "max" else F.avg_pool2d
     return apply(x, spec.kernel, spec.stride, spec.padding)
+
+
+def activate(x: Tensor, nonlinearity: Literal["relu", "leaky_relu"]) -> Tensor:
+    """The non-linearity of hidden layers."""
+    return F.relu(x) if nonlinearity == "relu" else F.leaky_relu(x, LEAKY_SLOPE)
 
 
 def wide(x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from pipeline.inband import (
     EndEpoch,
     EndEvaluation,
     EvaluationBatch,
+    PassedBatch,
     Snapshot,
     StartEvaluation,
     Stop,
@@ -24,7 +25,7 @@ from pipeline.inband import (
 )
 from pipeline.records import PassReport, Tally
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 ITEM_BYTES = {"uint8": 1, "int64": 8, "float32": 4, "float64": 8, "bfloat16": 2}
 MAX_DIMENSIONS = 8
 MAX_TENSOR_BYTES = 1 << 36
@@ -59,7 +60,14 @@ class Header:
     in that slot of the receiver's ring, or, if `framed`, follow as raw frames."""
 
     item: (
-        TrainBatch | EvaluationBatch | StartEvaluation | EndEvaluation | EndEpoch | Snapshot | Stop
+        TrainBatch
+        | EvaluationBatch
+        | PassedBatch
+        | StartEvaluation
+        | EndEvaluation
+        | EndEpoch
+        | Snapshot
+        | Stop
     )
     tensors: tuple[TensorSpec, ...] = ()
     slot: int | None = None

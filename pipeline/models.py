@@ -1,163 +1,22 @@
-"""Config -> list of block specifications: shapes and sizes, no tensors, no torch.
-
-A block is one hidden layer with its heads, its dropout and the pooling that follows it; the
-output layer is the last block (section 4 of the paper). `block.py` builds modules from these.
-"""
+"""Config -> list of block specifications: shapes and sizes, no tensors, no torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from math import ceil, prod
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal
 
+from pipeline.architectures import hidden_layers
 from pipeline.errors import ConfigError
+from pipeline.factory import traced_specs
+from pipeline.specs import BlockSpec, LayerSpec, PoolSpec, PredSpec, SimSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from pipeline.config import Config, LossConfig, ModelConfig
     from pipeline.datasets import DataFacts
-
-Shape: TypeAlias = tuple[int, ...]
-"""Shape of one example: (channels, height, width) or (features,)."""
-
-_VGG: dict[str, tuple[int | str, ...]] = {
-    "vgg6a": (128, "M", 256, "M", 512, "M", 512),
-    "vgg6b": (128, "M", 256, "M", 512, "M", 512, "M"),
-    "vgg8": (64, "M", 128, "M", 256, "M", 512, "M", 512, "M"),
-    "vgg8a": (128, 256, "M", 256, 512, "M", 512, "M", 512),
-    "vgg8b": (128, 256, "M", 256, 512, "M", 512, "M", 512, "M"),
-    "vgg11": (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"),
-    "vgg11b": (128, 128, 128, 256, "M", 256, 512, "M", 512, 512, "M", 512, "M"),
-    "vgg13": (64, 64, "M", 128, 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"),
-    "vgg16": (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M",
-              512, 512, 512, "M"),
-    "vgg19": (64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512, 512, 512, 512, "M",
-              512, 512, 512, 512, "M"),
-}  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class PoolSpec:
-    """Pooling over space: kernel and padding as (height, width)."""
-
-    kind: Literal["max", "average"]
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-
-    def out_shape(self, shape: Shape) -> Shape:
-        """Shape of one pooled example; sizes round down."""
-        channels, *sides = shape
-        pooled = [
-            (side + 2 * pad - kernel) // stride + 1
-            for side, pad, kernel, stride in zip(
-                sides, self.padding, self.kernel, self.stride, strict=True
-            )
-        ]
-        return (channels, *pooled)
-
-
-_POOLS = {
-    "M": PoolSpec("max", (2, 2), (2, 2), (0, 0)),
-    "M3": PoolSpec("max", (3, 3), (2, 2), (1, 1)),
-    "M4": PoolSpec("max", (4, 4), (4, 4), (0, 0)),
-    "A": PoolSpec("average", (2, 2), (2, 2), (0, 0)),
-    "A3": PoolSpec("average", (3, 3), (2, 2), (1, 1)),
-    "A4": PoolSpec("average", (4, 4), (4, 4), (0, 0)),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class LayerSpec:
-    """The layer itself, with bias. `kernel` is 0 for a linear layer."""
-
-    kind: Literal["linear", "conv"]
-    in_features: int
-    out_features: int
-    kernel: int = 0
-    stride: int = 1
-    padding: int = 0
-
-    def out_shape(self, shape: Shape) -> Shape:
-        """Shape of one example after the layer."""
-        if self.kind == "linear":
-            return (self.out_features,)
-        height, width = (
-            (side + 2 * self.padding - self.kernel) // self.stride + 1 for side in shape[1:]
-        )
-        return (self.out_features, height, width)
-
-
-@dataclass(frozen=True, slots=True)
-class PredSpec:
-    """The local classifier: optional average pooling, then linear `features` -> `outputs`.
-
-    `feedback`: what carries the error back to the block: `learned` (the transpose of weights
-    that are trained), `aligned` (a fixed random matrix, for the bio form), or, for a classifier
-    that is never trained, `transpose`, `random` or `sign`.
-    """
-
-    pool: PoolSpec | None
-    features: int
-    outputs: int
-    weight: float
-    feedback: Literal["learned", "aligned", "transpose", "random", "sign"] = "learned"
-
-
-@dataclass(frozen=True, slots=True)
-class SimSpec:
-    """The similarity head: a map g of the activation onto its own shape, without bias.
-
-    The bio form has no map (`features` 0) and pools the activation as a classifier does.
-    """
-
-    kind: Literal["linear", "conv"]
-    features: int
-    weight: float
-    pool: PoolSpec | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class BlockSpec:
-    """Everything needed to build one block and to reckon what it costs.
-
-    `in_shape`: what arrives; `shape`: the activation the heads see; `out_shape`: what is sent.
-    """
-
-    index: int
-    in_shape: Shape
-    layer: LayerSpec
-    shape: Shape
-    out_shape: Shape
-    classes: int
-    nonlinearity: Literal["relu", "leaky_relu"] = "relu"
-    batch_norm: bool = False
-    dropout: float = 0.0
-    pool: PoolSpec | None = None
-    pred: PredSpec | None = None
-    sim: SimSpec | None = None
-    projection: int = 0
-    """Size of the fixed random projection of the label (bio forms); 0: the label itself."""
-    unsupervised: Literal["none", "sim", "recon"] = "none"
-    alpha: float = 0.0
-    """Weight of the unsupervised part of the loss."""
-    zero_start: bool = False
-    """Whether the layer's weight starts at zero, as that of the output does under local losses:
-    it is then a classifier like the local ones."""
-    output_weight: float | None = None
-    """Factor of the output block's cross-entropy; None for hidden blocks."""
-
-    @property
-    def is_output(self) -> bool:
-        """Whether this is the output layer."""
-        return self.output_weight is not None
-
-    @property
-    def name(self) -> str:
-        """How people call it: `conv 3→128` or `linear 2048→1024`."""
-        what = "output" if self.is_output else self.layer.kind
-        return f"{what} {self.layer.in_features}→{self.layer.out_features}"
+    from pipeline.specs import Shape
 
 
 def network_specs(config: Config, facts: DataFacts) -> tuple[BlockSpec, ...]:
@@ -182,46 +41,120 @@ def build_specs(
         image_shape: (channels, height, width) of one image.
 
     Raises:
-        ConfigError: where pooling leaves nothing of the image.
+        ConfigError: where pooling leaves nothing of the image, or `loss.pred_hidden` is not
+            for as many blocks as there are.
     """
+    if model.factory is not None:
+        *hidden, output = traced_specs(model, nonlinearity, image_shape, classes)
+        _check_recon(model, loss)
+    else:
+        hidden = _hidden(model, nonlinearity, image_shape, classes)
+        last_shape = hidden[-1].out_shape if hidden else image_shape
+        output = _output(len(hidden), last_shape, classes)
+    return (*_grouped(hidden, model, loss), _as_output(output, loss))
+
+
+def _check_recon(model: ModelConfig, loss: LossConfig) -> None:
+    if loss.unsupervised == "recon":
+        raise ConfigError(
+            f"loss.unsupervised recon rebuilds a block's input by its layer backwards, which is "
+            f"not known of the modules of model.factory {model.factory}; use sim or none"
+        )
+
+
+def _hidden(
+    model: ModelConfig,
+    nonlinearity: Literal["relu", "leaky_relu"],
+    image_shape: Shape,
+    classes: int,
+) -> list[BlockSpec]:
+    """The hidden blocks, before anything is said of how they learn."""
     specs: list[BlockSpec] = []
     shape = image_shape
-    for layer, pool in _layers(model, image_shape):
-        layer = layer if layer.kind == "conv" else LayerSpec("linear", prod(shape), model.hidden)
+    for index, (layer, pool, shortcut) in enumerate(hidden_layers(model, image_shape)):
+        if layer.kind == "linear":
+            layer = LayerSpec("linear", prod(shape), model.hidden)
         activation = layer.out_shape(shape)
-        out_shape = pool.out_shape(activation) if pool else activation
-        if min(out_shape) < 1:
-            raise ConfigError(
-                f"model {model.name}: block {len(specs)} would pool {activation} to {out_shape}: "
-                f"images of {image_shape[1]}×{image_shape[2]} pixels are too small for it"
-            )
-        pred, sim = _heads(loss, activation, classes)
-        specs.append(
-            BlockSpec(
-                index=len(specs),
-                in_shape=shape,
-                layer=layer,
-                shape=activation,
-                out_shape=out_shape,
-                classes=classes,
-                nonlinearity=nonlinearity,
-                batch_norm=model.batch_norm,
-                dropout=model.dropout,
-                pool=pool,
-                pred=pred,
-                sim=sim,
-                projection=loss.target_projection if loss.bio else 0,
-                unsupervised=loss.unsupervised,
-                alpha=loss.alpha,
-            )
+        spec = BlockSpec(
+            index=index,
+            in_shape=shape,
+            layer=layer,
+            shape=activation,
+            out_shape=pool.out_shape(activation) if pool else activation,
+            classes=classes,
+            nonlinearity=nonlinearity,
+            batch_norm=model.batch_norm,
+            dropout=model.dropout,
+            pool=pool,
+            shortcut=shortcut,
         )
-        shape = out_shape
-    return (*specs, _output(len(specs), shape, classes, loss))
+        _check_size(model, spec, image_shape)
+        specs.append(spec)
+        shape = spec.out_shape
+    return specs
 
 
-def hidden_count(specs: Sequence[BlockSpec]) -> int:
-    """Hidden layers: the most stages a network can be divided into."""
-    return sum(not spec.is_output for spec in specs)
+def _grouped(
+    hidden: Sequence[BlockSpec], model: ModelConfig, loss: LossConfig
+) -> Iterator[BlockSpec]:
+    """The hidden blocks in their groups: which of them have a local loss, where gradients stop."""
+    ends = _group_ends(len(hidden), model, loss)
+    widths = dict(zip(sorted(ends), _classifier_widths(loss, len(ends)), strict=True))
+    for spec in hidden:
+        same_group = spec.index > 0 and (loss.is_global or spec.index - 1 not in ends)
+        same_stage = same_group or _within_shortcut(hidden, spec.index)
+        linked = replace(spec, same_group=same_group, same_stage=same_stage)
+        yield _with_heads(linked, loss, widths[spec.index]) if spec.index in ends else linked
+
+
+def _classifier_widths(loss: LossConfig, blocks: int) -> list[tuple[int, ...]]:
+    """Units of the hidden layers of each local classifier, for `blocks` that have a local loss."""
+    given = loss.pred_hidden
+    entries = (given,) if isinstance(given, int) else given
+    nested = [entry for entry in entries if isinstance(entry, tuple)]
+    if not nested:
+        return [tuple(units for units in entries if isinstance(units, int))] * blocks
+    if len(nested) != blocks:
+        raise ConfigError(
+            f"loss.pred_hidden: {len(nested)} lists for {blocks} hidden blocks with a local loss;"
+            " give one list for each ([] for a linear classifier), or one list for all"
+        )
+    return nested
+
+
+def _group_ends(hidden: int, model: ModelConfig, loss: LossConfig) -> set[int]:
+    """The hidden blocks that have a local loss: the last of each group of `model.group`."""
+    if loss.local is None or not hidden:
+        return set()
+    size = hidden if model.group == "all" else model.group
+    return {*range(size - 1, hidden, size), hidden - 1}
+
+
+def _within_shortcut(hidden: Sequence[BlockSpec], index: int) -> bool:
+    """Whether a stage boundary just before a block would cut a residual connection."""
+    return any(
+        spec.shortcut is not None and spec.shortcut.source < index <= spec.index for spec in hidden
+    )
+
+
+def _check_size(model: ModelConfig, spec: BlockSpec, image_shape: Shape) -> None:
+    if min(spec.out_shape) < 1:
+        raise ConfigError(
+            f"model {model.name}: block {spec.index} would pool {spec.shape} to {spec.out_shape}: "
+            f"images of {image_shape[1]}×{image_shape[2]} pixels are too small for it"
+        )
+
+
+def _with_heads(spec: BlockSpec, loss: LossConfig, hidden: tuple[int, ...]) -> BlockSpec:
+    pred, sim = _heads(spec, loss, hidden)
+    return replace(
+        spec,
+        pred=pred,
+        sim=sim,
+        projection=loss.target_projection if loss.bio else 0,
+        unsupervised=loss.unsupervised,
+        alpha=loss.alpha,
+    )
 
 
 def decoder_pool(shape: Shape, limit: int) -> PoolSpec | None:
@@ -250,46 +183,17 @@ def _decoder_padding(side: int, kernel: int) -> int:
     return (kernel * (ceil(side / kernel) - side // kernel)) // 2
 
 
-def _layers(model: ModelConfig, image_shape: Shape) -> list[tuple[LayerSpec, PoolSpec | None]]:
-    """Each hidden layer with the pooling after it; linear sizes are filled in by the caller."""
-    if model.name == "mlp":
-        items: tuple[int | str, ...] = ()
-    else:
-        items = model.layers or _VGG[model.name]
-    layers: list[tuple[LayerSpec, PoolSpec | None]] = []
-    channels = image_shape[0]
-    for item in items:
-        if isinstance(item, int):
-            layers.append(
-                (_convolution(channels, item, model.feat_mult, image_shape, layers), None)
-            )
-            channels = layers[-1][0].out_features
-        else:
-            layers.append((*layers.pop()[:1], _POOLS[item]))
-    return layers + [(LayerSpec("linear", 0, model.hidden), None)] * model.hidden_layers
-
-
-def _convolution(
-    channels: int,
-    item: int,
-    feat_mult: float,
-    image_shape: Shape,
-    before: Sequence[object],
-) -> LayerSpec:
-    width = max(1, int(item * feat_mult))
-    if not before and max(image_shape[1:]) > 64:
-        return LayerSpec("conv", channels, width, kernel=7, stride=2, padding=3)
-    return LayerSpec("conv", channels, width, kernel=3, padding=1)
-
-
-def _heads(loss: LossConfig, shape: Shape, classes: int) -> tuple[PredSpec | None, SimSpec | None]:
+def _heads(
+    spec: BlockSpec, loss: LossConfig, hidden: tuple[int, ...]
+) -> tuple[PredSpec | None, SimSpec | None]:
     pred_weight = {"pred": 1.0, "predsim": 1.0 - loss.beta}
     sim_weight = {"sim": 1.0, "predsim": loss.beta}
     pred = sim = None
     if loss.local in pred_weight:
-        pred = _pred(loss, shape, classes, pred_weight[loss.local])
+        plain = _pred(loss, spec.shape, spec.classes, pred_weight[loss.local])
+        pred = replace(plain, hidden=hidden, nonlinearity=spec.nonlinearity)
     if loss.local in sim_weight or loss.unsupervised == "sim":
-        sim = _sim(loss, shape, sim_weight.get(loss.local or "", 0.0))
+        sim = _sim(loss, spec.shape, sim_weight.get(loss.local or "", 0.0))
     return pred, sim
 
 
@@ -310,16 +214,17 @@ def _sim(loss: LossConfig, shape: Shape, weight: float) -> SimSpec:
     return SimSpec(kind, shape[0], weight)
 
 
-def _output(index: int, shape: Shape, classes: int, loss: LossConfig) -> BlockSpec:
+def _output(index: int, shape: Shape, classes: int) -> BlockSpec:
     layer = LayerSpec("linear", prod(shape), classes)
-    weight = 1.0 - loss.beta if loss.local == "predsim" else 1.0
-    return BlockSpec(
-        index,
-        shape,
-        layer,
-        (classes,),
-        (classes,),
-        classes,
-        zero_start=not loss.is_global,
-        output_weight=weight,
+    return BlockSpec(index, shape, layer, (classes,), (classes,), classes)
+
+
+def _as_output(spec: BlockSpec, loss: LossConfig) -> BlockSpec:
+    """The last block: a classifier like the local ones, always in the last stage."""
+    return replace(
+        spec,
+        zero_start=not loss.is_global and spec.custom is None,
+        output_weight=1.0 - loss.beta if loss.local == "predsim" else 1.0,
+        same_group=loss.is_global,
+        same_stage=True,
     )

@@ -16,13 +16,13 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError
-from pipeline.models import hidden_count
+from pipeline.specs import stage_units
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pipeline.cost import BlockCost, StageCost
-    from pipeline.models import BlockSpec
+    from pipeline.specs import BlockSpec
 
 _SEARCHED_STAGES = 40
 """With more stages than this the quick placements are used as they are."""
@@ -69,16 +69,18 @@ def make_plan(
     """Divide the blocks into stages and place these on devices.
 
     Args:
-        stages: how many; None means one per hidden layer. The output block joins the last.
+        stages: how many; None means as many as there can be, one per hidden layer unless layers
+            learn in groups or a shortcut spans them. The output block joins the last.
         devices: at least one; stage 0 gets the first.
 
     Raises:
-        ConfigError: where not every stage would hold a hidden layer, or there is no stage.
+        ConfigError: where there is no stage, or more stages than the network can be cut into.
     """
     assert devices, "no device to place stages on"
-    n_stages = hidden_count(specs) if stages is None else stages
-    _check_stages(n_stages, specs)
-    groups = _divide([cost.train_macs for cost in costs], n_stages, hidden_count(specs))
+    units = stage_units(specs)
+    n_stages = len(units) if stages is None else stages
+    _check_stages(n_stages, specs, len(units))
+    groups = _divide(units, costs, n_stages)
     loads = [sum(costs[block].train_macs for block in group) for group in groups]
     placement = place(loads, len(devices))
     return Plan(
@@ -120,23 +122,36 @@ def place(loads: Sequence[int], n_devices: int) -> tuple[int, ...]:
     return _NeighbourSearch(loads, n_devices, best).run()
 
 
-def _check_stages(n_stages: int, specs: Sequence[BlockSpec]) -> None:
-    most = hidden_count(specs)
+def _check_stages(n_stages: int, specs: Sequence[BlockSpec], most: int) -> None:
     if n_stages < 1:
         raise ConfigError(f"--stages {n_stages}: at least 1 stage is needed; use 1 to {most}")
     if n_stages > most:
         raise ConfigError(
-            f"--stages {n_stages}: every stage needs a hidden layer, and the model "
-            f"({specs[0].name} … {specs[-1].name}) has {most}; use --stages {most} or fewer"
+            f"--stages {n_stages}: {_why_so_few(specs, most)}; use --stages {most} or fewer"
         )
 
 
-def _divide(loads: Sequence[int], n_stages: int, n_hidden: int) -> list[tuple[int, ...]]:
-    """Block numbers of each stage; what follows the hidden blocks joins the last stage."""
-    last_hidden = n_hidden - 1
-    cuts = _most_even_cuts([*loads[:last_hidden], sum(loads[last_hidden:])], n_stages)
-    ends = [*cuts[1:-1], len(loads)]
-    return [tuple(range(start, end)) for start, end in zip(cuts, ends, strict=False)]
+def _why_so_few(specs: Sequence[BlockSpec], most: int) -> str:
+    hidden = sum(not spec.is_output for spec in specs)
+    model = f"the model ({specs[0].name} … {specs[-1].name})"
+    if hidden == most:
+        return f"every stage needs a hidden layer, and {model} has {hidden}"
+    return (
+        f"{model} has {hidden} hidden layers in {most} parts that can't be divided, because "
+        "layers learn in groups (model.group) or a residual connection spans them (model.residual)"
+    )
+
+
+def _divide(
+    units: Sequence[tuple[BlockSpec, ...]], costs: Sequence[BlockCost], n_stages: int
+) -> list[tuple[int, ...]]:
+    """Block numbers of each stage."""
+    loads = [sum(costs[spec.index].train_macs for spec in unit) for unit in units]
+    cuts = _most_even_cuts(loads, n_stages)
+    return [
+        tuple(spec.index for unit in units[start:end] for spec in unit)
+        for start, end in pairwise(cuts)
+    ]
 
 
 def _most_even_cuts(loads: Sequence[int], n_groups: int) -> tuple[int, ...]:

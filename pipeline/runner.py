@@ -14,6 +14,7 @@ from pipeline.inband import (
     EndEpoch,
     EndEvaluation,
     EvaluationBatch,
+    PassedBatch,
     Snapshot,
     StartEvaluation,
     Stop,
@@ -59,6 +60,7 @@ class StageRunner:
         self._epoch: int | None = None
         self._handlers: dict[type, Callable[..., None]] = {
             TrainBatch: self._train,
+            PassedBatch: self._pass,
             EvaluationBatch: self._evaluate,
             StartEvaluation: self._start_evaluation,
             EndEvaluation: self._end_evaluation,
@@ -93,13 +95,24 @@ class StageRunner:
             batch_id=item.batch_id,
             lr=item.lr,
             send=lambda passed: self._outlet.forward(item, (passed, labels)),
+            learner=item.learner,
         )
         self.last_batch_id = item.batch_id
+        if self.stage.ends_at(item.learner):
+            self._outlet.forward(PassedBatch(item.batch_id), ())
+
+    def _pass(self, item: PassedBatch) -> None:
+        self._must_follow("training batch", self.last_batch_id, item.batch_id)
+        self.last_batch_id = item.batch_id
+        self._outlet.forward(item, ())
 
     def _evaluate(self, item: EvaluationBatch, x: Tensor, labels: Tensor) -> None:
         self._must_follow("evaluation batch", self._last_evaluated, item.batch_id)
         self.stage.evaluate(
-            x, labels, send=lambda passed: self._outlet.forward(item, (passed, labels))
+            x,
+            labels,
+            send=lambda passed: self._outlet.forward(item, (passed, labels)),
+            learner=item.learner,
         )
         self._last_evaluated = item.batch_id
 

@@ -21,9 +21,11 @@ class Purpose(IntEnum):
     AUGMENT = 2
     """Crop, flip and cutout of a batch: (batch id,)."""
     DROPOUT = 3
-    """Dropout of a block: (block, batch id)."""
+    """Dropout of a block: (block, batch id); of a user's own modules: (block, batch id, part)."""
     IMAGES = 4
     """Made-up images: (part,), and per-image random crops of image folders: (epoch, image)."""
+    FACTORY = 5
+    """Initial weights of a user's own network: ()."""
 
 
 def derived_seed(seed: int, purpose: Purpose, *position: int) -> int:

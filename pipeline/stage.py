@@ -1,10 +1,11 @@
 """Consecutive blocks: train or evaluate one batch. No input, no output, no clock.
 
     x ──▶ block ──▶ h ──dropout, pool──▶ passed ──▶ next block …
-                    └──▶ heads ──▶ loss ──▶ this block's weights
+                    └──▶ heads ──▶ loss ──▶ the weights of this block's group
 
-What a block passes on is computed before it learns and is detached (invariant 2), so the last
-block's output is handed to `send` before its weights change.
+Blocks that learn together are a group; by default each block is one. What a group passes on is
+computed before it learns and is detached (invariant 2), so the last block's output is handed to
+`send` before its weights change. Global backprop is the group that holds the whole network.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ import torch
 from torch import Tensor
 
 from pipeline.metrics import Counters
+from pipeline.specs import in_runs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from pipeline.augment import Preprocess
     from pipeline.block import Block
     from pipeline.losses import LossValue
+    from pipeline.specs import BlockSpec
 
     Send: TypeAlias = Callable[[Tensor], None]
 
@@ -36,40 +39,95 @@ class Stage:
     def __init__(self, blocks: Sequence[Block], preprocess: Preprocess | None) -> None:
         self.blocks = list(blocks)
         self._preprocess = preprocess
+        self._groups = in_runs(self.blocks, lambda block: block.spec.same_group)
+        self._shortcuts = Shortcuts(block.spec for block in blocks)
         indices = [block.spec.index for block in blocks]
         self.at_work: int | None = None
         """Index of the block at work, for error messages."""
         self.training = Counters(indices, blocks[0].device)
         self.evaluation = Counters(indices, blocks[0].device)
 
-    def train(self, x: Tensor, labels: Tensor, *, batch_id: int, lr: float, send: Send) -> None:
-        """One step of every block.
+    def train(
+        self,
+        x: Tensor,
+        labels: Tensor,
+        *,
+        batch_id: int,
+        lr: float,
+        send: Send,
+        learner: int | None = None,
+    ) -> None:
+        """One step of every block; in greedy training of the `learner` and its group.
 
         Args:
             x: what arrived: (n, *in_shape), or uint8 images for the first stage; not modified.
             labels: (n,) int64.
-            send: receives the last block's output, (n, *out_shape), unless it is the output's.
+            send: receives the last block's output, (n, *out_shape), unless it is the output's or
+                the learner comes before the end of this stage.
         """
         if self._preprocess:
             x = self._preprocess.train(x, batch_id)
-        for block in self._in_turn():
-            h, received = block(x, training=True), x
-            with torch.no_grad():
-                x = block.transfer(h.detach(), batch_id=batch_id)
-            if block is self.blocks[-1] and not block.spec.is_output:
-                send(x)
-            value = block.local_loss(h, labels, received)
-            block.learn(value.loss, lr)
-            self._count(self.training, block, value, labels)
+        for group in self._groups:
+            ends = group[-1].spec.index
+            if learner is None:
+                x = self._step(group, x, labels, batch_id, lr, send)
+            elif ends < learner:
+                x = self._frozen(group, x, send)
+            elif ends == learner:
+                self._step(group, x, labels, batch_id, lr, _to_nobody)
+
+    def ends_at(self, learner: int | None) -> bool:
+        """Whether greedy training goes no further than this stage, which holds the learner."""
+        return learner is not None and learner <= self.blocks[-1].spec.index
 
     @torch.no_grad()
-    def evaluate(self, x: Tensor, labels: Tensor, *, send: Send) -> None:
-        """Count the output block's loss and errors; changes nothing else (invariant 8)."""
+    def _frozen(self, group: Sequence[Block], x: Tensor, send: Send) -> Tensor:
+        """What a group that has finished learning passes on: as in a test."""
+        for block in self._in_turn(group):
+            h = block(x, batch_id=None, shortcut=self._shortcuts.at(block.spec, x))
+            x = block.transfer(h, batch_id=None)
+        if group[-1] is self.blocks[-1]:
+            send(x)
+        return x
+
+    def _step(
+        self,
+        group: Sequence[Block],
+        x: Tensor,
+        labels: Tensor,
+        batch_id: int,
+        lr: float,
+        send: Send,
+    ) -> Tensor:
+        """One step of the blocks of a group, from all their losses; gives what it passes on."""
+        losses: list[Tensor] = []
+        for block in self._in_turn(group):
+            shortcut, received = self._shortcuts.at(block.spec, x), x
+            h = block(x, batch_id=batch_id, shortcut=shortcut)
+            ends = block is group[-1]
+            with torch.set_grad_enabled(not ends):
+                x = block.transfer(h.detach() if ends else h, batch_id=batch_id)
+            if block is self.blocks[-1] and not block.spec.is_output:
+                send(x)
+            if block.has_loss:
+                value = block.local_loss(h, labels, received)
+                losses.append(value.loss)
+                self._count(self.training, block, value, labels)
+        learn(group, sum(losses[1:], start=losses[0]), lr)
+        self._shortcuts.detach()
+        return x
+
+    @torch.no_grad()
+    def evaluate(
+        self, x: Tensor, labels: Tensor, *, send: Send, learner: int | None = None
+    ) -> None:
+        """Count loss and errors of the output block, or of the learner in greedy training;
+        changes nothing else (invariant 8)."""
         if self._preprocess:
             x = self._preprocess.evaluate(x)
-        for block in self._in_turn():
-            h = block(x, training=False)
-            if block.spec.is_output:
+        for block in self._in_turn(self.blocks):
+            h = block(x, batch_id=None, shortcut=self._shortcuts.at(block.spec, x))
+            if block.spec.is_output or block.spec.index == learner:
                 self._count(self.evaluation, block, block.local_loss(h, labels, x), labels)
                 return
             x = block.transfer(h, batch_id=None)
@@ -88,8 +146,8 @@ class Stage:
         for block in self.blocks:
             block.load(states[block.spec.index])
 
-    def _in_turn(self) -> Iterator[Block]:
-        for block in self.blocks:
+    def _in_turn(self, blocks: Iterable[Block]) -> Iterator[Block]:
+        for block in blocks:
             self.at_work = block.spec.index
             yield block
         self.at_work = None
@@ -99,29 +157,31 @@ class Stage:
         counters.add(block.spec.index, value, len(labels))
 
 
-class GlobalStage(Stage):
-    """The whole network trained by global backprop: `glob`, or `glob+…` with local losses added.
+def _to_nobody(passed: Tensor) -> None:
+    """What a greedy learner passes on while it learns is of no use to anybody."""
 
-    The same blocks, dropout and optimizers; only the source of the gradient differs. It needs
-    every block in one process, since the gradient flows upstream.
-    """
 
-    def train(self, x: Tensor, labels: Tensor, *, batch_id: int, lr: float, send: Send) -> None:
-        """One step of every block from the sum of all losses; nothing is sent."""
-        if self._preprocess:
-            x = self._preprocess.train(x, batch_id)
-        losses = []
-        for block in self._in_turn():
-            h, received = block(x, training=True), x
-            x = block.transfer(h, batch_id=batch_id)
-            if block.has_loss:
-                value = block.local_loss(h, labels, received)
-                losses.append(value.loss)
-                self._count(self.training, block, value, labels)
-        self._learn(torch.stack(losses).sum(), lr)
+class Shortcuts:
+    """The inputs that residual connections carry past the blocks they span."""
 
-    def _learn(self, loss: Tensor, lr: float) -> None:
-        learned = [block.learned for block in self.blocks]
-        gradients = iter(torch.autograd.grad(loss, list(chain(*learned))))
-        for block, own in zip(self.blocks, learned, strict=True):
-            block.update([next(gradients) for _ in own], lr)
+    def __init__(self, specs: Iterable[BlockSpec]) -> None:
+        self._sources = {spec.shortcut.source for spec in specs if spec.shortcut}
+        self._carried: dict[int, Tensor] = {}
+
+    def at(self, spec: BlockSpec, x: Tensor) -> Tensor | None:
+        """Keeps the input x of a block where a shortcut begins; gives what ends in this block."""
+        if spec.index in self._sources:
+            self._carried[spec.index] = x
+        return self._carried.pop(spec.shortcut.source) if spec.shortcut else None
+
+    def detach(self) -> None:
+        """At the end of a group: what goes past it brings no gradient back to it."""
+        self._carried = {source: x.detach() for source, x in self._carried.items()}
+
+
+def learn(group: Sequence[Block], loss: Tensor, lr: float) -> None:
+    """One step on the parameters of blocks that learn together; gradients are freed at once."""
+    learned = [block.learned for block in group]
+    gradients = iter(torch.autograd.grad(loss, list(chain(*learned))))
+    for block, own in zip(group, learned, strict=True):
+        block.update([next(gradients) for _ in own], lr)

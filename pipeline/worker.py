@@ -22,7 +22,7 @@ from pipeline.assembly import build_stage, prepare_process
 from pipeline.blockfile import decode_block
 from pipeline.config import build_config
 from pipeline.errors import ProtocolError, one_line
-from pipeline.inband import EvaluationBatch, TrainBatch
+from pipeline.inband import EvaluationBatch, PassedBatch, TrainBatch
 from pipeline.messages import (
     PROTOCOL_VERSION,
     Bye,
@@ -57,8 +57,8 @@ if TYPE_CHECKING:
     from pipeline.inband import Item
     from pipeline.links import ControlClient, Delivery, Receiver, Sender
     from pipeline.messages import LinkAddress, WorkerMessage
-    from pipeline.models import BlockSpec
     from pipeline.records import PassReport, StageSnapshot
+    from pipeline.specs import BlockSpec
 
 HEARTBEAT_INTERVAL_S = 0.5
 PATIENCE_S = 3600.0  # the coordinator ends a stalled run long before; this ends an orphan's wait
@@ -118,10 +118,16 @@ class Worker:
     """One stage's life, from hello to bye."""
 
     def __init__(
-        self, stage: int, run: str, control: ControlClient, endpoints: Endpoints, activity: Activity
+        self,
+        stage: int,
+        run: str,
+        control: ControlClient,
+        endpoints: Endpoints,
+        activity: Activity,
+        factory: str | None = None,
     ) -> None:
         self._stage, self._run, self._control = stage, run, control
-        self._endpoints, self._activity = endpoints, activity
+        self._endpoints, self._activity, self._factory = endpoints, activity, factory
         self._life = LifeCycle(stage)
         self._meter = Meter()
         self._sender: Sender | None = None
@@ -183,6 +189,7 @@ class Worker:
 
     def _build(self, setup: Setup) -> StageRunner:
         config = build_config(json.loads(setup.config), "the coordinator's config")
+        self._check_factory(config.model.factory)
         self._device = torch.device(setup.device)
         prepare_process(self._device, config.runtime.threads_per_stage)
         stage = build_stage(config, setup.facts, setup.blocks, self._device)
@@ -196,6 +203,15 @@ class Worker:
             runner.resume(setup.epoch, setup.tallies)
         self._slot_bytes = _slot_bytes(stage.blocks[0].spec, config.data.batch_size)
         return runner
+
+    def _check_factory(self, named: str | None) -> None:
+        """What is to be imported must have been said when the process started: a message can't
+        name code to be run (invariant 10)."""
+        if named != self._factory:
+            raise ProtocolError(
+                f"stage {self._stage}: told to use model.factory {named}, started with "
+                f"{self._factory}"
+            )
 
     def _join(self, setup: Setup) -> Receiver:
         receiver, address = self._endpoints.listen(
@@ -218,7 +234,7 @@ class Worker:
             runner.handle(delivery.item, tensors)
             delivery.release()
         self._activity.handled += 1
-        if isinstance(delivery.item, TrainBatch | EvaluationBatch):
+        if isinstance(delivery.item, TrainBatch | EvaluationBatch | PassedBatch):
             self._activity.batch_id = runner.last_batch_id
 
     def _say_progress(self, runner: StageRunner, queued: int) -> None:
@@ -227,9 +243,17 @@ class Worker:
 
 
 def run_worker(
-    stage: int, run: str, control_endpoint: str, launcher_gone: Callable[[], bool]
+    stage: int,
+    run: str,
+    control_endpoint: str,
+    launcher_gone: Callable[[], bool],
+    factory: str | None = None,
 ) -> int:
-    """The whole process of a stage: 0 after a stop marker, 1 after an error, which is reported."""
+    """The whole process of a stage: 0 after a stop marker, 1 after an error, which is reported.
+
+    Args:
+        factory: the `model.factory` that may be imported, if any.
+    """
     endpoints, activity, done = Endpoints(run, stage), Activity(), Event()
     control = ZmqControlClient(endpoints.context, control_endpoint, stage)
     cpu_clock = time.pthread_getcpuclockid(get_ident())
@@ -239,7 +263,7 @@ def run_worker(
         daemon=True,
     )
     heart.start()
-    worker = Worker(stage, run, control, endpoints, activity)
+    worker = Worker(stage, run, control, endpoints, activity, factory)
     try:
         worker.live()
     except Exception as error:  # the process boundary: errors cross it as data

@@ -7,8 +7,9 @@ import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -111,3 +112,23 @@ def _nothing_left() -> Iterator[Path]:
         until(lambda: set(os.listdir("/dev/shm")) <= shared, "an unchanged /dev/shm")
     finally:
         shutil.rmtree(temp, ignore_errors=True)
+
+
+@pytest.fixture
+def one_builder_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads share torch's global generator, which processes don't; initial weights use it."""
+    from pipeline import worker
+
+    lock, build = Lock(), worker.build_stage
+
+    def locked(*given: Any) -> Any:
+        with lock:
+            return build(*given)
+
+    monkeypatch.setattr(worker, "build_stage", locked)
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """A new folder with each call."""
+    return lambda: tmp_path_factory.mktemp("run")

@@ -243,16 +243,16 @@ def work_that_differs(*arguments: Any) -> None:
     """A worker whose block 1 moves one number of its bias at its second step."""
     from pipeline.block import Block
 
-    learn, steps = Block.learn, []
+    update, steps = Block.update, []
 
-    def differs(block: Block, loss: Any, lr: float) -> None:
-        learn(block, loss, lr)
+    def differs(block: Block, gradients: Any, lr: float) -> None:
+        update(block, gradients, lr)
         if block.spec.index == 1:
             steps.append(block)
             if len(steps) == 2:
                 block.encoder.bias.data[3] += 1e-6
 
-    Block.learn = differs  # type: ignore[method-assign]
+    Block.update = differs  # type: ignore[method-assign]
     _work(*arguments)
 
 

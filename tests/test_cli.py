@@ -16,7 +16,8 @@ from launch.gpus import devices
 from launch.local import LocalEngine
 from launch.rundir import RunDirectory
 from pipeline.checkpoint import CheckpointStore
-from pipeline.config import config_tree, dump_config, load_config
+from pipeline.config import config_tree
+from pipeline.configfile import dump_config, load_config
 from pipeline.datasets import data_facts
 from pipeline.models import network_specs
 from pipeline.records import RunSnapshot

@@ -400,5 +400,11 @@ def test_nothing_is_executed_that_came_from_a_socket_or_a_file(path: Path) -> No
     assert not torch_files
 
 
+def test_one_file_imports_by_name_and_only_what_the_command_line_named() -> None:
+    """`factory.py`; a worker refuses a name that it was not started with (test_factory.py)."""
+    importing = [p.name for p in SOURCES if "import_module" in p.read_text(encoding="utf-8")]
+    assert importing == ["factory.py"]
+
+
 def test_sources_are_found() -> None:
     assert {"codec.py", "transport.py", "local.py"} <= {path.name for path in SOURCES}

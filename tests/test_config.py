@@ -8,14 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import (
-    Config,
-    build_config,
-    config_tree,
-    differing_keys,
-    dump_config,
-    load_config,
-)
+from pipeline.config import Config, build_config, config_tree, differing_keys
+from pipeline.configfile import dump_config, load_config
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -89,7 +83,7 @@ WRONG_VALUES = [
     ("loss", "beta", "-0.1", "-0.1", "greater than or equal to 0"),
     ("loss", "name", "backprop", "'backprop'", "'pred', 'sim', 'predsim', 'glob', 'glob+pred'"),
     ("loss", "dim_in_decoder", "0", "0", "greater than or equal to 1"),
-    ("model", "name", "vgg12", "'vgg12'", "'vgg11b'"),
+    ("model", "name", "vgg12", "'vgg12'", "vgg11b"),
     ("model", "dropout", "1.0", "1.0", "less than 1"),
     ("model", "dropout", ".nan", "nan", "finite number"),
     ("model", "feat_mult", "0", "0", "greater than 0"),
@@ -108,6 +102,8 @@ WRONG_VALUES = [
     ("schedule", "milestones", "5", "5", "valid tuple"),
     ("data", "root", "5e-4", "0.0005", "valid string"),
     ("data", "batch_size", "true", "True", "valid integer"),
+    ("data", "classes_per_batch", "1", "1", "greater than or equal to 2"),
+    ("data", "classes_per_batch_until_epoch", "0", "0", "greater than or equal to 1"),
     ("data", "train_limit", "0", "0", "greater than or equal to 1"),
     ("runtime", "seed", "-1", "-1", "greater than or equal to 0"),
     ("runtime", "precision", "fp16", "'fp16'", "'fp32' or 'bf16'"),
@@ -163,8 +159,8 @@ def test_long_value_is_cut(file: Path) -> None:
 def test_unknown_key_is_named_with_those_that_are_allowed(file: Path) -> None:
     text = complaint(written(file, SMALLEST), ["loss.betta=0.5"])
     assert text == (
-        f"{file}: loss.betta: unknown key; allowed here: name, beta, dim_in_decoder, bio, "
-        "target_projection, classifier, feedback, unsupervised, alpha"
+        f"{file}: loss.betta: unknown key; allowed here: name, beta, dim_in_decoder, pred_hidden, "
+        "bio, target_projection, classifier, feedback, unsupervised, alpha"
     )
 
 
@@ -244,6 +240,37 @@ def test_missing_section_and_missing_name(file: Path, section: str) -> None:
             "data.classes can't be chosen for data.name imagefolder",
         ),
         (
+            {"data": {"classes_per_batch": 65, "batch_size": 64}},
+            "data.classes_per_batch 65 can't be more than the images of a batch"
+            " (data.batch_size 64)",
+        ),
+        (
+            {"data": {"classes_per_batch_until_epoch": 3}},
+            "data.classes_per_batch_until_epoch 3 needs data.classes_per_batch",
+        ),
+        *(
+            (
+                {"loss": {"pred_hidden": wrong}},
+                f"loss.pred_hidden: {wrong!r} is neither a number of units (1 to 1048576), nor a"
+                " list of them, nor a list of such lists",
+            )
+            for wrong in (0, True, "8", 8.0, [8, 0], [8, [8]], [[True]], 1 << 21)
+        ),
+        *(
+            (
+                {"loss": {"pred_hidden": 8, **loss}},
+                "loss.pred_hidden needs loss.name pred or predsim with trained classifiers, so"
+                " neither loss.bio nor loss.classifier fixed",
+            )
+            for loss in (
+                {"name": "sim"},
+                {"name": "glob"},
+                {"name": "glob+sim"},
+                {"bio": True},
+                {"classifier": "fixed"},
+            )
+        ),
+        (
             {"data": {"batch_size": 1}},
             "data.batch_size 1 leaves model.batch_norm nothing to normalise by",
         ),
@@ -264,6 +291,11 @@ def test_impossible_combinations(changes: dict[str, Any], expected: str) -> None
         {"data": {"name": "synthetic", "size": 8, "channels": 1, "classes": 2}},
         {"schedule": {"milestones": [1, 2]}},
         {"loss": {"beta": 1}},
+        {"loss": {"pred_hidden": 8}},
+        {"loss": {"pred_hidden": [8, 4], "name": "glob+predsim"}},
+        {"loss": {"pred_hidden": []}},
+        {"data": {"classes_per_batch": 2, "classes_per_batch_until_epoch": 1}},
+        {"data": {"classes_per_batch": 64, "batch_size": 64}},
         {"model": {"dropout": 0}},
     ],
 )
@@ -370,6 +402,8 @@ def test_override_value_may_hold_an_equals_sign(file: Path) -> None:
 
 # --- written and read again ---------------------------------------------------------------
 
+units = st.integers(1, 999)
+widths = st.lists(units, max_size=2)
 floats = st.floats(min_value=1e-12, max_value=1e12)
 configs = st.fixed_dictionaries(
     {
@@ -385,6 +419,9 @@ configs = st.fixed_dictionaries(
         ),
         "loss": st.fixed_dictionaries(
             {"name": st.sampled_from(["pred", "sim", "predsim", "glob"]), "beta": st.floats(0, 1)}
+        )
+        | st.fixed_dictionaries(
+            {"name": st.just("pred"), "pred_hidden": units | widths | st.lists(widths)}
         ),
         "optimizer": st.fixed_dictionaries({"lr": floats}),
         "schedule": st.fixed_dictionaries(

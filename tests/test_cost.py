@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pipeline.config import build_config
 from pipeline.cost import BlockCost, arithmetic_ratio, block_costs, memory_bytes, stage_cost
 from pipeline.datasets import data_facts
-from pipeline.models import BlockSpec, build_specs
+from pipeline.models import build_specs
+
+if TYPE_CHECKING:
+    from pipeline.specs import BlockSpec
 
 MLP_1024 = {"name": "mlp", "hidden_layers": 3}
 WIDE_VGG = {"name": "vgg11b", "feat_mult": 3}
@@ -109,19 +112,38 @@ def test_ratio_to_global_backprop() -> None:
     assert arithmetic_ratio(costs_of(same_width, data, "glob")) == 1
 
 
-def test_backprop_holds_all_activations_and_local_losses_those_of_one_block() -> None:
-    costs = costs_of(WIDE_VGG, "cifar10", "predsim")
+@pytest.mark.parametrize(("loss", "group"), [("glob", 1), ("pred", "all")])
+def test_backprop_holds_the_activations_of_all_blocks_that_learn_together(
+    loss: str, group: Any
+) -> None:
+    costs = costs_of({**WIDE_VGG, "group": group}, "cifar10", loss)
     state = sum(cost.state_bytes for cost in costs)
     held = [cost.activation_bytes for cost in costs]
-    assert memory_bytes(costs, backprop=True) == state + sum(held)
-    assert memory_bytes(costs, backprop=False) == state + max(held)
-    assert memory_bytes(costs[3:4], backprop=False) == costs[3].memory_bytes
+    together = held if loss == "glob" else held[:-1]
+    assert memory_bytes(costs) == state + sum(together)
+
+
+def test_local_losses_hold_the_activations_of_one_block() -> None:
+    costs = costs_of(WIDE_VGG, "cifar10", "predsim")
+    state = sum(cost.state_bytes for cost in costs)
+    assert memory_bytes(costs) == state + max(cost.activation_bytes for cost in costs)
+    assert memory_bytes(costs[3:4]) == costs[3].memory_bytes
+
+
+def test_a_block_pays_for_the_gradient_of_its_input_where_the_one_before_learns_from_it() -> None:
+    costs = costs_of({"name": "mlp", "hidden_layers": 4, "group": 2}, "mnist", "pred")
+    heads = [3 * 1024 * 10 * (block in (1, 3)) for block in range(4)]
+    passes = [
+        (cost.train_macs - head) // cost.forward_macs
+        for cost, head in zip(costs, heads, strict=False)
+    ]
+    assert passes == [2, 3, 2, 3]
 
 
 def test_a_stage_adds_up_and_sends_what_its_last_block_sends() -> None:
     costs = costs_of(WIDE_VGG, "cifar10", "predsim")[2:4]
-    stage = stage_cost(costs, backprop=False)
+    stage = stage_cost(costs)
     assert stage.train_macs == costs[0].train_macs + costs[1].train_macs
     assert stage.parameters == costs[0].parameters + costs[1].parameters
     assert stage.sent_bytes == costs[1].sent_bytes == 768 * 16 * 16 * 4
-    assert stage.memory_bytes == memory_bytes(costs, backprop=False)
+    assert stage.memory_bytes == memory_bytes(costs)

@@ -30,8 +30,9 @@ def report(
     stages: int | None = None,
     devices: tuple[str, ...] = FOUR,
     width: int = 80,
+    **sections: Any,
 ) -> str:
-    tree = {"model": model, "loss": {"name": loss}, "data": {"name": data}}
+    tree = {"model": model, "loss": {"name": loss}, "data": {"name": data}, **sections}
     config = build_config(tree, "test")
     facts = data_facts(config.data)
     specs = build_specs(config.model, config.loss, config.nonlinearity, facts.shape, facts.classes)
@@ -116,3 +117,16 @@ def test_planning_loads_neither_torch_nor_numpy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], check=False, timeout=60)
     assert done.returncode == 0
+
+
+def test_greedy_training_has_no_bounds() -> None:
+    text = one_line(
+        report(
+            {"name": "mlp", "hidden_layers": 2},
+            "pred",
+            "digits",
+            schedule={"epochs": 1, "greedy": True},
+        )
+    )
+    assert "one block learns at a time" in text
+    assert "equal devices" not in text

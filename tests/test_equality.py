@@ -44,6 +44,27 @@ schedule: {epochs: 2}
 data: {name: synthetic, channels: 3, size: 16, train_images: 72, test_images: 40, batch_size: 32}
 runtime: {precision: bf16}
 """,
+    # shortcuts with and without a convolution
+    "residual": """\
+model: {name: resnet18, feat_mult: 0.1, dropout: 0.1}
+loss: {name: predsim, dim_in_decoder: 128}
+schedule: {epochs: 2}
+data: {name: synthetic, channels: 3, size: 16, train_images: 72, test_images: 40, batch_size: 32}
+""",
+    # a user's own modules, whose dropout draws from torch's own generators
+    "own": """\
+model: {factory: "test_factory:convolutional", kwargs: {width: 8}}
+loss: {name: predsim, dim_in_decoder: 128}
+schedule: {epochs: 2}
+data: {name: synthetic, classes: 5, size: 16, train_images: 72, test_images: 40, batch_size: 32}
+""",
+    "greedy": """\
+model: {name: vgg, layers: [8, M, 12], hidden_layers: 1, hidden: 32, dropout: 0.3}
+loss: {name: pred}
+schedule: {epochs: 1, greedy: true}
+data: {name: digits, batch_size: 32, crop_padding: 1, train_limit: 200, test_limit: 70}
+runtime: {keep_checkpoints: 4}
+""",
 }
 
 
@@ -71,6 +92,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Runner:
         ("digits", 1), ("digits", 2), ("digits", None),
         ("colour", 2), ("colour", None),
         ("bf16", 2), ("bf16", None),
+        ("residual", 3), ("own", None), ("greedy", None),
     ],
 )  # fmt: skip
 def test_n_processes_equal_one(run: Runner, name: str, stages: int | None) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.config import build_config
+from pipeline.config import ScheduleConfig, build_config
+from pipeline.datasets import data_facts
 from pipeline.feed import Course, Feed, Position, course_of
 from pipeline.inband import (
     EndEpoch,
@@ -18,6 +19,7 @@ from pipeline.inband import (
     Stop,
     TrainBatch,
 )
+from pipeline.models import network_specs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -158,9 +160,34 @@ def test_course_of_a_config() -> None:
             "checkpoint_every_steps": 9,
         },
     }
-    assert course_of(build_config(tree, "test"), 11, 4) == Course(
+    config = build_config(tree, "test")
+    specs = network_specs(config, data_facts(config.data))
+    expected = Course(
         7, 11, 4, 0.5, (3, 5), 0.1, 2, eval_before_training=True, checkpoint_every_steps=9
     )
+    assert course_of(config, specs, 11, 4) == expected
+    greedy = config.model_copy(update={"schedule": ScheduleConfig(epochs=7, greedy=True)})
+    assert course_of(greedy, specs, 11, 4).learners == (0, 1)
+
+
+def test_greedy_training_gives_each_block_all_epochs_in_turn() -> None:
+    course = Course(2, 1, 1, 1.0, milestones=(1,), factor=0.5, learners=(1, 3))
+    assert course.steps == course.all_epochs == 4
+    items = list(Feed(course, Position()))
+    trained = [item for item in items if isinstance(item, TrainBatch)]
+    assert [(item.epoch, item.lr, item.learner) for item in trained] == [
+        (1, 1.0, 1),
+        (2, 0.5, 1),
+        (3, 1.0, 3),
+        (4, 0.5, 3),
+    ]
+    tested = [item for item in items if isinstance(item, EvaluationBatch)]
+    assert [(item.epoch, item.learner) for item in tested] == [(1, 1), (2, 1), (3, 3), (4, 3)]
+
+
+def test_the_last_epoch_of_each_greedy_phase_is_tested() -> None:
+    course = Course(3, 1, 1, 1.0, eval_every_epochs=2, learners=(0, 1))
+    assert [epoch for epoch in range(1, 7) if course.evaluates(epoch)] == [2, 3, 4, 6]
 
 
 @pytest.mark.parametrize(("step", "epoch"), [(0, 0), (1, 1), (3, 1), (4, 2), (6, 2)])

@@ -15,7 +15,7 @@ from pipeline.config import LossConfig, ModelConfig
 from pipeline.losses import similarity_matrix
 from pipeline.models import build_specs
 from pipeline.optimizers import make_optimizer
-from pipeline.stage import GlobalStage, Stage
+from pipeline.stage import Stage
 
 CLASSES, EXAMPLES = 4, 6
 CPU = torch.device("cpu")
@@ -64,6 +64,8 @@ TRUE_GRADIENT = {
     "pred, fixed": {"name": "pred", "classifier": "fixed"},
     "sim-bio": {"name": "sim", "bio": True, "target_projection": 9},
     "pred with unsupervised sim": {"name": "pred", "unsupervised": "sim", "alpha": 0.3},
+    "pred with hidden layers": {"name": "pred", "pred_hidden": [6, 5]},
+    "predsim with hidden layers": {"name": "predsim", "pred_hidden": [[6], [], [5, 4]]},
     "predsim with recon": {"name": "predsim", "unsupervised": "recon", "alpha": 0.4, "beta": 0.5},
 }
 FED_BACK = {
@@ -231,7 +233,7 @@ def test_glob_plus_learns_from_the_sum_of_all_losses(local: str) -> None:
         other.load_state_dict(block.state_dict())
     losses, h = [], x
     for other in twin:
-        arrived, h = h, other(h, training=True)
+        arrived, h = h, other(h, batch_id=1)
         losses.append(other.local_loss(h, labels, arrived).loss)
         h = other.transfer(h, batch_id=1)
     total = sum(losses[1:], start=losses[0])
@@ -239,7 +241,7 @@ def test_glob_plus_learns_from_the_sum_of_all_losses(local: str) -> None:
     iterator = iter(gradients)
     for other in twin:
         other.update([next(iterator) for _ in other.learned], 0.01)
-    GlobalStage(blocks, None).train(x, labels, batch_id=1, lr=0.01, send=lambda passed: None)
+    Stage(blocks, None).train(x, labels, batch_id=1, lr=0.01, send=lambda passed: None)
     for block, other in zip(blocks, twin, strict=True):
         for name, tensor in block.state_dict().items():
             torch.testing.assert_close(tensor, other.state_dict()[name])

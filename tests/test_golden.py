@@ -20,7 +20,7 @@ from pipeline.block import Block
 from pipeline.config import LossConfig, ModelConfig, OptimizerConfig
 from pipeline.models import build_specs
 from pipeline.optimizers import make_optimizer
-from pipeline.stage import GlobalStage, Stage
+from pipeline.stage import Stage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -83,7 +83,7 @@ def _build(words: dict[str, Any], optimizer: OptimizerConfig) -> Stage:
     )
     for block in blocks:
         block.attach(make)
-    return (GlobalStage if loss.is_global else Stage)(blocks, None)
+    return Stage(blocks, None)
 
 
 @pytest.fixture(params=CASES, ids=lambda path: path.stem)
@@ -100,8 +100,8 @@ def test_training_agrees_with_an_independent_implementation(
     logits: list[torch.Tensor] = []
     forward, local_loss = Block.forward, Block.local_loss
 
-    def watched_forward(block: Block, x: torch.Tensor, *, training: bool) -> torch.Tensor:
-        h = forward(block, x, training=training)
+    def watched_forward(block: Block, x: torch.Tensor, **options: Any) -> torch.Tensor:
+        h = forward(block, x, **options)
         if block.spec.is_output:
             logits.append(h.detach().clone())
         else:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from launch.gpus import devices, visible_gpus
+from launch.gpus import devices, gpu_names, visible_gpus
 from pipeline.errors import ConfigError
 
 
@@ -94,7 +94,7 @@ def test_a_gpu_that_is_not_there(spec: str, visible: int, message: str) -> None:
 
 
 class FakeDriver:
-    """The two calls of libcuda that are used; `status` is what they return."""
+    """The calls of libcuda that are used; `status` is what the first two return."""
 
     def __init__(self, count: int, init_status: int = 0, count_status: int = 0) -> None:
         self._count, self._init_status, self._count_status = count, init_status, count_status
@@ -106,6 +106,14 @@ class FakeDriver:
     def cuDeviceGetCount(self, reference: Any) -> int:
         reference._obj.value = self._count
         return self._count_status
+
+    def cuDeviceGet(self, reference: Any, number: int) -> int:
+        reference._obj.value = number
+        return 0 if number < 2 else 101
+
+    def cuDeviceGetName(self, name: Any, length: int, device: Any) -> int:
+        name.value = f"GPU of {length} letters, {device.value}".encode()
+        return 0
 
 
 def test_the_driver_is_asked() -> None:
@@ -130,3 +138,10 @@ def test_no_driver_no_gpus() -> None:
 
 def test_this_machine_answers() -> None:
     assert visible_gpus() >= 0
+    assert len(gpu_names()) == visible_gpus()
+
+
+def test_gpus_say_their_names() -> None:
+    named = ("GPU of 256 letters, 0", "GPU of 256 letters, 1", "unknown")
+    assert gpu_names(lambda name: FakeDriver(3)) == named
+    assert gpu_names(lambda name: FakeDriver(3, init_status=100)) == ()

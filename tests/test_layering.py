@@ -13,22 +13,22 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 LEARNING = {
-    "heads", "losses", "models", "block", "stage", "metrics", "optimizers", "assembly", "augment",
-    "runner", "single",
+    "heads", "losses", "architectures", "factory", "models", "block", "custom", "stage", "metrics",
+    "optimizers", "assembly", "augment", "runner", "single",
 }  # fmt: skip
 MESSAGES = {"messages", "codec", "protocol", "transport", "carriers", "links"}
 MEETING = {"worker", "coordinator", "tensors"}
 NEUTRAL = {
-    "__init__", "blockfile", "checkpoint", "config", "cost", "data", "datasets", "errors",
-    "events", "feed", "imagefiles", "inband", "meter", "plan", "recorder", "records", "run",
-    "seeding", "watch",
+    "__init__", "blockfile", "checkpoint", "config", "configfile", "cost", "data", "datasets",
+    "errors", "events", "feed", "imagefiles", "inband", "meter", "plan", "recorder", "records",
+    "run", "sampling", "seeding", "specs", "watch",
 }  # fmt: skip
 
 TYPES_ONLY = {"watch": {"messages"}}
 """What a neutral module may name in its annotations, without importing it at run time."""
 
 DOORS = {
-    "yaml": {"pipeline.config"},
+    "yaml": {"pipeline.configfile", "launch.paper"},
     "pydantic": {"pipeline.config"},
     "msgpack": {"pipeline.codec"},
     "zmq": {"pipeline.transport"},
@@ -36,13 +36,15 @@ DOORS = {
     "sklearn": {"pipeline.data"},
     "PIL": {"pipeline.imagefiles"},
     "safetensors": {"pipeline.blockfile"},
+    "matplotlib": {"launch.paper_figures"},
 }
 ONLY_IN_LAUNCH = {"click", "rich", "ray"}
 EVERYWHERE = {"numpy", "torch"}
 
 WITHOUT_TORCH = [
-    "models", "plan", "cost", "config", "feed", "messages", "codec", "protocol", "checkpoint",
-    "coordinator", "transport", "carriers", "links", "recorder", "run", "watch", "data",
+    "models", "plan", "cost", "config", "configfile", "feed", "messages", "codec", "protocol",
+    "checkpoint", "coordinator", "transport", "carriers", "links", "recorder", "run", "watch",
+    "data",
 ]  # fmt: skip
 
 

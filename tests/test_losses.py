@@ -19,12 +19,13 @@ from pipeline.losses import (
     similarity_matrix,
     wide,
 )
-from pipeline.models import PredSpec, SimSpec, build_specs, decoder_pool
+from pipeline.models import build_specs, decoder_pool
+from pipeline.specs import PredSpec, SimSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.models import BlockSpec
+    from pipeline.specs import BlockSpec
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -266,10 +267,10 @@ def test_losses_are_float32_under_bf16(kind: str, monkeypatch: pytest.MonkeyPatc
     specs = specs_of("predsim", kind)
     hidden, output = (block_of(spec, torch.float32, bf16=True) for spec in (specs[0], specs[-1]))
     labels = torch.tensor([0, 1, 2, 0])
-    h = hidden(torch.rand(4, 2, 3, 3), training=True)
+    h = hidden(torch.rand(4, 2, 3, 3), batch_id=1)
     assert h.dtype == torch.bfloat16
     assert hidden.local_loss(h, labels, h).loss.dtype == torch.float32
-    logits = output(torch.rand(4, *output.spec.in_shape), training=True)
+    logits = output(torch.rand(4, *output.spec.in_shape), batch_id=1)
     assert logits.dtype == torch.bfloat16
     assert output.local_loss(logits, labels, logits).loss.dtype == torch.float32
     assert seen == [

@@ -15,15 +15,8 @@ from pipeline.config import build_config
 from pipeline.datasets import data_facts
 from pipeline.errors import ConfigError
 from pipeline.losses import pool
-from pipeline.models import (
-    BlockSpec,
-    LayerSpec,
-    PoolSpec,
-    build_specs,
-    decoder_pool,
-    hidden_count,
-    network_specs,
-)
+from pipeline.models import build_specs, decoder_pool, network_specs
+from pipeline.specs import BlockSpec, LayerSpec, PoolSpec, stage_units
 
 CIFAR = (3, 32, 32)
 
@@ -68,7 +61,7 @@ def channels(specs: tuple[BlockSpec, ...]) -> list[int]:
 def test_presets(name: str, convolutions: list[int], last: tuple[int, int, int]) -> None:
     specs = specs_of(name=name)
     assert channels(specs) == convolutions
-    assert hidden_count(specs) == len(convolutions) + 1
+    assert len(stage_units(specs)) == len(convolutions) + 1
     *_, before_last, hidden, output = specs
     assert before_last.out_shape == last
     assert hidden.layer == LayerSpec("linear", prod(last), 1024)
@@ -122,13 +115,13 @@ def test_mlp_flattens_the_image_first() -> None:
         LayerSpec("linear", 1024, 1024),
         LayerSpec("linear", 1024, 10),
     ]
-    assert hidden_count(specs) == 3
+    assert len(stage_units(specs)) == 3
     assert specs[0].in_shape == (1, 28, 28)
 
 
 def test_network_without_fully_connected_blocks() -> None:
     specs = specs_of(name="vgg", layers=[8, "M"], hidden_layers=0)
-    assert hidden_count(specs) == 1
+    assert len(stage_units(specs)) == 1
     assert specs[-1].layer == LayerSpec("linear", 8 * 16 * 16, 10)
 
 

@@ -14,7 +14,7 @@ from pipeline.config import build_config
 from pipeline.cost import BlockCost, block_costs, stage_cost
 from pipeline.datasets import data_facts
 from pipeline.errors import ConfigError
-from pipeline.models import BlockSpec, LayerSpec, build_specs
+from pipeline.models import build_specs
 from pipeline.plan import (
     Plan,
     busiest,
@@ -23,6 +23,7 @@ from pipeline.plan import (
     speedup_bound_consecutive,
     speedup_bound_free,
 )
+from pipeline.specs import BlockSpec, LayerSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,7 +36,7 @@ def cost(block: int, macs: int) -> BlockCost:
 def spec(index: int, output: bool) -> BlockSpec:
     layer = LayerSpec("linear", 8, 8)
     weight = 1.0 if output else None
-    return BlockSpec(index, (8,), layer, (8,), (8,), 8, output_weight=weight)
+    return BlockSpec(index, (8,), layer, (8,), (8,), 8, output_weight=weight, same_stage=output)
 
 
 def plan_of(loads: Sequence[int], stages: int | None, devices: Sequence[str] = ("cpu",)) -> Plan:
@@ -170,7 +171,7 @@ def test_ten_stages_on_four_devices_reach_the_bound(
     alone = [stage.device for stage in plan.stages if stage.blocks in [(3,), (5,)]]
     assert [stage.device for stage in plan.stages].count(alone[0]) == 1
     assert [stage.device for stage in plan.stages].count(alone[1]) == 1
-    stages = [stage_cost([costs[b] for b in s.blocks], backprop=False) for s in plan.stages]
+    stages = [stage_cost([costs[b] for b in s.blocks]) for s in plan.stages]
     assert f"{speedup_bound_free(stages, 4):.2f}" == "3.83"
 
 

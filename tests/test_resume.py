@@ -177,7 +177,7 @@ def train(job: Job, folder: Path, interrupted: Callable[[], bool]) -> None:
     resume = directory.checkpoints.exists()
     start = directory.start_state(job)[0] if resume else StartState()
     batches = load_batches(job.config.data, job.config.runtime.seed)
-    course = course_of(job.config, batches.steps_per_epoch, batches.evaluation_batches)
+    course = course_of(job.config, job.specs, batches.steps_per_epoch, batches.evaluation_batches)
     store = directory.prepare(job, start, course.steps_per_epoch)
     run = make_run(job, folder, start, batches, course, store, ignore)
     carry_out(replace(run, interrupted=interrupted), None)
@@ -185,7 +185,7 @@ def train(job: Job, folder: Path, interrupted: Callable[[], bool]) -> None:
 
 def items_of(job: Job) -> list[Item]:
     batches = load_batches(job.config.data, job.config.runtime.seed)
-    course = course_of(job.config, batches.steps_per_epoch, batches.evaluation_batches)
+    course = course_of(job.config, job.specs, batches.steps_per_epoch, batches.evaluation_batches)
     return list(Feed(course, StartState().position))
 
 

@@ -1,0 +1,116 @@
+"""Configurations as YAML files: read with overrides, written so that they read back equal.
+
+The only file that imports yaml. What may stand in a configuration is declared in `config.py`;
+here are its syntax, and errors that name file, line and column.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from pipeline.config import brief, build_config, config_tree
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.config import Config
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 5e-4 as the number the user meant and refuses a key given twice."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """PyYAML lets plain errors escape for 2020-99-99, !!bool x, !!timestamp x."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, AttributeError):
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.MarkedYAMLError(
+                problem=f"{brief(node.value)} is no {kind}", problem_mark=node.start_mark
+            ) from None
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes a text which `_Loader` would read as a number."""
+
+
+for _reader_or_writer in (_Loader, _Dumper):
+    _reader_or_writer.add_implicit_resolver(  # YAML 1.2's float: no dot before the exponent
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+        list("-+0123456789."),
+    )
+
+
+def _mapping_without_repeats(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise yaml.MarkedYAMLError(
+                problem="a key must be a single word", problem_mark=key.start_mark
+            )
+        if key.value in seen:
+            raise yaml.MarkedYAMLError(
+                problem=f"key '{key.value}' is given twice", problem_mark=key.start_mark
+            )
+        seen.add(key.value)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_repeats)
+
+
+def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
+    """Read and check `path`, with `KEY=VALUE` overrides by dotted key.
+
+    Raises:
+        ConfigError: naming file, key, value and rule; for a syntax error line and column.
+    """
+    tree = _parse(_read(path), str(path))
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected sections (model:, loss:, …), found {brief(tree)}")
+    tree = {key: {} if section is None else section for key, section in tree.items()}
+    for override in overrides:
+        _override(tree, override)
+    return build_config(tree, str(path))
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML; `load_config` reads it back to an equal value."""
+    tree = config_tree(config)
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: can't be read as a config file: {error}") from None
+
+
+def _parse(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain values only
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise ConfigError(f"{source}{where}: YAML syntax: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: YAML syntax: {' '.join(str(error).split())}") from None
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    section, dot, key = dotted.partition(".")
+    if not (equals and dot and section and key):
+        raise ConfigError(f"--set {override}: expected SECTION.KEY=VALUE, as data.batch_size=64")
+    target = tree.setdefault(section, {})
+    if not isinstance(target, dict):
+        raise ConfigError(f"--set {override}: {section} is not a section")
+    target[key] = _parse(text, f"--set {override}")

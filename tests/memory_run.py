@@ -1,0 +1,202 @@
+"""A whole run in threads, over links in memory: no sockets, no processes, no files of tensors."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+from pipeline import worker as worker_module
+from pipeline.checkpoint import StartState
+from pipeline.config import Config, build_config
+from pipeline.coordinator import Coordinator
+from pipeline.cost import block_costs
+from pipeline.data import load_batches
+from pipeline.datasets import data_facts
+from pipeline.feed import Feed, Position, course_of
+from pipeline.inband import Stop
+from pipeline.links import MemoryControl, memory_link
+from pipeline.messages import LinkAddress
+from pipeline.models import network_specs
+from pipeline.plan import make_plan
+from pipeline.recorder import Recorder
+from pipeline.run import Run
+from pipeline.watch import Watch
+from pipeline.worker import Activity, Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipeline.events import Event
+    from pipeline.links import MemorySender, Receiver, Sender
+    from pipeline.records import RunSnapshot
+
+
+TREE: dict[str, Any] = {
+    "model": {"name": "vgg", "layers": [4, "M", 6], "hidden": 16, "dropout": 0.2},
+    "loss": {"name": "predsim", "dim_in_decoder": 32},
+    "schedule": {"epochs": 2, "milestones": [1]},
+    "data": {
+        "name": "synthetic",
+        "size": 6,
+        "channels": 2,
+        "train_images": 22,
+        "test_images": 9,
+        "batch_size": 8,
+        "crop_padding": 1,
+        "flip": True,
+    },
+}
+"""3 hidden blocks and the output; 2 epochs of 3 steps (the last of 6 images), 2 test batches."""
+
+
+def config_of(
+    loss: dict[str, Any] | None = None,
+    model: dict[str, Any] | None = None,
+    schedule: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
+    **runtime: Any,
+) -> Config:
+    given = {"loss": loss, "model": model, "schedule": schedule, "data": data}
+    chosen = {section: values for section, values in given.items() if values is not None}
+    return build_config({**TREE, **chosen, "runtime": runtime}, "test")
+
+
+@dataclass
+class Store:
+    """Keeps every checkpoint in memory: bytes by block by step, and where it was."""
+
+    files: dict[int, dict[int, bytes]] = field(default_factory=dict)
+    newest: StartState = field(default_factory=StartState)
+
+    def write(self, snapshot: RunSnapshot) -> Path:
+        step = snapshot.step
+        self.files[step] = {block: bytes(data) for block, data in snapshot.files.items()}
+        position = Position(step, snapshot.epoch_reported)
+        self.newest = StartState(position, self.files[step], snapshot.tallies)
+        return Path(f"step-{step}")
+
+
+class Job:
+    """A run whose checkpoints, lines and events are kept."""
+
+    def __init__(
+        self,
+        folder: Path,
+        stages: int,
+        start: StartState | None = None,
+        progress_interval_s: float = 0.0,
+        **runtime: Any,
+    ) -> None:
+        config, start = config_of(**runtime), start or StartState()
+        specs = network_specs(config, data_facts(config.data))
+        costs = block_costs(
+            specs, batch_size=8, element_bytes=4, optimizer_name="adam", backprop=False
+        )
+        plan = make_plan(specs, costs, stages=stages, devices=("cpu",))
+        batches = load_batches(config.data, config.runtime.seed)
+        course = course_of(config, specs, batches.steps_per_epoch, batches.evaluation_batches)
+        self.store, self.events, self._metrics = Store(), [], folder / "metrics.jsonl"
+        self.listeners: list[Callable[[Event], None]] = [self.events.append]
+        recorder = Recorder(
+            self._metrics, course, ["cpu"] * plan.n_stages, self.store, self._observe
+        )
+        self.run = Run(
+            id="run",
+            config=config,
+            plan=plan,
+            batches=batches,
+            feed=Feed(course, start.position),
+            start=start,
+            recorder=recorder,
+            observer=self._observe,
+            interrupted=lambda: self.interrupted,
+            progress_interval_s=progress_interval_s,
+        )
+        self.interrupted = False
+
+    def _observe(self, event: Event) -> None:
+        for listener in self.listeners:
+            listener(event)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The metrics, without what depends on time and on stages."""
+        timed = ("images_per_s", "seconds", "stages")
+        lines = map(json.loads, self._metrics.read_text().splitlines())
+        return [{key: line[key] for key in line if key not in timed} for line in lines]
+
+
+@dataclass
+class MemoryEndpoints:
+    """Replaces `worker.Endpoints`: links by their address, within this process."""
+
+    senders: dict[str, MemorySender]
+
+    def listen(self, bind: str, slots: int, slot_bytes: int) -> tuple[Receiver, LinkAddress]:
+        self.senders[bind], receiver = memory_link(slots, timeout_s=60.0)
+        return receiver, LinkAddress(bind, None)
+
+    def connect(self, address: LinkAddress) -> tuple[Sender, str]:
+        return self.senders[address.endpoint], "memory"
+
+
+class Fleet:
+    """Workers as threads, each of which tells its failure as a worker process does."""
+
+    def __init__(self, stages: int) -> None:
+        self.control, self.senders = MemoryControl(), dict[str, Any]()
+        self.killed: dict[int, str] = {}
+        self._threads = [
+            Thread(target=self._work, args=(stage,), name=f"stage-{stage}", daemon=True)
+            for stage in range(stages)
+        ]
+
+    def dead(self) -> dict[int, str]:
+        """As `coordinator.Fleet` says."""
+        return self.killed
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def leave(self) -> None:
+        for thread in self._threads:
+            thread.join(60.0)
+            assert not thread.is_alive(), thread.name
+
+    def end(self) -> None:
+        """End workers that wait for a stage which has failed."""
+        for sender in self.senders.values():
+            sender.send(Stop())
+        self.leave()
+
+    def connect(self, address: LinkAddress, cancelled: Callable[[], bool]) -> tuple[Sender, str]:
+        """The coordinator's link to stage 0."""
+        sender: Sender = self.senders[address.endpoint]
+        return sender, "memory"
+
+    def _work(self, stage: int) -> None:
+        control = self.control.client(stage)
+        endpoints: Any = MemoryEndpoints(self.senders)
+        worker = Worker(stage, "run", control, endpoints, Activity())
+        try:
+            worker.live()
+        except Exception as error:
+            control.send(worker_module._failure(error, worker))
+
+
+def coordinator(job: Job, fleet: Fleet, clock: Callable[[], float] | None = None) -> Coordinator:
+    given = {"clock": clock} if clock else {}
+    watch = Watch(heartbeat_timeout_s=60.0, stall_timeout_s=60.0)
+    return Coordinator(
+        job.run, fleet.control, fleet.connect, lambda stage: f"link-{stage}", fleet, watch, **given
+    )
+
+
+def train_pipelined(job: Job) -> None:
+    fleet = Fleet(job.run.plan.n_stages)
+    fleet.start()
+    coordinator(job, fleet).run()
+    fleet.leave()

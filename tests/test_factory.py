@@ -1,0 +1,204 @@
+"""A user's own network: how it is cut into blocks, what is refused, and that it trains."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.assembly import build_stage
+from pipeline.config import Config, build_config
+from pipeline.configfile import config_tree
+from pipeline.cost import block_costs
+from pipeline.datasets import data_facts
+from pipeline.errors import ConfigError, ProtocolError
+from pipeline.factory import build_parts
+from pipeline.models import network_specs
+from pipeline.worker import Activity, Worker
+
+if TYPE_CHECKING:
+    from pipeline.specs import BlockSpec
+    from pipeline.stage import Stage
+
+CPU = torch.device("cpu")
+
+
+def convolutional(width: int = 6, dropout: float = 0.5) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Identity(),
+        nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()),
+        nn.MaxPool2d(2),
+        nn.Conv2d(width, 8, 3, stride=2),
+        nn.Tanh(),
+        nn.Dropout(dropout),
+        nn.Flatten(),
+        nn.Linear(8 * 3 * 3, 12),
+        nn.ReLU(),
+        nn.Linear(12, 5),
+    )
+
+
+def lonely() -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), nn.Linear(768, 5))
+
+
+def not_sequential() -> nn.Module:
+    return nn.Linear(3, 3)
+
+
+def wrong_classes() -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), nn.Linear(768, 4), nn.Linear(4, 4))
+
+
+def wrong_input() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(7, 4), nn.Linear(4, 5))
+
+
+def sequence_like() -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(2), nn.Linear(256, 4), nn.Flatten(), nn.Linear(12, 5))
+
+
+def config_of(function: str = "convolutional", **sections: Any) -> Config:
+    model = {"factory": f"{__name__}:{function}", **sections.pop("model", {})}
+    tree = {
+        "model": model,
+        "loss": {"name": "predsim", "dim_in_decoder": 64},
+        "data": {"name": "synthetic", "size": 16, "classes": 5, "train_images": 40,
+                 "test_images": 12, "batch_size": 8},
+        "schedule": {"epochs": 2},
+        **sections,
+    }  # fmt: skip
+    return build_config(tree, "test")
+
+
+def specs_of(config: Config) -> tuple[BlockSpec, ...]:
+    return network_specs(config, data_facts(config.data))
+
+
+def stage_of(config: Config) -> Stage:
+    specs = specs_of(config)
+    return build_stage(config, data_facts(config.data), range(len(specs)), CPU)
+
+
+def test_every_child_with_parameters_becomes_a_block() -> None:
+    specs = specs_of(config_of())
+    assert [spec.in_shape for spec in specs] == [(3, 16, 16), (6, 8, 8), (72,), (12,)]
+    assert [spec.shape for spec in specs] == [(6, 16, 16), (8, 3, 3), (12,), (5,)]
+    assert [spec.out_shape for spec in specs] == [(6, 8, 8), (72,), (12,), (5,)]
+    assert [spec.is_output for spec in specs] == [False, False, False, True]
+    assert all(spec.pred and spec.sim for spec in specs[:-1])
+
+
+def test_costs_are_those_of_its_layers() -> None:
+    costs = block_costs(
+        specs_of(config_of()), batch_size=1, element_bytes=4, optimizer_name="adam", backprop=False
+    )
+    assert [cost.parameters for cost in costs] == [
+        sum(p.numel() for p in part.body.parameters()) for part in build_parts(config_of().model, 1)
+    ]
+    assert [cost.forward_macs for cost in costs] == [
+        27 * 6 * 256 + 0, 54 * 8 * 9, 72 * 12, 12 * 5
+    ]  # fmt: skip
+
+
+def test_the_network_computes_what_the_users_own_would() -> None:
+    stage = stage_of(config_of())
+    network = convolutional().eval()
+    parameters = [p for block in stage.blocks for p in block.encoder.parameters()]
+    with torch.no_grad():
+        for own, given in zip(network.parameters(), parameters, strict=True):
+            own.copy_(given)
+    x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    h = x
+    with torch.no_grad():
+        for block in stage.blocks:
+            h = block.transfer(block(h, batch_id=None), batch_id=None)
+        torch.testing.assert_close(h, network(x))
+
+
+def test_initial_weights_and_dropout_belong_to_the_seed() -> None:
+    first, second = stage_of(config_of()), stage_of(config_of())
+    other = stage_of(config_of(runtime={"seed": 2}))
+    torch.rand(3)
+    one, two = first.blocks[1], second.blocks[1]
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(one.encoder.parameters(), two.encoder.parameters(), strict=True)
+    )
+    assert not torch.equal(
+        next(one.encoder.parameters()), next(other.blocks[1].encoder.parameters())
+    )
+    h = torch.ones(2, 8, 3, 3)
+    dropped = one.transfer(h, batch_id=4)
+    before = torch.get_rng_state()
+    assert torch.equal(two.transfer(h, batch_id=4), dropped)
+    assert not torch.equal(two.transfer(h, batch_id=5), dropped)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("function", "complaint"),
+    [
+        ("missing", "has no attribute 'missing'"),
+        ("lonely", "1 children with parameters; at least a hidden one and the output"),
+        ("not_sequential", r"gave a Linear; an nn\.Sequential"),
+        ("wrong_classes", r"its last child gives \(4,\) per image, the data has 5 classes"),
+        ("wrong_input", r"block 0, for inputs of shape \(3, 16, 16\): "),
+        ("sequence_like", r"block 0 gives \(3, 4\) per image; local losses need"),
+    ],
+)
+def test_a_network_that_does_not_fit_is_refused(function: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=f"model.factory {__name__}:{function}.*{complaint}"):
+        specs_of(config_of(function))
+
+
+def test_a_module_that_is_not_there_is_named() -> None:
+    config = config_of(model={"factory": "no.such.module:make"})
+    with pytest.raises(ConfigError, match=r"model.factory no.such.module:make: .*No module"):
+        specs_of(config)
+
+
+@pytest.mark.parametrize(
+    ("model", "complaint"),
+    [
+        ({"name": "vgg8b"}, "leave model.name out"),
+        ({"dropout": 0.3}, "model.dropout: with model.factory the function decides"),
+        ({"hidden": 99}, "model.hidden: with model.factory the function decides"),
+        ({"factory": "os.system"}, "model.factory"),
+    ],
+)
+def test_what_the_function_decides_can_not_be_set(model: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        config_of(model=model)
+
+
+def test_keyword_arguments_reach_the_function_and_survive_the_file() -> None:
+    config = config_of(model={"kwargs": {"width": 10, "dropout": 0.25}})
+    assert specs_of(config)[0].shape == (10, 16, 16)
+    assert build_config(json.loads(json.dumps(config_tree(config))), "again") == config
+
+
+def test_groups_and_global_backprop_work_on_it_too() -> None:
+    grouped = specs_of(config_of(model={"group": 2}))
+    assert [spec.same_group for spec in grouped] == [False, True, False, False]
+    stage = stage_of(config_of(loss={"name": "glob"}))
+    x, labels = torch.zeros(8, 3, 16, 16, dtype=torch.uint8), torch.arange(8) % 5
+    stage.train(x, labels, batch_id=1, lr=0.01, send=lambda passed: None)
+
+
+def test_rebuilding_the_input_is_refused() -> None:
+    loss = {"name": "pred", "unsupervised": "recon", "alpha": 0.5}
+    with pytest.raises(ConfigError, match="recon rebuilds a block's input"):
+        specs_of(config_of(loss=loss))
+
+
+def test_a_message_can_not_name_code_to_be_imported() -> None:
+    anything: Any = None
+    for started_with in (None, "somebody:else"):
+        worker = Worker(1, "run", anything, anything, Activity(), started_with)
+        with pytest.raises(ProtocolError, match="stage 1: told to use model.factory os:system"):
+            worker._check_factory("os:system")
+    Worker(1, "run", anything, anything, Activity(), "own:network")._check_factory("own:network")

@@ -1,0 +1,148 @@
+"""Local classifiers with hidden layers: their sizes, their start, what they cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pipeline.block import Block
+from pipeline.config import build_config
+from pipeline.cost import block_costs
+from pipeline.errors import ConfigError
+from pipeline.models import build_specs
+
+if TYPE_CHECKING:
+    from pipeline.specs import BlockSpec
+
+SMALL_VGG = {"name": "vgg", "layers": [4, "M", 6], "hidden": 5}
+"""Three hidden blocks; with 16 inputs their classifiers see 4x2x2, 6x1x2 and 5 numbers."""
+
+
+def specs_of(
+    pred_hidden: Any, model: dict[str, Any] | None = None, **loss: Any
+) -> tuple[BlockSpec, ...]:
+    tree = {
+        "model": {**SMALL_VGG, **(model or {})},
+        "loss": {"name": "pred", "dim_in_decoder": 16, "pred_hidden": pred_hidden, **loss},
+        "data": {"name": "cifar10"},
+    }
+    config = build_config(tree, "test")
+    return build_specs(config.model, config.loss, config.nonlinearity, (3, 4, 4), 10)
+
+
+def hidden_of(specs: tuple[BlockSpec, ...]) -> list[tuple[int, ...] | None]:
+    return [spec.pred.hidden if spec.pred else None for spec in specs]
+
+
+def block_of(spec: BlockSpec, seed: int = 1) -> Block:
+    return Block(spec, seed=seed, device=torch.device("cpu"), dtype=torch.float64, bf16=False)
+
+
+# --- which blocks have which --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pred_hidden", "expected"),
+    [
+        ([], [(), (), (), None]),
+        (8, [(8,), (8,), (8,), None]),
+        ([8, 7], [(8, 7), (8, 7), (8, 7), None]),
+        ([[8], [], [7, 6]], [(8,), (), (7, 6), None]),
+        ([[], [], []], [(), (), (), None]),
+    ],
+)
+def test_for_all_blocks_or_for_each(pred_hidden: Any, expected: list[Any]) -> None:
+    for name in ("pred", "predsim", "glob+pred"):
+        assert hidden_of(specs_of(pred_hidden, name=name)) == expected
+
+
+def test_blocks_that_learn_together_have_one_classifier() -> None:
+    specs = specs_of([[8], [7]], model={"group": 2})
+    assert hidden_of(specs) == [None, (8,), (7,), None]
+
+
+@pytest.mark.parametrize(
+    ("lists", "model", "blocks"),
+    [([[8], [8]], {}, 3), ([[]] * 4, {}, 3), ([[8]] * 3, {"group": 2}, 2)],
+)
+def test_a_list_for_each_block_must_be_for_each_block(
+    lists: list[list[int]], model: dict[str, Any], blocks: int
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        specs_of(lists, model=model)
+    assert str(caught.value) == (
+        f"loss.pred_hidden: {len(lists)} lists for {blocks} hidden blocks with a local loss; give"
+        " one list for each ([] for a linear classifier), or one list for all"
+    )
+
+
+# --- the classifier -----------------------------------------------------------------------
+
+
+def test_state_keys_of_the_last_layer_are_those_of_a_linear_classifier() -> None:
+    plain, deep = (block_of(specs_of(hidden)[0]).state_dict() for hidden in ([], [8, 7]))
+    assert deep.keys() - plain.keys() == {
+        "pred.hidden.0.weight",
+        "pred.hidden.0.bias",
+        "pred.hidden.1.weight",
+        "pred.hidden.1.bias",
+    }
+    assert plain.keys() <= deep.keys()
+    shapes = {name: tuple(deep[name].shape) for name in deep if name.startswith("pred")}
+    assert shapes == {
+        "pred.weight": (10, 7),
+        "pred.bias": (10,),
+        "pred.hidden.0.weight": (8, 16),
+        "pred.hidden.0.bias": (8,),
+        "pred.hidden.1.weight": (7, 8),
+        "pred.hidden.1.bias": (7,),
+    }
+
+
+def test_the_last_layer_starts_at_zero_and_the_hidden_ones_as_torch_draws_them() -> None:
+    state = block_of(specs_of([400])[0]).state_dict()
+    assert not state["pred.weight"].any()
+    bound = 16**-0.5
+    assert 0.95 * bound < state["pred.hidden.0.weight"].abs().max() <= bound
+    assert 0.9 * bound < state["pred.hidden.0.bias"].abs().max() <= bound
+
+
+@pytest.mark.parametrize("nonlinearity", ["relu", "leaky_relu"])
+def test_hidden_layers_have_the_non_linearity_of_the_block(nonlinearity: str) -> None:
+    block = block_of(specs_of([8], model={"nonlinearity": nonlinearity})[0])
+    head = block.pred
+    assert head is not None
+    nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(1))
+    h = torch.randn(3, 4, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    state = block.state_dict()
+    x = F.avg_pool2d(h, 2).flatten(1)
+    x = x @ state["pred.hidden.0.weight"].T + state["pred.hidden.0.bias"]
+    x = torch.where(x > 0, x, x * (0.01 if nonlinearity == "leaky_relu" else 0))
+    torch.testing.assert_close(head(h), x @ state["pred.weight"].T + state["pred.bias"])
+
+
+# --- what it costs ------------------------------------------------------------------------
+
+
+def test_costs_by_hand() -> None:
+    given = {"batch_size": 2, "element_bytes": 4, "optimizer_name": "adam", "backprop": False}
+    plain, deep = (block_costs(specs_of(hidden), **given)[0] for hidden in ([], [8, 7]))
+    weights = 16 * 8 + 8 * 7 + 7 * 10
+    assert plain.head_parameters == 16 * 10 + 10
+    assert deep.head_parameters == weights + 8 + 7 + 10
+    assert deep.train_macs - plain.train_macs == 3 * (weights - 16 * 10)
+    assert deep.activation_bytes - plain.activation_bytes == 2 * (8 + 7) * 2 * 4
+    assert (deep.parameters, deep.forward_macs) == (plain.parameters, plain.forward_macs)
+
+
+@pytest.mark.parametrize("name", ["pred", "predsim"])
+def test_parameters_are_those_of_the_blocks(name: str) -> None:
+    specs = specs_of([[8], [], [7, 6]], name=name)
+    costs = block_costs(specs, batch_size=2, element_bytes=4, optimizer_name="adam", backprop=False)
+    for spec, cost in zip(specs, costs, strict=True):
+        counted = sum(parameter.numel() for parameter in block_of(spec).parameters())
+        assert counted == cost.parameters + cost.head_parameters
