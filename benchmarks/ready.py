@@ -18,7 +18,8 @@ from typing import Any
 import click
 import psutil
 
-from benchmarks.machine import provenance, write_result
+from benchmarks.machine import write_result
+from launch.provenance import provenance
 
 STAGES = 10
 _TIMEOUT_S = 120.0

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def tolerate_narrow_streams() -> None:
@@ -17,28 +20,54 @@ def tolerate_narrow_streams() -> None:
             reconfigure(errors="replace")
 
 
+_HOW_TO_LAUNCH = (
+    click.option(
+        "--stages",
+        type=int,
+        metavar="N",
+        help="Number of worker processes; blocks are divided into N consecutive groups. "
+        "[default: one per hidden layer]",
+    ),
+    click.option(
+        "--gpus",
+        metavar="SPEC",
+        help="Devices: 0-3, or 0,2,5, or cpu. [default: every visible GPU, else cpu]",
+    ),
+    click.option("--single", is_flag=True, help="Train all blocks in one process, on one device."),
+    click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override one value of the config, as data.batch_size=64. Repeatable.",
+    ),
+    click.option(
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="Where workers run: this machine, or a Ray cluster.",
+    ),
+    click.option(
+        "--view",
+        type=click.Choice(["auto", "live", "plain", "quiet"]),
+        default="auto",
+        show_default=True,
+        help="What is shown: a live picture, plain lines, nothing; auto: live on a terminal.",
+    ),
+)
+
+
+def launch_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of every command that trains, under the names that `job.Options` has."""
+    for option in reversed(_HOW_TO_LAUNCH):
+        command = option(command)
+    return command
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("config", metavar="CONFIG.yaml", required=False, type=click.Path(path_type=Path))
-@click.option(
-    "--stages",
-    type=int,
-    metavar="N",
-    help="Number of worker processes; blocks are divided into N consecutive groups. "
-    "[default: one per hidden layer]",
-)
-@click.option(
-    "--gpus",
-    metavar="SPEC",
-    help="Devices: 0-3, or 0,2,5, or cpu. [default: every visible GPU, else cpu]",
-)
-@click.option("--single", is_flag=True, help="Train all blocks in one process, on one device.")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Override one value of the config, as data.batch_size=64. Repeatable.",
-)
+@launch_options
 @click.option(
     "--run-dir",
     metavar="DIR",
@@ -52,20 +81,6 @@ def tolerate_narrow_streams() -> None:
     "stages or devices.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan and what to expect; start nothing.")
-@click.option(
-    "--engine",
-    type=click.Choice(["local", "ray"]),
-    default="local",
-    show_default=True,
-    help="Where workers run: this machine, or a Ray cluster.",
-)
-@click.option(
-    "--view",
-    type=click.Choice(["auto", "live", "plain", "quiet"]),
-    default="auto",
-    show_default=True,
-    help="What is shown: a live picture, plain lines, nothing; auto: live on a terminal.",
-)
 @click.version_option(package_name="local-loss-pipeline")
 def main(**options: Any) -> None:
     """Train a network with local losses, one worker process per group of hidden layers.

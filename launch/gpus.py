@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _PART = re.compile(r"([0-9]{1,6})(?:-([0-9]{1,6}))?")
 _SUCCESS = 0
 """CUDA_SUCCESS of the driver interface."""
+_LONGEST_NAME = 256
 
 
 def visible_gpus(load: Callable[[str], Any] = ctypes.CDLL) -> int:
@@ -39,6 +40,19 @@ def visible_gpus(load: Callable[[str], Any] = ctypes.CDLL) -> int:
     if driver.cuInit(0) != _SUCCESS or driver.cuDeviceGetCount(ctypes.byref(count)) != _SUCCESS:
         return 0
     return count.value
+
+
+def gpu_names(load: Callable[[str], Any] = ctypes.CDLL) -> tuple[str, ...]:
+    """What the visible CUDA devices call themselves, as "NVIDIA H200"; asked as `visible_gpus`."""
+    return tuple(_gpu_name(load("libcuda.so.1"), number) for number in range(visible_gpus(load)))
+
+
+def _gpu_name(driver: Any, number: int) -> str:
+    device, name = ctypes.c_int(0), ctypes.create_string_buffer(_LONGEST_NAME)
+    if driver.cuDeviceGet(ctypes.byref(device), number) != _SUCCESS:
+        return "unknown"
+    driver.cuDeviceGetName(name, _LONGEST_NAME, device)
+    return name.value.decode(errors="replace")
 
 
 def devices(spec: str | None, count: Callable[[], int] = visible_gpus) -> tuple[str, ...]:

@@ -34,6 +34,10 @@ class _Loader(yaml.SafeLoader):
             ) from None
 
 
+class _Words(yaml.BaseLoader):
+    """Every scalar stays the text it is."""
+
+
 class _Dumper(yaml.SafeDumper):
     """SafeDumper that quotes a text which `_Loader` would read as a number."""
 
@@ -46,7 +50,7 @@ for _reader_or_writer in (_Loader, _Dumper):
     )
 
 
-def _mapping_without_repeats(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+def _mapping_without_repeats(loader: _Loader | _Words, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[str] = set()
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
@@ -61,7 +65,8 @@ def _mapping_without_repeats(loader: _Loader, node: yaml.MappingNode) -> dict[An
     return loader.construct_mapping(node, deep=True)
 
 
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_repeats)
+for _reader in (_Loader, _Words):
+    _reader.add_constructor("tag:yaml.org,2002:map", _mapping_without_repeats)
 
 
 def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
@@ -85,6 +90,20 @@ def dump_config(config: Config) -> str:
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120)
 
 
+def load_words(path: Path) -> Any:
+    """A YAML file whose scalars are left as text: 0.80 stays 0.80.
+
+    Raises:
+        ConfigError: where it can't be read, with line and column for a syntax error.
+    """
+    return _parse(_read(path), str(path), _Words)
+
+
+def value_of(text: str) -> Any:
+    """What a word of a config means: `5e-4`, `true`, `[1, 2]`, `pred`."""
+    return _parse(text, text)
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
@@ -94,9 +113,9 @@ def _read(path: Path) -> str:
         raise ConfigError(f"{path}: can't be read as a config file: {error}") from None
 
 
-def _parse(text: str, source: str) -> Any:
+def _parse(text: str, source: str, loader: type[_Loader | _Words] = _Loader) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain values only
+        return yaml.load(text, Loader=loader)  # either builds plain values only
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""

@@ -199,6 +199,6 @@ def test_a_message_can_not_name_code_to_be_imported() -> None:
     anything: Any = None
     for started_with in (None, "somebody:else"):
         worker = Worker(1, "run", anything, anything, Activity(), started_with)
-        with pytest.raises(ProtocolError, match="stage 1: told to use model.factory os:system"):
+        with pytest.raises(ProtocolError, match=r"stage 1: told to use model\.factory os:system"):
             worker._check_factory("os:system")
     Worker(1, "run", anything, anything, Activity(), "own:network")._check_factory("own:network")

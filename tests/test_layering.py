@@ -28,7 +28,7 @@ TYPES_ONLY = {"watch": {"messages"}}
 """What a neutral module may name in its annotations, without importing it at run time."""
 
 DOORS = {
-    "yaml": {"pipeline.configfile", "launch.paper"},
+    "yaml": {"pipeline.configfile"},
     "pydantic": {"pipeline.config"},
     "msgpack": {"pipeline.codec"},
     "zmq": {"pipeline.transport"},

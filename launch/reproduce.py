@@ -1,0 +1,285 @@
+"""pipeline-reproduce: train rows of the paper's tables, keep what they give, compare.
+
+select cells ─▶ for each entry: config, run directory ─▶ launcher ─▶ paper.json ─▶ PAPER.md
+"""
+
+from __future__ import annotations
+
+import gc
+import shlex
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from launch.cli import launch_options, tolerate_narrow_streams
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from launch.job import Options
+    from launch.paper import Cell, Entry, Table
+    from launch.rundir import RunDirectory
+    from pipeline.config import Config
+
+DEFAULT_RUNS, DEFAULT_RESULTS = "runs/paper", "benchmarks"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the command line said. `launch`: how to train; the config comes with each entry."""
+
+    selector: str
+    launch: Options
+    epochs_scale: float = 1.0
+    runs: Path = Path(DEFAULT_RUNS)
+    results: Path = Path(DEFAULT_RESULTS)
+    command: str = "pipeline-reproduce"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One entry, checked: it can be trained, gone on with, or is finished."""
+
+    entry: Entry
+    directory: RunDirectory
+    options: Options
+    finished: bool
+
+
+def reproduce(tables: Sequence[Table], request: Request) -> int:
+    """Train the selected entries one after another; the exit status of the first that fails.
+
+    Everything is checked before the first of them starts. Each finished entry is at once in
+    the results.
+
+    Raises:
+        ConfigError: for the first thing that is wrong.
+    """
+    from launch.launcher import DONE
+    from launch.paper import entries_of, select
+
+    entries = entries_of(select(tables, request.selector))
+    tasks = [make_task(tables, entry, request) for entry in entries]
+    for number, task in enumerate(tasks, 1):
+        say = _say if task.options.view != "quiet" else _say_nothing
+        say(f"[{number}/{len(tasks)}] {task.entry.title}  {task.directory.path}")
+        if not task.finished:
+            status = _train(task, request.command)
+            if status != DONE:
+                return status
+        say(_keep(tables, task, request.results))
+    return DONE
+
+
+def make_task(tables: Sequence[Table], entry: Entry, request: Request) -> Task:
+    """Check one entry; writes its config beside its run directory, and nothing else.
+
+    Raises:
+        ConfigError: where it can't be trained as asked, or its folder holds another run.
+    """
+    from launch.job import make_job
+    from launch.paper_results import is_finished
+    from launch.rundir import RunDirectory
+
+    config, directory = _config_of(tables, entry, request)
+    run = RunDirectory(directory)
+    options = replace(
+        request.launch,
+        config=config,
+        run_dir=directory,
+        resume=bool(run.held),
+        single=request.launch.single or entry.backprop,
+        stages=None if entry.backprop else request.launch.stages,
+    )
+    job = make_job(options)
+    if run.held:
+        _check_same_run(run, job.config)
+    return Task(entry, run, options, finished=is_finished(run, job.config))
+
+
+def _config_of(tables: Sequence[Table], entry: Entry, request: Request) -> tuple[Path, Path]:
+    """The entry's config, written as <name>.yaml, and its run directory <name> beside it."""
+    from launch.paper import all_cells
+    from launch.paper_config import config_text, scaled_epochs, shortened
+
+    epochs = scaled_epochs(entry, request.epochs_scale)
+    suffix = "" if epochs == entry.epochs else f"-{epochs}_epochs"
+    directory = request.runs / f"{entry.key}{suffix}"
+    cells = [cell for cell in all_cells(tables) if cell.entry.key == entry.key]
+    config = directory.with_name(f"{directory.name}.yaml")
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text(config_text(shortened(entry, epochs), cells), encoding="utf-8")
+    return config, directory
+
+
+def _check_same_run(run: RunDirectory, config: Config) -> None:
+    from launch.paper_results import what_differs
+    from pipeline.configfile import load_config
+    from pipeline.errors import ConfigError
+
+    for key, (before, now) in what_differs(load_config(run.config), config).items():
+        raise ConfigError(
+            f"{run.path}: holds a run with {key} {before}, but {now} is asked for: "
+            "choose another folder with --runs, or move that run away"
+        )
+
+
+def _train(task: Task, command: str) -> int:
+    from launch.launcher import INTERRUPTED, WRONG_USAGE, launch
+    from launch.paper_results import read_starts, write_starts
+    from launch.provenance import provenance
+
+    before = read_starts(task.directory.path) if task.options.resume else []
+    write_starts(task.directory.path, [*before, provenance(command)])
+    status = launch(task.options)
+    _give_memory_back()
+    if status == WRONG_USAGE:  # refused before it trained anything
+        write_starts(task.directory.path, before)
+    if status == INTERRUPTED:
+        print(f"or, with what was to follow:\n  {command}", file=sys.stderr)
+    return status
+
+
+def _give_memory_back() -> None:
+    """Single mode trained in this process: the next entry's workers may need its device memory."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _keep(tables: Sequence[Table], task: Task, results: Path) -> str:
+    """Record a finished run and write the report; what it gave, in a line."""
+    from launch.paper_report import RESULTS, write_report
+    from launch.paper_results import keep_record, record_of
+
+    record = record_of(task.entry, task.directory)
+    keep_record(results / RESULTS, record)
+    report = write_report(tables, results, _say, {task.entry.figure})
+    return f"{task.entry.key}: test error {record.error_pct:.2f} %, kept in {report}"
+
+
+def list_cells(cells: Iterable[Cell], results: Path) -> None:
+    """Print what there is to reproduce: selector, paper's error, ours, config."""
+    from launch.paper_config import CONFIGS, epochs_text
+    from launch.paper_report import RESULTS
+    from launch.paper_results import best_record, read_records
+
+    records = read_records(results / RESULTS)
+    for cell in cells:
+        record = best_record(cell.entry, records)
+        ours = "not run"
+        if record:
+            epochs = epochs_text(record.epochs, cell.entry.epochs)
+            ours = f"ours {record.error_pct:.2f} % ({epochs} epochs)"
+        paper = f"paper {cell.error} %"
+        _say(f"{cell.selector:28} {paper:14} {ours:32} {CONFIGS}/{cell.entry.key}.yaml")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _say_nothing(line: str) -> None:
+    pass
+
+
+def answer(
+    tables: Sequence[Table], request: Request, *, listing: bool, write: bool, report: bool
+) -> int:
+    """Do what needs no training: print a list, write the configs, write the report."""
+    from launch.paper import all_cells, select
+    from launch.paper_config import write_configs
+    from launch.paper_report import write_report
+
+    if listing:
+        cells = select(tables, request.selector) if request.selector else all_cells(tables)
+        list_cells(cells, request.results)
+    if write:
+        _say(f"{len(write_configs(tables, Path()))} configs changed")
+    if report:
+        _say(f"written: {write_report(tables, request.results, _say, None)}")
+    return 0
+
+
+def _carry_out(request: Request, *, listing: bool, write: bool, report: bool) -> int:
+    from launch.paper import read_tables
+    from pipeline.errors import ConfigError
+
+    tables = read_tables()
+    if listing or write or report:
+        return answer(tables, request, listing=listing, write=write, report=report)
+    if not request.selector:
+        raise ConfigError(
+            "which entries? give TABLE[/ROW[/LOSS]], as 1/mlp/predsim; --list shows all"
+        )
+    return reproduce(tables, request)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("selector", metavar="TABLE[/ROW[/LOSS]]", required=False)
+@click.option(
+    "--epochs-scale",
+    type=click.FloatRange(min=0, min_open=True, max=100),
+    default=1.0,
+    metavar="X",
+    help="Train X times the paper's epochs, with the milestones at the same shares. [default: 1]",
+)
+@click.option("--list", "listing", is_flag=True, help="Print what there is; start nothing.")
+@click.option("--report", is_flag=True, help="Write PAPER.md and the curves from paper.json alone.")
+@click.option("--write-configs", "write", is_flag=True, help="Write configs/paper from the tables.")
+@click.option(
+    "--runs",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=DEFAULT_RUNS,
+    show_default=True,
+    help="Where the run directories are: DIR/<data set>/<entry>.",
+)
+@click.option(
+    "--results",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=DEFAULT_RESULTS,
+    show_default=True,
+    help="Where PAPER.md, results/paper.json and figures/ are.",
+)
+@launch_options
+def main(
+    selector: str | None,
+    epochs_scale: float,
+    listing: bool,
+    report: bool,
+    write: bool,
+    runs: Path,
+    results: Path,
+    **options: Any,
+) -> None:
+    """Train rows of Tables 1 to 9 of the paper (Nøkland & Eidnes, 2019), and compare.
+
+    \b
+    pipeline-reproduce 1                  all of Table 1
+    pipeline-reproduce 1/mlp              one row: glob, pred, sim, predsim
+    pipeline-reproduce 9/cifar10/glob+sim one number
+
+    A run that was interrupted goes on, a finished one is only looked at.
+
+    \b
+    Exit status: 0 done; 1 a run failed; 2 wrong usage or config;
+    130 interrupted (a checkpoint was written).
+    """
+    from launch.job import Options
+    from launch.launcher import guarded
+
+    tolerate_narrow_streams()
+    command = shlex.join(["pipeline-reproduce", *sys.argv[1:]])
+    how = Options(None, **options)
+    request = Request(selector or "", how, epochs_scale, runs, results, command)
+    sys.exit(guarded(lambda: _carry_out(request, listing=listing, write=write, report=report)))
+
+
+if __name__ == "__main__":
+    main()
