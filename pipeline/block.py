@@ -144,7 +144,8 @@ class Block(nn.Module):
         """Mean squared difference of similarities, or of the rebuilt input; 0 for neither."""
         x = wide(x.detach())
         if self.spec.unsupervised == "sim" and mapped is not None:
-            return similarity_loss(wide(mapped), x)
+            flat = self.spec.layer.kind == "linear"  # its input is flat before it arrives
+            return similarity_loss(wide(mapped), x.flatten(1) if flat else x)
         if self.recon is None:
             return torch.zeros((), dtype=x.dtype, device=x.device)
         with self._autocast():

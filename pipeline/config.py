@@ -226,8 +226,6 @@ class LossConfig(Section):
             )
         if self.feedback != "transpose" and self.classifier != "fixed":
             raise ValueError(f"loss.feedback {self.feedback} needs loss.classifier fixed")
-        if self.bio and self.unsupervised == "sim":
-            raise ValueError("loss.unsupervised sim needs the map g, which loss.bio does without")
         if self.alpha and self.unsupervised == "none":
             raise ValueError("loss.alpha needs loss.unsupervised sim or recon")
         return self
@@ -376,6 +374,10 @@ class Config(Section):
     def _groups_end_in_a_local_loss(self) -> Config:
         if self.loss.local is None and self.model.group != 1:
             raise ValueError("model.group needs local losses; loss.name glob has none")
+        if self.loss.unsupervised == "recon" and self.model.group != 1:
+            raise ValueError(
+                "loss.unsupervised recon rebuilds the input of one layer: model.group must be 1"
+            )
         if self.loss.is_global and self.schedule.greedy:
             raise ValueError(
                 f"schedule.greedy needs blocks that learn alone; loss.name {self.loss.name} "

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from pipeline.losses import activate, pool
 
 if TYPE_CHECKING:
-    from pipeline.specs import BlockSpec, LayerSpec, PredSpec, SimSpec
+    from pipeline.specs import BlockSpec, LayerSpec, PredSpec, Shape, SimSpec
 
 
 class _FedBack(torch.autograd.Function):
@@ -111,14 +111,19 @@ def reconstruction(spec: BlockSpec) -> nn.Module | None:
     layer = spec.layer
     if layer.kind == "linear":
         return nn.Linear(layer.out_features, layer.in_features)
-    return _transposed(layer)
+    return _transposed(layer, spec.in_shape)
 
 
-def _transposed(layer: LayerSpec) -> nn.Module:
+def _transposed(layer: LayerSpec, in_shape: Shape) -> nn.Module:
+    """A strided layer leaves out a last row where it does not fit; `output_padding` is that."""
+    height, width = (
+        (side + 2 * layer.padding - layer.kernel) % layer.stride for side in in_shape[1:]
+    )
     return nn.ConvTranspose2d(
         layer.out_features,
         layer.in_features,
         layer.kernel,
         stride=layer.stride,
         padding=layer.padding,
+        output_padding=(height, width),
     )

@@ -101,8 +101,9 @@ class Stage:
     ) -> Tensor:
         """One step of the blocks of a group, from all their losses; gives what it passes on."""
         losses: list[Tensor] = []
+        received = x
         for block in self._in_turn(group):
-            shortcut, received = self._shortcuts.at(block.spec, x), x
+            shortcut = self._shortcuts.at(block.spec, x)
             h = block(x, batch_id=batch_id, shortcut=shortcut)
             ends = block is group[-1]
             with torch.set_grad_enabled(not ends):
@@ -112,6 +113,7 @@ class Stage:
             if block.has_loss:
                 value = block.local_loss(h, labels, received)
                 losses.append(value.loss)
+                received = x
                 self._count(self.training, block, value, labels)
         learn(group, sum(losses[1:], start=losses[0]), lr)
         self._shortcuts.detach()

@@ -63,6 +63,13 @@ TRUE_GRADIENT = {
     "predsim": {"name": "predsim", "beta": 0.6},
     "pred, fixed": {"name": "pred", "classifier": "fixed"},
     "sim-bio": {"name": "sim", "bio": True, "target_projection": 9},
+    "sim-bio with unsupervised sim": {
+        "name": "sim",
+        "bio": True,
+        "target_projection": 9,
+        "unsupervised": "sim",
+        "alpha": 0.3,
+    },
     "pred with unsupervised sim": {"name": "pred", "unsupervised": "sim", "alpha": 0.3},
     "pred with hidden layers": {"name": "pred", "pred_hidden": [6, 5]},
     "predsim with hidden layers": {"name": "predsim", "pred_hidden": [[6], [], [5, 4]]},
@@ -245,3 +252,45 @@ def test_glob_plus_learns_from_the_sum_of_all_losses(local: str) -> None:
     for block, other in zip(blocks, twin, strict=True):
         for name, tensor in block.state_dict().items():
             torch.testing.assert_close(tensor, other.state_dict()[name])
+
+
+def test_a_linear_blocks_input_is_flat_before_its_similarities_are_taken() -> None:
+    """Not the standard deviation over space, as for feature maps that a convolution takes."""
+    linear = blocks_of({"name": "sim", "unsupervised": "sim", "alpha": 1.0})[2]
+    h, x = activation(linear), received(linear)
+    assert x.dim() == 4
+    loss = linear.local_loss(h, torch.arange(EXAMPLES) % CLASSES, x).loss
+    assert linear.sim is not None
+    mapped = similarity_matrix(linear.sim(h))
+    torch.testing.assert_close(loss, F.mse_loss(mapped, similarity_matrix(x.flatten(1))))
+
+
+@pytest.mark.parametrize("size", [15, 16])
+def test_strided_layers_are_rebuilt_in_the_size_of_their_input(size: int) -> None:
+    model = ModelConfig.model_validate({"name": "resnet18", "feat_mult": 0.05})
+    config = LossConfig(name="pred", unsupervised="recon", alpha=0.5)
+    for spec in build_specs(model, config, "relu", (3, size, size), CLASSES)[1:-1]:
+        block = Block(spec, seed=1, device=CPU, dtype=torch.float64, bf16=False)
+        assert block.recon is not None
+        assert block.recon(activation(block)).shape == (EXAMPLES, *spec.in_shape)
+
+
+def test_a_groups_unsupervised_part_looks_at_the_input_of_the_group() -> None:
+    """Blocks of several layers: what comes in is what the first of them receives."""
+    model = ModelConfig(name="mlp", hidden_layers=2, hidden=7, group=2)
+    loss = LossConfig(name="pred", unsupervised="sim", alpha=1.0)
+    blocks = [
+        Block(spec, seed=1, device=CPU, dtype=torch.float64, bf16=False)
+        for spec in build_specs(model, loss, "relu", (1, 3, 4), CLASSES)
+    ]
+    for block in blocks:
+        block.attach(partial(make_optimizer, "sgd", weight_decay=0.0, momentum=0.0))
+    stage = Stage(blocks, None)
+    x = torch.randn(EXAMPLES, 1, 3, 4, dtype=torch.float64)
+    with torch.no_grad():
+        h = blocks[1](blocks[0](x, batch_id=1), batch_id=1)
+        assert blocks[1].sim is not None
+        mapped = similarity_matrix(blocks[1].sim(h))
+        expected = F.mse_loss(mapped, similarity_matrix(x)).item() * EXAMPLES
+    stage.train(x, torch.arange(EXAMPLES) % CLASSES, batch_id=1, lr=0.1, send=lambda passed: None)
+    assert stage.training.read()[0].loss_sum == pytest.approx(expected)

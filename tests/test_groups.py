@@ -207,6 +207,13 @@ def test_other_depths_are_refused(name: str) -> None:
         ({"model": {"name": "vgg8b", "residual": False}}, "vgg8b has no shortcuts to remove"),
         ({"model": {"name": "mlp", "group": 0}}, "model.group"),
         ({"model": {"name": "mlp", "group": 2}, "loss": {"name": "glob"}}, "model.group needs"),
+        (
+            {
+                "model": {"name": "mlp", "group": 2},
+                "loss": {"name": "pred", "unsupervised": "recon", "alpha": 0.5},
+            },
+            "recon rebuilds the input of one layer",
+        ),
         ({"schedule": {"greedy": True}, "loss": {"name": "glob+pred"}}, "greedy needs blocks"),
     ],
 )
