@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 from contextlib import contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 from rich.console import Console
 
 from launch.view import PlainView
+from pipeline.events import Note
+from pipeline.linefile import LineFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,23 +19,36 @@ if TYPE_CHECKING:
 
     from pipeline.events import Observer
 
+_KEPT_LINES = 10_000
+"""What a disk that refuses may cost in memory: a day of a line every ten seconds."""
 
-class _Dated(io.TextIOWrapper):
-    """Writes each line with the time at which it was begun."""
 
-    _fresh = True
+class _Dated(io.TextIOBase):
+    """Gives a file each line with the time at which it was begun."""
+
+    def __init__(self, lines: LineFile) -> None:
+        self._lines = lines
+        self._begun = ""
 
     def write(self, text: str) -> int:
-        for line in text.splitlines(keepends=True):
-            if self._fresh:
-                super().write(f"{datetime.now():%Y-%m-%d %H:%M:%S} ")
-            super().write(line)
-            self._fresh = line.endswith("\n")
+        for part in text.splitlines(keepends=True):
+            self._begun = self._begun or f"{datetime.now():%Y-%m-%d %H:%M:%S} "
+            self._begun += part.rstrip("\n")
+            if part.endswith("\n"):
+                self._lines.append(self._begun)
+                self._begun = ""
         return len(text)
 
 
 @contextmanager
-def open_log(path: Path) -> Iterator[Observer]:
-    """An observer that appends to `path`; a resumed run goes on in the same file."""
-    with _Dated(path.open("ab"), encoding="utf-8", line_buffering=True) as file:
-        yield PlainView(Console(file=file, width=200, color_system=None))
+def open_log(path: Path, show: Observer) -> Iterator[Observer]:
+    """An observer that appends to `path`; a resumed run goes on in the same file.
+
+    A disk that refuses lines does not end the run: `show` is told, the lines are kept.
+    """
+    lines = LineFile(path, lambda text: show(Note(text)), at_most=_KEPT_LINES)
+    dated = cast("IO[str]", _Dated(lines))  # as far as a console needs it
+    try:
+        yield PlainView(Console(file=dated, width=200, color_system=None))
+    finally:
+        lines.flush()

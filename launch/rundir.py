@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from pipeline.checkpoint import (
     Checkpoint,
-    CheckpointStore,
     StartState,
     complete_checkpoints,
     open_checkpoint,
@@ -19,8 +18,10 @@ from pipeline.checkpoint import (
 )
 from pipeline.config import build_config, config_tree, differing_keys
 from pipeline.configfile import dump_config, load_config
+from pipeline.durable import TEMPORARY, replace_file
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.recorder import METRICS_FILE, trim_metrics
+from pipeline.store import CheckpointStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,26 +105,31 @@ class RunDirectory:
         return StartState(), ["no checkpoint yet: starting at the beginning", *notes]
 
     def prepare(self, job: Job, start: StartState, steps_per_epoch: int) -> CheckpointStore:
-        """Make the folder and write what is known before training.
+        """Make the folder, clear away what a killed run has left half done, and write what is
+        known before training.
 
         Raises:
-            ConfigError: where it can't be written.
+            ConfigError: where it can't be written; what was in it is as it was.
         """
         config = job.config
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.config.write_text(dump_config(config), encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"--run-dir {self.path}: can't be written: {error}") from None
-        text = json.dumps(job.plan.tree(job.costs), indent=1)
-        (self.path / "plan.json").write_text(text + "\n", encoding="utf-8")
-        trim_metrics(self.metrics, start.position)
-        return CheckpointStore(
+        store = CheckpointStore(
             self.checkpoints,
             config_tree(config),
             config.runtime.keep_checkpoints,
             steps_per_epoch,
         )
+        plan = json.dumps(job.plan.tree(job.costs), indent=1) + "\n"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for left in self.path.glob(f"{TEMPORARY}*"):
+                left.unlink()
+            replace_file(self.config, dump_config(config).encode())
+            replace_file(self.path / "plan.json", plan.encode())
+            trim_metrics(self.metrics, start.position)
+            store.prepare()
+        except OSError as error:
+            raise ConfigError(f"--run-dir {self.path}: can't be written: {error}") from None
+        return store
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -55,13 +55,16 @@ def digests_of(job: Job, steps: int, engine: Engine | None) -> dict[tuple[int, i
     from pipeline.data import load_batches
     from pipeline.events import ignore
     from pipeline.feed import course_of
+    from pipeline.keeper import DirectKeeper
 
     store = DigestStore()
     batches = load_batches(job.config.data, job.config.runtime.seed)
     course = course_of(job.config, job.specs, batches.steps_per_epoch, batches.evaluation_batches)
     course = replace(course, checkpoint_every_steps=1, last_step=steps)
+    keeper = DirectKeeper(store)  # of every step
     with TemporaryDirectory(prefix="pipeline-verify-") as folder:
-        carry_out(make_run(job, Path(folder), StartState(), batches, course, store, ignore), engine)
+        run = make_run(job, Path(folder), StartState(), batches, course, keeper, ignore)
+        carry_out(run, engine)
     return store.digests
 
 

@@ -2,6 +2,10 @@
 
 The same for single mode and the pipeline. Stages report at different times; a line or a
 checkpoint is written when the last of them has spoken.
+
+The disk may refuse, or be slow: training goes on. Snapshots are written by the keeper, which the
+recorder asks what became of them; metrics lines that could not be written are kept. Only the end
+of a run waits for the disk, and says so where its last state is not there.
 """
 
 from __future__ import annotations
@@ -9,51 +13,68 @@ from __future__ import annotations
 import json
 from math import isfinite
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from pipeline.events import CheckpointWritten, EpochDone
+from pipeline.errors import CheckpointError, RunError, TimedOutError
+from pipeline.events import CheckpointWritten, EpochDone, Note, Waiting
+from pipeline.keeper import LeftOut, Written
+from pipeline.linefile import LineFile, trim_lines
 from pipeline.records import RunSnapshot
+from pipeline.trouble import Trouble
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from pipeline.checkpoint import StartState
     from pipeline.events import Observer
     from pipeline.feed import Course, Position
+    from pipeline.keeper import Keeper, Outcome
     from pipeline.records import PassReport, StageSnapshot, Tally
 
 METRICS_FILE = "metrics.jsonl"
-
-
-class SnapshotStore(Protocol):
-    """Where complete snapshots go; `checkpoint.CheckpointStore` is the usual one."""
-
-    def write(self, snapshot: RunSnapshot) -> Path:
-        """Keep the state of every block after `step`; says where."""
+_LOOK_S = 2.0
+_LONGEST_WAIT_S = 600.0
+"""For a disk that neither takes the last checkpoint nor refuses it."""
 
 
 class Recorder:
-    """Collects reports and snapshots of `len(devices)` stages."""
+    """Collects reports and snapshots of `len(devices)` stages, of a run that began at `start`.
+
+    Its methods, and the observer, are called by one thread only.
+    """
 
     def __init__(
         self,
         metrics_path: Path,
         course: Course,
         devices: Sequence[str],
-        store: SnapshotStore,
+        keeper: Keeper,
         observer: Observer,
         *,
-        images_before: int = 0,
+        start: StartState,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
-        self._metrics_path, self._course, self._devices = metrics_path, course, devices
-        self._store, self._observer, self._clock = store, observer, clock
+        self._course, self._devices = course, devices
+        self._keeper, self._observer, self._clock = keeper, observer, clock
         self._reports: dict[tuple[int, bool], dict[int, PassReport]] = {}
         self._snapshots: dict[int, dict[int, StageSnapshot]] = {}
-        self._images_before = images_before
+        self._start = start
+        self._images_before = _images_counted(start.position.epoch_reported, start.tallies)
         self._began = clock()
         self._seconds: dict[int, float] = {}
-        self.last_checkpoint: int | None = None
+        self._patience_s = _LONGEST_WAIT_S
+        self._some_left_out = False
+        self._lines = LineFile(metrics_path, self._note)
+        self._trouble = Trouble(
+            self._note,
+            meanwhile="training goes on, and the next snapshot tries again",
+            over="checkpoints are written again",
+        )
+        self.newest: RunSnapshot | None = None
+        """The newest complete snapshot, on the disk or not: what a run goes back to."""
+        self.last_checkpoint = start.position.step if start.files else None
+        """The step of the newest checkpoint that is on the disk."""
 
     def start_clock(self) -> None:
         """Training begins now; what came before was start-up."""
@@ -61,6 +82,7 @@ class Recorder:
 
     def report(self, report: PassReport) -> None:
         """Take a stage's counters; write the epoch's line when it is complete."""
+        self.tell_written()
         reports = self._reports.setdefault((report.epoch, report.training), {})
         reports[report.stage] = report
         if report.stage == len(self._devices) - 1:
@@ -69,15 +91,97 @@ class Recorder:
             self._write_line(report.epoch)
 
     def snapshot(self, snapshot: StageSnapshot) -> None:
-        """Take a stage's state; write the checkpoint when every stage's is there.
-
-        Raises:
-            OSError: where the disk refuses.
-        """
+        """Take a stage's state; have the checkpoint written when every stage's is there."""
         snapshots = self._snapshots.setdefault(snapshot.step, {})
         snapshots[snapshot.stage] = snapshot
         if len(snapshots) == len(self._devices):
-            self._write_checkpoint(list(self._snapshots.pop(snapshot.step).values()))
+            self.newest = _assembled(self._snapshots.pop(snapshot.step))
+            self._keeper.keep(self.newest)
+        self.tell_written()
+
+    def tell_written(self) -> None:
+        """Tell what became of snapshots handed over earlier; cheap, to be called often."""
+        for outcome in self._keeper.outcomes():
+            self._tell(outcome)
+
+    def rewind(self, position: Position) -> None:
+        """Forget what was said after `position`, where the run now begins again: that of the
+        newest complete snapshot, or, before the first, of the run's start.
+
+        Lines that will be written again are dropped. Whatever stages say from here on must be of
+        the new attempt.
+        """
+        self._reports.clear()
+        self._snapshots.clear()
+        self._seconds.clear()
+        origin = self._start if self.newest is None else self.newest
+        self._images_before = _images_counted(position.epoch_reported, origin.tallies)
+        self._lines.trim(lambda line: _stays(line, position))
+        self.start_clock()
+
+    def settle(self) -> None:
+        """Give the disk time to take what it was given, and tell: a run ends, however."""
+        asked = self._clock()
+        while self._patience_s > 0 and not self._keeper.settle(_LOOK_S):
+            now = self._clock()
+            self._patience_s -= _LOOK_S
+            self._observer(Waiting(("the disk",), now - asked))
+        self.tell_written()
+        self._lines.flush()
+
+    def finish(self) -> None:
+        """Wait until the newest snapshot, and every line, is on the disk.
+
+        Raises:
+            CheckpointError: where the newest snapshot is not, naming folder, reason and the last
+                good checkpoint.
+            RunError: where lines are missing.
+            TimedOutError: where the disk neither takes the snapshot nor refuses it.
+        """
+        self.settle()
+        if self.newest and self._trouble.reason:
+            self._keeper.keep(self.newest)  # the disk may have healed since
+            self.settle()
+        if self._patience_s <= 0:
+            raise TimedOutError(f"waited {_LONGEST_WAIT_S:.0f} s for the disk; {self._on_disk()}")
+        if self.newest and self._trouble.reason:
+            raise CheckpointError(
+                f"{self._trouble.reason}: the last checkpoint, of step {self.newest.step}, "
+                f"is lost; {self._on_disk()}"
+            )
+        if self._lines.kept:
+            raise RunError(
+                f"{self._lines.trouble}: {self._lines.kept} lines are lost; {self._on_disk()}"
+            )
+
+    def _on_disk(self) -> str:
+        if self.last_checkpoint is None:
+            return "there is no complete checkpoint"
+        return f"the newest complete checkpoint is of step {self.last_checkpoint}"
+
+    def _tell(self, outcome: Outcome) -> None:
+        if isinstance(outcome, Written):
+            self.last_checkpoint = outcome.step
+            self._trouble.over()
+            self._observer(CheckpointWritten(outcome.path, outcome.step))
+            self._lines.flush()
+        elif isinstance(outcome, LeftOut):
+            self._tell_left_out(outcome)
+        elif isinstance(outcome.error, CheckpointError):
+            self._trouble.refused(str(outcome.error))
+        else:
+            raise outcome.error
+
+    def _tell_left_out(self, outcome: LeftOut) -> None:
+        if not self._some_left_out:
+            self._note(
+                f"the disk is slower than snapshots come: that of step {outcome.step} was left "
+                "out for a newer one, and others may be"
+            )
+        self._some_left_out = True
+
+    def _note(self, text: str) -> None:
+        self._observer(Note(text))
 
     def _stop_watch(self, report: PassReport) -> None:
         """An epoch lasts until the last stage has trained it; tests are not counted."""
@@ -99,8 +203,7 @@ class Recorder:
         trained = _in_order(self._reports.pop((epoch, True), {}))
         tested = _in_order(self._reports.pop((epoch, False), {}))
         line = self._line(epoch, trained, tested)
-        with self._metrics_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self._lines.append(json.dumps(line))
         self._observer(EpochDone(line))
 
     def _line(
@@ -134,30 +237,14 @@ class Recorder:
             "peak_memory_bytes": report.usage.peak_memory_bytes,
         }
 
-    def _write_checkpoint(self, snapshots: list[StageSnapshot]) -> None:
-        first = snapshots[0]
-        files = {
-            block: file
-            for snapshot in snapshots
-            for block, file in zip(snapshot.blocks, snapshot.files, strict=True)
-        }
-        tallies = _tallies_in_order(snapshots)
-        whole = RunSnapshot(first.step, first.epoch, first.epoch_reported, files, tallies)
-        path = self._store.write(whole)
-        self.last_checkpoint = first.step
-        self._observer(CheckpointWritten(path, first.step))
-
 
 def trim_metrics(path: Path, position: Position) -> None:
-    """Drop the lines that a resumed run will write again: those after its position."""
-    if not path.exists():
-        return
-    kept = [
-        line for line in path.read_text(encoding="utf-8").splitlines() if _stays(line, position)
-    ]
-    aside = path.with_name(f".writing-{path.name}")
-    aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    aside.replace(path)
+    """Drop the lines that a resumed run will write again: those after its position.
+
+    Raises:
+        OSError: where the disk refuses.
+    """
+    trim_lines(path, lambda line: _stays(line, position))
 
 
 def _stays(line: str, position: Position) -> bool:
@@ -171,6 +258,22 @@ def _stays(line: str, position: Position) -> bool:
 
 def _in_order(reports: dict[int, PassReport]) -> list[PassReport]:
     return [reports[stage] for stage in sorted(reports)]
+
+
+def _images_counted(epoch_reported: bool, tallies: Sequence[Tally]) -> int:
+    """Images of the epoch under way that were trained before the place to go on from."""
+    return 0 if epoch_reported else max((tally.images for tally in tallies), default=0)
+
+
+def _assembled(snapshots: Mapping[int, StageSnapshot]) -> RunSnapshot:
+    first = next(iter(snapshots.values()))
+    files = {
+        block: file
+        for snapshot in snapshots.values()
+        for block, file in zip(snapshot.blocks, snapshot.files, strict=True)
+    }
+    tallies = _tallies_in_order(snapshots.values())
+    return RunSnapshot(first.step, first.epoch, first.epoch_reported, files, tallies)
 
 
 def _tallies_in_order(snapshots: Iterable[StageSnapshot]) -> tuple[Tally, ...]:

@@ -1,0 +1,170 @@
+"""Snapshots are written behind training's back: in order, the newest always, two in memory."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+from threading import current_thread
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pipeline.keeper import BackgroundKeeper, DirectKeeper, LeftOut, Refused, Written
+from pipeline.records import RunSnapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipeline.keeper import Outcome
+
+WAIT_S = 60.0
+
+
+class Block(bytearray):
+    """A block file that can be watched: is it still held in memory?"""
+
+
+def snapshot(step: int) -> RunSnapshot:
+    return RunSnapshot(step, 1, epoch_reported=False, files={0: b"block"}, tallies=())
+
+
+def written(step: int) -> Written:
+    return Written(step, Path(f"step-{step}"))
+
+
+@dataclass
+class SlowStore:
+    """A disk that takes a snapshot only when it is told to."""
+
+    begun: SimpleQueue[int] = field(default_factory=SimpleQueue)
+    may_go_on: SimpleQueue[Exception | None] = field(default_factory=SimpleQueue)
+    threads: set[str] = field(default_factory=set)
+
+    def write(self, given: RunSnapshot) -> Path:
+        self.threads.add(current_thread().name)
+        self.begun.put(given.step)
+        if error := self.may_go_on.get(timeout=WAIT_S):
+            raise error
+        return Path(f"step-{given.step}")
+
+    def take(self, error: Exception | None = None) -> None:
+        """Let it finish one."""
+        self.may_go_on.put(error)
+
+
+class Bench:
+    """A keeper before a slow disk."""
+
+    def __init__(self) -> None:
+        self.store = SlowStore()
+        self.keeper = BackgroundKeeper(self.store)
+
+    def keep(self, *steps: int) -> None:
+        for step in steps:
+            self.keeper.keep(snapshot(step))
+
+    def wait_until_begun(self, step: int) -> None:
+        assert self.store.begun.get(timeout=WAIT_S) == step
+
+    def all_outcomes(self) -> list[Outcome]:
+        assert self.keeper.settle(WAIT_S)
+        return self.keeper.outcomes()
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    for _ in range(9):
+        bench.store.take()
+    assert bench.keeper.settle(WAIT_S)
+
+
+def test_training_goes_on_while_it_is_written(bench: Bench) -> None:
+    bench.keep(4)
+    bench.wait_until_begun(4)
+    assert bench.keeper.outcomes() == []  # and the caller is here, not in the disk
+    assert not bench.keeper.settle(0.0)
+    bench.store.take()
+    assert bench.all_outcomes() == [written(4)]
+    assert bench.keeper.outcomes() == []
+    assert bench.store.threads == {"keeper"}
+
+
+def test_a_slow_disk_leaves_out_what_is_between_and_never_the_newest(bench: Bench) -> None:
+    bench.keep(1)
+    bench.wait_until_begun(1)
+    bench.keep(2, 3, 4)
+    assert bench.keeper.outcomes() == [LeftOut(2), LeftOut(3)]
+    bench.store.take()
+    bench.wait_until_begun(4)
+    bench.keep(5)
+    bench.store.take()
+    bench.store.take()
+    assert bench.all_outcomes() == [written(1), written(4), written(5)]
+
+
+def test_the_first_is_written_whatever_follows(bench: Bench) -> None:
+    bench.keep(1, 2, 3)  # before its thread has looked
+    bench.wait_until_begun(1)
+    bench.store.take()
+    bench.store.take()
+    assert bench.all_outcomes() == [LeftOut(2), written(1), written(3)]
+
+
+def test_one_after_another(bench: Bench) -> None:
+    for step in (1, 2, 3):
+        bench.store.take()
+        bench.keep(step)
+        assert bench.all_outcomes() == [written(step)]
+
+
+def test_a_refusal_is_an_outcome_and_the_next_is_tried(bench: Bench) -> None:
+    error = OSError(28, "No space left on device")
+    bench.keep(1)
+    bench.wait_until_begun(1)
+    bench.keep(2)
+    bench.store.take(error)
+    bench.store.take()
+    assert bench.all_outcomes() == [Refused(1, error), written(2)]
+
+
+def test_memory_holds_two_at_most(bench: Bench) -> None:
+    held = []
+    for step in range(1, 6):
+        block = Block(b"block")
+        held.append(weakref.ref(block))
+        bench.keeper.keep(RunSnapshot(step, 1, False, {0: memoryview(block)}, ()))
+        del block
+        if step == 1:
+            bench.wait_until_begun(1)
+        gc.collect()
+        assert sum(ref() is not None for ref in held) <= 2, step
+    bench.store.take()
+    bench.wait_until_begun(5)
+    gc.collect()
+    assert [ref() is not None for ref in held] == [False, False, False, False, True]
+    bench.store.take()
+    assert bench.keeper.settle(WAIT_S)
+
+
+def test_nothing_to_settle() -> None:
+    assert BackgroundKeeper(SlowStore()).settle(0.0)
+
+
+def test_directly_means_all_of_them_and_at_once() -> None:
+    store = SlowStore()
+    error = ValueError("odd")
+    for answer in (None, error, None):
+        store.take(answer)
+    keeper = DirectKeeper(store)
+    for step in (1, 2, 3):
+        keeper.keep(snapshot(step))
+        assert store.begun.get_nowait() == step
+    assert keeper.settle(0.0)
+    assert keeper.outcomes() == [written(1), Refused(2, error), written(3)]
+    assert keeper.outcomes() == []
+    assert store.threads == {current_thread().name}
