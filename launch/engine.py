@@ -14,6 +14,13 @@ class Workers(Protocol):
     def dead(self) -> dict[int, str]:
         """Stages whose process has ended, each with how ("was killed by SIGKILL")."""
 
+    def replace(self, stage: int, attempt: int) -> None:
+        """End the stage's process, if it still runs, and start another.
+
+        Args:
+            attempt: how often the run has begun again; the process says so in its hello.
+        """
+
     def leave(self) -> None:
         """Wait a while for workers that have said bye."""
 

@@ -6,11 +6,12 @@ Ten workers are ready in the time that one import of torch takes, and share its 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 import signal
 import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, util
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from launch.interrupts import INTERRUPTIONS
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from multiprocessing.context import ForkServerProcess
     from pathlib import Path
 
@@ -30,10 +31,15 @@ _LONGEST_FOLDER = 60  # the forkserver listens in it, and a socket path has at m
 
 
 class LocalWorkers:
-    """Worker processes of this machine."""
+    """Worker processes of this machine, by stage.
 
-    def __init__(self, processes: list[ForkServerProcess]) -> None:
-        self._processes = processes
+    Args:
+        start: gives the started process of (stage, attempt).
+    """
+
+    def __init__(self, start: Callable[[int, int], ForkServerProcess]) -> None:
+        self._start = start
+        self._processes: list[ForkServerProcess] = []
 
     def dead(self) -> dict[int, str]:
         """Stages whose process has ended, each with how."""
@@ -44,9 +50,14 @@ class LocalWorkers:
         """Process ids, by stage."""
         return [process.pid for process in self._processes]
 
-    def add(self, process: ForkServerProcess) -> None:
+    def add(self) -> None:
         """One more, of the next stage."""
-        self._processes.append(process)
+        self._processes.append(self._start(len(self._processes), 0))
+
+    def replace(self, stage: int, attempt: int) -> None:
+        """End the stage's process, if it still runs, and start another for this attempt."""
+        _end(self._processes[stage])
+        self._processes[stage] = self._start(stage, attempt)
 
     def leave(self) -> None:
         """Wait for workers that have said bye."""
@@ -57,12 +68,9 @@ class LocalWorkers:
 
         Killing is clean: workers leave nothing behind that the kernel does not free.
         """
-        for process in self._alive():
-            process.kill()
+        for process in self._processes:
+            _end(process)
         self._join(_KILLED_S)
-
-    def _alive(self) -> list[ForkServerProcess]:
-        return [process for process in self._processes if process.exitcode is None]
 
     def _join(self, timeout_s: float) -> None:
         until = monotonic() + timeout_s
@@ -97,18 +105,22 @@ class LocalEngine:
         factory: str | None = None,
     ) -> LocalWorkers:
         """One process per stage; if one can't be started, none is left."""
-        self.warm_up()
-        folders = (str(folder), util.get_temp_dir())
-        workers = LocalWorkers([])
+
+        def start_one(stage: int, attempt: int) -> ForkServerProcess:
+            self.warm_up()  # the forkserver may have been killed, too
+            folders = (str(folder), util.get_temp_dir())
+            process = self._context.Process(
+                target=_work,
+                args=(stage, attempt, run, folders, control_endpoint, factory),
+                name=f"stage-{stage}",
+            )
+            process.start()
+            return process
+
+        workers = LocalWorkers(start_one)
         try:
-            for stage in range(stages):
-                process = self._context.Process(
-                    target=_work,
-                    args=(stage, run, folders, control_endpoint, factory),
-                    name=f"stage-{stage}",
-                )
-                process.start()
-                workers.add(process)
+            for _ in range(stages):
+                workers.add()
         except BaseException:
             workers.stop()
             raise
@@ -140,10 +152,24 @@ def _short_folder() -> Iterator[None]:
         tempfile.tempdir = before
 
 
+def _end(process: ForkServerProcess) -> None:
+    """Kill it, even where nobody can be asked any more whether it lives."""
+    if process.exitcode is None:
+        process.kill()
+    elif process.exitcode == _FORKSERVER_GONE and process.pid is not None:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+
+
 def _work(
-    stage: int, run: str, folders: tuple[str, ...], control_endpoint: str, factory: str | None
+    stage: int,
+    attempt: int,
+    run: str,
+    folders: tuple[str, ...],
+    control_endpoint: str,
+    factory: str | None,
 ) -> None:
-    from pipeline.worker import run_worker  # torch: only the forkserver may pay for it
+    from pipeline.workerprocess import run_worker  # torch: only the forkserver may pay for it
 
     def launcher_gone() -> bool:
         launcher = multiprocessing.parent_process()
@@ -153,7 +179,7 @@ def _work(
             shutil.rmtree(folder, ignore_errors=True)
         return True
 
-    raise SystemExit(run_worker(stage, run, control_endpoint, launcher_gone, factory))
+    raise SystemExit(run_worker(stage, attempt, run, control_endpoint, launcher_gone, factory))
 
 
 def _how(code: int) -> str:

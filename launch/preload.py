@@ -6,7 +6,7 @@ to every object that it visits, and so copy the memory that the workers share.
 
 import gc
 
-import pipeline.worker  # noqa: F401 - imported for the sake of having been imported
+import pipeline.workerprocess  # noqa: F401 - imported for the sake of having been imported
 
 gc.collect()
 gc.freeze()

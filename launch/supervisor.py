@@ -54,8 +54,8 @@ def run_pipeline(run: Run, engine: Engine) -> None:
             )
             return sender, sender.carrier
 
-        def bind(stage: int) -> str:
-            return f"ipc://{folder}/link-{stage}"
+        def bind(stage: int, attempt: int) -> str:
+            return f"ipc://{folder}/link-{stage}-{attempt}"
 
         workers = engine.start(
             run.plan.n_stages, run.id, folder, f"ipc://{folder}/control", run.config.model.factory

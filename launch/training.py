@@ -16,6 +16,7 @@ from pipeline.data import load_batches
 from pipeline.errors import ConfigError, InterruptedRunError, one_line
 from pipeline.events import Note, RunStarted
 from pipeline.feed import Feed, course_of
+from pipeline.keeper import BackgroundKeeper
 from pipeline.recorder import METRICS_FILE, Recorder
 from pipeline.run import Run
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from pipeline.data import Batches
     from pipeline.events import Event, Observer
     from pipeline.feed import Course
-    from pipeline.recorder import SnapshotStore
+    from pipeline.keeper import Keeper
 
 _PROGRESS_EVERY_S = 0.5
 
@@ -60,11 +61,12 @@ def train(
     with directory.locked():
         store = directory.prepare(job, start, course.steps_per_epoch)
         with (
-            open_log(directory.log) as log,
             open_view(view, Console()) as show,
+            open_log(directory.log, show) as log,
             interrupts_noted() as interrupted,
         ):
-            run = make_run(job, directory.path, start, batches, course, store, _both(log, show))
+            keeper = BackgroundKeeper(store)
+            run = make_run(job, directory.path, start, batches, course, keeper, _both(log, show))
             run.observer(_started(job, directory, run))
             for note in notes:
                 run.observer(Note(note))
@@ -99,17 +101,17 @@ def make_run(
     start: StartState,
     batches: Batches,
     course: Course,
-    store: SnapshotStore,
+    keeper: Keeper,
     observer: Observer,
 ) -> Run:
-    """A run of `job` that writes its metrics into `folder` and its snapshots into `store`."""
+    """A run of `job` that writes its metrics into `folder` and gives its snapshots to `keeper`."""
     recorder = Recorder(
         folder / METRICS_FILE,
         course,
         [stage.device for stage in job.plan.stages],
-        store,
+        keeper,
         observer,
-        images_before=_images_counted(start),
+        start=start,
     )
     return Run(
         id=secrets.token_hex(8),
@@ -120,22 +122,26 @@ def make_run(
         start=start,
         recorder=recorder,
         observer=observer,
+        folder=folder,
     )
 
 
-def _images_counted(start: StartState) -> int:
-    """Images of the first epoch that an earlier process has trained."""
-    if start.position.epoch_reported:
-        return 0
-    return max((tally.images for tally in start.tallies), default=0)
-
-
 def carry_out(run: Run, engine: Engine | None) -> None:
-    """Train to the end, on `engine` or, without one, in this process.
+    """Train to the end, on `engine` or, without one, in this process, and wait for the disk.
 
     Raises:
-        PipelineError: what ended the run, an interruption included.
+        PipelineError: what ended the run, an interruption included; or, as `Recorder.finish`
+            says, that its last state could not be saved.
     """
+    try:
+        _train_on(engine, run)
+    except Exception:  # however a run ends, the snapshots it has taken are worth saving
+        run.recorder.settle()
+        raise
+    run.recorder.finish()
+
+
+def _train_on(engine: Engine | None, run: Run) -> None:
     if engine is None:
         from pipeline.single import SingleTrainer
 

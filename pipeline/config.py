@@ -349,6 +349,12 @@ class RuntimeConfig(Section):
     """How long the workers may take to report for work."""
     heartbeat_timeout_s: float = Field(default=10.0, ge=1)
     """A worker silent for so long is taken for dead."""
+    on_nonfinite: Literal["stop", "skip_batch", "rollback"] = "stop"
+    """Where a block's loss is not finite: end the run; let the block, and those after it, learn
+    nothing from the batch; or go back to the newest snapshot and leave the batch out."""
+    max_restarts: int = Field(default=3, ge=0)
+    """How often within an hour a lost worker is replaced, and the run goes back to its newest
+    snapshot, before it ends with the first cause; 0: it ends at once."""
     stall_timeout_s: float = Field(default=20.0, ge=1)
     """A worker that sits on a batch for so long without using the processor is taken for stuck;
     one that does use it, after 20 times as long."""

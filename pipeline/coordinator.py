@@ -1,33 +1,35 @@
-"""Feeds batches, gathers what the stages say, assembles checkpoints, notices trouble.
+"""Feeds batches, gathers what the stages say, assembles checkpoints, replaces what is lost.
 
     feed thread:  items in order ──▶ link to stage 0
     main thread:  control ⇄ stages; life cycles; watch; recorder
 
 Whatever must be ordered is in the feed (invariant 5), so the two threads need no agreement:
-the main thread only ever asks the feed to end early.
+the main thread only ever asks the feed to end early. Where a stage is lost, the run begins again
+from the newest complete snapshot: a new process takes the place of the lost one, the others go
+back to what they have kept of it, and the feed to its position in the data.
 """
 
 from __future__ import annotations
 
-import json
 import traceback
-from threading import Thread
+from threading import Event
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pipeline.carriers import ArrayPayload
-from pipeline.config import config_tree
 from pipeline.errors import (
     PipelineError,
     ProtocolError,
     StageFailedError,
+    StageLostError,
     TimedOutError,
     one_line,
 )
 from pipeline.events import Note, StageProgress, Waiting
+from pipeline.feeding import FeedThread
 from pipeline.messages import (
     PROTOCOL_VERSION,
     Bye,
+    Complete,
     Connect,
     Connected,
     Failure,
@@ -42,10 +44,12 @@ from pipeline.messages import (
 )
 from pipeline.protocol import LifeCycle, Phase
 from pipeline.records import StageSnapshot
+from pipeline.recovery import Restarts
 from pipeline.run import Speedometer
+from pipeline.setup import setup_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pipeline.links import ControlServer, Said, Sender
     from pipeline.run import Run
@@ -65,28 +69,8 @@ class Fleet(Protocol):
     def dead(self) -> dict[int, str]:
         """Stages whose process has ended, each with how."""
 
-
-class FeedThread(Thread):
-    """Sends every item of the feed to the first stage, in order; remembers what went wrong."""
-
-    def __init__(self, run: Run, link: Sender) -> None:
-        super().__init__(name="feed", daemon=True)
-        self._run, self._link = run, link
-        self.error: Exception | None = None
-        self.sending = False
-
-    def run(self) -> None:
-        """Thread body."""
-        try:
-            for item in self._run.feed:
-                payloads = [ArrayPayload(array) for array in self._run.arrays(item)]
-                self.sending = True
-                self._link.send(item, payloads)
-                self.sending = False
-        except Exception as error:  # handed to the main thread, which raises it
-            self.error = error
-        finally:
-            self._link.close()
+    def replace(self, stage: int, attempt: int) -> None:
+        """End the stage's process, if it still runs, and start another for this attempt."""
 
 
 class Coordinator:
@@ -97,7 +81,7 @@ class Coordinator:
         run: Run,
         control: ControlServer,
         connect: Callable[[LinkAddress, Callable[[], bool]], tuple[Sender, str]],
-        bind: Callable[[int], str],
+        bind: Callable[[int, int], str],
         fleet: Fleet,
         watch: Watch,
         clock: Callable[[], float] = monotonic,
@@ -105,11 +89,13 @@ class Coordinator:
         self._run, self._control, self._connect, self._bind = run, control, connect, bind
         self._fleet, self._watch, self._clock = fleet, watch, clock
         self._stages = [LifeCycle(plan.stage) for plan in run.plan.stages]
+        self._restarts, self._attempt = Restarts(run.config.runtime.max_restarts), 0
+        self._recalled: set[int] = set()
         self._addresses: dict[int, LinkAddress] = {}
         self._progress: dict[int, ProgressNow] = {}
         self._speedometer: Speedometer | None = None
         self._feeding: FeedThread | None = None
-        self._over = False
+        self._called_off = Event()
         self._looked_at = clock()
         self._handlers: dict[type, Callable[[Said, Any], None]] = {
             Hello: self._on_hello,
@@ -124,7 +110,7 @@ class Coordinator:
         }
 
     def run(self) -> None:
-        """Train to the end.
+        """Train to the end, through the loss of stages.
 
         Raises:
             InterruptedRunError: after the checkpoint of an interruption.
@@ -132,38 +118,117 @@ class Coordinator:
             PipelineError: where the feed fails or a wait ends.
         """
         try:
-            self._assemble()
-            self._train()
+            while not self._trained():
+                pass
         finally:
-            self._over = True  # the feed thread sends nothing from here on
+            self._called_off.set()  # the feed thread sends nothing from here on
         if self._run.feed.cut_short:
             raise self._run.interruption()
 
     def close(self) -> None:
         """Wait for the feed thread, once the workers are gone; a disk that hangs can keep it."""
         if self._feeding:
-            self._feeding.join(_FEED_ENDS_S)
+            self._feeding.end(_FEED_ENDS_S)
+
+    def _trained(self) -> bool:
+        """One attempt; false where it was lost and the next one can begin."""
+        try:
+            self._assemble()
+            self._train()
+        except StageLostError as fault:
+            self._begin_again(fault)
+            return False
+        return True
 
     def _assemble(self) -> None:
+        began = self._clock()
         self._wait_for(Phase.READY)
         for stage in self._stages:
             address = self._addresses.get(stage.stage + 1)
             self._say(stage.stage, Connect(address))
         self._wait_for(Phase.RUNNING)
+        if self._attempt:
+            step, took_s = self._run.start.position.step, self._clock() - began
+            self._note(f"training again after step {step}; all were back within {took_s:.1f} s")
 
     def _train(self) -> None:
-        link, carrier = self._connect(self._addresses[0], self._is_over)
+        link, carrier = self._connect(self._addresses[0], self._called_off.is_set)
         self._note_carrier("coordinator → 0", carrier)
         self._run.recorder.start_clock()
         self._speedometer = Speedometer(self._run, self._clock())
-        self._feeding = FeedThread(self._run, link)
+        self._feeding = FeedThread(self._run, link, self._called_off)
         self._feeding.start()
         while any(stage.phase is not Phase.DONE for stage in self._stages):
             self._pump()
             self._run.heed_interruption()
 
-    def _is_over(self) -> bool:
-        return self._over
+    # the loss of a stage
+
+    def _begin_again(self, fault: StageLostError) -> None:
+        """Bring every stage and the feed back to the newest complete snapshot.
+
+        Raises:
+            StageFailedError: where the run is to end instead.
+        """
+        self._check_fault(fault)
+        self._end_feed()
+        self._attempt += 1
+        before = self._run.feed.position.step
+        self._run = self._run.rewound(fault.batch_id if fault.leave_out else None)
+        self._tell_loss(fault, before - self._run.start.position.step)
+        self._watch.forget()
+        lost = {fault.stage, *self._fleet.dead()}
+        for stage in self._stages:
+            if stage.stage in lost or stage.phase in (Phase.DONE, Phase.FAILED):
+                self._replace(stage.stage)
+            elif stage.phase not in (Phase.STARTING, Phase.GREETED):
+                self._recall(stage.stage)
+
+    def _check_fault(self, fault: StageLostError) -> None:
+        if self._restarts.came_back(fault):
+            kept = self._run.keep_batch(fault.batch_id)
+            raise StageFailedError(
+                f"{fault.summary}; it failed there before, so this is no accident{kept}",
+                fault.remote_traceback,
+            )
+        self._restarts.allow(fault, self._clock())
+
+    def _end_feed(self) -> None:
+        self._called_off.set()
+        if self._feeding and not self._feeding.end(_FEED_ENDS_S):
+            raise TimedOutError(f"waited {_FEED_ENDS_S:g} s for the data: nothing came")
+        self._feeding, self._called_off = None, Event()
+
+    def _tell_loss(self, fault: StageLostError, repeated: int) -> None:
+        count, most, step = self._restarts.count, self._restarts.most, self._run.start.position.step
+        without = f" without batch {fault.batch_id}" if fault.leave_out else ""
+        self._note(
+            f"{fault.summary}: replaced; all go back to step {step}{without}, {repeated} fed "
+            f"steps are repeated (restart {count} of {most} within an hour)"
+        )
+
+    def _replace(self, stage: int) -> None:
+        self._recalled.discard(stage)
+        self._stages[stage] = LifeCycle(stage)
+        self._control.expect(stage, self._attempt)
+        self._fleet.replace(stage, self._attempt)
+
+    def _recall(self, stage: int) -> None:
+        """What the stage says until it is ready again belongs to the past."""
+        self._recalled.add(stage)
+        self._say(stage, self._setup(stage, kept=bool(self._run.start.files)))
+
+    def _is_past(self, said: Said) -> bool:
+        if said.stage not in self._recalled or isinstance(said.message, Heartbeat | Failure):
+            return False
+        if isinstance(said.message, Ready) and said.message.attempt == self._attempt:
+            self._recalled.discard(said.stage)
+            return False
+        if isinstance(said.message, Bye):  # it had left before it could hear
+            self._replace(said.stage)
+        return True
+
+    # waiting and hearing
 
     def _wait_for(self, phase: Phase) -> None:
         began = told = self._clock()
@@ -200,6 +265,7 @@ class Coordinator:
         if now - self._looked_at > _ASLEEP_S:
             self._watch.skip(now - self._looked_at, now)
         self._looked_at = now
+        self._run.recorder.tell_written()
         self._look_for_trouble()
 
     def _hear(self, said: Said) -> None:
@@ -208,6 +274,8 @@ class Coordinator:
         handler = self._handlers.get(type(said.message))
         if handler is None:
             raise ProtocolError(f"stage {said.stage} sent {type(said.message).__name__}")
+        if self._is_past(said):
+            return
         self._stages[said.stage].on(said.message)
         if self._stages[said.stage].phase is not Phase.DONE:
             self._watch.heard(said.stage, self._clock())
@@ -219,12 +287,13 @@ class Coordinator:
                 self._hear_last_words(stage, how)
         if self._feeding and self._feeding.error:
             self._raise_feed_error(self._feeding.error)
-        if self._feeding is None:
-            return  # start-up has a time-out of its own
-        problem = self._watch.problem(self._clock(), feed_waits=self._feeding.sending)
+        if not (self._feeding or self._attempt):
+            return  # the first start-up has a time-out of its own
+        feed_waits = self._feeding is not None and self._feeding.sending
+        problem = self._watch.problem(self._clock(), feed_waits=feed_waits)
         if problem:
             stage, what = problem
-            raise StageFailedError(f"{self._name(stage)} {what}")
+            raise StageLostError(stage, f"{self._name(stage)} {what}")
 
     def _raise_feed_error(self, error: Exception) -> None:
         if isinstance(error, PipelineError):
@@ -234,13 +303,17 @@ class Coordinator:
 
     def _hear_last_words(self, stage: int, how: str) -> None:
         """A worker that failed said why before it ended; one that was killed could not."""
-        until = self._clock() + _LAST_WORDS_S
+        until, silent = self._clock() + _LAST_WORDS_S, how.startswith("was killed")
         while self._clock() < until and self._stages[stage].phase is not Phase.DONE:
             said = self._control.receive(_LOOK_S)
             if said:
                 self._hear(said)
+            elif silent:
+                break
         if self._stages[stage].phase is not Phase.DONE:
-            raise StageFailedError(f"{self._name(stage)} {how}")
+            raise StageLostError(stage, f"{self._name(stage)} {how}")
+
+    # what stages say
 
     def _on_hello(self, said: Said, hello: Hello) -> None:
         if (hello.run, hello.protocol) != (self._run.id, PROTOCOL_VERSION):
@@ -248,21 +321,14 @@ class Coordinator:
                 f"stage {said.stage} is of run {hello.run} (protocol {hello.protocol}), "
                 f"this is run {self._run.id} (protocol {PROTOCOL_VERSION})"
             )
-        plan, start = self._run.plan.stages[said.stage], self._run.start
-        setup = Setup(
-            config=json.dumps(config_tree(self._run.config)),
-            facts=self._run.batches.facts,
-            blocks=plan.blocks,
-            device=plan.device,
-            bind=self._bind(plan.stage),
-            resumed=bool(start.files),
-            last_batch_id=start.position.step,
-            epoch=self._run.feed.course.epoch_of(start.position.step),
-            tallies=tuple(tally for tally in start.tallies if tally.block in plan.blocks),
-            max_in_flight=self._run.config.runtime.max_in_flight,
-            progress_interval_s=self._run.progress_interval_s,
-        )
-        self._say(plan.stage, setup, [start.files[block] for block in plan.blocks if start.files])
+        files = self._run.start.files
+        blocks = self._run.plan.stages[said.stage].blocks
+        attached = [files[block] for block in blocks] if files else []
+        self._say(said.stage, self._setup(said.stage, kept=False), attached)
+
+    def _setup(self, stage: int, *, kept: bool) -> Setup:
+        bind = self._bind(stage, self._attempt)
+        return setup_of(self._run, stage, self._attempt, bind, kept=kept)
 
     def _on_ready(self, said: Said, ready: Ready) -> None:
         self._addresses[said.stage] = ready.address
@@ -272,13 +338,18 @@ class Coordinator:
 
     def _note_carrier(self, link: str, carrier: str) -> None:
         if carrier.startswith("frames"):
-            self._run.observer(Note(f"link {link}: tensors travel as {carrier}"))
+            self._note(f"link {link}: tensors travel as {carrier}")
+
+    def _note(self, text: str) -> None:
+        self._run.observer(Note(text))
 
     def _on_report(self, said: Said, report: Report) -> None:
         self._run.recorder.report(report.report)
 
     def _on_state(self, said: Said, state: State) -> None:
-        self._run.recorder.snapshot(
+        recorder = self._run.recorder
+        before = recorder.newest
+        recorder.snapshot(
             StageSnapshot(
                 stage=said.stage,
                 step=state.step,
@@ -289,6 +360,13 @@ class Coordinator:
                 tallies=state.tallies,
             )
         )
+        if recorder.newest is not before:
+            self._tell_complete(state.step)
+
+    def _tell_complete(self, step: int) -> None:
+        for stage in self._stages:
+            if stage.phase is Phase.RUNNING and stage.stage not in self._recalled:
+                self._say(stage.stage, Complete(step))
 
     def _on_progress(self, said: Said, progress: ProgressNow) -> None:
         self._progress[said.stage] = progress
@@ -304,8 +382,16 @@ class Coordinator:
     def _on_failure(self, said: Said, failure: Failure) -> None:
         at = f" at batch {failure.batch_id}" if failure.batch_id else ""
         block = "" if failure.block is None else f", block {failure.block}"
-        raise StageFailedError(
-            f"{self._name(said.stage)}{block} failed{at}: {failure.summary}", failure.traceback
+        text = f"{self._name(said.stage)}{block} failed{at}: {failure.summary}"
+        if failure.final or not (self._feeding or self._attempt):
+            kept = self._run.keep_batch(failure.batch_id) if failure.final else ""
+            raise StageFailedError(f"{text}{kept}", failure.traceback)
+        raise StageLostError(
+            said.stage,
+            text,
+            failure.traceback,
+            batch_id=failure.batch_id,
+            leave_out=failure.leave_out,
         )
 
     def _on_bye(self, said: Said, bye: Bye) -> None:
@@ -317,10 +403,13 @@ class Coordinator:
         return StageProgress(stage, seen.batch_id, phase, seen.busy, seen.queue, seen.tallies)
 
     def _say(
-        self, stage: int, message: Setup | Connect, attached: list[bytes] | None = None
+        self,
+        stage: int,
+        message: Setup | Connect | Complete,
+        attached: Sequence[bytes | memoryview] = (),
     ) -> None:
         self._stages[stage].on(message)
-        self._control.send(stage, message, attached or [])
+        self._control.send(stage, message, attached)
 
     def _name(self, stage: int) -> str:
         plan = self._run.plan.stages[stage]

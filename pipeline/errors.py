@@ -30,6 +30,10 @@ class CheckpointError(RunError):
     """A checkpoint is incomplete, damaged, or does not belong to this configuration."""
 
 
+class CalledOffError(RunError):
+    """Whoever waits has been told to do something else."""
+
+
 class StageFailedError(RunError):
     """A stage stopped. `summary` is one line; `remote_traceback` is the worker's own, or empty."""
 
@@ -39,11 +43,44 @@ class StageFailedError(RunError):
         self.remote_traceback = remote_traceback
 
 
+class StageLostError(StageFailedError):
+    """A stage died, failed or hangs, and another process may take its place.
+
+    `batch_id`: the training batch at which it failed by its own account; 0 where it gave none.
+    `leave_out`: whether the run is to begin again without this batch.
+    """
+
+    def __init__(
+        self,
+        stage: int,
+        summary: str,
+        remote_traceback: str = "",
+        *,
+        batch_id: int = 0,
+        leave_out: bool = False,
+    ) -> None:
+        super().__init__(summary, remote_traceback)
+        self.stage = stage
+        self.batch_id = batch_id
+        self.leave_out = leave_out
+
+
 def one_line(error: Exception) -> str:
     """What went wrong in a line: our own errors as they are, others with their type."""
     text = str(error) or type(error).__name__
     named = text if isinstance(error, PipelineError) else f"{type(error).__name__}: {text}"
     return named.splitlines()[0][:500]
+
+
+class NonFiniteLossError(RunError):
+    """A block's loss is infinite or not a number."""
+
+    def __init__(self, block: int, batch_id: int) -> None:
+        super().__init__(
+            f"the loss of block {block} is not finite at batch {batch_id}: a lower optimizer.lr, "
+            "or runtime.on_nonfinite skip_batch or rollback, may help"
+        )
+        self.block, self.batch_id = block, batch_id
 
 
 class InterruptedRunError(PipelineError):

@@ -19,6 +19,7 @@ from pipeline.inband import (
     EndEvaluation,
     EvaluationBatch,
     Item,
+    PassedBatch,
     Snapshot,
     StartEvaluation,
     Stop,
@@ -116,15 +117,22 @@ class Feed:
     """The items of a run from `start` to the end, or to an interruption.
 
     `interrupt` may be called from any thread: the next item is then a snapshot of what has been
-    fed so far, and the last one a stop.
+    fed so far, and the last one a stop. Of the training batches `left_out` only the count is fed.
     """
 
-    def __init__(self, course: Course, start: Position) -> None:
-        self.course = course
+    def __init__(
+        self, course: Course, start: Position, *, left_out: frozenset[int] = frozenset()
+    ) -> None:
+        self.course, self.left_out = course, left_out
         self.interrupted = False
         self.cut_short = False
         """Whether an interruption left out part of the course."""
         self._position = start
+
+    @property
+    def position(self) -> Position:
+        """How far it has been fed."""
+        return self._position
 
     def interrupt(self) -> None:
         """End the feed early, with a snapshot."""
@@ -138,9 +146,14 @@ class Feed:
                 step, reported = self._position.step, self._position.epoch_reported
                 yield Snapshot(step, self.course.epoch_of(step), reported)
                 break
-            yield item
+            yield self._without_left_out(item)
             self._advance(item)
         yield Stop()
+
+    def _without_left_out(self, item: Item) -> Item:
+        if isinstance(item, TrainBatch) and item.batch_id in self.left_out:
+            return PassedBatch(item.batch_id)
+        return item
 
     def _advance(self, item: Item) -> None:
         if isinstance(item, TrainBatch):

@@ -37,8 +37,8 @@ class EvaluationBatch:
 
 @dataclass(frozen=True, slots=True)
 class PassedBatch:
-    """In greedy training, to the stages after the learner's: training step `batch_id` was done
-    further up. It carries no tensors; it keeps the count."""
+    """Training step `batch_id` is not for you: in greedy training it was done further up, or it
+    is left out altogether. It carries no tensors; it keeps the count."""
 
     batch_id: int
 

@@ -8,11 +8,13 @@ time-out, and its error says who waited for whom, for what, how long (invariant 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from queue import Empty, Queue
-from typing import TYPE_CHECKING, Protocol
+from time import monotonic
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from pipeline.carriers import aligned_copy
-from pipeline.errors import TimedOutError
+from pipeline.errors import CalledOffError, TimedOutError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
     from pipeline.carriers import Payload
     from pipeline.inband import Item
     from pipeline.messages import Message, TensorSpec
+
+
+_LOOK_S = 0.05
+Taken = TypeVar("Taken")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +63,16 @@ class Said:
     attached: tuple[memoryview, ...] = ()
 
 
+def never() -> bool:
+    """For waits that nobody calls off."""
+    return False
+
+
 class Sender(Protocol):
     """The upstream end of a link: what it sends goes downstream."""
 
     def send(self, item: Item, payloads: Sequence[Payload] = ()) -> None:
-        """Send in order; a batch waits for a credit. Raises TimedOutError."""
+        """Send in order; a batch waits for a credit. Raises TimedOutError, CalledOffError."""
 
     def statistics(self) -> LinkStatistics:
         """Counted since the link was opened."""
@@ -77,8 +88,8 @@ class Receiver(Protocol):
     def queued(self) -> int:
         """Items that have arrived and wait to be received."""
 
-    def receive(self, timeout_s: float) -> Delivery:
-        """The next item. Raises TimedOutError."""
+    def receive(self, timeout_s: float, called_off: Callable[[], bool] = never) -> Delivery:
+        """The next item. Raises TimedOutError; CalledOffError where `called_off` says so."""
 
     def statistics(self) -> LinkStatistics:
         """Counted since the link was opened."""
@@ -92,6 +103,10 @@ class ControlClient(Protocol):
 
     def send(self, message: Message, attached: Sequence[bytes | memoryview] = ()) -> None:
         """To the coordinator."""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the coordinator has said something that was not received yet."""
 
     def receive(self, timeout_s: float) -> Said:
         """From the coordinator. Raises TimedOutError."""
@@ -108,6 +123,9 @@ class ControlServer(Protocol):
     def receive(self, timeout_s: float) -> Said | None:
         """What any stage said, None after `timeout_s` of silence."""
 
+    def expect(self, stage: int, attempt: int) -> None:
+        """From now on the process started for `attempt` speaks for the stage, and no other."""
+
 
 @dataclass(slots=True)
 class _Shared:
@@ -123,17 +141,17 @@ class MemorySender:
 
     def __init__(self, shared: _Shared, timeout_s: float) -> None:
         self._shared, self._timeout_s = shared, timeout_s
+        self._cancelled: Callable[[], bool] = never
         self._batches = self._nbytes = 0
+
+    def heed(self, cancelled: Callable[[], bool]) -> None:
+        """From now on stop waiting where `cancelled` says so."""
+        self._cancelled = cancelled
 
     def send(self, item: Item, payloads: Sequence[Payload] = ()) -> None:
         """Copies, as the real ones do."""
         if payloads:
-            try:
-                self._shared.credits.get(timeout=self._timeout_s)
-            except Empty:
-                raise TimedOutError(
-                    f"waited {self._timeout_s:g} s for a credit: none came"
-                ) from None
+            _take(self._shared.credits, "a credit", self._timeout_s, self._cancelled)
         tensors = tuple(Arrived(p.spec, aligned_copy(p.view())) for p in payloads)
         self._batches += bool(payloads)
         self._nbytes += sum(tensor.spec.nbytes for tensor in tensors)
@@ -161,12 +179,9 @@ class MemoryReceiver:
         """Items that wait."""
         return self._shared.items.qsize()
 
-    def receive(self, timeout_s: float) -> Delivery:
+    def receive(self, timeout_s: float, called_off: Callable[[], bool] = never) -> Delivery:
         """The next item."""
-        try:
-            item, tensors = self._shared.items.get(timeout=timeout_s)
-        except Empty:
-            raise TimedOutError(f"waited {timeout_s:g} s for a batch: none came") from None
+        item, tensors = _take(self._shared.items, "a batch", timeout_s, called_off)
         self._batches += bool(tensors)
         self._nbytes += sum(tensor.spec.nbytes for tensor in tensors)
         return Delivery(item, tensors, self._grant if tensors else _nothing)
@@ -188,41 +203,74 @@ def memory_link(slots: int, timeout_s: float = 5.0) -> tuple[MemorySender, Memor
     return MemorySender(shared, timeout_s), MemoryReceiver(shared)
 
 
+def _take(
+    queue: Queue[Taken], what: str, timeout_s: float, called_off: Callable[[], bool]
+) -> Taken:
+    until = monotonic() + timeout_s
+    while not called_off():
+        try:
+            return queue.get(timeout=min(_LOOK_S, max(0.0, until - monotonic())))
+        except Empty:
+            if monotonic() >= until:
+                raise TimedOutError(f"waited {timeout_s:g} s for {what}: none came") from None
+    raise CalledOffError(f"told to stop waiting for {what}")
+
+
 class MemoryControl:
-    """Both ends of control within one process; `client(stage)` is a stage's end."""
+    """Both ends of control within one process; `client(stage, attempt)` is a stage's end."""
 
     def __init__(self) -> None:
-        self._said: Queue[Said] = Queue()
-        self._clients: dict[int, Queue[Said]] = {}
+        self._said: Queue[tuple[int, Said]] = Queue()
+        self._inboxes: dict[tuple[int, int], Queue[Said]] = {}
+        self._attempts: dict[int, int] = {}
 
-    def client(self, stage: int) -> MemoryControlClient:
-        """The end of one stage."""
-        inbox = self._clients.setdefault(stage, Queue())
-        return MemoryControlClient(stage, inbox, self._said)
+    def client(self, stage: int, attempt: int = 0) -> MemoryControlClient:
+        """The end of one stage, of the worker started for `attempt`."""
+        outbox = partial(self._hear, attempt)
+        return MemoryControlClient(stage, self._inbox(stage, attempt), outbox)
 
     def send(
         self, stage: int, message: Message, attached: Sequence[bytes | memoryview] = ()
     ) -> None:
         """To one stage."""
-        self._clients.setdefault(stage, Queue()).put(_said(stage, message, attached))
+        inbox = self._inbox(stage, self._attempts.get(stage, 0))
+        inbox.put(_said(stage, message, attached))
 
     def receive(self, timeout_s: float) -> Said | None:
         """What any stage said."""
-        try:
-            return self._said.get(timeout=timeout_s) if timeout_s else self._said.get_nowait()
-        except Empty:
-            return None
+        while True:
+            try:
+                attempt, said = self._said.get(block=timeout_s > 0, timeout=timeout_s or None)
+            except Empty:
+                return None
+            if attempt == self._attempts.get(said.stage, 0):
+                return said
+
+    def expect(self, stage: int, attempt: int) -> None:
+        """From now on the worker started for `attempt` speaks for the stage."""
+        self._attempts[stage] = attempt
+
+    def _inbox(self, stage: int, attempt: int) -> Queue[Said]:
+        return self._inboxes.setdefault((stage, attempt), Queue())
+
+    def _hear(self, attempt: int, said: Said) -> None:
+        self._said.put((attempt, said))
 
 
 class MemoryControlClient:
     """A stage's end of in-memory control."""
 
-    def __init__(self, stage: int, inbox: Queue[Said], outbox: Queue[Said]) -> None:
-        self._stage, self._inbox, self._outbox = stage, inbox, outbox
+    def __init__(self, stage: int, inbox: Queue[Said], hear: Callable[[Said], None]) -> None:
+        self._stage, self._inbox, self._hear = stage, inbox, hear
 
     def send(self, message: Message, attached: Sequence[bytes | memoryview] = ()) -> None:
         """To the coordinator."""
-        self._outbox.put(_said(self._stage, message, attached))
+        self._hear(_said(self._stage, message, attached))
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the coordinator has said something."""
+        return not self._inbox.empty()
 
     def receive(self, timeout_s: float) -> Said:
         """From the coordinator."""

@@ -128,15 +128,21 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Coordinator: become this stage. Block files to start from are attached, in the order of
-    `blocks`, if `resumed`."""
+    """Coordinator: become this stage, or begin again as this stage.
 
+    If `resumed`, there is a state to start from, that of step `last_batch_id`: block files in
+    the order of `blocks`, attached or, if `kept`, in the worker's own memory. `attempt` counts
+    how often the run has begun again.
+    """
+
+    attempt: int
     config: str
     facts: DataFacts
     blocks: tuple[int, ...]
     device: str
     bind: str
     resumed: bool
+    kept: bool
     last_batch_id: int
     epoch: int
     tallies: tuple[Tally, ...]
@@ -148,6 +154,7 @@ class Setup:
 class Ready:
     """Worker: built, and listening for the stage before me at `address`."""
 
+    attempt: int
     address: LinkAddress
 
 
@@ -156,6 +163,13 @@ class Connect:
     """Coordinator: the stage after you listens at `address`; None: you are the last."""
 
     address: LinkAddress | None
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """Coordinator: the state of every stage after `step` has arrived; forget what is older."""
+
+    step: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,12 +220,18 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Worker: an error as data. `block` is None where no block was at work."""
+    """Worker: an error as data. `block` is None where no block was at work.
+
+    `final`: it would come back, there is no use in beginning again. `leave_out`: begin again
+    without this batch.
+    """
 
     summary: str
     block: int | None
     batch_id: int
     traceback: str
+    final: bool = False
+    leave_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,5 +243,5 @@ LinkMessage: TypeAlias = Header | OpenLink | Credit
 WorkerMessage: TypeAlias = (
     Hello | Ready | Connected | Report | State | ProgressNow | Heartbeat | Failure | Bye
 )
-CoordinatorMessage: TypeAlias = Setup | Connect
+CoordinatorMessage: TypeAlias = Setup | Connect | Complete
 Message: TypeAlias = LinkMessage | WorkerMessage | CoordinatorMessage

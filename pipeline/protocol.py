@@ -1,7 +1,8 @@
 """The life cycle of a stage as a table: (state, message) -> state.
 
     STARTING ─Hello▶ GREETED ─Setup▶ BUILDING ─Ready▶ READY ─Connect▶ CONNECTING ─Connected▶ RUNNING
-    RUNNING ─Report, State, ProgressNow▶ RUNNING ─Bye▶ DONE          any but DONE ─Failure▶ FAILED
+    RUNNING ─Report, State, ProgressNow, Complete▶ RUNNING ─Bye▶ DONE
+    any but STARTING and DONE ─Setup▶ BUILDING (the run begins again)  any but DONE ─Failure▶ FAILED
 
 Both ends keep one and hold every message, sent or received, against it; whatever is not listed
 is an error that names state, message and what was expected. Heartbeats come on a socket of
@@ -15,6 +16,7 @@ from enum import Enum, auto
 from pipeline.errors import ProtocolError
 from pipeline.messages import (
     Bye,
+    Complete,
     Connect,
     Connected,
     Failure,
@@ -42,17 +44,20 @@ class Phase(Enum):
 
 
 _FAILURE: dict[type, Phase] = {Failure: Phase.FAILED}
+_AGAIN: dict[type, Phase] = {Setup: Phase.BUILDING}
 TABLE: dict[Phase, dict[type, Phase]] = {
     Phase.STARTING: {Hello: Phase.GREETED, **_FAILURE},
     Phase.GREETED: {Setup: Phase.BUILDING, **_FAILURE},
-    Phase.BUILDING: {Ready: Phase.READY, **_FAILURE},
-    Phase.READY: {Connect: Phase.CONNECTING, **_FAILURE},
-    Phase.CONNECTING: {Connected: Phase.RUNNING, **_FAILURE},
+    Phase.BUILDING: {Ready: Phase.READY, **_AGAIN, **_FAILURE},
+    Phase.READY: {Connect: Phase.CONNECTING, **_AGAIN, **_FAILURE},
+    Phase.CONNECTING: {Connected: Phase.RUNNING, **_AGAIN, **_FAILURE},
     Phase.RUNNING: {
+        Complete: Phase.RUNNING,
         Report: Phase.RUNNING,
         State: Phase.RUNNING,
         ProgressNow: Phase.RUNNING,
         Bye: Phase.DONE,
+        **_AGAIN,
         **_FAILURE,
     },
     Phase.DONE: {},

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from pipeline.checkpoint import StartState
 from pipeline.errors import InterruptedRunError
 from pipeline.events import Note, Progress, StageProgress
+from pipeline.feed import Feed, Position
 from pipeline.inband import EvaluationBatch, TrainBatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
-    from pipeline.checkpoint import StartState
     from pipeline.config import Config
     from pipeline.data import Batches
     from pipeline.events import Observer
-    from pipeline.feed import Feed
     from pipeline.inband import Item
     from pipeline.plan import Plan
     from pipeline.recorder import Recorder
@@ -44,6 +46,8 @@ class Run:
     observer: Observer
     interrupted: Callable[[], bool] = never
     progress_interval_s: float = 0.0
+    folder: Path | None = None
+    """The run directory, for what is left for inspection."""
 
     def heed_interruption(self) -> None:
         """End the feed, once, if the person or the cluster asked for it."""
@@ -52,11 +56,31 @@ class Run:
             self.observer(Note("interrupted: finishing what is under way, writing a checkpoint"))
 
     def interruption(self) -> InterruptedRunError:
-        """What to raise once the run has been interrupted."""
-        saved, start = self.recorder.last_checkpoint, self.start
-        if saved is not None:
-            return InterruptedRunError(saved)
-        return InterruptedRunError(start.position.step, saved=bool(start.files))
+        """What to raise once the run has been interrupted; names the step that is on the disk.
+
+        Raises:
+            RunError: as `Recorder.finish`, where the last state is not.
+        """
+        self.recorder.finish()
+        saved = self.recorder.last_checkpoint
+        if saved is None:
+            return InterruptedRunError(self.start.position.step, saved=False)
+        return InterruptedRunError(saved)
+
+    def rewound(self, leave_out: int | None = None) -> Run:
+        """The run as it begins again from its newest complete snapshot, or from its start.
+
+        Args:
+            leave_out: a training batch to feed no more.
+        """
+        newest, start = self.recorder.newest, self.start
+        if newest is not None:
+            position = Position(newest.step, newest.epoch_reported)
+            start = StartState(position, newest.files, newest.tallies, start.steps_per_epoch)
+        self.recorder.rewind(start.position)
+        without = self.feed.left_out | ({leave_out} if leave_out is not None else set())
+        feed = Feed(self.feed.course, start.position, left_out=frozenset(without))
+        return replace(self, start=start, feed=feed)
 
     def arrays(self, item: Item) -> tuple[NDArray[np.generic], ...]:
         """(uint8 images (n, C, H, W), int64 labels (n,)) of a batch; nothing for a marker."""
@@ -67,6 +91,20 @@ class Run:
         if isinstance(item, EvaluationBatch):
             return self.batches.evaluation(item.batch_id - 1)
         return ()
+
+    def keep_batch(self, batch_id: int) -> str:
+        """Leave a training batch as a file; says where, as the end of a sentence."""
+        if self.folder is None:
+            return ""
+        steps = self.batches.steps_per_epoch
+        epoch, index = (batch_id - 1) // steps + 1, (batch_id - 1) % steps
+        images, labels = self.batches.train(epoch, index)
+        path = self.folder / f"batch-{batch_id:08d}.npz"
+        try:
+            np.savez_compressed(path, images=images, labels=labels)
+        except OSError as error:  # what went wrong with the batch matters more
+            return f"; the batch can't be kept for inspection: {error}"
+        return f"; the batch, before augmentation: {path}"
 
 
 class Speedometer:

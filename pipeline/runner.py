@@ -131,6 +131,7 @@ class StageRunner:
 
     def _snapshot(self, item: Snapshot) -> None:
         self._must_be("snapshot", self.last_batch_id, item.step)
+        self.stage.settle()
         states = self.stage.state()
         self._outlet.snapshot(
             StageSnapshot(
@@ -150,6 +151,7 @@ class StageRunner:
         self._outlet.forward(item, ())
 
     def _report(self, epoch: int, *, training: bool) -> None:
+        self.stage.settle()
         counters = self.stage.training if training else self.stage.evaluation
         tallies = counters.read()
         self._outlet.report(PassReport(self.index, epoch, training, tallies, self.meter.take()))

@@ -15,8 +15,8 @@ import torch
 
 from pipeline.assembly import build_stage, prepare_process
 from pipeline.blockfile import decode_block
-from pipeline.errors import PipelineError, StageFailedError, one_line
-from pipeline.events import StageProgress
+from pipeline.errors import NonFiniteLossError, PipelineError, StageFailedError, one_line
+from pipeline.events import Note, StageProgress
 from pipeline.meter import Meter, peak_reader
 from pipeline.run import Speedometer
 from pipeline.runner import StageRunner
@@ -61,7 +61,7 @@ class SingleTrainer:
         self._device = torch.device(run.plan.stages[0].device)
         prepare_process(self._device, run.config.runtime.threads_per_stage)
         self._queue: deque[tuple[int, Item, tuple[Tensor, ...]]] = deque()
-        self._runners = [self._runner(plan) for plan in run.plan.stages]
+        self._runners = self._built()
 
     def run(self) -> None:
         """Train to the end.
@@ -70,18 +70,44 @@ class SingleTrainer:
             InterruptedRunError: after the checkpoint of an interruption.
             StageFailedError: for whatever else goes wrong in a stage.
         """
+        while not self._trained():
+            pass
+        if self._run.feed.cut_short:
+            raise self._run.interruption()
+
+    def _trained(self) -> bool:
+        """Train to the end; false where the run has been rolled back and is to begin again."""
+        try:
+            self._train()
+        except NonFiniteLossError as error:
+            self._roll_back(error)
+            return False
+        return True
+
+    def _roll_back(self, error: NonFiniteLossError) -> None:
+        if self._run.config.runtime.on_nonfinite != "rollback":
+            raise StageFailedError(f"{error}{self._run.keep_batch(error.batch_id)}") from error
+        self._queue.clear()
+        self._run = self._run.rewound(error.batch_id)
+        step = self._run.start.position.step
+        self._run.observer(Note(f"{error}: back to step {step}, without this batch"))
+        self._runners = self._built()
+
+    def _train(self) -> None:
         run = self._run
         run.recorder.start_clock()
         speedometer, looked = Speedometer(run, monotonic()), monotonic()
         for item in run.feed:
             self._pass_through(item)
+            run.recorder.tell_written()
             run.heed_interruption()
             if run.progress_interval_s and monotonic() - looked > run.progress_interval_s:
                 looked = monotonic()
                 step = self._runners[-1].last_batch_id
                 speedometer.tell(step, looked, [_progress(runner) for runner in self._runners])
-        if run.feed.cut_short:
-            raise run.interruption()
+
+    def _built(self) -> list[StageRunner]:
+        return [self._runner(plan) for plan in self._run.plan.stages]
 
     def _pass_through(self, item: Item) -> None:
         arrays = self._run.arrays(item)
@@ -95,10 +121,7 @@ class SingleTrainer:
     def _handle(self, runner: StageRunner, item: Item, tensors: tuple[Tensor, ...]) -> None:
         try:
             runner.handle(item, tensors)
-        except (
-            PipelineError,
-            OSError,
-        ):  # an OSError is the recorder's: the disk's, not the stage's
+        except PipelineError:
             raise
         except Exception as error:  # told as a worker's would be
             block, batch = runner.stage.at_work, runner.last_batch_id + 1
@@ -118,7 +141,7 @@ class SingleTrainer:
             last_batch_id=start.position.step,
         )
         if start.files:
-            stage.load({block: decode_block(start.files[block]) for block in plan.blocks})
+            stage.load({block: decode_block(bytes(start.files[block])) for block in plan.blocks})
             tallies = [tally for tally in start.tallies if tally.block in plan.blocks]
             runner.resume(run.feed.course.epoch_of(start.position.step), tallies)
         return runner

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
+from pipeline.finite import FiniteCheck, put_back
 from pipeline.metrics import Counters
 from pipeline.specs import in_runs
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from pipeline.augment import Preprocess
     from pipeline.block import Block
+    from pipeline.finite import Policy
     from pipeline.losses import LossValue
     from pipeline.specs import BlockSpec
 
@@ -36,12 +38,18 @@ class Stage:
     The first stage of a network also has the `preprocess` that turns images into its input.
     """
 
-    def __init__(self, blocks: Sequence[Block], preprocess: Preprocess | None) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        preprocess: Preprocess | None,
+        on_nonfinite: Policy = "stop",
+    ) -> None:
         self.blocks = list(blocks)
         self._preprocess = preprocess
         self._groups = in_runs(self.blocks, lambda block: block.spec.same_group)
         self._shortcuts = Shortcuts(block.spec for block in blocks)
         indices = [block.spec.index for block in blocks]
+        self._finite = FiniteCheck(on_nonfinite, indices, blocks[0].device)
         self.at_work: int | None = None
         """Index of the block at work, for error messages."""
         self.training = Counters(indices, blocks[0].device)
@@ -100,8 +108,8 @@ class Stage:
         send: Send,
     ) -> Tensor:
         """One step of the blocks of a group, from all their losses; gives what it passes on."""
-        losses: list[Tensor] = []
-        received = x
+        values: dict[Block, LossValue] = {}
+        statistics, received = self._finite.statistics_of(group), x
         for block in self._in_turn(group):
             shortcut = self._shortcuts.at(block.spec, x)
             h = block(x, batch_id=batch_id, shortcut=shortcut)
@@ -111,13 +119,38 @@ class Stage:
             if block is self.blocks[-1] and not block.spec.is_output:
                 send(x)
             if block.has_loss:
-                value = block.local_loss(h, labels, received)
-                losses.append(value.loss)
+                values[block] = block.local_loss(h, labels, received)
                 received = x
-                self._count(self.training, block, value, labels)
-        learn(group, sum(losses[1:], start=losses[0]), lr)
+        self._learn(group, values, labels, batch_id, lr, statistics)
         self._shortcuts.detach()
         return x
+
+    def _learn(
+        self,
+        group: Sequence[Block],
+        values: Mapping[Block, LossValue],
+        labels: Tensor,
+        batch_id: int,
+        lr: float,
+        statistics: Sequence[tuple[Tensor, Tensor]],
+    ) -> None:
+        """Learn and count, unless the batch is to be skipped."""
+        losses = [value.loss for value in values.values()]
+        loss = sum(losses[1:], start=losses[0])
+        if not self._finite.passes(loss, group[-1].spec.index, batch_id):
+            put_back(statistics)
+            return
+        learn(group, loss, lr)
+        for block, value in values.items():
+            self._count(self.training, block, value, labels)
+
+    def settle(self) -> None:
+        """Before a report or a snapshot.
+
+        Raises:
+            NonFiniteLossError: where a loss was not finite and only now comes to light.
+        """
+        self._finite.settle()
 
     @torch.no_grad()
     def evaluate(

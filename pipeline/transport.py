@@ -17,8 +17,8 @@ import zmq
 
 from pipeline.carriers import Ring, RingWriter, aligned_copy, slot_parts
 from pipeline.codec import decode, encode
-from pipeline.errors import ProtocolError, TimedOutError
-from pipeline.links import Arrived, Delivery, LinkStatistics, Said
+from pipeline.errors import CalledOffError, ProtocolError, TimedOutError
+from pipeline.links import Arrived, Delivery, LinkStatistics, Said, never
 from pipeline.messages import (
     PROTOCOL_VERSION,
     Credit,
@@ -38,11 +38,6 @@ Context: TypeAlias = zmq.Context[zmq.Socket[bytes]]
 
 LINGER_MS = 2000
 _LOOK_S = 0.2  # how often a waiting end looks whether it is still wanted
-
-
-def never() -> bool:
-    """For ends whose wait nobody cancels."""
-    return False
 
 
 class ZmqSender:
@@ -71,10 +66,10 @@ class ZmqSender:
         """Send in order; a batch first waits for a credit (invariant 4).
 
         Raises:
-            TimedOutError: where none came in time, or the wait was cancelled.
+            TimedOutError: where none came in time.
+            CalledOffError: where the wait was cancelled.
         """
-        if self._cancelled():
-            raise TimedOutError(f"{self._me} is told to stop sending to {self._peer}")
+        self._check_wanted()
         specs = tuple(payload.spec for payload in payloads)
         if not payloads:
             self._socket.send(encode(Header(item)))
@@ -103,13 +98,19 @@ class ZmqSender:
         while not self._credits or self._socket.poll(0):
             if self._credits or self._socket.poll(_ms(_LOOK_S)):
                 self._take_credit()
-            elif monotonic() - began > self._timeout_s or self._cancelled():
+                continue
+            self._check_wanted()
+            if monotonic() - began > self._timeout_s:
                 raise TimedOutError(
                     f"{self._me} waited {monotonic() - began:.1f} s for {self._peer} to take a "
                     "batch: it took none"
                 )
         self._waited_s += monotonic() - began
         return self._credits.popleft()
+
+    def _check_wanted(self) -> None:
+        if self._cancelled():
+            raise CalledOffError(f"{self._me} is told to stop sending to {self._peer}")
 
     def _take_credit(self) -> None:
         message = decode(self._socket.recv())
@@ -147,22 +148,25 @@ class ZmqReceiver:
         self._drain()
         return len(self._arrived)
 
-    def receive(self, timeout_s: float) -> Delivery:
+    def receive(self, timeout_s: float, called_off: Callable[[], bool] = never) -> Delivery:
         """The next item.
 
         Raises:
             TimedOutError: where none came in time.
+            CalledOffError: where `called_off` says so.
             ProtocolError: where the peer is of another run or says what it may not.
         """
         began = monotonic()
         self._drain()
         while not self._arrived:
+            if called_off():
+                raise CalledOffError(f"{self._me} is told to stop waiting for {self._peer}")
             left = timeout_s - (monotonic() - began)
             if left <= 0:
                 raise TimedOutError(
                     f"{self._me} waited {timeout_s:.1f} s for {self._peer} to send: nothing came"
                 )
-            self._socket.poll(_ms(left))
+            self._socket.poll(_ms(min(left, _LOOK_S)))
             self._drain()
         self._waited_s += monotonic() - began
         return self._arrived.popleft()
@@ -232,16 +236,22 @@ class ZmqControlClient:
         context: Context,
         endpoint: str,
         stage: int,
+        attempt: int,
         role: str = "stage",
     ) -> None:
         self._stage = stage
         self._socket = _dealer(context)
-        self._socket.setsockopt(zmq.IDENTITY, f"{role}-{stage}".encode())
+        self._socket.setsockopt(zmq.IDENTITY, _identity(role, stage, attempt))
         self._socket.connect(endpoint)
 
     def send(self, message: Message, attached: Sequence[bytes | memoryview] = ()) -> None:
         """To the coordinator."""
         self._socket.send_multipart([encode(message), *attached], copy=not attached)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the coordinator has said something that was not received yet."""
+        return bool(self._socket.poll(0))
 
     def receive(self, timeout_s: float) -> Said:
         """From the coordinator.
@@ -269,21 +279,33 @@ class ZmqControlServer:
         self._socket.set_hwm(0)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.bind(bind)
+        self._attempts: dict[int, int] = {}
         self.rejected = 0
+
+    def expect(self, stage: int, attempt: int) -> None:
+        """From now on the process started for `attempt` speaks for the stage, and no other."""
+        self._attempts[stage] = attempt
 
     def send(
         self, stage: int, message: Message, attached: Sequence[bytes | memoryview] = ()
     ) -> None:
         """To one stage, which must have said hello."""
-        identity = f"stage-{stage}".encode()
-        self._socket.send_multipart([identity, encode(message), *attached], copy=not attached)
+        identity = _identity("stage", stage, self._attempts.get(stage, 0))
+        frames = [identity, encode(message), *attached]
+        try:
+            self._socket.send_multipart(frames, copy=not attached)
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            # the worker has just died: whoever watches the processes will say so
 
     def receive(self, timeout_s: float) -> Said | None:
-        """What any stage said, None after `timeout_s` of silence. Strangers are only counted."""
+        """What any stage said, None after `timeout_s` of silence. Strangers, and workers that
+        have been replaced, are only counted."""
         while self._socket.poll(_ms(timeout_s)):
             identity, *frames = self._socket.recv_multipart(copy=False)
-            known = re.fullmatch(rb"(?:stage|heartbeat)-(\d{1,4})", identity.bytes)
-            if known and frames:
+            known = re.fullmatch(rb"(?:stage|heartbeat)-(\d{1,4})-(\d{1,6})", identity.bytes)
+            if known and frames and int(known[2]) == self._attempts.get(int(known[1]), 0):
                 attached = tuple(frame.buffer for frame in frames[1:])
                 return Said(int(known[1]), decode(frames[0].buffer), attached)
             self.rejected += 1
@@ -302,6 +324,10 @@ def make_context() -> Context:
 def close_context(context: Context) -> None:
     """Close every socket, giving what was sent a moment to leave."""
     context.destroy(linger=LINGER_MS)
+
+
+def _identity(role: str, stage: int, attempt: int) -> bytes:
+    return f"{role}-{stage}-{attempt}".encode()
 
 
 def _ms(seconds: float) -> int:

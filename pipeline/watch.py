@@ -62,6 +62,10 @@ class Watch:
         """The stage said goodbye: it is not watched any more."""
         self._stages.pop(stage, None)
 
+    def forget(self) -> None:
+        """The run begins again: whoever is heard from now on is watched anew."""
+        self._stages.clear()
+
     def phase(self, stage: int) -> str:
         """What the stage last said it was doing."""
         known = self._stages.get(stage)

@@ -1,7 +1,6 @@
-"""Stage k as a process: receive, train, send; obey markers; say how it goes.
+"""Stage k: receive, train, send; obey markers; say how it goes; begin again when told.
 
 link in ──▶ StageRunner ──▶ link out          control ⇄ coordinator
-                                              heartbeat thread ──▶ coordinator
 """
 
 from __future__ import annotations
@@ -9,27 +8,23 @@ from __future__ import annotations
 import json
 import os
 import time
-import traceback
-from contextlib import contextmanager
-from dataclasses import dataclass
 from math import prod
-from threading import Event, Thread, get_ident
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from pipeline.assembly import build_stage, prepare_process
 from pipeline.blockfile import decode_block
 from pipeline.config import build_config
-from pipeline.errors import ProtocolError, one_line
+from pipeline.errors import CalledOffError, ProtocolError
 from pipeline.inband import EvaluationBatch, PassedBatch, TrainBatch
+from pipeline.kept import KeptStates
 from pipeline.messages import (
     PROTOCOL_VERSION,
     Bye,
+    Complete,
     Connect,
     Connected,
-    Failure,
-    Heartbeat,
     Hello,
     ProgressNow,
     Ready,
@@ -38,84 +33,41 @@ from pipeline.messages import (
     State,
 )
 from pipeline.meter import Meter, peak_reader
-from pipeline.protocol import LifeCycle
+from pipeline.protocol import LifeCycle, Phase
 from pipeline.runner import StageRunner
 from pipeline.tensors import TensorPayload, arrived_tensor
-from pipeline.transport import (
-    ZmqControlClient,
-    ZmqReceiver,
-    ZmqSender,
-    close_context,
-    make_context,
-)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
+    from pipeline.activity import Activity
     from pipeline.inband import Item
-    from pipeline.links import ControlClient, Delivery, Receiver, Sender
+    from pipeline.links import ControlClient, Delivery, Receiver, Said, Sender
     from pipeline.messages import LinkAddress, WorkerMessage
     from pipeline.records import PassReport, StageSnapshot
     from pipeline.specs import BlockSpec
 
-HEARTBEAT_INTERVAL_S = 0.5
 PATIENCE_S = 3600.0  # the coordinator ends a stalled run long before; this ends an orphan's wait
 
-ControlMessage = TypeVar("ControlMessage", Setup, Connect)
 
-
-@dataclass(slots=True)
-class Activity:
-    """What the worker is doing; written by its main thread, read by the heartbeat's.
-
-    `phase`: starting; waiting (for input); working; blocked (the next stage has no room).
-    """
-
-    handled: int = 0
-    batch_id: int = 0
-    phase: str = "starting"
-
-    @contextmanager
-    def during(self, phase: str) -> Iterator[None]:
-        """Be in `phase` for a while."""
-        before, self.phase = self.phase, phase
-        try:
-            yield
-        finally:
-            self.phase = before
-
-
-class Endpoints:
-    """How a worker reaches its neighbours; replaced by in-memory links in tests."""
-
-    def __init__(self, run: str, stage: int) -> None:
-        self.context = make_context()
-        self._run, self._stage = run, stage
+class Endpoints(Protocol):
+    """How a worker reaches its neighbours; `endpoints.py` has the real one."""
 
     def listen(self, bind: str, slots: int, slot_bytes: int) -> tuple[Receiver, LinkAddress]:
         """The link from the stage before."""
-        before = f"stage {self._stage - 1}" if self._stage else "the coordinator"
-        receiver = ZmqReceiver(
-            self.context,
-            bind,
-            self._run,
-            names=(f"stage {self._stage}", before),
-            slots=slots,
-            slot_bytes=slot_bytes,
-        )
-        return receiver, receiver.address
 
-    def connect(self, address: LinkAddress) -> tuple[Sender, str]:
+    def connect(self, address: LinkAddress, called_off: Callable[[], bool]) -> tuple[Sender, str]:
         """The link to the stage after, and what carries its tensors."""
-        names = (f"stage {self._stage}", f"stage {self._stage + 1}")
-        sender = ZmqSender(self.context, address, self._run, names=names, timeout_s=PATIENCE_S)
-        return sender, sender.carrier
 
 
 class Worker:
-    """One stage's life, from hello to bye."""
+    """One stage's life, from hello to bye.
+
+    Whenever another stage has been lost, the coordinator sends a new `Setup`: the worker drops
+    what it is doing and begins again from the state that it is told, mostly one of its own.
+    """
 
     def __init__(
         self,
@@ -130,27 +82,45 @@ class Worker:
         self._endpoints, self._activity, self._factory = endpoints, activity, factory
         self._life = LifeCycle(stage)
         self._meter = Meter()
+        self._kept = KeptStates()
+        self._again: tuple[Setup, tuple[memoryview, ...]] | None = None
+        self._receiver: Receiver | None = None
         self._sender: Sender | None = None
         self.runner: StageRunner | None = None
+        self.on_nonfinite = "stop"
 
     def live(self) -> None:
         """Returns after the stop marker; raises what went wrong."""
         self._say(Hello(self._run, PROTOCOL_VERSION, os.getpid()))
-        setup = self._hear(Setup)
-        self.runner = self._build(setup)
-        receiver = self._join(setup)
-        last_look = time.monotonic()
-        while not self.runner.stopped:
-            with self._activity.during("waiting"):
-                delivery = receiver.receive(PATIENCE_S)
-            self._handle(self.runner, delivery)
-            if (
-                setup.progress_interval_s
-                and time.monotonic() - last_look > setup.progress_interval_s
-            ):
-                last_look = time.monotonic()
-                self._say_progress(self.runner, receiver.queued)
+        setup, attached = self._await_setup()
+        while True:
+            try:
+                self._attempt(setup, attached)
+                break
+            except CalledOffError:
+                self._leave_links()
+                self._activity.phase = "starting"
+                setup, attached = self._await_setup()
         self._say(Bye())
+
+    def _attempt(self, setup: Setup, attached: tuple[memoryview, ...]) -> None:
+        """From a state to the stop marker."""
+        self.runner = self._build(setup, attached)
+        self._join(setup)
+        self._serve(self.runner, setup.progress_interval_s)
+
+    def _serve(self, runner: StageRunner, progress_interval_s: float) -> None:
+        assert self._receiver, "serving begins with links"
+        last_look = time.monotonic()
+        while not runner.stopped:
+            with self._activity.during("waiting"):
+                delivery = self._receiver.receive(PATIENCE_S, self._called_off)
+            if self._called_off():
+                raise CalledOffError("the run begins again")
+            self._handle(runner, delivery)
+            if progress_interval_s and time.monotonic() - last_look > progress_interval_s:
+                last_look = time.monotonic()
+                self._say_progress(runner, self._receiver.queued)
 
     # the runner's outlet
 
@@ -165,7 +135,9 @@ class Worker:
         self._say(Report(report))
 
     def snapshot(self, snapshot: StageSnapshot) -> None:
-        """State at a marker, to the coordinator; its bytes leave in the background."""
+        """State at a marker, to the coordinator; its bytes leave in the background. They are
+        kept here, too, in case the run has to go back to them."""
+        self._kept.add(snapshot.step, snapshot.files)
         state = State(
             snapshot.step,
             snapshot.epoch,
@@ -179,17 +151,37 @@ class Worker:
         self._life.on(message)
         self._control.send(message, attached)
 
-    def _hear(self, kind: type[ControlMessage]) -> ControlMessage:
-        said = self._control.receive(PATIENCE_S)
-        self._life.on(said.message)
-        if not isinstance(said.message, kind):
-            raise ProtocolError(f"stage {self._stage}: expected {kind.__name__}")
-        self._attached = said.attached
-        return said.message
+    def _await_setup(self) -> tuple[Setup, tuple[memoryview, ...]]:
+        """What to be, and the block files that came with it."""
+        while self._again is None:
+            self._take(self._control.receive(PATIENCE_S))
+        (setup, attached), self._again = self._again, None
+        return setup, attached
 
-    def _build(self, setup: Setup) -> StageRunner:
+    def _await_connect(self) -> LinkAddress | None:
+        said = self._control.receive(PATIENCE_S)
+        self._take(said)
+        if not isinstance(said.message, Connect):
+            raise CalledOffError("the run begins again")
+        return said.message.address
+
+    def _called_off(self) -> bool:
+        """Whether the run begins again; looks at what the coordinator has said meanwhile."""
+        while self._again is None and self._control.waiting and self._life.phase is Phase.RUNNING:
+            self._take(self._control.receive(0.0))
+        return self._again is not None
+
+    def _take(self, said: Said) -> None:
+        self._life.on(said.message)
+        if isinstance(said.message, Complete):
+            self._kept.drop_before(said.message.step)
+        elif isinstance(said.message, Setup):
+            self._again = said.message, said.attached
+
+    def _build(self, setup: Setup, attached: tuple[memoryview, ...]) -> StageRunner:
         config = build_config(json.loads(setup.config), "the coordinator's config")
         self._check_factory(config.model.factory)
+        self.on_nonfinite = config.runtime.on_nonfinite
         self._device = torch.device(setup.device)
         prepare_process(self._device, config.runtime.threads_per_stage)
         stage = build_stage(config, setup.facts, setup.blocks, self._device)
@@ -198,9 +190,12 @@ class Worker:
             self._stage, stage, self, meter=self._meter, last_batch_id=setup.last_batch_id
         )
         if setup.resumed:
-            files = zip(setup.blocks, self._attached, strict=True)
+            if not setup.kept:
+                self._kept.add(setup.last_batch_id, [bytes(file) for file in attached])
+            files = zip(setup.blocks, self._kept.at(setup.last_batch_id), strict=True)
             stage.load({block: decode_block(bytes(data)) for block, data in files})
             runner.resume(setup.epoch, setup.tallies)
+        self._kept.drop_after(setup.last_batch_id)
         self._slot_bytes = _slot_bytes(stage.blocks[0].spec, config.data.batch_size)
         return runner
 
@@ -213,17 +208,21 @@ class Worker:
                 f"{self._factory}"
             )
 
-    def _join(self, setup: Setup) -> Receiver:
-        receiver, address = self._endpoints.listen(
+    def _join(self, setup: Setup) -> None:
+        self._receiver, mine = self._endpoints.listen(
             setup.bind, setup.max_in_flight, self._slot_bytes
         )
-        self._say(Ready(address))
-        connect = self._hear(Connect)
-        carrier = "none"
-        if connect.address is not None:
-            self._sender, carrier = self._endpoints.connect(connect.address)
+        self._say(Ready(setup.attempt, mine))
+        address, carrier = self._await_connect(), "none"
+        if address is not None:
+            self._sender, carrier = self._endpoints.connect(address, self._called_off)
         self._say(Connected(carrier))
-        return receiver
+
+    def _leave_links(self) -> None:
+        for link in (self._receiver, self._sender):
+            if link is not None:
+                link.close()
+        self._receiver = self._sender = None
 
     def _handle(self, runner: StageRunner, delivery: Delivery) -> None:
         with self._activity.during("working"):
@@ -240,69 +239,6 @@ class Worker:
     def _say_progress(self, runner: StageRunner, queued: int) -> None:
         tallies = runner.stage.training.read()
         self._say(ProgressNow(runner.last_batch_id, self._meter.look(), queued, tallies))
-
-
-def run_worker(
-    stage: int,
-    run: str,
-    control_endpoint: str,
-    launcher_gone: Callable[[], bool],
-    factory: str | None = None,
-) -> int:
-    """The whole process of a stage: 0 after a stop marker, 1 after an error, which is reported.
-
-    Args:
-        factory: the `model.factory` that may be imported, if any.
-    """
-    endpoints, activity, done = Endpoints(run, stage), Activity(), Event()
-    control = ZmqControlClient(endpoints.context, control_endpoint, stage)
-    cpu_clock = time.pthread_getcpuclockid(get_ident())
-    heart = Thread(
-        target=_beat,
-        args=(endpoints, control_endpoint, stage, activity, done, launcher_gone, cpu_clock),
-        daemon=True,
-    )
-    heart.start()
-    worker = Worker(stage, run, control, endpoints, activity, factory)
-    try:
-        worker.live()
-    except Exception as error:  # the process boundary: errors cross it as data
-        control.send(_failure(error, worker))
-        return 1
-    finally:
-        done.set()
-        heart.join()
-        close_context(endpoints.context)
-    return 0
-
-
-def _beat(
-    endpoints: Endpoints,
-    control_endpoint: str,
-    stage: int,
-    activity: Activity,
-    done: Event,
-    launcher_gone: Callable[[], bool],
-    cpu_clock: int,
-) -> None:
-    """Say that the process lives; end it where nobody is left to care."""
-    socket = ZmqControlClient(endpoints.context, control_endpoint, stage, role="heartbeat")
-    while not done.wait(HEARTBEAT_INTERVAL_S):
-        if launcher_gone():
-            os._exit(1)  # the main thread may hang; the kernel frees the ring
-        cpu_s = time.clock_gettime(cpu_clock)
-        socket.send(Heartbeat(activity.handled, activity.batch_id, activity.phase, cpu_s))
-    socket.close()
-
-
-def _failure(error: Exception, worker: Worker) -> Failure:
-    runner = worker.runner
-    return Failure(
-        summary=one_line(error),
-        block=runner.stage.at_work if runner else None,
-        batch_id=runner.last_batch_id + 1 if runner else 0,
-        traceback="".join(traceback.format_exception(error))[-20_000:],
-    )
 
 
 def _slot_bytes(first: BlockSpec, batch_size: int) -> int:

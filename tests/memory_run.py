@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from pipeline import worker as worker_module
+from pipeline.activity import Activity
 from pipeline.checkpoint import StartState
 from pipeline.config import Config, build_config
 from pipeline.coordinator import Coordinator
@@ -17,20 +17,22 @@ from pipeline.data import load_batches
 from pipeline.datasets import data_facts
 from pipeline.feed import Feed, Position, course_of
 from pipeline.inband import Stop
-from pipeline.links import MemoryControl, memory_link
+from pipeline.keeper import DirectKeeper
+from pipeline.links import MemoryControl, MemorySender, memory_link
 from pipeline.messages import LinkAddress
 from pipeline.models import network_specs
 from pipeline.plan import make_plan
 from pipeline.recorder import Recorder
 from pipeline.run import Run
 from pipeline.watch import Watch
-from pipeline.worker import Activity, Worker
+from pipeline.worker import Worker
+from pipeline.workerprocess import failure_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipeline.events import Event
-    from pipeline.links import MemorySender, Receiver, Sender
+    from pipeline.links import Sender
     from pipeline.records import RunSnapshot
 
 
@@ -98,10 +100,16 @@ class Job:
         plan = make_plan(specs, costs, stages=stages, devices=("cpu",))
         batches = load_batches(config.data, config.runtime.seed)
         course = course_of(config, specs, batches.steps_per_epoch, batches.evaluation_batches)
+        self.folder = folder
         self.store, self.events, self._metrics = Store(), [], folder / "metrics.jsonl"
         self.listeners: list[Callable[[Event], None]] = [self.events.append]
         recorder = Recorder(
-            self._metrics, course, ["cpu"] * plan.n_stages, self.store, self._observe
+            self._metrics,
+            course,
+            ["cpu"] * plan.n_stages,
+            DirectKeeper(self.store),
+            self._observe,
+            start=start,
         )
         self.run = Run(
             id="run",
@@ -114,6 +122,7 @@ class Job:
             observer=self._observe,
             interrupted=lambda: self.interrupted,
             progress_interval_s=progress_interval_s,
+            folder=folder,
         )
         self.interrupted = False
 
@@ -128,41 +137,79 @@ class Job:
         return [{key: line[key] for key in line if key not in timed} for line in lines]
 
 
+class Lost(BaseException):
+    """Stands for the sudden end of a process: no clean-up, no last words."""
+
+
+class Fate:
+    """When a worker is lost: just before the `last`-th time that it touches the world outside."""
+
+    def __init__(self, last: int | None = None) -> None:
+        self.last, self.acts = last, 0
+
+    def act(self) -> None:
+        self.acts += 1
+        if self.acts == self.last:
+            raise Lost
+
+
+@dataclass
+class Mortal:
+    """A link or control end of a worker that may be lost at any call."""
+
+    end: Any
+    fate: Fate
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("send", "receive"):
+            self.fate.act()
+        return getattr(self.end, name)
+
+
 @dataclass
 class MemoryEndpoints:
     """Replaces `worker.Endpoints`: links by their address, within this process."""
 
     senders: dict[str, MemorySender]
+    fate: Fate = field(default_factory=Fate)
 
-    def listen(self, bind: str, slots: int, slot_bytes: int) -> tuple[Receiver, LinkAddress]:
+    def listen(self, bind: str, slots: int, slot_bytes: int) -> tuple[Any, LinkAddress]:
         self.senders[bind], receiver = memory_link(slots, timeout_s=60.0)
-        return receiver, LinkAddress(bind, None)
+        return Mortal(receiver, self.fate), LinkAddress(bind, None)
 
-    def connect(self, address: LinkAddress) -> tuple[Sender, str]:
-        return self.senders[address.endpoint], "memory"
+    def connect(self, address: LinkAddress, called_off: Callable[[], bool]) -> tuple[Any, str]:
+        sender = self.senders[address.endpoint]
+        sender.heed(called_off)
+        return Mortal(sender, self.fate), "memory"
 
 
 class Fleet:
-    """Workers as threads, each of which tells its failure as a worker process does."""
+    """Workers as threads, each of which tells its failure as a worker process does.
 
-    def __init__(self, stages: int) -> None:
-        self.control, self.senders = MemoryControl(), dict[str, Any]()
+    `fates`: of the first worker of some stages; those that take their place live on.
+    """
+
+    def __init__(self, stages: int, fates: dict[int, Fate] | None = None) -> None:
+        self.control, self.senders = MemoryControl(), dict[str, MemorySender]()
         self.killed: dict[int, str] = {}
-        self._threads = [
-            Thread(target=self._work, args=(stage,), name=f"stage-{stage}", daemon=True)
-            for stage in range(stages)
-        ]
+        self.fates = fates or {}
+        self._stages, self._threads = stages, dict[int, Thread]()
 
     def dead(self) -> dict[int, str]:
         """As `coordinator.Fleet` says."""
         return self.killed
 
+    def replace(self, stage: int, attempt: int) -> None:
+        """As `coordinator.Fleet` says."""
+        self.killed.pop(stage, None)
+        self._begin(stage, attempt, Fate())
+
     def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
+        for stage in range(self._stages):
+            self._begin(stage, 0, self.fates.get(stage, Fate()))
 
     def leave(self) -> None:
-        for thread in self._threads:
+        for thread in self._threads.values():
             thread.join(60.0)
             assert not thread.is_alive(), thread.name
 
@@ -174,29 +221,41 @@ class Fleet:
 
     def connect(self, address: LinkAddress, cancelled: Callable[[], bool]) -> tuple[Sender, str]:
         """The coordinator's link to stage 0."""
-        sender: Sender = self.senders[address.endpoint]
+        sender = self.senders[address.endpoint]
+        sender.heed(cancelled)
         return sender, "memory"
 
-    def _work(self, stage: int) -> None:
-        control = self.control.client(stage)
-        endpoints: Any = MemoryEndpoints(self.senders)
+    def _begin(self, stage: int, attempt: int, fate: Fate) -> None:
+        work = Thread(
+            target=self._work, args=(stage, attempt, fate), name=f"stage-{stage}", daemon=True
+        )
+        self._threads[stage] = work
+        work.start()
+
+    def _work(self, stage: int, attempt: int, fate: Fate) -> None:
+        control: Any = Mortal(self.control.client(stage, attempt), fate)
+        endpoints: Any = MemoryEndpoints(self.senders, fate)
         worker = Worker(stage, "run", control, endpoints, Activity())
         try:
             worker.live()
+        except Lost:
+            self.killed[stage] = "was killed by SIGKILL"
         except Exception as error:
-            control.send(worker_module._failure(error, worker))
+            control.send(failure_of(error, worker))
 
 
 def coordinator(job: Job, fleet: Fleet, clock: Callable[[], float] | None = None) -> Coordinator:
     given = {"clock": clock} if clock else {}
     watch = Watch(heartbeat_timeout_s=60.0, stall_timeout_s=60.0)
-    return Coordinator(
-        job.run, fleet.control, fleet.connect, lambda stage: f"link-{stage}", fleet, watch, **given
-    )
+
+    def bind(stage: int, attempt: int) -> str:
+        return f"link-{stage}-{attempt}"
+
+    return Coordinator(job.run, fleet.control, fleet.connect, bind, fleet, watch, **given)
 
 
-def train_pipelined(job: Job) -> None:
-    fleet = Fleet(job.run.plan.n_stages)
+def train_pipelined(job: Job, fates: dict[int, Fate] | None = None) -> None:
+    fleet = Fleet(job.run.plan.n_stages, fates)
     fleet.start()
     coordinator(job, fleet).run()
     fleet.leave()

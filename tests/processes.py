@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any, TypeVar
+from unittest.mock import patch
 
 import psutil
 
@@ -24,6 +25,7 @@ from launch.job import Options
 from launch.launcher import launch as launch_options
 from pipeline.checkpoint import complete_checkpoints, open_checkpoint
 from pipeline.inband import TrainBatch
+from pipeline.keeper import BackgroundKeeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.inband import Item
+    from pipeline.records import RunSnapshot
     from pipeline.run import Run
 
     Found = TypeVar("Found")
@@ -69,7 +72,16 @@ def until(condition: Callable[[], Found], what: str, deadline_s: float = DEADLIN
 def launch(config: Path, run_dir: Path, **options: Any) -> int:
     """Carry out a run on the CPU in this process; its exit status. Its workers are real."""
     given = {"gpus": "cpu", "view": "quiet", **options}
-    return launch_options(Options(config, run_dir=run_dir, **given))
+    with patch("launch.training.BackgroundKeeper", UnhurriedKeeper):
+        return launch_options(Options(config, run_dir=run_dir, **given))
+
+
+class UnhurriedKeeper(BackgroundKeeper):
+    """Leaves no checkpoint out, however slow the disk: tests look at each."""
+
+    def keep(self, snapshot: RunSnapshot) -> None:
+        assert self.settle(DEADLINE_S)
+        super().keep(snapshot)
 
 
 def digests(run_dir: Path) -> dict[int, dict[int, str]]:

@@ -15,12 +15,12 @@ from launch.cli import main
 from launch.gpus import devices
 from launch.local import LocalEngine
 from launch.rundir import RunDirectory
-from pipeline.checkpoint import CheckpointStore
 from pipeline.config import config_tree
 from pipeline.configfile import dump_config, load_config
 from pipeline.datasets import data_facts
 from pipeline.models import network_specs
 from pipeline.records import RunSnapshot
+from pipeline.store import CheckpointStore
 
 if TYPE_CHECKING:
     from pathlib import Path

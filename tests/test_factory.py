@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.activity import Activity
 from pipeline.assembly import build_stage
 from pipeline.config import Config, build_config
 from pipeline.configfile import config_tree
@@ -17,7 +18,7 @@ from pipeline.datasets import data_facts
 from pipeline.errors import ConfigError, ProtocolError
 from pipeline.factory import build_parts
 from pipeline.models import network_specs
-from pipeline.worker import Activity, Worker
+from pipeline.worker import Worker
 
 if TYPE_CHECKING:
     from pipeline.specs import BlockSpec

@@ -13,15 +13,16 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 LEARNING = {
-    "heads", "losses", "architectures", "factory", "models", "block", "custom", "stage", "metrics",
-    "optimizers", "assembly", "augment", "runner", "single",
+    "heads", "losses", "finite", "architectures", "factory", "models", "block", "custom", "stage",
+    "metrics", "optimizers", "assembly", "augment", "runner", "single",
 }  # fmt: skip
-MESSAGES = {"messages", "codec", "protocol", "transport", "carriers", "links"}
-MEETING = {"worker", "coordinator", "tensors"}
+MESSAGES = {"messages", "codec", "protocol", "transport", "carriers", "links", "endpoints"}
+MEETING = {"worker", "workerprocess", "coordinator", "feeding", "setup", "tensors"}
 NEUTRAL = {
-    "__init__", "blockfile", "checkpoint", "config", "configfile", "cost", "data", "datasets",
-    "errors", "events", "feed", "imagefiles", "inband", "meter", "plan", "recorder", "records",
-    "run", "sampling", "seeding", "specs", "watch",
+    "__init__", "activity", "blockfile", "checkpoint", "config", "configfile", "cost", "data",
+    "datasets", "durable", "errors", "events", "feed", "imagefiles", "inband", "kept", "keeper",
+    "linefile", "meter", "plan", "recorder", "records", "recovery", "run", "sampling",
+    "seeding", "specs", "store", "trouble", "watch",
 }  # fmt: skip
 
 TYPES_ONLY = {"watch": {"messages"}}
@@ -44,7 +45,7 @@ EVERYWHERE = {"numpy", "torch"}
 WITHOUT_TORCH = [
     "models", "plan", "cost", "config", "configfile", "feed", "messages", "codec", "protocol",
     "checkpoint", "coordinator", "transport", "carriers", "links", "recorder", "run", "watch",
-    "data",
+    "data", "keeper", "linefile", "store",
 ]  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from pipeline.errors import (
     PipelineError,
     ProtocolError,
     StageFailedError,
+    StageLostError,
     TimedOutError,
 )
 from pipeline.events import CheckpointWritten, Note, Progress, Waiting
@@ -151,7 +152,7 @@ def test_failure_of_a_worker_is_told_with_its_traceback(
 
     monkeypatch.setattr(Block, "transfer", fails)
     # room for the whole run: nobody waits for a credit of the stage that fails
-    job, fleet = Job(folder(), 3, max_in_flight=64), Fleet(3)
+    job, fleet = Job(folder(), 3, max_in_flight=64, max_restarts=0), Fleet(3)
     fleet.start()
     with pytest.raises(StageFailedError) as caught:
         coordinator(job, fleet).run()
@@ -188,10 +189,10 @@ def test_workers_that_never_come(folder: Callable[[], Path]) -> None:
 
 
 def test_worker_that_was_killed(folder: Callable[[], Path]) -> None:
-    job, fleet = Job(folder(), 2), Fleet(2)
+    job, fleet = Job(folder(), 2, max_restarts=0), Fleet(2)
     fleet.killed[1] = "was killed by SIGKILL"
     kind, said = failure(job, fleet, clock=ticking(0.6))
-    assert (kind, said) == (StageFailedError, "stage 1 (blocks 1–3, cpu) was killed by SIGKILL")
+    assert (kind, said) == (StageLostError, "stage 1 (blocks 1–3, cpu) was killed by SIGKILL")
 
 
 def test_worker_of_another_run(folder: Callable[[], Path]) -> None:

@@ -11,6 +11,7 @@ from pipeline.errors import ProtocolError
 from pipeline.inband import Stop
 from pipeline.messages import (
     Bye,
+    Complete,
     Connect,
     Connected,
     CoordinatorMessage,
@@ -39,10 +40,11 @@ if TYPE_CHECKING:
 FACTS = DataFacts(1, 8, 10, 100, 20, (0.5,), (0.25,))
 MESSAGES: list[Any] = [
     Hello("run", 1, 5),
-    Setup("{}", FACTS, (0,), "cpu", "ipc://x", False, 0, 0, (), 2, 0.0),
-    Ready(LinkAddress("ipc://x", None)),
+    Setup(0, "{}", FACTS, (0,), "cpu", "ipc://x", False, False, 0, 0, (), 2, 0.0),
+    Ready(0, LinkAddress("ipc://x", None)),
     Connect(None),
     Connected("frames"),
+    Complete(3),
     Report(PassReport(0, 1, True, (), Usage(1.0, 1.0, 1))),
     State(1, 1, True, (0,), ()),
     ProgressNow(1, 1.0, 0, ()),
@@ -63,6 +65,11 @@ RUNNING    Report      RUNNING
 RUNNING    State       RUNNING
 RUNNING    ProgressNow RUNNING
 RUNNING    Bye         DONE
+RUNNING    Complete    RUNNING
+BUILDING   Setup       BUILDING
+READY      Setup       BUILDING
+CONNECTING Setup       BUILDING
+RUNNING    Setup       BUILDING
 STARTING   Failure     FAILED
 GREETED    Failure     FAILED
 BUILDING   Failure     FAILED
@@ -117,11 +124,11 @@ def test_heartbeats_come_at_any_time(phase: Phase) -> None:
 def test_a_whole_life() -> None:
     life = LifeCycle(0)
     seen = []
-    for message in MESSAGES[:8]:
+    for message in MESSAGES[:9]:
         life.on(message)
         seen.append(life.phase.name)
     life.on(Bye())
-    assert seen == ["GREETED", "BUILDING", "READY", "CONNECTING", *["RUNNING"] * 4]
+    assert seen == ["GREETED", "BUILDING", "READY", "CONNECTING", *["RUNNING"] * 5]
     assert life.phase is Phase.DONE
 
 

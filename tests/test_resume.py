@@ -26,6 +26,7 @@ from pipeline.errors import InterruptedRunError
 from pipeline.events import ignore
 from pipeline.feed import Feed, course_of
 from pipeline.inband import EndEvaluation, EvaluationBatch, Item, Snapshot, Stop, TrainBatch
+from pipeline.keeper import BackgroundKeeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -179,7 +180,8 @@ def train(job: Job, folder: Path, interrupted: Callable[[], bool]) -> None:
     batches = load_batches(job.config.data, job.config.runtime.seed)
     course = course_of(job.config, job.specs, batches.steps_per_epoch, batches.evaluation_batches)
     store = directory.prepare(job, start, course.steps_per_epoch)
-    run = make_run(job, folder, start, batches, course, store, ignore)
+    keeper = BackgroundKeeper(store)
+    run = make_run(job, folder, start, batches, course, keeper, ignore)
     carry_out(replace(run, interrupted=interrupted), None)
 
 

@@ -14,7 +14,7 @@ import zmq
 
 from pipeline.carriers import ALIGNMENT, ArrayPayload
 from pipeline.codec import encode
-from pipeline.errors import ProtocolError, TimedOutError
+from pipeline.errors import CalledOffError, ProtocolError, TimedOutError
 from pipeline.inband import EndEpoch, EvaluationBatch, Snapshot, Stop, TrainBatch
 from pipeline.links import LinkStatistics, MemoryControl, memory_link
 from pipeline.messages import (
@@ -23,6 +23,7 @@ from pipeline.messages import (
     Connect,
     Connected,
     Credit,
+    Failure,
     Header,
     Heartbeat,
     LinkAddress,
@@ -267,15 +268,22 @@ def test_sender_whose_peer_takes_nothing(link: Link) -> None:
 def test_sender_that_is_not_wanted_any_more(link: Link) -> None:
     answers = iter([False, True])
     sender = link.sender(timeout_s=3600.0, cancelled=lambda: next(answers))
-    with pytest.raises(TimedOutError, match="stage 0 waited"):
+    with pytest.raises(CalledOffError, match="stage 0 is told to stop sending to stage 1"):
         sender.send(batch(1), payloads(1))
+    assert next(answers, None) is None
+
+
+def test_receiver_that_is_told_to_stop_waiting(link: Link) -> None:
+    answers = iter([False, True])
+    with pytest.raises(CalledOffError, match="stage 1 is told to stop waiting for stage 0"):
+        link.receiver.receive(3600.0, lambda: next(answers))
     assert next(answers, None) is None
 
 
 def test_sender_that_is_told_to_stop_sends_nothing_though_it_may(link: Link) -> None:
     sender = link.sender(timeout_s=3600.0, cancelled=lambda: True)
     for item, tensors in ((Stop(), []), (batch(1), payloads(1))):
-        with pytest.raises(TimedOutError, match="stage 0 is told to stop sending to stage 1"):
+        with pytest.raises(CalledOffError, match="stage 0 is told to stop sending to stage 1"):
             sender.send(item, tensors)
 
 
@@ -434,7 +442,7 @@ def control(context: zmq.Context[Any], folder: Path) -> Iterator[ZmqControlServe
 
 def test_control_carries_messages_and_attachments_both_ways(context: Any, tmp_path: Path) -> None:
     with control(context, tmp_path) as server:
-        clients = [ZmqControlClient(context, f"ipc://{tmp_path}/control", n) for n in range(3)]
+        clients = [ZmqControlClient(context, f"ipc://{tmp_path}/control", n, 0) for n in range(3)]
         large = os.urandom(200_000)
         for stage, client in enumerate(clients):
             client.send(Connected(f"carrier {stage}"), [bytes([stage]), memoryview(large)])
@@ -457,8 +465,8 @@ def test_control_carries_messages_and_attachments_both_ways(context: Any, tmp_pa
 def test_heartbeats_have_a_socket_of_their_own(context: Any, tmp_path: Path) -> None:
     with control(context, tmp_path) as server:
         endpoint = f"ipc://{tmp_path}/control"
-        stage = ZmqControlClient(context, endpoint, 4)
-        heart = ZmqControlClient(context, endpoint, 4, role="heartbeat")
+        stage = ZmqControlClient(context, endpoint, 4, 0)
+        heart = ZmqControlClient(context, endpoint, 4, 0, role="heartbeat")
         heart.send(Heartbeat(1, 1, "working", 0.5))
         said = server.receive(SOON_S)
         assert said is not None
@@ -470,13 +478,36 @@ def test_heartbeats_have_a_socket_of_their_own(context: Any, tmp_path: Path) -> 
         assert not heart._socket.poll(0)
 
 
+def test_a_worker_that_was_replaced_is_not_heard_any_more(context: Any, tmp_path: Path) -> None:
+    with control(context, tmp_path) as server:
+        first, second = (
+            ZmqControlClient(context, f"ipc://{tmp_path}/control", 2, attempt) for attempt in (0, 3)
+        )
+        first.send(Bye())
+        assert server.receive(SOON_S)
+        server.expect(2, 3)
+        first.send(Failure("too late", None, 1, ""))
+        while not server.rejected:
+            assert server.receive(TINY_S) is None
+        second.send(Bye())
+        assert server.receive(SOON_S)
+        server.send(2, Connect(None))
+        assert second.receive(SOON_S).message == Connect(None)
+        assert not first.waiting
+
+
+def test_a_worker_that_has_just_died_is_no_error(context: Any, tmp_path: Path) -> None:
+    with control(context, tmp_path) as server:
+        server.send(7, Connect(None))  # whoever watches the processes will say so
+
+
 def test_strangers_are_only_counted(context: Any, tmp_path: Path) -> None:
     names = [
         b"stage-",
         b"stage-x",
         b"Stage-1",
-        b"stage-1-1",
-        b"stage-12345",
+        b"stage-1",
+        b"stage-12345-0",
         b"\x01\x02",
         b"root-0",
     ]
@@ -494,7 +525,7 @@ def test_strangers_are_only_counted(context: Any, tmp_path: Path) -> None:
         while server.rejected < len(names) + 1:
             assert server._socket.poll(5000)
             assert server.receive(0.0) is None
-        client = ZmqControlClient(context, f"ipc://{tmp_path}/control", 1)
+        client = ZmqControlClient(context, f"ipc://{tmp_path}/control", 1, 0)
         client.send(Bye())
         said = server.receive(SOON_S)
         assert said is not None
@@ -504,7 +535,7 @@ def test_strangers_are_only_counted(context: Any, tmp_path: Path) -> None:
 def test_junk_from_a_stage_is_a_protocol_error(context: Any, tmp_path: Path) -> None:
     with control(context, tmp_path) as server:
         socket = context.socket(zmq.DEALER)
-        socket.setsockopt(zmq.IDENTITY, b"stage-0")
+        socket.setsockopt(zmq.IDENTITY, b"stage-0-0")
         socket.connect(f"ipc://{tmp_path}/control")
         socket.send(b"junk")
         with pytest.raises(ProtocolError):
@@ -515,7 +546,7 @@ def test_waits_on_control_end(context: Any, tmp_path: Path) -> None:
     with control(context, tmp_path) as server:
         assert server.receive(0.0) is None
         assert server.receive(TINY_S) is None
-        client = ZmqControlClient(context, f"ipc://{tmp_path}/control", 3)
+        client = ZmqControlClient(context, f"ipc://{tmp_path}/control", 3, 0)
         with pytest.raises(TimedOutError) as caught:
             client.receive(TINY_S)
         said = "stage 3 waited 0.0 s for the coordinator: it said nothing"

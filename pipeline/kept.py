@@ -1,0 +1,39 @@
+"""What a worker keeps of the snapshots it has sent, in case the run has to go back to one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class KeptStates:
+    """Block files of the snapshots that the run may still have to go back to, by step."""
+
+    def __init__(self) -> None:
+        self._files: dict[int, Sequence[bytes | memoryview]] = {}
+
+    def add(self, step: int, files: Sequence[bytes | memoryview]) -> None:
+        """Keep the files of a snapshot, in the order of the stage's blocks."""
+        self._files[step] = files
+
+    def at(self, step: int) -> Sequence[bytes | memoryview]:
+        """The files of a snapshot.
+
+        Raises:
+            ProtocolError: where they are not kept.
+        """
+        if step not in self._files:
+            raise ProtocolError(f"no state of step {step} is kept, only of {sorted(self._files)}")
+        return self._files[step]
+
+    def drop_before(self, step: int) -> None:
+        """A newer one is complete in all stages."""
+        self._files = {kept: files for kept, files in self._files.items() if kept >= step}
+
+    def drop_after(self, step: int) -> None:
+        """The run has gone back."""
+        self._files = {kept: files for kept, files in self._files.items() if kept <= step}

@@ -1,0 +1,30 @@
+"""A few storms; `python tests/chaos/storm.py --seeds 1-20` is the whole proof."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from storm import Storm, outcome, undisturbed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from processes import Launcher
+
+    Start = Callable[..., Launcher]
+
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_storm_changes_nothing(launcher: Start, tmp_path: Path, seed: int) -> None:
+    calm: Any = None
+    undisturbed(tmp_path, launcher)
+    calm = outcome(tmp_path)
+    (tmp_path / "run").rename(tmp_path / "calm")
+    storm = Storm(seed, tmp_path, launcher)
+    storm.rage()
+    assert outcome(tmp_path) == calm, storm.hits
+    assert "kill launcher" in storm.hits or len(storm.hits) < 4

@@ -1,0 +1,134 @@
+"""Losses that are not finite: the run stops, skips the batch, or goes back and leaves it out."""
+
+from __future__ import annotations
+
+from math import inf, nan
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from memory_run import Job, train_pipelined
+
+from pipeline.block import Block
+from pipeline.errors import NonFiniteLossError, StageFailedError
+from pipeline.events import Note
+from pipeline.feed import Feed
+from pipeline.finite import FiniteCheck
+from pipeline.losses import LossValue
+from pipeline.single import SingleTrainer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Folder = Callable[[], Path]
+    Train = Callable[[Job], None]
+
+CPU = torch.device("cpu")
+BAD_BLOCK, BAD_BATCH = 1, 3
+COURSE: dict[str, Any] = {"schedule": {"epochs": 2}, "checkpoint_every_steps": 1}
+
+pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
+
+
+def in_single_mode(job: Job) -> None:
+    SingleTrainer(job.run).run()
+
+
+WAYS = pytest.mark.parametrize("train", [in_single_mode, train_pipelined])
+
+
+@pytest.fixture
+def spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Block 1's loss is infinite at batch 3, however often that batch comes."""
+    transfer, local_loss = Block.transfer, Block.local_loss
+    at: dict[int, int | None] = {}
+
+    def noted(block: Block, h: Any, *, batch_id: int | None) -> Any:
+        at[id(block)] = batch_id
+        return transfer(block, h, batch_id=batch_id)
+
+    def spoils(block: Block, h: Any, labels: Any, x: Any) -> LossValue:
+        value = local_loss(block, h, labels, x)
+        bad = (block.spec.index, at.get(id(block))) == (BAD_BLOCK, BAD_BATCH)
+        return LossValue(value.loss * inf, value.errors) if bad else value
+
+    monkeypatch.setattr(Block, "transfer", noted)
+    monkeypatch.setattr(Block, "local_loss", spoils)
+
+
+@pytest.mark.usefixtures("spoilt")
+@WAYS
+def test_by_default_the_run_stops_and_says_where(train: Train, folder: Folder) -> None:
+    job = Job(folder(), 3, **COURSE)
+    with pytest.raises(StageFailedError) as caught:
+        train(job)
+    text = str(caught.value)
+    assert "the loss of block 1 is not finite at batch 3" in text
+    assert caught.value.remote_traceback == ""
+    (kept,) = job.folder.glob("batch-00000003.npz")
+    assert str(kept) in text
+    assert not [event for event in job.events if isinstance(event, Note)]  # no restart was tried
+    assert max(job.store.files) < BAD_BATCH
+
+
+@pytest.mark.usefixtures("spoilt")
+def test_a_skipped_batch_leaves_the_block_as_it_was(folder: Folder) -> None:
+    jobs = [Job(folder(), 3, on_nonfinite="skip_batch", **COURSE) for _ in range(2)]
+    in_single_mode(jobs[0])
+    train_pipelined(jobs[1])
+    assert jobs[1].store.files == jobs[0].store.files
+    assert jobs[1].lines() == jobs[0].lines()
+    before, after = jobs[0].store.files[BAD_BATCH - 1], jobs[0].store.files[BAD_BATCH]
+    assert [block for block in before if before[block] == after[block]] == [BAD_BLOCK]
+
+
+@pytest.mark.usefixtures("spoilt")
+@WAYS
+@pytest.mark.parametrize("every", [1, 2])
+def test_rolled_back_is_as_if_the_batch_had_never_been(
+    train: Train, every: int, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    course = {**COURSE, "checkpoint_every_steps": every}
+    job = Job(folder(), 3, on_nonfinite="rollback", **course)
+    train(job)
+    texts = [event.text for event in job.events if isinstance(event, Note)]
+    assert any("without" in text and "batch 3" in text for text in texts), texts
+    monkeypatch.undo()
+    without = Job(folder(), 3, **course)
+    feed = Feed(without.run.feed.course, without.run.feed.position, left_out=frozenset({BAD_BATCH}))
+    object.__setattr__(without.run, "feed", feed)
+    in_single_mode(without)
+    assert job.store.files == without.store.files
+    assert job.lines() == without.lines()
+
+
+# --- what a CUDA device notes and only later tells ----------------------------------------
+
+
+@pytest.mark.parametrize("policy", ["stop", "rollback"])
+def test_notes_are_settled_later_and_name_the_first_batch(policy: Any) -> None:
+    check = FiniteCheck(policy, [4, 5], CPU)
+    check._later = True  # as on a CUDA device
+    check.settle()
+    for batch_id, loss in enumerate([1.0, nan, inf, 2.0], start=7):
+        assert check.passes(torch.tensor(loss), 5, batch_id)
+        assert check.passes(torch.tensor(1.0), 4, batch_id)
+    with pytest.raises(NonFiniteLossError) as caught:
+        check.settle()
+    assert (caught.value.block, caught.value.batch_id) == (5, 8)
+
+
+def test_of_blocks_that_fail_together_the_first_is_named() -> None:
+    check = FiniteCheck("stop", [2, 3], CPU)
+    check._later = True
+    for block in (3, 2):
+        check.passes(torch.tensor(nan), block, 9)
+    with pytest.raises(NonFiniteLossError, match="block 2 is not finite at batch 9"):
+        check.settle()
+
+
+def test_a_skipping_check_looks_at_once_everywhere() -> None:
+    check = FiniteCheck("skip_batch", [0], torch.device("cpu"))
+    assert check.passes(torch.tensor(1.0), 0, 1)
+    assert not check.passes(torch.tensor(-inf), 0, 2)

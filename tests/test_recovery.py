@@ -1,0 +1,171 @@
+"""A run that loses a stage ends with the weights that it would have had undisturbed.
+
+Exhaustive, in threads without sockets: a worker is lost just before every single time that it
+touches the world outside, in each stage in turn. Real processes are in test_faults.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from memory_run import Fate, Job, train_pipelined
+
+from pipeline import worker as worker_module
+from pipeline.errors import StageFailedError, StageLostError
+from pipeline.events import Note
+from pipeline.recovery import WITHIN_S, Restarts
+from pipeline.single import SingleTrainer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Folder = Callable[[], Path]
+
+STAGES = 3
+COURSE: dict[str, Any] = {"schedule": {"epochs": 1}, "checkpoint_every_steps": 2}
+"""An epoch of 3 steps and 2 test batches, snapshots after steps 2 and 3."""
+
+pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
+
+
+def lost(stage: int, batch_id: int = 0) -> StageLostError:
+    return StageLostError(stage, f"stage {stage} is gone", "its traceback", batch_id=batch_id)
+
+
+# --- whether to go on ---------------------------------------------------------------------
+
+
+def test_a_run_begins_again_so_often_and_then_ends_with_the_first_cause() -> None:
+    restarts = Restarts(2)
+    restarts.allow(lost(4), 0.0)
+    restarts.allow(lost(1), 1.0)
+    with pytest.raises(StageFailedError, match=r"stage 4 is gone; .* 2 more .* stage 2 is gone"):
+        restarts.allow(lost(2), 2.0)
+
+
+def test_only_the_last_hour_counts() -> None:
+    restarts = Restarts(1)
+    restarts.allow(lost(0), 0.0)
+    restarts.allow(lost(0), WITHIN_S)
+    with pytest.raises(StageFailedError, match="more faults within an hour"):
+        restarts.allow(lost(0), WITHIN_S + 1.0)
+
+
+def test_without_restarts_the_run_ends_as_it_was_lost() -> None:
+    with pytest.raises(StageFailedError) as caught:
+        Restarts(0).allow(lost(3), 0.0)
+    assert (caught.value.summary, caught.value.remote_traceback) == (
+        "stage 3 is gone",
+        "its traceback",
+    )
+
+
+def test_a_fault_that_comes_back_is_known() -> None:
+    restarts = Restarts(9)
+    restarts.allow(lost(1, batch_id=7), 0.0)
+    restarts.allow(lost(2), 0.0)
+    assert restarts.came_back(lost(1, batch_id=7))
+    assert not restarts.came_back(lost(1, batch_id=8))
+    assert not restarts.came_back(lost(0, batch_id=7))
+    assert not restarts.came_back(lost(2))  # killed: it did not say at which batch
+
+
+# --- every possible place -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    job = Job(tmp_path_factory.mktemp("undisturbed"), STAGES, **COURSE)
+    SingleTrainer(job.run).run()
+    return job
+
+
+@pytest.fixture(scope="module")
+def acts(tmp_path_factory: pytest.TempPathFactory) -> list[int]:
+    """How often the worker of each stage touches the world outside, undisturbed."""
+    fates = {stage: Fate() for stage in range(STAGES)}
+    train_pipelined(Job(tmp_path_factory.mktemp("counted"), STAGES, **COURSE), fates)
+    return [fates[stage].acts for stage in range(STAGES)]
+
+
+@pytest.mark.parametrize("stage", range(STAGES))
+def test_lost_at_every_point(stage: int, undisturbed: Job, acts: list[int], folder: Folder) -> None:
+    assert acts[stage] > 20
+    lives = 0
+    for last in range(1, acts[stage] + 1):
+        job = Job(folder(), STAGES, **COURSE)
+        train_pipelined(job, {stage: Fate(last)})
+        assert job.store.files == undisturbed.store.files, last
+        assert job.lines() == undisturbed.lines(), last
+        lives += restarts_of(job)
+    assert acts[stage] - 3 <= lives <= acts[stage]  # how often it is told of snapshots varies
+
+
+def test_neighbours_lost_at_once(undisturbed: Job, acts: list[int], folder: Folder) -> None:
+    for last in range(1, min(acts), 5):
+        job = Job(folder(), STAGES, **COURSE)
+        train_pipelined(job, {0: Fate(last), 1: Fate(last + 1), 2: Fate(last + 2)})
+        assert job.store.files == undisturbed.store.files, last
+        assert job.lines() == undisturbed.lines(), last
+        assert 1 <= restarts_of(job) <= 3, last
+
+
+def test_what_happened_is_told(folder: Folder, acts: list[int]) -> None:
+    job = Job(folder(), STAGES, **COURSE)
+    train_pipelined(job, {1: Fate(acts[1] // 2)})
+    fault, back = [event.text for event in job.events if isinstance(event, Note)]
+    assert fault.startswith("stage 1 (block 1, cpu) was killed by SIGKILL: replaced; all go back")
+    assert "(restart 1 of 3 within an hour)" in fault
+    assert back.startswith("training again after step")
+
+
+def restarts_of(job: Job) -> int:
+    return sum(isinstance(event, Note) and "replaced" in event.text for event in job.events)
+
+
+# --- faults with a reason -----------------------------------------------------------------
+
+
+def test_a_fault_that_comes_back_at_the_same_batch_ends_the_run(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.block import Block
+
+    transfer = Block.transfer
+
+    def fails(block: Block, h: Any, *, batch_id: int | None) -> Any:
+        if (block.spec.index, batch_id) == (1, 3):
+            raise ValueError("planted")
+        return transfer(block, h, batch_id=batch_id)
+
+    monkeypatch.setattr(Block, "transfer", fails)
+    job = Job(folder(), STAGES, **COURSE)
+    with pytest.raises(StageFailedError) as caught:
+        train_pipelined(job)
+    text = caught.value.summary
+    assert text.startswith("stage 1 (block 1, cpu), block 1 failed at batch 3: ValueError: planted")
+    assert "it failed there before" in text
+    assert "planted" in caught.value.remote_traceback
+    assert restarts_of(job) == 1
+    (kept,) = job.folder.glob("*.npz")
+    assert str(kept) in text
+    with np.load(kept) as batch:
+        images, labels = job.run.batches.train(1, 2)
+        assert (batch["images"] == images).all()
+        assert (batch["labels"] == labels).all()
+
+
+def test_an_error_before_the_first_step_ends_the_run_at_once(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*given: Any) -> Any:
+        raise MemoryError("no room for the network")
+
+    monkeypatch.setattr(worker_module, "build_stage", fails)
+    job = Job(folder(), STAGES, **COURSE)
+    with pytest.raises(StageFailedError, match="MemoryError: no room for the network"):
+        train_pipelined(job)
+    assert restarts_of(job) == 0
