@@ -31,7 +31,8 @@ _NOTE = (
 )
 _GREEDY = (
     "Greedy training: one block learns at a time, those before it only pass on; stages spread "
-    "the memory and bring no speed-up."
+    "the memory and bring no speed-up. The memory above is that of training all blocks at once: "
+    "only the block that learns needs gradients, optimizer state and held activations."
 )
 _MACS_SCALES = {"G": 10**9, "M": 10**6, "k": 10**3}
 _MACS_FROM = {"G": 10**11, "M": 10**7, "k": 10**4}
@@ -50,7 +51,8 @@ def dry_run_report(
     stages = [stage_cost([costs[block] for block in stage.blocks]) for stage in plan.stages]
     console.print(_stage_table(specs, plan, stages, config.data.batch_size))
     _say(console, f"Batches of {config.data.batch_size} images. {_NOTE}")
-    _say(console, _ratio_sentence(config, costs))
+    if not config.schedule.greedy:
+        _say(console, _ratio_sentence(config, costs))
     if backprop:
         _say(console, _backprop_sentence(costs))
         return

@@ -1,4 +1,7 @@
-"""Options -> a job: everything that can be checked before torch is imported."""
+"""Options -> a job: everything that can be checked before anything starts.
+
+Without torch, unless the network is a user's own (`model.factory`), which has to be made.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from pipeline.configfile import load_config
 from pipeline.cost import block_costs
 from pipeline.datasets import check_data, data_facts
 from pipeline.errors import ConfigError
+from pipeline.factory import normalises
 from pipeline.models import network_specs
 from pipeline.plan import make_plan
 
@@ -54,7 +58,7 @@ class Job:
 
 
 def make_job(options: Options) -> Job:
-    """Check everything that can be checked without torch.
+    """Check everything that can be checked before anything starts.
 
     Raises:
         ConfigError: for the first thing that is wrong.
@@ -64,7 +68,7 @@ def make_job(options: Options) -> Job:
     if config.model.factory:
         _find_own_modules()
     facts = data_facts(config.data)
-    check_data(config.data, facts, batch_norm=config.model.batch_norm)
+    check_data(config.data, facts, batch_norm=normalises(config.model))
     specs = network_specs(config, facts)
     backprop = config.loss.is_global
     if backprop:

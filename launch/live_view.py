@@ -46,6 +46,8 @@ class Tested(NamedTuple):
 
     epoch: int
     error_pct: float
+    learner: int | None = None
+    """In greedy training the block whose classifier was tested."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pipeline.config import Config
 
 _FREE_TO_CHANGE = ("schedule.", "runtime.", "optimizer.lr", "data.root", "data.download")
-_BOUND = ("runtime.seed", "runtime.precision")
+_BOUND = ("runtime.seed", "runtime.precision", "schedule.greedy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,8 @@ def _compare(before: Config, now: Config, path: Path) -> list[str]:
     """Refuse what would make another network or another sequence of batches; name the rest."""
     notes = []
     for key, (old, new) in differing_keys(before, now).items():
-        if key in _BOUND or not key.startswith(_FREE_TO_CHANGE):
+        moves_phases = now.schedule.greedy and key == "schedule.epochs"
+        if key in _BOUND or moves_phases or not key.startswith(_FREE_TO_CHANGE):
             raise ConfigError(
                 f"--resume: {key} is {new}, but the run in {path} began with {old}; "
                 f"use --set {key}={old}, or start a new run"

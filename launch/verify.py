@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -60,6 +61,9 @@ def digests_of(job: Job, steps: int, engine: Engine | None) -> dict[tuple[int, i
     store = DigestStore()
     batches = load_batches(job.config.data, job.config.runtime.seed)
     course = course_of(job.config, job.specs, batches.steps_per_epoch, batches.evaluation_batches)
+    if course.learners:  # each of them must learn in these few steps
+        share = min(course.steps_per_epoch, ceil(steps / len(course.learners)))
+        course = replace(course, epochs=1, steps_per_epoch=share, milestones=())
     course = replace(course, checkpoint_every_steps=1, last_step=steps)
     keeper = DirectKeeper(store)  # of every step
     with TemporaryDirectory(prefix="pipeline-verify-") as folder:

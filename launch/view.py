@@ -169,8 +169,8 @@ class LiveView:
         error = (metrics.get("test") or {}).get("error_pct")
         if error is None:
             return
-        last, best = Tested(metrics["epoch"], error), self.picture.best
-        if best is None or error < best.error_pct:
+        last, best = Tested(metrics["epoch"], error, metrics.get("learner")), self.picture.best
+        if best is None or best.learner != last.learner or error < best.error_pct:
             best = last
         self.picture = replace(self.picture, last=last, best=best)
 

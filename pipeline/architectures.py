@@ -88,9 +88,9 @@ def _residual_network(model: ModelConfig, image_shape: Shape) -> list[Layer]:
     stem, widths, units = _residual_plan(model)
     pool = _POOLS["M3"] if model.name in _RESNET and _large(image_shape) else None
     layers = [Layer(_stem(image_shape, stem), pool)]
-    for width, count in zip(widths, units, strict=True):
+    for number, (width, count) in enumerate(zip(widths, units, strict=True)):
         for unit in range(count):
-            stride = 2 if unit == 0 and width != widths[0] else 1
+            stride = 2 if unit == 0 and number > 0 else 1
             layers += _residual_unit(layers, width, stride, model)
     return [*layers[:-1], layers[-1]._replace(pool=_over_space(layers, image_shape))]
 

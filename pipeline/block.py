@@ -1,7 +1,7 @@
 """A block: one layer with its heads and its own optimizer; the unit of learning.
 
 `forward` gives the activation h that the heads see; `transfer` gives what is sent downstream
-(after dropout and pooling); `learn` updates the weights from the local loss alone.
+(after dropout and pooling); `update` moves the weights; `stage.py` says from which loss.
 """
 
 from __future__ import annotations
@@ -169,8 +169,13 @@ class Block(nn.Module):
         with torch.no_grad():
             self._optimizer.step(gradients, lr)
 
+    def rest(self) -> None:
+        """The block learns no more, or not yet: its optimizer needs no memory."""
+        if self._optimizer is not None:
+            self._optimizer.release()
+
     def state(self) -> dict[str, Tensor]:
-        """Every live tensor of the block by name: weights, heads, statistics, optimizer."""
+        """Every tensor of the block by name: weights, heads, statistics, optimizer."""
         tensors = dict(self.state_dict())
         if self._optimizer is not None:
             named = self._optimizer.state().items()
@@ -183,6 +188,8 @@ class Block(nn.Module):
         Raises:
             CheckpointError: where names, shapes or dtypes are not this block's.
         """
+        if self._optimizer is not None:
+            self._optimizer.hold()
         own = self.state()
         if own.keys() != tensors.keys():
             odd = sorted(own.keys() ^ tensors.keys())

@@ -54,6 +54,15 @@ def _model_name(name: str) -> str:
 ModelName: TypeAlias = Annotated[str, AfterValidator(_model_name)]
 
 
+def _group_size(value: Any) -> Any:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if not whole and value != "all":
+        raise ValueError(
+            f"model.group: {value!r} is not allowed: use a number of layers from 1, or all"
+        )
+    return value
+
+
 def _layer_item(value: Any) -> Any:
     channels = isinstance(value, int) and not isinstance(value, bool) and value > 0
     if not channels and value not in POOLING_NAMES:
@@ -118,7 +127,7 @@ class ModelConfig(Section):
     residual: bool = True
     """For `resnet…` and `wrn-…`: shortcuts around each two convolutions. The paper found that
     local losses do better without them (section 5.1)."""
-    group: Annotated[int, Field(ge=1)] | Literal["all"] = 1
+    group: Annotated[int | str, BeforeValidator(_group_size)] = 1
     """Hidden layers that learn together by backprop, from the local loss of the last of them;
     1: the paper's local learning, `all`: global backprop with one local head."""
     factory: str | None = Field(default=None, pattern=r"^\w+(\.\w+)*:\w+$")
@@ -372,7 +381,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _batch_norm_needs_a_batch(self) -> Config:
-        if self.data.batch_size == 1 and self.model.batch_norm and self.model.hidden_layers:
+        flat = self.model.hidden_layers or self.model.name.startswith(RESIDUAL_NAMES)
+        normalises = self.model.batch_norm and self.model.factory is None
+        if self.data.batch_size == 1 and normalises and flat:
             raise ValueError("data.batch_size 1 leaves model.batch_norm nothing to normalise by")
         return self
 

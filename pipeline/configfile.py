@@ -132,4 +132,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
     target = tree.setdefault(section, {})
     if not isinstance(target, dict):
         raise ConfigError(f"--set {override}: {section} is not a section")
+    within, dot, name = key.partition(".")
+    if dot and f"{section}.{within}" == "model.kwargs":  # the one key that holds keys
+        target, key = target.setdefault(within, {}), name
     target[key] = _parse(text, f"--set {override}")

@@ -155,8 +155,11 @@ def _classifier_layers(spec: BlockSpec) -> tuple[tuple[int, int], ...]:
 
 def _rebuilding_weights(spec: BlockSpec) -> int:
     """Of the layer that rebuilds the block's input, as large as the layer itself."""
-    rebuilds = spec.unsupervised == "recon" and spec.index > 0 and not spec.is_output
-    return _weights(spec) if rebuilds else 0
+    return _weights(spec) if _rebuilds(spec) else 0
+
+
+def _rebuilds(spec: BlockSpec) -> bool:
+    return spec.unsupervised == "recon" and spec.index > 0 and not spec.is_output
 
 
 def _parameters(spec: BlockSpec) -> int:
@@ -182,7 +185,8 @@ def _train_macs(spec: BlockSpec, *, backprop: bool) -> int:
 def _head_parameters(spec: BlockSpec) -> int:
     classifier = sum((n_in + 1) * n_out for n_in, n_out in _classifier_layers(spec))
     projection = spec.projection * spec.classes
-    return _g_weights(spec) + classifier + projection + _rebuilding_weights(spec)
+    rebuilding = _rebuilding_weights(spec) + spec.layer.in_features * _rebuilds(spec)
+    return _g_weights(spec) + classifier + projection + rebuilding
 
 
 def _forward_macs(spec: BlockSpec) -> int:

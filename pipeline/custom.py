@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.block import Block
+from pipeline.errors import ConfigError
 from pipeline.seeding import Purpose, derived_seed
 
 if TYPE_CHECKING:
@@ -28,7 +29,18 @@ class CustomBlock(Block):
     def __init__(self, spec: BlockSpec, part: Part, **placing: Any) -> None:
         super().__init__(spec, **placing)
         self.encoder, self.tail = part
+        self._changes_its_input = any(getattr(m, "inplace", False) for m in self.tail.modules())
+        self._check_same(spec)
         self.to(device=self.device, dtype=self.dtype)
+
+    def _check_same(self, spec: BlockSpec) -> None:
+        found = sum(p.numel() for own in (self.encoder, self.tail) for p in own.parameters())
+        if spec.custom is not None and found != spec.custom.parameters:
+            raise ConfigError(
+                f"model.factory: block {spec.index} has {found} parameters, it had "
+                f"{spec.custom.parameters} before: the function must give the same network each "
+                "time, in every process"
+            )
 
     def forward(self, x: Tensor, *, batch_id: int | None, shortcut: Tensor | None = None) -> Tensor:
         """As `Block.forward`."""
@@ -41,19 +53,18 @@ class CustomBlock(Block):
         """As `Block.transfer`."""
         self.train(batch_id is not None)
         with self._autocast(), self._drawing(batch_id, _TAIL):
-            passed: Tensor = self.tail(h)
+            passed: Tensor = self.tail(h.clone() if self._changes_its_input else h)
         return passed.contiguous()
 
     @contextmanager
     def _drawing(self, batch_id: int | None, where: int) -> Iterator[None]:
         """Whatever the modules draw from torch's own generators, as nn.Dropout does, belongs to
-        (seed, block, batch id); in evaluation nothing is drawn that changes the next."""
+        (seed, block, batch id); in evaluation every batch sees the same draws."""
         cuda = self.device.type == "cuda"
         with torch.random.fork_rng(devices=[self.device] if cuda else []):
-            if batch_id is not None:
-                position = (self.spec.index, batch_id, where)
-                seed = derived_seed(self.seed, Purpose.DROPOUT, *position)
-                torch.default_generator.manual_seed(seed)
-                if cuda:
-                    torch.cuda.manual_seed(seed)
+            position = (self.spec.index, batch_id or 0, where)
+            seed = derived_seed(self.seed, Purpose.DROPOUT, *position)
+            torch.default_generator.manual_seed(seed)
+            if cuda:
+                torch.cuda.manual_seed(seed)
             yield

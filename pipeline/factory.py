@@ -3,9 +3,11 @@
     Flatten  Linear  ReLU  Dropout  Linear  ReLU  Linear
     ─────── block 0 ──────────────  ─ block 1 ──  output
 
-Every child with parameters becomes a block, the last one the output. Children without
-parameters belong to the block before them (at the start, to the first). The heads see what
-comes before the first dropout, pooling or flattening; these are the block's way to the next.
+Every child with parameters to learn becomes a block, the last one the output: a batch norm
+belongs into one child with its layer. Children without belong to the block before them (at the
+start, to the first). The heads see what comes before the first dropout, pooling or flattening;
+these are the block's way to the next. The function is called in every process, and must give the
+same network each time.
 """
 
 from __future__ import annotations
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
     from pipeline.specs import Shape
 
 
+_IMAGES = 2
+"""Passed through to find the shapes: enough to see whether images are kept apart."""
+
+
 class Part(NamedTuple):
     """The modules of one block: up to what its heads see, and from there to the next block."""
 
@@ -37,10 +43,8 @@ class Part(NamedTuple):
 def build_parts(model: ModelConfig, seed: int) -> list[Part]:
     """The blocks' modules with the initial weights of `seed`, on the CPU.
 
-    The whole network is made by one call, so that every process makes the same one.
-
     Raises:
-        ConfigError: where there is no such function, or it gives something else.
+        ConfigError: where there is no such function, or it gives what can't be cut into blocks.
     """
     import torch
 
@@ -51,13 +55,27 @@ def build_parts(model: ModelConfig, seed: int) -> list[Part]:
         return _split(_network(model), str(model.factory))
 
 
+def normalises(model: ModelConfig) -> bool:
+    """Whether the network normalises by batches, which takes several images.
+
+    Raises:
+        ConfigError: as `build_parts`.
+    """
+    if model.factory is None:
+        return model.batch_norm
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    modules = (m for part in build_parts(model, 0) for own in part for m in own.modules())
+    return any(isinstance(module, _BatchNorm) for module in modules)
+
+
 def traced_specs(
     model: ModelConfig,
     nonlinearity: Literal["relu", "leaky_relu"],
     image_shape: Shape,
     classes: int,
 ) -> list[BlockSpec]:
-    """The blocks as they come out of the function, found by passing one blank image through.
+    """The blocks as they come out of the function, found by passing blank images through.
 
     Raises:
         ConfigError: where the network does not take such images, gives other than one number per
@@ -66,7 +84,7 @@ def traced_specs(
     import torch
 
     specs: list[BlockSpec] = []
-    x = torch.zeros(1, *image_shape)
+    x = torch.zeros(_IMAGES, *image_shape)
     for index, part in enumerate(build_parts(model, 0)):
         macs: list[int] = []
         h, passed = _traced(part, x, macs, f"model.factory {model.factory}: block {index}")
@@ -96,8 +114,13 @@ def _network(model: ModelConfig) -> nn.Sequential:
     try:
         make: Callable[..., Any] = getattr(importlib.import_module(module), name)
         network = make(**model.kwargs)
-    except Exception as error:  # whatever the user's code raises
-        raise ConfigError(f"model.factory {model.factory}: {one_line(error)}") from error
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"model.factory {model.factory}: {one_line(error)}; install it, or start from the "
+            "folder that holds it"
+        ) from error
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
+        raise ConfigError(f"model.factory {model.factory}: {_named(error)}") from error
     if not isinstance(network, nn.Sequential):
         raise ConfigError(
             f"model.factory {model.factory}: gave a {type(network).__name__}; an nn.Sequential "
@@ -111,8 +134,8 @@ def _split(network: nn.Sequential, factory: str) -> list[Part]:
 
     bodies: list[list[nn.Module]] = [[]]
     learning = 0
-    for child in network.children():
-        if any(True for _ in child.parameters()):
+    for child in network:  # not children(), which leaves out what occurs again
+        if _learns(child):
             learning += 1
             if learning > 1:
                 bodies.append([])
@@ -122,15 +145,39 @@ def _split(network: nn.Sequential, factory: str) -> list[Part]:
             f"model.factory {factory}: {learning} children with parameters; at least a hidden "
             "one and the output are needed"
         )
+    _check_own(bodies, factory)
     *hidden, output = bodies
     return [*map(_part, hidden), Part(nn.Sequential(*output), nn.Sequential())]
+
+
+def _learns(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _check_own(bodies: list[list[nn.Module]], factory: str) -> None:
+    """Every block learns alone, from tensors of its own that exist from the start."""
+    from torch.nn.parameter import is_lazy
+
+    owners: dict[int, int] = {}
+    for block, children in enumerate(bodies):
+        tensors = [t for child in children for t in (*child.parameters(), *child.buffers())]
+        for tensor in tensors:
+            if is_lazy(tensor):
+                raise ConfigError(
+                    f"model.factory {factory}: block {block} holds a lazy module; give its sizes"
+                )
+            if owners.setdefault(id(tensor), block) != block:
+                raise ConfigError(
+                    f"model.factory {factory}: blocks {owners[id(tensor)]} and {block} share a "
+                    "tensor; every block learns alone, so make a module of its own for each"
+                )
 
 
 def _part(children: list[nn.Module]) -> Part:
     """Cut where what follows only passes on: dropout, pooling, flattening."""
     from torch import nn
 
-    first = next(i for i, child in enumerate(children) if any(True for _ in child.parameters()))
+    first = next(i for i, child in enumerate(children) if _learns(child))
     cut = next(
         (i for i, child in enumerate(children) if i > first and _only_passes_on(child)),
         len(children),
@@ -153,8 +200,8 @@ def _traced(part: Part, x: Tensor, macs: list[int], where: str) -> tuple[Tensor,
     ]
     try:
         with torch.no_grad():
-            h = part.body.train(False)(x)
-            passed = part.tail.train(False)(h)
+            h = _one_each(part.body.train(False)(x))
+            passed = _one_each(part.tail.train(False)(h.clone()))
     except Exception as error:  # whatever the user's modules raise
         shape = tuple(x.shape[1:])
         raise ConfigError(f"{where}, for inputs of shape {shape}: {one_line(error)}") from error
@@ -164,9 +211,27 @@ def _traced(part: Part, x: Tensor, macs: list[int], where: str) -> tuple[Tensor,
     return h, passed
 
 
-def _count_macs(macs: list[int], module: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
-    """Multiply-adds of a linear layer or convolution for one image; others count as nothing."""
+def _one_each(result: Any) -> Tensor:
+    import torch
+
+    if not isinstance(result, torch.Tensor):
+        raise TypeError(f"gives a {type(result).__name__}, a tensor is needed")
+    if result.shape[:1] != (_IMAGES,):
+        raise ValueError(
+            f"gives {tuple(result.shape)} for {_IMAGES} images; one row for each is needed"
+        )
+    return result
+
+
+def _named(error: BaseException) -> str:
+    return one_line(error) if isinstance(error, Exception) else f"{type(error).__name__}: {error}"
+
+
+def _count_macs(macs: list[int], module: nn.Module, inputs: tuple[Tensor, ...], y: Any) -> None:
+    """Multiply-adds of a linear layer or convolution for an image; others count as nothing."""
     weight: Any = module.weight
+    if not hasattr(y, "shape"):
+        return
     if weight.dim() == 2:
         macs.append(weight.numel() * prod(y.shape[1:-1]))
     elif weight.dim() > 2:

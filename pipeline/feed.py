@@ -69,7 +69,7 @@ class Course:
 
     def learning_rate(self, epoch: int) -> float:
         """A milestone m takes effect from epoch m + 1."""
-        within_phase = (epoch - 1) % self.epochs + 1
+        within_phase = (max(epoch, 1) - 1) % self.epochs + 1
         passed = sum(within_phase > milestone for milestone in self.milestones)
         return self.lr * self.factor**passed
 

@@ -126,7 +126,7 @@ def _group_ends(hidden: int, model: ModelConfig, loss: LossConfig) -> set[int]:
     """The hidden blocks that have a local loss: the last of each group of `model.group`."""
     if loss.local is None or not hidden:
         return set()
-    size = hidden if model.group == "all" else model.group
+    size = model.group if isinstance(model.group, int) else hidden
     return {*range(size - 1, hidden, size), hidden - 1}
 
 

@@ -25,7 +25,13 @@ class Optimizer(Protocol):
         """Update the parameters in place; one gradient per parameter, of its shape."""
 
     def state(self) -> dict[str, Tensor]:
-        """The live state tensors, named `<parameter>.<quantity>`."""
+        """The state tensors, named `<parameter>.<quantity>`; live ones, once it is `held`."""
+
+    def hold(self) -> None:
+        """Take memory for the state, all zeros, unless that has been done."""
+
+    def release(self) -> None:
+        """Forget the state and give its memory back: the parameters learn no more."""
 
 
 class Adam:
@@ -36,23 +42,21 @@ class Adam:
     ) -> None:
         self._names = list(parameters)
         self._parameters = [parameter.detach() for parameter in parameters.values()]
-        self._weight_decay = weight_decay
-        self._means = [torch.zeros_like(parameter) for parameter in self._parameters]
-        self._squares = [torch.zeros_like(parameter) for parameter in self._parameters]
-        self._largest = [torch.zeros_like(p) for p in self._parameters] if amsgrad else []
-        self._steps = [torch.zeros((), device=p.device) for p in self._parameters]
+        self._weight_decay, self._amsgrad = weight_decay, amsgrad
+        self._held: dict[str, list[Tensor]] = {}
 
     def step(self, gradients: Sequence[Tensor], lr: float) -> None:
         """Update the parameters in place."""
+        self.hold()
         adam(
             self._parameters,
             list(gradients),
-            self._means,
-            self._squares,
-            self._largest,
-            self._steps,
+            self._held["exp_avg"],
+            self._held["exp_avg_sq"],
+            self._held.get("max_exp_avg_sq", []),
+            self._held["step"],
             fused=True,
-            amsgrad=bool(self._largest),
+            amsgrad=self._amsgrad,
             beta1=0.9,
             beta2=0.999,
             lr=lr,
@@ -63,10 +67,21 @@ class Adam:
 
     def state(self) -> dict[str, Tensor]:
         """`exp_avg`, `exp_avg_sq`, `step`, and with AMSGrad `max_exp_avg_sq`."""
-        quantities = {"exp_avg": self._means, "exp_avg_sq": self._squares, "step": self._steps}
-        if self._largest:
-            quantities["max_exp_avg_sq"] = self._largest
-        return _named(self._names, quantities)
+        return _named(self._names, self._held or self._zeros())
+
+    def hold(self) -> None:
+        """Take memory for the state."""
+        self._held = self._held or self._zeros()
+
+    def release(self) -> None:
+        """Give the memory of the state back."""
+        self._held = {}
+
+    def _zeros(self) -> dict[str, list[Tensor]]:
+        quantities = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if self._amsgrad else [])]
+        zeros = {name: [torch.zeros_like(p) for p in self._parameters] for name in quantities}
+        zeros["step"] = [torch.zeros((), device=p.device) for p in self._parameters]
+        return zeros
 
 
 class SGD:
@@ -78,11 +93,11 @@ class SGD:
         self._names = list(parameters)
         self._parameters = [parameter.detach() for parameter in parameters.values()]
         self._weight_decay, self._momentum = weight_decay, momentum
-        # a buffer of zeros gives the same first step as PyTorch's own, which starts at none
-        self._buffers = [torch.zeros_like(p) for p in self._parameters] if momentum else []
+        self._buffers: list[Tensor] = []
 
     def step(self, gradients: Sequence[Tensor], lr: float) -> None:
         """Update the parameters in place."""
+        self.hold()
         buffers: list[Tensor | None] = [*self._buffers] or [None] * len(self._parameters)
         sgd(
             self._parameters,
@@ -99,7 +114,20 @@ class SGD:
 
     def state(self) -> dict[str, Tensor]:
         """`momentum` per parameter; empty without momentum."""
-        return _named(self._names, {"momentum": self._buffers} if self._buffers else {})
+        buffers = self._buffers or self._zeros()
+        return _named(self._names, {"momentum": buffers} if buffers else {})
+
+    def hold(self) -> None:
+        """Take memory for the momentum."""
+        self._buffers = self._buffers or self._zeros()
+
+    def release(self) -> None:
+        """Give the memory of the momentum back."""
+        self._buffers = []
+
+    def _zeros(self) -> list[Tensor]:
+        # a buffer of zeros gives the same first step as PyTorch's own, which starts at none
+        return [torch.zeros_like(p) for p in self._parameters] if self._momentum else []
 
 
 def make_optimizer(

@@ -210,7 +210,7 @@ class Recorder:
         self, epoch: int, trained: list[PassReport], tested: list[PassReport]
     ) -> dict[str, Any]:
         tallies = [tally for report in trained for tally in report.tallies]
-        seconds = self._seconds.pop(epoch, 0.0)
+        seconds, learner = self._seconds.pop(epoch, 0.0), self._course.learner(epoch)
         images = tallies[-1].images - self._images_before if tallies else 0
         self._images_before = 0
         return {
@@ -218,6 +218,7 @@ class Recorder:
             "epoch": epoch,
             "step": epoch * self._course.steps_per_epoch,
             "lr": self._course.learning_rate(epoch),
+            **({"learner": learner} if learner is not None else {}),
             "train": _summary(tallies),
             "test": _summary([tally for report in tested for tally in report.tallies]),
             "blocks": [

@@ -75,8 +75,11 @@ class Stage:
         """
         if self._preprocess:
             x = self._preprocess.train(x, batch_id)
+        self._shortcuts.clear()
         for group in self._groups:
             ends = group[-1].spec.index
+            if learner not in (None, ends):
+                rest(group)
             if learner is None:
                 x = self._step(group, x, labels, batch_id, lr, send)
             elif ends < learner:
@@ -209,9 +212,19 @@ class Shortcuts:
             self._carried[spec.index] = x
         return self._carried.pop(spec.shortcut.source) if spec.shortcut else None
 
+    def clear(self) -> None:
+        """Forget what greedy training, which may end within a span, has left behind."""
+        self._carried.clear()
+
     def detach(self) -> None:
         """At the end of a group: what goes past it brings no gradient back to it."""
         self._carried = {source: x.detach() for source, x in self._carried.items()}
+
+
+def rest(group: Sequence[Block]) -> None:
+    """These blocks learn no more, or not yet, and give back what only learning needs."""
+    for block in group:
+        block.rest()
 
 
 def learn(group: Sequence[Block], loss: Tensor, lr: float) -> None:

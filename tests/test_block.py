@@ -456,3 +456,24 @@ def test_a_refused_state_changes_nothing() -> None:
 def test_what_is_no_block_file_is_refused(data: bytes) -> None:
     with pytest.raises(CheckpointError, match="not a block file"):
         decode_block(data)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "amsgrad", "sgd"])
+def test_a_block_that_rests_holds_no_optimizer_state(optimizer: str) -> None:
+    block = block_of(specs_of()[0], optimizer=optimizer)
+    x, labels = batch()
+
+    def step() -> None:
+        h = block(x, batch_id=1)
+        learn([block], block.local_loss(h, labels, x).loss, 0.01)
+
+    step()
+    moved = copied(block.state())
+    block.rest()
+    rested = block.state()
+    assert moved.keys() == rested.keys()
+    state = [name for name in rested if name.startswith("optimizer.")]
+    assert any(moved[name].any() for name in state)
+    assert not any(rested[name].any() for name in state)
+    block.load(moved)  # holds it again
+    assert same(moved, block.state())

@@ -396,6 +396,14 @@ def test_overrides_win_over_the_file_and_the_last_over_the_first(file: Path) -> 
     assert load_config(path).runtime.seed == 5
 
 
+def test_override_of_an_argument_of_a_factory(file: Path) -> None:
+    own = SMALLEST.replace("{name: mlp}", "{factory: 'a.b:c', kwargs: {width: 1}}")
+    assert "factory" in own
+    path = written(file, own)
+    config = load_config(path, ("model.kwargs.width=16", "model.kwargs.deep=true"))
+    assert config.model.kwargs == {"width": 16, "deep": True}
+
+
 def test_override_value_may_hold_an_equals_sign(file: Path) -> None:
     assert load_config(written(file, SMALLEST), ("data.root=a=b",)).data.root == "a=b"
 

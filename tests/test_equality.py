@@ -11,6 +11,7 @@ from processes import digests, epochs, launch
 
 from launch.verify import first_difference
 from launch.verify import main as verify
+from pipeline.feed import Course
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -164,6 +165,23 @@ def test_verify_finds_equality(tmp_path: Path) -> None:
     assert (status, says.count("\n")) == (0, 1)
     assert says.startswith("equal: single mode and 3 stages, ")
     assert says.endswith("each of 3 steps\n")
+
+
+def test_verify_has_every_greedy_learner_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int | None] = []
+    learner = Course.learner
+
+    def noted(course: Course, epoch: int) -> int | None:
+        seen.append(learner(course, epoch))
+        return seen[-1]
+
+    monkeypatch.setattr(Course, "learner", noted)
+    greedy = ("--set", "schedule.greedy=true")
+    status, _ = run_verify(tmp_path, "--stages", "2", "--steps", "4", *greedy)
+    assert status == 0
+    assert {0, 1, 2, 3} <= set(seen)
 
 
 def test_verify_finds_a_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

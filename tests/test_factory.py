@@ -16,7 +16,7 @@ from pipeline.configfile import config_tree
 from pipeline.cost import block_costs
 from pipeline.datasets import data_facts
 from pipeline.errors import ConfigError, ProtocolError
-from pipeline.factory import build_parts
+from pipeline.factory import build_parts, normalises
 from pipeline.models import network_specs
 from pipeline.worker import Worker
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from pipeline.stage import Stage
 
 CPU = torch.device("cpu")
+DATA = {
+    "name": "synthetic", "size": 16, "classes": 5, "train_images": 40, "test_images": 12,
+    "batch_size": 8,
+}  # fmt: skip
 
 
 def convolutional(width: int = 6, dropout: float = 0.5) -> nn.Sequential:
@@ -67,11 +71,10 @@ def config_of(function: str = "convolutional", **sections: Any) -> Config:
     tree = {
         "model": model,
         "loss": {"name": "predsim", "dim_in_decoder": 64},
-        "data": {"name": "synthetic", "size": 16, "classes": 5, "train_images": 40,
-                 "test_images": 12, "batch_size": 8},
+        "data": DATA,
         "schedule": {"epochs": 2},
         **sections,
-    }  # fmt: skip
+    }
     return build_config(tree, "test")
 
 
@@ -203,3 +206,142 @@ def test_a_message_can_not_name_code_to_be_imported() -> None:
         with pytest.raises(ProtocolError, match=r"stage 1: told to use model\.factory os:system"):
             worker._check_factory("os:system")
     Worker(1, "run", anything, anything, Activity(), "own:network")._check_factory("own:network")
+
+
+# --- networks with traps ------------------------------------------------------------------
+
+
+def shared_activation() -> nn.Sequential:
+    act = nn.Tanh()
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(768, 6), act, nn.Linear(6, 7), act, nn.Linear(7, 5)
+    )
+
+
+def own_activations() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(768, 6), nn.Tanh(), nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 5)
+    )
+
+
+def tied() -> nn.Sequential:
+    same = nn.Linear(6, 6)
+    return nn.Sequential(nn.Flatten(), nn.Linear(768, 6), same, nn.ReLU(), same, nn.Linear(6, 5))
+
+
+def in_place(inplace: bool = True) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(768, 6), nn.ReLU(), nn.Dropout(0.5, inplace), nn.Linear(6, 5)
+    )
+
+
+def lazy() -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(6), nn.Linear(6, 5))
+
+
+def frozen_end() -> nn.Sequential:
+    last = nn.Linear(6, 5).requires_grad_(False)
+    return nn.Sequential(nn.Flatten(), nn.Linear(768, 6), nn.ReLU(), last)
+
+
+class Mixing(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.view(1, -1))
+
+
+def mixing() -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), Mixing(1536, 6), nn.Linear(6, 5))
+
+
+class Twofold(nn.Linear):
+    def forward(self, x: torch.Tensor) -> Any:
+        return super().forward(x), x
+
+
+def twofold() -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), Twofold(768, 6), nn.Linear(6, 5))
+
+
+def leaves() -> nn.Sequential:
+    raise SystemExit(0)
+
+
+def without_norm() -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), nn.Linear(768, 6), nn.ReLU(), nn.Linear(6, 5))
+
+
+WIDTHS = iter(range(3, 99))
+
+
+def ever_wider() -> nn.Sequential:
+    width = next(WIDTHS)
+    return nn.Sequential(nn.Flatten(), nn.Linear(768, width), nn.Linear(width, 5))
+
+
+@pytest.mark.parametrize(
+    ("function", "complaint"),
+    [
+        ("tied", "blocks 1 and 2 share a tensor; every block learns alone"),
+        ("lazy", "block 0 holds a lazy module; give its sizes"),
+        ("frozen_end", "1 children with parameters"),
+        ("mixing", r"block 0, .*gives \(1, 6\) for 2 images; one row for each"),
+        ("twofold", "block 0, .*gives a tuple, a tensor is needed"),
+        ("leaves", "SystemExit: 0"),
+    ],
+)
+def test_a_network_with_a_trap_is_refused(function: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=f"model.factory {__name__}:{function}.*{complaint}"):
+        specs_of(config_of(function))
+
+
+def trained(config: Config) -> Stage:
+    stage = stage_of(config)
+    draws = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=draws)
+    for step in (1, 2, 3):
+        stage.train(x, torch.arange(8) % 5, batch_id=step, lr=0.01, send=lambda passed: None)
+    return stage
+
+
+def same_weights(one: Stage, other: Stage) -> bool:
+    pairs = zip(one.blocks, other.blocks, strict=True)
+    return all(
+        torch.equal(p, q)
+        for first, second in pairs
+        for p, q in zip(first.parameters(), second.parameters(), strict=True)
+    )
+
+
+def test_a_module_may_occur_again_where_it_learns_nothing() -> None:
+    one, other = trained(config_of("shared_activation")), trained(config_of("own_activations"))
+    assert same_weights(one, other)
+
+
+def test_modules_that_change_their_input_do_not_change_what_heads_see() -> None:
+    one, other = (
+        trained(config_of("in_place", model={"kwargs": {"inplace": inplace}}))
+        for inplace in (True, False)
+    )
+    assert same_weights(one, other)
+
+
+def test_a_function_that_gives_another_network_each_time_is_refused() -> None:
+    with pytest.raises(ConfigError, match="the function must give the same network each time"):
+        stage_of(config_of("ever_wider"))
+
+
+def test_only_batch_norm_needs_several_images() -> None:
+    one_image = config_of("without_norm", data={**DATA, "batch_size": 1})
+    assert not normalises(one_image.model)
+    assert normalises(config_of().model)
+
+
+def test_evaluation_sees_the_same_draws_whatever_came_before() -> None:
+    block = stage_of(config_of()).blocks[1]
+    noise = nn.Sequential(nn.Dropout(0.5))
+    noise.train = lambda mode=True: noise  # type: ignore[method-assign]  # draws in evaluation too
+    block.tail = noise
+    h = torch.ones(2, 8, 3, 3)
+    first = block.transfer(h, batch_id=None)
+    torch.rand(5)
+    assert torch.equal(block.transfer(h, batch_id=None), first)

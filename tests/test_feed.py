@@ -185,6 +185,10 @@ def test_greedy_training_gives_each_block_all_epochs_in_turn() -> None:
     assert [(item.epoch, item.learner) for item in tested] == [(1, 1), (2, 1), (3, 3), (4, 3)]
 
 
+def test_a_test_before_training_shows_the_learning_rate_of_the_first_epoch() -> None:
+    assert Course(3, 1, 1, 1.0, milestones=(1, 2)).learning_rate(0) == 1.0
+
+
 def test_the_last_epoch_of_each_greedy_phase_is_tested() -> None:
     course = Course(3, 1, 1, 1.0, eval_every_epochs=2, learners=(0, 1))
     assert [epoch for epoch in range(1, 7) if course.evaluates(epoch)] == [2, 3, 4, 6]

@@ -194,6 +194,12 @@ def test_wide_residual_networks(name: str, convolutions: int) -> None:
     assert specs[-1].out_shape == (4 * width, 1, 1)
 
 
+def test_sides_are_halved_where_rounding_makes_widths_equal() -> None:
+    specs = specs_of({"name": "wrn-10-2", "feat_mult": 0.01}, 32)[:-1]
+    assert [spec.layer.out_features for spec in specs] == [1] * 7
+    assert [spec.shape[1] for spec in specs] == [32, 32, 32, 16, 16, 8, 8]
+
+
 @pytest.mark.parametrize("name", ["wrn-11-2", "wrn-4-1", "wrn-28-0", "wrn-28", "resnet50"])
 def test_other_depths_are_refused(name: str) -> None:
     tree = {"model": {"name": name}, "loss": {"name": "pred"}, "data": {"name": "digits"}}
@@ -205,7 +211,15 @@ def test_other_depths_are_refused(name: str) -> None:
     ("sections", "complaint"),
     [
         ({"model": {"name": "vgg8b", "residual": False}}, "vgg8b has no shortcuts to remove"),
-        ({"model": {"name": "mlp", "group": 0}}, "model.group"),
+        ({"model": {"name": "mlp", "group": 0}}, "model.group: 0 is not allowed: use a number"),
+        (
+            {"model": {"name": "mlp", "group": "ALL"}},
+            "model.group: 'ALL' is not allowed: .* or all",
+        ),
+        (
+            {"model": {"name": "resnet18"}, "data": {"name": "digits", "batch_size": 1}},
+            "data.batch_size 1 leaves",
+        ),
         ({"model": {"name": "mlp", "group": 2}, "loss": {"name": "glob"}}, "model.group needs"),
         (
             {
