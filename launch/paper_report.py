@@ -9,6 +9,7 @@ from launch.paper import all_cells, entries_of
 from launch.paper_config import CONFIGS, count_parameters, epochs_text
 from launch.paper_figures import FIGURES, draw_figures
 from launch.paper_results import best_record, read_records
+from pipeline.durable import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -43,6 +44,8 @@ def write_report(
 ) -> Path:
     """Write PAPER.md and the learning curves below `folder`, from its results/paper.json.
 
+    Where others may do so at the same time: only within `paper_results.alone_in`.
+
     Args:
         say: is told where no pictures can be drawn.
         figures: the only ones to draw again; None: all.
@@ -54,7 +57,7 @@ def write_report(
     draw_figures(tables, records, folder / FIGURES, say, figures)
     path = folder / REPORT
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(report_text(tables, records, folder), encoding="utf-8")
+    replace_file(path, report_text(tables, records, folder).encode())
     return path
 
 
@@ -121,7 +124,8 @@ def _where(record: Record) -> tuple[str, str, str]:
 
 def _machine(record: Record) -> str:
     start = record.starts[-1]
-    workers = "1 process" if record.stages == 1 else f"{record.stages} processes"
+    alone = record.single or record.stages == 1
+    workers = "1 process" if alone else f"{record.stages} processes"
     if record.devices == ["cpu"]:
         threads = record.threads_per_stage
         of_each = "" if threads == 1 else f" of {threads} threads"

@@ -11,23 +11,28 @@ import json
 import os
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from math import isfinite
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from launch.paper_config import entry_config, shortened
+from launch.provenance import is_provenance, read_starts
 from pipeline.config import config_tree, differing_keys
 from pipeline.configfile import load_config
-from pipeline.errors import ConfigError
+from pipeline.datasets import data_facts
+from pipeline.durable import replace_file
+from pipeline.errors import ConfigError, one_line
+from pipeline.feed import course_of
+from pipeline.models import network_specs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from launch.paper import Entry
     from launch.rundir import RunDirectory
     from pipeline.config import Config
 
-PROVENANCE_FILE = "provenance.json"
 _NO_MATTER = ("data.root", "data.download", "runtime.")
 _MATTER = ("runtime.seed", "runtime.precision")
 _DIGITS = 4
@@ -41,6 +46,10 @@ class Record:
     `changes`: settings that are not the paper's, each with [paper's value, this run's]; of the
     schedule only where it is not simply shorter. `train`, `test`: error in percent by epoch.
     `starts`: provenance of every command that trained a part of it; empty where none was kept.
+    `single`: whether one process trained all stages, as far as is known.
+
+    Raises:
+        ValueError: for a field of the wrong type.
     """
 
     entry: str
@@ -54,6 +63,13 @@ class Record:
     starts: list[dict[str, Any]]
     train: list[float | None]
     test: list[float | None]
+    single: bool = False
+
+    def __post_init__(self) -> None:
+        """Records are read from a file that people may edit."""
+        for name, (kind, fits) in _FIELDS.items():
+            if not fits(getattr(self, name)):
+                raise ValueError(f"{name} of {self.entry} is not {kind}")
 
     @property
     def identity(self) -> tuple[str, int, str]:
@@ -64,6 +80,50 @@ class Record:
     def comparable(self) -> bool:
         """Whether it trained as the paper did, for however long; seed and precision aside."""
         return all(key.startswith("runtime.") for key in self.changes)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_curve(value: Any) -> bool:
+    return isinstance(value, list) and all(one is None or _is_number(one) for one in value)
+
+
+def _are_changes(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(pair, list) and len(pair) == 2 for pair in value.values()
+    )
+
+
+_FIELDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "entry": ("a text", _is_text),
+    "epochs": ("a positive whole number", _is_count),
+    "changes": ("a mapping of keys to pairs of values", _are_changes),
+    "error_pct": ("a number", _is_number),
+    "images_per_s": ("a number or null", lambda value: value is None or _is_number(value)),
+    "stages": ("a positive whole number", _is_count),
+    "devices": (
+        "a list of texts",
+        lambda value: isinstance(value, list) and all(map(_is_text, value)),
+    ),
+    "threads_per_stage": ("a positive whole number", _is_count),
+    "starts": (
+        "a list of provenances",
+        lambda value: isinstance(value, list) and all(map(is_provenance, value)),
+    ),
+    "train": ("a list of numbers", _is_curve),
+    "test": ("a list of numbers", _is_curve),
+    "single": ("true or false", lambda value: isinstance(value, bool)),
+}
 
 
 def what_differs(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
@@ -81,7 +141,13 @@ def what_differs(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
 def is_finished(directory: RunDirectory, config: Config) -> bool:
     """Whether the run in this directory has trained and tested its last epoch."""
     lines = _epoch_lines(directory)
-    return bool(lines) and lines[-1]["epoch"] == config.schedule.epochs and bool(lines[-1]["test"])
+    return bool(lines) and lines[-1]["epoch"] == _all_epochs(config) and bool(lines[-1]["test"])
+
+
+def _all_epochs(config: Config) -> int:
+    """Of the whole run: greedy training takes `schedule.epochs` for each of its phases."""
+    specs = network_specs(config, data_facts(config.data))
+    return course_of(config, specs, steps_per_epoch=1, evaluation_batches=1).all_epochs
 
 
 def record_of(entry: Entry, directory: RunDirectory) -> Record:
@@ -109,25 +175,22 @@ def record_of(entry: Entry, directory: RunDirectory) -> Record:
         starts=read_starts(directory.path),
         train=[_error(line["train"]) for line in epochs],
         test=[_error(line["test"]) for line in epochs],
+        single=_was_single(directory, config),
     )
 
 
-def read_starts(folder: Path) -> list[dict[str, Any]]:
-    """Provenance of every command that trained in a run directory."""
-    path = folder / PROVENANCE_FILE
-    if not path.exists():
-        return []
-    starts: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    return starts
-
-
-def write_starts(folder: Path, starts: list[dict[str, Any]]) -> None:
-    """Note who has trained in a run directory."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if starts:
-        _replace(folder / PROVENANCE_FILE, json.dumps(starts, indent=1) + "\n")
-    else:
-        (folder / PROVENANCE_FILE).unlink(missing_ok=True)
+def _was_single(directory: RunDirectory, config: Config) -> bool:
+    """Whether one process trained it; the plans of older runs say nothing of it, and those of
+    global backprop were always single."""
+    if not directory.plan.exists():
+        return config.loss.is_global
+    try:
+        plan = json.loads(directory.plan.read_text(encoding="utf-8"))
+        return bool(plan.get("single", config.loss.is_global))
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"{directory.plan}: is no plan of a run: {one_line(error)}; repair it, or move it away"
+        ) from None
 
 
 def read_records(path: Path) -> list[Record]:
@@ -141,20 +204,22 @@ def read_records(path: Path) -> list[Record]:
     try:
         return [Record(**tree) for tree in json.loads(path.read_text(encoding="utf-8"))["records"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: is no file of the paper's results: {error!r}") from None
+        raise ConfigError(
+            f"{path}: is no file of the paper's results: {one_line(error)}; repair it, or move it "
+            "away: pipeline-reproduce then records finished runs anew, without training"
+        ) from None
 
 
 def keep_record(path: Path, record: Record) -> None:
     """Add a record to a file, in place of an older one of the same identity.
 
-    Commands that run at the same time wait for one another.
+    Where others may do so at the same time: only within `alone_in`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _alone_in(path.parent):
-        records = {kept.identity: kept for kept in read_records(path)}
-        records[record.identity] = record
-        lines = ",\n".join(json.dumps(asdict(records[key])) for key in sorted(records))
-        _replace(path, f'{{"records": [\n{lines}\n]}}\n')
+    records = {kept.identity: kept for kept in read_records(path)}
+    records[record.identity] = record
+    lines = ",\n".join(json.dumps(asdict(records[key])) for key in sorted(records))
+    replace_file(path, f'{{"records": [\n{lines}\n]}}\n'.encode())
 
 
 def best_record(entry: Entry, records: Iterable[Record]) -> Record | None:
@@ -187,10 +252,10 @@ def _epoch_lines(directory: RunDirectory) -> list[dict[str, Any]]:
 
 def _parsed(line: str) -> dict[str, Any]:
     try:
-        tree: dict[str, Any] = json.loads(line)
+        tree: Any = json.loads(line)
     except ValueError:  # a line that a crash left half written
         return {}
-    return tree
+    return tree if isinstance(tree, dict) else {}
 
 
 def _error(values: Mapping[str, Any] | None) -> float | None:
@@ -199,17 +264,15 @@ def _error(values: Mapping[str, Any] | None) -> float | None:
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait for other commands that write results into this folder, and keep them out.
+
+    From a record to its report: else a report could be written over one with more records.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file that is either the old one or the new one, whatever happens meanwhile."""
-    aside = path.with_name(f".writing-{path.name}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)

@@ -12,12 +12,25 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import TYPE_CHECKING, Any
 
 from launch.gpus import gpu_names
+from pipeline.durable import replace_file
+from pipeline.errors import ConfigError
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PROVENANCE_FILE = "provenance.json"
+"""In a run directory: a list, one for every command that trained a part of the run."""
 _PACKAGES = ("local-loss-pipeline", "torch", "pyzmq", "numpy")
 _CPUINFO = Path("/proc/cpuinfo")
+_NEEDED: Mapping[str, type | tuple[type, ...]] = {
+    "command": str, "processor": str, "cores": (int, NoneType), "versions": dict, "commit": str,
+    "uncommitted_changes": bool,
+}  # fmt: skip
+"""What a report reads; `gpus` may be missing."""
 
 
 def provenance(command: str) -> dict[str, Any]:
@@ -35,6 +48,45 @@ def provenance(command: str) -> dict[str, Any]:
         "versions": {name: version(name) for name in _PACKAGES},
         **_commit(),
     }
+
+
+def is_provenance(tree: Any) -> bool:
+    """Whether a value that was read has the form of what `provenance` gives."""
+    if not isinstance(tree, dict):
+        return False
+    gpus = tree.get("gpus", [])
+    named = isinstance(gpus, list) and all(isinstance(name, str) for name in gpus)
+    return named and all(isinstance(tree.get(key, ...), kind) for key, kind in _NEEDED.items())
+
+
+def read_starts(folder: Path) -> list[dict[str, Any]]:
+    """Provenance of every command that trained in a run directory.
+
+    Raises:
+        ConfigError: where the file is damaged.
+    """
+    path = folder / PROVENANCE_FILE
+    if not path.exists():
+        return []
+    try:
+        starts: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(path, str(error)) from None
+    if not isinstance(starts, list) or not all(map(is_provenance, starts)):
+        raise _damaged(path, "python -m launch.provenance COMMAND prints what it should be")
+    return starts
+
+
+def write_starts(folder: Path, starts: list[dict[str, Any]]) -> None:
+    """Note who has trained in a run directory; only for who holds its lock."""
+    replace_file(folder / PROVENANCE_FILE, (json.dumps(starts, indent=1) + "\n").encode())
+
+
+def _damaged(path: Path, why: str) -> ConfigError:
+    return ConfigError(
+        f"{path}: is no list of provenances: {why}; repair it, or move it away: where the run "
+        "was trained then counts as not recorded"
+    )
 
 
 def _processor() -> str:

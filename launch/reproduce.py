@@ -6,10 +6,12 @@ select cells ─▶ for each entry: config, run directory ─▶ launcher ─▶
 from __future__ import annotations
 
 import gc
+import math
 import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,10 +21,10 @@ from launch.cli import launch_options, tolerate_narrow_streams
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from launch.engine import Engine
     from launch.job import Options
-    from launch.paper import Cell, Entry, Table
-    from launch.rundir import RunDirectory
-    from pipeline.config import Config
+    from launch.paper import Cell, Table
+    from launch.paper_tasks import Task
 
 DEFAULT_RUNS, DEFAULT_RESULTS = "runs/paper", "benchmarks"
 
@@ -39,32 +41,24 @@ class Request:
     command: str = "pipeline-reproduce"
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One entry, checked: it can be trained, gone on with, or is finished."""
-
-    entry: Entry
-    directory: RunDirectory
-    options: Options
-    finished: bool
-
-
 def reproduce(tables: Sequence[Table], request: Request) -> int:
-    """Train the selected entries one after another; the exit status of the first that fails.
+    """Train the selected entries one after another; the exit status of the first that is
+    interrupted.
 
     Everything is checked before the first of them starts. Each finished entry is at once in
     the results.
 
     Raises:
         ConfigError: for the first thing that is wrong.
+        PipelineError: what ended the first run that fails.
     """
     from launch.launcher import DONE
-    from launch.paper import entries_of, select
+    from launch.paper_tasks import check_results, make_tasks
 
-    entries = entries_of(select(tables, request.selector))
-    tasks = [make_task(tables, entry, request) for entry in entries]
+    tasks = make_tasks(tables, request)
+    check_results(request.results)
+    say = _say if request.launch.view != "quiet" else _say_nothing
     for number, task in enumerate(tasks, 1):
-        say = _say if task.options.view != "quiet" else _say_nothing
         say(f"[{number}/{len(tasks)}] {task.entry.title}  {task.directory.path}")
         if not task.finished:
             status = _train(task, request.command)
@@ -74,73 +68,57 @@ def reproduce(tables: Sequence[Table], request: Request) -> int:
     return DONE
 
 
-def make_task(tables: Sequence[Table], entry: Entry, request: Request) -> Task:
-    """Check one entry; writes its config beside its run directory, and nothing else.
+def show_plans(tables: Sequence[Table], request: Request) -> int:
+    """Print the plan of each selected entry, as pipeline-launch --dry-run does; leave nothing.
 
     Raises:
-        ConfigError: where it can't be trained as asked, or its folder holds another run.
+        ConfigError: for the first thing that is wrong.
     """
-    from launch.job import make_job
-    from launch.paper_results import is_finished
-    from launch.rundir import RunDirectory
+    from launch.launcher import DONE, launch
+    from launch.paper_tasks import make_tasks
 
-    config, directory = _config_of(tables, entry, request)
-    run = RunDirectory(directory)
-    options = replace(
-        request.launch,
-        config=config,
-        run_dir=directory,
-        resume=bool(run.held),
-        single=request.launch.single or entry.backprop,
-        stages=None if entry.backprop else request.launch.stages,
-    )
-    job = make_job(options)
-    if run.held:
-        _check_same_run(run, job.config)
-    return Task(entry, run, options, finished=is_finished(run, job.config))
-
-
-def _config_of(tables: Sequence[Table], entry: Entry, request: Request) -> tuple[Path, Path]:
-    """The entry's config, written as <name>.yaml, and its run directory <name> beside it."""
-    from launch.paper import all_cells
-    from launch.paper_config import config_text, scaled_epochs, shortened
-
-    epochs = scaled_epochs(entry, request.epochs_scale)
-    suffix = "" if epochs == entry.epochs else f"-{epochs}_epochs"
-    directory = request.runs / f"{entry.key}{suffix}"
-    cells = [cell for cell in all_cells(tables) if cell.entry.key == entry.key]
-    config = directory.with_name(f"{directory.name}.yaml")
-    config.parent.mkdir(parents=True, exist_ok=True)
-    config.write_text(config_text(shortened(entry, epochs), cells), encoding="utf-8")
-    return config, directory
-
-
-def _check_same_run(run: RunDirectory, config: Config) -> None:
-    from launch.paper_results import what_differs
-    from pipeline.configfile import load_config
-    from pipeline.errors import ConfigError
-
-    for key, (before, now) in what_differs(load_config(run.config), config).items():
-        raise ConfigError(
-            f"{run.path}: holds a run with {key} {before}, but {now} is asked for: "
-            "choose another folder with --runs, or move that run away"
-        )
+    with TemporaryDirectory(prefix="pipeline-") as folder:
+        tasks = make_tasks(tables, replace(request, runs=Path(folder)))
+        for number, task in enumerate(tasks, 1):
+            before = "" if number == 1 else "\n"
+            _say(f"{before}[{number}/{len(tasks)}] {task.entry.title}\n")
+            status = launch(task.options)
+            if status != DONE:
+                return status
+    return DONE
 
 
 def _train(task: Task, command: str) -> int:
-    from launch.launcher import INTERRUPTED, WRONG_USAGE, launch
-    from launch.paper_results import read_starts, write_starts
-    from launch.provenance import provenance
+    """Train a task to its end; `command` goes into its provenance once the folder is its own."""
+    from launch.launcher import DONE, INTERRUPTED
+    from launch.provenance import provenance, read_starts, write_starts
+    from pipeline.errors import InterruptedRunError
 
-    before = read_starts(task.directory.path) if task.options.resume else []
-    write_starts(task.directory.path, [*before, provenance(command)])
-    status = launch(task.options)
+    folder, resumed = task.directory.path, bool(task.directory.held)
+
+    def note_start() -> None:
+        before = read_starts(folder) if resumed else []
+        write_starts(folder, [*before, provenance(command)])
+
+    origin = task.origin()
+    engine = None if task.options.single else _local_engine()
+    from launch.training import train  # much; the workers' torch is being imported meanwhile
+
+    try:
+        train(task.job, task.directory, origin, engine, view=task.options.view, begun=note_start)
+    except InterruptedRunError as error:
+        print(f"{error}; to go on, with what was to follow:\n  {command}", file=sys.stderr)
+        return INTERRUPTED
     _give_memory_back()
-    if status == WRONG_USAGE:  # refused before it trained anything
-        write_starts(task.directory.path, before)
-    if status == INTERRUPTED:
-        print(f"or, with what was to follow:\n  {command}", file=sys.stderr)
-    return status
+    return DONE
+
+
+def _local_engine() -> Engine:
+    from launch.local import LocalEngine
+
+    engine = LocalEngine()
+    engine.warm_up()
+    return engine
 
 
 def _give_memory_back() -> None:
@@ -154,11 +132,12 @@ def _give_memory_back() -> None:
 def _keep(tables: Sequence[Table], task: Task, results: Path) -> str:
     """Record a finished run and write the report; what it gave, in a line."""
     from launch.paper_report import RESULTS, write_report
-    from launch.paper_results import keep_record, record_of
+    from launch.paper_results import alone_in, keep_record, record_of
 
     record = record_of(task.entry, task.directory)
-    keep_record(results / RESULTS, record)
-    report = write_report(tables, results, _say, {task.entry.figure})
+    with alone_in(results):
+        keep_record(results / RESULTS, record)
+        report = write_report(tables, results, _say, {task.entry.figure})
     return f"{task.entry.key}: test error {record.error_pct:.2f} %, kept in {report}"
 
 
@@ -194,6 +173,8 @@ def answer(
     from launch.paper import all_cells, select
     from launch.paper_config import write_configs
     from launch.paper_report import write_report
+    from launch.paper_results import alone_in
+    from launch.paper_tasks import writing
 
     if listing:
         cells = select(tables, request.selector) if request.selector else all_cells(tables)
@@ -201,7 +182,8 @@ def answer(
     if write:
         _say(f"{len(write_configs(tables, Path()))} configs changed")
     if report:
-        _say(f"written: {write_report(tables, request.results, _say, None)}")
+        with writing("--results", request.results), alone_in(request.results):
+            _say(f"written: {write_report(tables, request.results, _say, None)}")
     return 0
 
 
@@ -216,7 +198,14 @@ def _carry_out(request: Request, *, listing: bool, write: bool, report: bool) ->
         raise ConfigError(
             "which entries? give TABLE[/ROW[/LOSS]], as 1/mlp/predsim; --list shows all"
         )
-    return reproduce(tables, request)
+    return (show_plans if request.launch.dry_run else reproduce)(tables, request)
+
+
+def _no_nan(_context: click.Context, _parameter: click.Parameter, value: float) -> float:
+    """It is neither too small nor too large, so that the range lets it pass."""
+    if math.isnan(value):
+        raise click.BadParameter("nan is not in the range 0<x<=100.")
+    return value
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -224,11 +213,13 @@ def _carry_out(request: Request, *, listing: bool, write: bool, report: bool) ->
 @click.option(
     "--epochs-scale",
     type=click.FloatRange(min=0, min_open=True, max=100),
+    callback=_no_nan,
     default=1.0,
     metavar="X",
     help="Train X times the paper's epochs, with the milestones at the same shares. [default: 1]",
 )
 @click.option("--list", "listing", is_flag=True, help="Print what there is; start nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the plan of each entry; start nothing.")
 @click.option("--report", is_flag=True, help="Write PAPER.md and the curves from paper.json alone.")
 @click.option("--write-configs", "write", is_flag=True, help="Write configs/paper from the tables.")
 @click.option(

@@ -56,6 +56,11 @@ class RunDirectory:
         return self.path / "run.log"
 
     @property
+    def plan(self) -> Path:
+        """Stages, their devices and costs; whether one process trains them all."""
+        return self.path / "plan.json"
+
+    @property
     def config(self) -> Path:
         """The resolved configuration."""
         return self.path / "config.yaml"
@@ -104,7 +109,9 @@ class RunDirectory:
         notes = _compare(load_config(self.config), config, self.path)
         return StartState(), ["no checkpoint yet: starting at the beginning", *notes]
 
-    def prepare(self, job: Job, start: StartState, steps_per_epoch: int) -> CheckpointStore:
+    def prepare(
+        self, job: Job, start: StartState, steps_per_epoch: int, *, single: bool = False
+    ) -> CheckpointStore:
         """Make the folder, clear away what a killed run has left half done, and write what is
         known before training.
 
@@ -118,13 +125,13 @@ class RunDirectory:
             config.runtime.keep_checkpoints,
             steps_per_epoch,
         )
-        plan = json.dumps(job.plan.tree(job.costs), indent=1) + "\n"
+        tree = {"single": single, **job.plan.tree(job.costs)}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for left in self.path.glob(f"{TEMPORARY}*"):
                 left.unlink()
             replace_file(self.config, dump_config(config).encode())
-            replace_file(self.path / "plan.json", plan.encode())
+            replace_file(self.plan, (json.dumps(tree, indent=1) + "\n").encode())
             trim_metrics(self.metrics, start.position)
             store.prepare()
         except OSError as error:
@@ -136,17 +143,29 @@ class RunDirectory:
         """Keep other launchers out of the folder for as long as this one uses it.
 
         Raises:
-            ConfigError: where another is at work in it.
+            ConfigError: where another is at work in it, or it can't be made.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDONLY)
+        descriptor = self._opened()
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock(descriptor)
             yield
-        except BlockingIOError:
-            raise ConfigError(f"--run-dir {self.path}: another run is at work in it") from None
         finally:
             os.close(descriptor)
+
+    def _opened(self) -> int:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            return os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise ConfigError(
+                f"--run-dir {self.path}: can't be made: {error}; choose another folder"
+            ) from None
+
+    def _lock(self, descriptor: int) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"--run-dir {self.path}: another run is at work in it") from None
 
 
 def _check_blocks(checkpoint: Checkpoint, blocks: int) -> None:

@@ -21,7 +21,7 @@ from pipeline.recorder import METRICS_FILE, Recorder
 from pipeline.run import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from launch.engine import Engine
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 _PROGRESS_EVERY_S = 0.5
 
 
+def _do_nothing() -> None:
+    pass
+
+
 def train(
     job: Job,
     directory: RunDirectory,
@@ -44,12 +48,14 @@ def train(
     engine: Engine | None,
     *,
     view: ViewKind,
+    begun: Callable[[], None] = _do_nothing,
 ) -> None:
     """Train a job in its run directory, shown as `view`.
 
     Args:
         origin: what to start from, and notes on that.
         engine: None is single mode.
+        begun: called once the run directory is this run's alone and ready, before training.
 
     Raises:
         PipelineError: what ended the run, an interruption included; it is in the log, too.
@@ -59,7 +65,8 @@ def train(
     course = course_of(job.config, job.specs, batches.steps_per_epoch, batches.evaluation_batches)
     _check_same_data(start, course)
     with directory.locked():
-        store = directory.prepare(job, start, course.steps_per_epoch)
+        store = directory.prepare(job, start, course.steps_per_epoch, single=engine is None)
+        begun()
         with (
             open_view(view, Console()) as show,
             open_log(directory.log, show) as log,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -24,12 +26,12 @@ from launch.paper_results import (
     best_record,
     keep_record,
     read_records,
-    read_starts,
     record_of,
     what_differs,
-    write_starts,
 )
-from launch.reproduce import Request, main, make_task, reproduce
+from launch.paper_tasks import make_task
+from launch.provenance import read_starts, write_starts
+from launch.reproduce import Request, main, reproduce
 from launch.rundir import RunDirectory
 from pipeline.configfile import load_config
 from pipeline.errors import ConfigError
@@ -140,12 +142,14 @@ def record(entry: str = "digits/mlp_predsim", **given: Any) -> Record:
     return Record(**{**whole, **given})
 
 
+START: dict[str, Any] = {
+    "command": "pipeline-reproduce 1", "processor": "A processor", "cores": 2, "gpus": [],
+    "versions": {"local-loss-pipeline": "0.1.0"}, "commit": "", "uncommitted_changes": False,
+}  # fmt: skip
+
+
 def start(commit: str, *, changed: bool = False, gpus: Sequence[str] = ()) -> dict[str, Any]:
-    return {
-        "command": "pipeline-reproduce 1", "processor": "A processor", "cores": 2,
-        "gpus": list(gpus), "versions": {"local-loss-pipeline": "0.1.0"}, "commit": commit,
-        "uncommitted_changes": changed,
-    }  # fmt: skip
+    return {**START, "gpus": list(gpus), "commit": commit, "uncommitted_changes": changed}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -188,6 +192,7 @@ def test_a_row_is_trained_kept_and_not_trained_again(
     for key, stages in (("digits/mlp_glob", 1), ("digits/mlp_predsim", 2)):
         found = records[key]
         assert (found.epochs, found.stages, found.changes) == (4, stages, {})
+        assert found.single == (key == "digits/mlp_glob")
         assert len(found.train) == len(found.test) == 4
         assert found.error_pct == pytest.approx(found.test[-1])
         assert [one["command"] for one in found.starts] == ["pipeline-reproduce 1/mlp"]
@@ -233,10 +238,10 @@ def test_an_interrupted_row_goes_on_where_it_was(
     held.wait_for("held")
     held.press_ctrl_c()
     assert held.exit_status() == 130
-    assert "pipeline-launch --resume --run-dir cut/digits/mlp_glob --single" in held.stderr
-    assert "or, with what was to follow:\n  pipeline-reproduce 1/mlp" in held.stderr
+    assert "interrupted after step 6: a checkpoint was written; to go on, " in held.stderr
+    assert "with what was to follow:\n  pipeline-reproduce 1/mlp" in held.stderr
     assert not (here / "cut/digits/mlp_predsim").exists()
-    assert not (here / "benchmarks").exists()
+    assert not (here / "benchmarks" / RESULTS).exists()
 
     request = request_of("1/mlp", runs=Path("cut"))
     task = make_task(tables, entry_of(tables, "1/mlp/glob"), request)
@@ -291,6 +296,62 @@ def test_another_run_in_the_place_is_named(
     )
 
 
+@pytest.mark.usefixtures("nothing_starts")
+def test_results_that_were_removed_are_recorded_anew(tables: Sequence[Table], here: Path) -> None:
+    finished_run(here / "runs/paper/digits/mlp_predsim", entry_of(tables, "1/mlp/predsim"))
+    for _ in range(2):
+        assert reproduce(tables, request_of("1/mlp/predsim")) == 0
+        (here / "benchmarks" / RESULTS).unlink()
+
+
+@pytest.mark.processes
+def test_a_greedy_run_ends_with_its_last_phase(tables: Sequence[Table], here: Path) -> None:
+    """3 blocks learn one after another: 3 times the epochs."""
+    greedy = request_of("1/mlp/predsim", "schedule.greedy=true", epochs_scale=0.25)
+    greedy = replace(greedy, launch=replace(greedy.launch, single=True))
+    assert reproduce(tables, greedy) == 0
+    (found,) = read_records(here / "benchmarks" / RESULTS)
+    assert (found.epochs, len(found.test), found.single) == (1, 3, True)
+    assert found.changes == {"schedule.greedy": [False, True]}
+    entry = entry_of(tables, "1/mlp/predsim")
+    task = make_task(tables, entry, greedy)
+    assert task.finished
+    lines = task.directory.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+    task.directory.metrics.write_text(lines[0], encoding="utf-8")  # cut after its first phase
+    assert not task.finished
+    with pytest.raises(ConfigError, match="is not finished"):
+        record_of(entry, task.directory)
+
+
+@pytest.mark.parametrize(
+    ("loss", "plan", "single"),
+    [
+        ("predsim", '{"single": true, "stages": []}', True),
+        ("predsim", '{"stages": []}', False),
+        ("predsim", None, False),
+        ("glob", '{"stages": []}', True),
+        ("glob", None, True),
+    ],
+)
+def test_plans_of_older_runs_do_not_say_how_many_processes(
+    tables: Sequence[Table], here: Path, loss: str, plan: str | None, single: bool
+) -> None:
+    entry = entry_of(tables, f"1/mlp/{loss}")
+    directory = finished_run(here / "run", entry)
+    if plan is not None:
+        directory.plan.write_text(plan, encoding="utf-8")
+    assert record_of(entry, directory).single == single
+
+
+def test_a_damaged_plan_is_named(tables: Sequence[Table], here: Path) -> None:
+    entry = entry_of(tables, "1/mlp/predsim")
+    directory = finished_run(here / "run", entry)
+    for text in ("", "[]"):
+        directory.plan.write_text(text, encoding="utf-8")
+        with pytest.raises(ConfigError, match=r"plan\.json: is no plan of a run: "):
+            record_of(entry, directory)
+
+
 def test_a_run_is_finished_when_its_last_epoch_was_tested(
     tables: Sequence[Table], here: Path
 ) -> None:
@@ -317,14 +378,70 @@ def test_a_run_is_finished_when_its_last_epoch_was_tested(
         ("1 --set model.hiden=8", "runs/paper/digits/mlp_glob.yaml: model.hiden: unknown key"),
         ("1 --stages 9 --gpus cpu", "--stages 9: "),
         ("1 --gpus 0-x", "--gpus 0-x: "),
+        ("1 --engine ray", "--engine ray: not available yet"),
+        ("1 --runs /proc/foo", "--runs /proc/foo: can't be written: "),
+        ("1 --runs tiny_paper.yaml/x", "--runs tiny_paper.yaml/x: can't be written: "),
+        ("1 --dry-run --set model.hiden=8", "/tmp/"),
+        (
+            "1 --set runtime.eval_every_epochs=0",
+            "runtime.eval_every_epochs 0: a result needs the test of the last epoch",
+        ),
+        ("1 --results /proc/foo", "--results /proc/foo: can't be written: "),
+        ("1 --results tiny_paper.yaml/x", "--results tiny_paper.yaml/x: can't be written: "),
+        ("--report --results /proc/foo", "--results /proc/foo: can't be written: "),
     ],
 )
 def test_wrong_usage(arguments: str, says: str) -> None:
     assert refused(*arguments.split()).startswith(says)
 
 
+@pytest.mark.usefixtures("nothing_starts")
+def test_results_are_looked_at_before_anything_starts(here: Path) -> None:
+    path = here / "benchmarks" / RESULTS
+    path.parent.mkdir(parents=True)
+    path.write_text("{}", encoding="utf-8")
+    assert refused("1", "--gpus", "cpu", "--view", "quiet").startswith(f"benchmarks/{RESULTS}: ")
+    path.unlink()
+    (here / "benchmarks/figures").touch()
+    says = refused("1", "--gpus", "cpu", "--view", "quiet")
+    assert says.startswith("--results benchmarks: can't be written: ")
+
+
+@pytest.mark.usefixtures("nothing_starts")
+def test_a_file_in_the_place_of_a_run(here: Path) -> None:
+    (here / "runs/paper/digits").mkdir(parents=True)
+    (here / "runs/paper/digits/mlp_glob").touch()
+    says = refused("1/mlp/glob", "--gpus", "cpu", "--view", "quiet")
+    assert says.startswith("--runs runs/paper: can't be written: ")
+    assert "digits/mlp_glob" in says
+    with (
+        pytest.raises(ConfigError, match=r"--run-dir .*mlp_glob: can't be made: .*; choose"),
+        RunDirectory(here / "runs/paper/digits/mlp_glob").locked(),
+    ):
+        pass
+
+
+@pytest.mark.usefixtures("nothing_starts")
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", "[1]", '[{"command": "x"}]', json.dumps([START | {"cores": "two"}]),
+     json.dumps([START | {"gpus": [1]}])],
+)  # fmt: skip
+def test_damaged_provenance_is_named(tables: Sequence[Table], here: Path, text: str) -> None:
+    """Before anything starts: that of the second entry, too."""
+    finished_run(here / "runs/paper/digits/mlp_glob", entry_of(tables, "1/mlp/glob"))
+    directory = finished_run(
+        here / "runs/paper/digits/mlp_predsim", entry_of(tables, "1/mlp/predsim")
+    )
+    (directory.path / "provenance.json").write_text(text, encoding="utf-8")
+    says = refused("1", "--gpus", "cpu", "--view", "quiet")
+    assert says.startswith("runs/paper/digits/mlp_predsim/provenance.json: is no list of proven")
+    assert "repair it, or move it away" in says
+    assert not (here / "benchmarks").exists()
+
+
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("scale", ["0", "-1", "many", "1000"])
+@pytest.mark.parametrize("scale", ["0", "-1", "many", "1000", "nan", "inf"])
 def test_a_scale_is_a_positive_number(scale: str) -> None:
     result = run("1", "--epochs-scale", scale)
     assert result.exit_code == 2
@@ -352,6 +469,16 @@ def test_where_another_is_at_work_nothing_is_touched(tables: Sequence[Table], he
     assert contents(directory.path) == before
 
 
+def test_of_two_that_begin_at_once_one_trains(here: Path) -> None:
+    """The other has its folder, but nothing is in it yet that a run could be known by."""
+    directory = RunDirectory(here / "runs/paper/digits/mlp_glob")
+    with directory.locked():
+        write_starts(directory.path, [start("0c1cfec")])
+        says = refused("1/mlp/glob", "--gpus", "cpu", "--view", "quiet")
+        assert says == "--run-dir runs/paper/digits/mlp_glob: another run is at work in it"
+        assert read_starts(directory.path) == [start("0c1cfec")]
+
+
 def test_glob_is_trained_in_one_process(tables: Sequence[Table], here: Path) -> None:
     request = request_of("1")
     request = replace(request, launch=replace(request.launch, stages=2))
@@ -362,6 +489,20 @@ def test_glob_is_trained_in_one_process(tables: Sequence[Table], here: Path) -> 
 
 
 # --- what needs no training ---------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("nothing_starts")
+def test_plans_are_shown_and_nothing_is_written(here: Path) -> None:
+    before = contents(here)
+    result = run("1/mlp", "--dry-run", "--gpus", "0-1", "--view", "quiet")
+    assert (result.exit_code, result.stderr) == (0, "")
+    glob, predsim = result.stdout.split("[2/2] ")
+    assert glob.startswith("[1/2] Digits, 2x16 MLP, glob\n")
+    assert "Global backprop needs all blocks in one process (--single)" in glob
+    assert predsim.startswith("Digits, 2x16 MLP, predsim\n")
+    assert "cuda:1" in predsim
+    assert "Speed: bound by stage" in predsim
+    assert contents(here) == before
 
 
 def test_the_list_shows_what_there_is(here: Path) -> None:
@@ -437,22 +578,80 @@ def test_damaged_results_are_named(here: Path, text: str) -> None:
     assert refused("--report").startswith(f"benchmarks/{RESULTS}: is no file of the paper's res")
 
 
+@pytest.mark.parametrize(
+    ("field", "wrong"),
+    [
+        ("entry", 1), ("epochs", "4"), ("epochs", True), ("epochs", 0), ("changes", []),
+        ("changes", {"model.hidden": 3}), ("error_pct", "8.25"), ("error_pct", None),
+        ("error_pct", float("nan")), ("images_per_s", "fast"), ("stages", 2.0),
+        ("devices", "cpu"), ("devices", [0]), ("threads_per_stage", None), ("starts", {}),
+        ("starts", [{"commit": 3}]), ("train", 1.0), ("test", ["8"]), ("single", "no"),
+    ],
+)  # fmt: skip
+def test_results_of_a_wrong_type_are_named(here: Path, field: str, wrong: Any) -> None:
+    path = here / "benchmarks" / RESULTS
+    keep_record(path, record())
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    tree["records"][0][field] = wrong
+    path.write_text(json.dumps(tree), encoding="utf-8")
+    for arguments in (("--report",), ("--list",)):
+        says = refused(*arguments)
+        assert says.startswith(f"benchmarks/{RESULTS}: is no file of the paper's res")
+        assert f" {field} of " in says
+        assert "repair it, or move it away" in says
+
+
+def test_records_from_before_single_was_noted_are_read(tmp_path: Path) -> None:
+    path = tmp_path / RESULTS
+    keep_record(path, record())
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    del tree["records"][0]["single"]
+    path.write_text(json.dumps(tree), encoding="utf-8")
+    assert read_records(path) == [record(single=False)]
+
+
+def test_no_other_writes_between_a_record_and_its_report(
+    tables: Sequence[Table], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a report of fewer records could take the place of one of more."""
+    found = []
+
+    def look(*_: Any) -> None:
+        records = read_records(here / "benchmarks" / RESULTS)
+        descriptor = os.open(here / "benchmarks", os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            found.append(len(records))
+        finally:
+            os.close(descriptor)
+
+    monkeypatch.setattr("launch.paper_report.draw_figures", look)
+    finished_run(here / "runs/paper/digits/mlp_predsim", entry_of(tables, "1/mlp/predsim"))
+    assert reproduce(tables, request_of("1/mlp/predsim")) == 0
+    assert run("--report").exit_code == 0
+    assert found == [1, 1]
+
+
 def test_the_report_compares(tables: Sequence[Table], tmp_path: Path) -> None:
     half = {"runtime.precision": ["fp32", "bf16"]}
     starts = [start("0c1cfec", gpus=["A GPU"]), start("a91b0ad", changed=True, gpus=["A GPU"])]
     records = [
         record(epochs=2, changes=half, starts=starts, devices=["cuda:0", "cuda:1"]),
         record(changes={"model.hidden": [16, 32]}, threads_per_stage=2, starts=[start("")]),
+        record(changes={"model.hidden": [16, 64]}, single=True),
     ]
     lines = report_text(tables, records, tmp_path / "benchmarks").splitlines()
     rows = [line for line in lines if line.startswith("| 2x16 MLP")]
     assert rows[0].startswith("| 2x16 MLP | glob | 9.00 | not run | – | 1k | ")
     assert "| predsim | 8.50 | 8.25 (precision bf16) | -0.25 | 1k |" in rows[1]
     assert "| 2 of 4 | 1000 | 2 × A GPU; 2 processes | 0c1cfec, a91b0ad+ |" in rows[1]
-    assert lines[-1] == (
+    assert lines[-2:] == [
         "| digits/mlp_predsim | model.hidden: 32 | 8.25 | 4 | 1000 | "
-        "A processor, 2 cores; 2 processes of 2 threads | 0.1.0 |"
-    )
+        "A processor, 2 cores; 2 processes of 2 threads | 0.1.0 |",
+        "| digits/mlp_predsim | model.hidden: 64 | 8.25 | 4 | 1000 | "
+        "A processor, 2 cores; 1 process | 0c1cfec |",
+    ]
 
 
 @pytest.mark.parametrize(

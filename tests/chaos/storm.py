@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 DIGITS = """\
 model: {name: mlp, hidden_layers: 3, hidden: 64, dropout: 0.2}
 loss: {name: predsim}
-schedule: {epochs: 40, milestones: [20]}
+schedule: {epochs: 12, milestones: [6]}
 data: {name: digits, batch_size: 32, crop_padding: 1}
-runtime: {checkpoint_every_steps: 25, max_restarts: 1000, heartbeat_timeout_s: 1}
+runtime: {checkpoint_every_steps: 10, max_restarts: 1000, heartbeat_timeout_s: 1}
 """
-"""4 blocks in 3 stages; 40 epochs of 45 steps, some seconds undisturbed."""
+"""4 blocks in 3 stages; 12 epochs of 45 steps, a few seconds undisturbed."""
 ACTIONS = ("kill", "kill", "kill two", "stop", "delay", "delay")
 DELAY_S = 0.4
 DEADLINE_S = 150.0
@@ -59,11 +59,11 @@ class Storm:
         draws = random.Random(self.seed)
         (self.folder / "digits.yaml").write_text(DIGITS, encoding="utf-8")
         run = self.launcher("digits.yaml", "--run-dir", "run")
-        launcher_dies_after = draws.randint(1, 4)
+        launcher_dies_after = draws.randint(0, 3)
         give_up = time.monotonic() + DEADLINE_S
-        while not self._ends_within(run, draws.uniform(0.3, 1.5)):
+        while not self._ends_within(run, draws.uniform(0.5, 2.5)):
             assert time.monotonic() < give_up, f"seed {self.seed}: {self.hits} {run.stderr}"
-            if len(self.hits) == launcher_dies_after:
+            if len(self.hits) >= launcher_dies_after and "kill launcher" not in self.hits:
                 run = self._kill_launcher(run)
             else:
                 self._hit(run, draws)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from storm import Storm, outcome, undisturbed
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1])
 def test_a_storm_changes_nothing(launcher: Start, tmp_path: Path, seed: int) -> None:
-    calm: Any = None
     undisturbed(tmp_path, launcher)
     calm = outcome(tmp_path)
     (tmp_path / "run").rename(tmp_path / "calm")
     storm = Storm(seed, tmp_path, launcher)
     storm.rage()
     assert outcome(tmp_path) == calm, storm.hits
-    assert "kill launcher" in storm.hits or len(storm.hits) < 4
+    assert "kill launcher" in storm.hits
+    assert len(storm.hits) > 1
