@@ -335,8 +335,8 @@ class DataConfig(Section):
 
 
 class RuntimeConfig(Section):
-    """How the run is carried out; of these, only `seed`, `precision` and
-    `threads_per_stage` may change a result."""
+    """How the run is carried out; of these, only `seed`, `precision`, `threads_per_stage` and
+    `on_nonfinite` may change a result."""
 
     seed: int = Field(default=1, ge=0, lt=2**63)
     """Decides initial weights, order of images, dropout and augmentation."""

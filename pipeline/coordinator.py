@@ -185,6 +185,8 @@ class Coordinator:
                 self._recall(stage.stage)
 
     def _check_fault(self, fault: StageLostError) -> None:
+        if fault.leave_out:
+            return  # it can't come back: `Run.rewound` says how often that may be
         if self._restarts.came_back(fault):
             kept = self._run.keep_batch(fault.batch_id)
             raise StageFailedError(
@@ -200,12 +202,13 @@ class Coordinator:
         self._feeding, self._called_off = None, Event()
 
     def _tell_loss(self, fault: StageLostError, repeated: int) -> None:
-        count, most, step = self._restarts.count, self._restarts.most, self._run.start.position.step
-        without = f" without batch {fault.batch_id}" if fault.leave_out else ""
-        self._note(
-            f"{fault.summary}: replaced; all go back to step {step}{without}, {repeated} fed "
-            f"steps are repeated (restart {count} of {most} within an hour)"
-        )
+        step, restarts = self._run.start.position.step, self._restarts
+        again = f"back to step {step}, {repeated} fed steps are repeated"
+        if fault.leave_out:
+            self._note(f"{fault.summary}: {again} without batch {fault.batch_id}")
+        else:
+            count = f"restart {restarts.count} of {restarts.most} within an hour"
+            self._note(f"{fault.summary}: replaced; all go {again} ({count})")
 
     def _replace(self, stage: int) -> None:
         self._recalled.discard(stage)

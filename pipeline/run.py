@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.checkpoint import StartState
-from pipeline.errors import InterruptedRunError
+from pipeline.errors import InterruptedRunError, StageFailedError
 from pipeline.events import Note, Progress, StageProgress
 from pipeline.feed import Feed, Position
 from pipeline.inband import EvaluationBatch, TrainBatch
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from pipeline.inband import Item
     from pipeline.plan import Plan
     from pipeline.recorder import Recorder
+
+
+MOST_LEFT_OUT = 10
+"""Batches that `runtime.on_nonfinite: rollback` leaves out before it gives up."""
 
 
 def never() -> bool:
@@ -72,6 +76,9 @@ class Run:
 
         Args:
             leave_out: a training batch to feed no more.
+
+        Raises:
+            StageFailedError: where so many have been left out that it helps no more.
         """
         newest, start = self.recorder.newest, self.start
         if newest is not None:
@@ -79,6 +86,11 @@ class Run:
             start = StartState(position, newest.files, newest.tallies, start.steps_per_epoch)
         self.recorder.rewind(start.position)
         without = self.feed.left_out | ({leave_out} if leave_out is not None else set())
+        if len(without) > MOST_LEFT_OUT:
+            raise StageFailedError(
+                f"{len(without)} batches gave losses that are not finite, the last {leave_out}: "
+                "leaving them out does not help; try a lower optimizer.lr"
+            )
         feed = Feed(self.feed.course, start.position, left_out=frozenset(without))
         return replace(self, start=start, feed=feed)
 

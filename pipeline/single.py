@@ -90,7 +90,7 @@ class SingleTrainer:
         self._queue.clear()
         self._run = self._run.rewound(error.batch_id)
         step = self._run.start.position.step
-        self._run.observer(Note(f"{error}: back to step {step}, without this batch"))
+        self._run.observer(Note(f"{error}: back to step {step} without batch {error.batch_id}"))
         self._runners = self._built()
 
     def _train(self) -> None:

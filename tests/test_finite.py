@@ -103,6 +103,31 @@ def test_rolled_back_is_as_if_the_batch_had_never_been(
     assert job.lines() == without.lines()
 
 
+@pytest.mark.usefixtures("spoilt")
+@WAYS
+def test_rollbacks_are_no_restarts(train: Train, folder: Folder) -> None:
+    job = Job(folder(), 3, on_nonfinite="rollback", max_restarts=0, **COURSE)
+    train(job)
+    assert max(job.store.files) == 6
+
+
+@WAYS
+def test_a_run_that_diverges_ends_all_the_same(
+    train: Train, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local_loss = Block.local_loss
+
+    def spoils(block: Block, h: Any, labels: Any, x: Any) -> LossValue:
+        value = local_loss(block, h, labels, x)
+        return LossValue(value.loss * nan, value.errors)
+
+    monkeypatch.setattr(Block, "local_loss", spoils)
+    monkeypatch.setattr("pipeline.run.MOST_LEFT_OUT", 2)
+    job = Job(folder(), 2, on_nonfinite="rollback", **COURSE)
+    with pytest.raises(StageFailedError, match="3 batches gave losses that are not finite"):
+        train(job)
+
+
 # --- what a CUDA device notes and only later tells ----------------------------------------
 
 
