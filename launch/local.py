@@ -57,7 +57,10 @@ class LocalWorkers:
     def replace(self, stage: int, attempt: int) -> None:
         """End the stage's process, if it still runs, and start another for this attempt."""
         _end(self._processes[stage])
-        self._processes[stage] = self._start(stage, attempt)
+        self._processes[stage].join(_KILLED_S)
+        # where none can be started now, the old one stays dead: the stage is lost once more
+        with suppress(OSError, EOFError):
+            self._processes[stage] = self._start(stage, attempt)
 
     def leave(self) -> None:
         """Wait for workers that have said bye."""

@@ -38,6 +38,7 @@ from pipeline.messages import (
     LinkAddress,
     ProgressNow,
     Ready,
+    Remark,
     Report,
     Setup,
     State,
@@ -104,6 +105,7 @@ class Coordinator:
             Report: self._on_report,
             State: self._on_state,
             ProgressNow: self._on_progress,
+            Remark: self._on_remark,
             Heartbeat: self._on_heartbeat,
             Failure: self._on_failure,
             Bye: self._on_bye,
@@ -169,7 +171,10 @@ class Coordinator:
 
         Raises:
             StageFailedError: where the run is to end instead.
+            InterruptedRunError: where it was about to end anyway.
         """
+        if self._run.interrupted():
+            raise self._run.interruption()
         self._check_fault(fault)
         self._end_feed()
         self._attempt += 1
@@ -196,9 +201,10 @@ class Coordinator:
         self._restarts.allow(fault, self._clock())
 
     def _end_feed(self) -> None:
+        """A thread that still reads data is left to itself: it will find that it may not send."""
         self._called_off.set()
-        if self._feeding and not self._feeding.end(_FEED_ENDS_S):
-            raise TimedOutError(f"waited {_FEED_ENDS_S:g} s for the data: nothing came")
+        if self._feeding:
+            self._feeding.end(_FEED_ENDS_S)
         self._feeding, self._called_off = None, Event()
 
     def _tell_loss(self, fault: StageLostError, repeated: int) -> None:
@@ -212,16 +218,22 @@ class Coordinator:
 
     def _replace(self, stage: int) -> None:
         self._recalled.discard(stage)
+        self._watch.gone(stage)
         self._stages[stage] = LifeCycle(stage)
         self._control.expect(stage, self._attempt)
         self._fleet.replace(stage, self._attempt)
 
     def _recall(self, stage: int) -> None:
-        """What the stage says until it is ready again belongs to the past."""
+        """What the stage says until it is ready again belongs to the past; but it must say
+        something, since it lives."""
         self._recalled.add(stage)
+        self._watch.heard(stage, self._clock())
         self._say(stage, self._setup(stage, kept=bool(self._run.start.files)))
 
     def _is_past(self, said: Said) -> bool:
+        if isinstance(said.message, Failure) and said.message.attempt < self._attempt:
+            self._replace(said.stage)  # of the same cause, or it will come back
+            return True
         if said.stage not in self._recalled or isinstance(said.message, Heartbeat | Failure):
             return False
         if isinstance(said.message, Ready) and said.message.attempt == self._attempt:
@@ -242,10 +254,16 @@ class Coordinator:
             if self._run.interrupted():
                 raise self._run.interruption()
             if now - began > limit_s:
-                raise TimedOutError(f"waited {now - began:.1f} s for {', '.join(missing)}")
+                self._give_up_waiting(phase, now - began, missing)
             if now - told > _WAITING_EVERY_S:
                 told = now
                 self._run.observer(Waiting(missing, now - began))
+
+    def _give_up_waiting(self, phase: Phase, waited_s: float, missing: tuple[str, ...]) -> None:
+        if self._attempt:  # one that lived before may hang; another may take its place
+            late = next(stage.stage for stage in self._stages if stage.phase.value < phase.value)
+            raise StageLostError(late, f"{self._name(late)} did not come back in {waited_s:.1f} s")
+        raise TimedOutError(f"waited {waited_s:.1f} s for {', '.join(missing)}")
 
     def _missing(self, phase: Phase) -> tuple[str, ...]:
         return tuple(
@@ -307,13 +325,16 @@ class Coordinator:
     def _hear_last_words(self, stage: int, how: str) -> None:
         """A worker that failed said why before it ended; one that was killed could not."""
         until, silent = self._clock() + _LAST_WORDS_S, how.startswith("was killed")
-        while self._clock() < until and self._stages[stage].phase is not Phase.DONE:
+        life = self._stages[stage]
+        while self._clock() < until and life.phase is not Phase.DONE:
             said = self._control.receive(_LOOK_S)
             if said:
                 self._hear(said)
             elif silent:
                 break
-        if self._stages[stage].phase is not Phase.DONE:
+            if self._stages[stage] is not life:  # it had left in time, and was replaced
+                return
+        if life.phase is not Phase.DONE:
             raise StageLostError(stage, f"{self._name(stage)} {how}")
 
     # what stages say
@@ -377,6 +398,9 @@ class Coordinator:
             stages = [self._stage_progress(stage) for stage in sorted(self._progress)]
             assert self._speedometer, "a stage runs before the run has begun"
             self._speedometer.tell(progress.batch_id, self._clock(), stages)
+
+    def _on_remark(self, said: Said, remark: Remark) -> None:
+        self._note(f"{self._name(said.stage)}: {remark.text}")
 
     def _on_heartbeat(self, said: Said, heartbeat: Heartbeat) -> None:
         if self._stages[said.stage].phase is not Phase.DONE:

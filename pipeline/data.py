@@ -88,9 +88,10 @@ class Batches:
         return slice(index * self.batch_size, (index + 1) * self.batch_size)
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
-        if self._order_of_epoch is None or self._order_of_epoch[0] != epoch:
-            self._order_of_epoch = (epoch, self._drawn_order(epoch))
-        return self._order_of_epoch[1]
+        known = self._order_of_epoch  # another thread may ask for another epoch meanwhile
+        if known is None or known[0] != epoch:
+            known = self._order_of_epoch = (epoch, self._drawn_order(epoch))
+        return known[1]
 
     def _drawn_order(self, epoch: int) -> NDArray[np.int64]:
         draws, limit = generator(self._seed, Purpose.ORDER, epoch), self._limit

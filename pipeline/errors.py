@@ -73,12 +73,12 @@ def one_line(error: Exception) -> str:
 
 
 class NonFiniteLossError(RunError):
-    """A block's loss is infinite or not a number."""
+    """A block's loss, or its state after the batch, is infinite or not a number."""
 
-    def __init__(self, block: int, batch_id: int) -> None:
+    def __init__(self, block: int, batch_id: int, what: str = "loss") -> None:
         super().__init__(
-            f"the loss of block {block} is not finite at batch {batch_id}: a lower optimizer.lr, "
-            "or runtime.on_nonfinite skip_batch or rollback, may help"
+            f"the {what} of block {block} is not finite at batch {batch_id}: a lower "
+            "optimizer.lr, or runtime.on_nonfinite skip_batch or rollback, may help"
         )
         self.block, self.batch_id = block, batch_id
 

@@ -152,7 +152,7 @@ class Feed:
 
     def _without_left_out(self, item: Item) -> Item:
         if isinstance(item, TrainBatch) and item.batch_id in self.left_out:
-            return PassedBatch(item.batch_id)
+            return PassedBatch(item.batch_id, item.epoch)
         return item
 
     def _advance(self, item: Item) -> None:

@@ -14,7 +14,7 @@ import torch
 from pipeline.errors import NonFiniteLossError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch import Tensor, nn
 
@@ -70,6 +70,18 @@ class FiniteCheck:
             return []
         buffers = [buffer for block in blocks for buffer in block.buffers()]
         return [(buffer, buffer.clone()) for buffer in buffers]
+
+
+def check_state(states: Mapping[int, Mapping[str, Tensor]], batch_id: int) -> None:
+    """A state that is spoilt is never kept, even where no loss has shown it yet.
+
+    Raises:
+        NonFiniteLossError: for the first block that holds a number which is not finite.
+    """
+    for block, tensors in states.items():
+        floating = (tensor for tensor in tensors.values() if tensor.is_floating_point())
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in floating):
+            raise NonFiniteLossError(block, batch_id, "state")
 
 
 @torch.no_grad()

@@ -41,6 +41,7 @@ class PassedBatch:
     is left out altogether. It carries no tensors; it keeps the count."""
 
     batch_id: int
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -222,8 +222,8 @@ class Heartbeat:
 class Failure:
     """Worker: an error as data. `block` is None where no block was at work.
 
-    `final`: it would come back, there is no use in beginning again. `leave_out`: begin again
-    without this batch.
+    `attempt`: in which it happened. `final`: it would come back, there is no use in beginning
+    again. `leave_out`: begin again without this batch.
     """
 
     summary: str
@@ -232,6 +232,14 @@ class Failure:
     traceback: str
     final: bool = False
     leave_out: bool = False
+    attempt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """Worker: something that the person who watches should know."""
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +249,7 @@ class Bye:
 
 LinkMessage: TypeAlias = Header | OpenLink | Credit
 WorkerMessage: TypeAlias = (
-    Hello | Ready | Connected | Report | State | ProgressNow | Heartbeat | Failure | Bye
+    Hello | Ready | Connected | Report | State | ProgressNow | Remark | Heartbeat | Failure | Bye
 )
 CoordinatorMessage: TypeAlias = Setup | Connect | Complete
 Message: TypeAlias = LinkMessage | WorkerMessage | CoordinatorMessage

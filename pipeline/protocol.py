@@ -1,7 +1,7 @@
 """The life cycle of a stage as a table: (state, message) -> state.
 
     STARTING ─Hello▶ GREETED ─Setup▶ BUILDING ─Ready▶ READY ─Connect▶ CONNECTING ─Connected▶ RUNNING
-    RUNNING ─Report, State, ProgressNow, Complete▶ RUNNING ─Bye▶ DONE
+    RUNNING ─Report, State, ProgressNow, Remark, Complete▶ RUNNING ─Bye▶ DONE
     any but STARTING and DONE ─Setup▶ BUILDING (the run begins again)  any but DONE ─Failure▶ FAILED
 
 Both ends keep one and hold every message, sent or received, against it; whatever is not listed
@@ -24,6 +24,7 @@ from pipeline.messages import (
     Hello,
     ProgressNow,
     Ready,
+    Remark,
     Report,
     Setup,
     State,
@@ -56,6 +57,7 @@ TABLE: dict[Phase, dict[type, Phase]] = {
         Report: Phase.RUNNING,
         State: Phase.RUNNING,
         ProgressNow: Phase.RUNNING,
+        Remark: Phase.RUNNING,
         Bye: Phase.DONE,
         **_AGAIN,
         **_FAILURE,

@@ -65,9 +65,9 @@ class Recorder:
         self._seconds: dict[int, float] = {}
         self._patience_s = _LONGEST_WAIT_S
         self._some_left_out = False
-        self._lines = LineFile(metrics_path, self._note)
+        self._lines = LineFile(metrics_path, self.note)
         self._trouble = Trouble(
-            self._note,
+            self.note,
             meanwhile="training goes on, and the next snapshot tries again",
             over="checkpoints are written again",
         )
@@ -174,13 +174,14 @@ class Recorder:
 
     def _tell_left_out(self, outcome: LeftOut) -> None:
         if not self._some_left_out:
-            self._note(
+            self.note(
                 f"the disk is slower than snapshots come: that of step {outcome.step} was left "
                 "out for a newer one, and others may be"
             )
         self._some_left_out = True
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """Tell the person who watches."""
         self._observer(Note(text))
 
     def _stop_watch(self, report: PassReport) -> None:

@@ -22,12 +22,13 @@ class Restarts:
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._faults: list[tuple[float, StageLostError]] = []
+        self._recent: list[tuple[float, StageLostError]] = []
+        self._seen: set[tuple[int, int]] = set()
 
     @property
     def count(self) -> int:
-        """How often the run has begun again."""
-        return len(self._faults)
+        """How often the run has begun again within the last hour."""
+        return len(self._recent)
 
     def allow(self, fault: StageLostError, now: float) -> None:
         """Take note of a fault from which the run is to recover.
@@ -35,22 +36,15 @@ class Restarts:
         Raises:
             StageFailedError: where it ends instead: the first cause.
         """
-        if self.came_back(fault):
-            raise StageFailedError(
-                f"{fault.summary} (again at the same batch after a restart: this is no accident)",
-                fault.remote_traceback,
-            )
-        recent = [known for at, known in self._faults if now - at < WITHIN_S]
-        if len(recent) >= self.most:
-            raise self._first_cause([*recent, fault])
-        self._faults.append((now, fault))
+        self._recent = [(at, known) for at, known in self._recent if now - at < WITHIN_S]
+        if len(self._recent) >= self.most:
+            raise self._first_cause([*(known for _, known in self._recent), fault])
+        self._recent.append((now, fault))
+        self._seen.add((fault.stage, fault.batch_id))
 
     def came_back(self, fault: StageLostError) -> bool:
         """Whether the same stage has failed at the same batch before."""
-        at = (fault.stage, fault.batch_id)
-        return fault.batch_id > 0 and any(
-            (known.stage, known.batch_id) == at for _, known in self._faults
-        )
+        return fault.batch_id > 0 and (fault.stage, fault.batch_id) in self._seen
 
     def _first_cause(self, faults: list[StageLostError]) -> StageFailedError:
         first = faults[0]

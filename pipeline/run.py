@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.checkpoint import StartState
-from pipeline.errors import InterruptedRunError, StageFailedError
+from pipeline.errors import InterruptedRunError, PipelineError, StageFailedError
 from pipeline.events import Note, Progress, StageProgress
 from pipeline.feed import Feed, Position
 from pipeline.inband import EvaluationBatch, TrainBatch
@@ -85,7 +85,11 @@ class Run:
             position = Position(newest.step, newest.epoch_reported)
             start = StartState(position, newest.files, newest.tallies, start.steps_per_epoch)
         self.recorder.rewind(start.position)
-        without = self.feed.left_out | ({leave_out} if leave_out is not None else set())
+        without = set(self.feed.left_out)
+        if leave_out is not None:
+            # what was decided on a later batch was decided on another history: it is tried again,
+            # so that the order in which stages find out does not matter
+            without = {batch for batch in without if batch < leave_out} | {leave_out}
         if len(without) > MOST_LEFT_OUT:
             raise StageFailedError(
                 f"{len(without)} batches gave losses that are not finite, the last {leave_out}: "
@@ -110,11 +114,11 @@ class Run:
             return ""
         steps = self.batches.steps_per_epoch
         epoch, index = (batch_id - 1) // steps + 1, (batch_id - 1) % steps
-        images, labels = self.batches.train(epoch, index)
         path = self.folder / f"batch-{batch_id:08d}.npz"
         try:
+            images, labels = self.batches.train(epoch, index)
             np.savez_compressed(path, images=images, labels=labels)
-        except OSError as error:  # what went wrong with the batch matters more
+        except (OSError, PipelineError) as error:  # what went wrong with the batch matters more
             return f"; the batch can't be kept for inspection: {error}"
         return f"; the batch, before augmentation: {path}"
 

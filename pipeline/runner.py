@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pipeline.blockfile import encode_block
 from pipeline.errors import ProtocolError
+from pipeline.finite import check_state
 from pipeline.inband import (
     EndEpoch,
     EndEvaluation,
@@ -45,6 +46,9 @@ class Outlet(Protocol):
     def snapshot(self, snapshot: StageSnapshot) -> None:
         """To the coordinator: the state at a marker."""
 
+    def remark(self, text: str) -> None:
+        """To the person who watches."""
+
 
 class StageRunner:
     """One stage at work. `last_batch_id` is the last training step that its state includes."""
@@ -55,6 +59,8 @@ class StageRunner:
         self.index, self.stage, self.meter = index, stage, meter
         self.last_batch_id = last_batch_id
         self.stopped = False
+        self.at_batch = 0
+        """The training batch at work, 0 between them; after an error the one that it hit."""
         self._outlet = outlet
         self._last_evaluated = 0
         self._epoch: int | None = None
@@ -89,6 +95,7 @@ class StageRunner:
     def _train(self, item: TrainBatch, x: Tensor, labels: Tensor) -> None:
         self._must_follow("training batch", self.last_batch_id, item.batch_id)
         self._open_epoch(item.epoch)
+        self.at_batch = item.batch_id
         self.stage.train(
             x,
             labels,
@@ -97,12 +104,13 @@ class StageRunner:
             send=lambda passed: self._outlet.forward(item, (passed, labels)),
             learner=item.learner,
         )
-        self.last_batch_id = item.batch_id
+        self.last_batch_id, self.at_batch = item.batch_id, 0
         if self.stage.ends_at(item.learner):
-            self._outlet.forward(PassedBatch(item.batch_id), ())
+            self._outlet.forward(PassedBatch(item.batch_id, item.epoch), ())
 
     def _pass(self, item: PassedBatch) -> None:
         self._must_follow("training batch", self.last_batch_id, item.batch_id)
+        self._open_epoch(item.epoch)
         self.last_batch_id = item.batch_id
         self._outlet.forward(item, ())
 
@@ -126,6 +134,11 @@ class StageRunner:
         self._outlet.forward(item, ())
 
     def _end_epoch(self, item: EndEpoch) -> None:
+        for block, batches in self.stage.take_skipped().items():
+            self._outlet.remark(
+                f"block {block} skipped {len(batches)} batches of epoch {item.epoch}, whose loss "
+                f"was not finite; the first was {batches[0]}"
+            )
         self._report(item.epoch, training=True)
         self._outlet.forward(item, ())
 
@@ -133,6 +146,7 @@ class StageRunner:
         self._must_be("snapshot", self.last_batch_id, item.step)
         self.stage.settle()
         states = self.stage.state()
+        check_state(states, item.step)
         self._outlet.snapshot(
             StageSnapshot(
                 stage=self.index,

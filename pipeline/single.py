@@ -6,6 +6,7 @@ The same feed, stages and runners as the pipeline's; only what lies between the 
 
 from __future__ import annotations
 
+import gc
 import traceback
 from collections import deque
 from time import monotonic
@@ -48,6 +49,10 @@ class _Outlet:
         """To the recorder."""
         self._recorder.report(report)
 
+    def remark(self, text: str) -> None:
+        """To the person who watches."""
+        self._recorder.note(f"stage {self._after - 1}: {text}")
+
     def snapshot(self, snapshot: StageSnapshot) -> None:
         """To the recorder."""
         self._recorder.snapshot(snapshot)
@@ -70,27 +75,28 @@ class SingleTrainer:
             InterruptedRunError: after the checkpoint of an interruption.
             StageFailedError: for whatever else goes wrong in a stage.
         """
-        while not self._trained():
-            pass
+        while (bad := self._trained()) is not None:
+            self._roll_back(*bad)
         if self._run.feed.cut_short:
             raise self._run.interruption()
 
-    def _trained(self) -> bool:
-        """Train to the end; false where the run has been rolled back and is to begin again."""
+    def _trained(self) -> tuple[int, str] | None:
+        """Train to the end, or to a batch without which the run is to begin again: which, why."""
         try:
             self._train()
         except NonFiniteLossError as error:
-            self._roll_back(error)
-            return False
-        return True
+            if self._run.config.runtime.on_nonfinite != "rollback":
+                raise StageFailedError(f"{error}{self._run.keep_batch(error.batch_id)}") from error
+            return error.batch_id, str(error)
+        return None
 
-    def _roll_back(self, error: NonFiniteLossError) -> None:
-        if self._run.config.runtime.on_nonfinite != "rollback":
-            raise StageFailedError(f"{error}{self._run.keep_batch(error.batch_id)}") from error
+    def _roll_back(self, batch_id: int, why: str) -> None:
         self._queue.clear()
-        self._run = self._run.rewound(error.batch_id)
+        self._runners = []
+        gc.collect()  # the old stages must be gone before the new ones are built
+        self._run = self._run.rewound(batch_id)
         step = self._run.start.position.step
-        self._run.observer(Note(f"{error}: back to step {step} without batch {error.batch_id}"))
+        self._run.observer(Note(f"{why}: back to step {step} without batch {batch_id}"))
         self._runners = self._built()
 
     def _train(self) -> None:

@@ -50,6 +50,7 @@ class Stage:
         self._shortcuts = Shortcuts(block.spec for block in blocks)
         indices = [block.spec.index for block in blocks]
         self._finite = FiniteCheck(on_nonfinite, indices, blocks[0].device)
+        self._skipped: dict[int, list[int]] = {}
         self.at_work: int | None = None
         """Index of the block at work, for error messages."""
         self.training = Counters(indices, blocks[0].device)
@@ -142,10 +143,16 @@ class Stage:
         loss = sum(losses[1:], start=losses[0])
         if not self._finite.passes(loss, group[-1].spec.index, batch_id):
             put_back(statistics)
+            self._skipped.setdefault(group[-1].spec.index, []).append(batch_id)
             return
         learn(group, loss, lr)
         for block, value in values.items():
             self._count(self.training, block, value, labels)
+
+    def take_skipped(self) -> dict[int, list[int]]:
+        """The batches that each block has skipped since this was asked last."""
+        skipped, self._skipped = self._skipped, {}
+        return skipped
 
     def settle(self) -> None:
         """Before a report or a snapshot.

@@ -178,6 +178,7 @@ class ZmqReceiver:
     def close(self) -> None:
         """Let go of the socket and of the ring's descriptor."""
         self._socket.close(linger=0)
+        self._arrived.clear()
         if self._ring:
             self._ring.close()
 

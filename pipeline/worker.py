@@ -5,6 +5,7 @@ link in ──▶ StageRunner ──▶ link out          control ⇄ coordinato
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import time
@@ -28,6 +29,7 @@ from pipeline.messages import (
     Hello,
     ProgressNow,
     Ready,
+    Remark,
     Report,
     Setup,
     State,
@@ -88,26 +90,37 @@ class Worker:
         self._sender: Sender | None = None
         self.runner: StageRunner | None = None
         self.on_nonfinite = "stop"
+        self.attempt = 0
+        """How often the run has begun again."""
 
     def live(self) -> None:
         """Returns after the stop marker; raises what went wrong."""
         self._say(Hello(self._run, PROTOCOL_VERSION, os.getpid()))
-        setup, attached = self._await_setup()
-        while True:
-            try:
-                self._attempt(setup, attached)
-                break
-            except CalledOffError:
-                self._leave_links()
-                self._activity.phase = "starting"
-                setup, attached = self._await_setup()
+        while not self._arrived_at_the_end():
+            self._let_go()
         self._say(Bye())
 
-    def _attempt(self, setup: Setup, attached: tuple[memoryview, ...]) -> None:
-        """From a state to the stop marker."""
-        self.runner = self._build(setup, attached)
-        self._join(setup)
-        self._serve(self.runner, setup.progress_interval_s)
+    def _arrived_at_the_end(self) -> bool:
+        """One attempt, from a state to the stop marker; false where the run begins again."""
+        try:
+            setup = self._await_setup()
+            self.runner = self._build(setup)
+            self._join(setup)
+            self._serve(self.runner, setup.progress_interval_s)
+        except CalledOffError:
+            return False
+        return True
+
+    def _let_go(self) -> None:
+        """Of the attempt that was called off: its stage must be gone before another is built."""
+        for link in (self._receiver, self._sender):
+            if link is not None:
+                link.close()
+        self._receiver = self._sender = self.runner = None
+        self._activity.phase = "starting"
+        gc.collect()
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.empty_cache()
 
     def _serve(self, runner: StageRunner, progress_interval_s: float) -> None:
         assert self._receiver, "serving begins with links"
@@ -134,6 +147,10 @@ class Worker:
         """Counters of a pass, to the coordinator."""
         self._say(Report(report))
 
+    def remark(self, text: str) -> None:
+        """For the person who watches, by way of the coordinator."""
+        self._say(Remark(text))
+
     def snapshot(self, snapshot: StageSnapshot) -> None:
         """State at a marker, to the coordinator; its bytes leave in the background. They are
         kept here, too, in case the run has to go back to them."""
@@ -151,12 +168,16 @@ class Worker:
         self._life.on(message)
         self._control.send(message, attached)
 
-    def _await_setup(self) -> tuple[Setup, tuple[memoryview, ...]]:
-        """What to be, and the block files that came with it."""
+    def _await_setup(self) -> Setup:
+        """What to be; block files that came with it are kept."""
         while self._again is None:
             self._take(self._control.receive(PATIENCE_S))
         (setup, attached), self._again = self._again, None
-        return setup, attached
+        self.attempt = setup.attempt
+        if setup.resumed and not setup.kept:
+            self._kept.add(setup.last_batch_id, attached)
+        self._kept.drop_after(setup.last_batch_id)
+        return setup
 
     def _await_connect(self) -> LinkAddress | None:
         said = self._control.receive(PATIENCE_S)
@@ -178,7 +199,7 @@ class Worker:
         elif isinstance(said.message, Setup):
             self._again = said.message, said.attached
 
-    def _build(self, setup: Setup, attached: tuple[memoryview, ...]) -> StageRunner:
+    def _build(self, setup: Setup) -> StageRunner:
         config = build_config(json.loads(setup.config), "the coordinator's config")
         self._check_factory(config.model.factory)
         self.on_nonfinite = config.runtime.on_nonfinite
@@ -190,12 +211,9 @@ class Worker:
             self._stage, stage, self, meter=self._meter, last_batch_id=setup.last_batch_id
         )
         if setup.resumed:
-            if not setup.kept:
-                self._kept.add(setup.last_batch_id, [bytes(file) for file in attached])
             files = zip(setup.blocks, self._kept.at(setup.last_batch_id), strict=True)
             stage.load({block: decode_block(bytes(data)) for block, data in files})
             runner.resume(setup.epoch, setup.tallies)
-        self._kept.drop_after(setup.last_batch_id)
         self._slot_bytes = _slot_bytes(stage.blocks[0].spec, config.data.batch_size)
         return runner
 
@@ -217,12 +235,6 @@ class Worker:
         if address is not None:
             self._sender, carrier = self._endpoints.connect(address, self._called_off)
         self._say(Connected(carrier))
-
-    def _leave_links(self) -> None:
-        for link in (self._receiver, self._sender):
-            if link is not None:
-                link.close()
-        self._receiver = self._sender = None
 
     def _handle(self, runner: StageRunner, delivery: Delivery) -> None:
         with self._activity.during("working"):

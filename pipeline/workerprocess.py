@@ -57,6 +57,7 @@ def run_worker(
     )
     heart.start()
     worker = Worker(stage, run, control, endpoints, activity, factory)
+    worker.attempt = attempt
     try:
         worker.live()
     except Exception as error:  # the process boundary: errors cross it as data
@@ -93,7 +94,7 @@ def failure_of(error: Exception, worker: Worker) -> Failure:
     """What the coordinator is told of an error that ends a worker."""
     runner = worker.runner
     block = runner.stage.at_work if runner else None
-    batch_id = runner.last_batch_id + 1 if runner else 0
+    batch_id = runner.at_batch if runner else 0
     spoilt = isinstance(error, NonFiniteLossError)
     if isinstance(error, NonFiniteLossError):
         block, batch_id = error.block, error.batch_id
@@ -103,5 +104,6 @@ def failure_of(error: Exception, worker: Worker) -> Failure:
         batch_id=batch_id,
         traceback="" if spoilt else "".join(traceback.format_exception(error))[-20_000:],
         final=spoilt and worker.on_nonfinite == "stop",
+        attempt=worker.attempt,
         leave_out=spoilt and worker.on_nonfinite == "rollback",
     )

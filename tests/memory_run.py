@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event as Signal
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
@@ -142,14 +143,19 @@ class Lost(BaseException):
 
 
 class Fate:
-    """When a worker is lost: just before the `last`-th time that it touches the world outside."""
+    """When a worker is lost: just before the `last`-th time that it touches the world outside.
+    One that `hangs` does not die, but never does anything again. `next`: of its successor."""
 
-    def __init__(self, last: int | None = None) -> None:
-        self.last, self.acts = last, 0
+    def __init__(
+        self, last: int | None = None, *, hangs: bool = False, next: Fate | None = None
+    ) -> None:
+        self.last, self.acts, self.hangs, self.next = last, 0, hangs, next
 
     def act(self) -> None:
         self.acts += 1
         if self.acts == self.last:
+            if self.hangs:
+                Signal().wait()
             raise Lost
 
 
@@ -186,7 +192,7 @@ class MemoryEndpoints:
 class Fleet:
     """Workers as threads, each of which tells its failure as a worker process does.
 
-    `fates`: of the first worker of some stages; those that take their place live on.
+    `fates`: of the first worker of some stages; others live on.
     """
 
     def __init__(self, stages: int, fates: dict[int, Fate] | None = None) -> None:
@@ -202,7 +208,9 @@ class Fleet:
     def replace(self, stage: int, attempt: int) -> None:
         """As `coordinator.Fleet` says."""
         self.killed.pop(stage, None)
-        self._begin(stage, attempt, Fate())
+        before = self.fates.get(stage)
+        self.fates[stage] = (before.next if before else None) or Fate()
+        self._begin(stage, attempt, self.fates[stage])
 
     def start(self) -> None:
         for stage in range(self._stages):

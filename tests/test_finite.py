@@ -81,6 +81,31 @@ def test_a_skipped_batch_leaves_the_block_as_it_was(folder: Folder) -> None:
     assert jobs[1].lines() == jobs[0].lines()
     before, after = jobs[0].store.files[BAD_BATCH - 1], jobs[0].store.files[BAD_BATCH]
     assert [block for block in before if before[block] == after[block]] == [BAD_BLOCK]
+    for job in jobs:
+        (text,) = [event.text for event in job.events if isinstance(event, Note)]
+        assert text.endswith(
+            "block 1 skipped 1 batches of epoch 1, whose loss was not finite; the first was 3"
+        )
+        assert text.startswith("stage 1")
+
+
+@WAYS
+def test_a_state_that_is_spoilt_is_never_kept(
+    train: Train, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gradient may overflow where the loss does not."""
+    update = Block.update
+
+    def overflows(block: Block, gradients: Any, lr: float) -> None:
+        update(block, gradients, lr)
+        if (block.spec.index, round(float(block.state()["optimizer.encoder.bias.step"]))) == (1, 2):
+            block.encoder.bias.data[0] = inf
+
+    monkeypatch.setattr(Block, "update", overflows)
+    job = Job(folder(), 3, **COURSE)
+    with pytest.raises(StageFailedError, match="the state of block 1 is not finite at batch 2"):
+        train(job)
+    assert 2 not in job.store.files
 
 
 @pytest.mark.usefixtures("spoilt")

@@ -26,6 +26,7 @@ from pipeline.messages import (
     OpenLink,
     ProgressNow,
     Ready,
+    Remark,
     Report,
     Setup,
     State,
@@ -48,6 +49,7 @@ MESSAGES: list[Any] = [
     Report(PassReport(0, 1, True, (), Usage(1.0, 1.0, 1))),
     State(1, 1, True, (0,), ()),
     ProgressNow(1, 1.0, 0, ()),
+    Remark("text"),
     Failure("broken", None, 1, ""),
     Bye(),
     Header(Stop()),
@@ -66,6 +68,7 @@ RUNNING    State       RUNNING
 RUNNING    ProgressNow RUNNING
 RUNNING    Bye         DONE
 RUNNING    Complete    RUNNING
+RUNNING    Remark      RUNNING
 BUILDING   Setup       BUILDING
 READY      Setup       BUILDING
 CONNECTING Setup       BUILDING

@@ -113,6 +113,30 @@ def test_neighbours_lost_at_once(undisturbed: Job, acts: list[int], folder: Fold
         assert 1 <= restarts_of(job) <= 3, last
 
 
+def test_the_successor_is_lost_at_every_point(
+    undisturbed: Job, acts: list[int], folder: Folder
+) -> None:
+    """While it is greeted, built, connected, and after that."""
+    for last in range(1, 12):
+        job = Job(folder(), STAGES, **COURSE)
+        train_pipelined(job, {1: Fate(acts[1] // 2, next=Fate(last))})
+        assert job.store.files == undisturbed.store.files, last
+        assert job.lines() == undisturbed.lines(), last
+
+
+@pytest.mark.parametrize("last", [6, 12, 18])
+def test_a_stage_that_hangs_while_another_is_lost(
+    undisturbed: Job, last: int, folder: Folder
+) -> None:
+    """It never comes back, so it is replaced, too, after `start_timeout_s`."""
+    job = Job(folder(), STAGES, start_timeout_s=1.0, **COURSE)
+    train_pipelined(job, {1: Fate(last + 1), 2: Fate(last, hangs=True)})
+    assert job.store.files == undisturbed.store.files
+    assert job.lines() == undisturbed.lines()
+    texts = [event.text for event in job.events if isinstance(event, Note)]
+    assert any("did not come back in" in text for text in texts), texts
+
+
 def test_what_happened_is_told(folder: Folder, acts: list[int]) -> None:
     job = Job(folder(), STAGES, **COURSE)
     train_pipelined(job, {1: Fate(acts[1] // 2)})
