@@ -16,7 +16,6 @@ from pipeline.configfile import load_config
 from pipeline.cost import block_costs
 from pipeline.datasets import check_data, data_facts
 from pipeline.errors import ConfigError
-from pipeline.factory import normalises
 from pipeline.models import network_specs
 from pipeline.plan import make_plan
 
@@ -57,6 +56,12 @@ class Job:
     plan: Plan
 
 
+def check_engine(options: Options) -> None:
+    """Raises ConfigError where the engine is not there."""
+    if options.engine == "ray":
+        raise ConfigError("--engine ray: not available yet; use --engine local (the default)")
+
+
 def make_job(options: Options) -> Job:
     """Check everything that can be checked before anything starts.
 
@@ -68,8 +73,8 @@ def make_job(options: Options) -> Job:
     if config.model.factory:
         _find_own_modules()
     facts = data_facts(config.data)
-    check_data(config.data, facts, batch_norm=normalises(config.model))
     specs = network_specs(config, facts)
+    check_data(config.data, facts, batch_norm=any(spec.normalises for spec in specs))
     backprop = config.loss.is_global
     if backprop:
         _check_one_process(config, options)

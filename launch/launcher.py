@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.job import make_job
+from launch.job import check_engine, make_job
 from launch.rundir import RunDirectory
 from pipeline.checkpoint import StartState
 from pipeline.errors import (
@@ -51,8 +51,7 @@ def guarded(command: Callable[[], int]) -> int:
 
 
 def _launch(options: Options) -> int:
-    if options.engine == "ray":
-        raise ConfigError("--engine ray: not available yet; use --engine local (the default)")
+    check_engine(options)
     job = make_job(options)
     if options.dry_run:
         return _print_plan(job)
@@ -79,7 +78,7 @@ def _print_plan(job: Job) -> int:
 def _start(
     job: Job, directory: RunDirectory, origin: tuple[StartState, list[str]], options: Options
 ) -> int:
-    engine = None if options.single else _local_engine()
+    engine = None if options.single else local_engine()
     from launch.training import train  # numpy, and much more: only now that it will be needed
 
     try:
@@ -89,7 +88,8 @@ def _start(
     return DONE
 
 
-def _local_engine() -> Engine:
+def local_engine() -> Engine:
+    """Workers on this machine; they begin to import torch."""
     from launch.local import LocalEngine
 
     engine = LocalEngine()

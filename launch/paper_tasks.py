@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
-from launch.job import make_job
+from launch.job import check_engine, make_job
 from launch.paper import all_cells, entries_of, select
 from launch.paper_config import config_text, scaled_epochs, shortened
 from launch.paper_figures import FIGURES
@@ -62,8 +62,7 @@ def make_tasks(tables: Sequence[Table], request: Request) -> list[Task]:
     Raises:
         ConfigError: for the first thing that is wrong.
     """
-    if request.launch.engine == "ray":
-        raise ConfigError("--engine ray: not available yet; use --engine local (the default)")
+    check_engine(request.launch)
     entries = entries_of(select(tables, request.selector))
     return [make_task(tables, entry, request) for entry in entries]
 

@@ -21,7 +21,6 @@ from launch.cli import launch_options, tolerate_narrow_streams
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from launch.engine import Engine
     from launch.job import Options
     from launch.paper import Cell, Table
     from launch.paper_tasks import Task
@@ -90,7 +89,7 @@ def show_plans(tables: Sequence[Table], request: Request) -> int:
 
 def _train(task: Task, command: str) -> int:
     """Train a task to its end; `command` goes into its provenance once the folder is its own."""
-    from launch.launcher import DONE, INTERRUPTED
+    from launch.launcher import DONE, INTERRUPTED, local_engine
     from launch.provenance import provenance, read_starts, write_starts
     from pipeline.errors import InterruptedRunError
 
@@ -101,7 +100,7 @@ def _train(task: Task, command: str) -> int:
         write_starts(folder, [*before, provenance(command)])
 
     origin = task.origin()
-    engine = None if task.options.single else _local_engine()
+    engine = None if task.options.single else local_engine()
     from launch.training import train  # much; the workers' torch is being imported meanwhile
 
     try:
@@ -111,14 +110,6 @@ def _train(task: Task, command: str) -> int:
         return INTERRUPTED
     _give_memory_back()
     return DONE
-
-
-def _local_engine() -> Engine:
-    from launch.local import LocalEngine
-
-    engine = LocalEngine()
-    engine.warm_up()
-    return engine
 
 
 def _give_memory_back() -> None:

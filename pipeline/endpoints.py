@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pipeline.links import PATIENCE_S
 from pipeline.transport import ZmqReceiver, ZmqSender, make_context
 
 if TYPE_CHECKING:
@@ -11,8 +12,6 @@ if TYPE_CHECKING:
 
     from pipeline.links import Receiver, Sender
     from pipeline.messages import LinkAddress
-
-PATIENCE_S = 3600.0  # the coordinator ends a stalled run long before; this ends an orphan's wait
 
 
 class ZmqEndpoints:

@@ -55,20 +55,6 @@ def build_parts(model: ModelConfig, seed: int) -> list[Part]:
         return _split(_network(model), str(model.factory))
 
 
-def normalises(model: ModelConfig) -> bool:
-    """Whether the network normalises by batches, which takes several images.
-
-    Raises:
-        ConfigError: as `build_parts`.
-    """
-    if model.factory is None:
-        return model.batch_norm
-    from torch.nn.modules.batchnorm import _BatchNorm
-
-    modules = (m for part in build_parts(model, 0) for own in part for m in own.modules())
-    return any(isinstance(module, _BatchNorm) for module in modules)
-
-
 def traced_specs(
     model: ModelConfig,
     nonlinearity: Literal["relu", "leaky_relu"],
@@ -99,7 +85,7 @@ def traced_specs(
                 out_shape=tuple(passed.shape[1:]),
                 classes=classes,
                 nonlinearity=nonlinearity,
-                custom=CustomSpec(parameters, sum(macs)),
+                custom=CustomSpec(parameters, sum(macs), _normalises(part)),
             )
         )
         x = passed
@@ -188,6 +174,13 @@ def _part(children: list[nn.Module]) -> Part:
 def _only_passes_on(module: nn.Module) -> bool:
     name = type(module).__name__
     return "Dropout" in name or "Pool" in name or name in ("Flatten", "Unflatten")
+
+
+def _normalises(part: Part) -> bool:
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    modules = (module for own in part for module in own.modules())
+    return any(isinstance(module, _BatchNorm) for module in modules)
 
 
 def _traced(part: Part, x: Tensor, macs: list[int], where: str) -> tuple[Tensor, Tensor]:

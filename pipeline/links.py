@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pipeline.messages import Message, TensorSpec
 
 
+PATIENCE_S = 3600.0
+"""Of a worker: the coordinator ends a stalled run long before; this ends an orphan's wait."""
 _LOOK_S = 0.05
 Taken = TypeVar("Taken")
 

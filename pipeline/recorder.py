@@ -59,7 +59,7 @@ class Recorder:
         self._keeper, self._observer, self._clock = keeper, observer, clock
         self._reports: dict[tuple[int, bool], dict[int, PassReport]] = {}
         self._snapshots: dict[int, dict[int, StageSnapshot]] = {}
-        self._start = start
+        self._first_tallies = start.tallies
         self._images_before = _images_counted(start.position.epoch_reported, start.tallies)
         self._began = clock()
         self._seconds: dict[int, float] = {}
@@ -114,8 +114,8 @@ class Recorder:
         self._reports.clear()
         self._snapshots.clear()
         self._seconds.clear()
-        origin = self._start if self.newest is None else self.newest
-        self._images_before = _images_counted(position.epoch_reported, origin.tallies)
+        tallies = self._first_tallies if self.newest is None else self.newest.tallies
+        self._images_before = _images_counted(position.epoch_reported, tallies)
         self._lines.trim(lambda line: _stays(line, position))
         self.start_clock()
 

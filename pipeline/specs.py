@@ -63,10 +63,12 @@ class LayerSpec:
 
 @dataclass(frozen=True, slots=True)
 class CustomSpec:
-    """What is known of a user's own modules: parameters, multiply-adds for one image."""
+    """What is known of a user's own modules: parameters, multiply-adds for one image, whether
+    they normalise by batches."""
 
     parameters: int
     forward_macs: int
+    normalises: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,11 @@ class BlockSpec:
     def is_output(self) -> bool:
         """Whether this is the output layer."""
         return self.output_weight is not None
+
+    @property
+    def normalises(self) -> bool:
+        """Whether it normalises by batches, which takes several images."""
+        return self.batch_norm or (self.custom is not None and self.custom.normalises)
 
     @property
     def name(self) -> str:

@@ -20,6 +20,7 @@ from pipeline.config import build_config
 from pipeline.errors import CalledOffError, ProtocolError
 from pipeline.inband import EvaluationBatch, PassedBatch, TrainBatch
 from pipeline.kept import KeptStates
+from pipeline.links import PATIENCE_S
 from pipeline.messages import (
     PROTOCOL_VERSION,
     Bye,
@@ -50,8 +51,6 @@ if TYPE_CHECKING:
     from pipeline.messages import LinkAddress, WorkerMessage
     from pipeline.records import PassReport, StageSnapshot
     from pipeline.specs import BlockSpec
-
-PATIENCE_S = 3600.0  # the coordinator ends a stalled run long before; this ends an orphan's wait
 
 
 class Endpoints(Protocol):

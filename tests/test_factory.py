@@ -16,7 +16,7 @@ from pipeline.configfile import config_tree
 from pipeline.cost import block_costs
 from pipeline.datasets import data_facts
 from pipeline.errors import ConfigError, ProtocolError
-from pipeline.factory import build_parts, normalises
+from pipeline.factory import build_parts
 from pipeline.models import network_specs
 from pipeline.worker import Worker
 
@@ -332,8 +332,8 @@ def test_a_function_that_gives_another_network_each_time_is_refused() -> None:
 
 def test_only_batch_norm_needs_several_images() -> None:
     one_image = config_of("without_norm", data={**DATA, "batch_size": 1})
-    assert not normalises(one_image.model)
-    assert normalises(config_of().model)
+    assert not any(spec.normalises for spec in specs_of(one_image))
+    assert any(spec.normalises for spec in specs_of(config_of()))
 
 
 def test_evaluation_sees_the_same_draws_whatever_came_before() -> None:
