@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from pipeline.invitation import Invitation
 
 
 class Workers(Protocol):
@@ -34,17 +37,9 @@ class Engine(Protocol):
     def warm_up(self) -> None:
         """Begin what takes long (importing torch) without waiting for it."""
 
-    def start(
-        self,
-        stages: int,
-        run: str,
-        folder: Path,
-        control_endpoint: str,
-        factory: str | None = None,
-    ) -> Workers:
-        """Start one process per stage; they say hello at `control_endpoint`.
+    def start(self, invitations: Sequence[Invitation], folder: Path) -> Workers:
+        """Start one process per stage; each is given its invitation, in a private way.
 
         Args:
             folder: holds the sockets; a worker whose launcher is gone removes it.
-            factory: the `model.factory` that workers may import, if any.
         """

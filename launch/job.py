@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from socket import AF_INET, AF_INET6, socket
 from typing import TYPE_CHECKING, Literal
 
 from launch.gpus import devices
@@ -82,7 +83,24 @@ def make_job(options: Options) -> Job:
     plan = make_plan(
         specs, costs, stages=1 if backprop else options.stages, devices=_devices(options)
     )
+    if not options.single:
+        _check_address(config)
     return Job(_name(path, options), config, specs, costs, plan)
+
+
+def _check_address(config: Config) -> None:
+    """Sockets are opened when the run directory is there; whether they can be is found out now."""
+    address = config.runtime.bind_address
+    if config.runtime.transport == "ipc":
+        return
+    with socket(AF_INET6 if ":" in address else AF_INET) as trial:
+        try:
+            trial.bind((address, 0))
+        except OSError as error:
+            raise ConfigError(
+                f"runtime.bind_address {address}: {error.strerror}; give an address of this "
+                "machine (`ip address` lists them)"
+            ) from None
 
 
 def network_costs(config: Config, specs: Sequence[BlockSpec]) -> tuple[BlockCost, ...]:

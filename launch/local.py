@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from multiprocessing import forkserver, util
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -20,9 +21,11 @@ from launch.interrupts import INTERRUPTIONS
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from multiprocessing.context import ForkServerProcess
     from pathlib import Path
+
+    from pipeline.invitation import Invitation
 
 _LEAVE_S = 5.0  # a worker that has said bye gets so long to exit by itself
 _KILLED_S = 5.0
@@ -45,10 +48,6 @@ class LocalWorkers:
         """Stages whose process has ended, each with how."""
         codes = {stage: process.exitcode for stage, process in enumerate(self._processes)}
         return {stage: _how(code) for stage, code in codes.items() if code is not None}
-
-    def pids(self) -> list[int | None]:
-        """Process ids, by stage."""
-        return [process.pid for process in self._processes]
 
     def add(self) -> None:
         """One more, of the next stage."""
@@ -99,30 +98,22 @@ class LocalEngine:
         with _signals_ignored(), _short_folder():
             forkserver.ensure_running()
 
-    def start(
-        self,
-        stages: int,
-        run: str,
-        folder: Path,
-        control_endpoint: str,
-        factory: str | None = None,
-    ) -> LocalWorkers:
+    def start(self, invitations: Sequence[Invitation], folder: Path) -> LocalWorkers:
         """One process per stage; if one can't be started, none is left."""
 
         def start_one(stage: int, attempt: int) -> ForkServerProcess:
             self.warm_up()  # the forkserver may have been killed, too
             folders = (str(folder), util.get_temp_dir())
+            invitation = replace(invitations[stage], attempt=attempt)
             process = self._context.Process(
-                target=_work,
-                args=(stage, attempt, run, folders, control_endpoint, factory),
-                name=f"stage-{stage}",
+                target=_work, args=(invitation, folders), name=f"stage-{stage}"
             )
             process.start()
             return process
 
         workers = LocalWorkers(start_one)
         try:
-            for _ in range(stages):
+            for _ in invitations:
                 workers.add()
         except BaseException:
             workers.stop()
@@ -164,14 +155,7 @@ def _end(process: ForkServerProcess) -> None:
             os.kill(process.pid, signal.SIGKILL)
 
 
-def _work(
-    stage: int,
-    attempt: int,
-    run: str,
-    folders: tuple[str, ...],
-    control_endpoint: str,
-    factory: str | None,
-) -> None:
+def _work(invitation: Invitation, folders: tuple[str, ...]) -> None:
     from pipeline.workerprocess import run_worker  # torch: only the forkserver may pay for it
 
     def launcher_gone() -> bool:
@@ -182,7 +166,7 @@ def _work(
             shutil.rmtree(folder, ignore_errors=True)
         return True
 
-    raise SystemExit(run_worker(stage, attempt, run, control_endpoint, launcher_gone, factory))
+    raise SystemExit(run_worker(invitation, launcher_gone))
 
 
 def _how(code: int) -> str:

@@ -8,14 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.control import ZmqControlServer
 from pipeline.coordinator import Coordinator
-from pipeline.transport import (
-    Context,
-    ZmqControlServer,
-    ZmqSender,
-    close_context,
-    make_context,
-)
+from pipeline.door import Door
+from pipeline.events import Note
+from pipeline.invitation import Invitation, Keys
+from pipeline.sockets import Sockets, make_keys
+from pipeline.transport import ZmqSender
 from pipeline.watch import Watch
 
 if TYPE_CHECKING:
@@ -35,32 +34,27 @@ def run_pipeline(run: Run, engine: Engine) -> None:
 
     Raises:
         PipelineError: as `Coordinator.run`; by then every process and socket file is gone.
+        ConfigError: where `runtime.bind_address` is none of this machine's.
     """
     runtime = run.config.runtime
     watch = Watch(
         heartbeat_timeout_s=runtime.heartbeat_timeout_s, stall_timeout_s=runtime.stall_timeout_s
     )
-    with _socket_folder() as folder, _open_context() as context:
-        control = ZmqControlServer(context, f"ipc://{folder}/control")
-
-        def connect(address: LinkAddress, cancelled: Callable[[], bool]) -> tuple[Sender, str]:
-            sender = ZmqSender(
-                context,
-                address,
-                run.id,
-                names=("the coordinator", "stage 0"),
-                timeout_s=_CREDIT_TIMEOUT_S,
-                cancelled=cancelled,
-            )
-            return sender, sender.carrier
-
-        def bind(stage: int, attempt: int) -> str:
-            return f"ipc://{folder}/link-{stage}-{attempt}"
-
-        workers = engine.start(
-            run.plan.n_stages, run.id, folder, f"ipc://{folder}/control", run.config.model.factory
+    keys = _keys(run)
+    with _socket_folder() as folder, _open_sockets(keys[0]) as sockets:
+        place = _places(run, folder)
+        control = ZmqControlServer(
+            sockets, place("control"), run.id, most_bytes=run.most_file_bytes
         )
-        coordinator = Coordinator(run, control, connect, bind, workers, watch)
+        workers = engine.start(_invitations(run, control.endpoint, keys[1:]), folder)
+        coordinator = Coordinator(
+            run,
+            control,
+            _connect_to_first(run, sockets),
+            lambda stage, attempt: place(f"link-{stage}-{attempt}"),
+            workers,
+            watch,
+        )
         try:
             coordinator.run()
             workers.leave()
@@ -69,13 +63,62 @@ def run_pipeline(run: Run, engine: Engine) -> None:
             coordinator.close()
 
 
+def _keys(run: Run) -> tuple[Keys | None, ...]:
+    """The coordinator's, then those of the stages."""
+    transport = run.config.runtime.transport
+    if transport == "tcp":
+        return make_keys(run.plan.n_stages)
+    if transport == "tcp-plain":
+        run.observer(
+            Note(
+                "runtime.transport tcp-plain: nothing is encrypted, and whoever reaches "
+                f"{run.config.runtime.bind_address} can read and write to this run; "
+                "tcp is safe from that"
+            )
+        )
+    return (None,) * (run.plan.n_stages + 1)
+
+
+def _places(run: Run, folder: Path) -> Callable[[str], str]:
+    """Where the socket of a name is to listen."""
+    runtime = run.config.runtime
+    if runtime.transport == "ipc":
+        return lambda name: f"ipc://{folder}/{name}"
+    address = runtime.bind_address
+    return lambda name: f"tcp://[{address}]:*" if ":" in address else f"tcp://{address}:*"
+
+
+def _invitations(run: Run, control: str, keys: tuple[Keys | None, ...]) -> list[Invitation]:
+    return [
+        Invitation(run.id, stage.stage, 0, control, run.config.model.factory, keys[stage.stage])
+        for stage in run.plan.stages
+    ]
+
+
+def _connect_to_first(
+    run: Run, sockets: Sockets
+) -> Callable[[LinkAddress, Callable[[], bool]], tuple[Sender, str]]:
+    def connect(address: LinkAddress, cancelled: Callable[[], bool]) -> tuple[Sender, str]:
+        sender = ZmqSender(
+            sockets,
+            address,
+            run.id,
+            names=("the coordinator", "stage 0"),
+            timeout_s=_CREDIT_TIMEOUT_S,
+            cancelled=cancelled,
+        )
+        return sender, sender.carrier
+
+    return connect
+
+
 @contextmanager
-def _open_context() -> Iterator[Context]:
-    context = make_context()
+def _open_sockets(keys: Keys | None) -> Iterator[Sockets]:
+    sockets = Sockets(Door("the control socket"), keys)
     try:
-        yield context
+        yield sockets
     finally:
-        close_context(context)
+        sockets.close()
 
 
 @contextmanager

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pipeline.keeper import Keeper
 
 _PROGRESS_EVERY_S = 0.5
+_FILE_OVERHEAD_BYTES = 1 << 24
 
 
 def _do_nothing() -> None:
@@ -130,6 +131,7 @@ def make_run(
         recorder=recorder,
         observer=observer,
         folder=folder,
+        most_file_bytes=2 * max(cost.state_bytes for cost in job.costs) + _FILE_OVERHEAD_BYTES,
     )
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ALIGNMENT = 64
+_NAME = "pipeline-ring"
 
 
 class Payload(Protocol):
@@ -104,7 +105,7 @@ class Ring:
 
     def __init__(self, slots: int, slot_bytes: int) -> None:
         self._slots, self._slot_bytes = slots, aligned(slot_bytes)
-        self._fd = os.memfd_create("pipeline-ring", os.MFD_CLOEXEC)
+        self._fd = os.memfd_create(_NAME, os.MFD_CLOEXEC)
         os.ftruncate(self._fd, slots * self._slot_bytes)
         self._memory = memoryview(mmap.mmap(self._fd, slots * self._slot_bytes))
 
@@ -136,7 +137,10 @@ class RingWriter:
         if handle.host != host_identity():
             raise OSError("the next stage is on another machine")
         self._handle = handle
-        fd = os.open(f"/proc/{handle.pid}/fd/{handle.fd}", os.O_RDWR | os.O_CLOEXEC)
+        path = f"/proc/{handle.pid}/fd/{handle.fd}"
+        if not os.readlink(path).startswith(f"/memfd:{_NAME}"):
+            raise OSError("the next stage's ring is no ring")
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             found = os.fstat(fd).st_ino, os.fstat(fd).st_size
             if found != (handle.inode, handle.slots * handle.slot_bytes):

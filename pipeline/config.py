@@ -9,6 +9,7 @@ the YAML.
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
@@ -19,6 +20,7 @@ from pydantic import (
     Field,
     JsonValue,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -354,6 +356,11 @@ class RuntimeConfig(Section):
     """Epochs between tests (the last epoch is always tested); 0: never."""
     eval_before_training: bool = False
     """Test the untrained network too, as epoch 0."""
+    transport: Literal["ipc", "tcp", "tcp-plain"] = "ipc"
+    """How processes of a run are connected. `ipc`: socket files in a folder that only their owner
+    can enter; `tcp`: encrypted, open to the keys of this run only; `tcp-plain`: neither."""
+    bind_address: str = "127.0.0.1"
+    """IP address at which the sockets of `tcp` and `tcp-plain` listen."""
     start_timeout_s: float = Field(default=120.0, gt=0)
     """How long the workers may take to report for work."""
     heartbeat_timeout_s: float = Field(default=10.0, ge=1)
@@ -367,6 +374,20 @@ class RuntimeConfig(Section):
     stall_timeout_s: float = Field(default=20.0, ge=1)
     """A worker that sits on a batch for so long without using the processor is taken for stuck;
     one that does use it, after 20 times as long."""
+
+    @field_validator("bind_address")
+    @classmethod
+    def _others_can_connect_to_it(cls, text: str) -> str:
+        try:
+            usable = not ip_address(text).is_unspecified
+        except ValueError:
+            usable = False
+        if not usable:
+            raise ValueError(
+                f"runtime.bind_address {text!r}: give the IP address of this machine that others "
+                "are to connect to"
+            )
+        return text
 
 
 class Config(Section):

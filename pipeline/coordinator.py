@@ -14,11 +14,11 @@ from __future__ import annotations
 import traceback
 from threading import Event
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+from pipeline.crew import Crew
 from pipeline.errors import (
     PipelineError,
-    ProtocolError,
     StageFailedError,
     StageLostError,
     TimedOutError,
@@ -27,7 +27,6 @@ from pipeline.errors import (
 from pipeline.events import Note, StageProgress, Waiting
 from pipeline.feeding import FeedThread
 from pipeline.messages import (
-    PROTOCOL_VERSION,
     Bye,
     Complete,
     Connect,
@@ -43,15 +42,16 @@ from pipeline.messages import (
     Setup,
     State,
 )
-from pipeline.protocol import LifeCycle, Phase
+from pipeline.protocol import Phase
 from pipeline.records import StageSnapshot
 from pipeline.recovery import Restarts
 from pipeline.run import Speedometer
 from pipeline.setup import setup_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable
 
+    from pipeline.crew import Fleet
     from pipeline.links import ControlServer, Said, Sender
     from pipeline.run import Run
     from pipeline.watch import Watch
@@ -60,18 +60,10 @@ _LOOK_S = 0.1
 _WAITING_EVERY_S = 2.0
 _LAST_WORDS_S = 1.0
 _FEED_ENDS_S = 5.0
+_HEARS_S = 0.5
+"""At a stretch, before it looks for trouble: somebody may talk without end."""
 _ASLEEP_S = 1.0
 """Not to have looked for so long means that this process was stopped, or very busy."""
-
-
-class Fleet(Protocol):
-    """The worker processes, as far as the coordinator needs to know."""
-
-    def dead(self) -> dict[int, str]:
-        """Stages whose process has ended, each with how."""
-
-    def replace(self, stage: int, attempt: int) -> None:
-        """End the stage's process, if it still runs, and start another for this attempt."""
 
 
 class Coordinator:
@@ -88,10 +80,9 @@ class Coordinator:
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._run, self._control, self._connect, self._bind = run, control, connect, bind
-        self._fleet, self._watch, self._clock = fleet, watch, clock
-        self._stages = [LifeCycle(plan.stage) for plan in run.plan.stages]
-        self._restarts, self._attempt = Restarts(run.config.runtime.max_restarts), 0
-        self._recalled: set[int] = set()
+        self._crew = Crew(run, control, fleet, watch, clock)
+        self._watch, self._clock = watch, clock
+        self._restarts = Restarts(run.config.runtime.max_restarts)
         self._addresses: dict[int, LinkAddress] = {}
         self._progress: dict[int, ProgressNow] = {}
         self._speedometer: Speedometer | None = None
@@ -106,7 +97,7 @@ class Coordinator:
             State: self._on_state,
             ProgressNow: self._on_progress,
             Remark: self._on_remark,
-            Heartbeat: self._on_heartbeat,
+            Heartbeat: _nothing_more,
             Failure: self._on_failure,
             Bye: self._on_bye,
         }
@@ -124,6 +115,7 @@ class Coordinator:
                 pass
         finally:
             self._called_off.set()  # the feed thread sends nothing from here on
+            self._tell(self._control.door.farewell())
         if self._run.feed.cut_short:
             raise self._run.interruption()
 
@@ -145,11 +137,10 @@ class Coordinator:
     def _assemble(self) -> None:
         began = self._clock()
         self._wait_for(Phase.READY)
-        for stage in self._stages:
-            address = self._addresses.get(stage.stage + 1)
-            self._say(stage.stage, Connect(address))
+        for stage in range(len(self._crew)):
+            self._crew.say(stage, Connect(self._addresses.get(stage + 1)))
         self._wait_for(Phase.RUNNING)
-        if self._attempt:
+        if self._crew.attempt:
             step, took_s = self._run.start.position.step, self._clock() - began
             self._note(f"training again after step {step}; all were back within {took_s:.1f} s")
 
@@ -160,7 +151,7 @@ class Coordinator:
         self._speedometer = Speedometer(self._run, self._clock())
         self._feeding = FeedThread(self._run, link, self._called_off)
         self._feeding.start()
-        while any(stage.phase is not Phase.DONE for stage in self._stages):
+        while not self._crew.done:
             self._pump()
             self._run.heed_interruption()
 
@@ -177,17 +168,12 @@ class Coordinator:
             raise self._run.interruption()
         self._check_fault(fault)
         self._end_feed()
-        self._attempt += 1
+        self._crew.attempt += 1
         before = self._run.feed.position.step
         self._run = self._run.rewound(fault.batch_id if fault.leave_out else None)
         self._tell_loss(fault, before - self._run.start.position.step)
-        self._watch.forget()
-        lost = {fault.stage, *self._fleet.dead()}
-        for stage in self._stages:
-            if stage.stage in lost or stage.phase in (Phase.DONE, Phase.FAILED):
-                self._replace(stage.stage)
-            elif stage.phase not in (Phase.STARTING, Phase.GREETED):
-                self._recall(stage.stage)
+        kept = bool(self._run.start.files)
+        self._crew.begin_again(fault.stage, lambda stage: self._setup(stage, kept=kept))
 
     def _check_fault(self, fault: StageLostError) -> None:
         if fault.leave_out:
@@ -216,33 +202,6 @@ class Coordinator:
             count = f"restart {restarts.count} of {restarts.most} within an hour"
             self._note(f"{fault.summary}: replaced; all go {again} ({count})")
 
-    def _replace(self, stage: int) -> None:
-        self._recalled.discard(stage)
-        self._watch.gone(stage)
-        self._stages[stage] = LifeCycle(stage)
-        self._control.expect(stage, self._attempt)
-        self._fleet.replace(stage, self._attempt)
-
-    def _recall(self, stage: int) -> None:
-        """What the stage says until it is ready again belongs to the past; but it must say
-        something, since it lives."""
-        self._recalled.add(stage)
-        self._watch.heard(stage, self._clock())
-        self._say(stage, self._setup(stage, kept=bool(self._run.start.files)))
-
-    def _is_past(self, said: Said) -> bool:
-        if isinstance(said.message, Failure) and said.message.attempt < self._attempt:
-            self._replace(said.stage)  # of the same cause, or it will come back
-            return True
-        if said.stage not in self._recalled or isinstance(said.message, Heartbeat | Failure):
-            return False
-        if isinstance(said.message, Ready) and said.message.attempt == self._attempt:
-            self._recalled.discard(said.stage)
-            return False
-        if isinstance(said.message, Bye):  # it had left before it could hear
-            self._replace(said.stage)
-        return True
-
     # waiting and hearing
 
     def _wait_for(self, phase: Phase) -> None:
@@ -254,23 +213,22 @@ class Coordinator:
             if self._run.interrupted():
                 raise self._run.interruption()
             if now - began > limit_s:
-                self._give_up_waiting(phase, now - began, missing)
+                self._give_up_waiting(phase, now - began)
             if now - told > _WAITING_EVERY_S:
                 told = now
                 self._run.observer(Waiting(missing, now - began))
 
-    def _give_up_waiting(self, phase: Phase, waited_s: float, missing: tuple[str, ...]) -> None:
-        if self._attempt:  # one that lived before may hang; another may take its place
-            late = next(stage.stage for stage in self._stages if stage.phase.value < phase.value)
-            raise StageLostError(late, f"{self._name(late)} did not come back in {waited_s:.1f} s")
-        raise TimedOutError(f"waited {waited_s:.1f} s for {', '.join(missing)}")
+    def _give_up_waiting(self, phase: Phase, waited_s: float) -> None:
+        if self._crew.attempt:  # one that lived before may hang; another may take its place
+            late = self._crew.behind(phase)[0]
+            name = self._crew.name(late)
+            raise StageLostError(late, f"{name} did not come back in {waited_s:.1f} s")
+        missing = ", ".join(self._missing(phase))
+        raise TimedOutError(f"waited {waited_s:.1f} s for {missing}")
 
     def _missing(self, phase: Phase) -> tuple[str, ...]:
-        return tuple(
-            f"stage {stage.stage} on {self._run.plan.stages[stage.stage].device}"
-            for stage in self._stages
-            if stage.phase.value < phase.value
-        )
+        behind = self._crew.behind(phase)
+        return tuple(f"stage {stage} on {self._crew.device(stage)}" for stage in behind)
 
     def _pump(self) -> None:
         """Hear everything that has been said, then look for trouble.
@@ -278,43 +236,34 @@ class Coordinator:
         In this order: what was said while the coordinator was busy must not count as silence.
         Nor must the time in which all processes were stopped (Ctrl-Z, a suspended cluster job).
         """
-        said = self._control.receive(_LOOK_S)
+        until, said = monotonic() + _HEARS_S, self._control.receive(_LOOK_S)
         while said:
             self._hear(said)
-            said = self._control.receive(0.0)
+            said = self._control.receive(0.0) if monotonic() < until else None
         now = self._clock()
         if now - self._looked_at > _ASLEEP_S:
             self._watch.skip(now - self._looked_at, now)
         self._looked_at = now
         self._run.recorder.tell_written()
+        self._tell(self._control.door.news())
         self._look_for_trouble()
 
     def _hear(self, said: Said) -> None:
-        if said.stage >= len(self._stages):
-            raise ProtocolError(f"a stage {said.stage} spoke; the plan has {len(self._stages)}")
-        handler = self._handlers.get(type(said.message))
-        if handler is None:
-            raise ProtocolError(f"stage {said.stage} sent {type(said.message).__name__}")
-        if self._is_past(said):
-            return
-        self._stages[said.stage].on(said.message)
-        if self._stages[said.stage].phase is not Phase.DONE:
-            self._watch.heard(said.stage, self._clock())
-        handler(said, said.message)
+        if self._crew.admit(said, self._run):
+            self._handlers[type(said.message)](said, said.message)
 
     def _look_for_trouble(self) -> None:
-        for stage, how in self._fleet.dead().items():
-            if self._stages[stage].phase is not Phase.DONE:
-                self._hear_last_words(stage, how)
+        for stage, how in self._crew.dead().items():
+            self._hear_last_words(stage, how)
         if self._feeding and self._feeding.error:
             self._raise_feed_error(self._feeding.error)
-        if not (self._feeding or self._attempt):
+        if not (self._feeding or self._crew.attempt):
             return  # the first start-up has a time-out of its own
         feed_waits = self._feeding is not None and self._feeding.sending
         problem = self._watch.problem(self._clock(), feed_waits=feed_waits)
         if problem:
             stage, what = problem
-            raise StageLostError(stage, f"{self._name(stage)} {what}")
+            raise StageLostError(stage, f"{self._crew.name(stage)} {what}")
 
     def _raise_feed_error(self, error: Exception) -> None:
         if isinstance(error, PipelineError):
@@ -325,34 +274,26 @@ class Coordinator:
     def _hear_last_words(self, stage: int, how: str) -> None:
         """A worker that failed said why before it ended; one that was killed could not."""
         until, silent = self._clock() + _LAST_WORDS_S, how.startswith("was killed")
-        life = self._stages[stage]
-        while self._clock() < until and life.phase is not Phase.DONE:
+        while self._clock() < until and stage in self._crew.dead():
             said = self._control.receive(_LOOK_S)
             if said:
                 self._hear(said)
             elif silent:
                 break
-            if self._stages[stage] is not life:  # it had left in time, and was replaced
-                return
-        if life.phase is not Phase.DONE:
-            raise StageLostError(stage, f"{self._name(stage)} {how}")
+        if stage in self._crew.dead():  # else it had left in time, or was replaced
+            raise StageLostError(stage, f"{self._crew.name(stage)} {how}")
 
     # what stages say
 
     def _on_hello(self, said: Said, hello: Hello) -> None:
-        if (hello.run, hello.protocol) != (self._run.id, PROTOCOL_VERSION):
-            raise ProtocolError(
-                f"stage {said.stage} is of run {hello.run} (protocol {hello.protocol}), "
-                f"this is run {self._run.id} (protocol {PROTOCOL_VERSION})"
-            )
         files = self._run.start.files
         blocks = self._run.plan.stages[said.stage].blocks
         attached = [files[block] for block in blocks] if files else []
-        self._say(said.stage, self._setup(said.stage, kept=False), attached)
+        self._crew.say(said.stage, self._setup(said.stage, kept=False), attached)
 
     def _setup(self, stage: int, *, kept: bool) -> Setup:
-        bind = self._bind(stage, self._attempt)
-        return setup_of(self._run, stage, self._attempt, bind, kept=kept)
+        bind = self._bind(stage, self._crew.attempt)
+        return setup_of(self._run, stage, self._crew.attempt, bind, kept=kept)
 
     def _on_ready(self, said: Said, ready: Ready) -> None:
         self._addresses[said.stage] = ready.address
@@ -366,6 +307,10 @@ class Coordinator:
 
     def _note(self, text: str) -> None:
         self._run.observer(Note(text))
+
+    def _tell(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            self._note(text)
 
     def _on_report(self, said: Said, report: Report) -> None:
         self._run.recorder.report(report.report)
@@ -385,32 +330,24 @@ class Coordinator:
             )
         )
         if recorder.newest is not before:
-            self._tell_complete(state.step)
-
-    def _tell_complete(self, step: int) -> None:
-        for stage in self._stages:
-            if stage.phase is Phase.RUNNING and stage.stage not in self._recalled:
-                self._say(stage.stage, Complete(step))
+            for stage in self._crew.serving:
+                self._crew.say(stage, Complete(state.step))
 
     def _on_progress(self, said: Said, progress: ProgressNow) -> None:
         self._progress[said.stage] = progress
-        if said.stage == len(self._stages) - 1:
+        if said.stage == len(self._crew) - 1:
             stages = [self._stage_progress(stage) for stage in sorted(self._progress)]
             assert self._speedometer, "a stage runs before the run has begun"
             self._speedometer.tell(progress.batch_id, self._clock(), stages)
 
     def _on_remark(self, said: Said, remark: Remark) -> None:
-        self._note(f"{self._name(said.stage)}: {remark.text}")
-
-    def _on_heartbeat(self, said: Said, heartbeat: Heartbeat) -> None:
-        if self._stages[said.stage].phase is not Phase.DONE:
-            self._watch.heard(said.stage, self._clock(), heartbeat)
+        self._note(f"{self._crew.name(said.stage)}: {remark.text}")
 
     def _on_failure(self, said: Said, failure: Failure) -> None:
         at = f" at batch {failure.batch_id}" if failure.batch_id else ""
         block = "" if failure.block is None else f", block {failure.block}"
-        text = f"{self._name(said.stage)}{block} failed{at}: {failure.summary}"
-        if failure.final or not (self._feeding or self._attempt):
+        text = f"{self._crew.name(said.stage)}{block} failed{at}: {failure.summary}"
+        if failure.final or not (self._feeding or self._crew.attempt):
             kept = self._run.keep_batch(failure.batch_id) if failure.final else ""
             raise StageFailedError(f"{text}{kept}", failure.traceback)
         raise StageLostError(
@@ -429,17 +366,6 @@ class Coordinator:
         phase = self._watch.phase(stage)
         return StageProgress(stage, seen.batch_id, phase, seen.busy, seen.queue, seen.tallies)
 
-    def _say(
-        self,
-        stage: int,
-        message: Setup | Connect | Complete,
-        attached: Sequence[bytes | memoryview] = (),
-    ) -> None:
-        self._stages[stage].on(message)
-        self._control.send(stage, message, attached)
 
-    def _name(self, stage: int) -> str:
-        plan = self._run.plan.stages[stage]
-        first, last = plan.blocks[0], plan.blocks[-1]
-        blocks = f"block {first}" if first == last else f"blocks {first}–{last}"
-        return f"stage {stage} ({blocks}, {plan.device})"
+def _nothing_more(said: Said, message: object) -> None:
+    """The watch has heard it."""

@@ -14,6 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from pipeline.carriers import aligned_copy
+from pipeline.door import Door
 from pipeline.errors import CalledOffError, TimedOutError
 
 if TYPE_CHECKING:
@@ -116,6 +117,10 @@ class ControlClient(Protocol):
 
 class ControlServer(Protocol):
     """The coordinator's end of every stage's control connection."""
+
+    @property
+    def door(self) -> Door:
+        """Where others are turned away."""
 
     def send(
         self, stage: int, message: Message, attached: Sequence[bytes | memoryview] = ()
@@ -225,6 +230,7 @@ class MemoryControl:
         self._said: Queue[tuple[int, Said]] = Queue()
         self._inboxes: dict[tuple[int, int], Queue[Said]] = {}
         self._attempts: dict[int, int] = {}
+        self.door = Door("control")
 
     def client(self, stage: int, attempt: int = 0) -> MemoryControlClient:
         """The end of one stage, of the worker started for `attempt`."""

@@ -25,7 +25,7 @@ from pipeline.inband import (
 )
 from pipeline.records import PassReport, Tally
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 ITEM_BYTES = {"uint8": 1, "int64": 8, "float32": 4, "float64": 8, "bfloat16": 2}
 MAX_DIMENSIONS = 8
 MAX_TENSOR_BYTES = 1 << 36
@@ -111,10 +111,16 @@ class RingHandle:
 
 @dataclass(frozen=True, slots=True)
 class LinkAddress:
-    """Where a stage can be sent to."""
+    """Where a stage can be sent to.
+
+    `word`: the name by which it knows its sender, a secret of the two. `key`: the public CURVE key
+    of the stage, None where links are not encrypted.
+    """
 
     endpoint: str
     ring: RingHandle | None
+    word: str
+    key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +251,11 @@ class Remark:
 @dataclass(frozen=True, slots=True)
 class Bye:
     """Worker: the stop marker has passed through me; I am leaving."""
+
+
+def name_of_run(run: str, protocol: int = PROTOCOL_VERSION) -> str:
+    """As people are told of it, with the protocol that it speaks."""
+    return f"run {run[:40]} (protocol {protocol})"
 
 
 LinkMessage: TypeAlias = Header | OpenLink | Credit

@@ -52,6 +52,8 @@ class Run:
     progress_interval_s: float = 0.0
     folder: Path | None = None
     """The run directory, for what is left for inspection."""
+    most_file_bytes: int = 1 << 36
+    """No block file is larger."""
 
     def heed_interruption(self) -> None:
         """End the feed, once, if the person or the cluster asked for it."""

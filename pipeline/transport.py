@@ -1,42 +1,40 @@
-"""Links and control over ZeroMQ. The only file that imports zmq.
+"""Links over ZeroMQ.
 
-A link is a pair of DEALER sockets: the receiver binds, the sender connects and opens it, the
-receiver grants one credit per slot. Control is a ROUTER at the coordinator and a DEALER per
-stage. No call waits for ever. A socket is used by one thread at a time.
+The receiver listens and makes a secret name for its one sender, which learns it, with the
+address, from the coordinator: what comes under another name is turned away. The sender opens
+the link, the receiver grants one credit per slot. No call waits for ever. A socket is used by
+one thread at a time.
 """
 
 from __future__ import annotations
 
-import re
+import secrets
 from collections import deque
-from contextlib import suppress
 from time import monotonic
-from typing import TYPE_CHECKING, TypeAlias
-
-import zmq
+from typing import TYPE_CHECKING
 
 from pipeline.carriers import Ring, RingWriter, aligned_copy, slot_parts
-from pipeline.codec import decode, encode
+from pipeline.codec import MAX_HEADER_BYTES, decode, encode
 from pipeline.errors import CalledOffError, ProtocolError, TimedOutError
-from pipeline.links import Arrived, Delivery, LinkStatistics, Said, never
+from pipeline.links import Arrived, Delivery, LinkStatistics, never
 from pipeline.messages import (
     PROTOCOL_VERSION,
     Credit,
     Header,
     LinkAddress,
     OpenLink,
+    name_of_run,
 )
+from pipeline.sockets import LINGER_MS, Sockets, ms, send
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pipeline.carriers import Payload
     from pipeline.inband import Item
-    from pipeline.messages import Message
+    from pipeline.sockets import Letter
 
-Context: TypeAlias = zmq.Context[zmq.Socket[bytes]]
-
-LINGER_MS = 2000
+_LETTERS_AT_ONCE = 1000  # read before the caller may go on: strangers may talk without end
 _LOOK_S = 0.2  # how often a waiting end looks whether it is still wanted
 
 
@@ -45,7 +43,7 @@ class ZmqSender:
 
     def __init__(
         self,
-        context: Context,
+        sockets: Sockets,
         address: LinkAddress,
         run: str,
         *,
@@ -58,9 +56,8 @@ class ZmqSender:
         self._credits: deque[int] = deque()
         self._batches, self._nbytes, self._waited_s = 0, 0, 0.0
         self._writer, self.carrier = _open_ring(address)
-        self._socket = _dealer(context)
-        self._socket.connect(address.endpoint)
-        self._socket.send(encode(OpenLink(run, PROTOCOL_VERSION)))
+        self._socket = sockets.connect(address.endpoint, address.word.encode(), address.key)
+        send(self._socket, [encode(OpenLink(run, PROTOCOL_VERSION))])
 
     def send(self, item: Item, payloads: Sequence[Payload] = ()) -> None:
         """Send in order; a batch first waits for a credit (invariant 4).
@@ -72,7 +69,7 @@ class ZmqSender:
         self._check_wanted()
         specs = tuple(payload.spec for payload in payloads)
         if not payloads:
-            self._socket.send(encode(Header(item)))
+            send(self._socket, [encode(Header(item))])
             return
         slot = self._wait_for_credit()
         frames: list[bytes | memoryview] = []
@@ -81,7 +78,7 @@ class ZmqSender:
         else:
             frames = [payload.view() for payload in payloads]
         header = encode(Header(item, specs, slot, framed=not self._writer))
-        self._socket.send_multipart([header, *frames], copy=not frames)
+        send(self._socket, [header, *frames])
         self._batches += 1
         self._nbytes += sum(spec.nbytes for spec in specs)
 
@@ -96,7 +93,7 @@ class ZmqSender:
     def _wait_for_credit(self) -> int:
         began = monotonic()
         while not self._credits or self._socket.poll(0):
-            if self._credits or self._socket.poll(_ms(_LOOK_S)):
+            if self._credits or self._socket.poll(ms(_LOOK_S)):
                 self._take_credit()
                 continue
             self._check_wanted()
@@ -116,6 +113,8 @@ class ZmqSender:
         message = decode(self._socket.recv())
         if not isinstance(message, Credit):
             raise ProtocolError(f"{self._me}: {self._peer} sent {type(message).__name__} upstream")
+        if message.slot in self._credits:
+            raise ProtocolError(f"{self._me}: {self._peer} granted slot {message.slot} twice")
         self._credits.append(message.slot)
 
 
@@ -124,7 +123,7 @@ class ZmqReceiver:
 
     def __init__(
         self,
-        context: Context,
+        sockets: Sockets,
         bind: str,
         run: str,
         *,
@@ -137,10 +136,10 @@ class ZmqReceiver:
         self._ring = _make_ring(slots, slot_bytes)
         self._arrived: deque[Delivery] = deque()
         self._batches, self._nbytes, self._waited_s = 0, 0, 0.0
-        self._socket = _dealer(context)
-        self._socket.bind(bind)
-        endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        self.address = LinkAddress(endpoint, self._ring.handle() if self._ring else None)
+        self._door, self._word = sockets.door, secrets.token_hex(16)
+        self._listener = sockets.listen(bind, max(slot_bytes, MAX_HEADER_BYTES))
+        handle = self._ring.handle() if self._ring else None
+        self.address = LinkAddress(self._listener.endpoint, handle, self._word, sockets.key)
 
     @property
     def queued(self) -> int:
@@ -166,7 +165,7 @@ class ZmqReceiver:
                 raise TimedOutError(
                     f"{self._me} waited {timeout_s:.1f} s for {self._peer} to send: nothing came"
                 )
-            self._socket.poll(_ms(min(left, _LOOK_S)))
+            self._listener.poll(min(left, _LOOK_S))
             self._drain()
         self._waited_s += monotonic() - began
         return self._arrived.popleft()
@@ -177,35 +176,58 @@ class ZmqReceiver:
 
     def close(self) -> None:
         """Let go of the socket and of the ring's descriptor."""
-        self._socket.close(linger=0)
+        self._listener.close()
         self._arrived.clear()
         if self._ring:
             self._ring.close()
 
     def _drain(self) -> None:
-        while self._socket.poll(0):
-            head, *frames = self._socket.recv_multipart(copy=False)
-            message = decode(head.buffer)
-            if isinstance(message, OpenLink):
-                self._open(message)
-            elif isinstance(message, Header):
-                self._arrived.append(self._delivery(message, [f.buffer for f in frames]))
+        for _ in range(_LETTERS_AT_ONCE):
+            if not self._listener.poll(0.0):
+                return
+            letter = self._listener.take()
+            if letter.name == self._word.encode():
+                self._hear(letter.frames)
             else:
-                raise ProtocolError(f"{self._me}: {self._peer} sent {type(message).__name__}")
+                self._turn_away(letter)
+
+    def _hear(self, frames: list[memoryview]) -> None:
+        """What comes in-band from the right sender must be right: to drop it would leave a hole."""
+        message = decode(frames[0] if frames else b"")
+        if isinstance(message, OpenLink):
+            self._open(message)
+        elif isinstance(message, Header):
+            self._arrived.append(self._delivery(message, frames[1:]))
+        else:
+            raise ProtocolError(f"{self._me}: {self._peer} sent {type(message).__name__}")
+
+    def _turn_away(self, letter: Letter) -> None:
+        peer, why = letter.peer, ""
+        try:
+            message = decode(letter.frames[0] if letter.frames else b"")
+            why = f"it sent {type(message).__name__}, but is not {self._peer}"
+            if isinstance(message, OpenLink) and self._is_foreign(message):
+                peer = f"{peer} of {name_of_run(message.run, message.protocol)}"
+                why = f"this is {name_of_run(self._run)}"
+        except ProtocolError as error:
+            why = str(error)
+        self._door.turn_away(peer, why)
 
     def _open(self, message: OpenLink) -> None:
-        if (message.run, message.protocol) != (self._run, PROTOCOL_VERSION):
+        if self._is_foreign(message):
             raise ProtocolError(
-                f"{self._me}: link opened by run {message.run} (protocol {message.protocol}), "
-                f"this is run {self._run} (protocol {PROTOCOL_VERSION})"
+                f"{self._me}: link opened by {name_of_run(message.run, message.protocol)}, "
+                f"this is {name_of_run(self._run)}"
             )
         for slot in range(self._slots):
             self._grant(slot)
 
+    def _is_foreign(self, message: OpenLink) -> bool:
+        return (message.run, message.protocol) != (self._run, PROTOCOL_VERSION)
+
     def _grant(self, slot: int) -> None:
         # a sender that has sent its last item may be gone: then nobody needs the credit
-        with suppress(zmq.Again):
-            self._socket.send(encode(Credit(slot)), zmq.DONTWAIT)
+        self._listener.send(self._word.encode(), [encode(Credit(slot))])
 
     def _delivery(self, header: Header, frames: list[memoryview]) -> Delivery:
         if header.slot is None:
@@ -227,118 +249,6 @@ class ZmqReceiver:
                 f"frames of {[frame.nbytes for frame in frames]} came"
             )
         return [aligned_copy(frame) for frame in frames]
-
-
-class ZmqControlClient:
-    """A stage's end of control."""
-
-    def __init__(
-        self,
-        context: Context,
-        endpoint: str,
-        stage: int,
-        attempt: int,
-        role: str = "stage",
-    ) -> None:
-        self._stage = stage
-        self._socket = _dealer(context)
-        self._socket.setsockopt(zmq.IDENTITY, _identity(role, stage, attempt))
-        self._socket.connect(endpoint)
-
-    def send(self, message: Message, attached: Sequence[bytes | memoryview] = ()) -> None:
-        """To the coordinator."""
-        self._socket.send_multipart([encode(message), *attached], copy=not attached)
-
-    @property
-    def waiting(self) -> bool:
-        """Whether the coordinator has said something that was not received yet."""
-        return bool(self._socket.poll(0))
-
-    def receive(self, timeout_s: float) -> Said:
-        """From the coordinator.
-
-        Raises:
-            TimedOutError: where nothing came in time.
-        """
-        if not self._socket.poll(_ms(timeout_s)):
-            raise TimedOutError(
-                f"stage {self._stage} waited {timeout_s:.1f} s for the coordinator: it said nothing"
-            )
-        head, *attached = self._socket.recv_multipart(copy=False)
-        return Said(self._stage, decode(head.buffer), tuple(f.buffer for f in attached))
-
-    def close(self) -> None:
-        """Let go; what has been said is still delivered."""
-        self._socket.close(linger=LINGER_MS)
-
-
-class ZmqControlServer:
-    """The coordinator's end of control."""
-
-    def __init__(self, context: Context, bind: str) -> None:
-        self._socket = context.socket(zmq.ROUTER)
-        self._socket.set_hwm(0)
-        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._socket.bind(bind)
-        self._attempts: dict[int, int] = {}
-        self.rejected = 0
-
-    def expect(self, stage: int, attempt: int) -> None:
-        """From now on the process started for `attempt` speaks for the stage, and no other."""
-        self._attempts[stage] = attempt
-
-    def send(
-        self, stage: int, message: Message, attached: Sequence[bytes | memoryview] = ()
-    ) -> None:
-        """To one stage, which must have said hello."""
-        identity = _identity("stage", stage, self._attempts.get(stage, 0))
-        frames = [identity, encode(message), *attached]
-        try:
-            self._socket.send_multipart(frames, copy=not attached)
-        except zmq.ZMQError as error:
-            if error.errno != zmq.EHOSTUNREACH:
-                raise
-            # the worker has just died: whoever watches the processes will say so
-
-    def receive(self, timeout_s: float) -> Said | None:
-        """What any stage said, None after `timeout_s` of silence. Strangers, and workers that
-        have been replaced, are only counted."""
-        while self._socket.poll(_ms(timeout_s)):
-            identity, *frames = self._socket.recv_multipart(copy=False)
-            known = re.fullmatch(rb"(?:stage|heartbeat)-(\d{1,4})-(\d{1,6})", identity.bytes)
-            if known and frames and int(known[2]) == self._attempts.get(int(known[1]), 0):
-                attached = tuple(frame.buffer for frame in frames[1:])
-                return Said(int(known[1]), decode(frames[0].buffer), attached)
-            self.rejected += 1
-        return None
-
-    def close(self) -> None:
-        """Let go."""
-        self._socket.close(linger=LINGER_MS)
-
-
-def make_context() -> Context:
-    """The ZeroMQ context of this process."""
-    return zmq.Context()
-
-
-def close_context(context: Context) -> None:
-    """Close every socket, giving what was sent a moment to leave."""
-    context.destroy(linger=LINGER_MS)
-
-
-def _identity(role: str, stage: int, attempt: int) -> bytes:
-    return f"{role}-{stage}-{attempt}".encode()
-
-
-def _ms(seconds: float) -> int:
-    return round(seconds * 1000)
-
-
-def _dealer(context: Context) -> zmq.Socket[bytes]:
-    socket = context.socket(zmq.DEALER)
-    socket.set_hwm(0)  # credits bound what is in flight; high-water marks are approximate
-    return socket
 
 
 def _make_ring(slots: int, slot_bytes: int) -> Ring | None:

@@ -41,12 +41,14 @@ from pipeline.runner import StageRunner
 from pipeline.tensors import TensorPayload, arrived_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from torch import Tensor
 
     from pipeline.activity import Activity
+    from pipeline.door import Door
     from pipeline.inband import Item
+    from pipeline.invitation import Invitation
     from pipeline.links import ControlClient, Delivery, Receiver, Said, Sender
     from pipeline.messages import LinkAddress, WorkerMessage
     from pipeline.records import PassReport, StageSnapshot
@@ -55,6 +57,10 @@ if TYPE_CHECKING:
 
 class Endpoints(Protocol):
     """How a worker reaches its neighbours; `endpoints.py` has the real one."""
+
+    @property
+    def door(self) -> Door:
+        """Where others are turned away."""
 
     def listen(self, bind: str, slots: int, slot_bytes: int) -> tuple[Receiver, LinkAddress]:
         """The link from the stage before."""
@@ -72,16 +78,14 @@ class Worker:
 
     def __init__(
         self,
-        stage: int,
-        run: str,
+        invitation: Invitation,
         control: ControlClient,
         endpoints: Endpoints,
         activity: Activity,
-        factory: str | None = None,
     ) -> None:
-        self._stage, self._run, self._control = stage, run, control
-        self._endpoints, self._activity, self._factory = endpoints, activity, factory
-        self._life = LifeCycle(stage)
+        self._stage, self._run, self._control = invitation.stage, invitation.run, control
+        self._endpoints, self._activity, self._factory = endpoints, activity, invitation.factory
+        self._life = LifeCycle(invitation.stage)
         self._meter = Meter()
         self._kept = KeptStates()
         self._again: tuple[Setup, tuple[memoryview, ...]] | None = None
@@ -89,7 +93,7 @@ class Worker:
         self._sender: Sender | None = None
         self.runner: StageRunner | None = None
         self.on_nonfinite = "stop"
-        self.attempt = 0
+        self.attempt = invitation.attempt
         """How often the run has begun again."""
 
     def live(self) -> None:
@@ -97,6 +101,7 @@ class Worker:
         self._say(Hello(self._run, PROTOCOL_VERSION, os.getpid()))
         while not self._arrived_at_the_end():
             self._let_go()
+        self._tell(self._endpoints.door.farewell())
         self._say(Bye())
 
     def _arrived_at_the_end(self) -> bool:
@@ -130,6 +135,7 @@ class Worker:
             if self._called_off():
                 raise CalledOffError("the run begins again")
             self._handle(runner, delivery)
+            self._tell(self._endpoints.door.news())
             if progress_interval_s and time.monotonic() - last_look > progress_interval_s:
                 last_look = time.monotonic()
                 self._say_progress(runner, self._receiver.queued)
@@ -149,6 +155,10 @@ class Worker:
     def remark(self, text: str) -> None:
         """For the person who watches, by way of the coordinator."""
         self._say(Remark(text))
+
+    def _tell(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            self.remark(text)
 
     def snapshot(self, snapshot: StageSnapshot) -> None:
         """State at a marker, to the coordinator; its bytes leave in the background. They are

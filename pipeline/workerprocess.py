@@ -12,82 +12,72 @@ from threading import Event, Thread, get_ident
 from typing import TYPE_CHECKING
 
 from pipeline.activity import Activity
+from pipeline.control import ZmqControlClient
 from pipeline.endpoints import ZmqEndpoints
 from pipeline.errors import NonFiniteLossError, one_line
 from pipeline.messages import Failure, Heartbeat
-from pipeline.transport import ZmqControlClient, close_context
 from pipeline.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pipeline.invitation import Invitation
+    from pipeline.sockets import Sockets
+
 HEARTBEAT_INTERVAL_S = 0.5
 
 
-def run_worker(
-    stage: int,
-    attempt: int,
-    run: str,
-    control_endpoint: str,
-    launcher_gone: Callable[[], bool],
-    factory: str | None = None,
-) -> int:
-    """The whole process of a stage: 0 after a stop marker, 1 after an error, which is reported.
-
-    Args:
-        attempt: how often the run had begun again when this process was started.
-        factory: the `model.factory` that may be imported, if any.
-    """
-    endpoints, activity, done = ZmqEndpoints(run, stage), Activity(), Event()
-    control = ZmqControlClient(endpoints.context, control_endpoint, stage, attempt)
-    cpu_clock = time.pthread_getcpuclockid(get_ident())
-    heart = Thread(
-        target=_beat,
-        args=(
-            endpoints,
-            control_endpoint,
-            stage,
-            attempt,
-            activity,
-            done,
-            launcher_gone,
-            cpu_clock,
-        ),
-        daemon=True,
-    )
+def run_worker(invitation: Invitation, launcher_gone: Callable[[], bool]) -> int:
+    """The whole process of a stage: 0 after a stop marker, 1 after an error, which is reported."""
+    endpoints, activity = ZmqEndpoints(invitation), Activity()
+    control = ZmqControlClient(endpoints.sockets, invitation)
+    heart = Heart(endpoints.sockets, invitation, activity, launcher_gone)
     heart.start()
-    worker = Worker(stage, run, control, endpoints, activity, factory)
-    worker.attempt = attempt
+    worker = Worker(invitation, control, endpoints, activity)
     try:
         worker.live()
     except Exception as error:  # the process boundary: errors cross it as data
         control.send(failure_of(error, worker))
         return 1
     finally:
-        done.set()
-        heart.join()
-        close_context(endpoints.context)
+        heart.stop()
+        endpoints.sockets.close()
     return 0
 
 
-def _beat(
-    endpoints: ZmqEndpoints,
-    control_endpoint: str,
-    stage: int,
-    attempt: int,
-    activity: Activity,
-    done: Event,
-    launcher_gone: Callable[[], bool],
-    cpu_clock: int,
-) -> None:
-    """Say that the process lives; end it where nobody is left to care."""
-    socket = ZmqControlClient(endpoints.context, control_endpoint, stage, attempt, "heartbeat")
-    while not done.wait(HEARTBEAT_INTERVAL_S):
-        if launcher_gone():
-            os._exit(1)  # the main thread may hang; the kernel frees the ring
-        cpu_s = time.clock_gettime(cpu_clock)
-        socket.send(Heartbeat(activity.handled, activity.batch_id, activity.phase, cpu_s))
-    socket.close()
+class Heart(Thread):
+    """Says that the process lives; ends it where nobody is left to care.
+
+    It is made in the thread whose processor time it tells.
+    """
+
+    def __init__(
+        self,
+        sockets: Sockets,
+        invitation: Invitation,
+        activity: Activity,
+        launcher_gone: Callable[[], bool],
+    ) -> None:
+        super().__init__(name="heartbeat", daemon=True)
+        self._sockets, self._invitation, self._activity = sockets, invitation, activity
+        self._launcher_gone, self._done = launcher_gone, Event()
+        self._cpu_clock = time.pthread_getcpuclockid(get_ident())
+
+    def run(self) -> None:
+        """Thread body."""
+        socket = ZmqControlClient(self._sockets, self._invitation, "heartbeat")
+        activity = self._activity
+        while not self._done.wait(HEARTBEAT_INTERVAL_S):
+            if self._launcher_gone():
+                os._exit(1)  # the main thread may hang; the kernel frees the ring
+            cpu_s = time.clock_gettime(self._cpu_clock)
+            socket.send(Heartbeat(activity.handled, activity.batch_id, activity.phase, cpu_s))
+        socket.close()
+
+    def stop(self) -> None:
+        """Returns when it has ended."""
+        self._done.set()
+        self.join()
 
 
 def failure_of(error: Exception, worker: Worker) -> Failure:

@@ -18,8 +18,22 @@ from processes import TINY, Launcher, until
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from pipeline.sockets import Sockets
+
 settings.register_profile("same_everywhere", derandomize=True, deadline=None, database=None)
 settings.load_profile("same_everywhere")
+
+
+@pytest.fixture
+def sockets() -> Iterator[Sockets]:
+    """Closes every socket at the end, however the test went."""
+    from kept_sockets import KeptSockets
+
+    from pipeline.door import Door
+
+    sockets = KeptSockets(Door("here"))
+    yield sockets
+    sockets.close(0)
 
 
 @pytest.fixture

@@ -16,8 +16,10 @@ from pipeline.coordinator import Coordinator
 from pipeline.cost import block_costs
 from pipeline.data import load_batches
 from pipeline.datasets import data_facts
+from pipeline.door import Door
 from pipeline.feed import Feed, Position, course_of
 from pipeline.inband import Stop
+from pipeline.invitation import Invitation
 from pipeline.keeper import DirectKeeper
 from pipeline.links import MemoryControl, MemorySender, memory_link
 from pipeline.messages import LinkAddress
@@ -178,10 +180,11 @@ class MemoryEndpoints:
 
     senders: dict[str, MemorySender]
     fate: Fate = field(default_factory=Fate)
+    door: Door = field(default_factory=lambda: Door("link"))
 
     def listen(self, bind: str, slots: int, slot_bytes: int) -> tuple[Any, LinkAddress]:
         self.senders[bind], receiver = memory_link(slots, timeout_s=60.0)
-        return Mortal(receiver, self.fate), LinkAddress(bind, None)
+        return Mortal(receiver, self.fate), LinkAddress(bind, None, "word")
 
     def connect(self, address: LinkAddress, called_off: Callable[[], bool]) -> tuple[Any, str]:
         sender = self.senders[address.endpoint]
@@ -243,7 +246,9 @@ class Fleet:
     def _work(self, stage: int, attempt: int, fate: Fate) -> None:
         control: Any = Mortal(self.control.client(stage, attempt), fate)
         endpoints: Any = MemoryEndpoints(self.senders, fate)
-        worker = Worker(stage, "run", control, endpoints, Activity())
+        worker = Worker(
+            Invitation("run", stage, attempt, "nowhere"), control, endpoints, Activity()
+        )
         try:
             worker.live()
         except Lost:

@@ -246,7 +246,7 @@ def work_that_raises(*arguments: Any) -> None:
 
 def work_that_exits(*arguments: Any) -> None:
     """A worker of stage 1 that ends without a word."""
-    if arguments[0] == 1:
+    if arguments[0].stage == 1:
         os._exit(3)
     _work(*arguments)
 

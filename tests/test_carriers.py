@@ -196,6 +196,16 @@ def test_ring_that_is_not_the_one_is_not_opened(
     assert open_descriptors() == before
 
 
+def test_a_file_that_is_no_ring_is_not_opened(ring: Ring) -> None:
+    """An address can't make a sender write into whatever its receiver has open."""
+    fd = os.memfd_create("something else")
+    os.ftruncate(fd, 1024)
+    handle = replace(ring.handle(), fd=fd, inode=os.fstat(fd).st_ino, slots=1, slot_bytes=1024)
+    with pytest.raises(OSError, match="is no ring"):
+        RingWriter(handle)
+    os.close(fd)
+
+
 def test_ring_of_a_receiver_that_is_gone_is_not_opened() -> None:
     ring = Ring(slots=1, slot_bytes=64)
     handle = ring.handle()

@@ -140,7 +140,7 @@ EXAMPLES: list[Any] = [
         2,
         0.5,
     ),
-    Ready(0, LinkAddress("ipc://x", RingHandle("host", 1, 2, 3, 4, 5))),
+    Ready(0, LinkAddress("ipc://x", RingHandle("host", 1, 2, 3, 4, 5), "word", "key")),
     Connect(None),
     Complete(3),
     Connected("frames"),

@@ -17,6 +17,7 @@ from pipeline.cost import block_costs
 from pipeline.datasets import data_facts
 from pipeline.errors import ConfigError, ProtocolError
 from pipeline.factory import build_parts
+from pipeline.invitation import Invitation
 from pipeline.models import network_specs
 from pipeline.worker import Worker
 
@@ -199,13 +200,17 @@ def test_rebuilding_the_input_is_refused() -> None:
         specs_of(config_of(loss=loss))
 
 
+def invitation(factory: str | None) -> Invitation:
+    return Invitation("run", 1, 0, "nowhere", factory)
+
+
 def test_a_message_can_not_name_code_to_be_imported() -> None:
     anything: Any = None
     for started_with in (None, "somebody:else"):
-        worker = Worker(1, "run", anything, anything, Activity(), started_with)
+        worker = Worker(invitation(started_with), anything, anything, Activity())
         with pytest.raises(ProtocolError, match=r"stage 1: told to use model\.factory os:system"):
             worker._check_factory("os:system")
-    Worker(1, "run", anything, anything, Activity(), "own:network")._check_factory("own:network")
+    Worker(invitation("own:network"), anything, anything, Activity())._check_factory("own:network")
 
 
 # --- networks with traps ------------------------------------------------------------------

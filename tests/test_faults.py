@@ -18,6 +18,7 @@ import pytest
 from processes import digests, launch, until
 
 from launch.local import LocalEngine
+from pipeline.invitation import Invitation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -124,7 +125,7 @@ def test_workers_that_could_be_started_are_stopped_where_one_can_not(
 
     monkeypatch.setattr(ForkServerProcess, "start", reluctant)
     with pytest.raises(OSError, match="no more processes"):
-        engine.start(3, "run", tmp_path, f"ipc://{tmp_path}/nobody")
+        engine.start([Invitation("run", stage, 0, "ipc://nobody") for stage in range(3)], tmp_path)
     assert [process.exitcode for process in started] == [-signal.SIGKILL] * 2
 
 

@@ -16,12 +16,24 @@ LEARNING = {
     "heads", "losses", "finite", "architectures", "factory", "models", "block", "custom", "stage",
     "metrics", "optimizers", "assembly", "augment", "runner", "single",
 }  # fmt: skip
-MESSAGES = {"messages", "codec", "protocol", "transport", "carriers", "links", "endpoints"}
-MEETING = {"worker", "workerprocess", "coordinator", "feeding", "setup", "tensors"}
+MESSAGES = {"messages", "codec", "protocol", "transport", "carriers", "links", "endpoints",
+    "sockets", "control",
+}  # fmt: skip
+MEETING = {
+    "worker",
+    "workerprocess",
+    "coordinator",
+    "feeding",
+    "setup",
+    "tensors",
+    "crew",
+    "hearing",
+}
 NEUTRAL = {
     "__init__", "activity", "blockfile", "checkpoint", "config", "configfile", "cost", "data",
-    "datasets", "durable", "errors", "events", "feed", "imagefiles", "inband", "kept", "keeper",
-    "linefile", "meter", "plan", "recorder", "records", "recovery", "run", "sampling",
+    "datasets", "door", "durable", "errors", "events", "feed", "imagefiles", "inband",
+    "invitation", "kept", "keeper", "linefile", "meter", "plan", "recorder", "records",
+    "recovery", "run", "sampling",
     "seeding", "specs", "store", "trouble", "watch",
 }  # fmt: skip
 
@@ -32,7 +44,7 @@ DOORS = {
     "yaml": {"pipeline.configfile"},
     "pydantic": {"pipeline.config"},
     "msgpack": {"pipeline.codec"},
-    "zmq": {"pipeline.transport"},
+    "zmq": {"pipeline.sockets"},
     "torchvision": {"pipeline.data"},
     "sklearn": {"pipeline.data"},
     "PIL": {"pipeline.imagefiles"},
@@ -44,8 +56,8 @@ EVERYWHERE = {"numpy", "torch"}
 
 WITHOUT_TORCH = [
     "models", "plan", "cost", "config", "configfile", "feed", "messages", "codec", "protocol",
-    "checkpoint", "coordinator", "transport", "carriers", "links", "recorder", "run", "watch",
-    "data", "keeper", "linefile", "store",
+    "checkpoint", "coordinator", "control", "crew", "sockets", "transport",
+    "carriers", "links", "recorder", "run", "watch", "data", "keeper", "linefile", "store",
 ]  # fmt: skip
 
 

@@ -20,8 +20,18 @@ from pipeline.errors import (
     StageLostError,
     TimedOutError,
 )
-from pipeline.events import CheckpointWritten, Note, Progress, Waiting
-from pipeline.messages import PROTOCOL_VERSION, Bye, Connect, Heartbeat, Hello
+from pipeline.events import CheckpointWritten, EpochDone, Note, Progress, Waiting
+from pipeline.messages import (
+    PROTOCOL_VERSION,
+    Bye,
+    Complete,
+    Connect,
+    Heartbeat,
+    Hello,
+    Report,
+    State,
+)
+from pipeline.records import PassReport, Tally, Usage
 from pipeline.single import SingleTrainer
 
 if TYPE_CHECKING:
@@ -195,31 +205,85 @@ def test_worker_that_was_killed(folder: Callable[[], Path]) -> None:
     assert (kind, said) == (StageLostError, "stage 1 (blocks 1–3, cpu) was killed by SIGKILL")
 
 
-def test_worker_of_another_run(folder: Callable[[], Path]) -> None:
-    job, fleet = Job(folder(), 2), Fleet(2)
-    fleet.control.client(0).send(Hello("other", 9, 1))
-    kind, said = failure(job, fleet)
-    assert kind is ProtocolError
-    expected = (
-        f"stage 0 is of run other (protocol 9), this is run run (protocol {PROTOCOL_VERSION})"
-    )
-    assert said == expected
+USAGE = Usage(1.0, 1.0, 0)
+BEFORE_THE_START: list[tuple[int, Any, list[bytes], str]] = [
+    (7, Bye(), [], "stage 7 was turned away: the plan has 2 stages"),
+    (0, Connect(None), [], "stage 0 was turned away: it sent Connect"),
+    (
+        1,
+        Bye(),
+        [],
+        "stage 1 was turned away: stage 1 is STARTING: received Bye, expected Hello, Failure",
+    ),
+    (
+        0,
+        Hello("other", 9, 1),
+        [],
+        "stage 0 was turned away: it sent a hello of run other (protocol 9), this is run run "
+        f"(protocol {PROTOCOL_VERSION})",
+    ),
+    (0, Hello("run", PROTOCOL_VERSION, 1), [b"x"], "it sent 1 files where 0 belong"),
+]
+MEANWHILE: list[tuple[int, Any, list[bytes], str]] = [
+    (0, Report(PassReport(1, 1, True, (), USAGE)), [], "it sent a report of stage 1"),
+    (0, Report(PassReport(0, 3, True, (), USAGE)), [], "it sent a report of epoch 3"),
+    (0, Report(PassReport(0, -1, True, (), USAGE)), [], "it sent a report of epoch -1"),
+    (
+        0,
+        Report(PassReport(0, 1, True, (Tally(3, 8, 1.0, 1),), USAGE)),
+        [],
+        "it sent counters of blocks [3], it has (0,)",
+    ),
+    (0, State(2, 1, False, (1,), ()), [b""], "it sent a state of blocks (1,)"),
+    (0, State(99, 1, False, (0,), ()), [b""], "it sent a state after step 99"),
+    (0, State(2, 1, False, (0,), ()), [], "it sent 0 files where 1 belong"),
+    (1, State(2, 1, False, (1, 2, 3), (Tally(0, 1, 1.0, 0),)), [b""] * 3, "counters of blocks [0]"),
+    (0, Hello("run", PROTOCOL_VERSION, 1), [], "received Hello, expected "),
+    (1, Complete(1), [], "it sent Complete"),
+]
 
 
+def trained_with(
+    folder: Path, said: tuple[int, Any, list[bytes]], *, after_epoch: int
+) -> tuple[Job, list[str]]:
+    """A run in which somebody says this under the name of a stage; and its notes."""
+    job, fleet = Job(folder, 2), Fleet(2)
+    stage, message, attached = said
+
+    def say(event: Any) -> None:
+        if isinstance(event, EpochDone) and event.metrics["epoch"] == after_epoch:
+            fleet.control.client(stage).send(message, attached)
+
+    job.listeners.append(say)
+    if after_epoch == 0:
+        fleet.control.client(stage).send(message, attached)
+    fleet.start()
+    coordinator(job, fleet).run()
+    fleet.leave()
+    return job, [event.text for event in job.events if isinstance(event, Note)]
+
+
+@pytest.mark.usefixtures("one_builder_at_a_time")
 @pytest.mark.parametrize(
-    ("stage", "message", "expected"),
-    [
-        (7, Bye(), "a stage 7 spoke; the plan has 2"),
-        (0, Connect(None), "stage 0 sent Connect"),
-        (1, Bye(), "stage 1 is STARTING: received Bye, expected Hello, Failure"),
-    ],
+    ("stage", "message", "attached", "expected", "after_epoch"),
+    [(*row, 0) for row in BEFORE_THE_START] + [(*row, 1) for row in MEANWHILE],
 )
-def test_what_no_stage_may_say(
-    folder: Callable[[], Path], stage: int, message: Any, expected: str
+def test_what_no_stage_may_say_is_turned_away_and_changes_nothing(
+    folder: Callable[[], Path],
+    stage: int,
+    message: Any,
+    attached: list[bytes],
+    expected: str,
+    after_epoch: int,
 ) -> None:
-    job, fleet = Job(folder(), 2), Fleet(2)
-    fleet.control.client(stage).send(message)
-    assert failure(job, fleet) == (ProtocolError, expected)
+    undisturbed = Job(folder(), 2)
+    train_pipelined(undisturbed)
+    job, notes = trained_with(folder(), (stage, message, attached), after_epoch=after_epoch)
+    assert job.store.files == undisturbed.store.files
+    assert job.lines() == undisturbed.lines()
+    told, count = notes
+    assert expected in told
+    assert count == "control: 1 messages were turned away in all"
 
 
 def test_silent_worker(folder: Callable[[], Path]) -> None:

@@ -1,10 +1,9 @@
-"""Links and control over ZeroMQ within one process: order, credits, refusals, ends of waits."""
+"""Links over ZeroMQ within one process: order, credits, refusals, ends of waits."""
 
 from __future__ import annotations
 
 import gc
 import os
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ import zmq
 
 from pipeline.carriers import ALIGNMENT, ArrayPayload
 from pipeline.codec import encode
+from pipeline.door import Door
 from pipeline.errors import CalledOffError, ProtocolError, TimedOutError
 from pipeline.inband import EndEpoch, EvaluationBatch, Snapshot, Stop, TrainBatch
 from pipeline.links import LinkStatistics, MemoryControl, memory_link
@@ -21,23 +21,13 @@ from pipeline.messages import (
     PROTOCOL_VERSION,
     Bye,
     Connect,
-    Connected,
     Credit,
-    Failure,
     Header,
-    Heartbeat,
-    LinkAddress,
     OpenLink,
     TensorSpec,
 )
-from pipeline.transport import (
-    ZmqControlClient,
-    ZmqControlServer,
-    ZmqReceiver,
-    ZmqSender,
-    close_context,
-    make_context,
-)
+from pipeline.sockets import Sockets
+from pipeline.transport import ZmqReceiver, ZmqSender
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,30 +40,15 @@ SOON_S = 5.0  # a time-out that is not expected to be used up
 TINY_S = 0.01
 
 
-@pytest.fixture
-def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
-    """Closes every socket at the end, however the test went."""
-    opened = []
-
-    class Context(zmq.Context):  # type: ignore[type-arg]
-        def socket(self, *given: Any) -> Any:
-            opened.append(super().socket(*given))
-            return opened[-1]
-
-    context = Context()
-    yield context
-    context.destroy(linger=0)
-
-
 class Link:
     """Both ends of a link in one process; sockets may be polled by turns from one thread."""
 
     def __init__(
-        self, context: zmq.Context[Any], folder: Path, *, slots: int = 2, ring: bool = True
+        self, sockets: Sockets, folder: Path, *, slots: int = 2, ring: bool = True
     ) -> None:
-        self.context, self.folder = context, folder
+        self.sockets, self.folder = sockets, folder
         self.receiver = ZmqReceiver(
-            context,
+            sockets,
             f"ipc://{folder}/link",
             "run",
             names=("stage 1", "stage 0"),
@@ -85,26 +60,23 @@ class Link:
 
     def sender(self, run: str = "run", timeout_s: float = TINY_S, **more: Any) -> ZmqSender:
         names = ("stage 0", "stage 1")
-        return ZmqSender(self.context, self.address, run, names=names, timeout_s=timeout_s, **more)
+        return ZmqSender(self.sockets, self.address, run, names=names, timeout_s=timeout_s, **more)
 
-    def raw(self) -> zmq.Socket[bytes]:
-        """A peer that says whatever a test wants."""
-        socket = self.context.socket(zmq.DEALER)
-        socket.connect(self.address.endpoint)
-        return socket
+    def raw(self, name: str | None = None) -> zmq.Socket[bytes]:
+        """A peer that says whatever a test wants, by default under the sender's name."""
+        word = self.address.word if name is None else name
+        return self.sockets.connect(self.address.endpoint, word.encode(), self.address.key)
 
     def hears(self, sender: ZmqSender) -> None:
         """Let the receiver read what has been sent, and the sender what that granted."""
-        assert self.receiver._socket.poll(5000)
+        assert self.receiver._listener.poll(5.0)
         assert self.receiver.queued >= 0
         assert sender._socket.poll(5000)
 
 
 @pytest.fixture(params=[True, False], ids=["ring", "frames"])
-def link(
-    request: pytest.FixtureRequest, context: zmq.Context[Any], tmp_path: Path
-) -> Iterator[Link]:
-    link = Link(context, tmp_path, ring=request.param)
+def link(request: pytest.FixtureRequest, sockets: Sockets, tmp_path: Path) -> Iterator[Link]:
+    link = Link(sockets, tmp_path, ring=request.param)
     yield link
     link.receiver.close()
 
@@ -157,9 +129,9 @@ def test_all_that_arrives_is_aligned(link: Link) -> None:
 @pytest.mark.parametrize("slots", [1, 2, 3])
 @pytest.mark.parametrize("ring", [True, False], ids=["ring", "frames"])
 def test_credits_bound_what_is_in_flight(
-    context: zmq.Context[Any], tmp_path: Path, slots: int, ring: bool
+    sockets: Sockets, tmp_path: Path, slots: int, ring: bool
 ) -> None:
-    link = Link(context, tmp_path, slots=slots, ring=ring)
+    link = Link(sockets, tmp_path, slots=slots, ring=ring)
     sender = link.sender()
     link.hears(sender)
     for number in range(1, slots + 1):
@@ -194,8 +166,8 @@ def test_markers_need_no_credit(link: Link) -> None:
     assert not sender._socket.poll(0)
 
 
-def test_a_slot_is_used_again_only_after_its_release(context: Any, tmp_path: Path) -> None:
-    link = Link(context, tmp_path)
+def test_a_slot_is_used_again_only_after_its_release(sockets: Sockets, tmp_path: Path) -> None:
+    link = Link(sockets, tmp_path)
     sender = link.sender()
     link.hears(sender)
     held: list[Delivery] = []
@@ -214,11 +186,11 @@ def test_a_slot_is_used_again_only_after_its_release(context: Any, tmp_path: Pat
     link.receiver.close()
 
 
-def test_both_carriers_bring_the_same_bytes(context: Any, tmp_path: Path) -> None:
+def test_both_carriers_bring_the_same_bytes(sockets: Sockets, tmp_path: Path) -> None:
     found = []
     for ring in (True, False):
         (tmp_path / str(ring)).mkdir()
-        link = Link(context, tmp_path / str(ring), ring=ring)
+        link = Link(sockets, tmp_path / str(ring), ring=ring)
         sender = link.sender()
         link.hears(sender)
         sender.send(batch(1), payloads(7, n=6))
@@ -229,9 +201,9 @@ def test_both_carriers_bring_the_same_bytes(context: Any, tmp_path: Path) -> Non
     assert found[0] == found[1]
 
 
-def test_frames_larger_than_a_slot_arrive(context: Any, tmp_path: Path) -> None:
+def test_frames_larger_than_a_slot_arrive(sockets: Sockets, tmp_path: Path) -> None:
     """Frames are bound by credits only: large ones go without a copy."""
-    link = Link(context, tmp_path, ring=False)
+    link = Link(sockets, tmp_path, ring=False)
     sender = link.sender()
     link.hears(sender)
     large = np.random.default_rng(0).integers(0, 256, (300_000,), np.uint8)
@@ -309,12 +281,15 @@ def test_release_after_the_sender_is_gone_does_not_block(link: Link) -> None:
     assert disconnections.poll(5000)
     for delivery in deliveries:
         delivery.release()
-    link.receiver._socket.disable_monitor()
     disconnections.close()
 
 
 def _disconnections(receiver: ZmqReceiver) -> zmq.Socket[bytes]:
-    return receiver._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    socket = receiver._listener._socket
+    socket.monitor("inproc://disconnections", zmq.EVENT_DISCONNECTED)  # in place of its own
+    monitor = socket.context.socket(zmq.PAIR)
+    monitor.connect("inproc://disconnections")
+    return monitor
 
 
 def test_what_was_sent_before_closing_still_arrives(link: Link) -> None:
@@ -326,6 +301,61 @@ def test_what_was_sent_before_closing_still_arrives(link: Link) -> None:
     first, last = (link.receiver.receive(SOON_S) for _ in range(2))
     assert contents(first) == [bytes(payload.view()) for payload in payloads(1)]
     assert last.item == Stop()
+
+
+# --- strangers ----------------------------------------------------------------------------
+
+
+THIS_PROCESS = f"process {os.getpid()} (user {os.getuid()})"
+THIS_RUN = f"this is run run (protocol {PROTOCOL_VERSION})"
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        (
+            OpenLink("run", PROTOCOL_VERSION),
+            "was turned away: it sent OpenLink, but is not stage 0",
+        ),
+        (Header(Stop()), "was turned away: it sent Header, but is not stage 0"),
+        (
+            OpenLink("another", PROTOCOL_VERSION),
+            f"of run another (protocol {PROTOCOL_VERSION}) was turned away: {THIS_RUN}",
+        ),
+        (OpenLink("run", 99), f"of run run (protocol 99) was turned away: {THIS_RUN}"),
+        (b"junk", "was turned away: not a msgpack header: ExtraData(106, b'unk')"),
+    ],
+    ids=["open", "stop", "another run", "another protocol", "junk"],
+)
+def test_who_does_not_know_the_word_is_turned_away(link: Link, message: Any, told: str) -> None:
+    sender, stranger = link.sender(), link.raw("stranger")
+    link.hears(sender)
+    for _ in range(3):
+        stranger.send(message if isinstance(message, bytes) else encode(message))
+    while link.sockets.door.turned_away < 3:
+        assert link.receiver.queued == 0
+    assert link.sockets.door.news() == [f"here: {THIS_PROCESS} {told}"]
+    sender.send(batch(1), payloads(1))
+    assert link.receiver.receive(SOON_S).item == batch(1)
+    assert not stranger.poll(0)  # no credit, nor anything else
+
+
+def test_who_takes_the_name_of_the_sender_is_not_heard(link: Link) -> None:
+    sender = link.sender()
+    link.hears(sender)
+    link.raw().send(encode(Header(Stop())))
+    sender.send(batch(1), payloads(1))
+    assert link.receiver.receive(SOON_S).item == batch(1)
+    assert link.receiver.queued == 0
+
+
+def test_every_link_has_a_word_of_its_own(sockets: Sockets, tmp_path: Path) -> None:
+    words = set()
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        words.add(Link(sockets, tmp_path / name).address.word)
+    assert len(words) == 2
+    assert min(map(len, words)) == 32
 
 
 # --- refusals -----------------------------------------------------------------------------
@@ -356,7 +386,7 @@ def test_other_messages_are_refused_on_a_link(link: Link) -> None:
 def test_only_credits_go_upstream(link: Link) -> None:
     sender = link.sender(timeout_s=SOON_S)
     link.hears(sender)
-    link.receiver._socket.send(encode(Header(Stop())))
+    link.receiver._listener.send(link.address.word.encode(), [encode(Header(Stop()))])
 
     def send_three_batches() -> None:  # two credits came first
         for number in (1, 2, 3):
@@ -406,11 +436,11 @@ def test_tensors_larger_than_their_slot_are_refused(link: Link) -> None:
     ],
 )
 def test_ring_out_of_reach_falls_back_to_frames(
-    context: Any, tmp_path: Path, changes: dict[str, Any], reason: str
+    sockets: Sockets, tmp_path: Path, changes: dict[str, Any], reason: str
 ) -> None:
-    link = Link(context, tmp_path)
+    link = Link(sockets, tmp_path)
     assert link.address.ring is not None
-    link.address = LinkAddress(link.address.endpoint, replace(link.address.ring, **changes))
+    link.address = replace(link.address, ring=replace(link.address.ring, **changes))
     sender = link.sender()
     assert sender.carrier == reason
     link.hears(sender)
@@ -421,151 +451,28 @@ def test_ring_out_of_reach_falls_back_to_frames(
 
 
 def test_system_without_memfd_falls_back_to_frames(
-    context: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sockets: Sockets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(os, "memfd_create")
-    link = Link(context, tmp_path)
+    link = Link(sockets, tmp_path)
     assert link.address.ring is None
     assert link.sender().carrier == "frames (the next stage has no shared memory)"
     link.receiver.close()
 
 
-# --- control ------------------------------------------------------------------------------
-
-
-@contextmanager
-def control(context: zmq.Context[Any], folder: Path) -> Iterator[ZmqControlServer]:
-    server = ZmqControlServer(context, f"ipc://{folder}/control")
-    yield server
-    server.close()
-
-
-def test_control_carries_messages_and_attachments_both_ways(context: Any, tmp_path: Path) -> None:
-    with control(context, tmp_path) as server:
-        clients = [ZmqControlClient(context, f"ipc://{tmp_path}/control", n, 0) for n in range(3)]
-        large = os.urandom(200_000)
-        for stage, client in enumerate(clients):
-            client.send(Connected(f"carrier {stage}"), [bytes([stage]), memoryview(large)])
-        heard = {}
-        for _ in clients:
-            said = server.receive(SOON_S)
-            assert said is not None
-            heard[said.stage] = said
-        for stage, said in heard.items():
-            assert said.message == Connected(f"carrier {stage}")
-            assert [bytes(frame) for frame in said.attached] == [bytes([stage]), large]
-        for stage, client in enumerate(clients):
-            server.send(stage, Connect(None), [b"file", large])
-            answer = client.receive(SOON_S)
-            assert (answer.stage, answer.message) == (stage, Connect(None))
-            assert [bytes(frame) for frame in answer.attached] == [b"file", large]
-            client.close()
-
-
-def test_heartbeats_have_a_socket_of_their_own(context: Any, tmp_path: Path) -> None:
-    with control(context, tmp_path) as server:
-        endpoint = f"ipc://{tmp_path}/control"
-        stage = ZmqControlClient(context, endpoint, 4, 0)
-        heart = ZmqControlClient(context, endpoint, 4, 0, role="heartbeat")
-        heart.send(Heartbeat(1, 1, "working", 0.5))
-        said = server.receive(SOON_S)
-        assert said is not None
-        assert (said.stage, said.message) == (4, Heartbeat(1, 1, "working", 0.5))
-        stage.send(Bye())
-        assert server.receive(SOON_S)
-        server.send(4, Connect(None))  # to the stage, not to its heart
-        assert stage.receive(SOON_S).message == Connect(None)
-        assert not heart._socket.poll(0)
-
-
-def test_a_worker_that_was_replaced_is_not_heard_any_more(context: Any, tmp_path: Path) -> None:
-    with control(context, tmp_path) as server:
-        first, second = (
-            ZmqControlClient(context, f"ipc://{tmp_path}/control", 2, attempt) for attempt in (0, 3)
-        )
-        first.send(Bye())
-        assert server.receive(SOON_S)
-        server.expect(2, 3)
-        first.send(Failure("too late", None, 1, ""))
-        while not server.rejected:
-            assert server.receive(TINY_S) is None
-        second.send(Bye())
-        assert server.receive(SOON_S)
-        server.send(2, Connect(None))
-        assert second.receive(SOON_S).message == Connect(None)
-        assert not first.waiting
-
-
-def test_a_worker_that_has_just_died_is_no_error(context: Any, tmp_path: Path) -> None:
-    with control(context, tmp_path) as server:
-        server.send(7, Connect(None))  # whoever watches the processes will say so
-
-
-def test_strangers_are_only_counted(context: Any, tmp_path: Path) -> None:
-    names = [
-        b"stage-",
-        b"stage-x",
-        b"Stage-1",
-        b"stage-1",
-        b"stage-12345-0",
-        b"\x01\x02",
-        b"root-0",
-    ]
-    with control(context, tmp_path) as server:
-        strangers = []
-        for name in names:
-            socket = context.socket(zmq.DEALER)
-            socket.setsockopt(zmq.IDENTITY, name)
-            socket.connect(f"ipc://{tmp_path}/control")
-            socket.send(encode(Bye()))
-            strangers.append(socket)
-        nameless = context.socket(zmq.DEALER)
-        nameless.connect(f"ipc://{tmp_path}/control")
-        nameless.send(b"anything")
-        while server.rejected < len(names) + 1:
-            assert server._socket.poll(5000)
-            assert server.receive(0.0) is None
-        client = ZmqControlClient(context, f"ipc://{tmp_path}/control", 1, 0)
-        client.send(Bye())
-        said = server.receive(SOON_S)
-        assert said is not None
-        assert (said.stage, server.rejected) == (1, len(names) + 1)
-
-
-def test_junk_from_a_stage_is_a_protocol_error(context: Any, tmp_path: Path) -> None:
-    with control(context, tmp_path) as server:
-        socket = context.socket(zmq.DEALER)
-        socket.setsockopt(zmq.IDENTITY, b"stage-0-0")
-        socket.connect(f"ipc://{tmp_path}/control")
-        socket.send(b"junk")
-        with pytest.raises(ProtocolError):
-            server.receive(SOON_S)
-
-
-def test_waits_on_control_end(context: Any, tmp_path: Path) -> None:
-    with control(context, tmp_path) as server:
-        assert server.receive(0.0) is None
-        assert server.receive(TINY_S) is None
-        client = ZmqControlClient(context, f"ipc://{tmp_path}/control", 3, 0)
-        with pytest.raises(TimedOutError) as caught:
-            client.receive(TINY_S)
-        said = "stage 3 waited 0.0 s for the coordinator: it said nothing"
-        assert str(caught.value) == said
-
-
-def test_closing_the_context_delivers_and_leaves_nothing(tmp_path: Path) -> None:
+def test_closing_the_sockets_delivers_and_leaves_nothing(tmp_path: Path) -> None:
     gc.collect()
     shared = {name for name in os.listdir("/dev/shm") if "ring" in name}
-    receiving, sending = make_context(), make_context()
+    receiving, sending = Sockets(Door("there")), Sockets(Door("here"))
     link = Link(receiving, tmp_path)
-    link.context = sending
+    link.sockets = sending
     sender = link.sender()
     link.hears(sender)
     sender.send(batch(1), payloads(1))
-    close_context(sending)
+    sending.close()
     assert contents(link.receiver.receive(SOON_S)) == [bytes(p.view()) for p in payloads(1)]
     link.receiver.close()
-    close_context(receiving)
+    receiving.close()
     assert {name for name in os.listdir("/dev/shm") if "ring" in name} == shared
 
 
@@ -621,6 +528,16 @@ def test_memory_control_carries_both_ways() -> None:
     answer = server.receive(SOON_S)
     assert answer is not None
     assert (answer.stage, answer.message) == (1, Bye())
+
+
+def test_a_slot_that_is_granted_twice_is_refused(link: Link) -> None:
+    sender = link.sender(timeout_s=SOON_S)
+    link.hears(sender)
+    sender.send(batch(1), payloads(1))  # in slot 0
+    link.receiver._listener.send(link.address.word.encode(), [encode(Credit(1))])
+    assert sender._socket.poll(5000)
+    with pytest.raises(ProtocolError, match="stage 0: stage 1 granted slot 1 twice"):
+        sender.send(batch(2), payloads(2))
 
 
 def test_credits_are_small_messages() -> None:

@@ -1,0 +1,40 @@
+"""Turns away what does not belong to the run: it is counted, and each peer is told of once."""
+
+from __future__ import annotations
+
+from collections import deque
+
+MOST_PEERS = 20
+"""More peers than these are only counted: a stranger must not fill the log, nor the memory."""
+
+
+class Door:
+    """At a socket that listens. Several threads may turn peers away.
+
+    Args:
+        where: what people call the socket.
+    """
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._peers: set[str] = set()
+        self._news: deque[str] = deque()
+        self.turned_away = 0
+
+    def turn_away(self, peer: str, why: str) -> None:
+        """Count a message, or a greeting, that `peer` should not have sent."""
+        self.turned_away += 1
+        if peer in self._peers or len(self._peers) == MOST_PEERS:
+            return
+        self._peers.add(peer)
+        more = "" if len(self._peers) < MOST_PEERS else "; further peers are only counted"
+        self._news.append(f"{self._where}: {peer} was turned away: {why}{more}")
+
+    def news(self) -> list[str]:
+        """What was not told yet."""
+        return [self._news.popleft() for _ in range(len(self._news))]
+
+    def farewell(self) -> list[str]:
+        """What was not told yet, and the count, if there is one."""
+        count = f"{self._where}: {self.turned_away} messages were turned away in all"
+        return [*self.news(), *([count] if self.turned_away else [])]

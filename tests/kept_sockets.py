@@ -1,0 +1,24 @@
+"""Sockets for tests: what a test leaves open is closed with them, and not collected before."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.sockets import Sockets
+
+if TYPE_CHECKING:
+    from pipeline.door import Door
+    from pipeline.invitation import Keys
+    from pipeline.sockets import Socket
+
+
+class KeptSockets(Sockets):
+    """Remembers every socket."""
+
+    def __init__(self, door: Door, keys: Keys | None = None) -> None:
+        super().__init__(door, keys)
+        self._opened: list[Socket] = []
+
+    def _socket(self, kind: int, endpoint: str) -> Socket:
+        self._opened.append(super()._socket(kind, endpoint))
+        return self._opened[-1]
