@@ -74,8 +74,11 @@ def never() -> bool:
 class Sender(Protocol):
     """The upstream end of a link: what it sends goes downstream."""
 
+    def wait_for_room(self) -> None:
+        """Returns when a batch may be sent. Raises TimedOutError, CalledOffError."""
+
     def send(self, item: Item, payloads: Sequence[Payload] = ()) -> None:
-        """Send in order; a batch waits for a credit. Raises TimedOutError, CalledOffError."""
+        """Send in order; a batch waits for room. Raises TimedOutError, CalledOffError."""
 
     def statistics(self) -> LinkStatistics:
         """Counted since the link was opened."""
@@ -149,16 +152,24 @@ class MemorySender:
     def __init__(self, shared: _Shared, timeout_s: float) -> None:
         self._shared, self._timeout_s = shared, timeout_s
         self._cancelled: Callable[[], bool] = never
+        self._has_room = False
         self._batches = self._nbytes = 0
 
     def heed(self, cancelled: Callable[[], bool]) -> None:
         """From now on stop waiting where `cancelled` says so."""
         self._cancelled = cancelled
 
+    def wait_for_room(self) -> None:
+        """As the real ones do."""
+        if not self._has_room:
+            _take(self._shared.credits, "a credit", self._timeout_s, self._cancelled)
+            self._has_room = True
+
     def send(self, item: Item, payloads: Sequence[Payload] = ()) -> None:
         """Copies, as the real ones do."""
         if payloads:
-            _take(self._shared.credits, "a credit", self._timeout_s, self._cancelled)
+            self.wait_for_room()
+            self._has_room = False
         tensors = tuple(Arrived(p.spec, aligned_copy(p.view())) for p in payloads)
         self._batches += bool(payloads)
         self._nbytes += sum(tensor.spec.nbytes for tensor in tensors)

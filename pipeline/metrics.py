@@ -20,6 +20,7 @@ class Counters:
     def __init__(self, blocks: Sequence[int], device: torch.device) -> None:
         self._blocks = {block: row for row, block in enumerate(blocks)}
         self._images = [0] * len(blocks)
+        self._seen = [False] * len(blocks)
         self._predicts = [False] * len(blocks)
         self._loss = torch.zeros(len(blocks), dtype=torch.float64, device=device)
         self._errors = torch.zeros(len(blocks), dtype=torch.int64, device=device)
@@ -27,29 +28,36 @@ class Counters:
     def add(self, block: int, value: LossValue, images: int) -> None:
         """Count a batch of `images`; `value.loss` is their mean."""
         row = self._blocks[block]
+        self._seen[row] = True
         self._images[row] += images
         self._loss[row] += value.loss.detach().double() * images
         if value.errors is not None:
             self._predicts[row] = True
             self._errors[row] += value.errors
 
+    def skip(self, block: int) -> None:
+        """A batch of which nothing is counted: a block that skips them all still has a tally."""
+        self._seen[self._blocks[block]] = True
+
     def read(self) -> tuple[Tally, ...]:
-        """The sums so far, one tally per block that has counted anything."""
+        """The sums so far, one tally per block that was given anything to count."""
         loss, errors = self._loss.tolist(), self._errors.tolist()
         return tuple(
             Tally(block, self._images[row], loss[row], errors[row] if self._predicts[row] else None)
             for block, row in self._blocks.items()
-            if self._images[row]
+            if self._seen[row]
         )
 
     def reset(self, tallies: Iterable[Tally] = ()) -> None:
         """Start again from nothing, or from the sums of a snapshot."""
         self._images = [0] * len(self._images)
+        self._seen = [False] * len(self._images)
         self._predicts = [False] * len(self._predicts)
         self._loss.zero_()
         self._errors.zero_()
         for tally in tallies:
             row = self._blocks[tally.block]
+            self._seen[row] = True
             self._images[row], self._loss[row] = tally.images, tally.loss_sum
             self._predicts[row] = tally.errors is not None
             self._errors[row] = tally.errors or 0

@@ -212,7 +212,7 @@ class Recorder:
     ) -> dict[str, Any]:
         tallies = [tally for report in trained for tally in report.tallies]
         seconds, learner = self._seconds.pop(epoch, 0.0), self._course.learner(epoch)
-        images = tallies[-1].images - self._images_before if tallies else 0
+        images = max((tally.images for tally in tallies), default=0) - self._images_before
         self._images_before = 0
         return {
             "event": "epoch",

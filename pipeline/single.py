@@ -130,10 +130,13 @@ class SingleTrainer:
         except PipelineError:
             raise
         except Exception as error:  # told as a worker's would be
-            block, batch = runner.stage.at_work, runner.last_batch_id + 1
+            at = f" at batch {runner.at_batch}" if runner.at_batch else ""
+            block = runner.stage.at_work
+            where = (
+                f"stage {runner.index}" if block is None else f"stage {runner.index}, block {block}"
+            )
             raise StageFailedError(
-                f"stage {runner.index}, block {block} failed at batch {batch}: {one_line(error)}",
-                traceback.format_exc(),
+                f"{where} failed{at}: {one_line(error)}", traceback.format_exc()
             ) from error
 
     def _runner(self, plan: StagePlan) -> StageRunner:

@@ -144,6 +144,8 @@ class Stage:
         if not self._finite.passes(loss, group[-1].spec.index, batch_id):
             put_back(statistics)
             self._skipped.setdefault(group[-1].spec.index, []).append(batch_id)
+            for block in values:
+                self.training.skip(block.spec.index)
             return
         learn(group, loss, lr)
         for block, value in values.items():

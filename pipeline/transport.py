@@ -54,24 +54,26 @@ class ZmqSender:
         self._me, self._peer = names
         self._timeout_s, self._cancelled = timeout_s, cancelled
         self._credits: deque[int] = deque()
+        self._slot: int | None = None
         self._batches, self._nbytes, self._waited_s = 0, 0, 0.0
         self._writer, self.carrier = _open_ring(address)
         self._socket = sockets.connect(address.endpoint, address.word.encode(), address.key)
         send(self._socket, [encode(OpenLink(run, PROTOCOL_VERSION))])
 
     def send(self, item: Item, payloads: Sequence[Payload] = ()) -> None:
-        """Send in order; a batch first waits for a credit (invariant 4).
+        """Send in order; a batch first waits for room.
 
         Raises:
-            TimedOutError: where none came in time.
-            CalledOffError: where the wait was cancelled.
+            TimedOutError, CalledOffError: as `wait_for_room`; CalledOffError at once, too.
         """
         self._check_wanted()
         specs = tuple(payload.spec for payload in payloads)
         if not payloads:
             send(self._socket, [encode(Header(item))])
             return
-        slot = self._wait_for_credit()
+        self.wait_for_room()
+        slot, self._slot = self._slot, None
+        assert slot is not None, "there is room"
         frames: list[bytes | memoryview] = []
         if self._writer:
             self._writer.write(slot, payloads)
@@ -90,7 +92,17 @@ class ZmqSender:
         """Let go; what has been sent still arrives."""
         self._socket.close(linger=LINGER_MS)
 
-    def _wait_for_credit(self) -> int:
+    def wait_for_room(self) -> None:
+        """Returns when a batch may be sent (invariant 4).
+
+        Raises:
+            TimedOutError: where the peer takes none in time.
+            CalledOffError: where the wait was cancelled.
+        """
+        if self._slot is None:
+            self._slot = self._next_credit()
+
+    def _next_credit(self) -> int:
         began = monotonic()
         while not self._credits or self._socket.poll(0):
             if self._credits or self._socket.poll(ms(_LOOK_S)):

@@ -143,10 +143,14 @@ class Worker:
     # the runner's outlet
 
     def forward(self, item: Item, tensors: tuple[Tensor, ...]) -> None:
-        """Downstream; returns when the next stage has room for it."""
-        if self._sender is not None:
+        """Downstream; returns when the next stage has room for it. Only the wait for that is no
+        work: a device that hangs shows in the copy."""
+        if self._sender is None:
+            return
+        if tensors:
             with self._meter.waiting(), self._activity.during("blocked"):
-                self._sender.send(item, [TensorPayload(tensor) for tensor in tensors])
+                self._sender.wait_for_room()
+        self._sender.send(item, [TensorPayload(tensor) for tensor in tensors])
 
     def report(self, report: PassReport) -> None:
         """Counters of a pass, to the coordinator."""

@@ -90,6 +90,25 @@ def test_a_skipped_batch_leaves_the_block_as_it_was(folder: Folder) -> None:
 
 
 @WAYS
+def test_an_output_block_that_skips_everything_is_not_mixed_up_with_another(
+    train: Train, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local_loss = Block.local_loss
+
+    def spoils(block: Block, *given: Any) -> LossValue:
+        value = local_loss(block, *given)
+        return LossValue(value.loss * inf, value.errors) if block.spec.is_output else value
+
+    monkeypatch.setattr(Block, "local_loss", spoils)
+    job = Job(folder(), 3, on_nonfinite="skip_batch", **COURSE)
+    train(job)
+    for line in job.lines():
+        assert line["train"] == {"loss": None, "error_pct": None}
+        assert [block["block"] for block in line["blocks"]] == [0, 1, 2, 3]
+        assert all(block["loss"] > 0 for block in line["blocks"][:-1])
+
+
+@WAYS
 def test_a_state_that_is_spoilt_is_never_kept(
     train: Train, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -174,6 +174,25 @@ def test_failure_of_a_worker_is_told_with_its_traceback(
     assert "in fails" in caught.value.remote_traceback
 
 
+def test_single_mode_tells_the_failed_batch_too(
+    folder: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transfer = Block.transfer
+
+    def fails(block: Block, h: Tensor, *, batch_id: int | None) -> Tensor:
+        if (block.spec.index, batch_id) == (1, 3):
+            raise ValueError("planted")
+        if batch_id is None:
+            raise ValueError("planted in a test")
+        return transfer(block, h, batch_id=batch_id)
+
+    monkeypatch.setattr(Block, "transfer", fails)
+    with pytest.raises(StageFailedError, match="stage 1, block 1 failed at batch 3: ValueError"):
+        SingleTrainer(Job(folder(), 3).run).run()
+    with pytest.raises(StageFailedError, match="stage 0, block 0 failed: ValueError: planted in"):
+        SingleTrainer(Job(folder(), 3, eval_before_training=True).run).run()
+
+
 def ticking(step_s: float) -> Callable[[], float]:
     ticks = itertools.count()
     return lambda: next(ticks) * step_s
