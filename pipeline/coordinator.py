@@ -24,32 +24,25 @@ from pipeline.errors import (
     TimedOutError,
     one_line,
 )
-from pipeline.events import Note, StageProgress, Waiting
+from pipeline.events import Waiting
 from pipeline.feeding import FeedThread
+from pipeline.gathering import Gathering
 from pipeline.messages import (
     Bye,
-    Complete,
     Connect,
-    Connected,
     Failure,
     Heartbeat,
     Hello,
     LinkAddress,
-    ProgressNow,
     Ready,
-    Remark,
-    Report,
     Setup,
-    State,
 )
 from pipeline.protocol import Phase
-from pipeline.records import StageSnapshot
 from pipeline.recovery import Restarts
-from pipeline.run import Speedometer
 from pipeline.setup import setup_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from pipeline.crew import Fleet
     from pipeline.links import ControlServer, Said, Sender
@@ -84,19 +77,14 @@ class Coordinator:
         self._watch, self._clock = watch, clock
         self._restarts = Restarts(run.config.runtime.max_restarts)
         self._addresses: dict[int, LinkAddress] = {}
-        self._progress: dict[int, ProgressNow] = {}
-        self._speedometer: Speedometer | None = None
+        self._gathering = Gathering(run, self._crew, watch, clock)
         self._feeding: FeedThread | None = None
         self._called_off = Event()
         self._looked_at = clock()
         self._handlers: dict[type, Callable[[Said, Any], None]] = {
             Hello: self._on_hello,
             Ready: self._on_ready,
-            Connected: self._on_connected,
-            Report: self._on_report,
-            State: self._on_state,
-            ProgressNow: self._on_progress,
-            Remark: self._on_remark,
+            **self._gathering.handlers,
             Heartbeat: _nothing_more,
             Failure: self._on_failure,
             Bye: self._on_bye,
@@ -115,7 +103,7 @@ class Coordinator:
                 pass
         finally:
             self._called_off.set()  # the feed thread sends nothing from here on
-            self._tell(self._control.door.farewell())
+            self._gathering.tell(*self._control.door.farewell())
         if self._run.feed.cut_short:
             raise self._run.interruption()
 
@@ -142,13 +130,14 @@ class Coordinator:
         self._wait_for(Phase.RUNNING)
         if self._crew.attempt:
             step, took_s = self._run.start.position.step, self._clock() - began
-            self._note(f"training again after step {step}; all were back within {took_s:.1f} s")
+            self._gathering.tell(
+                f"training again after step {step}; all were back within {took_s:.1f} s"
+            )
 
     def _train(self) -> None:
         link, carrier = self._connect(self._addresses[0], self._called_off.is_set)
-        self._note_carrier("coordinator → 0", carrier)
-        self._run.recorder.start_clock()
-        self._speedometer = Speedometer(self._run, self._clock())
+        self._gathering.tell_carrier("coordinator → 0", carrier)
+        self._gathering.begin(self._run)
         self._feeding = FeedThread(self._run, link, self._called_off)
         self._feeding.start()
         while not self._crew.done:
@@ -197,10 +186,10 @@ class Coordinator:
         step, restarts = self._run.start.position.step, self._restarts
         again = f"back to step {step}, {repeated} fed steps are repeated"
         if fault.leave_out:
-            self._note(f"{fault.summary}: {again} without batch {fault.batch_id}")
+            self._gathering.tell(f"{fault.summary}: {again} without batch {fault.batch_id}")
         else:
             count = f"restart {restarts.count} of {restarts.most} within an hour"
-            self._note(f"{fault.summary}: replaced; all go {again} ({count})")
+            self._gathering.tell(f"{fault.summary}: replaced; all go {again} ({count})")
 
     # waiting and hearing
 
@@ -245,7 +234,7 @@ class Coordinator:
             self._watch.skip(now - self._looked_at, now)
         self._looked_at = now
         self._run.recorder.tell_written()
-        self._tell(self._control.door.news())
+        self._gathering.tell(*self._control.door.news())
         self._look_for_trouble()
 
     def _hear(self, said: Said) -> None:
@@ -298,51 +287,6 @@ class Coordinator:
     def _on_ready(self, said: Said, ready: Ready) -> None:
         self._addresses[said.stage] = ready.address
 
-    def _on_connected(self, said: Said, connected: Connected) -> None:
-        self._note_carrier(f"{said.stage} → {said.stage + 1}", connected.carrier)
-
-    def _note_carrier(self, link: str, carrier: str) -> None:
-        if carrier.startswith("frames"):
-            self._note(f"link {link}: tensors travel as {carrier}")
-
-    def _note(self, text: str) -> None:
-        self._run.observer(Note(text))
-
-    def _tell(self, texts: Iterable[str]) -> None:
-        for text in texts:
-            self._note(text)
-
-    def _on_report(self, said: Said, report: Report) -> None:
-        self._run.recorder.report(report.report)
-
-    def _on_state(self, said: Said, state: State) -> None:
-        recorder = self._run.recorder
-        before = recorder.newest
-        recorder.snapshot(
-            StageSnapshot(
-                stage=said.stage,
-                step=state.step,
-                epoch=state.epoch,
-                epoch_reported=state.epoch_reported,
-                blocks=state.blocks,
-                files=said.attached,
-                tallies=state.tallies,
-            )
-        )
-        if recorder.newest is not before:
-            for stage in self._crew.serving:
-                self._crew.say(stage, Complete(state.step))
-
-    def _on_progress(self, said: Said, progress: ProgressNow) -> None:
-        self._progress[said.stage] = progress
-        if said.stage == len(self._crew) - 1:
-            stages = [self._stage_progress(stage) for stage in sorted(self._progress)]
-            assert self._speedometer, "a stage runs before the run has begun"
-            self._speedometer.tell(progress.batch_id, self._clock(), stages)
-
-    def _on_remark(self, said: Said, remark: Remark) -> None:
-        self._note(f"{self._crew.name(said.stage)}: {remark.text}")
-
     def _on_failure(self, said: Said, failure: Failure) -> None:
         at = f" at batch {failure.batch_id}" if failure.batch_id else ""
         block = "" if failure.block is None else f", block {failure.block}"
@@ -360,11 +304,6 @@ class Coordinator:
 
     def _on_bye(self, said: Said, bye: Bye) -> None:
         self._watch.gone(said.stage)
-
-    def _stage_progress(self, stage: int) -> StageProgress:
-        seen = self._progress[stage]
-        phase = self._watch.phase(stage)
-        return StageProgress(stage, seen.batch_id, phase, seen.busy, seen.queue, seen.tallies)
 
 
 def _nothing_more(said: Said, message: object) -> None:

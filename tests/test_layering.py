@@ -28,6 +28,7 @@ MEETING = {
     "tensors",
     "crew",
     "hearing",
+    "gathering",
 }
 NEUTRAL = {
     "__init__", "activity", "blockfile", "checkpoint", "config", "configfile", "cost", "data",
