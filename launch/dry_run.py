@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from pipeline.cost import StageCost, arithmetic_ratio, memory_bytes, stage_cost
-from pipeline.plan import busiest, speedup_bound_consecutive, speedup_bound_free
+from pipeline.placement import busiest
+from pipeline.plan import speedup_bound_consecutive, speedup_bound_free
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -33,9 +33,9 @@ MEETING = {
 NEUTRAL = {
     "__init__", "activity", "blockfile", "checkpoint", "config", "configfile", "cost", "data",
     "datasets", "door", "durable", "errors", "events", "feed", "imagefiles", "inband",
-    "invitation", "kept", "keeper", "linefile", "meter", "plan", "recorder", "records",
+    "invitation", "kept", "keeper", "linefile", "meter", "placement", "plan", "recorder", "records",
     "recovery", "run", "sampling",
-    "seeding", "specs", "store", "trouble", "watch",
+    "seeding", "simulate", "specs", "store", "trouble", "watch",
 }  # fmt: skip
 
 TYPES_ONLY = {"watch": {"messages"}}

@@ -9,20 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline import plan as planning
+from pipeline import placement as planning
 from pipeline.config import build_config
 from pipeline.cost import BlockCost, block_costs, stage_cost
 from pipeline.datasets import data_facts
 from pipeline.errors import ConfigError
 from pipeline.models import build_specs
-from pipeline.plan import (
-    Plan,
-    busiest,
-    make_plan,
-    place,
-    speedup_bound_consecutive,
-    speedup_bound_free,
-)
+from pipeline.placement import busiest, place
+from pipeline.plan import Plan, make_plan, speedup_bound_consecutive, speedup_bound_free
 from pipeline.specs import BlockSpec, LayerSpec
 
 if TYPE_CHECKING:
@@ -114,6 +108,7 @@ def test_placement_is_the_best_of_all() -> None:
     source = random.Random(2)
     for _ in range(150):
         loads = [source.randrange(1, 12) for _ in range(source.randrange(1, 7))]
+        traffic = [source.randrange(1, 4) for _ in loads[1:]]
         n_devices = source.randrange(1, 5)
         used = min(n_devices, len(loads))
         every = (
@@ -121,9 +116,9 @@ def test_placement_is_the_best_of_all() -> None:
             for placement in product(range(used), repeat=len(loads))
             if len(set(placement)) == used
         )
-        best = min(planning._merit(loads, placement) for placement in every)
-        found = place(loads, n_devices)
-        assert planning._merit(loads, found) == best, (loads, n_devices, found)
+        best = min(planning._merit(loads, placement, traffic) for placement in every)
+        found = place(loads, n_devices, traffic)
+        assert planning._merit(loads, found, traffic) == best, (loads, n_devices, found)
         assert len(set(found)) == used
 
 

@@ -1,0 +1,210 @@
+"""How a pipeline runs, event by event: stages, devices, links and credits. Pure, no clock.
+
+    feed ──▶ stage 0 ──▶ stage 1 ──▶ …        each: wait for a batch, forward, wait for a credit,
+              dev a       dev b               send, learn, give the credit back
+
+Processes that share a device share its speed evenly. What is predicted is the steady state: the
+second half of the simulated batches, while the feed goes on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from heapq import heappop, heappush
+from math import inf
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_DONE_S = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class StageWork:
+    """What one batch costs a stage, in seconds of its device.
+
+    `forward_s`: until it can send; `send_s`: the copy; `learn_s`: after it has sent.
+    `travel_s`: until what it sent has arrived, in which no device is busy.
+    """
+
+    device: int
+    forward_s: float
+    learn_s: float
+    send_s: float = 0.0
+    travel_s: float = 0.0
+
+    @property
+    def total_s(self) -> float:
+        """Seconds that one batch keeps the device busy."""
+        return self.forward_s + self.send_s + self.learn_s
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """A simulated run. `ends_s`: when each batch was done; `device_busy`, `stage_busy`: shares of
+    the steady state in which a device, or a stage, was working."""
+
+    ends_s: tuple[float, ...]
+    device_busy: tuple[float, ...]
+    stage_busy: tuple[float, ...]
+
+    @property
+    def batch_s(self) -> float:
+        """Seconds between batches in the steady state."""
+        half = len(self.ends_s) // 2
+        return (self.ends_s[-1] - self.ends_s[half - 1]) / (len(self.ends_s) - half)
+
+
+class _Doing(Enum):
+    WAITING = auto()
+    FORWARD = auto()
+    BLOCKED = auto()
+    SENDING = auto()
+    LEARNING = auto()
+
+
+_WORKING = (_Doing.FORWARD, _Doing.SENDING, _Doing.LEARNING)
+
+
+@dataclass(slots=True)
+class _Worker:
+    """A stage in the course of the simulation; `room`: credits of the next one."""
+
+    work: StageWork
+    room: float
+    arrived: float = 0
+    doing: _Doing = _Doing.WAITING
+    left_s: float = 0.0
+    worked_s: float = 0.0
+
+    def begin(self, doing: _Doing, seconds: float) -> None:
+        self.doing, self.left_s = doing, seconds
+
+    def start_if_possible(self) -> None:
+        """Go on where what it waited for is there."""
+        if self.doing is _Doing.WAITING and self.arrived:
+            self.arrived -= 1
+            self.begin(_Doing.FORWARD, self.work.forward_s)
+        elif self.doing is _Doing.BLOCKED and self.room:
+            self.room -= 1
+            self.begin(_Doing.SENDING, self.work.send_s)
+
+
+def simulate(
+    stages: Sequence[StageWork],
+    *,
+    capacity: Sequence[float],
+    max_in_flight: int,
+    batches: int,
+    feed_s: float = 0.0,
+) -> Forecast:
+    """Run a pipeline for some batches.
+
+    Args:
+        stages: in order.
+        capacity: of each device, how many stages it runs at full speed at once: 1 for a GPU,
+            cores by threads of a stage for a CPU.
+        max_in_flight: batches that may wait, or be worked on, behind each link.
+        batches: at least 2.
+        feed_s: seconds that the coordinator needs to prepare a batch, on no device of these.
+    """
+    assert batches >= 2, "a steady state needs some batches"
+    return _Simulation(stages, capacity, max_in_flight, batches, feed_s).run()
+
+
+@dataclass(slots=True)
+class _Window:
+    """What stages had worked when the steady state began."""
+
+    begun_s: float = 0.0
+    worked_s: list[float] = field(default_factory=list)
+
+
+class _Simulation:
+    def __init__(
+        self,
+        stages: Sequence[StageWork],
+        capacity: Sequence[float],
+        max_in_flight: int,
+        batches: int,
+        feed_s: float,
+    ) -> None:
+        feed = StageWork(len(capacity), feed_s, 0.0)
+        self._workers = [_Worker(work, max_in_flight) for work in (feed, *stages)]
+        self._workers[0].arrived = inf  # what happens when the feed ends is no steady state
+        self._workers[-1].room = inf
+        self._capacity = [*capacity, inf]
+        self._batches, self._now = batches, 0.0
+        self._travelling: list[tuple[float, int]] = []
+        self._ends: list[float] = []
+        self._window = _Window(0.0, [0.0] * len(self._workers))
+
+    def run(self) -> Forecast:
+        while len(self._ends) < self._batches:
+            for worker in self._workers:
+                worker.start_if_possible()
+            self._advance(self._to_the_next_event())
+        return self._forecast()
+
+    def _rates(self) -> list[float]:
+        """Speed of each device's processes, as a share of full speed."""
+        working = [0] * len(self._capacity)
+        for worker in self._workers:
+            working[worker.work.device] += worker.doing in _WORKING
+        pairs = zip(self._capacity, working, strict=True)
+        return [min(1.0, room / n) if n else 1.0 for room, n in pairs]
+
+    def _to_the_next_event(self) -> float:
+        rates = self._rates()
+        ends = [
+            worker.left_s / rates[worker.work.device]
+            for worker in self._workers
+            if worker.doing in _WORKING
+        ]
+        arrivals = [self._travelling[0][0] - self._now] if self._travelling else []
+        return min([*ends, *arrivals])
+
+    def _advance(self, seconds: float) -> None:
+        rates = self._rates()
+        self._now += seconds
+        for worker in self._workers:
+            if worker.doing in _WORKING:
+                done = seconds * rates[worker.work.device]
+                worker.left_s, worker.worked_s = worker.left_s - done, worker.worked_s + done
+        while self._travelling and self._travelling[0][0] <= self._now + _DONE_S:
+            self._workers[heappop(self._travelling)[1]].arrived += 1
+        for stage, worker in enumerate(self._workers):
+            if worker.doing in _WORKING and worker.left_s <= _DONE_S:
+                self._finish(stage, worker)
+
+    def _finish(self, stage: int, worker: _Worker) -> None:
+        last = stage == len(self._workers) - 1
+        if worker.doing is _Doing.FORWARD and not last:
+            worker.doing = _Doing.BLOCKED
+        elif worker.doing is _Doing.LEARNING:
+            self._end_batch(stage, worker, last=last)
+        else:
+            if not last:
+                heappush(self._travelling, (self._now + worker.work.travel_s, stage + 1))
+            worker.begin(_Doing.LEARNING, worker.work.learn_s)
+
+    def _end_batch(self, stage: int, worker: _Worker, *, last: bool) -> None:
+        worker.doing = _Doing.WAITING
+        if stage:
+            self._workers[stage - 1].room += 1
+        if last:
+            self._ends.append(self._now)
+            if len(self._ends) == self._batches // 2:
+                worked = [worker.worked_s for worker in self._workers]
+                self._window = _Window(self._now, worked)
+
+    def _forecast(self) -> Forecast:
+        length = self._now - self._window.begun_s
+        pairs = zip(self._workers, self._window.worked_s, strict=True)
+        busy = [(worker.worked_s - before) / length for worker, before in pairs][1:]
+        devices = [0.0] * (len(self._capacity) - 1)
+        for worker, share in zip(self._workers[1:], busy, strict=True):
+            devices[worker.work.device] += share / self._capacity[worker.work.device]
+        return Forecast(tuple(self._ends), tuple(devices), tuple(busy))

@@ -1,0 +1,126 @@
+"""The simulation of a pipeline against schedules worked out by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.simulate import Forecast, StageWork, simulate
+
+
+def forecast(stages: list[StageWork], devices: int = 0, **more: Any) -> Forecast:
+    devices = devices or 1 + max(stage.device for stage in stages)
+    given = {"capacity": [1.0] * devices, "max_in_flight": 2, "batches": 6, **more}
+    return simulate(stages, **given)
+
+
+def test_one_stage_does_one_batch_after_the_other() -> None:
+    found = forecast([StageWork(0, forward_s=1.0, learn_s=2.0)])
+    assert found.ends_s == (3.0, 6.0, 9.0, 12.0, 15.0, 18.0)
+    assert found.batch_s == 3.0
+    assert found.device_busy == found.stage_busy == (1.0,)
+
+
+def test_the_next_stage_works_while_the_first_learns() -> None:
+    """Batch b leaves stage 0 at 3b + 1; stage 1 needs 2 of every 3 seconds.
+
+    stage 0   f l l f l l f l l
+    stage 1     f l   f l   f l
+    """
+    stages = [StageWork(0, 1.0, 2.0), StageWork(1, 1.0, 1.0)]
+    found = forecast(stages)
+    assert found.ends_s == (3.0, 6.0, 9.0, 12.0, 15.0, 18.0)
+    assert found.stage_busy == pytest.approx((1.0, 2 / 3))
+
+
+def test_a_slow_stage_holds_the_one_before_by_its_credits() -> None:
+    """Stage 1 takes 4 s a batch. One credit: stage 0 may send batch 2 when batch 1 is done.
+
+    seconds   0   1   2   3   4   5   6   7   8   9
+    stage 0   f1  l1  f2  .   .   l2  f3  .   .   l3
+    stage 1       1   1   1   1   2   2   2   2   3
+    """
+    stages = [StageWork(0, 1.0, 1.0), StageWork(1, 2.0, 2.0)]
+    found = forecast(stages, max_in_flight=1, batches=4)
+    assert found.ends_s == (5.0, 9.0, 13.0, 17.0)
+    assert found.stage_busy == pytest.approx((0.5, 1.0))
+
+
+def test_copies_keep_the_device_busy_and_travelling_does_not() -> None:
+    """f 0–1, copy 1–1.5, on its way until 2.5; stage 1 works 2.5–3.5."""
+    stages = [StageWork(0, 1.0, 1.0, send_s=0.5, travel_s=1.0), StageWork(1, 1.0, 0.0)]
+    found = forecast(stages, max_in_flight=4)
+    assert found.ends_s[:3] == pytest.approx((3.5, 6.0, 8.5))
+    assert found.stage_busy == pytest.approx((1.0, 0.4))
+
+
+def test_stages_on_one_device_share_it() -> None:
+    """Two seconds of work for each batch, whatever the order: 2 s a batch."""
+    stages = [StageWork(0, 0.5, 0.5), StageWork(0, 0.5, 0.5)]
+    found = forecast(stages, batches=20)
+    assert found.batch_s == pytest.approx(2.0)
+    assert found.device_busy == pytest.approx((1.0,))
+
+
+def test_sharing_by_hand() -> None:
+    """Stage 0: 1 alone (0–1), then learns 1 beside stage 1's forward 1: both at half speed.
+
+    0–1 f0   1–3 l0 and f1 at half speed   then batch 2: f0 beside l1 (3–5), and so on
+    """
+    stages = [StageWork(0, 1.0, 1.0), StageWork(0, 1.0, 1.0)]
+    found = forecast(stages, max_in_flight=1, batches=2)
+    assert found.ends_s[0] == pytest.approx(5.0)
+
+
+def test_two_cores_run_two_stages_at_full_speed() -> None:
+    stages = [StageWork(0, 1.0, 1.0)] * 3
+    alone, shared = (forecast(stages, capacity=[n], batches=40) for n in (3.0, 2.0))
+    assert alone.batch_s == pytest.approx(2.0)
+    assert shared.batch_s == pytest.approx(3.0)
+    assert shared.device_busy == pytest.approx((1.0,))
+
+
+def test_a_slow_feed_is_the_bound() -> None:
+    found = forecast([StageWork(0, 0.5, 0.5)], feed_s=3.0)
+    assert found.batch_s == pytest.approx(3.0)
+    assert found.stage_busy == pytest.approx((1 / 3,))
+
+
+works = st.builds(
+    StageWork,
+    device=st.integers(0, 2),
+    forward_s=st.floats(0.001, 1.0),
+    learn_s=st.floats(0.001, 1.0),
+    send_s=st.floats(0.0, 0.1),
+    travel_s=st.floats(0.0, 0.1),
+)
+
+
+@given(st.lists(works, min_size=1, max_size=6), st.integers(1, 4))
+def test_no_pipeline_beats_its_busiest_device(stages: list[StageWork], in_flight: int) -> None:
+    found = simulate(stages, capacity=[1.0] * 3, max_in_flight=in_flight, batches=12)
+    stages = [*stages[:-1], replace(stages[-1], send_s=0.0)]  # the last has nobody to send to
+    loads = [sum(s.total_s for s in stages if s.device == device) for device in range(3)]
+    in_order = list(found.ends_s)
+    assert in_order == sorted(in_order)
+    learning = sum(stage.learn_s for stage in stages)  # may be going on when the last is done
+    assert found.ends_s[-1] >= 12 * max(loads) - learning - 1e-6
+    assert found.ends_s[0] >= sum(s.forward_s for s in stages) - 1e-6
+    assert all(share <= 1 + 1e-6 for share in (*found.device_busy, *found.stage_busy))
+
+
+@given(st.lists(works, min_size=1, max_size=5))
+def test_more_credits_never_slow_it_down_on_devices_of_their_own(stages: list[StageWork]) -> None:
+    apart = [
+        StageWork(number, s.forward_s, s.learn_s, s.send_s, s.travel_s)
+        for number, s in enumerate(stages)
+    ]
+    ends = [
+        simulate(apart, capacity=[1.0] * len(apart), max_in_flight=n, batches=10).ends_s[-1]
+        for n in (1, 2, 4)
+    ]
+    assert ends[0] >= ends[1] - 1e-9 >= ends[2] - 2e-9
