@@ -81,6 +81,23 @@ def launch_options(command: Callable[..., None]) -> Callable[..., None]:
     "stages or devices.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan and what to expect; start nothing.")
+@click.option(
+    "--plan",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Obey this plan: blocks and device of each stage, as a run's plan.json has them.",
+)
+@click.option(
+    "--measure",
+    is_flag=True,
+    help="Measure what each block costs on its device first, and keep it for later plans.",
+)
+@click.option(
+    "--assume",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="With --dry-run: predict for imagined devices, whose speed, memory and links FILE says.",
+)
 @click.version_option(package_name="local-loss-pipeline")
 def main(**options: Any) -> None:
     """Train a network with local losses, one worker process per group of hidden layers.

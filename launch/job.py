@@ -11,18 +11,21 @@ from pathlib import Path
 from socket import AF_INET, AF_INET6, socket
 from typing import TYPE_CHECKING, Literal
 
+from launch.foresight import foresee
 from launch.gpus import devices
 from launch.rundir import RunDirectory
 from pipeline.configfile import load_config
 from pipeline.cost import block_costs
 from pipeline.datasets import check_data, data_facts
 from pipeline.errors import ConfigError
+from pipeline.handwritten import load_plan
 from pipeline.models import network_specs
 from pipeline.plan import make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from launch.foresight import Foresight
     from launch.view import ViewKind
     from pipeline.config import Config
     from pipeline.cost import BlockCost
@@ -44,6 +47,9 @@ class Options:
     dry_run: bool = False
     engine: Literal["local", "ray"] = "local"
     view: ViewKind = "auto"
+    plan: Path | None = None
+    assume: Path | None = None
+    measure: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,8 @@ class Job:
     specs: tuple[BlockSpec, ...]
     costs: tuple[BlockCost, ...]
     plan: Plan
+    foresight: Foresight | None = None
+    """What is known of its speed."""
 
 
 def check_engine(options: Options) -> None:
@@ -80,12 +88,29 @@ def make_job(options: Options) -> Job:
     if backprop:
         _check_one_process(config, options)
     costs = network_costs(config, specs)
-    plan = make_plan(
-        specs, costs, stages=1 if backprop else options.stages, devices=_devices(options)
-    )
+    devices = _devices(options)
+    known = foresee(options, config, facts, specs, costs, devices)
+    stages = 1 if backprop else options.stages
+    plan = _plan(options, specs, costs, stages, devices, known)
     if not options.single:
         _check_address(config)
-    return Job(_name(path, options), config, specs, costs, plan)
+    return Job(_name(path, options), config, specs, costs, plan, known)
+
+
+def _plan(
+    options: Options,
+    specs: tuple[BlockSpec, ...],
+    costs: tuple[BlockCost, ...],
+    stages: int | None,
+    devices: tuple[str, ...],
+    known: Foresight | None,
+) -> Plan:
+    if options.plan is None:
+        loads = known.timing.loads if known else None
+        return make_plan(specs, costs, stages=stages, devices=devices, loads=loads)
+    if options.stages is not None:
+        raise ConfigError("--plan says how many stages there are: leave --stages out")
+    return load_plan(options.plan, specs, devices)
 
 
 def _check_address(config: Config) -> None:

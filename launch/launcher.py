@@ -71,7 +71,12 @@ def _print_plan(job: Job) -> int:
 
     from launch.dry_run import dry_run_report
 
-    dry_run_report(job.config, job.specs, job.costs, job.plan, Console())
+    console = Console()
+    dry_run_report(job.config, job.specs, job.costs, job.plan, console)
+    if job.foresight and not (job.config.loss.is_global or job.config.schedule.greedy):
+        from launch.forecast import print_forecast
+
+        print_forecast(job, job.foresight, console)
     return DONE
 
 

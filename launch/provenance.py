@@ -40,7 +40,7 @@ def provenance(command: str) -> dict[str, Any]:
     """
     return {
         "command": command,
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "gpus": list(gpu_names()),
         "system": platform.platform(),
@@ -89,7 +89,8 @@ def _damaged(path: Path, why: str) -> ConfigError:
     )
 
 
-def _processor() -> str:
+def processor() -> str:
+    """What the processor calls itself."""
     lines = _CPUINFO.read_text(encoding="utf-8").splitlines() if _CPUINFO.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()

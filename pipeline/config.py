@@ -2,8 +2,7 @@
 
 Checked before any process starts. Unknown keys, wrong types and impossible combinations are
 `ConfigError`s that name file, key, value and what is allowed. Everything below the coordinator
-takes plain arguments. The only file that imports pydantic; `configfile.py` reads and writes
-the YAML.
+takes plain arguments. `configfile.py` reads and writes the YAML.
 """
 
 from __future__ import annotations
@@ -12,19 +11,17 @@ import re
 from ipaddress import ip_address
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import (
+from pipeline.schema import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     JsonValue,
-    ValidationError,
+    Section,
+    brief,
+    checked,
     field_validator,
     model_validator,
 )
-
-from pipeline.errors import ConfigError
 
 MODEL_NAMES = (
     "mlp", "vgg", "vgg6a", "vgg6b", "vgg8", "vgg8a", "vgg8b", "vgg11", "vgg11b", "vgg13", "vgg16",
@@ -99,12 +96,6 @@ HiddenWidths: TypeAlias = Annotated[
 ]
 
 
-class Section(BaseModel):
-    """A part of the configuration: frozen, strict types, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
 class ModelConfig(Section):
     """The network: a stack of hidden blocks and an output layer."""
 
@@ -135,7 +126,7 @@ class ModelConfig(Section):
     factory: str | None = Field(default=None, pattern=r"^\w+(\.\w+)*:\w+$")
     """A network of your own, as `package.module:function`, installed or in the current folder:
     the function gives an `nn.Sequential`, of which every child with parameters is a block."""
-    kwargs: dict[str, JsonValue] = {}
+    kwargs: dict[str, JsonValue] = Field(default={})
     """What `factory` is called with."""
 
     @model_validator(mode="before")
@@ -437,10 +428,7 @@ def build_config(tree: dict[str, Any], source: str) -> Config:
     Raises:
         ConfigError: for the first thing that is wrong.
     """
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(f"{source}: {_first_problem(error)}") from None
+    return checked(Config, tree, source)
 
 
 def config_tree(config: Config) -> dict[str, Any]:
@@ -457,28 +445,3 @@ def differing_keys(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
             if getattr(left, key) != getattr(right, key):
                 found[f"{section}.{key}"] = (getattr(left, key), getattr(right, key))
     return found
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    key = ".".join(str(part) for part in problem["loc"])
-    kind, message = problem["type"], problem["msg"]
-    if kind == "extra_forbidden":
-        return f"{key}: unknown key; allowed here: {_allowed_keys(problem['loc'])}"
-    if kind == "missing":
-        return f"{key}: is missing"
-    if kind == "value_error":
-        return str(problem["ctx"]["error"])
-    return f"{key}: {brief(problem['input'])} is not allowed: {message[0].lower()}{message[1:]}"
-
-
-def _allowed_keys(location: tuple[int | str, ...]) -> str:
-    section = Config.model_fields.get(str(location[0])) if len(location) > 1 else None
-    owner: Any = section.annotation if section else Config
-    return ", ".join(owner.model_fields)
-
-
-def brief(value: Any) -> str:
-    """A value as an error shows it: cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"

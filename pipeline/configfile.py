@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pipeline.config import brief, build_config, config_tree
+from pipeline.config import build_config, config_tree
 from pipeline.errors import ConfigError
+from pipeline.schema import brief
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,8 +87,28 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
 
 def dump_config(config: Config) -> str:
     """The resolved configuration as YAML; `load_config` reads it back to an equal value."""
-    tree = config_tree(config)
-    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120)
+    return dump_tree(config_tree(config))
+
+
+def load_tree(path: Path) -> Any:
+    """A YAML file as plain values; numbers as in a config.
+
+    Raises:
+        ConfigError: where it can't be read, with line and column for a syntax error.
+    """
+    return _parse(_read(path), str(path))
+
+
+def dump_tree(tree: Any) -> str:
+    """Plain values as YAML, a row of a list on a line of its own."""
+    return yaml.dump(
+        tree,
+        Dumper=_Dumper,
+        sort_keys=False,
+        default_flow_style=None,
+        width=120,
+        allow_unicode=True,
+    )
 
 
 def load_words(path: Path) -> Any:

@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 LEARNING = {
     "heads", "losses", "finite", "architectures", "factory", "models", "block", "custom", "stage",
-    "metrics", "optimizers", "assembly", "augment", "runner", "single",
+    "metrics", "optimizers", "assembly", "augment", "runner", "single", "measure",
 }  # fmt: skip
 MESSAGES = {"messages", "codec", "protocol", "transport", "carriers", "links", "endpoints",
     "sockets", "control",
@@ -32,10 +32,10 @@ MEETING = {
 }
 NEUTRAL = {
     "__init__", "activity", "blockfile", "checkpoint", "config", "configfile", "cost", "data",
-    "datasets", "door", "durable", "errors", "events", "feed", "imagefiles", "inband",
-    "invitation", "kept", "keeper", "linefile", "meter", "placement", "plan", "recorder", "records",
-    "recovery", "run", "sampling",
-    "seeding", "simulate", "specs", "store", "trouble", "watch",
+    "datasets", "door", "durable", "errors", "events", "feed", "handwritten", "imagefiles",
+    "inband", "invitation", "kept", "keeper", "linefile", "meter", "placement", "plan", "recorder",
+    "records", "recovery", "run", "sampling", "schema", "seeding", "simulate", "specs", "store",
+    "timing", "trouble", "watch",
 }  # fmt: skip
 
 TYPES_ONLY = {"watch": {"messages"}}
@@ -43,7 +43,7 @@ TYPES_ONLY = {"watch": {"messages"}}
 
 DOORS = {
     "yaml": {"pipeline.configfile"},
-    "pydantic": {"pipeline.config"},
+    "pydantic": {"pipeline.schema"},
     "msgpack": {"pipeline.codec"},
     "zmq": {"pipeline.sockets"},
     "torchvision": {"pipeline.data"},

@@ -1,0 +1,66 @@
+"""What is known of a network's speed before it trains: measured, or assumed of a device."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from launch.costfile import known_timing, measure
+from pipeline.errors import ConfigError
+from pipeline.handwritten import load_device
+from pipeline.timing import Timing, assumed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from launch.job import Options
+    from pipeline.config import Config
+    from pipeline.cost import BlockCost
+    from pipeline.datasets import DataFacts
+    from pipeline.specs import BlockSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Foresight:
+    """`source`: where the times are from, for people. `memory_bytes`: of a device, None where it
+    was not said."""
+
+    timing: Timing
+    source: str
+    memory_bytes: float | None = None
+
+
+def foresee(
+    options: Options,
+    config: Config,
+    facts: DataFacts,
+    specs: Sequence[BlockSpec],
+    costs: tuple[BlockCost, ...],
+    devices: Sequence[str],
+) -> Foresight | None:
+    """Block times from `--assume FILE`, or as measured on devices of this kind, now (`--measure`)
+    or earlier; None where there are none.
+
+    Raises:
+        ConfigError: for a file that is wrong, or options that don't go together.
+    """
+    if options.assume is not None:
+        return _assumed(options, config, costs)
+    if options.measure:
+        print(f"kept in {measure(config, facts, specs, devices[0], _tell)}", file=sys.stderr)
+    known = known_timing(config, costs, devices)
+    return Foresight(known[0], f"measured: {known[1]}") if known else None
+
+
+def _assumed(options: Options, config: Config, costs: tuple[BlockCost, ...]) -> Foresight:
+    assert options.assume, "called with a file"
+    if not options.dry_run or options.measure:
+        raise ConfigError("--assume imagines a device: it goes with --dry-run, without --measure")
+    device = load_device(options.assume)
+    timing = assumed(costs, device, config.data.batch_size)
+    return Foresight(timing, f"assumed: {options.assume}", device.memory_bytes)
+
+
+def _tell(text: str) -> None:
+    print(f"measuring {text}", file=sys.stderr)

@@ -1,0 +1,118 @@
+"""How long a device takes for each block: measured, a few batches of random numbers each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from statistics import median
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import torch
+
+from pipeline.assembly import build_stage, prepare_process
+from pipeline.models import network_specs
+from pipeline.specs import stage_units
+from pipeline.timing import BlockTimes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from pipeline.config import Config
+    from pipeline.datasets import DataFacts
+    from pipeline.specs import BlockSpec
+    from pipeline.stage import Stage
+
+WARM_UP, BATCHES = 2, 5
+_COPIED_BYTES = 1 << 26
+
+
+@dataclass(slots=True)
+class _Laps:
+    """Seconds of each batch until it was sent (None: it never is) and until it was learned."""
+
+    device: torch.device
+    forward_s: list[float] = field(default_factory=list)
+    total_s: list[float] = field(default_factory=list)
+    _began: float = 0.0
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return perf_counter()
+
+    def begin(self) -> None:
+        self._began = self.now()
+
+    def sent(self, x: Tensor) -> None:
+        self.forward_s.append(self.now() - self._began)
+
+    def end(self) -> None:
+        self.total_s.append(self.now() - self._began)
+
+
+def measure_blocks(
+    config: Config,
+    facts: DataFacts,
+    device_name: str,
+    told: Callable[[str], None] = lambda text: None,
+) -> tuple[BlockTimes, ...]:
+    """Train each smallest part that can be a stage alone for a few batches.
+
+    Args:
+        told: hears what is measured next.
+
+    Returns:
+        Medians, one per block; in a part of several blocks the last one has all of it.
+    """
+    device = torch.device(device_name)
+    prepare_process(device, config.runtime.threads_per_stage)
+    specs = network_specs(config, facts)
+    found: list[BlockTimes] = []
+    for unit in stage_units(specs):
+        told(f"block {unit[0].index} of {len(specs)}, {unit[0].name}")
+        found += _measure_unit(config, facts, unit, device)
+    return tuple(found)
+
+
+def copied_per_s() -> float:
+    """Bytes per second that one thread of this machine copies."""
+    source = torch.ones(_COPIED_BYTES, dtype=torch.uint8)
+    target, laps = torch.empty_like(source), []
+    for _ in range(WARM_UP + BATCHES):
+        began = perf_counter()
+        target.copy_(source)
+        laps.append(perf_counter() - began)
+    return _COPIED_BYTES / median(laps[WARM_UP:])
+
+
+def _measure_unit(
+    config: Config, facts: DataFacts, unit: Sequence[BlockSpec], device: torch.device
+) -> list[BlockTimes]:
+    stage = build_stage(config, facts, [spec.index for spec in unit], device)
+    laps = _Laps(device)
+    for batch_id in range(1, WARM_UP + BATCHES + 1):
+        _train(stage, config, unit[0], facts, batch_id, laps)
+    forward = median(laps.forward_s[WARM_UP:]) if laps.forward_s else 0.0
+    learn = median(laps.total_s[WARM_UP:]) - forward
+    others = [BlockTimes(spec.index, 0.0, 0.0) for spec in unit[:-1]]
+    return [*others, BlockTimes(unit[-1].index, forward, learn)]
+
+
+def _train(
+    stage: Stage,
+    config: Config,
+    first: BlockSpec,
+    facts: DataFacts,
+    batch_id: int,
+    laps: _Laps,
+) -> None:
+    n, device = config.data.batch_size, stage.blocks[0].device
+    x = torch.rand(n, *first.in_shape, device=device)
+    if first.index == 0:
+        x = (x * 255).to(torch.uint8)
+    labels = torch.arange(n, device=device) % facts.classes
+    laps.begin()
+    stage.train(x, labels, batch_id=batch_id, lr=0.0, send=laps.sent)
+    laps.end()

@@ -1,0 +1,140 @@
+"""What a batch costs in seconds: measured on a device, or assumed of one; and what follows.
+
+Block times are measured (`measure.py`) or worked out from multiply-adds and an assumed device;
+either way they become the work of stages, and the simulation says how fast the pipeline is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING
+
+from pipeline.simulate import StageWork, simulate
+from pipeline.specs import in_runs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pipeline.cost import BlockCost
+    from pipeline.handwritten import AssumedDevice
+    from pipeline.plan import Plan
+
+_BATCHES_PER_STAGE = 8
+"""Simulated, half of them before the steady state: the pipeline is full by then."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockTimes:
+    """Seconds of its device that one batch takes: until the block can send, and after.
+
+    Blocks that were measured together, because no stage boundary can part them, have their
+    times at the last of them.
+    """
+
+    block: int
+    forward_s: float
+    learn_s: float
+
+    @property
+    def total_s(self) -> float:
+        """Both together."""
+        return self.forward_s + self.learn_s
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """How tensors cross: copied by the sender's device, or sent to another while it works on."""
+
+    copied_per_s: float = inf
+    sent_per_s: float = inf
+    latency_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """What to expect of a plan. `device_busy`, `stage_busy`: shares of the time; a device that
+    runs two stages is busy for both."""
+
+    images_per_s: float
+    device_busy: Mapping[str, float]
+    stage_busy: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Times of every block, for batches of `batch_size` on devices of one kind.
+
+    `capacity`: how many stages a device runs at full speed at once. `feed_s`: what the
+    coordinator needs to prepare a batch.
+    """
+
+    times: tuple[BlockTimes, ...]
+    costs: tuple[BlockCost, ...]
+    batch_size: int
+    links: Links = Links()
+    capacity: float = 1.0
+    feed_s: float = 0.0
+
+    @property
+    def loads(self) -> list[int]:
+        """As the planner wants them, in nanoseconds; none is free."""
+        return [max(1, round(block.total_s * 1e9)) for block in self.times]
+
+    def works(self, plan: Plan) -> list[StageWork]:
+        """What a batch costs each stage."""
+        devices = _devices(plan)
+        stages = plan.stages
+        following = [*(devices.index(stage.device) for stage in stages[1:]), None]
+        return [
+            self._work(stage.blocks, devices.index(stage.device), after)
+            for stage, after in zip(stages, following, strict=True)
+        ]
+
+    def prospect(self, plan: Plan, max_in_flight: int) -> Prospect:
+        """Simulate a plan."""
+        devices, works = _devices(plan), self.works(plan)
+        found = simulate(
+            works,
+            capacity=[self.capacity] * len(devices),
+            max_in_flight=max_in_flight,
+            batches=_BATCHES_PER_STAGE * max(4, len(works)),
+            feed_s=self.feed_s,
+        )
+        busy = dict(zip(devices, found.device_busy, strict=True))
+        return Prospect(self.batch_size / found.batch_s, busy, found.stage_busy)
+
+    def _work(self, blocks: Sequence[int], device: int, after: int | None) -> StageWork:
+        """A stage can send once its last group has gone forward; those before have learned."""
+        groups = in_runs(blocks, lambda block: self.costs[block].same_group)
+        earlier = sum(self.times[block].total_s for group in groups[:-1] for block in group)
+        last = [self.times[block] for block in groups[-1]]
+        forward, learn = sum(b.forward_s for b in last), sum(b.learn_s for b in last)
+        nbytes = 0 if after is None else self.costs[blocks[-1]].sent_bytes * self.batch_size
+        here = after in (None, device)
+        return StageWork(
+            device,
+            earlier + forward,
+            learn,
+            send_s=nbytes / self.links.copied_per_s,
+            travel_s=0.0 if here else self.links.latency_s + nbytes / self.links.sent_per_s,
+        )
+
+
+def assumed(costs: Sequence[BlockCost], device: AssumedDevice, batch_size: int) -> Timing:
+    """On devices that are only described."""
+    seconds = batch_size / device.macs_per_s
+    times = tuple(
+        BlockTimes(
+            cost.block,
+            cost.forward_macs * seconds + device.overhead_s,
+            (cost.train_macs - cost.forward_macs) * seconds,
+        )
+        for cost in costs
+    )
+    links = Links(sent_per_s=device.link_bytes_per_s, latency_s=device.link_latency_s)
+    return Timing(times, tuple(costs), batch_size, links)
+
+
+def _devices(plan: Plan) -> list[str]:
+    return list(dict.fromkeys(stage.device for stage in plan.stages))

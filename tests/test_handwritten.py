@@ -1,0 +1,113 @@
+"""Files that people write beside a config: devices imagined, plans of their own, costs."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from launch.job import Options, make_job
+from pipeline.errors import ConfigError
+from pipeline.handwritten import load_costs, load_device
+from pipeline.plan import Plan, StagePlan
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DEVICE = "{macs_per_s: 1.5e14, memory_bytes: 80e9, link_bytes_per_s: 5e10}\n"
+
+
+def job_with_plan(folder: Path, text: str, stages: int | None = None) -> Plan:
+    """The plan of the tiny network (blocks 0 to 3) under `--plan`."""
+    (folder / "plan.yaml").write_text(text, encoding="utf-8")
+    given = Options(folder / "tiny.yaml", gpus="cpu", plan=folder / "plan.yaml", stages=stages)
+    return make_job(given).plan
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_plan_written_by_hand_is_obeyed(tmp_path: Path) -> None:
+    text = "stages:\n- {blocks: [0, 1], device: cpu}\n- {blocks: [2, 3], device: cpu}\n"
+    assert job_with_plan(tmp_path, text) == Plan(
+        (StagePlan(0, (0, 1), "cpu"), StagePlan(1, (2, 3), "cpu"))
+    )
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_plan_json_of_a_run_is_a_plan(tmp_path: Path) -> None:
+    job = make_job(Options(tmp_path / "tiny.yaml", gpus="cpu", stages=2))
+    text = json.dumps({"single": False, **job.plan.tree(job.costs)}, indent=1)
+    assert job_with_plan(tmp_path, text) == job.plan
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("stages: [{blocks: [0, 1, 2, 3], device: 'cuda:0'}]", "stage 0 is on cuda:0, which is"),
+        ("stages: [{blocks: [0, 2, 1, 3], device: cpu}]", "must be 0 to 3, each once and in order"),
+        ("stages: [{blocks: [0, 1, 2], device: cpu}]", "must be 0 to 3"),
+        ("stages: [{blocks: [], device: cpu}]", "stages.0.blocks"),
+        ("stages: []", "stages: [] is not allowed"),
+        ("stages: [{blocks: [0, 1, 2, 3], device: cpu, stage: 1}]", "stage 1 stands where stage 0"),
+        ("stages: [{blocks: [0, 1, 2, 3], devise: cpu}]", "devise: unknown key; allowed here: blocks, device, stage"),
+        ("[1, 2]", "plan.yaml"),
+        (
+            "stages: [{blocks: [0, 1, 2], device: cpu}, {blocks: [3], device: cpu}]",
+            "stage 1 can't begin with block 3 (output 16→10): it stays with the block before it",
+        ),
+    ],
+)
+def test_a_plan_that_can_not_be_obeyed(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        job_with_plan(tmp_path, text)
+    assert said in str(caught.value)
+    assert "plan.yaml" in str(caught.value)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_plan_has_its_own_number_of_stages(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="leave --stages out"):
+        job_with_plan(tmp_path, "stages: [{blocks: [0, 1, 2, 3], device: cpu}]", stages=1)
+
+
+def test_a_device_that_is_imagined(tmp_path: Path) -> None:
+    path = tmp_path / "device.yaml"
+    path.write_text(DEVICE, encoding="utf-8")
+    device = load_device(path)
+    assert (device.macs_per_s, device.memory_bytes, device.link_bytes_per_s) == (
+        1.5e14,
+        80e9,
+        5e10,
+    )
+    assert (device.link_latency_s, device.overhead_s) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{memory_bytes: 1, link_bytes_per_s: 1}", "macs_per_s: is missing"),
+        (DEVICE.replace("1.5e14", "0"), "macs_per_s: 0 is not allowed"),
+        (DEVICE.replace("memory", "memroy"), "memroy_bytes: unknown key; allowed here: macs_per_s"),
+        (DEVICE.replace("80e9", "a lot"), "memory_bytes: 'a lot' is not allowed"),
+    ],
+)
+def test_a_device_that_can_not_be(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "device.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_device(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert said in str(caught.value)
+
+
+def test_costs_of_another_network_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "costs.yaml"
+    path.write_text(
+        "{network: mlp, device: cpu, batch_size: 8, measured: now, copied_per_s: 1e9,\n"
+        " blocks: [{block: 0, name: a, forward_s: 1, learn_s: 2}]}\n",
+        encoding="utf-8",
+    )
+    assert load_costs(path, 1).blocks[0].learn_s == 2
+    with pytest.raises(ConfigError, match=r"blocks must be 0 to 1 in order, found \[0\]"):
+        load_costs(path, 2)
