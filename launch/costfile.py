@@ -75,9 +75,10 @@ def measure(
     told: Callable[[str], None],
 ) -> Path:
     """Measure every block on the device, and keep it."""
-    from pipeline.measure import copied_per_s, measure_blocks  # torch
+    from pipeline.measure import copied_per_s, feed_s, measure_blocks  # torch
 
     times = measure_blocks(config, facts, device, told)
+    told("the feed")
     rows = [
         {
             "block": block.block,
@@ -93,7 +94,7 @@ def measure(
         "batch_size": config.data.batch_size,
         "measured": f"{date.today().isoformat()}, torch {version('torch')}",
         "copied_per_s": float(f"{copied_per_s():.3g}"),
-        "feed_s": 0.0,
+        "feed_s": _rounded(feed_s(config)),
         "blocks": rows,
     }
     path = cost_file(config, device)

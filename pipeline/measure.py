@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline.assembly import build_stage, prepare_process
+from pipeline.data import load_batches
 from pipeline.models import network_specs
 from pipeline.specs import stage_units
 from pipeline.timing import BlockTimes
@@ -85,6 +86,20 @@ def copied_per_s() -> float:
         target.copy_(source)
         laps.append(perf_counter() - began)
     return _COPIED_BYTES / median(laps[WARM_UP:])
+
+
+def feed_s(config: Config) -> float:
+    """Seconds that preparing a batch takes; reads the data set.
+
+    Raises:
+        ConfigError: where it is not there.
+    """
+    batches, laps = load_batches(config.data, config.runtime.seed), []
+    for index in range(min(batches.steps_per_epoch, WARM_UP + BATCHES)):
+        began = perf_counter()
+        batches.train(1, index)
+        laps.append(perf_counter() - began)
+    return median(laps)
 
 
 def _measure_unit(

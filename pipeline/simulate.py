@@ -99,6 +99,7 @@ def simulate(
     max_in_flight: int,
     batches: int,
     feed_s: float = 0.0,
+    feed_device: int | None = None,
 ) -> Forecast:
     """Run a pipeline for some batches.
 
@@ -108,10 +109,12 @@ def simulate(
             cores by threads of a stage for a CPU.
         max_in_flight: batches that may wait, or be worked on, behind each link.
         batches: at least 2.
-        feed_s: seconds that the coordinator needs to prepare a batch, on no device of these.
+        feed_s: seconds that the coordinator needs to prepare a batch.
+        feed_device: where it does; None: on none of these.
     """
     assert batches >= 2, "a steady state needs some batches"
-    return _Simulation(stages, capacity, max_in_flight, batches, feed_s).run()
+    feed = StageWork(len(capacity) if feed_device is None else feed_device, feed_s, 0.0)
+    return _Simulation((feed, *stages), capacity, max_in_flight, batches).run()
 
 
 @dataclass(slots=True)
@@ -123,16 +126,16 @@ class _Window:
 
 
 class _Simulation:
+    """The first of `works` is the feed's; one device more than in `capacity` has no limit."""
+
     def __init__(
         self,
-        stages: Sequence[StageWork],
+        works: Sequence[StageWork],
         capacity: Sequence[float],
         max_in_flight: int,
         batches: int,
-        feed_s: float,
     ) -> None:
-        feed = StageWork(len(capacity), feed_s, 0.0)
-        self._workers = [_Worker(work, max_in_flight) for work in (feed, *stages)]
+        self._workers = [_Worker(work, max_in_flight) for work in works]
         self._workers[0].arrived = inf  # what happens when the feed ends is no steady state
         self._workers[-1].room = inf
         self._capacity = [*capacity, inf]
@@ -203,8 +206,8 @@ class _Simulation:
     def _forecast(self) -> Forecast:
         length = self._now - self._window.begun_s
         pairs = zip(self._workers, self._window.worked_s, strict=True)
-        busy = [(worker.worked_s - before) / length for worker, before in pairs][1:]
-        devices = [0.0] * (len(self._capacity) - 1)
-        for worker, share in zip(self._workers[1:], busy, strict=True):
+        busy = [(worker.worked_s - before) / length for worker, before in pairs]
+        devices = [0.0] * len(self._capacity)
+        for worker, share in zip(self._workers, busy, strict=True):
             devices[worker.work.device] += share / self._capacity[worker.work.device]
-        return Forecast(tuple(self._ends), tuple(devices), tuple(busy))
+        return Forecast(tuple(self._ends), tuple(devices[:-1]), tuple(busy[1:]))

@@ -66,7 +66,7 @@ class Timing:
     """Times of every block, for batches of `batch_size` on devices of one kind.
 
     `capacity`: how many stages a device runs at full speed at once. `feed_s`: what the
-    coordinator needs to prepare a batch.
+    coordinator needs to prepare a batch, on the CPU.
     """
 
     times: tuple[BlockTimes, ...]
@@ -100,6 +100,7 @@ class Timing:
             max_in_flight=max_in_flight,
             batches=_BATCHES_PER_STAGE * max(4, len(works)),
             feed_s=self.feed_s,
+            feed_device=devices.index("cpu") if "cpu" in devices else None,
         )
         busy = dict(zip(devices, found.device_busy, strict=True))
         return Prospect(self.batch_size / found.batch_s, busy, found.stage_busy)

@@ -90,6 +90,13 @@ def test_a_slow_feed_is_the_bound() -> None:
     assert found.stage_busy == pytest.approx((1 / 3,))
 
 
+def test_a_feed_on_the_same_device_takes_its_share() -> None:
+    """A second of feeding and two of training for each batch, one core: 3 s a batch."""
+    found = forecast([StageWork(0, 1.0, 1.0)], feed_s=1.0, feed_device=0, batches=40)
+    assert found.batch_s == pytest.approx(3.0)
+    assert found.device_busy == pytest.approx((1.0,))
+
+
 works = st.builds(
     StageWork,
     device=st.integers(0, 2),

@@ -1,0 +1,132 @@
+"""Measured against predicted speed, by stages: does the simulation tell the truth?
+
+    python -m benchmarks.scaling            # on the CPU: MLP and VGG8B x 0.25, 1 to 4 stages
+
+Each round measures what the blocks cost, then trains with each number of stages; prediction and
+measurement alternate, since other work on the machine slows both. Medians over rounds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from launch.job import Options, make_job
+from launch.launcher import launch
+from launch.provenance import provenance
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+RESULT = Path(__file__).resolve().parent / "results" / "scaling.json"
+WITHIN = 0.10
+"""Asked of the prediction."""
+EPOCHS = 3
+"""The first one warms up, the median of the others counts."""
+NETWORKS = {
+    "mlp": """\
+model: {name: mlp, hidden_layers: 4, hidden: 1024, dropout: 0.1}
+loss: {name: predsim}
+data: {name: synthetic, channels: 1, size: 28, classes: 10, train_images: IMAGES, test_images: 128}
+""",
+    "vgg8b": """\
+model: {name: vgg8b, feat_mult: 0.25, dropout: 0.05}
+loss: {name: predsim, dim_in_decoder: 2048}
+data: {name: synthetic, channels: 3, size: 32, classes: 10, train_images: IMAGES, test_images: 128}
+""",
+}
+COMMON = f"schedule: {{epochs: {EPOCHS}, milestones: []}}\nruntime: {{eval_every_epochs: 0}}\n"
+
+
+@dataclass(frozen=True)
+class Round:
+    """Images per second of one network with so many stages, in one round."""
+
+    predicted: float
+    measured: float
+
+
+def predicted(config: Path, stages: int, *, measure: bool) -> float:
+    """What the simulation says, from costs measured now or in this round."""
+    job = make_job(Options(config, stages=stages, gpus="cpu", measure=measure))
+    assert job.foresight, "the costs have been measured"
+    found = job.foresight.timing.prospect(job.plan, job.config.runtime.max_in_flight)
+    return found.images_per_s
+
+
+def measured(config: Path, stages: int, folder: Path) -> float:
+    """What a run reaches, the median of its later epochs."""
+    run_dir = folder / f"run-{stages}"
+    status = launch(Options(config, stages=stages, gpus="cpu", run_dir=run_dir, view="quiet"))
+    if status:
+        raise click.ClickException(f"a run with {stages} stages ended with status {status}")
+    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return float(median(json.loads(line)["images_per_s"] for line in lines[1:]))
+
+
+def one_round(network: str, counts: Sequence[int], images: int) -> dict[int, Round]:
+    """Measure costs, then predict and train with each number of stages."""
+    with TemporaryDirectory() as folder:
+        os.environ["XDG_CACHE_HOME"] = folder
+        config = Path(folder) / f"{network}.yaml"
+        config.write_text(NETWORKS[network].replace("IMAGES", str(images)) + COMMON)
+        found = {}
+        for number, stages in enumerate(counts):
+            said = predicted(config, stages, measure=number == 0)
+            found[stages] = Round(said, measured(config, stages, Path(folder)))
+            print(_line(network, stages, found[stages]), flush=True)
+        return found
+
+
+def _line(network: str, stages: int, one: Round) -> str:
+    error = 100 * (one.predicted / one.measured - 1)
+    return (
+        f"{network:6} {stages} stages: predicted {one.predicted:8.0f}, measured "
+        f"{one.measured:8.0f} images/s ({error:+.1f} %)"
+    )
+
+
+def summary(rounds: Sequence[dict[int, Round]]) -> list[dict[str, Any]]:
+    """Medians of each number of stages; the error is that of the medians of ratios."""
+    rows = []
+    for stages in rounds[0]:
+        ratios = [one[stages].predicted / one[stages].measured for one in rounds]
+        rows.append(
+            {
+                "stages": stages,
+                "predicted": round(median(one[stages].predicted for one in rounds), 1),
+                "measured": round(median(one[stages].measured for one in rounds), 1),
+                "predicted_over_measured": round(median(ratios), 4),
+                "within": abs(median(ratios) - 1) <= WITHIN,
+                "rounds": [asdict(one[stages]) for one in rounds],
+            }
+        )
+    return rows
+
+
+@click.command()
+@click.option("--network", "networks", multiple=True, type=click.Choice(list(NETWORKS)))
+@click.option("--stages", default="1,2,3,4", show_default=True, help="Numbers of stages.")
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--images", default=12_800, show_default=True, help="Of an epoch.")
+@click.option("--out", default=RESULT, type=click.Path(path_type=Path), show_default=True)
+def main(networks: tuple[str, ...], stages: str, rounds: int, images: int, out: Path) -> None:
+    """Compare predicted with measured images/s on the CPU."""
+    counts = [int(text) for text in stages.split(",")]
+    result = provenance("python -m benchmarks.scaling " + " ".join(sys.argv[1:]))
+    for network in networks or tuple(NETWORKS):
+        result[network] = summary([one_round(network, counts, images) for _ in range(rounds)])
+    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"kept in {out}")
+
+
+if __name__ == "__main__":
+    main()
