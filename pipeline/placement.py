@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, product
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _SEARCHED_STAGES = 40
-"""With more stages than this the quick placements are used as they are."""
+"""With more stages than this the better quick placement is improved move by move instead."""
 _NODE_LIMIT = 20_000
 """Steps of each search, some 50 ms; beyond it the best placement found so far is used."""
 
@@ -31,8 +31,10 @@ def place(
     traffic = [1] * (len(loads) - 1) if traffic is None else traffic
     placements = _placed_longest_first(loads, n_devices), _placed_consecutively(loads, n_devices)
     quick = min(placements, key=lambda placement: _merit(loads, placement, traffic))
-    if n_devices == 1 or len(loads) > _SEARCHED_STAGES:
+    if n_devices == 1:
         return quick
+    if len(loads) > _SEARCHED_STAGES:
+        return _relieved(loads, quick)
     best = _PeakSearch(loads, n_devices, quick).run()
     return _TrafficSearch(loads, n_devices, traffic, best).run()
 
@@ -112,6 +114,38 @@ def _placed_longest_first(loads: Sequence[int], n_devices: int) -> tuple[int, ..
         devices[stage] = totals.index(min(totals))
         totals[devices[stage]] += loads[stage]
     return _renumbered(devices)
+
+
+def _relieved(loads: Sequence[int], placement: Sequence[int]) -> tuple[int, ...]:
+    """Take stages off the busiest device, by moving or exchanging one, for as long as it helps."""
+    devices = list(placement)
+    while (better := _relief(loads, devices)) is not None:
+        devices = better
+    return _renumbered(devices)
+
+
+def _relief(loads: Sequence[int], devices: Sequence[int]) -> list[int] | None:
+    """One move, or exchange, after which fewer devices are as busy as the busiest is now."""
+    totals = _device_loads(loads, devices)
+    peak = max(totals)
+    full = totals.index(peak)
+    ours = [stage for stage, device in enumerate(devices) if device == full]
+    for stage, (other, theirs) in product(ours, _places(devices, full)):
+        less = loads[stage] - (loads[theirs] if theirs is not None else 0)
+        if less > 0 and totals[other] + less < peak:
+            changed = list(devices)
+            changed[stage] = other
+            if theirs is not None:
+                changed[theirs] = full
+            return changed
+    return None
+
+
+def _places(devices: Sequence[int], full: int) -> list[tuple[int, int | None]]:
+    """Other devices, each alone and with a stage of its own to give in exchange."""
+    others = sorted(set(devices) - {full})
+    exchanges = [(device, stage) for stage, device in enumerate(devices) if device != full]
+    return [*((device, None) for device in others), *exchanges]
 
 
 def _longest_first(loads: Sequence[int]) -> list[int]:

@@ -122,6 +122,23 @@ def test_placement_is_the_best_of_all() -> None:
         assert len(set(found)) == used
 
 
+def test_many_stages_are_placed_within_a_percent_of_what_is_possible() -> None:
+    source = random.Random(3)
+    for n_devices in (3, 8, 20):
+        loads = [source.randrange(50, 150) for _ in range(200)]
+        found = place(loads, n_devices)
+        quick = planning._placed_longest_first(loads, n_devices)
+        assert len(set(found)) == n_devices
+        assert busiest(loads, found) <= busiest(loads, quick)
+        assert busiest(loads, found) <= 1.01 * sum(loads) / n_devices
+
+
+def test_relief_by_hand() -> None:
+    """9 | 5 4 | 3 3: nothing helps; 9 3 | 5 | 3: 9 and 5 change places."""
+    assert planning._relief([9, 5, 4, 3, 3], [0, 1, 1, 2, 2]) is None
+    assert planning._relieved([9, 3, 5, 3], [0, 0, 1, 2]) == (0, 1, 1, 2)
+
+
 def test_free_placement_by_hand() -> None:
     assert place([5, 5, 5, 5], 2) == (0, 0, 1, 1)
     assert place([6, 1, 6, 1], 2) == (0, 0, 1, 1)

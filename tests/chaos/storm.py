@@ -53,12 +53,13 @@ class Storm:
     folder: Path
     launcher: Callable[..., Launcher]
     hits: list[str] = field(default_factory=list)
+    transport: str = "ipc"
 
     def rage(self) -> None:
         """Returns when the run has ended by itself, with exit status 0."""
         draws = random.Random(self.seed)
         (self.folder / "digits.yaml").write_text(DIGITS, encoding="utf-8")
-        run = self.launcher("digits.yaml", "--run-dir", "run")
+        run = self.launcher("digits.yaml", "--run-dir", "run", *self._over())
         launcher_dies_after = draws.randint(0, 3)
         give_up = time.monotonic() + DEADLINE_S
         while not self._ends_within(run, draws.uniform(0.5, 2.5)):
@@ -68,6 +69,8 @@ class Storm:
             else:
                 self._hit(run, draws)
         assert run.exit_status() == 0, f"seed {self.seed}: {self.hits} {run.stderr}"
+        log = (self.folder / "run" / "run.log").read_text(encoding="utf-8")
+        assert "turned away" not in log, f"seed {self.seed}: one of ours was turned away: {log}"
 
     def _ends_within(self, run: Launcher, seconds: float) -> bool:
         with suppress(psutil.TimeoutExpired):
@@ -92,7 +95,10 @@ class Storm:
         resumed = [] if self._never_trained() else ["--resume"]
         if not resumed:
             shutil.rmtree(self.folder / "run", ignore_errors=True)
-        return self.launcher("digits.yaml", "--run-dir", "run", *resumed)
+        return self.launcher("digits.yaml", "--run-dir", "run", *resumed, *self._over())
+
+    def _over(self) -> tuple[str, str]:
+        return "--set", f"runtime.transport={self.transport}"
 
     def _never_trained(self) -> bool:
         return not (self.folder / "run" / "config.yaml").exists()
@@ -121,7 +127,8 @@ def undisturbed(folder: Path, launcher: Callable[..., Launcher]) -> None:
 
 @click.command()
 @click.option("--seeds", default="1-20", help="As 1-20 or 7.")
-def main(seeds: str) -> None:
+@click.option("--transport", default="ipc", show_default=True, help="ipc, tcp or tcp-plain.")
+def main(seeds: str, transport: str) -> None:
     """Run storms one after another; exit status 1 at the first that changes anything."""
     first, _, last = seeds.partition("-")
     with tempfile.TemporaryDirectory(prefix="s", dir="/tmp") as temp:
@@ -131,7 +138,7 @@ def main(seeds: str) -> None:
             hits: list[str] = []
 
             def rage(folder: Path, launcher: Any, seed: int = seed, hits: Any = hits) -> None:
-                Storm(seed, folder, launcher, hits).rage()
+                Storm(seed, folder, launcher, hits, transport).rage()
 
             equal = _alone(storm_folder, rage) == calm
             print(f"seed {seed}: {'equal' if equal else 'DIFFERENT'} after {', '.join(hits)}")
