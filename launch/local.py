@@ -18,6 +18,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from launch.interrupts import INTERRUPTIONS
+from launch.orphans import wake_when_orphaned
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -156,6 +157,7 @@ def _end(process: ForkServerProcess) -> None:
 
 
 def _work(invitation: Invitation, folders: tuple[str, ...]) -> None:
+    wake_when_orphaned()
     from pipeline.workerprocess import run_worker  # torch: only the forkserver may pay for it
 
     def launcher_gone() -> bool:

@@ -7,6 +7,8 @@ to every object that it visits, and so copy the memory that the workers share.
 import gc
 
 import pipeline.workerprocess  # noqa: F401 - imported for the sake of having been imported
+from launch.orphans import end_with_parent
 
+end_with_parent()
 gc.collect()
 gc.freeze()

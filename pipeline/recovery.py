@@ -39,7 +39,8 @@ class Restarts:
         self._recent = [(at, known) for at, known in self._recent if now - at < WITHIN_S]
         if len(self._recent) >= self.most:
             raise self._first_cause([*(known for _, known in self._recent), fault])
-        self._recent.append((now, fault))
+        # its traceback would keep what the lost attempt had open: links, mapped memory
+        self._recent.append((now, fault.with_traceback(None)))
         self._seen.add((fault.stage, fault.batch_id))
 
     def came_back(self, fault: StageLostError) -> bool:

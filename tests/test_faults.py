@@ -139,6 +139,34 @@ def test_the_launcher_is_killed(launcher: Start) -> None:
     until(lambda: not list(run.temp.glob("pipeline-*")), "the end of the socket folder", 5.0)
 
 
+def test_the_launcher_is_killed_while_a_worker_is_stopped(launcher: Start) -> None:
+    run = training(launcher, "--set", "runtime.heartbeat_timeout_s=60")
+    run.workers()[1].suspend()
+    run.process.kill()
+    assert run.exit_status() == -9
+    until(lambda: not run.family(), "the end of workers and fork server", 5.0)
+    until(lambda: not list(run.temp.glob("pipeline-*")), "the end of the socket folder", 5.0)
+
+
+def test_recoveries_leave_nothing_open(launcher: Start, tmp_path: Path) -> None:
+    """The survivors, and the launcher, have as many descriptors after the fifth as after the
+    first."""
+    run = training(launcher, "--set", "runtime.max_restarts=100")
+    log, found = tmp_path / "run" / "run.log", []
+    for recoveries in range(1, 6):
+        run.workers()[-1].kill()
+        until(
+            lambda n=recoveries: log.read_text(encoding="utf-8").count("training again") == n,
+            f"recovery {recoveries}",
+        )
+        run.wait_for_more("run/metrics.jsonl")
+        found.append([p.num_fds() for p in (run.process, *run.workers()[:2])])
+    # a file may be open just now: a leak would be one with each of the four
+    assert all(last < first + 3 for first, last in zip(found[0], found[-1], strict=True)), found
+    os.killpg(run.process.pid, signal.SIGTERM)
+    assert run.exit_status(15.0) == 130
+
+
 def test_the_launcher_is_killed_while_workers_start(launcher: Start) -> None:
     run = launcher("tiny.yaml", *ENDLESS)
     until(run.workers, "a worker")
