@@ -33,7 +33,7 @@ model: {name: mlp, hidden_layers: 3, hidden: 64, dropout: 0.2}
 loss: {name: predsim}
 schedule: {epochs: 10000000, milestones: [1]}
 data: {name: digits, batch_size: 32, crop_padding: 1}
-runtime: {checkpoint_every_steps: 100}
+runtime: {checkpoint_every_steps: 100, heartbeat_timeout_s: 60}
 """
 """4 blocks in 3 stages; a snapshot every few seconds, a test every epoch of 45 steps."""
 EVERY_S = 10.0
