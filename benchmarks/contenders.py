@@ -1,0 +1,174 @@
+"""Who is timed, and how each of them is run: processes of its own, one contender at a time.
+
+Ours are runs of `pipeline-launch`, fed as any run, whose epochs are timed by `metrics.jsonl`. The
+rivals, `benchmarks.plain` and `benchmarks.onef1b`, are told what to train as JSON and answer with
+JSON; their batches lie ready on the device.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from pipeline.configfile import load_config
+from pipeline.recorder import METRICS_FILE
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+
+Way: TypeAlias = Literal["single", "pipeline", "1f1b", "plain"]
+Lap: TypeAlias = dict[str, Any]
+"""What one measurement gave: `images_per_s` and what it was worked out from, or `failed`."""
+
+BATCH = 128
+NEVER = 1 << 40
+_CONFIGS = Path(__file__).parents[1] / "configs"
+_RIVALS = {"1f1b": "benchmarks.onef1b", "plain": "benchmarks.plain"}
+_PATIENCE_S = 900.0
+"""For starting, warming up and, of ours, the first epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What people call it, its file in configs/, what of that is changed."""
+
+    title: str
+    config: str
+    changes: tuple[str, ...]
+
+
+_GREY = ("data.channels=1", "data.size=28")
+_COLOUR = ("data.channels=3", "data.size=32")
+NETWORKS = {
+    "mlp": Network("MLP 3×1024, MNIST's shape", "mnist_mlp", _GREY),
+    "vgg8b_quarter": Network(
+        "VGG8B × 0.25, CIFAR's shape", "vgg8b", (*_COLOUR, "model.feat_mult=0.25")
+    ),
+    "vgg8b": Network("VGG8B, CIFAR's shape", "vgg8b", _COLOUR),
+    "vgg11b": Network("VGG11B, CIFAR's shape", "vgg11b", _COLOUR),
+    "vgg11b_3x": Network("VGG11B(3x), CIFAR's shape", "vgg11b_3x", _COLOUR),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One way to train: `stages` is the number of processes, `micro_batches` of 1F1B alone."""
+
+    way: Way
+    loss: str
+    precision: str
+    stages: int = 1
+    micro_batches: int = 1
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is this trainer."""
+        return self.way in ("single", "pipeline")
+
+    @property
+    def name(self) -> str:
+        """How people call it."""
+        processes = f" {self.stages}" if self.way in ("pipeline", "1f1b") else ""
+        parts = f" in {self.micro_batches}" if self.way == "1f1b" else ""
+        return f"{self.way}{processes}{parts} {self.loss} {self.precision}"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a contender is to train, on what, for how long. `threads`: of each process."""
+
+    network: str
+    contender: Contender
+    gpus: str | None
+    threads: int
+    seconds: float
+    changes: tuple[str, ...] = ()
+
+    def config(self) -> Config:
+        """As ours get it."""
+        return load_config(_CONFIGS / f"{NETWORKS[self.network].config}.yaml", self.overrides)
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """What is changed in the network's config: `--set` each."""
+        return (
+            "data.name=synthetic", f"data.batch_size={BATCH}", f"data.test_images={BATCH}",
+            f"loss.name={self.contender.loss}", f"runtime.precision={self.contender.precision}",
+            f"runtime.threads_per_stage={self.threads}", "runtime.eval_every_epochs=0",
+            f"runtime.checkpoint_every_steps={NEVER}",
+            *NETWORKS[self.network].changes, *self.changes,
+        )  # fmt: skip
+
+    def text(self) -> str:
+        """As JSON, for a rival."""
+        return json.dumps(asdict(self))
+
+
+def task_of(text: str) -> Task:
+    """What `Task.text` gave."""
+    tree = json.loads(text)
+    tree["changes"] = tuple(tree["changes"])
+    return Task(**{**tree, "contender": Contender(**tree["contender"])})
+
+
+def trained(task: Task, steps: int, epochs: int, disk: Path) -> Lap:
+    """A run of ours of so many epochs; those after the first are timed."""
+    with TemporaryDirectory(prefix="throughput-", dir=disk.absolute()) as name:
+        words = [] if task.gpus is None else ["--gpus", task.gpus]
+        stages = str(task.contender.stages)
+        words += ["--single"] if task.contender.way == "single" else ["--stages", stages]
+        sizes = (f"data.train_images={steps * BATCH}", f"schedule.epochs={epochs}")
+        for override in (*task.overrides, *sizes):
+            words += ["--set", override]
+        config = str(_CONFIGS / f"{NETWORKS[task.network].config}.yaml")
+        run = [*words, "--view", "quiet", "--run-dir", name, config]
+        answer = _finished(["launch.cli", *run], task.seconds)
+        return answer if isinstance(answer, dict) else _timed_epochs(Path(name), steps * BATCH)
+
+
+def _timed_epochs(folder: Path, images: int) -> Lap:
+    lines = (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+    timed = [json.loads(line) for line in lines][1:]
+    seconds = sum(epoch["seconds"] for epoch in timed)
+    plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    return {
+        "images_per_s": round(len(timed) * images / seconds, 1),
+        "seconds": round(seconds, 3),
+        "epochs_images_per_s": [epoch["images_per_s"] for epoch in timed],
+        "busy": [stage["busy"] for stage in timed[-1]["stages"]],
+        "stages": plan["stages"],
+    }
+
+
+def raced(task: Task) -> Lap:
+    """What a rival says that it gave."""
+    answer = _finished([_RIVALS[task.contender.way], task.text()], task.seconds)
+    return answer if isinstance(answer, dict) else dict(json.loads(answer))
+
+
+def _finished(words: list[str], seconds: float) -> str | Lap:
+    """What a module prints in the end, or why it failed."""
+    patience_s = 10 * seconds + _PATIENCE_S
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", *words],
+            capture_output=True, text=True, check=False, timeout=patience_s,
+            cwd=_CONFIGS.parent,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return {"failed": f"not done after {patience_s:g} s"}
+    if done.returncode:
+        return {"failed": _cause(done.stderr) or f"exit status {done.returncode}"}
+    return done.stdout
+
+
+def _cause(stderr: str) -> str:
+    """The line of a failed command that says why: ours says it first, a traceback last."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    said = [line for line in lines if line.startswith("error: ")] or lines[-1:]
+    return said[0] if said else ""

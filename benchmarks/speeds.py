@@ -1,0 +1,201 @@
+"""What the laps of benchmarks.throughput say: medians, ratios within rounds, what was asked for.
+
+A ratio is the median over the rounds of the quotients within each: machines drift. From the kept
+JSON alone, so a table can be written again at any time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from benchmarks.contenders import NETWORKS, Contender
+from benchmarks.tables import NOTHING, markdown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from benchmarks.contenders import Lap, Way
+
+_LEFT = ("trained by", "loss", "asked", "met")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A contender and what it gave, round by round."""
+
+    contender: Contender
+    laps: list[Lap] = field(default_factory=list)
+
+    @property
+    def speeds(self) -> list[float | None]:
+        """Images/s of each round; None where it failed."""
+        return [lap.get("images_per_s") for lap in self.laps]
+
+    @property
+    def speed(self) -> float | None:
+        """The median of those there are."""
+        there = [speed for speed in self.speeds if speed is not None]
+        return median(there) if there else None
+
+    @property
+    def failure(self) -> str | None:
+        """Why it failed the first time."""
+        return next((lap["failed"] for lap in self.laps if "failed" in lap), None)
+
+    def tree(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**asdict(self.contender), "images_per_s": self.speed, "rounds": self.laps}
+
+
+def rows_of(tree: Iterable[dict[str, Any]]) -> list[Row]:
+    """The rows that were kept as JSON."""
+    names = Contender.__dataclass_fields__
+    return [Row(Contender(**{name: row[name] for name in names}), row["rounds"]) for row in tree]
+
+
+def ratio(row: Row | None, other: Row | None) -> float | None:
+    """How many times faster than another; None where either is missing."""
+    if row is None or other is None:
+        return None
+    pairs = zip(row.speeds, other.speeds, strict=False)  # a round may be under way
+    quotients = [ours / theirs for ours, theirs in pairs if ours and theirs]
+    return median(quotients) if quotients else None
+
+
+def plain(rows: Sequence[Row], loss: str) -> Row | None:
+    """The plain baseline that learns from this loss."""
+    return _fastest(rows, "plain", loss, "fp32")
+
+
+def onef1b(rows: Sequence[Row], precision: str) -> Row | None:
+    """1F1B with the number of micro-batches that is best."""
+    return _fastest(rows, "1f1b", "glob", precision)
+
+
+def _fastest(rows: Sequence[Row], way: Way, loss: str, precision: str) -> Row | None:
+    wanted = (way, loss, precision)
+    found = [
+        row
+        for row in rows
+        if (row.contender.way, row.contender.loss, row.contender.precision) == wanted and row.speed
+    ]
+    return max(found, key=lambda row: row.speed or 0.0, default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """At least so many times as fast as a rival, for each of these losses."""
+
+    networks: tuple[str, ...]
+    way: Way
+    stages: int
+    losses: tuple[str, ...]
+    precision: str
+    rival: Way
+    least: float
+    device: str = "cpu"
+
+
+_SMALL, _ALL = ("mlp", "vgg8b_quarter"), ("pred", "sim", "predsim")
+ASKED = (
+    Asked(("mlp",), "pipeline", 2, ("pred",), "fp32", "1f1b", 1.8),
+    Asked(("mlp",), "pipeline", 2, ("predsim",), "fp32", "1f1b", 0.95),
+    Asked(("mlp",), "pipeline", 2, ("pred",), "bf16", "1f1b", 1.8),
+    Asked(("mlp",), "pipeline", 2, ("predsim",), "bf16", "1f1b", 0.95),
+    Asked(_SMALL, "single", 1, _ALL, "fp32", "plain", 1.3),
+    Asked(_SMALL, "single", 1, _ALL, "bf16", "plain", 3.0),
+    Asked(("vgg8b",), "single", 1, ("predsim",), "bf16", "plain", 5.0, "cuda"),
+)
+
+
+class Answer(NamedTuple):
+    """What was asked for, in words, and what was found."""
+
+    asked: str
+    least: float
+    found: float
+
+    @property
+    def met(self) -> bool:
+        """Whether it was reached."""
+        return self.found >= self.least
+
+
+def answers(network: str, device: str, rows: Sequence[Row]) -> list[Answer]:
+    """All that was asked for of what was measured; `device` is `cpu` or `cuda`."""
+    found: list[Answer] = []
+    for asked in ASKED:
+        if network not in asked.networks or device != asked.device:
+            continue
+        for loss in asked.losses:
+            found += _answer(asked, loss, rows)
+    return found
+
+
+def _answer(asked: Asked, loss: str, rows: Sequence[Row]) -> list[Answer]:
+    ours = Contender(asked.way, loss, asked.precision, asked.stages)
+    row = next((row for row in rows if row.contender == ours), None)
+    beside_1f1b = asked.rival == "1f1b"
+    rival = onef1b(rows, asked.precision) if beside_1f1b else plain(rows, loss)
+    quotient = ratio(row, rival)
+    if quotient is None:
+        return []
+    name = f"1F1B, {asked.precision}" if beside_1f1b else "plain, fp32"
+    words = f"{ours.name} ≥ {asked.least:g} × {name}"
+    return [Answer(words, asked.least, quotient)]
+
+
+def network_text(tree: dict[str, Any], device: str) -> str:
+    """A network's tables as Markdown: speeds and ratios, what was asked for, what failed."""
+    rows = rows_of(tree["contenders"])
+    parts = [f"### {NETWORKS[tree['network']].title}\n", _speed_table(rows)]
+    given = answers(tree["network"], device, rows)
+    if given:
+        parts.append(_asked_table(given))
+    failed = {f"{row.contender.name}: {row.failure}" for row in rows if row.failure}
+    if failed:
+        parts.append("Failed:\n\n" + "".join(f"- {line}\n" for line in sorted(failed)))
+    return "\n".join(parts)
+
+
+def _speed_table(rows: Sequence[Row]) -> str:
+    precisions = list(dict.fromkeys(row.contender.precision for row in rows))
+    columns = ["trained by", "loss"]
+    for precision in precisions:
+        columns += [f"{precision}, images/s", "× 1F1B", "× plain fp32"]
+    kinds = dict.fromkeys((_label(row.contender), row.contender.loss) for row in rows)
+    lines = [
+        [label, loss, *(cell for precision in precisions for cell in _cells(rows, kind, precision))]
+        for kind in kinds
+        for label, loss in [kind]
+    ]
+    return markdown(columns, lines, _LEFT)
+
+
+def _cells(rows: Sequence[Row], kind: tuple[str, str], precision: str) -> list[str]:
+    """Images/s, beside 1F1B of the same precision, beside the plain baseline of the same loss."""
+    label, loss = kind
+    for row in rows:
+        same = _label(row.contender) == label and row.contender.precision == precision
+        if same and row.contender.loss == loss:
+            beside = (ratio(row, onef1b(rows, precision)), ratio(row, plain(rows, loss)))
+            speed = "failed" if row.speed is None else f"{row.speed:,.0f}"
+            return [speed, *(NOTHING if q is None else f"{q:.2f}" for q in beside)]
+    return [NOTHING] * 3
+
+
+def _label(contender: Contender) -> str:
+    if contender.way == "pipeline":
+        return f"pipeline, {contender.stages} stage{'s' * (contender.stages > 1)}"
+    if contender.way == "1f1b":
+        return f"1F1B, {contender.stages} stages, micro-batches: {contender.micro_batches}"
+    return {"single": "single mode", "plain": "plain baseline"}[contender.way]
+
+
+def _asked_table(given: Iterable[Answer]) -> str:
+    lines = [
+        (answer.asked, f"{answer.found:.2f}", "yes" if answer.met else "**no**") for answer in given
+    ]
+    return markdown(("asked", "found", "met"), lines, _LEFT)

@@ -1,0 +1,213 @@
+"""The plain baseline learns what our stages learn; and what of the benchmarks needs no run."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks are not installed
+from benchmarks.contenders import NETWORKS, Contender, Task, task_of
+from benchmarks.onef1b import Part, even_plan, loss_of
+from benchmarks.plain import PlainBlock, PlainTrainer
+from benchmarks.speeds import Row, answers, network_text, onef1b, plain, ratio, rows_of
+from benchmarks.tables import markdown, with_section
+from benchmarks.throughput import Options, contenders, report, size_of_run
+from pipeline.block import Block
+from pipeline.config import build_config
+from pipeline.models import build_specs
+from pipeline.optimizers import make_optimizer
+from pipeline.stage import Stage
+
+LR, STEPS, CPU = 5e-4, 3, torch.device("cpu")
+MODELS = {
+    "mlp": {"name": "mlp", "hidden_layers": 2, "hidden": 12},
+    # a decoder that pools, one that pads, both poolings
+    "vgg": {"name": "vgg", "layers": [5, "M", 6, "A3", 6], "hidden": 8},
+}
+
+
+def stage_of(model: str, loss: str) -> Stage:
+    """A stage of ours that holds the whole network, in float64."""
+    tree: dict[str, Any] = {
+        "model": MODELS[model],
+        "loss": {"name": loss, "dim_in_decoder": 24},
+        "data": {"name": "cifar10"},
+    }
+    config = build_config(tree, "test")
+    specs = build_specs(config.model, config.loss, config.nonlinearity, (3, 9, 9), 4)
+    make = partial(make_optimizer, "adam", weight_decay=0.0, momentum=0.9)
+    blocks = [Block(spec, seed=1, device=CPU, dtype=torch.float64, bf16=False) for spec in specs]
+    for block in blocks:
+        block.attach(make)
+    return Stage(blocks, None)
+
+
+def losses_of(stage: Stage, x: Tensor, labels: Tensor, batch_id: int) -> list[float | None]:
+    """Train a batch; the loss of every block that has one."""
+    stage.training.reset()
+    stage.train(x, labels, batch_id=batch_id, lr=LR, send=lambda sent: None)
+    return [tally.loss for tally in stage.training.read()]
+
+
+def batches() -> list[tuple[Tensor, Tensor]]:
+    draws = torch.Generator().manual_seed(0)
+    return [
+        (
+            torch.randn(7, 3, 9, 9, generator=draws, dtype=torch.float64),
+            torch.randint(4, (7,), generator=draws),
+        )
+        for _ in range(STEPS)
+    ]
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("loss", ["pred", "sim", "predsim"])
+def test_the_plain_baseline_is_the_same_method(model: str, loss: str) -> None:
+    stage = stage_of(model, loss)
+    trainer = PlainTrainer([PlainBlock(block.spec).double() for block in stage.blocks], LR)
+    for block, copy in zip(stage.blocks, trainer.blocks, strict=True):
+        copy.load_state_dict(block.state_dict())
+    for batch_id, (x, labels) in enumerate(batches(), 1):
+        ours = losses_of(stage, x, labels, batch_id)
+        assert trainer.step(x, labels) == pytest.approx(ours, rel=1e-9)
+    for block, copy in zip(stage.blocks, trainer.blocks, strict=True):
+        for name, tensor in copy.state_dict().items():
+            torch.testing.assert_close(tensor, block.state_dict()[name])
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("model", MODELS)
+def test_1f1b_has_the_layers_of_our_global_backprop(model: str) -> None:
+    stage = stage_of(model, "glob")
+    halves = (stage.blocks[:2], stage.blocks[2:])
+    parts = [Part(tuple(block.spec for block in half), CPU, bf16=False).double() for half in halves]
+    for part, half in zip(parts, halves, strict=True):
+        for layer, block in zip(part.layers, half, strict=True):
+            layer.load_state_dict(block.state_dict())
+    optimizers = [torch.optim.Adam(part.parameters(), LR, fused=True) for part in parts]
+    for batch_id, (x, labels) in enumerate(batches(), 1):
+        sent = parts[0](x)
+        received = sent.detach().requires_grad_()
+        loss = loss_of(parts[1](received), labels)
+        (gradient,) = torch.autograd.grad(loss, received, retain_graph=True)
+        assert sent.is_contiguous()
+        assert gradient.is_contiguous()
+        loss.backward()
+        sent.backward(gradient)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        assert [loss.item()] == pytest.approx(losses_of(stage, x, labels, batch_id), rel=1e-5)
+
+
+def test_the_plain_baseline_refuses_what_it_does_not_know() -> None:
+    tree = {"model": {"name": "resnet18"}, "loss": {"name": "pred"}, "data": {"name": "cifar10"}}
+    config = build_config(tree, "test")
+    specs = build_specs(config.model, config.loss, config.nonlinearity, (3, 32, 32), 10)
+    with pytest.raises(SystemExit, match="only an MLP or a VGG"):
+        [PlainBlock(spec) for spec in specs]
+
+
+def task(network: str, contender: Contender, *changes: str) -> Task:
+    return Task(network, contender, "cpu", 1, 2.0, changes)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_network_is_a_config_and_crosses_to_a_rival(network: str) -> None:
+    given = task(network, Contender("plain", "sim", "fp32"), "model.hidden=32")
+    config = given.config()
+    assert (config.data.name, config.data.batch_size, config.model.hidden) == ("synthetic", 128, 32)
+    assert task_of(given.text()) == given
+
+
+def test_1f1b_divides_the_same_layers_evenly() -> None:
+    rival = task("vgg8b_quarter", Contender("1f1b", "glob", "fp32", 3))
+    specs, plan = even_plan(rival)
+    blocks = [block for stage in plan.stages for block in stage.blocks]
+    assert (plan.n_stages, blocks) == (3, list(range(len(specs))))
+    assert not any(spec.pred or spec.sim for spec in specs)
+
+
+def test_a_round_holds_each_pair() -> None:
+    options = Options(("mlp",), ("fp32",), ("pred", "sim"), 2, 1, 1.0, "cpu", 1, (), Path("runs"))
+    names = [contender.name for contender in contenders(options)]
+    assert names == [
+        "single pred fp32", "pipeline 1 pred fp32", "pipeline 2 pred fp32",
+        "single sim fp32", "pipeline 1 sim fp32", "pipeline 2 sim fp32",
+        "single glob fp32",
+        "1f1b 2 in 1 glob fp32", "1f1b 2 in 2 glob fp32", "1f1b 2 in 4 glob fp32",
+        "plain pred fp32", "plain sim fp32",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("speed", "seconds", "size"),
+    [(3200.0, 20.0, (100, 6)), (10.0, 20.0, (1, 6)), (1280.0, 2.0, (10, 3))],
+)
+def test_epochs_take_a_few_seconds(speed: float, seconds: float, size: tuple[int, int]) -> None:
+    assert size_of_run(speed, seconds) == size
+
+
+def row(contender: Contender, *speeds: float | None) -> Row:
+    laps = [{"failed": "why"} if s is None else {"images_per_s": s} for s in speeds]
+    return Row(contender, laps)
+
+
+ROWS = [
+    row(Contender("pipeline", "pred", "fp32", 2), 190.0, 380.0),
+    row(Contender("single", "pred", "fp32"), 120.0, 200.0),
+    row(Contender("1f1b", "glob", "fp32", 2, 1), 50.0, None),
+    row(Contender("1f1b", "glob", "fp32", 2, 2), 100.0, 200.0),
+    row(Contender("1f1b", "glob", "fp32", 2, 4), None, None),
+    row(Contender("plain", "pred", "fp32"), 100.0, 200.0),
+]
+
+
+def test_ratios_are_those_within_a_round_and_to_the_best_rival() -> None:
+    assert onef1b(ROWS, "fp32") is ROWS[3]
+    assert ratio(ROWS[0], ROWS[3]) == pytest.approx(1.9)
+    assert ratio(ROWS[0], ROWS[2]) == pytest.approx(3.8)
+    assert ratio(ROWS[0], ROWS[4]) is None
+    assert plain(ROWS, "sim") is None
+
+
+def test_what_was_asked_for_is_answered() -> None:
+    given = answers("mlp", "cpu", ROWS)
+    assert [(answer.asked, answer.met) for answer in given] == [
+        ("pipeline 2 pred fp32 ≥ 1.8 × 1F1B, fp32", True),
+        ("single pred fp32 ≥ 1.3 × plain, fp32", False),
+    ]
+    assert answers("mlp", "cuda", ROWS) == []
+
+
+def test_the_tables_come_from_what_was_kept() -> None:
+    kept = [one.tree() for one in ROWS]
+    assert rows_of(kept) == ROWS
+    network = {"network": "mlp", "contenders": kept}
+    text = network_text(network, "cpu")
+    assert "| pipeline, 2 stages | pred | 285 | 1.90 | 1.90 |" in text
+    assert "| 1F1B, 2 stages, micro-batches: 4 | glob | failed | – | – |" in text
+    assert "- 1f1b 2 in 4 glob fp32: why\n" in text
+    where = {"command": "one", "processor": "two", "cores": 3, "versions": {"torch": "4"}}
+    commit = {"commit": "five", "uncommitted_changes": True, "gpus": [], "device": "cpu"}
+    whole = report({**where, **commit, "networks": [network]}, "name")
+    assert "`one`; two, 3 cores; torch 4; commit five+." in whole
+    assert whole.endswith(text)
+
+
+def test_a_table_goes_between_its_markers() -> None:
+    table = markdown(("who", "speed"), [("a", "1")], ("who",))
+    assert table == "| who | speed |\n| --- | ---: |\n| a | 1 |\n"
+    before = "# A\n<!-- begin one: by hand -->\nold\n<!-- end one -->\nrest\n"
+    after = with_section(before, "one", table)
+    assert after == f"# A\n<!-- begin one: by hand -->\n\n{table}\n<!-- end one -->\nrest\n"
+    assert with_section(after, "one", table) == after
+    with pytest.raises(SystemExit, match="0 sections"):
+        with_section(before, "on", table)

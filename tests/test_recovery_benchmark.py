@@ -1,0 +1,101 @@
+"""The parts of benchmarks/recovery.py that need no run: what it reads, and what it asks for."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks are not installed
+from benchmarks.recovery import (
+    KILLED,
+    NONE,
+    Run,
+    Timed,
+    in_epochs,
+    ratios,
+    snapshots_in,
+    timed_config,
+)
+from pipeline.config import build_config
+from pipeline.feed import Feed, Position, course_of
+from pipeline.inband import Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from subprocess import Popen
+
+LOG = """\
+2026-01-01 00:00:00 checkpoint step-00000012
+2026-01-01 00:00:00 epoch 5/9  step 20  lr 5e-04
+2026-01-01 00:00:01 checkpoint step-00000024
+2026-01-01 00:00:02 checkpoint step-00000036
+"""
+
+
+class Writer:
+    """Stands for a process: whenever it is asked how it does, it writes its next part."""
+
+    def __init__(self, path: Path, *parts: str) -> None:
+        self._path, self._parts = path, list(parts)
+
+    def poll(self) -> int | None:
+        if not self._parts:
+            return 0
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(self._parts.pop(0))
+        return None
+
+
+def lines_written(folder: Path, *parts: str) -> Iterator[str]:
+    process: Popen[bytes] = Writer(folder / "run.log", *parts)  # type: ignore[assignment]
+    return Run(process, folder).lines("run.log")
+
+
+def test_lines_are_given_once_and_whole(tmp_path: Path) -> None:
+    lines = lines_written(tmp_path, "one\ntw", "o\n", "three\nfo", "", "ur\nhalf")
+    assert [next(lines) for _ in range(4)] == ["one", "two", "three", "four"]
+    with pytest.raises(SystemExit, match=r"ended.*run\.log"):
+        next(lines)
+
+
+def test_a_run_that_writes_nothing_has_no_lines(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"ended.*run\.log"):
+        next(lines_written(tmp_path))
+
+
+def snapshots_of(tree: dict[str, Any]) -> list[int]:
+    """The steps at which a config has snapshots."""
+    config = build_config(tree, "a test")
+    steps = config.data.train_images // config.data.batch_size
+    course = course_of(config, (), steps, 1)
+    return [item.step for item in Feed(course, Position()) if isinstance(item, Snapshot)]
+
+
+def test_snapshots_come_every_so_many_epochs_or_last() -> None:
+    assert snapshots_of(timed_config(5, 8, 3)) == [15, 30, 40]
+    assert snapshots_of(timed_config(5, 8, None)) == [40]
+
+
+def test_the_config_of_the_killed_run_is_one() -> None:
+    assert build_config(KILLED, "a test").model.hidden_layers == 10
+
+
+@pytest.mark.parametrize(("seconds", "epochs"), [(30.0, 12), (5.0, 2), (0.1, 1)])
+def test_periods_are_whole_epochs(seconds: float, epochs: int) -> None:
+    assert in_epochs(seconds) == epochs
+
+
+def test_only_snapshots_within_the_timed_steps_count() -> None:
+    assert snapshots_in(LOG, range(16, 36)) == 1
+    assert snapshots_in(LOG, range(12, 37)) == 3
+
+
+def test_ratios_are_those_within_a_round() -> None:
+    runs = {
+        "often": [Timed(90.0, 1.0, 9), Timed(210.0, 1.0, 9)],
+        NONE: [Timed(100.0, 1.0, 0), Timed(200.0, 1.0, 0)],
+    }
+    assert ratios(runs) == {"often": [0.9, 1.05]}
