@@ -50,7 +50,10 @@ def test_a_plan_json_of_a_run_is_a_plan(tmp_path: Path) -> None:
         ("stages: [{blocks: [], device: cpu}]", "stages.0.blocks"),
         ("stages: []", "stages: [] is not allowed"),
         ("stages: [{blocks: [0, 1, 2, 3], device: cpu, stage: 1}]", "stage 1 stands where stage 0"),
-        ("stages: [{blocks: [0, 1, 2, 3], devise: cpu}]", "devise: unknown key; allowed here: blocks, device, stage"),
+        (
+            "stages: [{blocks: [0, 1, 2, 3], devise: cpu}]",
+            "devise: unknown key; allowed here: blocks, device, stage",
+        ),
         ("[1, 2]", "plan.yaml"),
         (
             "stages: [{blocks: [0, 1, 2], device: cpu}, {blocks: [3], device: cpu}]",
