@@ -1,0 +1,57 @@
+"""Global backprop as anyone would write it who is short of memory: activation checkpointing.
+
+    input ──▶ blocks 0 … 3 ──▶ blocks 4 … 7 ──▶ …      about √depth segments: of each only the
+                 segment           segment              input is kept, and it is computed again
+                                                        when the gradient comes back
+
+The same layers as ours in a plain `nn.Sequential`, the same optimizer.
+"""
+
+from __future__ import annotations
+
+from math import isqrt
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint_sequential
+
+from benchmarks.plain import Layer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from pipeline.optimizers import Optimizer
+    from pipeline.specs import BlockSpec
+
+
+class CheckpointedNetwork:
+    """Trains all layers from the cross-entropy of the last one.
+
+    Args:
+        segments: that are computed again, but for the last; None: about √depth.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[BlockSpec],
+        make_optimizer: Callable[[Mapping[str, Tensor]], Optimizer],
+        device: torch.device,
+        segments: int | None = None,
+    ) -> None:
+        self.segments = segments or max(1, isqrt(len(specs)))
+        self._layers = nn.Sequential(*map(Layer, specs)).to(device)
+        self._parameters = dict(self._layers.named_parameters())
+        self._optimizer = make_optimizer(self._parameters)
+
+    def train(self, images: Tensor, labels: Tensor, lr: float) -> None:
+        """One step on uint8 (n, C, H, W) and int64 (n,)."""
+        x = images.to(torch.float32).div_(255)
+        logits = checkpoint_sequential(  # type: ignore[no-untyped-call]
+            self._layers, self.segments, x, use_reentrant=False
+        )
+        loss = F.cross_entropy(logits, labels)
+        gradients = torch.autograd.grad(loss, list(self._parameters.values()))
+        with torch.no_grad():
+            self._optimizer.step(gradients, lr)

@@ -1,0 +1,155 @@
+"""A link between this process and another, and how long one batch takes over it.
+
+    here                 wait for room ─▶ clock ─▶ send
+    the other process                              receive ─▶ clock ─▶ give the room back
+
+One batch at a time is on its way, so that none waits for another. Both clocks are the system's
+monotonic one, which is the same for all processes.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from time import perf_counter, process_time
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipeline.door import Door
+from pipeline.inband import TrainBatch
+from pipeline.sockets import Sockets, make_keys
+from pipeline.tensors import TensorPayload, arrived_tensor
+from pipeline.transport import ZmqReceiver, ZmqSender
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from multiprocessing.connection import Connection
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from pipeline.invitation import Keys
+
+IMAGES = 128
+_SLOTS = 1
+_TIMEOUT_S = 120.0
+_RUN, _NAMES = "links", ("stage 0", "stage 1")
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Carrier:
+    """How batches cross: in slots of shared memory or as raw frames, told of over which socket."""
+
+    name: str
+    ring: bool
+    tcp: bool
+
+
+CARRIERS = (
+    Carrier("shared memory", ring=True, tcp=False),
+    Carrier("frames over ipc", ring=False, tcp=False),
+    Carrier("frames over tcp, CURVE", ring=False, tcp=True),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Hops:
+    """Seconds that each of some batches took from one process to the other, and the processor
+    time of all of them, in both processes."""
+
+    seconds: list[float]
+    cpu_s: float
+
+
+class Link:
+    """The upstream end; the other process takes whatever is sent."""
+
+    def __init__(self, sender: ZmqSender, pipe: Connection) -> None:
+        self._sender, self._pipe = sender, pipe
+        self._batch_id = 0
+
+    def cross(self, x: Tensor, count: int) -> Hops:
+        """Send float32 (n, features) so many times; its first number is overwritten."""
+        payloads = [TensorPayload(x), TensorPayload(torch.arange(len(x)))]
+        self._pipe.send(count)
+        cpu_s, sent = process_time(), []
+        for _ in range(count):
+            self._sender.wait_for_room()  # the batch before is out of the way
+            self._batch_id += 1
+            x[0, 0] = self._batch_id
+            item = TrainBatch(self._batch_id, 1, 1e-3)
+            sent.append(perf_counter())
+            self._sender.send(item, payloads)
+        came, their_cpu_s = _heard(self._pipe)
+        seconds = [end - begin for begin, end in zip(sent, came, strict=True)]
+        return Hops(seconds, process_time() - cpu_s + their_cpu_s)
+
+
+@contextmanager
+def linked(carrier: Carrier, most_bytes: int, socket: Path) -> Iterator[Link]:
+    """A link for activations of up to so many bytes, to a process that ends with the block.
+
+    Args:
+        socket: where it listens, unless over tcp.
+    """
+    here, there = make_keys(1) if carrier.tcp else (None, None)
+    mine, theirs = get_context("spawn").Pipe()
+    bind = "tcp://127.0.0.1:*" if carrier.tcp else f"ipc://{socket}"
+    arguments = (theirs, bind, most_bytes + IMAGES * 8 + 128, there)
+    process = get_context("spawn").Process(target=_take_all, args=arguments, daemon=True)
+    process.start()
+    theirs.close()  # the other process has one of its own
+    sockets = Sockets(Door("here"), here)
+    try:
+        address = _heard(mine)
+        address = address if carrier.ring else replace(address, ring=None)
+        sender = ZmqSender(sockets, address, _RUN, names=_NAMES, timeout_s=_TIMEOUT_S)
+        assert (sender.carrier == "shared memory") == carrier.ring, sender.carrier
+        yield Link(sender, mine)
+        mine.send(0)
+    finally:
+        sockets.close()
+        process.join(_TIMEOUT_S)
+
+
+def _heard(pipe: Connection) -> Any:
+    """What the other process says next.
+
+    Raises:
+        SystemExit: where it says nothing in time, or has ended.
+    """
+    if not pipe.poll(_TIMEOUT_S):
+        raise SystemExit(f"the other process has said nothing for {_TIMEOUT_S:g} s")
+    try:
+        return pipe.recv()
+    except EOFError:
+        raise SystemExit("the other process has ended before its time") from None
+
+
+def _take_all(pipe: Connection, bind: str, slot_bytes: int, keys: Keys | None) -> None:
+    """What the other process does: take as many batches as it is told, say when each came."""
+    torch.set_num_threads(1)
+    sockets = Sockets(Door("there"), keys)
+    names = _NAMES[1], _NAMES[0]
+    receiver = ZmqReceiver(sockets, bind, _RUN, names=names, slots=_SLOTS, slot_bytes=slot_bytes)
+    pipe.send(receiver.address)
+    while count := pipe.recv():
+        cpu_s = process_time()
+        came = [_take(receiver) for _ in range(count)]
+        pipe.send((came, process_time() - cpu_s))
+    receiver.close()
+    sockets.close()
+
+
+def _take(receiver: ZmqReceiver) -> float:
+    """When the next batch was there; its memory is given back after that."""
+    delivery = receiver.receive(_TIMEOUT_S)
+    x, labels = (arrived_tensor(arrived, _CPU) for arrived in delivery.tensors)
+    now = perf_counter()
+    assert isinstance(delivery.item, TrainBatch)
+    assert (float(x[0, 0]), len(labels)) == (delivery.item.batch_id, len(x))
+    delivery.release()
+    return now

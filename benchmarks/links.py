@@ -1,0 +1,176 @@
+"""How fast activations cross from one process to another: python -m benchmarks.links
+
+By size and carrier, beside a plain copy of the same bytes within one process, all by turns:
+
+    size    0.5 MiB                                        1 MiB  …
+    round   1: copy, shared memory, ipc, tcp    2: …
+                   └─ so many hops, one after another: their median, and processor time
+
+A hop takes from just before `send` until the other process has the tensors in hand.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from time import perf_counter, process_time
+from typing import TYPE_CHECKING, Any
+
+import click
+import torch
+
+from benchmarks.link_ends import CARRIERS, IMAGES, Hops, linked
+from benchmarks.machine import write_result
+from benchmarks.tables import README, markdown, write_section
+from launch.provenance import provenance
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import Tensor
+
+ASKED_SHARE, ASKED_SHARE_MIB = 0.6, 64.0
+"""Of a plain copy's speed, through shared memory."""
+ASKED_CPU_S, ASKED_CPU_MIB = 1e-3, 0.5
+"""Processor time of both ends for one batch and hop of the MLP's size."""
+
+COPY, SHARED = "copy", CARRIERS[0].name
+SIZES_MIB = (0.5, 1.0, 4.0, 16.0, 64.0, 256.0)
+_MIB = 1 << 20
+_MOST_HOPS, _LEAST_HOPS, _ROUND_MIB = 100, 2, 256
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Of one size and carrier: medians of each round's hops, in seconds, and processor seconds
+    of both ends per hop."""
+
+    seconds: list[float]
+    cpu_s: list[float]
+
+    def tree(self, nbytes: int) -> dict[str, Any]:
+        """Plain JSON values."""
+        rate = round(nbytes / median(self.seconds))
+        return {"us": round(median(self.seconds) * 1e6, 1), "bytes_per_s": rate, **asdict(self)}
+
+
+def hops_of(mib: float) -> int:
+    """How many hops of a size make a round."""
+    return min(_MOST_HOPS, max(_LEAST_HOPS, int(_ROUND_MIB / mib)))
+
+
+def activation(mib: float) -> Tensor:
+    """(images, features) of so many MiB."""
+    return torch.rand(IMAGES, int(mib * _MIB) // (4 * IMAGES))
+
+
+def copier(most_bytes: int) -> Callable[[Tensor, int], Hops]:
+    """Copies within this process, to memory that it has used before."""
+    memory = torch.zeros(most_bytes // 4)
+
+    def copy(x: Tensor, count: int) -> Hops:
+        target, laps, cpu_s = memory[: x.numel()].view(x.shape), [], process_time()
+        for _ in range(count):
+            began = perf_counter()
+            target.copy_(x)
+            laps.append(perf_counter() - began)
+        return Hops(laps, process_time() - cpu_s)
+
+    return copy
+
+
+def measure_size(
+    ways: Mapping[str, Callable[[Tensor, int], Hops]], mib: float, rounds: int
+) -> dict[str, Measured]:
+    """All ways by turns; a round before the first only warms up."""
+    x, count = activation(mib), hops_of(mib)
+    found: dict[str, Measured] = {name: Measured([], []) for name in ways}
+    for number in range(rounds + 1):
+        for name, cross in ways.items():
+            hops = cross(x, count if number else min(count, _LEAST_HOPS))
+            if number:
+                found[name].seconds.append(median(hops.seconds))
+                found[name].cpu_s.append(hops.cpu_s / count)
+    return found
+
+
+def measure_all(sizes: Sequence[float], rounds: int) -> dict[float, dict[str, Measured]]:
+    """Every size, with one other process for each carrier."""
+    most_bytes = int(max(sizes) * _MIB)
+    found: dict[float, dict[str, Measured]] = {}
+    with TemporaryDirectory() as folder, ExitStack() as open_links:
+        ways = {COPY: copier(most_bytes)}
+        for number, carrier in enumerate(CARRIERS):
+            link = linked(carrier, most_bytes, Path(folder) / str(number))
+            ways[carrier.name] = open_links.enter_context(link).cross
+        for mib in sizes:
+            found[mib] = measure_size(ways, mib, rounds)
+            print(table({mib: found[mib]}), flush=True)
+    return found
+
+
+def share_of_copy(found: Mapping[str, Measured], name: str = SHARED) -> float:
+    """How fast a carrier is, a plain copy being 1: the median of the rounds."""
+    pairs = zip(found[COPY].seconds, found[name].seconds, strict=True)
+    return median(copy / hop for copy, hop in pairs)
+
+
+def table(found: Mapping[float, Mapping[str, Measured]]) -> str:
+    """GB/s, microseconds per hop, processor time of both ends, by size and carrier."""
+    names = [COPY, *(carrier.name for carrier in CARRIERS)]
+    rows = [
+        [f"{mib:g}", *(_cell(mib, ways[name]) for name in names), f"{share_of_copy(ways):.2f}"]
+        for mib, ways in found.items()
+    ]
+    return markdown(["MiB", *names, f"{SHARED} / copy"], rows)
+
+
+def _cell(mib: float, measured: Measured) -> str:
+    tree, cpu_us = measured.tree(int(mib * _MIB)), median(measured.cpu_s) * 1e6
+    return f"{tree['bytes_per_s'] / 1e9:.2f} GB/s, {tree['us']:.0f} µs, CPU {cpu_us:.0f} µs"
+
+
+def verdicts(found: Mapping[float, Mapping[str, Measured]]) -> list[str]:
+    """Whether what was measured is what is asked for."""
+    lines = []
+    if ways := found.get(ASKED_SHARE_MIB):
+        share = share_of_copy(ways)
+        met = "yes" if share >= ASKED_SHARE else "NO"
+        lines.append(f"{ASKED_SHARE_MIB:g} MiB, {SHARED}: {share:.2f} of a plain copy's speed, "
+                     f"asked {ASKED_SHARE:g}: {met}")  # fmt: skip
+    if ways := found.get(ASKED_CPU_MIB):
+        cpu_s = median(ways[SHARED].cpu_s)
+        met = "yes" if cpu_s <= ASKED_CPU_S else "NO"
+        lines.append(f"{ASKED_CPU_MIB:g} MiB, {SHARED}: {cpu_s * 1e3:.3f} ms of processor time per "
+                     f"batch and hop, asked {ASKED_CPU_S * 1e3:g} ms: {met}")  # fmt: skip
+    return lines
+
+
+@click.command()
+@click.option("--size", "sizes", multiple=True, type=float, help="MiB; only this one, or these.")
+@click.option("--rounds", default=7, show_default=True, type=click.IntRange(1))
+def main(sizes: tuple[float, ...], rounds: int) -> None:
+    """Measure, print and keep benchmarks/results/links.json."""
+    words = "".join(f" --size {mib:g}" for mib in sizes)
+    where = provenance(f"python -m benchmarks.links{words} --rounds {rounds}")
+    torch.set_num_threads(1)
+    found = measure_all(sizes or SIZES_MIB, rounds)
+    told = verdicts(found)
+    print("\n".join(told))
+    source = f"`{where['command']}`, {where['processor']}, commit {where['commit']}"
+    items = "\n".join(f"- {line}" for line in told)
+    write_section(README, "links", f"{table(found)}\n{source}.\n\n{items}")
+    tree = {
+        f"{mib:g}": {name: one.tree(int(mib * _MIB)) for name, one in ways.items()}
+        for mib, ways in found.items()
+    }
+    shares = {f"{mib:g}": round(share_of_copy(ways), 3) for mib, ways in found.items()}
+    result = {**where, "rounds": rounds, "shared_memory_to_copy": shares, "by_mib": tree}
+    print(f"kept in {write_result('links', result)}")
+
+
+if __name__ == "__main__":
+    main()

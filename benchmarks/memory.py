@@ -1,0 +1,194 @@
+"""How much memory activations take at most, by depth: python -m benchmarks.memory
+
+single         local losses, all blocks in one process: each learns, and frees, before the next
+stage          local losses, one stage per hidden layer: the stage that takes the most
+global         global backprop by our own step: the group that holds the whole network
+checkpointed   global backprop with activation checkpointing (`checkpointed.py`)
+
+A figure is the peak of what tensors take during the second training step, beyond what was held
+before it (weights, optimizer state). It includes what arrives, and gradients; `activations` leaves
+out the gradients of weights: local losses free each block's at once, under global backprop all
+live until the update. What libraries take without PyTorch (oneDNN's scratch) is not seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import click
+import torch
+
+from benchmarks.allocations import MarkingOptimizer, Peaks, measure
+from benchmarks.checkpointed import CheckpointedNetwork
+from benchmarks.machine import write_result
+from benchmarks.memory_report import draw, megabytes, report, verdicts
+from launch.provenance import provenance
+from pipeline.assembly import build_stage, prepare_process
+from pipeline.config import build_config
+from pipeline.datasets import data_facts
+from pipeline.models import network_specs
+from pipeline.optimizers import make_optimizer
+from pipeline.specs import stage_units
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import Tensor
+
+    from pipeline.config import Config
+    from pipeline.optimizers import Optimizer
+    from pipeline.specs import Shape
+
+WARM_UP_IMAGES = 8
+"""In the first step, after which the optimizers hold their state."""
+_LR = 1e-4
+
+
+def mlp(layers: int) -> dict[str, Any]:
+    """MNIST's network (configs/mnist_mlp.yaml), but of so many hidden layers."""
+    return {
+        "model": {"name": "mlp", "hidden_layers": layers, "hidden": 1024, "dropout": 0.1},
+        "data": {"name": "synthetic", "channels": 1, "size": 28},
+    }
+
+
+def vgg(name: str) -> dict[str, Any]:
+    """As configs/vgg8b.yaml."""
+    return {
+        "model": {"name": name, "hidden_layers": 1, "hidden": 1024, "dropout": 0.2},
+        "data": {"name": "synthetic", "channels": 3, "size": 32},
+    }
+
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    **{f"mlp-{layers}": mlp(layers) for layers in (4, 8, 16, 32)},
+    **{name: vgg(name) for name in ("vgg8b", "vgg11b", "vgg19")},
+}
+
+
+def configured(tree: Mapping[str, Any], loss: str, batch_size: int) -> Config:
+    """A network that learns from such a loss."""
+    data = {**tree["data"], "batch_size": batch_size}
+    return build_config({**tree, "data": data, "loss": {"name": loss}}, "a benchmark")
+
+
+def peaks_of_blocks(config: Config, blocks: Sequence[int], device: torch.device) -> Peaks:
+    """Of a stage that holds these blocks; what it sends is gone with the next block's input."""
+    facts = data_facts(config.data)
+    stage = build_stage(config, facts, blocks, device)
+    for block in stage.blocks:
+        block.attach(marking_optimizer)
+    shape = stage.blocks[0].spec.in_shape
+
+    def step(batch_id: int, images: int) -> None:
+        x, labels = arriving(shape, images, device, as_images=blocks[0] == 0)
+        stage.train(x, labels, batch_id=batch_id, lr=_LR, send=_to_nobody)
+
+    return second_step(step, config.data.batch_size, device)
+
+
+def single(tree: Mapping[str, Any], batch_size: int, device: torch.device) -> Peaks:
+    """Every block learns from its own loss, one after another, in one process."""
+    config = configured(tree, "predsim", batch_size)
+    blocks = range(len(network_specs(config, data_facts(config.data))))
+    return peaks_of_blocks(config, blocks, device)
+
+
+def largest_stage(tree: Mapping[str, Any], batch_size: int, device: torch.device) -> Peaks:
+    """The most that any stage takes, where there are as many as there can be."""
+    config = configured(tree, "predsim", batch_size)
+    units = stage_units(network_specs(config, data_facts(config.data)))
+    stages = [[spec.index for spec in unit] for unit in units]
+    found = [peaks_of_blocks(config, blocks, device) for blocks in stages]
+    return max(found, key=lambda peaks: peaks.total)
+
+
+def global_backprop(tree: Mapping[str, Any], batch_size: int, device: torch.device) -> Peaks:
+    """All blocks learn together from the output's cross-entropy."""
+    config = configured(tree, "glob", batch_size)
+    blocks = range(len(network_specs(config, data_facts(config.data))))
+    return peaks_of_blocks(config, blocks, device)
+
+
+def checkpointed(tree: Mapping[str, Any], batch_size: int, device: torch.device) -> Peaks:
+    """The same in a plain network that computes most activations twice."""
+    config = configured(tree, "glob", batch_size)
+    facts = data_facts(config.data)
+    network = CheckpointedNetwork(network_specs(config, facts), marking_optimizer, device)
+
+    def step(batch_id: int, images: int) -> None:
+        x, labels = arriving(facts.shape, images, device, as_images=True)
+        network.train(x, labels, lr=_LR)
+
+    return second_step(step, batch_size, device)
+
+
+WAYS: dict[str, Callable[[Mapping[str, Any], int, torch.device], Peaks]] = {
+    "single": single,
+    "stage": largest_stage,
+    "global": global_backprop,
+    "checkpointed": checkpointed,
+}
+
+
+def marking_optimizer(learned: Mapping[str, Tensor]) -> Optimizer:
+    """Adam, the default."""
+    return MarkingOptimizer(make_optimizer("adam", learned, weight_decay=0.0, momentum=0.9))
+
+
+def arriving(
+    shape: Shape, images: int, device: torch.device, *, as_images: bool
+) -> tuple[Tensor, Tensor]:
+    """A batch, as it comes in: uint8 images or an activation, and labels."""
+    generator = torch.Generator(device).manual_seed(1)
+    dtype = torch.uint8 if as_images else torch.float32
+    x = torch.empty(images, *shape, dtype=dtype, device=device)
+    drawn = x.random_(256, generator=generator) if as_images else x.uniform_(generator=generator)
+    return drawn, torch.arange(images, device=device).remainder_(10)
+
+
+def second_step(step: Callable[[int, int], None], batch_size: int, device: torch.device) -> Peaks:
+    """Measure a step of a whole batch; one before it, of a few images, is not."""
+    step(1, min(WARM_UP_IMAGES, batch_size))
+    return measure(partial(step, 2, batch_size), device)
+
+
+def _to_nobody(passed: Tensor) -> None:
+    """A stage's neighbour copies what it is sent into memory of its own."""
+
+
+@click.command()
+@click.option("--network", "names", multiple=True, type=click.Choice(list(NETWORKS)),
+              help="Only this one; may be given several times.")  # fmt: skip
+@click.option("--batch-size", default=128, show_default=True, type=click.IntRange(2))
+@click.option("--device", "device_name", default="cpu", show_default=True)
+def main(names: tuple[str, ...], batch_size: int, device_name: str) -> None:
+    """Measure, print and keep benchmarks/results/memory.json, and draw figures/memory.svg."""
+    chosen = names or tuple(NETWORKS)
+    words = "".join(f" --network {name}" for name in names)
+    command = f"python -m benchmarks.memory{words} --batch-size {batch_size} --device {device_name}"
+    where, device = provenance(command), torch.device(device_name)
+    prepare_process(device, 1)
+    found: dict[str, dict[str, Peaks]] = {}
+    for name in chosen:
+        found[name] = measured_network(name, batch_size, device)
+        tree = {name: {way: asdict(p) for way, p in ways.items()} for name, ways in found.items()}
+        kept = write_result("memory", {**where, "batch_size": batch_size, "bytes": tree})
+    report(found, where)
+    print("\n".join(verdicts(found)))
+    print(f"kept in {kept}, drawn in {draw(found)}")
+
+
+def measured_network(name: str, batch_size: int, device: torch.device) -> dict[str, Peaks]:
+    """All ways, each told as soon as it is known."""
+    found: dict[str, Peaks] = {}
+    for way, measured in WAYS.items():
+        found[way] = measured(NETWORKS[name], batch_size, device)
+        print(f"{name}, {way}: {megabytes(found[way].total)} MB", flush=True)
+    return found
+
+
+if __name__ == "__main__":
+    main()
