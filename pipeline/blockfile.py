@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,9 +28,12 @@ def decode_block(data: bytes) -> dict[str, Tensor]:
     """The tensors of a block file, on the CPU.
 
     Raises:
-        CheckpointError: where the bytes are not a safetensors file.
+        CheckpointError: where the bytes are not a safetensors file, or one whose types or shapes
+            torch does not have.
     """
     try:
         return dict(load(data))
-    except SafetensorError as error:
-        raise CheckpointError(f"not a block file: {error}") from None
+    # safetensors knows types of which torch makes no tensors (KeyError), and empty tensors may
+    # have a side (TypeError) or strides (RuntimeError) beyond an int64
+    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"not a block file: {one_line(error)}") from None

@@ -13,7 +13,7 @@ import re
 import shlex
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.errors import CheckpointError
 from pipeline.feed import Position
@@ -28,6 +28,7 @@ MANIFEST = "manifest.json"
 REPLACED = ".replaced-"
 """Before the name of a checkpoint while another of the same step takes its place: it counts for
 as long as the other is not there."""
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,27 +52,28 @@ class Checkpoint:
     @property
     def step(self) -> int:
         """Training steps done."""
-        return int(self.manifest["step"])
+        return _count(self.manifest["step"])
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches in an epoch; with the step it says where in the data the run is."""
-        return int(self.manifest["steps_per_epoch"])
+        return _count(self.manifest["steps_per_epoch"])
 
     @property
     def epoch_reported(self) -> bool:
         """Whether the epoch of the step has been reported and tested."""
-        return bool(self.manifest["epoch_reported"])
+        return _of_type(bool, self.manifest["epoch_reported"])
 
     @property
     def tallies(self) -> tuple[Tally, ...]:
         """Counters of the epoch under way."""
-        return tuple(Tally(**tally) for tally in self.manifest["tallies"])
+        return tuple(_tally(tree) for tree in self.manifest["tallies"])
 
     @property
     def digests(self) -> dict[int, str]:
         """SHA-256 per block file."""
-        return {int(entry["block"]): str(entry["sha256"]) for entry in self.manifest["blocks"]}
+        entries = self.manifest["blocks"]
+        return {_count(entry["block"]): _of_type(str, entry["sha256"]) for entry in entries}
 
     def start(self) -> StartState:
         """Everything a run needs to go on from here.
@@ -134,21 +136,47 @@ def open_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: where the manifest is damaged or of another format.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
-        checkpoint = Checkpoint(path, manifest)
-        _ = (checkpoint.epoch_reported, checkpoint.steps_per_epoch, checkpoint.tallies)
-        _ = checkpoint.manifest["config"]
-        if sorted(checkpoint.digests) != list(range(max(1, len(checkpoint.digests)))):
-            raise ValueError(f"blocks {sorted(checkpoint.digests)} are not 0, 1, 2, …")
-        if not path.name.endswith(f"step-{checkpoint.step:08d}"):
-            raise ValueError(f"step {checkpoint.step} is not that of the folder")
-    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise CheckpointError(f"{path / MANIFEST}: is damaged: {error!r}") from None
-    if manifest.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path / MANIFEST}: format {manifest.get('format')}, this version reads {FORMAT}"
-        )
+        checkpoint = Checkpoint(path, json.loads((path / MANIFEST).read_bytes()))
+        _check(checkpoint)
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+        raise CheckpointError(f"{path / MANIFEST}: is damaged: {error!r:.300}") from None
     return checkpoint
+
+
+def _check(checkpoint: Checkpoint) -> None:
+    """Read all that is read of a manifest later: each part refuses to be of another type."""
+    _ = (checkpoint.epoch_reported, checkpoint.steps_per_epoch, checkpoint.tallies)
+    _ = checkpoint.manifest["config"]
+    if sorted(checkpoint.digests) != list(range(max(1, len(checkpoint.digests)))):
+        raise ValueError(f"blocks {sorted(checkpoint.digests)[:20]} are not 0, 1, 2, …")
+    if not checkpoint.path.name.endswith(f"step-{checkpoint.step:08d}"):
+        raise ValueError(f"step {checkpoint.step} is not that of the folder")
+    found = checkpoint.manifest.get("format")
+    if found != FORMAT:
+        raise CheckpointError(
+            f"{checkpoint.path / MANIFEST}: format {found!r:.40}, this version reads {FORMAT}"
+        )
+
+
+def _count(value: Any) -> int:
+    """A number that a message can carry, too: ValueError for any other."""
+    if not 0 <= _of_type(int, value) < 1 << 63:
+        raise ValueError(f"{value!r:.40} is not a count")
+    return int(value)
+
+
+def _of_type(kind: type[Kind], value: Any) -> Kind:
+    if type(value) is not kind:
+        raise TypeError(f"{value!r:.40} is no {kind.__name__}")
+    return value
+
+
+def _tally(tree: Any) -> Tally:
+    tally = Tally(**tree)
+    if type(tally.loss_sum) is not int:  # JSON may leave out the fraction of a whole number
+        _of_type(float, tally.loss_sum)
+    errors = None if tally.errors is None else _count(tally.errors)
+    return Tally(_count(tally.block), _count(tally.images), float(tally.loss_sum), errors)
 
 
 def way_back(folder: Path, damaged: Path) -> str:

@@ -2,7 +2,8 @@
 
 A message is a map of its class name and its fields; a nested class is a map of the same kind.
 Nothing is executed: a name that is not in the table, a missing or unknown field or a value of
-another type is a `ProtocolError`, and sizes are bounded before anything is built.
+another type is a `ProtocolError`, and sizes are bounded before anything is built. `tests/fuzz`
+looks for bytes of which this is not true.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from pipeline.errors import ProtocolError
 from pipeline.messages import Message
 
 MAX_HEADER_BYTES = 1 << 22
+MAX_ITEMS = 1 << 14
+"""Of one list in a message: more than the blocks of a network, and read in no time."""
 
 _CLASSES: dict[str, type] = {
     name: value
@@ -44,7 +47,7 @@ def decode(data: bytes | memoryview) -> Message:
     if len(data) > MAX_HEADER_BYTES:
         raise ProtocolError(f"header of {len(data)} bytes: at most {MAX_HEADER_BYTES} are read")
     try:
-        tree = msgpack.unpackb(data, raw=False, strict_map_key=True)
+        tree = msgpack.unpackb(data, raw=False, strict_map_key=True, max_array_len=MAX_ITEMS)
     except (ValueError, msgpack.exceptions.UnpackException) as error:
         raise ProtocolError(f"not a msgpack header: {error!r:.100}") from None
     message = _restore_class(tree)
@@ -93,6 +96,7 @@ def _brief(value: Any) -> str:
     return repr(value)[:40] if type(value) in (str, int, float, bool) else type(value).__name__
 
 
+@cache
 def _arms(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 

@@ -28,6 +28,8 @@ from pipeline.records import PassReport, Tally
 PROTOCOL_VERSION = 3
 ITEM_BYTES = {"uint8": 1, "int64": 8, "float32": 4, "float64": 8, "bfloat16": 2}
 MAX_DIMENSIONS = 8
+MAX_TENSORS = 16
+"""Of one batch: it has an activation and labels."""
 MAX_TENSOR_BYTES = 1 << 36
 
 
@@ -80,6 +82,8 @@ class Header:
                 f"{type(self.item).__name__} with {len(self.tensors)} tensors in slot {self.slot}: "
                 "a batch has tensors and a slot, a marker has neither"
             )
+        if len(self.tensors) > MAX_TENSORS:
+            raise ProtocolError(f"{len(self.tensors)} tensors: at most {MAX_TENSORS} travel")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.blockfile import decode_block
 from pipeline.checkpoint import (
     FORMAT,
     Checkpoint,
@@ -247,7 +248,7 @@ def test_manifest_of_another_format(folder: Path) -> None:
     for found in (99, None, "1"):
         with pytest.raises(CheckpointError) as caught:
             open_checkpoint(_edited(write(folder), format=found))
-        assert f"manifest.json: format {found}, this version reads {FORMAT}" in str(caught.value)
+        assert f"manifest.json: format {found!r}, this version reads {FORMAT}" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -263,11 +264,70 @@ def test_manifest_of_another_format(folder: Path) -> None:
         {"tallies": [{}]},
         {"tallies": [{"block": 0, "images": 1, "loss_sum": 1, "errors": 0, "more": 1}]},
         {"tallies": None},
+        # with these, what is wrong was found too late, or by others, or never
+        {"step": "5"},
+        {"step": 5.5},
+        {"steps_per_epoch": True},
+        {"steps_per_epoch": -1},
+        {"steps_per_epoch": 2**63},
+        {"epoch_reported": "false"},
+        {"blocks": [{"block": 0, "sha256": ["5"]}]},
+        {"tallies": [{"block": "0", "images": 1, "loss_sum": 1.0, "errors": 0}]},
+        {"tallies": [{"block": 0, "images": 2**64, "loss_sum": 1.0, "errors": 0}]},
+        {"tallies": [{"block": 0, "images": 1, "loss_sum": None, "errors": 0}]},
+        {"tallies": [{"block": 0, "images": 1, "loss_sum": 10**400, "errors": 0}]},
+        {"tallies": [{"block": 0, "images": 1, "loss_sum": 1.0, "errors": {}}]},
     ],
 )
 def test_manifest_with_odd_values(folder: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match=r"manifest\.json: is damaged: "):
         open_checkpoint(_edited(write(folder), **changes))
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, '{"step":' * 5000])
+def test_manifest_nested_too_deep(folder: Path, text: str) -> None:
+    """Python's own limit is met, wherever it lies."""
+    path = write(folder)
+    (path / "manifest.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"manifest\.json: is damaged: RecursionError"):
+        open_checkpoint(path)
+
+
+def test_a_digest_that_is_a_tree_is_found_at_once(folder: Path) -> None:
+    """It was turned into text with every look, and that fails if the look is deep enough."""
+    deep: list[Any] = []
+    for _ in range(200):
+        deep = [deep]
+    path = _edited(write(folder), blocks=[{"block": 0, "sha256": deep}])
+    with pytest.raises(CheckpointError, match=r"\[\[\[ is no str"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        b"\xff" * 100_000,
+        b'{"format": "\\ud800", ',
+        b'{"format": %s, ' % (b"9" * 4000),
+        b'{"format": "%s", ' % (b"x" * 100_000),
+    ],
+    ids=["no text", "half a character", "long number", "long format"],
+)
+def test_complaints_are_short_and_can_be_shown(folder: Path, manifest: bytes) -> None:
+    path = write(folder)
+    rest = (path / "manifest.json").read_bytes().replace(b'"format": 1,', b"").lstrip(b"{ \n")
+    (path / "manifest.json").write_bytes(manifest + rest)
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(path)
+    assert len(str(caught.value)) < len(str(path)) + 400
+    str(caught.value).encode()
+
+
+def test_whole_numbers_of_a_loss_are_read(folder: Path) -> None:
+    """JSON need not tell 3 from 3.0, a message does."""
+    tally = {"block": 0, "images": 1, "loss_sum": 3, "errors": None}
+    found = open_checkpoint(_edited(write(folder), tallies=[tally]))
+    assert repr(found.tallies) == repr((Tally(0, 1, 3.0, None),))
 
 
 def _edited(path: Path, removed: str | None = None, **changes: Any) -> Path:
@@ -291,6 +351,27 @@ def test_names_of_files_are_never_taken_from_the_manifest(folder: Path, tmp_path
         open_checkpoint(_edited(path, blocks=[entry])).read()
     right = {**entry, "sha256": sha256(b"first block").hexdigest()}
     assert open_checkpoint(_edited(path, blocks=[right])).read() == {0: b"first block"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ({"dtype": "F8_E8M0", "shape": [1], "data_offsets": [0, 1]}, "KeyError: 'F8_E8M0'"),
+        ({"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}, "KeyError: 'F4'"),
+        ({"dtype": "F32", "shape": [0, 2**63], "data_offsets": [0, 0]}, "TypeError: "),
+        ({"dtype": "F32", "shape": [0, 2**62, 2**62], "data_offsets": [0, 0]}, "RuntimeError: "),
+        ({"dtype": "x" * 9000, "shape": [], "data_offsets": [0, 1]}, "SafetensorError: "),
+    ],
+    ids=["a type of scales", "half bytes", "a vast side", "vast strides", "a long name"],
+)
+def test_block_files_of_which_torch_makes_no_tensors(entry: dict[str, Any], says: str) -> None:
+    """They are right as far as safetensors knows, or their fault takes pages to tell."""
+    header = json.dumps({"weight": entry}).encode()
+    data = len(header).to_bytes(8, "little") + header + bytes(entry["data_offsets"][1])
+    with pytest.raises(CheckpointError) as caught:
+        decode_block(data)
+    assert str(caught.value).startswith(f"not a block file: {says}")
+    assert len(str(caught.value)) < 600
 
 
 # --- what a person can do -----------------------------------------------------------------

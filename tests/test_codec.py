@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import ast
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import msgpack
 import pytest
+from fuzz.examples import EXAMPLES
+from fuzz.trees import WRONG, as_tree, at, places, replaced
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import inband
-from pipeline.codec import MAX_HEADER_BYTES, decode, encode
+from pipeline.codec import MAX_HEADER_BYTES, MAX_ITEMS, decode, encode
 from pipeline.datasets import DataFacts
 from pipeline.errors import ProtocolError
 from pipeline.messages import (
     ITEM_BYTES,
     MAX_DIMENSIONS,
+    MAX_TENSORS,
     Bye,
     Complete,
     Connect,
@@ -66,6 +69,7 @@ markers = (
     st.builds(inband.StartEvaluation, counts)
     | st.builds(inband.EndEvaluation, counts)
     | st.builds(inband.EndEpoch, counts)
+    | st.builds(inband.PassedBatch, counts, counts)
     | st.builds(inband.Snapshot, counts, counts, st.booleans())
     | st.just(inband.Stop())
 )
@@ -113,45 +117,6 @@ messages: st.SearchStrategy[Any] = st.one_of(
     st.builds(Failure, texts, st.none() | numbers, numbers, texts),
     st.just(Bye()),
 )
-
-FACTS = DataFacts(1, 8, 10, 100, 20, (0.5,), (0.25,))
-EXAMPLES: list[Any] = [
-    Header(inband.Stop()),
-    Header(
-        inband.TrainBatch(3, 1, 5e-4),
-        (TensorSpec("float32", (2, 3)), TensorSpec("int64", (2,))),
-        slot=1,
-    ),
-    OpenLink("run", 1),
-    Credit(0),
-    Hello("run", 1, 77),
-    Setup(
-        0,
-        "{}",
-        FACTS,
-        (0, 1),
-        "cpu",
-        "ipc://x",
-        True,
-        False,
-        5,
-        1,
-        (Tally(0, 9, 1.5, None),),
-        2,
-        0.5,
-    ),
-    Ready(0, LinkAddress("ipc://x", RingHandle("host", 1, 2, 3, 4, 5), "word", "key")),
-    Connect(None),
-    Complete(3),
-    Connected("frames"),
-    Report(PassReport(0, 1, True, (Tally(0, 9, 1.5, 3),), Usage(1.0, 0.5, 7))),
-    State(1, 1, True, (0,), ()),
-    ProgressNow(1, 0.5, 0, ()),
-    Remark("a block skipped a batch"),
-    Heartbeat(1, 1, "working", 0.5),
-    Failure("broken", None, 1, "Traceback"),
-    Bye(),
-]
 
 
 @given(messages)
@@ -242,35 +207,6 @@ def test_changed_bytes(message: Message, place: float, byte: int) -> None:
     decodes_or_is_refused(bytes(data))
 
 
-def as_tree(value: Any) -> Any:
-    if is_dataclass(value):
-        named = {field.name: as_tree(getattr(value, field.name)) for field in fields(value)}
-        return {"type": type(value).__name__, **named}
-    return [as_tree(item) for item in value] if isinstance(value, tuple) else value
-
-
-def places(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Where in a tree a value can be replaced."""
-    inner = tree.items() if isinstance(tree, dict) else ()
-    inner = enumerate(tree) if isinstance(tree, list) else inner
-    return [path, *(place for key, value in inner for place in places(value, (*path, key)))]
-
-
-def replaced(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
-    if not path:
-        return value
-    copy = dict(tree) if isinstance(tree, dict) else list(tree)
-    copy[path[0]] = replaced(tree[path[0]], path[1:], value)
-    return copy
-
-
-def at(tree: Any, path: tuple[Any, ...]) -> Any:
-    return at(tree[path[0]], path[1:]) if path else tree
-
-
-WRONG = [None, True, -1, 1.5, "text", b"bytes", [], {}, [None], {"type": "Bye"}, {"type": "Tally"}]
-
-
 @pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
 def test_every_field_with_every_wrong_type(message: Message) -> None:
     tree = as_tree(message)
@@ -353,6 +289,15 @@ def test_oversized_headers_are_not_read() -> None:
     assert refused(data) == f"header of {len(data)} bytes: at most {MAX_HEADER_BYTES} are read"
 
 
+def test_long_lists_are_not_read() -> None:
+    """4 million numbers took 7 s to check, and a list that claims to be long takes memory."""
+    most = State(1, 1, True, tuple(range(MAX_ITEMS)), ())
+    assert decode(encode(most)) == most
+    claim = b"\xdd" + (1 << 21).to_bytes(4, "big")
+    for data in (encode(replace(most, blocks=(*most.blocks, 1))), claim * 1000 + bytes(1 << 21)):
+        assert f"exceeds max_array_len({MAX_ITEMS})" in refused(data)
+
+
 @pytest.mark.parametrize(
     ("dtype", "shape", "says"),
     [
@@ -360,7 +305,8 @@ def test_oversized_headers_are_not_read() -> None:
         ("x" * 10_000, (1,), "tensor type 'xxx"),
         ("uint8", (-1,), "tensor shape (-1,) is not one"),
         ("uint8", (1,) * 9, "tensor shape (1, 1, 1, 1, 1, 1, 1, 1, 1) is not one"),
-        ("uint8", (1,) * 100_000, "tensor shape (1, "),
+        ("uint8", (1,) * MAX_ITEMS, "tensor shape (1, "),
+        ("uint8", (1,) * 100_000, "100000 exceeds max_array_len(16384)"),
         ("uint8", (2**63, 2**63), "bytes: at most 68719476736 travel"),
         ("int64", (2**34,), "tensor of 137438953472 bytes"),
     ],
@@ -384,6 +330,9 @@ def test_headers_refuse_to_be_built_wrong() -> None:
     ):
         with pytest.raises(ProtocolError, match="a batch has tensors and a slot"):
             wrong()
+    assert replace(right, tensors=(spec,) * MAX_TENSORS)
+    with pytest.raises(ProtocolError, match="17 tensors: at most 16 travel"):
+        replace(right, tensors=(spec,) * (MAX_TENSORS + 1))
 
 
 # --- no pickle ----------------------------------------------------------------------------

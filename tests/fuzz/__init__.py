@@ -1,0 +1,1 @@
+"""Bytes that nobody thought of, for what reads sockets and checkpoints; see `fuzz.py`."""

@@ -1,0 +1,80 @@
+"""One message of every kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline import inband
+from pipeline.datasets import DataFacts
+from pipeline.messages import (
+    Bye,
+    Complete,
+    Connect,
+    Connected,
+    Credit,
+    Failure,
+    Header,
+    Heartbeat,
+    Hello,
+    LinkAddress,
+    OpenLink,
+    ProgressNow,
+    Ready,
+    Remark,
+    Report,
+    RingHandle,
+    Setup,
+    State,
+    TensorSpec,
+)
+from pipeline.records import PassReport, Tally, Usage
+
+FACTS = DataFacts(1, 8, 10, 100, 20, (0.5,), (0.25,))
+ADDRESS = LinkAddress("ipc://x", RingHandle("host", 1, 2, 3, 4, 5), "word", "key")
+MARKERS = (
+    inband.Stop(),
+    inband.PassedBatch(3, 1),
+    inband.StartEvaluation(1),
+    inband.EndEvaluation(1),
+    inband.EndEpoch(1),
+    inband.Snapshot(3, 1, False),
+)
+EXAMPLES: list[Any] = [
+    *(Header(marker) for marker in MARKERS),
+    Header(
+        inband.TrainBatch(3, 1, 5e-4),
+        (TensorSpec("float32", (2, 3)), TensorSpec("int64", (2,))),
+        slot=1,
+    ),
+    Header(inband.EvaluationBatch(3, 1), (TensorSpec("uint8", (1, 9)),), slot=0, framed=True),
+    OpenLink("run", 1),
+    Credit(0),
+    Hello("run", 1, 77),
+    Setup(
+        0,
+        "{}",
+        FACTS,
+        (0, 1),
+        "cpu",
+        "ipc://x",
+        True,
+        False,
+        5,
+        1,
+        (Tally(0, 9, 1.5, None),),
+        2,
+        0.5,
+    ),
+    Ready(0, ADDRESS),
+    Connect(None),
+    Connect(ADDRESS),
+    Complete(3),
+    Connected("frames"),
+    Report(PassReport(0, 1, True, (Tally(0, 9, 1.5, 3),), Usage(1.0, 0.5, 7))),
+    State(1, 1, True, (0,), ()),
+    ProgressNow(1, 0.5, 0, ()),
+    Remark("a block skipped a batch"),
+    Heartbeat(1, 1, "working", 0.5),
+    Failure("broken", None, 1, "Traceback"),
+    Bye(),
+]
