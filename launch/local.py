@@ -18,7 +18,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from launch.interrupts import INTERRUPTIONS
-from launch.orphans import wake_when_orphaned
+from launch.orphans import prepare_fork_server
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ class LocalEngine:
         if sys.platform != "linux":
             raise ConfigError(f"workers need Linux, this is {sys.platform}; use --single")
         with _signals_ignored(), _short_folder():
+            prepare_fork_server(util.get_temp_dir())
             forkserver.ensure_running()
 
     def start(self, invitations: Sequence[Invitation], folder: Path) -> LocalWorkers:
@@ -157,7 +158,6 @@ def _end(process: ForkServerProcess) -> None:
 
 
 def _work(invitation: Invitation, folders: tuple[str, ...]) -> None:
-    wake_when_orphaned()
     from pipeline.workerprocess import run_worker  # torch: only the forkserver may pay for it
 
     def launcher_gone() -> bool:

@@ -7,8 +7,8 @@ to every object that it visits, and so copy the memory that the workers share.
 import gc
 
 import pipeline.workerprocess  # noqa: F401 - imported for the sake of having been imported
-from launch.orphans import end_with_parent
+from launch.orphans import mind_orphans
 
-end_with_parent()
+mind_orphans()
 gc.collect()
 gc.freeze()

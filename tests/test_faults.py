@@ -167,6 +167,15 @@ def test_recoveries_leave_nothing_open(launcher: Start, tmp_path: Path) -> None:
     assert run.exit_status(15.0) == 130
 
 
+def test_the_launcher_is_killed_before_there_are_workers(launcher: Start) -> None:
+    run = launcher("tiny.yaml", *ENDLESS)
+    until(lambda: list(run.temp.glob("pymp-*")), "the fork server's folder")
+    run.process.kill()
+    assert run.exit_status() == -9
+    until(lambda: not run.family(), "the end of the fork server", 10.0)
+    until(lambda: not list(run.temp.iterdir()), "the end of its folder", 5.0)
+
+
 def test_the_launcher_is_killed_while_workers_start(launcher: Start) -> None:
     run = launcher("tiny.yaml", *ENDLESS)
     until(run.workers, "a worker")

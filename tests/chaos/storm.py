@@ -153,7 +153,7 @@ def _alone(
     temp = folder / "t"
     temp.mkdir(parents=True)
     work(folder, lambda *arguments: Launcher(folder, temp, *arguments))
-    until(lambda: not list(temp.iterdir()), f"an empty {temp}", 10.0)
+    until(lambda: not list(temp.iterdir()), f"an empty folder: {list(temp.iterdir())}", 10.0)
     found = outcome(folder)
     shutil.rmtree(folder)
     return found
