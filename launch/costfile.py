@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from pipeline.specs import BlockSpec
 
 _FOLDER = "local-loss-pipeline"
-_DECIDE = ("nonlinearity", "precision", "threads_per_stage")
 
 
 def cost_file(config: Config, device: str) -> Path:
