@@ -91,9 +91,7 @@ def peaks_of_blocks(config: Config, blocks: Sequence[int], device: torch.device)
 
 def single(tree: Mapping[str, Any], batch_size: int, device: torch.device) -> Peaks:
     """Every block learns from its own loss, one after another, in one process."""
-    config = configured(tree, "predsim", batch_size)
-    blocks = range(len(network_specs(config, data_facts(config.data))))
-    return peaks_of_blocks(config, blocks, device)
+    return _peaks_of_all(configured(tree, "predsim", batch_size), device)
 
 
 def largest_stage(tree: Mapping[str, Any], batch_size: int, device: torch.device) -> Peaks:
@@ -107,7 +105,10 @@ def largest_stage(tree: Mapping[str, Any], batch_size: int, device: torch.device
 
 def global_backprop(tree: Mapping[str, Any], batch_size: int, device: torch.device) -> Peaks:
     """All blocks learn together from the output's cross-entropy."""
-    config = configured(tree, "glob", batch_size)
+    return _peaks_of_all(configured(tree, "glob", batch_size), device)
+
+
+def _peaks_of_all(config: Config, device: torch.device) -> Peaks:
     blocks = range(len(network_specs(config, data_facts(config.data))))
     return peaks_of_blocks(config, blocks, device)
 

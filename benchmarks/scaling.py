@@ -19,14 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from benchmarks.machine import write_result
 from launch.job import Options, make_job
 from launch.launcher import launch
 from launch.provenance import provenance
+from pipeline.recorder import METRICS_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-RESULT = Path(__file__).resolve().parent / "results" / "scaling.json"
 WITHIN = 0.10
 """Asked of the prediction."""
 EPOCHS = 3
@@ -68,7 +69,7 @@ def measured(config: Path, stages: int, folder: Path) -> float:
     status = launch(Options(config, stages=stages, gpus="cpu", run_dir=run_dir, view="quiet"))
     if status:
         raise click.ClickException(f"a run with {stages} stages ended with status {status}")
-    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (run_dir / METRICS_FILE).read_text(encoding="utf-8").splitlines()
     return float(median(json.loads(line)["images_per_s"] for line in lines[1:]))
 
 
@@ -117,15 +118,14 @@ def summary(rounds: Sequence[dict[int, Round]]) -> list[dict[str, Any]]:
 @click.option("--stages", default="1,2,3,4", show_default=True, help="Numbers of stages.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--images", default=12_800, show_default=True, help="Of an epoch.")
-@click.option("--out", default=RESULT, type=click.Path(path_type=Path), show_default=True)
-def main(networks: tuple[str, ...], stages: str, rounds: int, images: int, out: Path) -> None:
+@click.option("--name", default="scaling", show_default=True, help="Of the file in results/.")
+def main(networks: tuple[str, ...], stages: str, rounds: int, images: int, name: str) -> None:
     """Compare predicted with measured images/s on the CPU."""
     counts = [int(text) for text in stages.split(",")]
     result = provenance("python -m benchmarks.scaling " + " ".join(sys.argv[1:]))
     for network in networks or tuple(NETWORKS):
         result[network] = summary([one_round(network, counts, images) for _ in range(rounds)])
-    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"kept in {out}")
+    print(f"kept in {write_result(name, result)}")
 
 
 if __name__ == "__main__":

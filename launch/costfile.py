@@ -56,7 +56,7 @@ def known_timing(
         ConfigError: where the file was spoilt.
     """
     path = cost_file(config, devices[0])
-    if len({device_kind(device) for device in devices}) > 1 or not path.is_file():
+    if not path.is_file() or len({device_kind(device) for device in devices}) > 1:
         return None
     kept = load_costs(path, len(costs))
     times = tuple(BlockTimes(b.block, b.forward_s, b.learn_s) for b in kept.blocks)

@@ -51,22 +51,23 @@ def dry_run_report(
     backprop = config.loss.is_global
     stages = [stage_cost([costs[block] for block in stage.blocks]) for stage in plan.stages]
     console.print(_stage_table(specs, plan, stages, config.data.batch_size))
-    _say(console, f"Batches of {config.data.batch_size} images. {_NOTE}")
+    say(console, f"Batches of {config.data.batch_size} images. {_NOTE}")
     if not config.schedule.greedy:
-        _say(console, _ratio_sentence(config, costs))
+        say(console, _ratio_sentence(config, costs))
     if backprop:
-        _say(console, _backprop_sentence(costs))
+        say(console, _backprop_sentence(costs))
         return
     if config.schedule.greedy:
-        _say(console, _GREEDY)
+        say(console, _GREEDY)
         return
-    _say(console, _bottleneck_sentence(specs, plan, stages))
-    _say(console, _placement_sentence(plan, stages))
+    say(console, _bottleneck_sentence(specs, plan, stages))
+    say(console, _placement_sentence(plan, stages))
     console.print()
     console.print(_bound_table(stages))
 
 
-def _say(console: Console, sentence: str) -> None:
+def say(console: Console, sentence: str) -> None:
+    """A paragraph of its own; brackets in it are no markup."""
     console.print()
     console.print(sentence, markup=False, highlight=False)
 
@@ -74,7 +75,7 @@ def _say(console: Console, sentence: str) -> None:
 def _stage_table(
     specs: Sequence[BlockSpec], plan: Plan, stages: Sequence[StageCost], batch_size: int
 ) -> Table:
-    table = _table(("stage", "device", "blocks"), _NUMBERS)
+    table = plain_table(("stage", "device", "blocks"), _NUMBERS)
     unit = _macs_unit(stages)
     for planned, cost in zip(plan.stages, stages, strict=True):
         names = "\n".join(_names(specs, planned))
@@ -84,7 +85,7 @@ def _stage_table(
     return table
 
 
-def _table(words: Sequence[str], numbers: Sequence[str]) -> Table:
+def plain_table(words: Sequence[str], numbers: Sequence[str]) -> Table:
     """Headings and their alignment; a cell folds rather than lose digits in a narrow terminal."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in words:
@@ -147,9 +148,7 @@ def _placement_sentence(plan: Plan, stages: Sequence[StageCost]) -> str:
         return "On the CPU, read 'device' below as the cores that one stage has to itself."
     loads = [stage.train_macs for stage in stages]
     peak = busiest(loads, [devices.index(name) for name in names])
-    memory = dict.fromkeys(devices, 0)
-    for name, stage in zip(names, stages, strict=True):
-        memory[name] += stage.memory_bytes
+    memory = memory_by_device(plan, stages)
     fullest = max(devices, key=lambda name: memory[name])
     return (
         f"This plan, on {len(devices)} of the devices: at most {sum(loads) / peak:.2f}× the "
@@ -157,8 +156,16 @@ def _placement_sentence(plan: Plan, stages: Sequence[StageCost]) -> str:
     )
 
 
+def memory_by_device(plan: Plan, stages: Sequence[StageCost]) -> dict[str, int]:
+    """Bytes that training needs on each device of the plan."""
+    memory = {planned.device: 0 for planned in plan.stages}
+    for planned, stage in zip(plan.stages, stages, strict=True):
+        memory[planned.device] += stage.memory_bytes
+    return memory
+
+
 def _bound_table(stages: Sequence[StageCost]) -> Table:
-    table = _table((), ("equal devices", "speed-up, consecutive", "speed-up, free placement"))
+    table = plain_table((), ("equal devices", "speed-up, consecutive", "speed-up, free placement"))
     for count in _DEVICE_COUNTS:
         consecutive = speedup_bound_consecutive(stages, count)
         free = speedup_bound_free(stages, count)

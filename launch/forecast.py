@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
+from launch.dry_run import memory_by_device, plain_table, say
 from pipeline.cost import stage_cost
 from pipeline.plan import make_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.console import Console
+    from rich.table import Table
 
     from launch.foresight import Foresight
     from launch.job import Job
@@ -30,47 +30,36 @@ def print_forecast(job: Job, known: Foresight, console: Console) -> None:
     """Predicted images/s of the plan, by device; and how speed grows with devices."""
     timing = known.timing
     found = timing.prospect(job.plan, job.config.runtime.max_in_flight)
+    memory = _memory(job)
+    say(console, f"Predicted ({known.source}): {found.images_per_s:,.0f} images/s.")
     console.print()
-    console.print(
-        f"Predicted ({known.source}): {found.images_per_s:,.0f} images/s.", highlight=False
-    )
-    console.print()
-    console.print(_device_table(job, found))
-    for sentence in _too_full(job, known.memory_bytes):
-        console.print(sentence, markup=False, highlight=False)
+    console.print(_device_table(job, found, memory))
+    for sentence in _too_full(memory, known.memory_bytes):
+        say(console, sentence)
     if job.plan.stages[0].device != "cpu":
         _print_growth(job, timing, console)
 
 
-def _device_table(job: Job, found: Prospect) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("device", "stages"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("busy", "memory"):
-        table.add_column(heading, justify="right")
-    memory = memory_by_device(job)
+def _device_table(job: Job, found: Prospect, memory: Mapping[str, int]) -> Table:
+    table = plain_table(("device", "stages"), ("busy", "memory"))
     for device, busy in found.device_busy.items():
         stages = [str(s.stage) for s in job.plan.stages if s.device == device]
         table.add_row(device, ", ".join(stages), f"{100 * busy:.0f} %", _gib(memory[device]))
     return table
 
 
-def memory_by_device(job: Job) -> dict[str, int]:
-    """Bytes that training needs on each device of the plan."""
-    found: dict[str, int] = {}
-    for stage in job.plan.stages:
-        cost = stage_cost([job.costs[block] for block in stage.blocks])
-        found[stage.device] = found.get(stage.device, 0) + cost.memory_bytes
-    return found
+def _memory(job: Job) -> dict[str, int]:
+    stages = [stage_cost([job.costs[block] for block in stage.blocks]) for stage in job.plan.stages]
+    return memory_by_device(job.plan, stages)
 
 
-def _too_full(job: Job, limit: float | None) -> list[str]:
+def _too_full(memory: Mapping[str, int], limit: float | None) -> list[str]:
     if limit is None:
         return []
     return [
         f"{device} needs {_gib(needed)} and has {_gib(limit)}: use more devices or stages, or a "
         "smaller data.batch_size"
-        for device, needed in memory_by_device(job).items()
+        for device, needed in memory.items()
         if needed > limit
     ]
 
@@ -80,8 +69,7 @@ def _print_growth(job: Job, timing: Timing, console: Console) -> None:
     found = [timing.prospect(plan, job.config.runtime.max_in_flight) for plan in plans]
     console.print()
     console.print(_growth_table(plans, found))
-    console.print()
-    console.print(_where_it_stops(job, timing, plans, found), markup=False, highlight=False)
+    say(console, _where_it_stops(job, timing, plans, found))
 
 
 def _plan_on(job: Job, timing: Timing, count: int) -> Plan:
@@ -90,9 +78,8 @@ def _plan_on(job: Job, timing: Timing, count: int) -> Plan:
 
 
 def _growth_table(plans: Sequence[Plan], found: Sequence[Prospect]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("equal devices", "used", "images/s", "speed-up", "busy, on average"):
-        table.add_column(heading, justify="right")
+    headings = ("equal devices", "used", "images/s", "speed-up", "busy, on average")
+    table = plain_table((), headings)
     for count, plan, one in zip(_COUNTS, plans, found, strict=True):
         used = len({stage.device for stage in plan.stages})
         busy = sum(one.device_busy.values()) / count

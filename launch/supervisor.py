@@ -13,6 +13,7 @@ from pipeline.coordinator import Coordinator
 from pipeline.door import Door
 from pipeline.events import Note
 from pipeline.invitation import Invitation, Keys
+from pipeline.links import PATIENCE_S
 from pipeline.sockets import Sockets, make_keys
 from pipeline.transport import ZmqSender
 from pipeline.watch import Watch
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from pipeline.run import Run
 
 _LONGEST_SOCKET_PATH = 90  # the kernel takes 107 bytes; names of sockets are added to the folder
-_CREDIT_TIMEOUT_S = 3600.0  # the watch ends a stalled run long before
 
 
 def run_pipeline(run: Run, engine: Engine) -> None:
@@ -104,7 +104,7 @@ def _connect_to_first(
             address,
             run.id,
             names=("the coordinator", "stage 0"),
-            timeout_s=_CREDIT_TIMEOUT_S,
+            timeout_s=PATIENCE_S,
             cancelled=cancelled,
         )
         return sender, sender.carrier

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 PATIENCE_S = 3600.0
-"""Of a worker: the coordinator ends a stalled run long before; this ends an orphan's wait."""
+"""Of a link: the watch ends a stalled run long before; this ends an orphan's wait."""
 _LOOK_S = 0.05
 Taken = TypeVar("Taken")
 
