@@ -145,7 +145,9 @@ def arriving(
     """A batch, as it comes in: uint8 images or an activation, and labels."""
     generator = torch.Generator(device).manual_seed(1)
     dtype = torch.uint8 if as_images else torch.float32
-    x = torch.empty(images, *shape, dtype=dtype, device=device)
+    maps = len(shape) > 1 and not as_images
+    order = torch.channels_last if maps else torch.contiguous_format
+    x = torch.empty(images, *shape, dtype=dtype, device=device, memory_format=order)
     drawn = x.random_(256, generator=generator) if as_images else x.uniform_(generator=generator)
     return drawn, torch.arange(images, device=device).remainder_(10)
 

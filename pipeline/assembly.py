@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pipeline.allocator import keep_freed_memory
 from pipeline.augment import Preprocess
 from pipeline.block import Block
 from pipeline.custom import CustomBlock
@@ -32,6 +33,7 @@ def prepare_process(device: torch.device, threads: int) -> None:
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads)
+    keep_freed_memory()
     # as use_deterministic_algorithms(True), which would also import torch._inductor: 2 s, 80 MB
     torch.set_deterministic_debug_mode("error")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

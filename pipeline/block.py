@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import CheckpointError
-from pipeline.heads import PredHead, label_projection, reconstruction, similarity_map
+from pipeline.heads import PredHead, label_projection, looked_at, reconstruction, similarity_map
+from pipeline.layout import channels_last, flattened
 from pipeline.losses import (
     LossValue,
     activate,
@@ -49,6 +50,7 @@ class Block(nn.Module):
             torch.default_generator.manual_seed(derived_seed(seed, Purpose.INITIAL, spec.index))
             self._build(spec)
         self.to(device=device, dtype=dtype)
+        self.to(memory_format=torch.channels_last)
         self._dropout_generator = torch.Generator(device)
         self._optimizer: Optimizer | None = None
 
@@ -80,7 +82,8 @@ class Block(nn.Module):
         """
         self.train(batch_id is not None)
         with self._autocast():
-            h: Tensor = self.encoder(x.flatten(1) if self.spec.layer.kind == "linear" else x)
+            flat = self.spec.layer.kind == "linear"
+            h: Tensor = self.encoder(flattened(x) if flat else channels_last(x))
             if self.spec.is_output:
                 return h
             if self.bn is not None:
@@ -90,13 +93,15 @@ class Block(nn.Module):
             return self._activate(h)
 
     def transfer(self, h: Tensor, *, batch_id: int | None) -> Tensor:
-        """What the next block receives: h after dropout and pooling, contiguous.
+        """What the next block receives: h after dropout and pooling, as `layout.py` orders it.
 
-        Dropout draws for (seed, block, batch id); None, in evaluation, drops nothing.
+        Dropout draws for (seed, block, batch id); None, in evaluation, drops nothing. It drops
+        whole channels of feature maps, so pooling may come first, and leaves it less to do.
         """
+        passed = pool(h, self.spec.pool)
         if batch_id is not None and self.spec.dropout > 0:
-            h = h * self._dropout_mask(h, batch_id)
-        return pool(h, self.spec.pool).contiguous()
+            passed = passed * self._dropout_mask(h, batch_id)
+        return channels_last(passed)
 
     def local_loss(self, h: Tensor, labels: Tensor, x: Tensor) -> LossValue:
         """The loss of this block for its activation h and its input x (equations 4, 6, 7, 8)."""
@@ -104,8 +109,8 @@ class Block(nn.Module):
             value = prediction_loss(wide(h), labels)
             return LossValue(self.spec.output_weight * value.loss, value.errors)
         with self._autocast():
-            logits = self.pred(h) if self.pred is not None else None
-            mapped = self.sim(h) if self.sim is not None else None
+            pooled, mapped = looked_at(h, self.pred, self.sim)
+            logits = self.pred.classified(pooled) if self.pred and pooled is not None else None
         value = self._supervised(logits, mapped, labels)
         if self.spec.unsupervised == "none":
             return value
@@ -243,4 +248,16 @@ def _shortcut(spec: BlockSpec) -> nn.Module | None:
     if spec.shortcut is None or spec.shortcut.layer is None:
         return None
     norm = [_batch_norm(spec)] if spec.batch_norm else []
-    return nn.Sequential(_layer(spec.shortcut.layer), *norm)
+    return nn.Sequential(_Pointwise(spec.shortcut.layer), *norm)
+
+
+class _Pointwise(nn.Conv2d):
+    """A 1×1 convolution that takes every stride-th pixel itself: where the convolution does and
+    channels come last, oneDNN (PyTorch 2.15) writes beyond the gradient of few channels."""
+
+    def __init__(self, spec: LayerSpec) -> None:
+        super().__init__(spec.in_features, spec.out_features, 1)
+        self._every = spec.stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(channels_last(x[:, :, :: self._every, :: self._every]))

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.losses import activate, pool
+from pipeline.layout import flattened
+from pipeline.losses import activate, is_reduced, pool
+from pipeline.readout import read_out
 
 if TYPE_CHECKING:
     from pipeline.specs import BlockSpec, LayerSpec, PredSpec, Shape, SimSpec
@@ -58,11 +60,15 @@ class PredHead(nn.Linear):
             self.requires_grad_(False)
 
     def forward(self, h: Tensor) -> Tensor:
-        x = pool(h, self.spec.pool).flatten(1)
+        return self.classified(pool(h, self.spec.pool))
+
+    def classified(self, pooled: Tensor) -> Tensor:
+        """D of what is pooled already."""
+        x = flattened(pooled)
         for layer in self.hidden:
             x = activate(layer(x), self.spec.nonlinearity)
         if self.feedback is None:
-            return super().forward(x)
+            return F.linear(x, self.weight, self.bias)
         fed_back: Tensor = _FedBack.apply(x, self.weight, self.bias, self.feedback)
         return fed_back
 
@@ -95,6 +101,23 @@ def similarity_map(spec: SimSpec) -> nn.Module:
     if spec.kind == "conv":
         return nn.Conv2d(spec.features, spec.features, 3, padding=1, bias=False)
     return nn.Linear(spec.features, spec.features, bias=False)
+
+
+def looked_at(
+    h: Tensor, pred: PredHead | None, sim: nn.Module | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """What the heads compare: pool(h), and g(h) or, of feature maps, its spread (`readout.py`);
+    None where there is no such head."""
+    spec = pred.spec.pool if pred is not None else None
+    mapped: Tensor | None
+    pooled: Tensor | None = None
+    if isinstance(sim, nn.Conv2d) and is_reduced(h):
+        mapped, pooled = read_out(h, sim.weight, spec)
+    else:
+        mapped = sim(h) if sim is not None else None
+    if pred is not None and pooled is None:
+        pooled = pool(h, spec)
+    return pooled, mapped
 
 
 def label_projection(spec: BlockSpec) -> nn.Module | None:

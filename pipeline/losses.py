@@ -7,10 +7,11 @@ Labels y are (n,) int64. Losses are scalars, computed in at least float32.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
@@ -32,20 +33,22 @@ def similarity_matrix(x: Tensor) -> Tensor:
     Equation 5. Feature maps of more than 3 channels are first reduced to their standard
     deviation over space (section 3.1); anything else is flattened.
     """
-    if x.dim() == 4 and x.size(1) > 3 and x.size(2) > 1:
-        x = x.flatten(2).std(dim=2)
-    else:
-        x = x.flatten(1)
+    x = x.flatten(2).std(dim=2) if is_reduced(x) else x.flatten(1)
     x = x - x.mean(dim=1, keepdim=True)
     x = x / (1e-8 + x.norm(dim=1, keepdim=True))
     return (x @ x.T).clamp(-1.0, 1.0)
+
+
+def is_reduced(x: Tensor) -> bool:
+    """Whether a similarity matrix sees x through its standard deviation over space."""
+    return x.dim() == 4 and x.size(1) > 3 and x.size(2) > 1
 
 
 def similarity_loss(features: Tensor, target: Tensor) -> Tensor:
     """L_sim: mean over the n×n entries of (S(features) - S(target))² (equation 4).
 
     Args:
-        features: g(h), or for the bio form the pooled h.
+        features: g(h) or its spread, or for the bio form the pooled h.
         target: (n, k): labels one-hot, or for the bio form projected.
     """
     return F.mse_loss(similarity_matrix(features), similarity_matrix(target))
@@ -73,8 +76,34 @@ def pool(x: Tensor, spec: PoolSpec | None) -> Tensor:
 
 
 def activate(x: Tensor, nonlinearity: Literal["relu", "leaky_relu"]) -> Tensor:
-    """The non-linearity of hidden layers."""
-    return F.relu(x) if nonlinearity == "relu" else F.leaky_relu(x, LEAKY_SLOPE)
+    """The non-linearity of hidden layers, in place of x; its gradient in place of that of h.
+
+    Nobody else may need x, as after a batch norm, nor the gradient, which is so for what heads,
+    pooling and layers give back.
+    """
+    activated: Tensor = _Activate.apply(x, nonlinearity)
+    return activated
+
+
+class _Activate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, nonlinearity: str) -> Tensor:
+        h = F.relu_(x) if nonlinearity == "relu" else F.leaky_relu_(x, LEAKY_SLOPE)
+        ctx.mark_dirty(h)
+        ctx.save_for_backward(h)
+        ctx.nonlinearity = nonlinearity
+        return h
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_h: Tensor) -> tuple[Tensor, None]:
+        (h,) = ctx.saved_tensors
+        if ctx.nonlinearity == "relu":
+            torch.ops.aten.threshold_backward.grad_input(by_h, h, 0, grad_input=by_h)
+        else:
+            backward = torch.ops.aten.leaky_relu_backward.grad_input
+            backward(by_h, h, LEAKY_SLOPE, True, grad_input=by_h)
+        return by_h, None
 
 
 def wide(x: Tensor) -> Tensor:

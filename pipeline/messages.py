@@ -25,9 +25,10 @@ from pipeline.inband import (
 )
 from pipeline.records import PassReport, Tally
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 ITEM_BYTES = {"uint8": 1, "int64": 8, "float32": 4, "float64": 8, "bfloat16": 2}
 MAX_DIMENSIONS = 8
+_FEATURE_MAPS = 4  # dimensions: (n, C, H, W)
 MAX_TENSORS = 16
 """Of one batch: it has an activation and labels."""
 MAX_TENSOR_BYTES = 1 << 36
@@ -35,10 +36,12 @@ MAX_TENSOR_BYTES = 1 << 36
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Type and shape of a contiguous tensor whose bytes travel beside the header."""
+    """Type and shape of a tensor whose bytes travel beside the header: in order of its
+    dimensions, or feature maps (n, C, H, W) pixel by pixel."""
 
     dtype: str
     shape: tuple[int, ...]
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in ITEM_BYTES:
@@ -47,6 +50,8 @@ class TensorSpec:
             )
         if len(self.shape) > MAX_DIMENSIONS or min(self.shape, default=0) < 0:
             raise ProtocolError(f"tensor shape {self.shape[: MAX_DIMENSIONS + 1]} is not one")
+        if self.channels_last and len(self.shape) != _FEATURE_MAPS:
+            raise ProtocolError(f"tensor shape {self.shape} has no channels to be last")
         if self.nbytes > MAX_TENSOR_BYTES:
             raise ProtocolError(f"tensor of {self.nbytes} bytes: at most {MAX_TENSOR_BYTES} travel")
 

@@ -50,7 +50,7 @@ class Adam:
         self.hold()
         adam(
             self._parameters,
-            list(gradients),
+            _laid_out(gradients, self._parameters),
             self._held["exp_avg"],
             self._held["exp_avg_sq"],
             self._held.get("max_exp_avg_sq", []),
@@ -101,7 +101,7 @@ class SGD:
         buffers: list[Tensor | None] = [*self._buffers] or [None] * len(self._parameters)
         sgd(
             self._parameters,
-            list(gradients),
+            _laid_out(gradients, self._parameters),
             buffers,
             fused=True,
             weight_decay=self._weight_decay,
@@ -141,6 +141,14 @@ def make_optimizer(
     if name == "sgd":
         return SGD(parameters, weight_decay=weight_decay, momentum=momentum)
     return Adam(parameters, weight_decay=weight_decay, amsgrad=name == "amsgrad")
+
+
+def _laid_out(gradients: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients that lie in memory as their parameters do: fused kernels go by that alone."""
+    return [
+        gradient if gradient.stride() == p.stride() else torch.empty_like(p).copy_(gradient)
+        for gradient, p in zip(gradients, parameters, strict=True)
+    ]
 
 
 def _named(names: list[str], quantities: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:

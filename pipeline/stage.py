@@ -115,8 +115,7 @@ class Stage:
         values: dict[Block, LossValue] = {}
         statistics, received = self._finite.statistics_of(group), x
         for block in self._in_turn(group):
-            shortcut = self._shortcuts.at(block.spec, x)
-            h = block(x, batch_id=batch_id, shortcut=shortcut)
+            h = block(x, batch_id=batch_id, shortcut=self._shortcuts.at(block.spec, x))
             ends = block is group[-1]
             with torch.set_grad_enabled(not ends):
                 x = block.transfer(h.detach() if ends else h, batch_id=batch_id)
@@ -125,6 +124,7 @@ class Stage:
             if block.has_loss:
                 values[block] = block.local_loss(h, labels, received)
                 received = x
+            del h  # learning gives its memory back as soon as it can
         self._learn(group, values, labels, batch_id, lr, statistics)
         self._shortcuts.detach()
         return x

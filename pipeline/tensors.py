@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pipeline.layout import is_channels_last, pixels
 from pipeline.messages import ITEM_BYTES, TensorSpec
 
 if TYPE_CHECKING:
@@ -19,14 +20,15 @@ _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 
 @dataclass(frozen=True, slots=True)
 class TensorPayload:
-    """A contiguous, detached tensor about to travel; nobody changes it any more."""
+    """A detached tensor, contiguous or channels last, about to travel; nobody changes it."""
 
     tensor: Tensor
 
     @property
     def spec(self) -> TensorSpec:
         """Its type and shape."""
-        return TensorSpec(_NAMES[self.tensor.dtype], tuple(self.tensor.shape))
+        shape, ordered = tuple(self.tensor.shape), is_channels_last(self.tensor)
+        return TensorSpec(_NAMES[self.tensor.dtype], shape, channels_last=ordered)
 
     def copy_into(self, target: memoryview) -> None:
         """Copy its bytes, straight from its device."""
@@ -34,8 +36,9 @@ class TensorPayload:
 
     def view(self) -> memoryview:
         """Its bytes in host memory."""
-        flat = self.tensor.cpu().reshape(-1).view(torch.uint8)
-        return flat.numpy().data
+        here = self.tensor.cpu()
+        flat = pixels(here) if is_channels_last(here) else here
+        return flat.reshape(-1).view(torch.uint8).numpy().data
 
 
 def arrived_tensor(arrived: Arrived, device: torch.device) -> Tensor:
@@ -45,6 +48,8 @@ def arrived_tensor(arrived: Arrived, device: torch.device) -> Tensor:
 
 def _tensor(spec: TensorSpec, data: memoryview) -> Tensor:
     dtype = _TYPES[spec.dtype]
-    if spec.nbytes == 0:
-        return torch.empty(spec.shape, dtype=dtype)
-    return torch.frombuffer(data, dtype=dtype).view(spec.shape)
+    flat = torch.frombuffer(data, dtype=dtype) if spec.nbytes else torch.empty(0, dtype=dtype)
+    if not spec.channels_last:
+        return flat.view(spec.shape)
+    n, channels, height, width = spec.shape
+    return flat.view(n, height, width, channels).permute(0, 3, 1, 2)

@@ -14,6 +14,7 @@ from pipeline.block import Block
 from pipeline.blockfile import decode_block, encode_block
 from pipeline.config import build_config
 from pipeline.errors import CheckpointError
+from pipeline.layout import is_channels_last
 from pipeline.models import build_specs
 from pipeline.optimizers import make_optimizer
 from pipeline.stage import Stage, learn
@@ -133,12 +134,13 @@ def test_nothing_is_dropped_in_evaluation_or_without_dropout() -> None:
     assert torch.equal(block_of(specs_of(dropout=0.0)[0]).transfer(h, batch_id=3), h)
 
 
-def test_what_is_passed_on_is_pooled_after_dropout_and_contiguous() -> None:
-    block = block_of(specs_of(dropout=0.0)[1])
-    h = torch.rand(4, 6, 6, 6).to(memory_format=torch.channels_last)
+def test_what_is_passed_on_is_pooled_dropped_out_and_channels_last() -> None:
+    block = block_of(specs_of(dropout=0.4)[1])
+    h = torch.rand(4, 6, 6, 6)
     passed = block.transfer(h, batch_id=1)
-    assert passed.is_contiguous()
-    assert torch.equal(passed, torch.nn.functional.max_pool2d(h, 2).contiguous())
+    assert is_channels_last(passed)
+    dropped = h * block._dropout_mask(h, 1)
+    assert torch.equal(passed, torch.nn.functional.max_pool2d(dropped, 2))
 
 
 # --- initial state ------------------------------------------------------------------------

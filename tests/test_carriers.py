@@ -22,6 +22,7 @@ from pipeline.carriers import (
     slot_parts,
 )
 from pipeline.errors import ProtocolError
+from pipeline.layout import channels_last
 from pipeline.links import Arrived
 from pipeline.messages import ITEM_BYTES, TensorSpec
 from pipeline.tensors import TensorPayload, arrived_tensor
@@ -65,6 +66,20 @@ def test_tensors_survive_either_way(dtype: str, shape: tuple[int, ...]) -> None:
         arrived = arrived_tensor(Arrived(payload.spec, data), CPU)
         assert (arrived.dtype, arrived.shape) == (tensor.dtype, tensor.shape)
         assert torch.equal(arrived, tensor)
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 4, 5), (3, 2, 1, 1), (3, 1, 4, 4), (0, 2, 4, 4)])
+def test_feature_maps_arrive_as_they_lay(shape: tuple[int, ...]) -> None:
+    tensor = channels_last(torch.arange(float(np.prod(shape))).view(shape))
+    payload = TensorPayload(tensor)
+    assert payload.spec == TensorSpec("float32", shape, channels_last=True)
+    slot = aligned_copy(memoryview(bytes(payload.spec.nbytes)))
+    payload.copy_into(slot)
+    assert bytes(slot) == bytes(payload.view()) == tensor.permute(0, 2, 3, 1).numpy().tobytes()
+    for data in (slot, aligned_copy(payload.view())):
+        arrived = arrived_tensor(Arrived(payload.spec, data), CPU)
+        assert torch.equal(arrived, tensor)
+        assert arrived.stride() == tensor.stride()  # else kernels may round differently
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int64", "float32"])

@@ -312,9 +312,15 @@ def test_long_lists_are_not_read() -> None:
     ],
 )
 def test_absurd_tensors(dtype: str, shape: tuple[int, ...], says: str) -> None:
-    spec = {"type": "TensorSpec", "dtype": dtype, "shape": list(shape)}
+    spec = {"type": "TensorSpec", "dtype": dtype, "shape": list(shape), "channels_last": False}
     tree = as_tree(Header(inband.TrainBatch(1, 1, 1.0), (TensorSpec("uint8", (1,)),), 0))
     assert says in refused(msgpack.packb({**tree, "tensors": [spec]}))
+
+
+def test_only_feature_maps_have_channels() -> None:
+    assert TensorSpec("uint8", (2, 3, 4, 4), channels_last=True).nbytes == 96
+    with pytest.raises(ProtocolError, match=r"tensor shape \(2, 3\) has no channels to be last"):
+        TensorSpec("uint8", (2, 3), channels_last=True)
 
 
 def test_headers_refuse_to_be_built_wrong() -> None:

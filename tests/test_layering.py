@@ -13,8 +13,9 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 LEARNING = {
-    "heads", "losses", "finite", "architectures", "factory", "models", "block", "custom", "stage",
-    "metrics", "optimizers", "assembly", "augment", "runner", "single", "measure",
+    "allocator", "architectures", "assembly", "augment", "block", "custom", "factory", "finite",
+    "heads", "layout", "losses", "measure", "metrics", "models", "optimizers", "readout",
+    "runner", "single", "stage",
 }  # fmt: skip
 MESSAGES = {"messages", "codec", "protocol", "transport", "carriers", "links", "endpoints",
     "sockets", "control",

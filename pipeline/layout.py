@@ -1,0 +1,59 @@
+"""How feature maps lie in memory: the channels of a pixel side by side ("channels last").
+
+Convolutions, pooling and sums over space are faster so, and need no copies in between. Strides
+are always those of a fresh tensor, also where a size of 1 leaves others possible: kernels are
+chosen by them, and N processes would no longer equal one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """x itself, or a copy where feature maps (n, C, H, W) lie otherwise; others contiguous."""
+    if x.dim() != 4:
+        return x.contiguous()
+    x = x.contiguous(memory_format=torch.channels_last)
+    return x if is_channels_last(x) else x.as_strided(x.shape, _strides(x))
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether x is what `channels_last` gives for feature maps."""
+    return x.dim() == 4 and x.stride() == _strides(x)
+
+
+def flattened(x: Tensor) -> Tensor:
+    """(n, D): feature maps channel by channel, as files and other programs order them. Their
+    gradient comes back channels last: else kernels copy everything that it meets."""
+    if x.dim() != 4 or not x.requires_grad:
+        return x.flatten(1)
+    flat: Tensor = _Flattened.apply(x)
+    return flat
+
+
+class _Flattened(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.shape = x.shape
+        return x.flatten(1)
+
+    @staticmethod
+    def backward(ctx: Any, by_flat: Tensor) -> Tensor:
+        return channels_last(by_flat.view(ctx.shape))
+
+
+def pixels(x: Tensor) -> Tensor:
+    """Feature maps (n, C, H, W) as (n, H·W, C), the same memory."""
+    n, channels, height, width = x.shape
+    return x.permute(0, 2, 3, 1).view(n, height * width, channels)
+
+
+def _strides(x: Tensor) -> tuple[int, ...]:
+    _, channels, height, width = x.shape
+    return (height * width * channels, 1, width * channels, channels)
