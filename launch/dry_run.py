@@ -5,10 +5,12 @@ Estimates from shapes alone: nothing is started, no data set is read, no device 
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from launch.wording import count_text, size_text
 from pipeline.cost import StageCost, arithmetic_ratio, memory_bytes, stage_cost
 from pipeline.placement import busiest
 from pipeline.plan import speedup_bound_consecutive, speedup_bound_free
@@ -50,8 +52,9 @@ def dry_run_report(
     """Print the plan's stages, the arithmetic of the loss and the bounds of the speed-up."""
     backprop = config.loss.is_global
     stages = [stage_cost([costs[block] for block in stage.blocks]) for stage in plan.stages]
-    console.print(_stage_table(specs, plan, stages, config.data.batch_size))
-    say(console, f"Batches of {config.data.batch_size} images. {_NOTE}")
+    images = config.data.batch_size
+    console.print(_stage_table(specs, plan, stages, images))
+    say(console, f"Batches of {images} images. {_feed_sentence(specs, images)} {_NOTE}")
     if not config.schedule.greedy:
         say(console, _ratio_sentence(config, costs))
     if backprop:
@@ -97,11 +100,11 @@ def plain_table(words: Sequence[str], numbers: Sequence[str]) -> Table:
 
 def _cells(cost: StageCost, unit: str, batch_size: int) -> tuple[str, ...]:
     return (
-        _count(cost.parameters),
-        _count(cost.head_parameters),
+        count_text(cost.parameters),
+        count_text(cost.head_parameters),
         _macs(cost.train_macs, unit),
-        _size(cost.sent_bytes * batch_size) if cost.sent_bytes else "–",
-        _size(cost.memory_bytes),
+        size_text(cost.sent_bytes * batch_size) if cost.sent_bytes else "–",
+        size_text(cost.memory_bytes),
     )
 
 
@@ -115,6 +118,11 @@ def _sum(stages: Sequence[StageCost]) -> StageCost:
     )
 
 
+def _feed_sentence(specs: Sequence[BlockSpec], images: int) -> str:
+    nbytes = images * prod(specs[0].in_shape)
+    return f"Stage 0 is sent {size_text(nbytes)} with each, a byte per pixel and colour."
+
+
 def _ratio_sentence(config: Config, costs: Sequence[BlockCost]) -> str:
     return (
         f"Arithmetic: {config.loss.name} does {arithmetic_ratio(costs):.2f} times the "
@@ -125,7 +133,7 @@ def _ratio_sentence(config: Config, costs: Sequence[BlockCost]) -> str:
 def _backprop_sentence(costs: Sequence[BlockCost]) -> str:
     return (
         "Global backprop needs all blocks in one process (--single): "
-        f"{_size(memory_bytes(costs))} there, and no speed-up from stages."
+        f"{size_text(memory_bytes(costs))} there, and no speed-up from stages."
     )
 
 
@@ -152,7 +160,7 @@ def _placement_sentence(plan: Plan, stages: Sequence[StageCost]) -> str:
     fullest = max(devices, key=lambda name: memory[name])
     return (
         f"This plan, on {len(devices)} of the devices: at most {sum(loads) / peak:.2f}× the "
-        f"speed of one; the most memory is on {fullest}: {_size(memory[fullest])}."
+        f"speed of one; the most memory is on {fullest}: {size_text(memory[fullest])}."
     )
 
 
@@ -186,19 +194,3 @@ def _macs_unit(stages: Sequence[StageCost]) -> str:
 def _macs(number: int, unit: str) -> str:
     scaled = number / _MACS_SCALES.get(unit, 1)
     return f"{scaled:.0f} {unit}".rstrip() if scaled >= 10 or not unit else f"{scaled:.2g} {unit}"
-
-
-def _count(number: int) -> str:
-    return _three_digits(number, 1000, ("", "k", "M", "G"))
-
-
-def _size(nbytes: int) -> str:
-    return _three_digits(nbytes, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
-
-
-def _three_digits(number: float, step: int, units: Sequence[str]) -> str:
-    exponent = 0
-    while number >= step and exponent < len(units) - 1:
-        number, exponent = number / step, exponent + 1
-    digits = f"{number:.0f}" if number >= 100 else f"{number:.3g}"
-    return f"{digits} {units[exponent]}".rstrip()

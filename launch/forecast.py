@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from launch.dry_run import memory_by_device, plain_table, say
+from launch.wording import size_text
 from pipeline.cost import stage_cost
 from pipeline.plan import make_plan
 
@@ -44,7 +45,7 @@ def _device_table(job: Job, found: Prospect, memory: Mapping[str, int]) -> Table
     table = plain_table(("device", "stages"), ("busy", "memory"))
     for device, busy in found.device_busy.items():
         stages = [str(s.stage) for s in job.plan.stages if s.device == device]
-        table.add_row(device, ", ".join(stages), f"{100 * busy:.0f} %", _gib(memory[device]))
+        table.add_row(device, ", ".join(stages), f"{100 * busy:.0f} %", size_text(memory[device]))
     return table
 
 
@@ -57,8 +58,8 @@ def _too_full(memory: Mapping[str, int], limit: float | None) -> list[str]:
     if limit is None:
         return []
     return [
-        f"{device} needs {_gib(needed)} and has {_gib(limit)}: use more devices or stages, or a "
-        "smaller data.batch_size"
+        f"{device} needs {size_text(needed)} and has {size_text(limit)}: use more devices or "
+        "stages, or a smaller data.batch_size"
         for device, needed in memory.items()
         if needed > limit
     ]
@@ -120,7 +121,3 @@ def _why(job: Job, timing: Timing, plan: Plan, found: Prospect) -> str:
         f"{1e3 * works[longest].travel_s:.2g} ms, a batch every {1e3 * batch_s:.2g} ms leaves the "
         "last stage; faster links or a larger runtime.max_in_flight would help"
     )
-
-
-def _gib(nbytes: float) -> str:
-    return f"{nbytes / (1 << 30):.3g} GiB"

@@ -20,6 +20,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from launch.wording import NOTHING, duration_text, lr_text, number_text, size_text
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 
     from pipeline.events import RunStarted, StageProgress, Waiting
 
-NOTHING = "–"
 FEW_BLOCKS = 3
 OTHER_LINES = 8
 """Heading, two bars, rates, test, two blank lines, and one for the shell's prompt."""
@@ -79,6 +80,8 @@ class Row(NamedTuple):
     block: str = ""
     score: Score = Score()
     progress: StageProgress | None = None
+    sent_bytes: int = 0
+    """That cross the link to the next stage with each batch."""
 
 
 class Column(NamedTuple):
@@ -107,32 +110,6 @@ class Bar:
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         """For the table that holds it."""
         return Measurement(self.width or 4, self.width or options.max_width)
-
-
-def number_text(value: float | None, form: str, below: float = 1e4) -> str:
-    """`value` in `form`, in four digits from `below` on, a dash where it is not known."""
-    if value is None:
-        return NOTHING
-    return format(value, form if abs(value) < below else ".4g")
-
-
-def lr_text(value: float | None) -> str:
-    """As 5e-04 or 1.25e-04: at most three decimals, and no zeros at their end."""
-    if value is None:
-        return NOTHING
-    mantissa, sign, exponent = f"{value:.3e}".partition("e")
-    return mantissa.rstrip("0").rstrip(".") + sign + exponent if sign else mantissa
-
-
-def duration_text(seconds: float | None) -> str:
-    """As 1:02:03, or 4 d 01:02:03 from one day on."""
-    if seconds is None or not seconds < 1e10:
-        return NOTHING
-    minutes, second = divmod(int(max(0.0, seconds)), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    clock = f"{minute:02d}:{second:02d}"
-    return f"{days} d {hour:02d}:{clock}" if days else f"{hour}:{clock}"
 
 
 def waiting_text(waiting: Waiting) -> str:
@@ -223,9 +200,10 @@ def _tests(picture: Picture) -> Text:
 def _rows(picture: Picture, started: RunStarted) -> list[list[Row]]:
     """Per stage a row per block; only the first of a stage says what belongs to the stage."""
     found, block = [], count()  # blocks are counted through all stages
+    sent = started.sent_bytes or (0,) * len(started.stages)
     for stage, (device, names) in enumerate(started.stages):
         rows = [Row(block=name, score=picture.scores.get(next(block), Score())) for name in names]
-        first = (rows or [Row()])[0]._replace(stage=stage, device=device)
+        first = (rows or [Row()])[0]._replace(stage=stage, device=device, sent_bytes=sent[stage])
         found.append([first._replace(progress=picture.stages.get(stage)), *rows[1:]])
     return found
 
@@ -259,7 +237,8 @@ def _packed(rows: list[Row], width: int, height: int) -> list[RenderableType]:
 def _table(columns: tuple[Column, ...], rows: list[Row], width: int) -> Table:
     gap = 2 if width >= 100 else 1
     table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="dim")
-    shown = [column for column in columns if column.from_width <= width]
+    idle = () if any(row.sent_bytes for row in rows) else (SENT,)
+    shown = [column for column in columns if column.from_width <= width and column not in idle]
     for column in shown:
         rigid = column.cell is not BLOCK.cell  # names give way where there is too little room
         table.add_column(
@@ -288,8 +267,10 @@ LOAD = (
     Column("batch", "right", _of_stage(lambda now: f"{now.batch_id}"), 6, from_width=60),
     Column("phase", "left", _of_stage(lambda now: _line(now.phase, "dim")), 8, from_width=78),
 )
-MERGED = (STAGE, DEVICE, BLOCK, *SCORES, *LOAD)
-STAGES = (STAGE, DEVICE, BLOCK._replace(header="blocks", justify="right"), *LOAD)
+SENT = Column("sends", "right", lambda row: size_text(row.sent_bytes) if row.sent_bytes else "", 8,
+              from_width=90)  # fmt: skip
+MERGED = (STAGE, DEVICE, BLOCK, *SCORES, *LOAD, SENT)
+STAGES = (STAGE, DEVICE, BLOCK._replace(header="blocks", justify="right"), *LOAD, SENT)
 BLOCKS = (BLOCK, *SCORES)
 PACKED = (
     STAGE._replace(header=""),

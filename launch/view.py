@@ -21,10 +21,9 @@ from launch.live_view import (
     Score,
     Tested,
     draw,
-    lr_text,
-    number_text,
     waiting_text,
 )
+from launch.wording import lr_text, number_text
 from pipeline.events import (
     CheckpointWritten,
     EpochDone,

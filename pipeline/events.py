@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RunStarted:
-    """Training begins after step `step`; `stages` holds (device, block names) per stage."""
+    """Training begins after step `step`; `stages` holds (device, block names) per stage,
+    `sent_bytes` what each sends on with a batch (empty where stages share a process)."""
 
     config_name: str
     run_dir: Path
@@ -22,6 +23,7 @@ class RunStarted:
     epochs: int
     steps_per_epoch: int
     step: int
+    sent_bytes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -9,8 +10,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import pytest
 from rich.console import Console
 
-from launch.live_view import duration_text, lr_text, number_text
 from launch.view import LiveView, PlainView, can_redraw, open_view
+from launch.wording import count_text, duration_text, lr_text, number_text, size_text
 from pipeline.events import (
     CheckpointWritten,
     EpochDone,
@@ -96,6 +97,15 @@ def a_view(*events: Event, clock: Clock | None = None) -> LiveView:
 
 
 class TestLive:
+    def test_a_wide_terminal_shows_what_crosses_each_link(self) -> None:
+        start = replace(a_start(one_each(3)), sent_bytes=(201_326_592, 512, 0))
+        lines = shown(a_view(start, a_progress(a_stage(0))), width=100)
+        assert lines[5].split()[-1] == "sends"
+        assert [line.split()[-2:] for line in lines[6:8]] == [["192", "MiB"], ["512", "B"]]
+        assert not any("sends" in line for line in shown(a_view(start), width=80))
+        alone = replace(a_start([["conv 1→2", "output 2→3"]]), sent_bytes=(0,))
+        assert not any("sends" in line for line in shown(a_view(alone), width=100))
+
     def test_one_table_where_stages_hold_few_blocks(self) -> None:
         tallies = (Tally(1, 100, 12.345, 7), Tally(2, 100, 50.0, None))
         progress = a_progress(a_stage(0, Tally(0, 10, 20.0, 9)), a_stage(1, *tallies, busy=0.5))
@@ -278,6 +288,9 @@ class TestChoice:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        (count_text(1_331_000), "1.33 M"),
+        (count_text(9), "9"),
+        (size_text(201_326_592), "192 MiB"),
         (lr_text(5e-4), "5e-04"),
         (lr_text(1.25e-4), "1.25e-04"),
         (number_text(None, ".2f"), "–"),

@@ -1,0 +1,54 @@
+"""How numbers, sizes and times are said in words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+NOTHING = "–"
+
+
+def number_text(value: float | None, form: str, below: float = 1e4) -> str:
+    """`value` in `form`, in four digits from `below` on, a dash where it is not known."""
+    if value is None:
+        return NOTHING
+    return format(value, form if abs(value) < below else ".4g")
+
+
+def lr_text(value: float | None) -> str:
+    """As 5e-04 or 1.25e-04: at most three decimals, and no zeros at their end."""
+    if value is None:
+        return NOTHING
+    mantissa, sign, exponent = f"{value:.3e}".partition("e")
+    return mantissa.rstrip("0").rstrip(".") + sign + exponent if sign else mantissa
+
+
+def duration_text(seconds: float | None) -> str:
+    """As 1:02:03, or 4 d 01:02:03 from one day on."""
+    if seconds is None or not seconds < 1e10:
+        return NOTHING
+    minutes, second = divmod(int(max(0.0, seconds)), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    clock = f"{minute:02d}:{second:02d}"
+    return f"{days} d {hour:02d}:{clock}" if days else f"{hour}:{clock}"
+
+
+def count_text(number: int) -> str:
+    """As 512, 1.33 M or 21.3 G: three digits."""
+    return _three_digits(number, 1000, ("", "k", "M", "G"))
+
+
+def size_text(nbytes: float) -> str:
+    """As 512 B or 1.81 GiB: three digits."""
+    return _three_digits(nbytes, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+
+
+def _three_digits(number: float, step: int, units: Sequence[str]) -> str:
+    exponent = 0
+    while number >= step and exponent < len(units) - 1:
+        number, exponent = number / step, exponent + 1
+    digits = f"{number:.0f}" if number >= 100 else f"{number:.3g}"
+    return f"{digits} {units[exponent]}".rstrip()
