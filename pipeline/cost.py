@@ -210,10 +210,10 @@ def _state_bytes(spec: BlockSpec, optimizer_name: Literal["adam", "amsgrad", "sg
 def _held_numbers(spec: BlockSpec) -> int:
     """Numbers per image held for this block's backward pass.
 
-    Input, pre-activation, batch norm's output, activation, g's output, and pre-activation and
-    activation of a classifier's hidden layers, where there are such; what a dropout mask, a
-    library's workspace or a link's slots need is left out.
+    Input, batch norm's input, activation (non-linearities work in place, but in a user's own
+    modules), g's output, and a classifier's hidden layers, where there are such; what a dropout
+    mask, a library's workspace or a link's slots need is left out.
     """
-    tensors = 1 + spec.batch_norm + (not spec.is_output) + (spec.sim is not None)
-    hidden = 2 * sum(spec.pred.hidden) if spec.pred else 0
+    tensors = 1 + spec.batch_norm + (spec.custom is not None) + (spec.sim is not None)
+    hidden = sum(spec.pred.hidden) if spec.pred else 0
     return prod(spec.in_shape) + tensors * prod(spec.shape) + hidden

@@ -77,10 +77,10 @@ def test_a_small_network_by_hand() -> None:
         train_macs=2 * 27 * 4 * 64 + 3 * 9 * 16 * 64 + 3 * 2560,
         sent_bytes=64 * 2,
         state_bytes=3 * 4 * (120 + 2714),
-        activation_bytes=(192 + 4 * 256) * 7 * 2,
+        activation_bytes=(192 + 3 * 256) * 7 * 2,
     )
     assert linear.train_macs == 2 * 320 + 3 * 25 + 3 * 50
-    assert linear.activation_bytes == (64 + 4 * 5) * 7 * 2
+    assert linear.activation_bytes == (64 + 3 * 5) * 7 * 2
     assert output.train_macs == 2 * 50
     assert (output.sent_bytes, output.head_parameters) == (0, 0)
     assert output.activation_bytes == (5 + 10) * 7 * 2

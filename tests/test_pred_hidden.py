@@ -135,7 +135,7 @@ def test_costs_by_hand() -> None:
     assert plain.head_parameters == 16 * 10 + 10
     assert deep.head_parameters == weights + 8 + 7 + 10
     assert deep.train_macs - plain.train_macs == 3 * (weights - 16 * 10)
-    assert deep.activation_bytes - plain.activation_bytes == 2 * (8 + 7) * 2 * 4
+    assert deep.activation_bytes - plain.activation_bytes == (8 + 7) * 2 * 4
     assert (deep.parameters, deep.forward_macs) == (plain.parameters, plain.forward_macs)
 
 
