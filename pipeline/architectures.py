@@ -12,7 +12,7 @@ from pipeline.specs import LayerSpec, PoolSpec, ShortcutSpec
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipeline.config import ModelConfig
+    from pipeline.modelconfig import ModelConfig
     from pipeline.specs import Shape
 
 _VGG: dict[str, tuple[int | str, ...]] = {

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from pipeline.config import ModelConfig
+    from pipeline.modelconfig import ModelConfig
     from pipeline.specs import Shape
 
 

@@ -14,8 +14,10 @@ from pipeline.specs import BlockSpec, LayerSpec, PoolSpec, PredSpec, SimSpec
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pipeline.config import Config, LossConfig, ModelConfig
+    from pipeline.config import Config
     from pipeline.datasets import DataFacts
+    from pipeline.lossconfig import LossConfig
+    from pipeline.modelconfig import ModelConfig
     from pipeline.specs import Shape
 
 

@@ -13,8 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.block import Block
-from pipeline.config import LossConfig, ModelConfig
+from pipeline.lossconfig import LossConfig
 from pipeline.losses import similarity_matrix
+from pipeline.modelconfig import ModelConfig
 from pipeline.models import build_specs
 from pipeline.optimizers import make_optimizer
 from pipeline.stage import Stage

@@ -17,7 +17,9 @@ import pytest
 import torch
 
 from pipeline.block import Block
-from pipeline.config import Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig
+from pipeline.config import Config, DataConfig, OptimizerConfig
+from pipeline.lossconfig import LossConfig
+from pipeline.modelconfig import ModelConfig
 from pipeline.models import build_specs
 from pipeline.optimizers import make_optimizer
 from pipeline.stage import Stage

@@ -34,7 +34,8 @@ MEETING = {
 NEUTRAL = {
     "__init__", "activity", "blockfile", "checkpoint", "config", "configfile", "cost", "data",
     "datasets", "door", "durable", "errors", "events", "feed", "handwritten", "imagefiles",
-    "inband", "invitation", "kept", "keeper", "linefile", "meter", "placement", "plan", "recorder",
+    "inband", "invitation", "kept", "keeper", "linefile", "lossconfig", "meter", "modelconfig",
+    "placement", "plan", "recorder",
     "records", "recovery", "run", "sampling", "schema", "seeding", "simulate", "specs", "store",
     "timing", "trouble", "watch",
 }  # fmt: skip
