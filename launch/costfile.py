@@ -112,7 +112,7 @@ def _capacity(config: Config, device: str) -> float:
 def _key(config: Config) -> list[object]:
     """Everything of a config that a block's time depends on."""
     tree = config_tree(config)
-    runtime = {key: tree["runtime"][key] for key in ("precision", "threads_per_stage")}
+    runtime = {key: tree["runtime"][key] for key in ("precision", "compile", "threads_per_stage")}
     data = {key: tree["data"].get(key) for key in ("name", "batch_size", "size", "channels")}
     return [tree["model"], tree["loss"], tree["optimizer"]["name"], data, runtime]
 

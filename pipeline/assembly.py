@@ -54,7 +54,10 @@ def build_stage(
         _block(config, specs[index], parts[index] if parts else None, device) for index in indices
     ]
     preprocess = _preprocess(config, facts, device) if indices[0] == 0 else None
-    return Stage(blocks, preprocess, config.runtime.on_nonfinite)
+    stage = Stage(blocks, preprocess, config.runtime.on_nonfinite)
+    if config.runtime.compile:
+        stage.compile()
+    return stage
 
 
 def _block(config: Config, spec: BlockSpec, part: Part | None, device: torch.device) -> Block:

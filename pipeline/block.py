@@ -29,6 +29,7 @@ from pipeline.seeding import Purpose, derived_seed
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from pipeline.compiled import Compiler
     from pipeline.optimizers import Optimizer
     from pipeline.specs import BlockSpec, LayerSpec
 
@@ -71,6 +72,11 @@ class Block(nn.Module):
         learned = {name: p for name, p in self.named_parameters() if p.requires_grad}
         self._optimizer = make_optimizer(learned)
 
+    def use(self, compiler: Compiler) -> None:
+        """Let it compile what computes the activation and the loss."""
+        self._activation = compiler.compiled(self._activation)  # type: ignore[method-assign]
+        self._loss = compiler.compiled(self._loss)  # type: ignore[method-assign]
+
     def forward(self, x: Tensor, *, batch_id: int | None, shortcut: Tensor | None = None) -> Tensor:
         """The activation h (logits for the output block), before dropout and pooling.
 
@@ -81,6 +87,9 @@ class Block(nn.Module):
             shortcut: what a residual connection adds, where one ends in this block.
         """
         self.train(batch_id is not None)
+        return self._activation(x, shortcut)
+
+    def _activation(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
         with self._autocast():
             flat = self.spec.layer.kind == "linear"
             h: Tensor = self.encoder(flattened(x) if flat else channels_last(x))
@@ -105,6 +114,9 @@ class Block(nn.Module):
 
     def local_loss(self, h: Tensor, labels: Tensor, x: Tensor) -> LossValue:
         """The loss of this block for its activation h and its input x (equations 4, 6, 7, 8)."""
+        return self._loss(h, labels, x)
+
+    def _loss(self, h: Tensor, labels: Tensor, x: Tensor) -> LossValue:
         if self.spec.output_weight is not None:
             value = prediction_loss(wide(h), labels)
             return LossValue(self.spec.output_weight * value.loss, value.errors)

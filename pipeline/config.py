@@ -117,13 +117,16 @@ class DataConfig(Section):
 
 
 class RuntimeConfig(Section):
-    """How the run is carried out; of these, only `seed`, `precision`, `threads_per_stage` and
-    `on_nonfinite` may change a result."""
+    """How the run is carried out; of these, only `seed`, `precision`, `compile`,
+    `threads_per_stage` and `on_nonfinite` may change a result."""
 
     seed: int = Field(default=1, ge=0, lt=2**63)
     """Decides initial weights, order of images, dropout and augmentation."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16`: autocast for layers and local classifiers; similarity and losses stay fp32."""
+    compile: bool = False
+    """Let torch.compile make kernels of each block, at the first batches; where it fails, the block
+    goes on without and the run says so. On a CPU it needs a C++ compiler."""
     threads_per_stage: int = Field(default=1, ge=1)
     """CPU threads of each stage, and of single mode."""
     max_in_flight: int = Field(default=2, ge=1, le=64)

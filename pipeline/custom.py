@@ -46,7 +46,11 @@ class CustomBlock(Block):
         """As `Block.forward`."""
         self.train(batch_id is not None)
         with self._autocast(), self._drawing(batch_id, _BODY):
-            h: Tensor = self.encoder(x)
+            return self._activation(x, shortcut)
+
+    def _activation(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
+        assert shortcut is None, "a user's own modules have no shortcuts that we know of"
+        h: Tensor = self.encoder(x)
         return h
 
     def transfer(self, h: Tensor, *, batch_id: int | None) -> Tensor:

@@ -111,7 +111,7 @@ def looked_at(
     spec = pred.spec.pool if pred is not None else None
     mapped: Tensor | None
     pooled: Tensor | None = None
-    if isinstance(sim, nn.Conv2d) and is_reduced(h):
+    if isinstance(sim, nn.Conv2d) and is_reduced(h) and not torch.compiler.is_compiling():
         mapped, pooled = read_out(h, sim.weight, spec)
     else:
         mapped = sim(h) if sim is not None else None

@@ -31,7 +31,7 @@ def is_channels_last(x: Tensor) -> bool:
 def flattened(x: Tensor) -> Tensor:
     """(n, D): feature maps channel by channel, as files and other programs order them. Their
     gradient comes back channels last: else kernels copy everything that it meets."""
-    if x.dim() != 4 or not x.requires_grad:
+    if x.dim() != 4 or not x.requires_grad or torch.compiler.is_compiling():
         return x.flatten(1)
     flat: Tensor = _Flattened.apply(x)
     return flat

@@ -81,6 +81,8 @@ def activate(x: Tensor, nonlinearity: Literal["relu", "leaky_relu"]) -> Tensor:
     Nobody else may need x, as after a batch norm, nor the gradient, which is so for what heads,
     pooling and layers give back.
     """
+    if torch.compiler.is_compiling():
+        return F.relu(x) if nonlinearity == "relu" else F.leaky_relu(x, LEAKY_SLOPE)
     activated: Tensor = _Activate.apply(x, nonlinearity)
     return activated
 

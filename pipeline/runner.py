@@ -91,6 +91,8 @@ class StageRunner:
         """
         with self.meter.working():
             self._handlers[type(item)](item, *tensors)
+        for text in self.stage.take_remarks():
+            self._outlet.remark(text)
 
     def _train(self, item: TrainBatch, x: Tensor, labels: Tensor) -> None:
         self._must_follow("training batch", self.last_batch_id, item.batch_id)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
+from pipeline.compiled import Compiler
 from pipeline.finite import FiniteCheck, put_back
 from pipeline.metrics import Counters
 from pipeline.specs import in_runs
@@ -51,6 +52,7 @@ class Stage:
         indices = [block.spec.index for block in blocks]
         self._finite = FiniteCheck(on_nonfinite, indices, blocks[0].device)
         self._skipped: dict[int, list[int]] = {}
+        self._remarks: list[str] = []
         self.at_work: int | None = None
         """Index of the block at work, for error messages."""
         self.training = Counters(indices, blocks[0].device)
@@ -155,6 +157,18 @@ class Stage:
         """The batches that each block has skipped since this was asked last."""
         skipped, self._skipped = self._skipped, {}
         return skipped
+
+    def compile(self) -> None:
+        """From now on blocks compute with what torch.compile makes of them."""
+        compiler = Compiler(self._remarks.append)
+        for block in self.blocks:
+            block.use(compiler)
+
+    def take_remarks(self) -> list[str]:
+        """What a person who watches should know, since this was asked last."""
+        remarks = self._remarks.copy()
+        self._remarks.clear()
+        return remarks
 
     def settle(self) -> None:
         """Before a report or a snapshot.

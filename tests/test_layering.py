@@ -13,8 +13,8 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 LEARNING = {
-    "allocator", "architectures", "assembly", "augment", "block", "custom", "factory", "finite",
-    "heads", "layout", "losses", "measure", "metrics", "models", "optimizers", "readout",
+    "allocator", "architectures", "assembly", "augment", "block", "compiled", "custom", "factory",
+    "finite", "heads", "layout", "losses", "measure", "metrics", "models", "optimizers", "readout",
     "runner", "single", "stage",
 }  # fmt: skip
 MESSAGES = {"messages", "codec", "protocol", "transport", "carriers", "links", "endpoints",

@@ -1,0 +1,113 @@
+"""`runtime.compile`: the same training, and what happens where the compiler fails."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from memory_run import Job
+
+from pipeline import compiled
+from pipeline.assembly import build_stage
+from pipeline.compiled import Compiler
+from pipeline.config import build_config
+from pipeline.datasets import data_facts
+from pipeline.events import Note
+from pipeline.models import network_specs
+from pipeline.single import SingleTrainer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from pipeline.stage import Stage
+
+pytestmark = [
+    pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),  # the tracer looks there
+]
+
+CPU = torch.device("cpu")
+VGG = {"name": "vgg", "layers": [4, "M", 6], "hidden": 16, "dropout": 0.2}
+STAGES = ["stage 0", "stage 1", "stage 2"]
+MLP = {"name": "mlp", "hidden_layers": 1, "hidden": 16}
+
+
+@pytest.fixture
+def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that the compiler does but to generate code, which takes minutes."""
+    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(graph: Any, examples: Any) -> Any:
+        raise RuntimeError("no C++ compiler\nfurther words")
+
+    monkeypatch.setattr(compiled, "BACKEND", refuses)
+
+
+def trained(model: dict[str, Any], loss: dict[str, Any], **runtime: Any) -> Stage:
+    """A whole network after three batches, by an optimizer that forgives the last bit."""
+    tree = {
+        "model": model,
+        "loss": {"dim_in_decoder": 32, **loss},
+        "data": {"name": "synthetic", "size": 8, "batch_size": 8},
+        "optimizer": {"name": "sgd", "lr": 0.1},
+        "runtime": runtime,
+    }
+    config = build_config(tree, "test")
+    facts = data_facts(config.data)
+    stage = build_stage(config, facts, range(len(network_specs(config, facts))), CPU)
+    images = torch.randint(256, (8, *facts.shape), generator=torch.Generator().manual_seed(1))
+    for batch_id in (1, 2, 3):
+        labels = torch.arange(8).remainder(facts.classes)
+        stage.train(
+            images.to(torch.uint8), labels, batch_id=batch_id, lr=0.1, send=lambda passed: None
+        )
+    return stage
+
+
+def check_alike(one: Stage, other: Stage) -> None:
+    for ours, theirs in zip(one.blocks, other.blocks, strict=True):
+        for name, tensor in ours.state().items():
+            torch.testing.assert_close(tensor, theirs.state()[name], rtol=1e-4, atol=1e-6)
+    assert one.take_remarks() == other.take_remarks() == []
+
+
+@pytest.mark.usefixtures("traced_only")
+@pytest.mark.parametrize("loss", [{"name": "predsim"}, {"name": "pred", "bio": True}], ids=str)
+def test_compiled_blocks_learn_the_same(loss: dict[str, Any]) -> None:
+    check_alike(trained(VGG, loss, compile=True), trained(VGG, loss))
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_with_generated_code_too() -> None:
+    check_alike(trained(MLP, {"name": "pred"}, compile=True), trained(MLP, {"name": "pred"}))
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_where_the_compiler_fails_a_run_goes_on_and_each_stage_says_so_once(
+    folder: Callable[[], Path],
+) -> None:
+    plain, other = Job(folder(), 3), Job(folder(), 3, compile=True)
+    for job in (plain, other):
+        SingleTrainer(job.run).run()
+    assert other.store.files == plain.store.files
+    texts = [event.text for event in other.events if isinstance(event, Note)]
+    assert [text.partition(":")[0].partition(" (")[0] for text in texts] == STAGES
+    for text in texts:
+        assert "runtime.compile: the compiler failed, training goes on without it (" in text
+        assert "no C++ compiler" in text
+        assert "further words" not in text
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_a_compiler_that_has_failed_is_not_asked_again() -> None:
+    heard: list[str] = []
+    compiler = Compiler(heard.append)
+    double, triple = (compiler.compiled(lambda x, n=n: n * x) for n in (2, 3))
+    assert [int(f(torch.tensor(5))) for f in (double, double, triple)] == [10, 10, 15]
+    assert len(heard) == 1
