@@ -21,7 +21,7 @@ from pipeline.feed import Feed, Position, course_of
 from pipeline.inband import Stop
 from pipeline.invitation import Invitation
 from pipeline.keeper import DirectKeeper
-from pipeline.links import MemoryControl, MemorySender, memory_link
+from pipeline.memory import MemoryControl, MemorySender, memory_link
 from pipeline.messages import LinkAddress
 from pipeline.models import network_specs
 from pipeline.plan import make_plan

@@ -17,8 +17,9 @@ LEARNING = {
     "finite", "heads", "layout", "losses", "measure", "metrics", "models", "optimizers", "readout",
     "runner", "single", "stage",
 }  # fmt: skip
-MESSAGES = {"messages", "codec", "protocol", "transport", "carriers", "links", "endpoints",
-    "sockets", "control",
+MESSAGES = {
+    "carriers", "codec", "control", "endpoints", "links", "memory", "messages", "protocol",
+    "sockets", "transport",
 }  # fmt: skip
 MEETING = {
     "worker",

@@ -16,7 +16,8 @@ from pipeline.codec import encode
 from pipeline.door import Door
 from pipeline.errors import CalledOffError, ProtocolError, TimedOutError
 from pipeline.inband import EndEpoch, EvaluationBatch, Snapshot, Stop, TrainBatch
-from pipeline.links import LinkStatistics, MemoryControl, memory_link
+from pipeline.links import LinkStatistics
+from pipeline.memory import MemoryControl, memory_link
 from pipeline.messages import (
     PROTOCOL_VERSION,
     Bye,
