@@ -11,19 +11,12 @@ back to what they have kept of it, and the feed to its position in the data.
 
 from __future__ import annotations
 
-import traceback
 from threading import Event
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from pipeline.crew import Crew
-from pipeline.errors import (
-    PipelineError,
-    StageFailedError,
-    StageLostError,
-    TimedOutError,
-    one_line,
-)
+from pipeline.errors import StageFailedError, StageLostError, TimedOutError
 from pipeline.events import Waiting
 from pipeline.feeding import FeedThread
 from pipeline.gathering import Gathering
@@ -244,8 +237,8 @@ class Coordinator:
     def _look_for_trouble(self) -> None:
         for stage, how in self._crew.dead().items():
             self._hear_last_words(stage, how)
-        if self._feeding and self._feeding.error:
-            self._raise_feed_error(self._feeding.error)
+        if self._feeding:
+            self._feeding.check()
         if not (self._feeding or self._crew.attempt):
             return  # the first start-up has a time-out of its own
         feed_waits = self._feeding is not None and self._feeding.sending
@@ -253,12 +246,6 @@ class Coordinator:
         if problem:
             stage, what = problem
             raise StageLostError(stage, f"{self._crew.name(stage)} {what}")
-
-    def _raise_feed_error(self, error: Exception) -> None:
-        if isinstance(error, PipelineError):
-            raise error
-        text = "".join(traceback.format_exception(error))
-        raise StageFailedError(f"the feed failed: {one_line(error)}", text) from error
 
     def _hear_last_words(self, stage: int, how: str) -> None:
         """A worker that failed said why before it ended; one that was killed could not."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import traceback
 from threading import Event, Thread
 from typing import TYPE_CHECKING
 
 from pipeline.carriers import ArrayPayload
-from pipeline.errors import CalledOffError
+from pipeline.errors import CalledOffError, PipelineError, StageFailedError, one_line
 
 if TYPE_CHECKING:
     from pipeline.links import Sender
@@ -22,7 +23,7 @@ class FeedThread(Thread):
     def __init__(self, run: Run, link: Sender, called_off: Event) -> None:
         super().__init__(name="feed", daemon=True)
         self._run, self._link, self._called_off = run, link, called_off
-        self.error: Exception | None = None
+        self._error: Exception | None = None
         self.sending = False
 
     def run(self) -> None:
@@ -35,10 +36,24 @@ class FeedThread(Thread):
                 self.sending = False
         except CalledOffError:
             pass
-        except Exception as error:  # handed to the main thread, which raises it
-            self.error = error
+        except Exception as error:  # for the main thread, which checks
+            self._error = error
         finally:
             self._link.close()
+
+    def check(self) -> None:
+        """Whether it still feeds, or has fed all.
+
+        Raises:
+            PipelineError: what went wrong.
+        """
+        error = self._error
+        if error is None:
+            return
+        if isinstance(error, PipelineError):
+            raise error
+        text = "".join(traceback.format_exception(error))
+        raise StageFailedError(f"the feed failed: {one_line(error)}", text) from error
 
     def end(self, timeout_s: float) -> bool:
         """Call it off and wait; whether it has ended. A disk that hangs can keep it."""
