@@ -4,8 +4,9 @@
     process 1   .. F0 B0 F1 B1 F2 B2 F3 B3 ..  Adam | next batch      by Schedule1F1B
 
 The same layers, divided by our planner, with fused Adam, convolutions channels-last, the same
-autocast under bf16, batches that lie ready. Batch norm sees micro-batches. Fewer micro-batches
-than stages are refused by Schedule1F1B; they go through ScheduleGPipe, which is then the same.
+autocast under bf16, the same settings of the allocator, batches that lie ready. Batch norm sees
+micro-batches. Fewer micro-batches than stages are refused by Schedule1F1B; they go through
+ScheduleGPipe, which is then the same.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from benchmarks.laps import made_up_batches, timed
 from benchmarks.plain import Layer
 from launch.gpus import devices
 from launch.job import network_costs
+from pipeline.allocator import keep_freed_memory
 from pipeline.datasets import data_facts
 from pipeline.models import network_specs
 from pipeline.plan import make_plan
@@ -96,6 +98,7 @@ def train(rank: int, task: Task, folder: str) -> None:
     specs, plan = even_plan(task)
     device, config = torch.device(plan.stages[rank].device), task.config()
     torch.set_num_threads(task.threads)
+    keep_freed_memory()
     torch.manual_seed(config.runtime.seed)
     if device.type == "cuda":
         torch.cuda.set_device(device)

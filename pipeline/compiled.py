@@ -64,5 +64,6 @@ def _prepare() -> None:
 
     _dynamo.config.recompile_limit = _VARIANTS
     _dynamo.config.accumulated_recompile_limit = _VARIANTS
-    _functorch.config.force_non_lazy_backward_lowering = True
+    if hasattr(_functorch.config, "force_non_lazy_backward_lowering"):  # older ones never are lazy
+        _functorch.config.force_non_lazy_backward_lowering = True
     _inductor.config.compile_threads = 1
