@@ -73,7 +73,7 @@ def trained(model: dict[str, Any], loss: dict[str, Any], **runtime: Any) -> Stag
 def check_alike(one: Stage, other: Stage) -> None:
     for ours, theirs in zip(one.blocks, other.blocks, strict=True):
         for name, tensor in ours.state().items():
-            torch.testing.assert_close(tensor, theirs.state()[name], rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(tensor, theirs.state()[name], rtol=1e-3, atol=1e-4)
     assert one.take_remarks() == other.take_remarks() == []
 
 
