@@ -23,12 +23,11 @@ class Door:
 
     def turn_away(self, peer: str, why: str) -> None:
         """Count a message, or a greeting, that `peer` should not have sent."""
+        if peer not in self._peers and len(self._peers) < MOST_PEERS:
+            self._peers.add(peer)
+            more = "" if len(self._peers) < MOST_PEERS else "; further peers are only counted"
+            self._news.append(f"{self._where}: {peer} was turned away: {why}{more}")
         self.turned_away += 1
-        if peer in self._peers or len(self._peers) == MOST_PEERS:
-            return
-        self._peers.add(peer)
-        more = "" if len(self._peers) < MOST_PEERS else "; further peers are only counted"
-        self._news.append(f"{self._where}: {peer} was turned away: {why}{more}")
 
     def news(self) -> list[str]:
         """What was not told yet."""
