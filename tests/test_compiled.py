@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time"),
-    pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),  # the tracer looks there
+    # what the tracer itself does, from version to version
+    pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
 ]
 
 CPU = torch.device("cpu")
