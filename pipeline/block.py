@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import CheckpointError
-from pipeline.heads import PredHead, label_projection, looked_at, reconstruction, similarity_map
+from pipeline.heads import PredHead, heads_of, label_projection, reconstruction, similarity_map
 from pipeline.layout import channels_last, flattened
 from pipeline.losses import (
     LossValue,
@@ -121,8 +121,7 @@ class Block(nn.Module):
             value = prediction_loss(wide(h), labels)
             return LossValue(self.spec.output_weight * value.loss, value.errors)
         with self._autocast():
-            pooled, mapped = looked_at(h, self.pred, self.sim)
-            logits = self.pred.classified(pooled) if self.pred and pooled is not None else None
+            logits, mapped = heads_of(h, self.pred, self.sim)
         value = self._supervised(logits, mapped, labels)
         if self.spec.unsupervised == "none":
             return value

@@ -103,21 +103,20 @@ def similarity_map(spec: SimSpec) -> nn.Module:
     return nn.Linear(spec.features, spec.features, bias=False)
 
 
-def looked_at(
+def heads_of(
     h: Tensor, pred: PredHead | None, sim: nn.Module | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """What the heads compare: pool(h), and g(h) or, of feature maps, its spread (`readout.py`);
-    None where there is no such head."""
-    spec = pred.spec.pool if pred is not None else None
+    """Logits of the classifier, and g(h) or, of feature maps, its spread (`readout.py`); None where
+    there is no such head."""
     mapped: Tensor | None
     pooled: Tensor | None = None
     if isinstance(sim, nn.Conv2d) and is_reduced(h) and not torch.compiler.is_compiling():
-        mapped, pooled = read_out(h, sim.weight, spec)
+        mapped, pooled = read_out(h, sim.weight, pred.spec.pool if pred is not None else None)
     else:
         mapped = sim(h) if sim is not None else None
-    if pred is not None and pooled is None:
-        pooled = pool(h, spec)
-    return pooled, mapped
+    if pred is None:
+        return None, mapped
+    return pred(h) if pooled is None else pred.classified(pooled), mapped
 
 
 def label_projection(spec: BlockSpec) -> nn.Module | None:
