@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from launch.wording import count_text, size_text
-from pipeline.cost import StageCost, arithmetic_ratio, memory_bytes, stage_cost
+from pipeline.cost import StageCost, arithmetic_ratio, memory_bytes
 from pipeline.placement import busiest
 from pipeline.plan import speedup_bound_consecutive, speedup_bound_free
 
@@ -51,7 +51,7 @@ def dry_run_report(
 ) -> None:
     """Print the plan's stages, the arithmetic of the loss and the bounds of the speed-up."""
     backprop = config.loss.is_global
-    stages = [stage_cost([costs[block] for block in stage.blocks]) for stage in plan.stages]
+    stages = plan.stage_costs(costs)
     images = config.data.batch_size
     console.print(_stage_table(specs, plan, stages, images))
     say(console, f"Batches of {images} images. {_feed_sentence(specs, images)} {_NOTE}")

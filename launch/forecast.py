@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from launch.dry_run import memory_by_device, plain_table, say
 from launch.wording import size_text
-from pipeline.cost import stage_cost
 from pipeline.plan import make_plan
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def _device_table(job: Job, found: Prospect, memory: Mapping[str, int]) -> Table
 
 
 def _memory(job: Job) -> dict[str, int]:
-    stages = [stage_cost([job.costs[block] for block in stage.blocks]) for stage in job.plan.stages]
+    stages = job.plan.stage_costs(job.costs)
     return memory_by_device(job.plan, stages)
 
 

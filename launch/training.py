@@ -12,7 +12,6 @@ from rich.console import Console
 from launch.interrupts import interrupts_noted
 from launch.run_log import open_log
 from launch.view import open_view
-from pipeline.cost import stage_cost
 from pipeline.data import load_batches
 from pipeline.errors import ConfigError, InterruptedRunError, one_line
 from pipeline.events import Note, RunStarted
@@ -175,9 +174,7 @@ def _started(job: Job, directory: RunDirectory, run: Run) -> RunStarted:
         steps_per_epoch=run.feed.course.steps_per_epoch,
         step=run.start.position.step,
         sent_bytes=tuple(
-            stage_cost([job.costs[block] for block in stage.blocks]).sent_bytes
-            * job.config.data.batch_size
-            for stage in job.plan.stages
+            cost.sent_bytes * job.config.data.batch_size for cost in job.plan.stage_costs(job.costs)
         ),
     )
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from pipeline.cost import stage_cost
 from pipeline.errors import ConfigError
 from pipeline.placement import busiest, most_even_cuts, place, smallest_peak
 from pipeline.specs import stage_units
@@ -46,6 +47,10 @@ class Plan:
     def n_stages(self) -> int:
         """How many worker processes this plan needs."""
         return len(self.stages)
+
+    def stage_costs(self, costs: Sequence[BlockCost]) -> list[StageCost]:
+        """What each stage costs, given what the blocks do."""
+        return [stage_cost([costs[block] for block in stage.blocks]) for stage in self.stages]
 
     def tree(self, costs: Sequence[BlockCost] = ()) -> dict[str, Any]:
         """Plain JSON values, for plan.json."""
