@@ -13,6 +13,7 @@ from pipeline.augment import Preprocess
 from pipeline.block import Block
 from pipeline.custom import CustomBlock
 from pipeline.factory import build_parts
+from pipeline.graphs import CudaRecorder
 from pipeline.models import network_specs
 from pipeline.optimizers import make_optimizer
 from pipeline.stage import Stage
@@ -57,7 +58,29 @@ def build_stage(
     stage = Stage(blocks, preprocess, config.runtime.on_nonfinite)
     if config.runtime.compile:
         stage.compile()
+    if config.runtime.cuda_graphs and device.type == "cuda":
+        _record(stage, config, device)
     return stage
+
+
+def _record(stage: Stage, config: Config, device: torch.device) -> None:
+    """Let it record its steps, unless every step is another program."""
+    reason = graphs_prevented_by(config)
+    if reason is None:
+        stage.record(CudaRecorder(device))
+    elif stage.blocks[0].spec.index == 0:  # once for the run
+        stage.remark(f"runtime.cuda_graphs: training goes on without them ({reason})")
+
+
+def graphs_prevented_by(config: Config) -> str | None:
+    """What of a config asks for more in a step than a recorded one can do; None for nothing."""
+    if config.model.factory:
+        return "model.factory: a user's own modules may do anything from batch to batch"
+    if config.schedule.greedy:
+        return "schedule.greedy: what learns changes from phase to phase"
+    if config.runtime.on_nonfinite == "skip_batch":
+        return "runtime.on_nonfinite skip_batch looks at each loss before it learns"
+    return None
 
 
 def _block(config: Config, spec: BlockSpec, part: Part | None, device: torch.device) -> Block:

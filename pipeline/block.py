@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.dropout import Dropout
 from pipeline.errors import CheckpointError
 from pipeline.heads import PredHead, heads_of, label_projection, reconstruction, similarity_map
 from pipeline.layout import channels_last, flattened
@@ -52,7 +53,7 @@ class Block(nn.Module):
             self._build(spec)
         self.to(device=device, dtype=dtype)
         self.to(memory_format=torch.channels_last)
-        self._dropout_generator = torch.Generator(device)
+        self.dropout = Dropout(spec.dropout, seed=seed, block=spec.index, device=device)
         self._optimizer: Optimizer | None = None
 
     def _build(self, spec: BlockSpec) -> None:
@@ -109,7 +110,7 @@ class Block(nn.Module):
         """
         passed = pool(h, self.spec.pool)
         if batch_id is not None and self.spec.dropout > 0:
-            passed = passed * self._dropout_mask(h, batch_id)
+            passed = passed * self.dropout.mask(h, batch_id)
         return channels_last(passed)
 
     def local_loss(self, h: Tensor, labels: Tensor, x: Tensor) -> LossValue:
@@ -179,7 +180,7 @@ class Block(nn.Module):
         """The parameters that are trained, in the optimizer's order."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
-    def update(self, gradients: Sequence[Tensor], lr: float) -> None:
+    def update(self, gradients: Sequence[Tensor], lr: float | Tensor) -> None:
         """Let the optimizer use `gradients`, one per parameter in order."""
         assert self._optimizer is not None, "attach an optimizer before training"
         with torch.no_grad():
@@ -224,15 +225,6 @@ class Block(nn.Module):
                 f"block {self.spec.index}: {name} is {given.dtype} {tuple(given.shape)} in the "
                 f"checkpoint, {own.dtype} {tuple(own.shape)} in the network"
             )
-
-    def _dropout_mask(self, h: Tensor, batch_id: int) -> Tensor:
-        """Zeros and 1/(1 - p), per unit of (n, D) and per channel of (n, C, H, W)."""
-        seed = derived_seed(self.seed, Purpose.DROPOUT, self.spec.index, batch_id)
-        self._dropout_generator.manual_seed(seed)
-        keep = 1.0 - self.spec.dropout
-        shape = h.shape[:2] + (1,) * (h.dim() - 2)
-        mask = torch.empty(shape, dtype=h.dtype, device=h.device)
-        return mask.bernoulli_(keep, generator=self._dropout_generator).div_(keep)
 
     def _activate(self, x: Tensor) -> Tensor:
         return activate(x, self.spec.nonlinearity)

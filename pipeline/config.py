@@ -127,6 +127,9 @@ class RuntimeConfig(Section):
     compile: bool = False
     """Let torch.compile make kernels of each block, at the first batches; where it fails, the block
     goes on without and the run says so. On a CPU it needs a C++ compiler."""
+    cuda_graphs: bool = True
+    """On CUDA devices, record a stage's step and replay it for other batches; where that can't be
+    done the stage goes on without and the run says so."""
     threads_per_stage: int = Field(default=1, ge=1)
     """CPU threads of each stage, and of single mode."""
     max_in_flight: int = Field(default=2, ge=1, le=64)

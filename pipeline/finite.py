@@ -26,8 +26,10 @@ class FiniteCheck:
     """Looks at every loss. On a CUDA device, unless batches are to be skipped, it only takes note
     there, so that nobody waits for the device; `settle` reads the notes."""
 
-    def __init__(self, policy: Policy, blocks: Sequence[int], device: torch.device) -> None:
-        self._policy = policy
+    def __init__(self, policy: Policy, blocks: Sequence[int], at_work: Tensor) -> None:
+        """`at_work`: the id of the batch at work, on the device."""
+        device = at_work.device
+        self._policy, self._at_work = policy, at_work
         self._later = device.type == "cuda" and policy != "skip_batch"
         self._rows = {block: row for row, block in enumerate(blocks)}
         self._first_bad = torch.full((len(blocks),), _NEVER, device=device)
@@ -39,7 +41,7 @@ class FiniteCheck:
             NonFiniteLossError: where the run is to stop or to go back, and it is known already.
         """
         if self._later:
-            self._note(loss, block, batch_id)
+            self._note(loss, block)
             return True
         if bool(torch.isfinite(loss)):
             return True
@@ -59,10 +61,14 @@ class FiniteCheck:
             if worst[block] != _NEVER:
                 raise NonFiniteLossError(block, worst[block])
 
-    def _note(self, loss: Tensor, block: int, batch_id: int) -> None:
+    def _note(self, loss: Tensor, block: int) -> None:
         row = self._rows[block]
-        bad = torch.where(torch.isfinite(loss.detach()), _NEVER, batch_id)
+        bad = torch.where(torch.isfinite(loss.detach()), _NEVER, self._at_work)
         self._first_bad[row] = torch.minimum(self._first_bad[row], bad)
+
+    def memory(self) -> Tensor:
+        """What taking note changes."""
+        return self._first_bad
 
     def statistics_of(self, blocks: Iterable[nn.Module]) -> list[tuple[Tensor, Tensor]]:
         """Batch statistics as they are before a batch that may be skipped: (live, copy)."""

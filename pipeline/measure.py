@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.specs import BlockSpec
     from pipeline.stage import Stage
 
-WARM_UP, BATCHES = 2, 5
+WARM_UP, BATCHES = 3, 5
 _COPIED_BYTES = 1 << 26
 
 

@@ -1,4 +1,7 @@
-"""Counters that stay on the device: reading them is the only synchronisation, once a pass."""
+"""Counters that stay on the device: reading them is the only synchronisation, once a pass.
+
+All that a batch adds is added there, so that a recorded step (`graphs.py`) counts when replayed.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from pipeline.records import Tally
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from torch import Tensor
+
     from pipeline.losses import LossValue
 
 
@@ -19,16 +24,15 @@ class Counters:
 
     def __init__(self, blocks: Sequence[int], device: torch.device) -> None:
         self._blocks = {block: row for row, block in enumerate(blocks)}
-        self._images = [0] * len(blocks)
-        self._seen = [False] * len(blocks)
         self._predicts = [False] * len(blocks)
+        self._skipped = [False] * len(blocks)
+        self._images = torch.zeros(len(blocks), dtype=torch.int64, device=device)
         self._loss = torch.zeros(len(blocks), dtype=torch.float64, device=device)
         self._errors = torch.zeros(len(blocks), dtype=torch.int64, device=device)
 
     def add(self, block: int, value: LossValue, images: int) -> None:
         """Count a batch of `images`; `value.loss` is their mean."""
         row = self._blocks[block]
-        self._seen[row] = True
         self._images[row] += images
         self._loss[row] += value.loss.detach().double() * images
         if value.errors is not None:
@@ -37,27 +41,29 @@ class Counters:
 
     def skip(self, block: int) -> None:
         """A batch of which nothing is counted: a block that skips them all still has a tally."""
-        self._seen[self._blocks[block]] = True
+        self._skipped[self._blocks[block]] = True
 
     def read(self) -> tuple[Tally, ...]:
         """The sums so far, one tally per block that was given anything to count."""
-        loss, errors = self._loss.tolist(), self._errors.tolist()
+        loss, errors, images = (sums.tolist() for sums in self.memory())
         return tuple(
-            Tally(block, self._images[row], loss[row], errors[row] if self._predicts[row] else None)
+            Tally(block, images[row], loss[row], errors[row] if self._predicts[row] else None)
             for block, row in self._blocks.items()
-            if self._seen[row]
+            if images[row] or self._skipped[row]
         )
+
+    def memory(self) -> tuple[Tensor, ...]:
+        """What counting changes."""
+        return self._loss, self._errors, self._images
 
     def reset(self, tallies: Iterable[Tally] = ()) -> None:
         """Start again from nothing, or from the sums of a snapshot."""
-        self._images = [0] * len(self._images)
-        self._seen = [False] * len(self._images)
-        self._predicts = [False] * len(self._predicts)
-        self._loss.zero_()
-        self._errors.zero_()
+        self._skipped = [False] * len(self._skipped)
+        for sums in self.memory():
+            sums.zero_()
         for tally in tallies:
             row = self._blocks[tally.block]
-            self._seen[row] = True
             self._images[row], self._loss[row] = tally.images, tally.loss_sum
+            self._skipped[row] = not tally.images
             self._predicts[row] = tally.errors is not None
             self._errors[row] = tally.errors or 0

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 class Optimizer(Protocol):
     """Owns the state for a fixed list of parameters, in the order given."""
 
-    def step(self, gradients: Sequence[Tensor], lr: float) -> None:
-        """Update the parameters in place; one gradient per parameter, of its shape."""
+    def step(self, gradients: Sequence[Tensor], lr: float | Tensor) -> None:
+        """Update the parameters in place; one gradient per parameter, of its shape. A rate may lie
+        in memory, as a scalar."""
 
     def state(self) -> dict[str, Tensor]:
         """The state tensors, named `<parameter>.<quantity>`; live ones, once it is `held`."""
@@ -45,7 +46,7 @@ class Adam:
         self._weight_decay, self._amsgrad = weight_decay, amsgrad
         self._held: dict[str, list[Tensor]] = {}
 
-    def step(self, gradients: Sequence[Tensor], lr: float) -> None:
+    def step(self, gradients: Sequence[Tensor], lr: float | Tensor) -> None:
         """Update the parameters in place."""
         self.hold()
         adam(
@@ -95,7 +96,7 @@ class SGD:
         self._weight_decay, self._momentum = weight_decay, momentum
         self._buffers: list[Tensor] = []
 
-    def step(self, gradients: Sequence[Tensor], lr: float) -> None:
+    def step(self, gradients: Sequence[Tensor], lr: float | Tensor) -> None:
         """Update the parameters in place."""
         self.hold()
         buffers: list[Tensor | None] = [*self._buffers] or [None] * len(self._parameters)

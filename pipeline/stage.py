@@ -17,8 +17,12 @@ import torch
 from torch import Tensor
 
 from pipeline.compiled import Compiler
+from pipeline.dials import Dials
 from pipeline.finite import FiniteCheck, put_back
+from pipeline.graphs import Graphs
+from pipeline.groups import Pending, learn, rest
 from pipeline.metrics import Counters
+from pipeline.shortcuts import Shortcuts
 from pipeline.specs import in_runs
 
 if TYPE_CHECKING:
@@ -27,8 +31,8 @@ if TYPE_CHECKING:
     from pipeline.augment import Preprocess
     from pipeline.block import Block
     from pipeline.finite import Policy
+    from pipeline.graphs import Recorder
     from pipeline.losses import LossValue
-    from pipeline.specs import BlockSpec
 
     Send: TypeAlias = Callable[[Tensor], None]
 
@@ -50,7 +54,9 @@ class Stage:
         self._groups = in_runs(self.blocks, lambda block: block.spec.same_group)
         self._shortcuts = Shortcuts(block.spec for block in blocks)
         indices = [block.spec.index for block in blocks]
-        self._finite = FiniteCheck(on_nonfinite, indices, blocks[0].device)
+        self._dials = Dials(blocks[0].device)
+        self._finite = FiniteCheck(on_nonfinite, indices, self._dials.batch_id)
+        self._graphs: Graphs[Pending] | None = None
         self._skipped: dict[int, list[int]] = {}
         self._remarks: list[str] = []
         self.at_work: int | None = None
@@ -79,16 +85,47 @@ class Stage:
         if self._preprocess:
             x = self._preprocess.train(x, batch_id)
         self._shortcuts.clear()
+        self._dials.turn(batch_id, lr)
+        if learner is not None:
+            self._train_learner(x, labels, batch_id, send, learner)
+        elif self._graphs is not None:
+            self._graphs.train(x, labels, batch_id, send)
+        else:
+            self.step(x, labels, batch_id, send)
+
+    def step(self, x: Tensor, labels: Tensor, batch_id: int, send: Send) -> None:
+        """One step of every block, from the input of the first."""
+        pending = self.begin(x, labels, batch_id)
+        if self.sends:
+            send(pending.passed)
+        self.finish(pending, labels, batch_id)
+
+    @property
+    def sends(self) -> bool:
+        """Whether another stage comes after this one."""
+        return not self.blocks[-1].spec.is_output
+
+    def begin(self, x: Tensor, labels: Tensor, batch_id: int) -> Pending:
+        """Up to what is sent: all groups but the last learn, that one computes its activation."""
+        for group in self._groups[:-1]:
+            x = self._group_step(group, x, labels, batch_id)
+        return self._pass_on(self._groups[-1], x, labels, batch_id)
+
+    def finish(self, pending: Pending, labels: Tensor, batch_id: int) -> None:
+        """After it was sent: the last group learns."""
+        self._learn(self._groups[-1], pending, labels, batch_id)
+
+    def _train_learner(
+        self, x: Tensor, labels: Tensor, batch_id: int, send: Send, learner: int
+    ) -> None:
         for group in self._groups:
             ends = group[-1].spec.index
-            if learner not in (None, ends):
-                rest(group)
-            if learner is None:
-                x = self._step(group, x, labels, batch_id, lr, send)
-            elif ends < learner:
+            if ends == learner:
+                self._group_step(group, x, labels, batch_id)
+                continue
+            rest(group)
+            if ends < learner:
                 x = self._frozen(group, x, send)
-            elif ends == learner:
-                self._step(group, x, labels, batch_id, lr, _to_nobody)
 
     def ends_at(self, learner: int | None) -> bool:
         """Whether greedy training goes no further than this stage, which holds the learner."""
@@ -104,54 +141,55 @@ class Stage:
             send(x)
         return x
 
-    def _step(
-        self,
-        group: Sequence[Block],
-        x: Tensor,
-        labels: Tensor,
-        batch_id: int,
-        lr: float,
-        send: Send,
+    def _group_step(
+        self, group: Sequence[Block], x: Tensor, labels: Tensor, batch_id: int
     ) -> Tensor:
         """One step of the blocks of a group, from all their losses; gives what it passes on."""
+        pending = self._pass_on(group, x, labels, batch_id)
+        self._learn(group, pending, labels, batch_id)
+        return pending.passed
+
+    def _pass_on(self, group: Sequence[Block], x: Tensor, labels: Tensor, batch_id: int) -> Pending:
+        *others, last = group
         values: dict[Block, LossValue] = {}
         statistics, received = self._finite.statistics_of(group), x
-        for block in self._in_turn(group):
+        for block in self._in_turn(others):
             h = block(x, batch_id=batch_id, shortcut=self._shortcuts.at(block.spec, x))
-            ends = block is group[-1]
-            with torch.set_grad_enabled(not ends):
-                x = block.transfer(h.detach() if ends else h, batch_id=batch_id)
-            if block is self.blocks[-1] and not block.spec.is_output:
-                send(x)
+            x = block.transfer(h, batch_id=batch_id)
             if block.has_loss:
                 values[block] = block.local_loss(h, labels, received)
                 received = x
-            del h  # learning gives its memory back as soon as it can
-        self._learn(group, values, labels, batch_id, lr, statistics)
-        self._shortcuts.detach()
-        return x
+            del h
+        self.at_work = last.spec.index
+        h = last(x, batch_id=batch_id, shortcut=self._shortcuts.at(last.spec, x))
+        with torch.no_grad():
+            passed = last.transfer(h.detach(), batch_id=batch_id)
+        return Pending(h, received, passed, values, statistics)
 
     def _learn(
-        self,
-        group: Sequence[Block],
-        values: Mapping[Block, LossValue],
-        labels: Tensor,
-        batch_id: int,
-        lr: float,
-        statistics: Sequence[tuple[Tensor, Tensor]],
+        self, group: Sequence[Block], pending: Pending, labels: Tensor, batch_id: int
     ) -> None:
         """Learn and count, unless the batch is to be skipped."""
+        last, values = group[-1], pending.values
+        self.at_work = last.spec.index
+        if last.has_loss:
+            values[last] = last.local_loss(pending.take_h(), labels, pending.received)
         losses = [value.loss for value in values.values()]
         loss = sum(losses[1:], start=losses[0])
-        if not self._finite.passes(loss, group[-1].spec.index, batch_id):
-            put_back(statistics)
-            self._skipped.setdefault(group[-1].spec.index, []).append(batch_id)
-            for block in values:
-                self.training.skip(block.spec.index)
-            return
-        learn(group, loss, lr)
-        for block, value in values.items():
-            self._count(self.training, block, value, labels)
+        if self._finite.passes(loss, last.spec.index, batch_id):
+            learn(group, loss, self._dials.lr)
+            for block, value in values.items():
+                self._count(self.training, block, value, labels)
+        else:
+            self._skip(group, pending, batch_id)
+        self._shortcuts.detach()
+        self.at_work = None
+
+    def _skip(self, group: Sequence[Block], pending: Pending, batch_id: int) -> None:
+        put_back(pending.statistics)
+        self._skipped.setdefault(group[-1].spec.index, []).append(batch_id)
+        for block in pending.values:
+            self.training.skip(block.spec.index)
 
     def take_skipped(self) -> dict[int, list[int]]:
         """The batches that each block has skipped since this was asked last."""
@@ -160,9 +198,29 @@ class Stage:
 
     def compile(self) -> None:
         """From now on blocks compute with what torch.compile makes of them."""
-        compiler = Compiler(self._remarks.append)
+        compiler = Compiler(self.remark)
         for block in self.blocks:
             block.use(compiler)
+
+    def record(self, recorder: Recorder) -> None:
+        """From now on steps are recorded, and replayed for other batches of the same shape."""
+        for block in self.blocks:
+            block.dropout.keep()
+        self._graphs = Graphs(self, recorder, self.remark)
+
+    def draw(self, examples: int, batch_id: int) -> None:
+        """Everything random of a batch that has memory of its own."""
+        for block in self.blocks:
+            block.dropout.draw(examples, batch_id)
+
+    def memory(self) -> list[Tensor]:
+        """All that a step changes."""
+        states = (block.state().values() for block in self.blocks)
+        return [*chain(*states), *self.training.memory(), self._finite.memory()]
+
+    def remark(self, text: str) -> None:
+        """For the person who watches."""
+        self._remarks.append(text)
 
     def take_remarks(self) -> list[str]:
         """What a person who watches should know, since this was asked last."""
@@ -216,43 +274,3 @@ class Stage:
     @staticmethod
     def _count(counters: Counters, block: Block, value: LossValue, labels: Tensor) -> None:
         counters.add(block.spec.index, value, len(labels))
-
-
-def _to_nobody(passed: Tensor) -> None:
-    """What a greedy learner passes on while it learns is of no use to anybody."""
-
-
-class Shortcuts:
-    """The inputs that residual connections carry past the blocks they span."""
-
-    def __init__(self, specs: Iterable[BlockSpec]) -> None:
-        self._sources = {spec.shortcut.source for spec in specs if spec.shortcut}
-        self._carried: dict[int, Tensor] = {}
-
-    def at(self, spec: BlockSpec, x: Tensor) -> Tensor | None:
-        """Keeps the input x of a block where a shortcut begins; gives what ends in this block."""
-        if spec.index in self._sources:
-            self._carried[spec.index] = x
-        return self._carried.pop(spec.shortcut.source) if spec.shortcut else None
-
-    def clear(self) -> None:
-        """Forget what greedy training, which may end within a span, has left behind."""
-        self._carried.clear()
-
-    def detach(self) -> None:
-        """At the end of a group: what goes past it brings no gradient back to it."""
-        self._carried = {source: x.detach() for source, x in self._carried.items()}
-
-
-def rest(group: Sequence[Block]) -> None:
-    """These blocks learn no more, or not yet, and give back what only learning needs."""
-    for block in group:
-        block.rest()
-
-
-def learn(group: Sequence[Block], loss: Tensor, lr: float) -> None:
-    """One step on the parameters of blocks that learn together; gradients are freed at once."""
-    learned = [block.learned for block in group]
-    gradients = iter(torch.autograd.grad(loss, list(chain(*learned))))
-    for block, own in zip(group, learned, strict=True):
-        block.update([next(gradients) for _ in own], lr)

@@ -118,8 +118,8 @@ def test_dropout_belongs_to_seed_block_and_batch_id_not_to_history() -> None:
     assert not torch.equal(seasoned.transfer(h, batch_id=8), first)
     assert not torch.equal(block_of(spec, seed=2).transfer(h, batch_id=7), first)
     wide = torch.ones(30, 6, 6, 6)
-    elsewhere = block_of(other_spec)._dropout_mask(wide, 7)[:, :5]
-    assert not torch.equal(elsewhere, block_of(spec)._dropout_mask(wide, 7)[:, :5])
+    elsewhere = block_of(other_spec).dropout.mask(wide, 7)[:, :5]
+    assert not torch.equal(elsewhere, block_of(spec).dropout.mask(wide, 7)[:, :5])
 
 
 def test_dropout_leaves_the_global_generator_alone() -> None:
@@ -139,7 +139,7 @@ def test_what_is_passed_on_is_pooled_dropped_out_and_channels_last() -> None:
     h = torch.rand(4, 6, 6, 6)
     passed = block.transfer(h, batch_id=1)
     assert is_channels_last(passed)
-    dropped = h * block._dropout_mask(h, 1)
+    dropped = h * block.dropout.mask(h, 1)
     assert torch.equal(passed, torch.nn.functional.max_pool2d(dropped, 2))
 
 

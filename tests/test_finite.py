@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     Folder = Callable[[], Path]
     Train = Callable[[Job], None]
 
-CPU = torch.device("cpu")
 BAD_BLOCK, BAD_BATCH = 1, 3
 COURSE: dict[str, Any] = {"schedule": {"epochs": 2}, "checkpoint_every_steps": 1}
 
@@ -177,10 +176,12 @@ def test_a_run_that_diverges_ends_all_the_same(
 
 @pytest.mark.parametrize("policy", ["stop", "rollback"])
 def test_notes_are_settled_later_and_name_the_first_batch(policy: Any) -> None:
-    check = FiniteCheck(policy, [4, 5], CPU)
+    at_work = torch.tensor(0)
+    check = FiniteCheck(policy, [4, 5], at_work)
     check._later = True  # as on a CUDA device
     check.settle()
     for batch_id, loss in enumerate([1.0, nan, inf, 2.0], start=7):
+        at_work.fill_(batch_id)
         assert check.passes(torch.tensor(loss), 5, batch_id)
         assert check.passes(torch.tensor(1.0), 4, batch_id)
     with pytest.raises(NonFiniteLossError) as caught:
@@ -189,7 +190,7 @@ def test_notes_are_settled_later_and_name_the_first_batch(policy: Any) -> None:
 
 
 def test_of_blocks_that_fail_together_the_first_is_named() -> None:
-    check = FiniteCheck("stop", [2, 3], CPU)
+    check = FiniteCheck("stop", [2, 3], torch.tensor(9))
     check._later = True
     for block in (3, 2):
         check.passes(torch.tensor(nan), block, 9)
@@ -198,6 +199,6 @@ def test_of_blocks_that_fail_together_the_first_is_named() -> None:
 
 
 def test_a_skipping_check_looks_at_once_everywhere() -> None:
-    check = FiniteCheck("skip_batch", [0], torch.device("cpu"))
+    check = FiniteCheck("skip_batch", [0], torch.tensor(0))
     assert check.passes(torch.tensor(1.0), 0, 1)
     assert not check.passes(torch.tensor(-inf), 0, 2)

@@ -13,9 +13,9 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 LEARNING = {
-    "allocator", "architectures", "assembly", "augment", "block", "compiled", "custom", "factory",
-    "finite", "heads", "layout", "losses", "measure", "metrics", "models", "optimizers", "readout",
-    "runner", "single", "stage",
+    "allocator", "architectures", "assembly", "augment", "block", "compiled", "custom", "dials",
+    "dropout", "factory", "finite", "graphs", "groups", "heads", "layout", "losses", "measure",
+    "metrics", "models", "optimizers", "readout", "runner", "shortcuts", "single", "stage",
 }  # fmt: skip
 MESSAGES = {
     "carriers", "codec", "control", "endpoints", "links", "memory", "messages", "protocol",

@@ -1,0 +1,57 @@
+"""Dropout whose masks belong to (seed, block, batch id), never to a process's history."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.seeding import Purpose, derived_seed
+
+
+@dataclass(slots=True)
+class _Kept:
+    mask: Tensor
+    batch_id: int | None = None
+
+
+class Dropout:
+    """Of one block. With `keep` a mask has memory of its own, one for each size of a batch, and is
+    drawn once for a batch, early: a recorded step (`graphs.py`) reads it there."""
+
+    def __init__(self, rate: float, *, seed: int, block: int, device: torch.device) -> None:
+        self.rate = rate
+        self._seed, self._block = seed, block
+        self._generator = torch.Generator(device)
+        self._kept: dict[int, _Kept] | None = None
+
+    def keep(self) -> None:
+        """From now on masks stay where they are."""
+        self._kept = {} if self._kept is None else self._kept
+
+    def mask(self, h: Tensor, batch_id: int) -> Tensor:
+        """Zeros and 1/(1 - rate), per unit of h (n, D) and per channel of (n, C, H, W)."""
+        if self._kept is None:
+            return self._drawn(_memory(h), batch_id)
+        if len(h) not in self._kept:
+            self._kept[len(h)] = _Kept(_memory(h))
+        self.draw(len(h), batch_id)
+        return self._kept[len(h)].mask
+
+    def draw(self, examples: int, batch_id: int) -> None:
+        """Ahead of `mask`, where there is memory for so many examples."""
+        kept = (self._kept or {}).get(examples)
+        if kept is not None and kept.batch_id != batch_id:
+            self._drawn(kept.mask, batch_id)
+            kept.batch_id = batch_id
+
+    def _drawn(self, mask: Tensor, batch_id: int) -> Tensor:
+        seed = derived_seed(self._seed, Purpose.DROPOUT, self._block, batch_id)
+        self._generator.manual_seed(seed)
+        keep = 1.0 - self.rate
+        return mask.bernoulli_(keep, generator=self._generator).div_(keep)
+
+
+def _memory(h: Tensor) -> Tensor:
+    return torch.empty(h.shape[:2] + (1,) * (h.dim() - 2), dtype=h.dtype, device=h.device)

@@ -1,0 +1,208 @@
+"""`runtime.cuda_graphs`: recorded steps train as plain ones do, or are given up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from pipeline.assembly import build_stage, graphs_prevented_by
+from pipeline.config import build_config
+from pipeline.datasets import data_facts
+from pipeline.graphs import PLAIN_STEPS, CudaRecorder
+from pipeline.models import network_specs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pipeline.graphs import Recorder
+    from pipeline.stage import Stage
+
+pytestmark = pytest.mark.usefixtures("torch_settings")
+
+CPU = torch.device("cpu")
+VGG = {"name": "vgg", "layers": [4, "M", 6], "hidden": 16, "dropout": 0.2}
+WHOLE = (0, 1, 2, 3)
+SIZES = (8, 8, 8, 8, 5, 8, 5, 5, 8, 5)
+"""Of the batches: two shapes take turns, as the last batch of an epoch does with the others."""
+
+
+@dataclass
+class Again:
+    """Replaces CudaRecorder: does the work again, as it is written."""
+
+    replays: int = 0
+    records: int = 0
+
+    def record(self, work: Callable[[], None]) -> Callable[[], object]:
+        self.records += 1
+
+        def replay() -> None:
+            self.replays += 1
+            work()
+
+        return replay
+
+
+class Refusing:
+    def record(self, work: Callable[[], None]) -> Callable[[], object]:
+        raise RuntimeError("operation not permitted when stream is capturing\nfurther words")
+
+
+class Idle:
+    """What is replayed does nothing, as where something was not recorded."""
+
+    def record(self, work: Callable[[], None]) -> Callable[[], object]:
+        work()
+        return lambda: None
+
+
+@dataclass
+class Trained:
+    stage: Stage
+    sent: list[torch.Tensor] = field(default_factory=list)
+
+    @property
+    def remarks(self) -> list[str]:
+        return self.stage.take_remarks()
+
+    def check_equals(self, other: Trained) -> None:
+        for ours, theirs in zip(self.stage.blocks, other.stage.blocks, strict=True):
+            for name, tensor in ours.state().items():
+                assert torch.equal(tensor, theirs.state()[name]), name
+        assert len(self.sent) == len(other.sent)
+        for ours_sent, theirs_sent in zip(self.sent, other.sent, strict=True):
+            assert torch.equal(ours_sent, theirs_sent)
+        assert self.stage.training.read() == other.stage.training.read()
+
+
+def trained(
+    recorder: Recorder | None,
+    blocks: Sequence[int] = WHOLE,
+    device: torch.device = CPU,
+    sizes: Sequence[int] = SIZES,
+    **sections: Any,
+) -> Trained:
+    """A stage after batches of these sizes, with a learning rate that changes."""
+    data = {"name": "synthetic", "size": 8, "batch_size": 8, "crop_padding": 1, "flip": True}
+    given = {"model": VGG, "loss": {"name": "predsim", "dim_in_decoder": 32}, "data": data}
+    config = build_config({**given, **sections}, "test")
+    stage = build_stage(config, data_facts(config.data), blocks, device)
+    if recorder is not None:
+        stage.record(recorder)
+    done = Trained(stage)
+    for batch_id, examples in enumerate(sizes, start=1):
+        x, labels = batch(stage, examples, batch_id)
+        lr = 0.01 / (1 + batch_id // 4)
+        stage.train(x.to(device), labels.to(device), batch_id=batch_id, lr=lr, send=keeper(done))
+    return done
+
+
+def keeper(done: Trained) -> Callable[[torch.Tensor], None]:
+    return lambda passed: done.sent.append(passed.clone())
+
+
+def batch(stage: Stage, examples: int, batch_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    numbers = torch.Generator().manual_seed(batch_id)
+    shape = (examples, *stage.blocks[0].spec.in_shape)
+    x = torch.rand(shape, generator=numbers)
+    if stage.blocks[0].spec.index == 0:
+        x = (255 * x).to(torch.uint8)
+    return x, torch.randint(10, (examples,), generator=numbers)
+
+
+@pytest.mark.parametrize("blocks", [(0, 1, 2, 3), (0, 1), (1, 2), (3,)], ids=str)
+def test_replayed_steps_change_and_send_what_plain_ones_do(blocks: tuple[int, ...]) -> None:
+    recorder = Again()
+    recorded, plain = trained(recorder, blocks), trained(None, blocks)
+    recorded.check_equals(plain)
+    assert recorded.remarks == []
+    assert recorder.records == 4  # two halves for each of two shapes
+    assert recorder.replays == 2 * (len(SIZES) - 2 * PLAIN_STEPS)
+    assert len(recorded.sent) == (0 if blocks[-1] == 3 else len(SIZES))
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"model": {**VGG, "group": 2}},
+        {"loss": {"name": "glob"}},
+        {"loss": {"name": "sim"}, "optimizer": {"name": "sgd", "momentum": 0.9}},
+        {"runtime": {"precision": "bf16"}},
+        {"model": {"name": "resnet18", "feat_mult": 0.0625}},
+    ],
+    ids=str,
+)
+def test_so_do_those_of_other_losses_and_networks(sections: dict[str, Any]) -> None:
+    blocks = range(18) if "resnet18" in str(sections) else WHOLE
+    sizes = (4, 4, 4, 4) if "resnet18" in str(sections) else SIZES
+    recorded = trained(Again(), blocks, sizes=sizes, **sections)
+    recorded.check_equals(trained(None, blocks, sizes=sizes, **sections))
+    assert recorded.remarks == []
+
+
+def test_where_recording_fails_training_goes_on_and_says_so_once() -> None:
+    recorded = trained(Refusing(), (0, 1))
+    recorded.check_equals(trained(None, (0, 1)))
+    assert recorded.remarks == [
+        "runtime.cuda_graphs: training goes on without them (recording failed: operation not "
+        "permitted when stream is capturing)"
+    ]
+
+
+def test_a_replay_that_is_not_the_plain_step_is_found_out_and_taken_back() -> None:
+    forgetful = trained(Idle(), (0, 1), sizes=(8,) * 6)
+    assert forgetful.remarks == [
+        "runtime.cuda_graphs: training goes on without them (a replayed step did not equal a "
+        "plain one bit for bit)"
+    ]
+    # its first recording was run, which real ones are not: equal from there on it can't be
+    assert len(forgetful.sent) == 6
+
+
+class NotAllOfIt(Again):
+    """A replay that forgets what a number changes from batch to batch."""
+
+    def record(self, work: Callable[[], None]) -> Callable[[], object]:
+        again = super().record(work)
+        if self.records == 1:
+            return again
+
+        def replay() -> None:
+            return None
+
+        return replay
+
+
+def test_of_a_half_that_was_not_recorded_nothing_stays() -> None:
+    recorded = trained(NotAllOfIt(), (0, 1))
+    recorded.check_equals(trained(None, (0, 1)))
+    assert len(recorded.remarks) == 1
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"runtime": {"on_nonfinite": "skip_batch"}}, "skip_batch looks at each loss"),
+        ({"schedule": {"greedy": True}}, "what learns changes"),
+        ({"model": {"factory": "a:b"}}, "a user's own modules"),
+    ],
+)
+def test_what_no_graph_can_do_is_known_beforehand(sections: dict[str, Any], words: str) -> None:
+    tree = {"model": VGG, "loss": {"name": "predsim"}, "data": {"name": "synthetic"}, **sections}
+    assert words in str(graphs_prevented_by(build_config(tree, "test")))
+    assert graphs_prevented_by(build_config({**tree, **dict.fromkeys(sections, {})} | {
+        "model": VGG}, "test")) is None  # fmt: skip
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("blocks", [(0, 1, 2, 3), (0, 1), (1, 2), (3,)], ids=str)
+def test_cuda_graphs_train_as_plain_steps_do(blocks: tuple[int, ...], precision: str) -> None:
+    device = torch.device("cuda", 0)
+    runtime = {"precision": precision, "cuda_graphs": False}
+    recorded = trained(CudaRecorder(device), blocks, device, runtime=runtime)
+    recorded.check_equals(trained(None, blocks, device, runtime=runtime))
+    assert recorded.remarks == []
