@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pipeline.carriers import ALIGNMENT
 from pipeline.door import Door
 from pipeline.inband import TrainBatch
 from pipeline.sockets import Sockets, make_keys
+from pipeline.streams import Incoming
 from pipeline.tensors import TensorPayload, arrived_tensor
 from pipeline.transport import ZmqReceiver, ZmqSender
 
@@ -36,7 +38,7 @@ IMAGES = 128
 _SLOTS = 1
 _TIMEOUT_S = 120.0
 _RUN, _NAMES = "links", ("stage 0", "stage 1")
-_CPU = torch.device("cpu")
+_HERE = Incoming(torch.device("cpu"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ def linked(carrier: Carrier, most_bytes: int, socket: Path) -> Iterator[Link]:
     here, there = make_keys(1) if carrier.tcp else (None, None)
     mine, theirs = get_context("spawn").Pipe()
     bind = "tcp://127.0.0.1:*" if carrier.tcp else f"ipc://{socket}"
-    arguments = (theirs, bind, most_bytes + IMAGES * 8 + 128, there)
+    arguments = (theirs, bind, most_bytes + IMAGES * 8 + 2 * ALIGNMENT, there)
     process = get_context("spawn").Process(target=_take_all, args=arguments, daemon=True)
     process.start()
     theirs.close()  # the other process has one of its own
@@ -147,7 +149,7 @@ def _take_all(pipe: Connection, bind: str, slot_bytes: int, keys: Keys | None) -
 def _take(receiver: ZmqReceiver) -> float:
     """When the next batch was there; its memory is given back after that."""
     delivery = receiver.receive(_TIMEOUT_S)
-    x, labels = (arrived_tensor(arrived, _CPU) for arrived in delivery.tensors)
+    x, labels = (arrived_tensor(arrived, _HERE) for arrived in delivery.tensors)
     now = perf_counter()
     assert isinstance(delivery.item, TrainBatch)
     assert (float(x[0, 0]), len(labels)) == (delivery.item.batch_id, len(x))

@@ -1,12 +1,14 @@
 """How tensor bytes cross a link: through a ring of shared-memory slots, or as raw frames.
+(`devicering.py`: through one on a CUDA device.)
 
 The receiver makes the ring and hands out its slots as credits; the sender copies into the slot
 it was given, and the receiver computes on the slot itself: one copy per hop. The memory is an
 anonymous file of the receiver's (memfd) that the sender opens through /proc: it has no name, so
 nothing stays behind however the processes end, and the size of /dev/shm does not matter.
 
-Every tensor begins at a multiple of 64 bytes: CPU kernels may round differently on unaligned
-input, and N processes would no longer equal one.
+Every tensor begins at a multiple of 256 bytes: CPU kernels may round differently on input that
+is not aligned to 64, and cuBLAS chooses kernels by alignments up to 256. N processes would no
+longer equal one.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import os
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 
@@ -24,12 +26,24 @@ from pipeline.errors import ProtocolError
 from pipeline.messages import RingHandle, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-ALIGNMENT = 64
+ALIGNMENT = 256
 _NAME = "pipeline-ring"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceBytes:
+    """A tensor on a CUDA device, as its driver is told of it."""
+
+    address: int
+    """Of its first byte."""
+    stream: int
+    """In whose order it may be read."""
+    landed: Callable[[], None]
+    """Returns when the stream has done what it was given."""
 
 
 class Payload(Protocol):
@@ -44,6 +58,10 @@ class Payload(Protocol):
 
     def view(self) -> memoryview:
         """Its bytes in host memory, which nobody changes any more."""
+
+    @property
+    def device(self) -> DeviceBytes | None:
+        """Where it lies on a CUDA device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +82,10 @@ class ArrayPayload:
     def view(self) -> memoryview:
         """Its bytes."""
         return np.ascontiguousarray(self.array).reshape(-1).view(np.uint8).data
+
+    @property
+    def device(self) -> None:
+        """Nowhere."""
 
 
 def aligned(nbytes: int) -> int:
@@ -86,10 +108,20 @@ def slot_parts(slot: memoryview, specs: Sequence[TensorSpec]) -> list[memoryview
     Raises:
         ProtocolError: where they don't fit.
     """
-    starts = list(accumulate((aligned(spec.nbytes) for spec in specs), initial=0))
-    if starts[-1] > slot.nbytes:
-        raise ProtocolError(f"tensors of {starts[-1]} bytes don't fit a slot of {slot.nbytes}")
-    return [slot[start : start + spec.nbytes] for start, spec in zip(starts, specs, strict=False)]
+    starts = slot_starts(slot.nbytes, specs)
+    return [slot[start : start + spec.nbytes] for start, spec in zip(starts, specs, strict=True)]
+
+
+def slot_starts(slot_bytes: int, specs: Sequence[TensorSpec]) -> list[int]:
+    """Bytes from the beginning of a slot to each tensor.
+
+    Raises:
+        ProtocolError: where they don't fit.
+    """
+    *starts, end = accumulate((aligned(spec.nbytes) for spec in specs), initial=0)
+    if end > slot_bytes:
+        raise ProtocolError(f"tensors of {end} bytes don't fit a slot of {slot_bytes}")
+    return starts
 
 
 def host_identity() -> str:
@@ -132,6 +164,9 @@ class Ring:
 class RingWriter:
     """The sender's end: opens the receiver's memory, writes slots."""
 
+    way: ClassVar[str] = "shared"
+    lands_later: ClassVar[bool] = False
+
     def __init__(self, handle: RingHandle) -> None:
         """Raises OSError where the ring can't be reached from this process."""
         if handle.host != host_identity():
@@ -149,12 +184,19 @@ class RingWriter:
         finally:
             os.close(fd)
 
-    def write(self, index: int, payloads: Sequence[Payload]) -> None:
-        """Copy the payloads into a slot, each aligned."""
+    def write(self, index: int, payloads: Sequence[Payload]) -> list[memoryview]:
+        """Copy the payloads into a slot, each aligned; no frames follow."""
         slot = _slot(self._memory, index, self._handle.slots, self._handle.slot_bytes)
         parts = slot_parts(slot, [payload.spec for payload in payloads])
         for payload, part in zip(payloads, parts, strict=True):
             payload.copy_into(part)
+        return []
+
+    def land(self) -> None:
+        """What was written is there."""
+
+    def close(self) -> None:
+        """The memory goes with this object."""
 
 
 def _slot(memory: memoryview, index: int, slots: int, slot_bytes: int) -> memoryview:

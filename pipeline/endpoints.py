@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pipeline.devicering import DeviceRing, Driver
 from pipeline.door import Door
 from pipeline.links import PATIENCE_S
 from pipeline.sockets import Sockets
@@ -24,6 +25,12 @@ class ZmqEndpoints:
         self._run, self._stage = invitation.run, invitation.stage
         self.door = Door(f"the link to stage {self._stage}")
         self.sockets = Sockets(self.door, invitation.keys)
+        self._driver: Driver | None = None
+        self._device_ring: DeviceRing | None = None
+
+    def use_cuda(self, driver: Driver) -> None:
+        """What is sent and received from now on lies on the driver's device."""
+        self._driver = driver
 
     def listen(self, bind: str, slots: int, slot_bytes: int) -> tuple[Receiver, LinkAddress]:
         """The link from the stage before."""
@@ -35,6 +42,7 @@ class ZmqEndpoints:
             names=(f"stage {self._stage}", before),
             slots=slots,
             slot_bytes=slot_bytes,
+            device_ring=self._shared_device_memory(slots, slot_bytes),
         )
         return receiver, receiver.address
 
@@ -48,5 +56,18 @@ class ZmqEndpoints:
             names=names,
             timeout_s=PATIENCE_S,
             cancelled=called_off,
+            driver=self._driver,
         )
         return sender, sender.carrier
+
+    def _shared_device_memory(self, slots: int, slot_bytes: int) -> DeviceRing | None:
+        """One ring for all attempts of the run; none before the first stage, which is fed from
+        host memory, nor where the driver refuses: the sender will say what it uses instead."""
+        if self._driver is None or self._stage == 0:
+            return None
+        if self._device_ring is None:
+            try:
+                self._device_ring = DeviceRing(slots, slot_bytes, self._driver)
+            except OSError:
+                return None
+        return self._device_ring

@@ -46,7 +46,7 @@ class Gathering:
 
     def tell_carrier(self, link: str, carrier: str) -> None:
         """Only where it is not the best one."""
-        if carrier.startswith("frames"):
+        if "(" in carrier:  # the reason why it is not
             self.tell(f"link {link}: tensors travel as {carrier}")
 
     def _on_connected(self, said: Said, connected: Connected) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pipeline.carriers import Payload
+    from pipeline.devicering import DeviceMemory
     from pipeline.door import Door
     from pipeline.inband import Item
     from pipeline.messages import Message, TensorSpec
@@ -34,10 +35,11 @@ class LinkStatistics:
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A tensor as it came: its bytes are aligned, and valid until the delivery is released."""
+    """A tensor as it came, in host memory or on a CUDA device: its bytes are aligned, and valid
+    until the delivery is released."""
 
     spec: TensorSpec
-    data: memoryview
+    data: memoryview | DeviceMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,10 @@ class Sender(Protocol):
 
     def send(self, item: Item, payloads: Sequence[Payload] = ()) -> None:
         """Send in order; a batch waits for room. Raises TimedOutError, CalledOffError."""
+
+    def flush(self) -> None:
+        """Returns when the batch that was sent last is on its way: a device may copy it while
+        others go on."""
 
     def statistics(self) -> LinkStatistics:
         """Counted since the link was opened."""

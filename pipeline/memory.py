@@ -65,6 +65,9 @@ class MemorySender:
         self._nbytes += sum(tensor.spec.nbytes for tensor in tensors)
         self._shared.items.put((item, tensors))
 
+    def flush(self) -> None:
+        """What was sent is there."""
+
     def statistics(self) -> LinkStatistics:
         """Waiting is not measured here."""
         return LinkStatistics(self._batches, self._nbytes, 0.0)

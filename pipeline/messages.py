@@ -25,13 +25,18 @@ from pipeline.inband import (
 )
 from pipeline.records import PassReport, Tally
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 ITEM_BYTES = {"uint8": 1, "int64": 8, "float32": 4, "float64": 8, "bfloat16": 2}
 MAX_DIMENSIONS = 8
 _FEATURE_MAPS = 4  # dimensions: (n, C, H, W)
 MAX_TENSORS = 16
 """Of one batch: it has an activation and labels."""
 MAX_TENSOR_BYTES = 1 << 36
+DEVICE_HANDLE_BYTES = 64
+"""CU_IPC_HANDLE_SIZE of CUDA's driver interface."""
+WAYS = ("frames", "shared", "device")
+"""How tensors may cross a link: after the header, or in a slot of the receiver's ring in shared
+memory, or of that on its CUDA device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +68,8 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The batch header, or a marker. `slot` is the credit that a batch uses up: its tensors lie
-    in that slot of the receiver's ring, or, if `framed`, follow as raw frames."""
+    """The batch header, or a marker. `slot` is the credit that a batch uses up; `way`, of `WAYS`,
+    says whether its tensors lie in that slot, and of which ring, or follow as raw frames."""
 
     item: (
         TrainBatch
@@ -78,7 +83,7 @@ class Header:
     )
     tensors: tuple[TensorSpec, ...] = ()
     slot: int | None = None
-    framed: bool = False
+    way: str = "shared"
 
     def __post_init__(self) -> None:
         batch = isinstance(self.item, TrainBatch | EvaluationBatch)
@@ -87,6 +92,8 @@ class Header:
                 f"{type(self.item).__name__} with {len(self.tensors)} tensors in slot {self.slot}: "
                 "a batch has tensors and a slot, a marker has neither"
             )
+        if self.way not in WAYS:
+            raise ProtocolError(f"way {self.way[:40]!r} is none of {', '.join(WAYS)}")
         if len(self.tensors) > MAX_TENSORS:
             raise ProtocolError(f"{len(self.tensors)} tensors: at most {MAX_TENSORS} travel")
 
@@ -119,17 +126,35 @@ class RingHandle:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceRingHandle:
+    """Where a ring on a CUDA device can be opened: the driver's own handle of its memory."""
+
+    host: str
+    memory: bytes
+    slots: int
+    slot_bytes: int
+
+    def __post_init__(self) -> None:
+        if len(self.memory) != DEVICE_HANDLE_BYTES:
+            raise ProtocolError(
+                f"handle of device memory of {len(self.memory)} bytes: it has {DEVICE_HANDLE_BYTES}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class LinkAddress:
     """Where a stage can be sent to.
 
     `word`: the name by which it knows its sender, a secret of the two. `key`: the public CURVE key
-    of the stage, None where links are not encrypted.
+    of the stage, None where links are not encrypted. `device_ring`: where the stage is on a CUDA
+    device that can share memory.
     """
 
     endpoint: str
     ring: RingHandle | None
     word: str
     key: str | None = None
+    device_ring: DeviceRingHandle | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from pipeline.events import Note, StageProgress
 from pipeline.meter import Meter, peak_reader
 from pipeline.run import Speedometer
 from pipeline.runner import StageRunner
+from pipeline.streams import Incoming
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,6 +66,7 @@ class SingleTrainer:
         self._run = run
         self._device = torch.device(run.plan.stages[0].device)
         prepare_process(self._device, run.config.runtime.threads_per_stage)
+        self._incoming = Incoming(self._device)
         self._queue: deque[tuple[int, Item, tuple[Tensor, ...]]] = deque()
         self._runners = self._built()
 
@@ -117,7 +119,7 @@ class SingleTrainer:
 
     def _pass_through(self, item: Item) -> None:
         arrays = self._run.arrays(item)
-        tensors = tuple(torch.from_numpy(array).to(self._device) for array in arrays)
+        tensors = tuple(self._incoming.bring(torch.from_numpy(array)) for array in arrays)
         self._queue.append((0, item, tensors))
         while self._queue:
             stage, item, tensors = self._queue.popleft()

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from pipeline.carriers import DeviceBytes
+from pipeline.devicering import DeviceMemory
 from pipeline.layout import is_channels_last, pixels
 from pipeline.messages import ITEM_BYTES, TensorSpec
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from pipeline.links import Arrived
+    from pipeline.streams import Incoming
 
 _TYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ITEM_BYTES}
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
@@ -20,9 +26,13 @@ _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 
 @dataclass(frozen=True, slots=True)
 class TensorPayload:
-    """A detached tensor, contiguous or channels last, about to travel; nobody changes it."""
+    """A detached tensor, contiguous or channels last, about to travel; nobody changes it.
+
+    `stream`: beside the one that computes, where copies are made; None on the CPU.
+    """
 
     tensor: Tensor
+    stream: torch.cuda.Stream | None = None
 
     @property
     def spec(self) -> TensorSpec:
@@ -32,23 +42,51 @@ class TensorPayload:
 
     def copy_into(self, target: memoryview) -> None:
         """Copy its bytes, straight from its device."""
-        _tensor(self.spec, target).copy_(self.tensor)
+        with self._aside():
+            _tensor(self.spec, target).copy_(self.tensor)
 
     def view(self) -> memoryview:
         """Its bytes in host memory."""
-        here = self.tensor.cpu()
+        with self._aside():
+            here = self.tensor.cpu()
         flat = pixels(here) if is_channels_last(here) else here
         return flat.reshape(-1).view(torch.uint8).numpy().data
 
+    @property
+    def device(self) -> DeviceBytes | None:
+        """Where it lies on a CUDA device."""
+        if self.stream is None:
+            return None
+        stream = self.stream
+        return DeviceBytes(self.tensor.data_ptr(), stream.cuda_stream, stream.synchronize)
 
-def arrived_tensor(arrived: Arrived, device: torch.device) -> Tensor:
-    """What came, on `device`; on the CPU it is the arrived memory itself, to be read only."""
-    return _tensor(arrived.spec, arrived.data).to(device)
+    def _aside(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+
+
+def payloads(tensors: tuple[Tensor, ...], stream: torch.cuda.Stream | None) -> list[TensorPayload]:
+    """As they are now: what the compute stream is given later, copies don't wait for."""
+    if stream is not None:
+        stream.wait_stream(torch.cuda.current_stream(stream.device))
+    return [TensorPayload(tensor, stream) for tensor in tensors]
+
+
+def arrived_tensor(arrived: Arrived, incoming: Incoming) -> Tensor:
+    """What came, on the device of `incoming`; where it lies there already it is the arrived
+    memory itself, to be read only."""
+    if isinstance(arrived.data, DeviceMemory):
+        flat: Tensor = torch.as_tensor(arrived.data, device=incoming.device)
+        return _shaped(arrived.spec, flat.view(_TYPES[arrived.spec.dtype]))
+    return incoming.bring(_tensor(arrived.spec, arrived.data))
 
 
 def _tensor(spec: TensorSpec, data: memoryview) -> Tensor:
     dtype = _TYPES[spec.dtype]
     flat = torch.frombuffer(data, dtype=dtype) if spec.nbytes else torch.empty(0, dtype=dtype)
+    return _shaped(spec, flat)
+
+
+def _shaped(spec: TensorSpec, flat: Tensor) -> Tensor:
     if not spec.channels_last:
         return flat.view(spec.shape)
     n, channels, height, width = spec.shape

@@ -13,7 +13,7 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from pipeline.carriers import Ring, RingWriter, aligned_copy, slot_parts
+from pipeline.carriers import Ring, aligned_copy, slot_parts
 from pipeline.codec import MAX_HEADER_BYTES, decode, encode
 from pipeline.errors import CalledOffError, ProtocolError, TimedOutError
 from pipeline.links import Arrived, Delivery, LinkStatistics, never
@@ -26,11 +26,13 @@ from pipeline.messages import (
     name_of_run,
 )
 from pipeline.sockets import LINGER_MS, Sockets, ms, send
+from pipeline.writers import open_writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pipeline.carriers import Payload
+    from pipeline.devicering import DeviceMemory, DeviceRing, Driver
     from pipeline.inband import Item
     from pipeline.sockets import Letter
 
@@ -39,7 +41,10 @@ _LOOK_S = 0.2  # how often a waiting end looks whether it is still wanted
 
 
 class ZmqSender:
-    """Upstream end of a link: connects to where the next stage listens."""
+    """Upstream end of a link: connects to where the next stage listens.
+
+    `driver`: of CUDA, where what is sent lies on one of its devices.
+    """
 
     def __init__(
         self,
@@ -50,23 +55,27 @@ class ZmqSender:
         names: tuple[str, str],
         timeout_s: float,
         cancelled: Callable[[], bool] = never,
+        driver: Driver | None = None,
     ) -> None:
         self._me, self._peer = names
         self._timeout_s, self._cancelled = timeout_s, cancelled
+        self._landing: list[bytes | memoryview] = []
         self._credits: deque[int] = deque()
         self._slot: int | None = None
         self._batches, self._nbytes, self._waited_s = 0, 0, 0.0
-        self._writer, self.carrier = _open_ring(address)
+        self._writer, self.carrier = open_writer(address, driver)
         self._socket = sockets.connect(address.endpoint, address.word.encode(), address.key)
         send(self._socket, [encode(OpenLink(run, PROTOCOL_VERSION))])
 
     def send(self, item: Item, payloads: Sequence[Payload] = ()) -> None:
-        """Send in order; a batch first waits for room.
+        """Send in order; a batch first waits for room. What still is being copied then is told
+        by `flush`, or before what is sent next.
 
         Raises:
             TimedOutError, CalledOffError: as `wait_for_room`; CalledOffError at once, too.
         """
         self._check_wanted()
+        self.flush()
         specs = tuple(payload.spec for payload in payloads)
         if not payloads:
             send(self._socket, [encode(Header(item))])
@@ -74,15 +83,19 @@ class ZmqSender:
         self.wait_for_room()
         slot, self._slot = self._slot, None
         assert slot is not None, "there is room"
-        frames: list[bytes | memoryview] = []
-        if self._writer:
-            self._writer.write(slot, payloads)
-        else:
-            frames = [payload.view() for payload in payloads]
-        header = encode(Header(item, specs, slot, framed=not self._writer))
-        send(self._socket, [header, *frames])
         self._batches += 1
         self._nbytes += sum(spec.nbytes for spec in specs)
+        frames = self._writer.write(slot, payloads)
+        self._landing = [encode(Header(item, specs, slot, self._writer.way)), *frames]
+        if not self._writer.lands_later:
+            self.flush()
+
+    def flush(self) -> None:
+        """Tell of the batch that was sent last, once it has landed in its slot."""
+        if self._landing:
+            self._writer.land()
+            frames, self._landing = self._landing, []
+            send(self._socket, frames)
 
     def statistics(self) -> LinkStatistics:
         """Counted since the link was opened."""
@@ -90,6 +103,8 @@ class ZmqSender:
 
     def close(self) -> None:
         """Let go; what has been sent still arrives."""
+        self._landing = []
+        self._writer.close()
         self._socket.close(linger=LINGER_MS)
 
     def wait_for_room(self) -> None:
@@ -142,16 +157,23 @@ class ZmqReceiver:
         names: tuple[str, str],
         slots: int,
         slot_bytes: int,
+        device_ring: DeviceRing | None = None,
     ) -> None:
         self._me, self._peer = names
         self._run, self._slots = run, slots
-        self._ring = _make_ring(slots, slot_bytes)
+        self._ring, self._device_ring = _make_ring(slots, slot_bytes), device_ring
         self._arrived: deque[Delivery] = deque()
         self._batches, self._nbytes, self._waited_s = 0, 0, 0.0
         self._door, self._word = sockets.door, secrets.token_hex(16)
         self._listener = sockets.listen(bind, max(slot_bytes, MAX_HEADER_BYTES))
         handle = self._ring.handle() if self._ring else None
-        self.address = LinkAddress(self._listener.endpoint, handle, self._word, sockets.key)
+        self.address = LinkAddress(
+            self._listener.endpoint,
+            handle,
+            self._word,
+            sockets.key,
+            device_ring.handle() if device_ring else None,
+        )
 
     @property
     def queued(self) -> int:
@@ -251,8 +273,12 @@ class ZmqReceiver:
         self._nbytes += sum(spec.nbytes for spec in header.tensors)
         return Delivery(header.item, tensors, lambda: self._grant(slot))
 
-    def _parts(self, header: Header, slot: int, frames: list[memoryview]) -> list[memoryview]:
-        if self._ring and not header.framed:
+    def _parts(
+        self, header: Header, slot: int, frames: list[memoryview]
+    ) -> Sequence[memoryview | DeviceMemory]:
+        if header.way == "device" and self._device_ring:
+            return self._device_ring.parts(slot, header.tensors)
+        if header.way == "shared" and self._ring:
             return slot_parts(self._ring.slot(slot), header.tensors)
         sizes = [spec.nbytes for spec in header.tensors]
         if sizes != [frame.nbytes for frame in frames]:
@@ -268,15 +294,6 @@ def _make_ring(slots: int, slot_bytes: int) -> Ring | None:
         return Ring(slots, slot_bytes)
     except (OSError, AttributeError):  # no memfd on this system: tensors travel as frames
         return None
-
-
-def _open_ring(address: LinkAddress) -> tuple[RingWriter | None, str]:
-    if address.ring is None:
-        return None, "frames (the next stage has no shared memory)"
-    try:
-        return RingWriter(address.ring), "shared memory"
-    except OSError as error:
-        return None, f"frames ({error})"
 
 
 def _no_credit() -> None:

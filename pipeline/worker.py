@@ -16,7 +16,9 @@ import torch
 
 from pipeline.assembly import build_stage, prepare_process
 from pipeline.blockfile import decode_block
+from pipeline.carriers import ALIGNMENT
 from pipeline.config import build_config
+from pipeline.devicering import Driver
 from pipeline.errors import CalledOffError, ProtocolError
 from pipeline.inband import EvaluationBatch, PassedBatch, TrainBatch
 from pipeline.kept import KeptStates
@@ -38,7 +40,8 @@ from pipeline.messages import (
 from pipeline.meter import Meter, peak_reader
 from pipeline.protocol import LifeCycle, Phase
 from pipeline.runner import StageRunner
-from pipeline.tensors import TensorPayload, arrived_tensor
+from pipeline.streams import Incoming, Releases, marks_of, side_stream
+from pipeline.tensors import arrived_tensor, payloads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -61,6 +64,9 @@ class Endpoints(Protocol):
     @property
     def door(self) -> Door:
         """Where others are turned away."""
+
+    def use_cuda(self, driver: Driver) -> None:
+        """What is sent and received from now on lies on the driver's device."""
 
     def listen(self, bind: str, slots: int, slot_bytes: int) -> tuple[Receiver, LinkAddress]:
         """The link from the stage before."""
@@ -124,12 +130,14 @@ class Worker:
         self._activity.phase = "starting"
         gc.collect()
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize()
             torch.cuda.empty_cache()
 
     def _serve(self, runner: StageRunner, progress_interval_s: float) -> None:
         assert self._receiver, "serving begins with links"
         last_look = time.monotonic()
         while not runner.stopped:
+            self._release(self._receiver)
             with self._activity.during("waiting"):
                 delivery = self._receiver.receive(PATIENCE_S, self._called_off)
             if self._called_off():
@@ -139,6 +147,14 @@ class Worker:
             if progress_interval_s and time.monotonic() - last_look > progress_interval_s:
                 last_look = time.monotonic()
                 self._say_progress(runner, self._receiver.queued)
+
+    def _release(self, receiver: Receiver) -> None:
+        """Give back the slots that the device has read; before a wait, all of them, since the
+        stage before may wait for one."""
+        self._releases.look()
+        if self._releases.waiting and not receiver.queued:
+            with self._activity.during("working"):
+                self._releases.settle()
 
     # the runner's outlet
 
@@ -150,7 +166,7 @@ class Worker:
         if tensors:
             with self._meter.waiting(), self._activity.during("blocked"):
                 self._sender.wait_for_room()
-        self._sender.send(item, [TensorPayload(tensor) for tensor in tensors])
+        self._sender.send(item, payloads(tensors, self._outgoing))
 
     def report(self, report: PassReport) -> None:
         """Counters of a pass, to the coordinator."""
@@ -218,6 +234,7 @@ class Worker:
         self.on_nonfinite = config.runtime.on_nonfinite
         self._device = torch.device(setup.device)
         prepare_process(self._device, config.runtime.threads_per_stage)
+        self._prepare_links()
         stage = build_stage(config, setup.facts, setup.blocks, self._device)
         self._meter = Meter(peak_bytes=peak_reader(self._device))
         runner = StageRunner(
@@ -229,6 +246,13 @@ class Worker:
             runner.resume(setup.epoch, setup.tallies)
         self._slot_bytes = _slot_bytes(stage.blocks[0].spec, config.data.batch_size)
         return runner
+
+    def _prepare_links(self) -> None:
+        """For tensors that lie on the device."""
+        self._incoming, self._outgoing = Incoming(self._device), side_stream(self._device)
+        self._releases = Releases(marks_of(self._device))
+        if self._device.type == "cuda":
+            self._endpoints.use_cuda(Driver())
 
     def _check_factory(self, named: str | None) -> None:
         """What is to be imported must have been said when the process started: a message can't
@@ -251,12 +275,14 @@ class Worker:
 
     def _handle(self, runner: StageRunner, delivery: Delivery) -> None:
         with self._activity.during("working"):
-            tensors = tuple(arrived_tensor(tensor, self._device) for tensor in delivery.tensors)
+            tensors = tuple(arrived_tensor(tensor, self._incoming) for tensor in delivery.tensors)
             if tensors:
                 # labels travel on from here after the slot may have been filled again
                 tensors = (tensors[0], tensors[1].clone())
             runner.handle(delivery.item, tensors)
-            delivery.release()
+            if self._sender is not None:
+                self._sender.flush()
+            self._releases.after(delivery.release)
         self._activity.handled += 1
         if isinstance(delivery.item, TrainBatch | EvaluationBatch | PassedBatch):
             self._activity.batch_id = runner.last_batch_id
@@ -269,4 +295,4 @@ class Worker:
 def _slot_bytes(first: BlockSpec, batch_size: int) -> int:
     """Room for the largest batch that arrives: float32 inputs (or uint8 images), int64 labels."""
     item = 1 if first.index == 0 else 4
-    return batch_size * (prod(first.in_shape) * item + 8) + 2 * 64
+    return batch_size * (prod(first.in_shape) * item + 8) + 2 * ALIGNMENT

@@ -25,6 +25,7 @@ from pipeline.errors import ProtocolError
 from pipeline.layout import channels_last
 from pipeline.links import Arrived
 from pipeline.messages import ITEM_BYTES, TensorSpec
+from pipeline.streams import Incoming
 from pipeline.tensors import TensorPayload, arrived_tensor
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from pipeline.carriers import Payload
 
-CPU = torch.device("cpu")
+HERE = Incoming(torch.device("cpu"))
 
 
 def address(view: memoryview) -> int:
@@ -63,7 +64,7 @@ def test_tensors_survive_either_way(dtype: str, shape: tuple[int, ...]) -> None:
     payload.copy_into(slot)
     assert bytes(slot) == bytes(payload.view())
     for data in (slot, aligned_copy(payload.view())):
-        arrived = arrived_tensor(Arrived(payload.spec, data), CPU)
+        arrived = arrived_tensor(Arrived(payload.spec, data), HERE)
         assert (arrived.dtype, arrived.shape) == (tensor.dtype, tensor.shape)
         assert torch.equal(arrived, tensor)
 
@@ -77,7 +78,7 @@ def test_feature_maps_arrive_as_they_lay(shape: tuple[int, ...]) -> None:
     payload.copy_into(slot)
     assert bytes(slot) == bytes(payload.view()) == tensor.permute(0, 2, 3, 1).numpy().tobytes()
     for data in (slot, aligned_copy(payload.view())):
-        arrived = arrived_tensor(Arrived(payload.spec, data), CPU)
+        arrived = arrived_tensor(Arrived(payload.spec, data), HERE)
         assert torch.equal(arrived, tensor)
         assert arrived.stride() == tensor.stride()  # else kernels may round differently
 
@@ -110,7 +111,7 @@ def test_types_that_do_not_travel_are_refused() -> None:
 
 def test_arrived_tensor_is_the_memory_itself() -> None:
     data = aligned_copy(ArrayPayload(array("float32", 5)).view())
-    arrived = arrived_tensor(Arrived(TensorSpec("float32", (5,)), data), CPU)
+    arrived = arrived_tensor(Arrived(TensorSpec("float32", (5,)), data), HERE)
     assert arrived.data_ptr() == address(data)
 
 
@@ -118,7 +119,7 @@ def test_arrived_tensor_is_the_memory_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    ("nbytes", "expected"), [(0, 0), (1, 64), (63, 64), (64, 64), (65, 128), (128, 128)]
+    ("nbytes", "expected"), [(0, 0), (1, 256), (255, 256), (256, 256), (257, 512), (512, 512)]
 )
 def test_aligned_rounds_up(nbytes: int, expected: int) -> None:
     assert aligned(nbytes) == expected
@@ -136,18 +137,18 @@ def test_aligned_copy_is_aligned_wherever_the_source_lies(offset: int, nbytes: i
 
 def test_parts_of_a_slot_are_aligned_and_apart() -> None:
     slot = memoryview(bytearray(1024))
-    specs = [TensorSpec("uint8", (65,)), TensorSpec("int64", (3,)), TensorSpec("float32", (2, 2))]
+    specs = [TensorSpec("uint8", (257,)), TensorSpec("int64", (3,)), TensorSpec("uint8", (2, 8))]
     parts = slot_parts(slot, specs)
     start = address(slot)
-    assert [address(part) - start for part in parts] == [0, 128, 192]
-    assert [part.nbytes for part in parts] == [65, 24, 16]
+    assert [address(part) - start for part in parts] == [0, 512, 768]
+    assert [part.nbytes for part in parts] == [257, 24, 16]
 
 
 def test_parts_that_do_not_fit_are_refused() -> None:
-    specs = [TensorSpec("uint8", (65,)), TensorSpec("uint8", (1,))]
-    assert len(slot_parts(memoryview(bytearray(192)), specs)) == 2
-    with pytest.raises(ProtocolError, match="192 bytes don't fit a slot of 191"):
-        slot_parts(memoryview(bytearray(191)), specs)
+    specs = [TensorSpec("uint8", (257,)), TensorSpec("uint8", (1,))]
+    assert len(slot_parts(memoryview(bytearray(768)), specs)) == 2
+    with pytest.raises(ProtocolError, match="768 bytes don't fit a slot of 767"):
+        slot_parts(memoryview(bytearray(767)), specs)
 
 
 # --- the ring -----------------------------------------------------------------------------
@@ -183,7 +184,7 @@ def test_slots_outside_the_ring_are_refused(ring: Ring, index: int) -> None:
 
 def test_too_much_for_a_slot_is_refused_and_leaves_the_next_alone(ring: Ring) -> None:
     writer = RingWriter(ring.handle())
-    with pytest.raises(ProtocolError, match="1088 bytes don't fit a slot of 1024"):
+    with pytest.raises(ProtocolError, match="1280 bytes don't fit a slot of 1024"):
         writer.write(0, [ArrayPayload(np.ones(1025, np.uint8))])
     writer.write(0, [ArrayPayload(np.ones(1024, np.uint8))])
     assert not any(ring.slot(1))
@@ -230,11 +231,11 @@ def test_ring_of_a_receiver_that_is_gone_is_not_opened() -> None:
 
 
 def test_writer_outlives_the_receiver() -> None:
-    ring = Ring(slots=1, slot_bytes=64)
+    ring = Ring(slots=1, slot_bytes=ALIGNMENT)
     writer = RingWriter(ring.handle())
     ring.close()
-    writer.write(0, [ArrayPayload(np.ones(64, np.uint8))])
-    assert bytes(ring.slot(0)) == b"\x01" * 64
+    writer.write(0, [ArrayPayload(np.ones(ALIGNMENT, np.uint8))])
+    assert bytes(ring.slot(0)) == b"\x01" * ALIGNMENT
 
 
 def test_host_identity_is_the_same_every_time() -> None:

@@ -22,11 +22,13 @@ from pipeline.messages import (
     ITEM_BYTES,
     MAX_DIMENSIONS,
     MAX_TENSORS,
+    WAYS,
     Bye,
     Complete,
     Connect,
     Connected,
     Credit,
+    DeviceRingHandle,
     Failure,
     Header,
     Heartbeat,
@@ -78,10 +80,15 @@ headers = st.builds(Header, markers) | st.builds(
     batches,
     st.lists(tensors, min_size=1, max_size=3).map(tuple),
     counts,
-    st.booleans(),
+    st.sampled_from(WAYS),
 )
 rings = st.builds(RingHandle, texts, *[numbers] * 5)
-addresses = st.builds(LinkAddress, texts, st.none() | rings)
+device_rings = st.builds(
+    DeviceRingHandle, texts, st.binary(min_size=64, max_size=64), numbers, numbers
+)
+addresses = st.builds(
+    LinkAddress, texts, st.none() | rings, texts, st.none() | texts, st.none() | device_rings
+)
 facts = st.builds(DataFacts, *[counts] * 5, st.lists(reals).map(tuple), st.lists(reals).map(tuple))
 usages = st.builds(Usage, reals, reals, counts)
 messages: st.SearchStrategy[Any] = st.one_of(

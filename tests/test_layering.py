@@ -16,10 +16,11 @@ LEARNING = {
     "allocator", "architectures", "assembly", "augment", "block", "compiled", "custom", "dials",
     "dropout", "factory", "finite", "graphs", "groups", "heads", "layout", "losses", "measure",
     "metrics", "models", "optimizers", "readout", "runner", "shortcuts", "single", "stage",
+    "streams",
 }  # fmt: skip
 MESSAGES = {
-    "carriers", "codec", "control", "endpoints", "links", "memory", "messages", "protocol",
-    "sockets", "transport",
+    "carriers", "codec", "control", "devicering", "endpoints", "links", "memory", "messages",
+    "protocol", "sockets", "transport", "writers",
 }  # fmt: skip
 MEETING = {
     "worker",
@@ -61,7 +62,8 @@ EVERYWHERE = {"numpy", "torch"}
 WITHOUT_TORCH = [
     "models", "plan", "cost", "config", "configfile", "feed", "messages", "codec", "protocol",
     "checkpoint", "coordinator", "control", "crew", "sockets", "transport",
-    "carriers", "links", "recorder", "run", "watch", "data", "keeper", "linefile", "store",
+    "carriers", "devicering", "links", "recorder", "run", "watch", "data", "keeper", "linefile",
+    "store", "writers",
 ]  # fmt: skip
 
 

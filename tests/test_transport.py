@@ -406,7 +406,7 @@ def test_what_is_no_header_is_refused(link: Link, frames: list[bytes]) -> None:
 
 @pytest.mark.parametrize("frames", [[], [b"x" * 9], [b"x" * 10, b""], [b"x" * 11]])
 def test_frames_must_be_what_the_header_promises(link: Link, frames: list[bytes]) -> None:
-    header = Header(batch(1), (TensorSpec("uint8", (10,)),), slot=0, framed=True)
+    header = Header(batch(1), (TensorSpec("uint8", (10,)),), slot=0, way="frames")
     link.raw().send_multipart([encode(header), *frames])
     with pytest.raises(ProtocolError) as caught:
         link.receiver.receive(SOON_S)
@@ -425,7 +425,7 @@ def test_slots_that_do_not_exist_are_refused(link: Link, slot: int) -> None:
 
 def test_tensors_larger_than_their_slot_are_refused(link: Link) -> None:
     link.raw().send(encode(Header(batch(1), (TensorSpec("uint8", (5000,)),), slot=0)))
-    with pytest.raises(ProtocolError, match="5056 bytes don't fit a slot of 4096"):
+    with pytest.raises(ProtocolError, match="5120 bytes don't fit a slot of 4096"):
         link.receiver.receive(SOON_S)
 
 

@@ -12,6 +12,7 @@ from pipeline.messages import (
     Connect,
     Connected,
     Credit,
+    DeviceRingHandle,
     Failure,
     Header,
     Heartbeat,
@@ -30,7 +31,13 @@ from pipeline.messages import (
 from pipeline.records import PassReport, Tally, Usage
 
 FACTS = DataFacts(1, 8, 10, 100, 20, (0.5,), (0.25,))
-ADDRESS = LinkAddress("ipc://x", RingHandle("host", 1, 2, 3, 4, 5), "word", "key")
+ADDRESS = LinkAddress(
+    "ipc://x",
+    RingHandle("host", 1, 2, 3, 4, 5),
+    "word",
+    "key",
+    DeviceRingHandle("host", bytes(range(64)), 2, 4096),
+)
 MARKERS = (
     inband.Stop(),
     inband.PassedBatch(3, 1),
@@ -46,7 +53,7 @@ EXAMPLES: list[Any] = [
         (TensorSpec("float32", (2, 3)), TensorSpec("int64", (2,))),
         slot=1,
     ),
-    Header(inband.EvaluationBatch(3, 1), (TensorSpec("uint8", (1, 9)),), slot=0, framed=True),
+    Header(inband.EvaluationBatch(3, 1), (TensorSpec("uint8", (1, 9)),), slot=0, way="frames"),
     OpenLink("run", 1),
     Credit(0),
     Hello("run", 1, 77),

@@ -1,0 +1,98 @@
+"""What goes on beside the compute stream of a CUDA device; on a CPU everything is done at once.
+
+arrivals ──copy in──▶ compute stream: … step k … step k+1 … ──▶ copy out ──▶ next stage
+                                  'done k ─▶ the slot of batch k is free
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+
+class Incoming:
+    """Brings tensors from host memory to a device without waiting for what it computes."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream = side_stream(device)
+
+    def bring(self, x: Tensor) -> Tensor:
+        """x on the device; x itself where that is the CPU. x may change once this returns."""
+        if self._stream is None:
+            return x
+        compute = torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(self._stream):
+            here = x.to(self.device)
+        compute.wait_stream(self._stream)
+        here.record_stream(compute)  # its memory is not used again before compute is through
+        return here
+
+
+class Mark(Protocol):
+    """A point in the order of a device's work; `torch.cuda.Event` is one."""
+
+    def query(self) -> bool:
+        """Whether the device has come so far."""
+
+    def synchronize(self) -> None:
+        """Returns when it has."""
+
+
+class Releases:
+    """What may be done only when the device has done what it was given before: credits go back.
+
+    Args:
+        mark: makes a mark at the end of what the device was given; None: it does all at once.
+    """
+
+    def __init__(self, mark: Callable[[], Mark] | None) -> None:
+        self._mark = mark
+        self._waiting: deque[tuple[Mark, Callable[[], None]]] = deque()
+
+    def after(self, release: Callable[[], None]) -> None:
+        """Call it as soon as `look` or `settle` find that it may be."""
+        if self._mark is None:
+            release()
+        else:
+            self._waiting.append((self._mark(), release))
+
+    @property
+    def waiting(self) -> bool:
+        """Whether anything is yet to be released."""
+        return bool(self._waiting)
+
+    def look(self) -> None:
+        """Release what may be by now."""
+        while self._waiting and self._waiting[0][0].query():
+            self._waiting.popleft()[1]()
+
+    def settle(self) -> None:
+        """Wait for the device, and release everything."""
+        while self._waiting:
+            mark, release = self._waiting.popleft()
+            mark.synchronize()
+            release()
+
+
+def marks_of(device: torch.device) -> Callable[[], Mark] | None:
+    """How to mark the end of what a device was given."""
+    return _recorded if device.type == "cuda" else None
+
+
+def side_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """A stream beside that which computes; None on the CPU."""
+    return torch.cuda.Stream(device) if device.type == "cuda" else None
+
+
+def _recorded() -> Mark:
+    event = torch.cuda.Event()
+    event.record()
+    return event
