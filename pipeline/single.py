@@ -18,7 +18,7 @@ from pipeline.assembly import build_stage, prepare_process
 from pipeline.blockfile import decode_block
 from pipeline.errors import NonFiniteLossError, PipelineError, StageFailedError, one_line
 from pipeline.events import Note, StageProgress
-from pipeline.meter import Meter, peak_reader
+from pipeline.meter import meter_of
 from pipeline.run import Speedometer
 from pipeline.runner import StageRunner
 from pipeline.streams import Incoming
@@ -148,7 +148,7 @@ class SingleTrainer:
             plan.stage,
             stage,
             _Outlet(plan.stage + 1, self._queue, run.recorder),
-            meter=Meter(peak_bytes=peak_reader(self._device)),
+            meter=meter_of(self._device),
             last_batch_id=start.position.step,
         )
         if start.files:

@@ -37,7 +37,7 @@ from pipeline.messages import (
     Setup,
     State,
 )
-from pipeline.meter import Meter, peak_reader
+from pipeline.meter import Meter, meter_of
 from pipeline.protocol import LifeCycle, Phase
 from pipeline.runner import StageRunner
 from pipeline.streams import Incoming, Releases, marks_of, side_stream
@@ -236,7 +236,7 @@ class Worker:
         prepare_process(self._device, config.runtime.threads_per_stage)
         self._prepare_links()
         stage = build_stage(config, setup.facts, setup.blocks, self._device)
-        self._meter = Meter(peak_bytes=peak_reader(self._device))
+        self._meter = meter_of(self._device)
         runner = StageRunner(
             self._stage, stage, self, meter=self._meter, last_batch_id=setup.last_batch_id
         )

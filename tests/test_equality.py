@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import processes
 import pytest
+import torch
 from click.testing import CliRunner
 from processes import digests, epochs, launch
 
@@ -69,6 +70,10 @@ runtime: {keep_checkpoints: 4}
 }
 
 
+GPU_WAYS: tuple[dict[str, Any], ...] = ({"single": True}, {"stages": 2})
+BOTH = ("true", "false")
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Runner:
     """Trains a config once for given options; the run directory."""
@@ -101,6 +106,26 @@ def test_n_processes_equal_one(run: Runner, name: str, stages: int | None) -> No
     assert len(digests(single)) == len(epochs(single)) > 1
     assert digests(pipeline) == digests(single)
     assert epochs(pipeline) == epochs(single)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("graphs", ["true", "false"])
+@pytest.mark.parametrize("name", ["digits", "colour", "bf16", "residual"])
+def test_n_processes_on_one_gpu_equal_one(run: Runner, name: str, graphs: str) -> None:
+    change = f"runtime.cuda_graphs={graphs}"
+    single, pipeline = (run(name, change, gpus="0", **way) for way in GPU_WAYS)
+    log = (pipeline / "run.log").read_text(encoding="utf-8")
+    assert "tensors travel" not in log  # but in memory of the device
+    assert "cuda_graphs" not in log
+    assert digests(pipeline) == digests(single)
+    assert epochs(pipeline) == epochs(single)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_graphs_change_nothing(run: Runner) -> None:
+    runs = (run("digits", f"runtime.cuda_graphs={g}", gpus="0", single=True) for g in BOTH)
+    with_graphs, without = map(digests, runs)
+    assert with_graphs == without
 
 
 def test_every_block_learns_at_every_epoch(run: Runner) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
+from pipeline import optimizers, readout
 from pipeline.assembly import build_stage, graphs_prevented_by
+from pipeline.block import Block
 from pipeline.config import build_config
 from pipeline.datasets import data_facts
 from pipeline.graphs import PLAIN_STEPS, CudaRecorder
@@ -193,6 +196,58 @@ def test_what_no_graph_can_do_is_known_beforehand(sections: dict[str, Any], word
     tree = {"model": VGG, "loss": {"name": "predsim"}, "data": {"name": "synthetic"}}
     assert graphs_prevented_by(build_config(tree, "test")) is None
     assert words in str(graphs_prevented_by(build_config({**tree, **sections}, "test")))
+
+
+class NoGenerator:
+    """Replaces torch.Generator, which the device that has no data has none of."""
+
+    def __init__(self, device: torch.device) -> None: ...
+
+    def manual_seed(self, seed: int) -> NoGenerator:
+        return self
+
+
+@pytest.fixture
+def no_data(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """Stands for a CUDA device: whoever asks for a number of a tensor gets an error, as while a
+    graph is recorded."""
+    monkeypatch.setattr(torch, "Generator", NoGenerator)
+    monkeypatch.setattr(torch.Tensor, "bernoulli_", lambda mask, keep, generator: mask)
+    monkeypatch.setattr(Block, "_autocast", lambda block: nullcontext())
+    monkeypatch.setitem(readout.SLICE_BYTES, "meta", 1 << 20)
+    for fused in ("adam", "sgd"):  # their kernels know no such device
+        monkeypatch.setattr(optimizers, fused, check_rate)
+    return torch.device("meta")
+
+
+def check_rate(*tensors: Any, lr: torch.Tensor, **settings: Any) -> None:
+    assert lr.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        *({"loss": {"name": name, "dim_in_decoder": 32}} for name in ("predsim", "pred", "sim")),
+        {"loss": {"name": "glob"}},
+        {"loss": {"name": "predsim", "bio": True, "dim_in_decoder": 32}},
+        {"loss": {"name": "pred", "unsupervised": "recon"}},
+        {"model": {**VGG, "group": 2}, "optimizer": {"name": "sgd", "momentum": 0.9}},
+    ],
+    ids=str,
+)
+def test_a_step_asks_nothing_of_the_device(no_data: torch.device, sections: dict[str, Any]) -> None:
+    tree = {"model": VGG, "loss": {"name": "predsim", "dim_in_decoder": 32}}
+    data = {"name": "synthetic", "size": 8}
+    config = build_config({**tree, "data": data, **sections}, "test")
+    stage = build_stage(config, data_facts(config.data), WHOLE, no_data)
+    stage._finite._later = True  # as on a CUDA device
+    stage._dials.lr = torch.zeros((), device=no_data)
+    x = torch.empty(8, 3, 8, 8, device=no_data, dtype=torch.uint8)
+    labels = torch.empty(8, device=no_data, dtype=torch.int64)
+    for batch_id in (1, 2):
+        stage.train(x, labels, batch_id=batch_id, lr=0.1, send=lambda passed: None)
+    with pytest.raises((RuntimeError, NotImplementedError), match=r"meta|Meta"):
+        stage.training.read()  # which the comparison would not survive
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
