@@ -75,7 +75,7 @@ class MarkingOptimizer:
         self._optimizer = optimizer
         self.state, self.hold, self.release = optimizer.state, optimizer.hold, optimizer.release
 
-    def step(self, gradients: Sequence[Tensor], lr: float) -> None:
+    def step(self, gradients: Sequence[Tensor], lr: float | Tensor) -> None:
         """As the other does."""
         addresses = (gradient.untyped_storage().data_ptr() for gradient in gradients)
         with record_function(_MARK + " ".join(map(str, addresses))):

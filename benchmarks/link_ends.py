@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.carriers import ALIGNMENT
+from pipeline.devicering import DeviceRing, Driver
 from pipeline.door import Door
 from pipeline.inband import TrainBatch
 from pipeline.sockets import Sockets, make_keys
-from pipeline.streams import Incoming
-from pipeline.tensors import TensorPayload, arrived_tensor
+from pipeline.streams import Incoming, side_stream
+from pipeline.tensors import arrived_tensor, payloads
 from pipeline.transport import ZmqReceiver, ZmqSender
 
 if TYPE_CHECKING:
@@ -38,16 +39,17 @@ IMAGES = 128
 _SLOTS = 1
 _TIMEOUT_S = 120.0
 _RUN, _NAMES = "links", ("stage 0", "stage 1")
-_HERE = Incoming(torch.device("cpu"))
 
 
 @dataclass(frozen=True, slots=True)
 class Carrier:
-    """How batches cross: in slots of shared memory or as raw frames, told of over which socket."""
+    """How batches cross: in slots of shared memory or of a CUDA device's, or as raw frames; and
+    over which socket they are told of."""
 
     name: str
     ring: bool
     tcp: bool
+    device_ring: bool = False
 
 
 CARRIERS = (
@@ -55,6 +57,11 @@ CARRIERS = (
     Carrier("frames over ipc", ring=False, tcp=False),
     Carrier("frames over tcp, CURVE", ring=False, tcp=True),
 )
+DEVICE_CARRIERS = (
+    Carrier("memory of the CUDA device", ring=True, tcp=False, device_ring=True),
+    *CARRIERS[:2],
+)
+"""Between two processes on one device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,38 +76,43 @@ class Hops:
 class Link:
     """The upstream end; the other process takes whatever is sent."""
 
-    def __init__(self, sender: ZmqSender, pipe: Connection) -> None:
+    def __init__(self, sender: ZmqSender, pipe: Connection, device: torch.device) -> None:
         self._sender, self._pipe = sender, pipe
+        self._stream = side_stream(device)
         self._batch_id = 0
 
     def cross(self, x: Tensor, count: int) -> Hops:
         """Send float32 (n, features) so many times; its first number is overwritten."""
-        payloads = [TensorPayload(x), TensorPayload(torch.arange(len(x)))]
+        labels = torch.arange(len(x), device=x.device)
         self._pipe.send(count)
         cpu_s, sent = process_time(), []
         for _ in range(count):
             self._sender.wait_for_room()  # the batch before is out of the way
             self._batch_id += 1
             x[0, 0] = self._batch_id
+            settle(x.device)
             item = TrainBatch(self._batch_id, 1, 1e-3)
             sent.append(perf_counter())
-            self._sender.send(item, payloads)
+            self._sender.send(item, payloads((x, labels), self._stream))
+            self._sender.flush()
         came, their_cpu_s = _heard(self._pipe)
         seconds = [end - begin for begin, end in zip(sent, came, strict=True)]
         return Hops(seconds, process_time() - cpu_s + their_cpu_s)
 
 
 @contextmanager
-def linked(carrier: Carrier, most_bytes: int, socket: Path) -> Iterator[Link]:
+def linked(carrier: Carrier, most_bytes: int, socket: Path, device: torch.device) -> Iterator[Link]:
     """A link for activations of up to so many bytes, to a process that ends with the block.
 
     Args:
         socket: where it listens, unless over tcp.
+        device: of both ends.
     """
     here, there = make_keys(1) if carrier.tcp else (None, None)
     mine, theirs = get_context("spawn").Pipe()
     bind = "tcp://127.0.0.1:*" if carrier.tcp else f"ipc://{socket}"
-    arguments = (theirs, bind, most_bytes + IMAGES * 8 + 2 * ALIGNMENT, there)
+    slot_bytes = most_bytes + IMAGES * 8 + 2 * ALIGNMENT
+    arguments = (theirs, bind, slot_bytes, there, carrier.device_ring, str(device))
     process = get_context("spawn").Process(target=_take_all, args=arguments, daemon=True)
     process.start()
     theirs.close()  # the other process has one of its own
@@ -108,9 +120,13 @@ def linked(carrier: Carrier, most_bytes: int, socket: Path) -> Iterator[Link]:
     try:
         address = _heard(mine)
         address = address if carrier.ring else replace(address, ring=None)
-        sender = ZmqSender(sockets, address, _RUN, names=_NAMES, timeout_s=_TIMEOUT_S)
-        assert (sender.carrier == "shared memory") == carrier.ring, sender.carrier
-        yield Link(sender, mine)
+        driver = Driver() if carrier.device_ring else None
+        sender = ZmqSender(
+            sockets, address, _RUN, names=_NAMES, timeout_s=_TIMEOUT_S, driver=driver
+        )
+        way = carrier.name if carrier.ring else "frames"
+        assert sender.carrier.partition(" (")[0] == way, sender.carrier
+        yield Link(sender, mine, device)
         mine.send(0)
     finally:
         sockets.close()
@@ -131,25 +147,50 @@ def _heard(pipe: Connection) -> Any:
         raise SystemExit("the other process has ended before its time") from None
 
 
-def _take_all(pipe: Connection, bind: str, slot_bytes: int, keys: Keys | None) -> None:
-    """What the other process does: take as many batches as it is told, say when each came."""
+def prepare(device: torch.device) -> None:
+    """Call before anything else: one thread, and the device is the one that is meant."""
     torch.set_num_threads(1)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def settle(device: torch.device) -> None:
+    """Returns when a CUDA device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _take_all(
+    pipe: Connection,
+    bind: str,
+    slot_bytes: int,
+    keys: Keys | None,
+    on_device: bool,
+    device_name: str,
+) -> None:
+    """What the other process does: take as many batches as it is told, say when each came."""
+    device = torch.device(device_name)
+    prepare(device)
+    incoming = Incoming(device)
     sockets = Sockets(Door("there"), keys)
-    names = _NAMES[1], _NAMES[0]
-    receiver = ZmqReceiver(sockets, bind, _RUN, names=names, slots=_SLOTS, slot_bytes=slot_bytes)
+    receiver = ZmqReceiver(
+        sockets, bind, _RUN, names=(_NAMES[1], _NAMES[0]), slots=_SLOTS, slot_bytes=slot_bytes,
+        device_ring=DeviceRing(_SLOTS, slot_bytes, Driver()) if on_device else None,
+    )  # fmt: skip
     pipe.send(receiver.address)
     while count := pipe.recv():
         cpu_s = process_time()
-        came = [_take(receiver) for _ in range(count)]
+        came = [_take(receiver, incoming) for _ in range(count)]
         pipe.send((came, process_time() - cpu_s))
     receiver.close()
     sockets.close()
 
 
-def _take(receiver: ZmqReceiver) -> float:
+def _take(receiver: ZmqReceiver, incoming: Incoming) -> float:
     """When the next batch was there; its memory is given back after that."""
     delivery = receiver.receive(_TIMEOUT_S)
-    x, labels = (arrived_tensor(arrived, _HERE) for arrived in delivery.tensors)
+    x, labels = (arrived_tensor(arrived, incoming) for arrived in delivery.tensors)
+    settle(incoming.device)
     now = perf_counter()
     assert isinstance(delivery.item, TrainBatch)
     assert (float(x[0, 0]), len(labels)) == (delivery.item.batch_id, len(x))

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import torch
 
-from benchmarks.link_ends import CARRIERS, IMAGES, Hops, linked
+from benchmarks.link_ends import CARRIERS, DEVICE_CARRIERS, IMAGES, Hops, linked, prepare, settle
 from benchmarks.machine import write_result
 from benchmarks.tables import README, markdown, write_section
 from launch.provenance import provenance
@@ -37,7 +37,7 @@ ASKED_SHARE, ASKED_SHARE_MIB = 0.6, 64.0
 ASKED_CPU_S, ASKED_CPU_MIB = 1e-3, 0.5
 """Processor time of both ends for one batch and hop of the MLP's size."""
 
-COPY, SHARED = "copy", CARRIERS[0].name
+COPY, SHARED, DEVICE = "copy", CARRIERS[0].name, DEVICE_CARRIERS[0].name
 SIZES_MIB = (0.5, 1.0, 4.0, 16.0, 64.0, 256.0)
 _MIB = 1 << 20
 _MOST_HOPS, _LEAST_HOPS, _ROUND_MIB = 100, 2, 256
@@ -62,20 +62,22 @@ def hops_of(mib: float) -> int:
     return min(_MOST_HOPS, max(_LEAST_HOPS, int(_ROUND_MIB / mib)))
 
 
-def activation(mib: float) -> Tensor:
+def activation(mib: float, device: torch.device) -> Tensor:
     """(images, features) of so many MiB."""
-    return torch.rand(IMAGES, int(mib * _MIB) // (4 * IMAGES))
+    return torch.rand(IMAGES, int(mib * _MIB) // (4 * IMAGES), device=device)
 
 
-def copier(most_bytes: int) -> Callable[[Tensor, int], Hops]:
-    """Copies within this process, to memory that it has used before."""
-    memory = torch.zeros(most_bytes // 4)
+def copier(most_bytes: int, device: torch.device) -> Callable[[Tensor, int], Hops]:
+    """Copies within this process and its device, to memory that it has used before."""
+    memory = torch.zeros(most_bytes // 4, device=device)
 
     def copy(x: Tensor, count: int) -> Hops:
         target, laps, cpu_s = memory[: x.numel()].view(x.shape), [], process_time()
         for _ in range(count):
+            settle(device)
             began = perf_counter()
             target.copy_(x)
+            settle(device)
             laps.append(perf_counter() - began)
         return Hops(laps, process_time() - cpu_s)
 
@@ -83,10 +85,13 @@ def copier(most_bytes: int) -> Callable[[Tensor, int], Hops]:
 
 
 def measure_size(
-    ways: Mapping[str, Callable[[Tensor, int], Hops]], mib: float, rounds: int
+    ways: Mapping[str, Callable[[Tensor, int], Hops]],
+    mib: float,
+    rounds: int,
+    device: torch.device,
 ) -> dict[str, Measured]:
     """All ways by turns; a round before the first only warms up."""
-    x, count = activation(mib), hops_of(mib)
+    x, count = activation(mib, device), hops_of(mib)
     found: dict[str, Measured] = {name: Measured([], []) for name in ways}
     for number in range(rounds + 1):
         for name, cross in ways.items():
@@ -97,35 +102,44 @@ def measure_size(
     return found
 
 
-def measure_all(sizes: Sequence[float], rounds: int) -> dict[float, dict[str, Measured]]:
+def measure_all(
+    sizes: Sequence[float], rounds: int, device: torch.device
+) -> dict[float, dict[str, Measured]]:
     """Every size, with one other process for each carrier."""
+    carriers = DEVICE_CARRIERS if device.type == "cuda" else CARRIERS
     most_bytes = int(max(sizes) * _MIB)
     found: dict[float, dict[str, Measured]] = {}
     with TemporaryDirectory() as folder, ExitStack() as open_links:
-        ways = {COPY: copier(most_bytes)}
-        for number, carrier in enumerate(CARRIERS):
-            link = linked(carrier, most_bytes, Path(folder) / str(number))
+        ways = {COPY: copier(most_bytes, device)}
+        for number, carrier in enumerate(carriers):
+            link = linked(carrier, most_bytes, Path(folder) / str(number), device)
             ways[carrier.name] = open_links.enter_context(link).cross
         for mib in sizes:
-            found[mib] = measure_size(ways, mib, rounds)
+            found[mib] = measure_size(ways, mib, rounds, device)
             print(table({mib: found[mib]}), flush=True)
     return found
 
 
-def share_of_copy(found: Mapping[str, Measured], name: str = SHARED) -> float:
-    """How fast a carrier is, a plain copy being 1: the median of the rounds."""
-    pairs = zip(found[COPY].seconds, found[name].seconds, strict=True)
+def share_of_copy(found: Mapping[str, Measured]) -> float:
+    """How fast the best carrier is, a plain copy being 1: the median of the rounds."""
+    pairs = zip(found[COPY].seconds, found[best_of(found)].seconds, strict=True)
     return median(copy / hop for copy, hop in pairs)
+
+
+def best_of(found: Mapping[str, Measured]) -> str:
+    """The carrier without a copy too many."""
+    return DEVICE if DEVICE in found else SHARED
 
 
 def table(found: Mapping[float, Mapping[str, Measured]]) -> str:
     """GB/s, microseconds per hop, processor time of both ends, by size and carrier."""
-    names = [COPY, *(carrier.name for carrier in CARRIERS)]
+    names = list(next(iter(found.values())))
     rows = [
         [f"{mib:g}", *(_cell(mib, ways[name]) for name in names), f"{share_of_copy(ways):.2f}"]
         for mib, ways in found.items()
     ]
-    return markdown(["MiB", *names, f"{SHARED} / copy"], rows)
+    best = best_of(next(iter(found.values())))
+    return markdown(["MiB", *names, f"{best} / copy"], rows)
 
 
 def _cell(mib: float, measured: Measured) -> str:
@@ -152,24 +166,28 @@ def verdicts(found: Mapping[float, Mapping[str, Measured]]) -> list[str]:
 @click.command()
 @click.option("--size", "sizes", multiple=True, type=float, help="MiB; only this one, or these.")
 @click.option("--rounds", default=7, show_default=True, type=click.IntRange(1))
-def main(sizes: tuple[float, ...], rounds: int) -> None:
-    """Measure, print and keep benchmarks/results/links.json."""
-    words = "".join(f" --size {mib:g}" for mib in sizes)
-    where = provenance(f"python -m benchmarks.links{words} --rounds {rounds}")
-    torch.set_num_threads(1)
-    found = measure_all(sizes or SIZES_MIB, rounds)
-    told = verdicts(found)
+@click.option("--gpu", type=int, help="Between two processes on this CUDA device.")
+def main(sizes: tuple[float, ...], rounds: int, gpu: int | None) -> None:
+    """Measure, print and keep benchmarks/results/links.json; on a GPU links_cuda.json."""
+    device = torch.device("cpu" if gpu is None else f"cuda:{gpu}")
+    name = "links" if gpu is None else "links_cuda"
+    words = "".join(f" --size {mib:g}" for mib in sizes) + f" --rounds {rounds}"
+    words += "" if gpu is None else f" --gpu {gpu}"
+    where = provenance(f"python -m benchmarks.links{words}")
+    prepare(device)
+    found = measure_all(sizes or SIZES_MIB, rounds, device)
+    told = verdicts(found) if gpu is None else []
     print("\n".join(told))
     source = f"`{where['command']}`, {where['processor']}, commit {where['commit']}"
     items = "\n".join(f"- {line}" for line in told)
-    write_section(README, "links", f"{table(found)}\n{source}.\n\n{items}")
+    write_section(README, name, f"{table(found)}\n{source}.\n\n{items}")
     tree = {
-        f"{mib:g}": {name: one.tree(int(mib * _MIB)) for name, one in ways.items()}
+        f"{mib:g}": {way: one.tree(int(mib * _MIB)) for way, one in ways.items()}
         for mib, ways in found.items()
     }
     shares = {f"{mib:g}": round(share_of_copy(ways), 3) for mib, ways in found.items()}
-    result = {**where, "rounds": rounds, "shared_memory_to_copy": shares, "by_mib": tree}
-    print(f"kept in {write_result('links', result)}")
+    result = {**where, "rounds": rounds, "best_to_copy": shares, "by_mib": tree}
+    print(f"kept in {write_result(name, result)}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """How many images a second each way to train learns from: python -m benchmarks.throughput
 
-Single mode, the pipeline with 1 … N stages, global backprop in single mode, 1F1B over N
-processes (benchmarks/onef1b.py), a plain implementation (benchmarks/plain.py). Each is a process
-or more of its own, in turn, so that what the machine does meanwhile falls on all of them:
+Single mode, the pipeline with several numbers of stages, global backprop in single mode, 1F1B
+over as many processes (benchmarks/onef1b.py), a plain implementation (benchmarks/plain.py). Each
+is a process or more of its own, in turn, so that what the machine does falls on all of them:
 
     how fast is each of ours, roughly? | A B C … | A B C … | A B C …      a network's rounds
                                                  '- a ratio is that within a round
@@ -47,7 +47,7 @@ class Options:
     networks: tuple[str, ...]
     precisions: tuple[str, ...]
     losses: tuple[str, ...]
-    stages: int
+    stages: tuple[int, ...]
     rounds: int
     seconds: float
     gpus: str | None
@@ -69,7 +69,8 @@ class Options:
             ("losses", self.losses),
         )
         words = [f"--{name} {','.join(values)}" for name, values in lists]
-        words += [f"--stages {self.stages} --rounds {self.rounds} --seconds {self.seconds:g}"]
+        words += [f"--stages {','.join(map(str, self.stages))}"]
+        words += [f"--rounds {self.rounds} --seconds {self.seconds:g}"]
         words += [f"--threads {self.threads}"]
         words += [f"--gpus {self.gpus}"] if self.gpus else []
         words += [f"--set {change}" for change in self.changes]
@@ -86,11 +87,13 @@ def contenders(options: Options) -> list[Contender]:
     for precision in options.precisions:
         for loss in options.losses:
             found.append(Contender("single", loss, precision))
-            stages = range(1, options.stages + 1)
-            found += [Contender("pipeline", loss, precision, n) for n in stages]
+            found += [Contender("pipeline", loss, precision, n) for n in options.stages]
         found.append(Contender("single", "glob", precision))
         found += [
-            Contender("1f1b", "glob", precision, options.stages, parts) for parts in MICRO_BATCHES
+            Contender("1f1b", "glob", precision, stages, parts)
+            for stages in options.stages
+            for parts in MICRO_BATCHES
+            if stages > 1
         ]
     return [*found, *(Contender("plain", loss, "fp32") for loss in options.losses)]
 
@@ -191,6 +194,16 @@ def _list_of(allowed: Sequence[str]) -> Callable[..., tuple[str, ...]]:
     return read
 
 
+def _counts(context: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:
+    try:
+        counts = tuple(map(int, text.split(",")))
+    except ValueError:
+        counts = ()
+    if min(counts, default=0) < 1:
+        raise click.BadParameter(f"{text!r}: use numbers of stages, as 1,2,4")
+    return counts
+
+
 @click.command()
 @click.option(
     "--network",
@@ -200,7 +213,14 @@ def _list_of(allowed: Sequence[str]) -> Callable[..., tuple[str, ...]]:
 )
 @click.option("--precision", callback=_list_of(PRECISIONS), default="fp32,bf16", show_default=True)
 @click.option("--losses", callback=_list_of(LOSSES), default="pred,sim,predsim", show_default=True)
-@click.option("--stages", default=2, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--stages",
+    callback=_counts,
+    default="1,2,4",
+    show_default=True,
+    metavar="N,M",
+    help="Of the pipeline and, above 1, of 1F1B.",
+)
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
 @click.option("--seconds", default=20.0, show_default=True, help="How long each is timed.")
 @click.option("--gpus", help="As for pipeline-launch.")
@@ -211,9 +231,9 @@ def _list_of(allowed: Sequence[str]) -> Callable[..., tuple[str, ...]]:
 @click.option("--report", "only_report", is_flag=True, help="Write the tables again from the file.")
 @click.option("--no-table", is_flag=True, help="Leave benchmarks/README.md as it is.")
 def main(
-    network: tuple[str, ...], precision: tuple[str, ...], losses: tuple[str, ...], stages: int,
-    rounds: int, seconds: float, gpus: str | None, threads: int, changes: tuple[str, ...],
-    disk: Path, name: str | None, only_report: bool, no_table: bool,
+    network: tuple[str, ...], precision: tuple[str, ...], losses: tuple[str, ...],
+    stages: tuple[int, ...], rounds: int, seconds: float, gpus: str | None, threads: int,
+    changes: tuple[str, ...], disk: Path, name: str | None, only_report: bool, no_table: bool,
 ) -> None:  # fmt: skip
     """Measure, print and keep benchmarks/results/throughput.json, and the tables in
     benchmarks/README.md; the runs lie in DISK meanwhile."""

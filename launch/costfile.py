@@ -62,7 +62,9 @@ def known_timing(
     times = tuple(BlockTimes(b.block, b.forward_s, b.learn_s) for b in kept.blocks)
     links = Links(copied_per_s=kept.copied_per_s)
     capacity = _capacity(config, devices[0])
-    timing = Timing(times, costs, config.data.batch_size, links, capacity, kept.feed_s)
+    timing = Timing(
+        times, costs, config.data.batch_size, links, capacity, kept.feed_s, kept.crowded_speed
+    )
     return timing, path
 
 
@@ -94,6 +96,7 @@ def measure(
         "measured": f"{date.today().isoformat()}, torch {version('torch')}",
         "copied_per_s": float(f"{copied_per_s():.3g}"),
         "feed_s": _rounded(feed_s(config)),
+        "crowded_speed": _crowded(config, facts, times, device, told),
         "blocks": rows,
     }
     path = cost_file(config, device)
@@ -102,8 +105,27 @@ def measure(
     return path
 
 
+def _crowded(
+    config: Config,
+    facts: DataFacts,
+    times: Sequence[BlockTimes],
+    device: str,
+    told: Callable[[str], None],
+) -> float:
+    """How fast a stage is while as many work as the CPU has room for, or the network has blocks
+    for; on a GPU they take turns anyway."""
+    from pipeline.crowd import crowded_speed  # torch
+
+    others = min(len(times), int(_capacity(config, device))) - 1
+    if device != "cpu" or others < 1:
+        return 1.0
+    told(f"how {others + 1} stages at once slow each other down")
+    costliest = max(times, key=lambda block: block.total_s)
+    return _rounded(crowded_speed(config, facts, costliest.block, others))
+
+
 def _capacity(config: Config, device: str) -> float:
-    """Stages that a device runs at full speed at once."""
+    """Stages that a device runs at once."""
     if device != "cpu":
         return 1.0
     return len(os.sched_getaffinity(0)) / config.runtime.threads_per_stage
@@ -112,7 +134,8 @@ def _capacity(config: Config, device: str) -> float:
 def _key(config: Config) -> list[object]:
     """Everything of a config that a block's time depends on."""
     tree = config_tree(config)
-    runtime = {key: tree["runtime"][key] for key in ("precision", "compile", "threads_per_stage")}
+    decisive = ("precision", "compile", "cuda_graphs", "threads_per_stage")
+    runtime = {key: tree["runtime"][key] for key in decisive}
     data = {key: tree["data"].get(key) for key in ("name", "batch_size", "size", "channels")}
     return [tree["model"], tree["loss"], tree["optimizer"]["name"], data, runtime]
 

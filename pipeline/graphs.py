@@ -13,9 +13,10 @@ bit for bit as the plain step does, or there is no second one.
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
 import torch
 
@@ -74,10 +75,11 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None  # whatever a graph calls its pool
 
     def record(self, work: Callable[[], None]) -> Callable[[], object]:
         """Captures without running. Raises RuntimeError where CUDA refuses."""
+        gc.collect()  # what is left of a plain step would tie the recording to its stream
         graph = torch.cuda.CUDAGraph()
         # the outer stream comes back also where the end of a failed capture raises
         with torch.cuda.stream(torch.cuda.current_stream(self._device)):  # noqa: SIM117

@@ -52,6 +52,8 @@ class MeasuredCosts(Section):
     """Bytes per second that a process copies into a slot of the next stage."""
     feed_s: float = Field(default=0.0, ge=0)
     """What the coordinator needs to prepare a batch."""
+    crowded_speed: float = Field(default=1.0, gt=0, le=1)
+    """Speed of a stage on a CPU all of whose cores work, as a share of what it is alone."""
     blocks: Annotated[tuple[MeasuredBlock, ...], Field(strict=False, min_length=1)]
 
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from pipeline.config import Config
     from pipeline.datasets import DataFacts
     from pipeline.specs import BlockSpec
-    from pipeline.stage import Stage
 
 WARM_UP, BATCHES = 3, 5
 _COPIED_BYTES = 1 << 26
@@ -102,32 +101,33 @@ def feed_s(config: Config) -> float:
     return median(laps)
 
 
+class UnitTrainer:
+    """The smallest part of a network that can be a stage, and a batch of random numbers."""
+
+    def __init__(
+        self, config: Config, facts: DataFacts, unit: Sequence[BlockSpec], device: torch.device
+    ) -> None:
+        self._stage = build_stage(config, facts, [spec.index for spec in unit], device)
+        n, self._batch_id = config.data.batch_size, 0
+        x = torch.rand(n, *unit[0].in_shape, device=device)
+        self._x = x if unit[0].index else (x * 255).to(torch.uint8)
+        self._labels = torch.arange(n, device=device) % facts.classes
+
+    def step(self, send: Callable[[Tensor], None] = lambda passed: None) -> None:
+        """Train it once more, at a rate of 0."""
+        self._batch_id += 1
+        self._stage.train(self._x, self._labels, batch_id=self._batch_id, lr=0.0, send=send)
+
+
 def _measure_unit(
     config: Config, facts: DataFacts, unit: Sequence[BlockSpec], device: torch.device
 ) -> list[BlockTimes]:
-    stage = build_stage(config, facts, [spec.index for spec in unit], device)
-    laps = _Laps(device)
-    for batch_id in range(1, WARM_UP + BATCHES + 1):
-        _train(stage, config, unit[0], facts, batch_id, laps)
+    trainer, laps = UnitTrainer(config, facts, unit, device), _Laps(device)
+    for _ in range(WARM_UP + BATCHES):
+        laps.begin()
+        trainer.step(laps.sent)
+        laps.end()
     forward = median(laps.forward_s[WARM_UP:]) if laps.forward_s else 0.0
     learn = median(laps.total_s[WARM_UP:]) - forward
     others = [BlockTimes(spec.index, 0.0, 0.0) for spec in unit[:-1]]
     return [*others, BlockTimes(unit[-1].index, forward, learn)]
-
-
-def _train(
-    stage: Stage,
-    config: Config,
-    first: BlockSpec,
-    facts: DataFacts,
-    batch_id: int,
-    laps: _Laps,
-) -> None:
-    n, device = config.data.batch_size, stage.blocks[0].device
-    x = torch.rand(n, *first.in_shape, device=device)
-    if first.index == 0:
-        x = (x * 255).to(torch.uint8)
-    labels = torch.arange(n, device=device) % facts.classes
-    laps.begin()
-    stage.train(x, labels, batch_id=batch_id, lr=0.0, send=laps.sent)
-    laps.end()

@@ -108,7 +108,7 @@ def meter_of(device: torch.device) -> Meter:
 
 
 def _moment() -> Moment:
-    event = torch.cuda.Event(enable_timing=True)
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     event.record()
     return event
 

@@ -3,7 +3,8 @@
     feed ──▶ stage 0 ──▶ stage 1 ──▶ …        each: wait for a batch, forward, wait for a credit,
               dev a       dev b               send, learn, give the credit back
 
-Processes that share a device share its speed evenly. What is predicted is the steady state: the
+Processes that share a device share its speed evenly, and slow each other down on the cores of one
+CPU, the more of them are at work. What is predicted is the steady state: the
 second half of the simulated batches, while the feed goes on.
 """
 
@@ -100,21 +101,25 @@ def simulate(
     batches: int,
     feed_s: float = 0.0,
     feed_device: int | None = None,
+    crowded_speed: float = 1.0,
 ) -> Forecast:
     """Run a pipeline for some batches.
 
     Args:
         stages: in order.
-        capacity: of each device, how many stages it runs at full speed at once: 1 for a GPU,
-            cores by threads of a stage for a CPU.
+        capacity: of each device, how many stages it runs at once: 1 for a GPU, cores by threads of
+            a stage for a CPU.
         max_in_flight: batches that may wait, or be worked on, behind each link.
         batches: at least 2.
         feed_s: seconds that the coordinator needs to prepare a batch.
         feed_device: where it does; None: on none of these.
+        crowded_speed: of a stage, as a share of what it is alone, where its device runs as many
+            as it can.
     """
     assert batches >= 2, "a steady state needs some batches"
     feed = StageWork(len(capacity) if feed_device is None else feed_device, feed_s, 0.0)
-    return _Simulation((feed, *stages), capacity, max_in_flight, batches).run()
+    simulation = _Simulation((feed, *stages), capacity, max_in_flight, batches, crowded_speed)
+    return simulation.run()
 
 
 @dataclass(slots=True)
@@ -134,7 +139,9 @@ class _Simulation:
         capacity: Sequence[float],
         max_in_flight: int,
         batches: int,
+        crowded_speed: float,
     ) -> None:
+        self._slower = 1.0 - crowded_speed
         self._workers = [_Worker(work, max_in_flight) for work in works]
         self._workers[0].arrived = inf  # what happens when the feed ends is no steady state
         self._workers[-1].room = inf
@@ -151,18 +158,24 @@ class _Simulation:
             self._advance(self._to_the_next_event())
         return self._forecast()
 
-    def _rates(self) -> list[float]:
-        """Speed of each device's processes, as a share of full speed."""
+    def _shares(self) -> list[tuple[float, float]]:
+        """Of each device, for each of the processes at work on it: its share of the time, and the
+        speed that this amounts to, a lone one's being 1."""
         working = [0] * len(self._capacity)
         for worker in self._workers:
             working[worker.work.device] += worker.doing in _WORKING
         pairs = zip(self._capacity, working, strict=True)
-        return [min(1.0, room / n) if n else 1.0 for room, n in pairs]
+        return [self._share(room, max(1, n)) for room, n in pairs]
+
+    def _share(self, room: float, n: int) -> tuple[float, float]:
+        share = min(1.0, room / n)
+        crowd = (min(room, n) - 1) / (room - 1) if 1 < room < inf else 0.0
+        return share, share * (1.0 - self._slower * crowd)
 
     def _to_the_next_event(self) -> float:
-        rates = self._rates()
+        shares = self._shares()
         ends = [
-            worker.left_s / rates[worker.work.device]
+            worker.left_s / shares[worker.work.device][1]
             for worker in self._workers
             if worker.doing in _WORKING
         ]
@@ -170,12 +183,13 @@ class _Simulation:
         return min([*ends, *arrivals])
 
     def _advance(self, seconds: float) -> None:
-        rates = self._rates()
+        shares = self._shares()
         self._now += seconds
         for worker in self._workers:
             if worker.doing in _WORKING:
-                done = seconds * rates[worker.work.device]
-                worker.left_s, worker.worked_s = worker.left_s - done, worker.worked_s + done
+                share, speed = shares[worker.work.device]
+                worker.left_s -= seconds * speed
+                worker.worked_s += seconds * share
         while self._travelling and self._travelling[0][0] <= self._now + _DONE_S:
             self._workers[heappop(self._travelling)[1]].arrived += 1
         for stage, worker in enumerate(self._workers):

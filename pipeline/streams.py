@@ -89,10 +89,12 @@ def marks_of(device: torch.device) -> Callable[[], Mark] | None:
 
 def side_stream(device: torch.device) -> torch.cuda.Stream | None:
     """A stream beside that which computes; None on the CPU."""
-    return torch.cuda.Stream(device) if device.type == "cuda" else None
+    if device.type != "cuda":
+        return None
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _recorded() -> Mark:
-    event = torch.cuda.Event()
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record()
     return event

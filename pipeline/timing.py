@@ -65,8 +65,9 @@ class Prospect:
 class Timing:
     """Times of every block, for batches of `batch_size` on devices of one kind.
 
-    `capacity`: how many stages a device runs at full speed at once. `feed_s`: what the
-    coordinator needs to prepare a batch, on the CPU.
+    `capacity`: how many stages a device runs at once; `crowded_speed`: how fast each of them is
+    then, as a share of what it is alone. `feed_s`: what the coordinator needs to prepare a batch,
+    on the CPU.
     """
 
     times: tuple[BlockTimes, ...]
@@ -75,6 +76,7 @@ class Timing:
     links: Links = Links()
     capacity: float = 1.0
     feed_s: float = 0.0
+    crowded_speed: float = 1.0
 
     @property
     def loads(self) -> list[int]:
@@ -101,6 +103,7 @@ class Timing:
             batches=_BATCHES_PER_STAGE * max(4, len(works)),
             feed_s=self.feed_s,
             feed_device=devices.index("cpu") if "cpu" in devices else None,
+            crowded_speed=self.crowded_speed,
         )
         busy = dict(zip(devices, found.device_busy, strict=True))
         return Prospect(self.batch_size / found.batch_s, busy, found.stage_busy)

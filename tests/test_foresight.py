@@ -90,6 +90,8 @@ def test_what_was_measured_is_kept_and_used_and_may_be_edited(tmp_path: Path) ->
         "linear 16→16",
         "output 16→10",
     ]
+    assert 0 < tree["crowded_speed"] <= 1
+    assert measured.foresight.timing.crowded_speed == tree["crowded_speed"]
     assert all(block["learn_s"] > 0 for block in tree["blocks"] if block["block"] != 2)
     tree["blocks"][0]["learn_s"] = 1000.0
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
@@ -110,11 +112,12 @@ def test_costs_are_kept_apart_by_what_they_depend_on(tmp_path: Path) -> None:
             ("data.batch_size=8",),
             ("runtime.threads_per_stage=2",),
             ("model.hidden=17",),
+            ("runtime.cuda_graphs=false",),
         )
     ]
     paths = [cost_file(job.config, "cpu") for job in jobs]
     assert paths[0] == paths[1]
-    assert len(set(paths)) == 4
+    assert len(set(paths)) == 5
     assert cost_file(jobs[0].config, "cuda:0") != paths[0]
 
 

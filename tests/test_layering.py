@@ -13,10 +13,10 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 LEARNING = {
-    "allocator", "architectures", "assembly", "augment", "block", "compiled", "custom", "dials",
-    "dropout", "factory", "finite", "graphs", "groups", "heads", "layout", "losses", "measure",
-    "metrics", "models", "optimizers", "readout", "runner", "shortcuts", "single", "stage",
-    "streams",
+    "allocator", "architectures", "assembly", "augment", "block", "compiled", "crowd", "custom",
+    "dials", "dropout", "factory", "finite", "graphs", "groups", "heads", "layout", "losses",
+    "measure", "metrics", "models", "optimizers", "readout", "runner", "shortcuts", "single",
+    "stage", "streams",
 }  # fmt: skip
 MESSAGES = {
     "carriers", "codec", "control", "devicering", "endpoints", "links", "memory", "messages",

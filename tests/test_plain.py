@@ -136,13 +136,17 @@ def test_1f1b_divides_the_same_layers_evenly() -> None:
 
 
 def test_a_round_holds_each_pair() -> None:
-    options = Options(("mlp",), ("fp32",), ("pred", "sim"), 2, 1, 1.0, "cpu", 1, (), Path("runs"))
+    counts = (1, 3)
+    options = Options(
+        ("mlp",), ("fp32",), ("pred", "sim"), counts, 1, 1.0, "cpu", 1, (), Path("runs")
+    )
+    assert "--stages 1,3 --rounds 1" in options.command
     names = [contender.name for contender in contenders(options)]
     assert names == [
-        "single pred fp32", "pipeline 1 pred fp32", "pipeline 2 pred fp32",
-        "single sim fp32", "pipeline 1 sim fp32", "pipeline 2 sim fp32",
+        "single pred fp32", "pipeline 1 pred fp32", "pipeline 3 pred fp32",
+        "single sim fp32", "pipeline 1 sim fp32", "pipeline 3 sim fp32",
         "single glob fp32",
-        "1f1b 2 in 1 glob fp32", "1f1b 2 in 2 glob fp32", "1f1b 2 in 4 glob fp32",
+        "1f1b 3 in 1 glob fp32", "1f1b 3 in 2 glob fp32", "1f1b 3 in 4 glob fp32",
         "plain pred fp32", "plain sim fp32",
     ]  # fmt: skip
 
@@ -157,11 +161,14 @@ def test_epochs_take_a_few_seconds(speed: float, seconds: float, size: tuple[int
 
 def row(contender: Contender, *speeds: float | None) -> Row:
     laps = [{"failed": "why"} if s is None else {"images_per_s": s} for s in speeds]
+    if contender.is_ours:
+        laps = [{**lap, "busy": [0.5, 0.9]} for lap in laps]
     return Row(contender, laps)
 
 
 ROWS = [
     row(Contender("pipeline", "pred", "fp32", 2), 190.0, 380.0),
+    row(Contender("pipeline", "pred", "fp32", 4), 150.0, 300.0),
     row(Contender("single", "pred", "fp32"), 120.0, 200.0),
     row(Contender("1f1b", "glob", "fp32", 2, 1), 50.0, None),
     row(Contender("1f1b", "glob", "fp32", 2, 2), 100.0, 200.0),
@@ -170,20 +177,26 @@ ROWS = [
 ]
 
 
+FASTER = Contender("pipeline", "pred", "fp32", 3)
+
+
 def test_ratios_are_those_within_a_round_and_to_the_best_rival() -> None:
-    assert onef1b(ROWS, "fp32") is ROWS[3]
-    assert ratio(ROWS[0], ROWS[3]) == pytest.approx(1.9)
-    assert ratio(ROWS[0], ROWS[2]) == pytest.approx(3.8)
-    assert ratio(ROWS[0], ROWS[4]) is None
+    assert onef1b(ROWS, "fp32") is ROWS[4]
+    assert ratio(ROWS[0], ROWS[4]) == pytest.approx(1.9)
+    assert ratio(ROWS[0], ROWS[3]) == pytest.approx(3.8)
+    assert ratio(ROWS[0], ROWS[5]) is None
     assert plain(ROWS, "sim") is None
 
 
 def test_what_was_asked_for_is_answered() -> None:
     given = answers("mlp", "cpu", ROWS)
     assert [(answer.asked, answer.met) for answer in given] == [
-        ("pipeline 2 pred fp32 ≥ 1.8 × 1F1B, fp32", True),
+        ("pipeline 2 pred fp32 ≥ 1.8 × 1F1B at its best, fp32", True),
         ("single pred fp32 ≥ 1.3 × plain, fp32", False),
+        ("pipeline 2 pred fp32: slowest stage busy for ≥ 0.88 of the time", True),
     ]
+    (best, *_) = answers("mlp", "cpu", [*ROWS, row(FASTER, 200.0, 400.0)])
+    assert (best.asked.partition(" ≥")[0], best.found) == ("pipeline 3 pred fp32", 2.0)
     assert answers("mlp", "cuda", ROWS) == []
 
 

@@ -50,6 +50,27 @@ def test_a_slow_stage_holds_the_one_before_by_its_credits() -> None:
     assert found.stage_busy == pytest.approx((0.5, 1.0))
 
 
+def test_stages_on_one_cpu_slow_each_other_down() -> None:
+    """Two cores, on which two stages work at half the speed of one. From second 1 on both do.
+
+    seconds   0   1   2   3   4   5   6   7   8   9
+    stage 0   f1  l1  l1  f2  f2  l2  l2  f3  f3
+    stage 1       f1  f1  l1  l1  f2  f2  l2  l2
+    """
+    stages = [StageWork(0, 1.0, 1.0), StageWork(0, 1.0, 1.0)]
+    found = forecast(stages, capacity=[2.0], crowded_speed=0.5)
+    assert found.ends_s[:3] == (5.0, 9.0, 13.0)
+    assert found.stage_busy == (1.0, 1.0)
+    assert found.device_busy == (1.0,)
+
+
+def test_half_a_crowd_slows_half_as_much() -> None:
+    """Two of three cores at work: 0.75 of the speed; a lone stage is as fast as ever."""
+    pair = [StageWork(0, 1.5, 1.5), StageWork(0, 1.5, 1.5)]
+    assert forecast(pair, capacity=[3.0], crowded_speed=0.5).batch_s == pytest.approx(4.0)
+    assert forecast(pair[:1], capacity=[3.0], crowded_speed=0.5).batch_s == pytest.approx(3.0)
+
+
 def test_copies_keep_the_device_busy_and_travelling_does_not() -> None:
     """f 0–1, copy 1–1.5, on its way until 2.5; stage 1 works 2.5–3.5."""
     stages = [StageWork(0, 1.0, 1.0, send_s=0.5, travel_s=1.0), StageWork(1, 1.0, 0.0)]
