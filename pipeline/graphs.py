@@ -47,6 +47,9 @@ class Work(Protocol[Half]):
     def sends(self) -> bool:
         """Whether what it passes on is sent."""
 
+    def prepared(self, x: Tensor, batch_id: int) -> Tensor:
+        """What arrived as `begin` wants it; may be different work for each batch."""
+
     def begin(self, x: Tensor, labels: Tensor, batch_id: int) -> Half:
         """Up to what is sent."""
 
@@ -54,7 +57,7 @@ class Work(Protocol[Half]):
         """After it was sent."""
 
     def step(self, x: Tensor, labels: Tensor, batch_id: int, send: Send) -> None:
-        """Both, at once."""
+        """All three, at once."""
 
     def draw(self, examples: int, batch_id: int) -> None:
         """Everything random of a batch, into memory that stays."""
@@ -130,7 +133,7 @@ class Graphs(Generic[Half]):
             self._plainly(x, labels, batch_id, send)
         elif recording.proved:
             self._work.draw(len(x), batch_id)
-            recording.replay(x, labels, batch_id, send)
+            recording.replay(self._work.prepared(x, batch_id), labels, batch_id, send)
         else:
             self._prove(recording, x, labels, batch_id, send)
 
@@ -142,7 +145,8 @@ class Graphs(Generic[Half]):
 
     def _record(self, x: Tensor, labels: Tensor, batch_id: int) -> None:
         """Of the batch that was just trained; recording it changes nothing."""
-        recording: _Recording[Half] = _Recording(x.clone(), labels.clone(), batch_id)
+        given = self._work.prepared(x, batch_id).clone()
+        recording: _Recording[Half] = _Recording(given, labels.clone(), batch_id)
         try:
             recording.begin = self._recorder.record(lambda: self._begin(recording))
             recording.finish = self._recorder.record(lambda: self._finish(recording))
@@ -167,7 +171,7 @@ class Graphs(Generic[Half]):
         before = _copies(self._work.memory())
         self._work.draw(len(x), batch_id)
         sent: list[Tensor] = []
-        recording.replay(x, labels, batch_id, sent.append)
+        recording.replay(self._work.prepared(x, batch_id), labels, batch_id, sent.append)
         replayed = _copies([*self._work.memory(), *sent])
         for live, copy in zip(self._work.memory(), before, strict=True):
             live.detach().copy_(copy)

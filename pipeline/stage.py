@@ -82,20 +82,18 @@ class Stage:
             send: receives the last block's output, (n, *out_shape), unless it is the output's or
                 the learner comes before the end of this stage.
         """
-        if self._preprocess:
-            x = self._preprocess.train(x, batch_id)
         self._shortcuts.clear()
         self._dials.turn(batch_id, lr)
         if learner is not None:
-            self._train_learner(x, labels, batch_id, send, learner)
+            self._train_learner(self.prepared(x, batch_id), labels, batch_id, send, learner)
         elif self._graphs is not None:
             self._graphs.train(x, labels, batch_id, send)
         else:
             self.step(x, labels, batch_id, send)
 
     def step(self, x: Tensor, labels: Tensor, batch_id: int, send: Send) -> None:
-        """One step of every block, from the input of the first."""
-        pending = self.begin(x, labels, batch_id)
+        """One step of every block; x as it arrived."""
+        pending = self.begin(self.prepared(x, batch_id), labels, batch_id)
         if self.sends:
             send(pending.passed)
         self.finish(pending, labels, batch_id)
@@ -105,8 +103,13 @@ class Stage:
         """Whether another stage comes after this one."""
         return not self.blocks[-1].spec.is_output
 
+    def prepared(self, x: Tensor, batch_id: int) -> Tensor:
+        """What arrived as the first block's input: images are normalised and augmented."""
+        return self._preprocess.train(x, batch_id) if self._preprocess else x
+
     def begin(self, x: Tensor, labels: Tensor, batch_id: int) -> Pending:
-        """Up to what is sent: all groups but the last learn, that one computes its activation."""
+        """From the input of the first block up to what is sent: all groups but the last learn, that
+        one computes its activation."""
         for group in self._groups[:-1]:
             x = self._group_step(group, x, labels, batch_id)
         return self._pass_on(self._groups[-1], x, labels, batch_id)
