@@ -3,8 +3,8 @@
     here                 wait for room ─▶ clock ─▶ send
     the other process                              receive ─▶ clock ─▶ give the room back
 
-One batch at a time is on its way, so that none waits for another. Both clocks are the system's
-monotonic one, which is the same for all processes.
+One batch at a time is on its way, so that none waits for another, unless a link has more slots.
+Both clocks are the system's monotonic one, which is the same for all processes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from pipeline.invitation import Keys
 
 IMAGES = 128
-_SLOTS = 1
 _TIMEOUT_S = 120.0
 _RUN, _NAMES = "links", ("stage 0", "stage 1")
 
@@ -101,18 +100,21 @@ class Link:
 
 
 @contextmanager
-def linked(carrier: Carrier, most_bytes: int, socket: Path, device: torch.device) -> Iterator[Link]:
+def linked(
+    carrier: Carrier, most_bytes: int, socket: Path, device: torch.device, slots: int = 1
+) -> Iterator[Link]:
     """A link for activations of up to so many bytes, to a process that ends with the block.
 
     Args:
         socket: where it listens, unless over tcp.
         device: of both ends.
+        slots: so many batches may be on their way.
     """
     here, there = make_keys(1) if carrier.tcp else (None, None)
     mine, theirs = get_context("spawn").Pipe()
     bind = "tcp://127.0.0.1:*" if carrier.tcp else f"ipc://{socket}"
     slot_bytes = most_bytes + IMAGES * 8 + 2 * ALIGNMENT
-    arguments = (theirs, bind, slot_bytes, there, carrier.device_ring, str(device))
+    arguments = (theirs, bind, slots, slot_bytes, there, carrier.device_ring, str(device))
     process = get_context("spawn").Process(target=_take_all, args=arguments, daemon=True)
     process.start()
     theirs.close()  # the other process has one of its own
@@ -163,6 +165,7 @@ def settle(device: torch.device) -> None:
 def _take_all(
     pipe: Connection,
     bind: str,
+    slots: int,
     slot_bytes: int,
     keys: Keys | None,
     on_device: bool,
@@ -174,8 +177,8 @@ def _take_all(
     incoming = Incoming(device)
     sockets = Sockets(Door("there"), keys)
     receiver = ZmqReceiver(
-        sockets, bind, _RUN, names=(_NAMES[1], _NAMES[0]), slots=_SLOTS, slot_bytes=slot_bytes,
-        device_ring=DeviceRing(_SLOTS, slot_bytes, Driver()) if on_device else None,
+        sockets, bind, _RUN, names=(_NAMES[1], _NAMES[0]), slots=slots, slot_bytes=slot_bytes,
+        device_ring=DeviceRing(slots, slot_bytes, Driver()) if on_device else None,
     )  # fmt: skip
     pipe.send(receiver.address)
     while count := pipe.recv():

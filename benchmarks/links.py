@@ -41,6 +41,8 @@ COPY, SHARED, DEVICE = "copy", CARRIERS[0].name, DEVICE_CARRIERS[0].name
 SIZES_MIB = (0.5, 1.0, 4.0, 16.0, 64.0, 256.0)
 _MIB = 1 << 20
 _MOST_HOPS, _LEAST_HOPS, _ROUND_MIB = 100, 2, 256
+IN_FLIGHT, _STREAM_HOPS = 2, 300
+"""While batches follow each other; `runtime.max_in_flight` is 2 by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,17 @@ def measure_all(
     return found
 
 
+def streaming_cpu_s(mib: float, rounds: int, device: torch.device) -> float:
+    """Processor seconds of both ends per hop through shared memory while one batch follows the
+    other, as in training: the median of the rounds."""
+    with TemporaryDirectory() as folder:
+        room, socket = int(mib * _MIB), Path(folder) / "streaming"
+        with linked(CARRIERS[0], room, socket, device, slots=IN_FLIGHT) as link:
+            x, count = activation(mib, device), _STREAM_HOPS
+            link.cross(x, count)  # warms up
+            return median(link.cross(x, count).cpu_s / count for _ in range(rounds))
+
+
 def share_of_copy(found: Mapping[str, Measured]) -> float:
     """How fast the best carrier is, a plain copy being 1: the median of the rounds."""
     pairs = zip(found[COPY].seconds, found[best_of(found)].seconds, strict=True)
@@ -147,7 +160,7 @@ def _cell(mib: float, measured: Measured) -> str:
     return f"{tree['bytes_per_s'] / 1e9:.2f} GB/s, {tree['us']:.0f} µs, CPU {cpu_us:.0f} µs"
 
 
-def verdicts(found: Mapping[float, Mapping[str, Measured]]) -> list[str]:
+def verdicts(found: Mapping[float, Mapping[str, Measured]], streaming_s: float) -> list[str]:
     """Whether what was measured is what is asked for."""
     lines = []
     if ways := found.get(ASKED_SHARE_MIB):
@@ -155,11 +168,10 @@ def verdicts(found: Mapping[float, Mapping[str, Measured]]) -> list[str]:
         met = "yes" if share >= ASKED_SHARE else "NO"
         lines.append(f"{ASKED_SHARE_MIB:g} MiB, {SHARED}: {share:.2f} of a plain copy's speed, "
                      f"asked {ASKED_SHARE:g}: {met}")  # fmt: skip
-    if ways := found.get(ASKED_CPU_MIB):
-        cpu_s = median(ways[SHARED].cpu_s)
-        met = "yes" if cpu_s <= ASKED_CPU_S else "NO"
-        lines.append(f"{ASKED_CPU_MIB:g} MiB, {SHARED}: {cpu_s * 1e3:.3f} ms of processor time per "
-                     f"batch and hop, asked {ASKED_CPU_S * 1e3:g} ms: {met}")  # fmt: skip
+    met = "yes" if streaming_s <= ASKED_CPU_S else "NO"
+    lines.append(f"{ASKED_CPU_MIB:g} MiB, {SHARED}, {IN_FLIGHT} in flight: {streaming_s * 1e3:.2f} "
+                 f"ms of processor time per batch and hop, asked {ASKED_CPU_S * 1e3:g} ms: "
+                 f"{met}")  # fmt: skip
     return lines
 
 
@@ -176,7 +188,8 @@ def main(sizes: tuple[float, ...], rounds: int, gpu: int | None) -> None:
     where = provenance(f"python -m benchmarks.links{words}")
     prepare(device)
     found = measure_all(sizes or SIZES_MIB, rounds, device)
-    told = verdicts(found) if gpu is None else []
+    streaming_s = streaming_cpu_s(ASKED_CPU_MIB, rounds, device)
+    told = verdicts(found, streaming_s) if gpu is None else []
     print("\n".join(told))
     source = f"`{where['command']}`, {where['processor']}, commit {where['commit']}"
     items = "\n".join(f"- {line}" for line in told)
@@ -186,7 +199,10 @@ def main(sizes: tuple[float, ...], rounds: int, gpu: int | None) -> None:
         for mib, ways in found.items()
     }
     shares = {f"{mib:g}": round(share_of_copy(ways), 3) for mib, ways in found.items()}
-    result = {**where, "rounds": rounds, "best_to_copy": shares, "by_mib": tree}
+    result = {
+        **where, "rounds": rounds, "best_to_copy": shares, "streaming_cpu_s": streaming_s,
+        "by_mib": tree,
+    }  # fmt: skip
     print(f"kept in {write_result(name, result)}")
 
 

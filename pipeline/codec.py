@@ -11,7 +11,7 @@ from __future__ import annotations
 import types
 from dataclasses import fields, is_dataclass
 from functools import cache
-from typing import Any, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, Union, cast, get_args, get_origin, get_type_hints
 
 import msgpack
 
@@ -57,12 +57,19 @@ def decode(data: bytes | memoryview) -> Message:
 
 
 def _plain(value: Any) -> Any:
-    if is_dataclass(value):
-        named = {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-        return {"type": type(value).__name__, **named}
-    if isinstance(value, tuple):
+    if type(value) is tuple:
         return [_plain(item) for item in value]
-    return value
+    kind: Any = type(value)
+    names = _names(kind)
+    if names is None:
+        return value
+    return {"type": kind.__name__, **{name: _plain(getattr(value, name)) for name in names}}
+
+
+@cache
+def _names(kind: type) -> tuple[str, ...] | None:
+    """Of the fields of a class that travels; None for a value that does as it is."""
+    return tuple(field.name for field in fields(kind)) if is_dataclass(kind) else None
 
 
 def _restore_class(tree: Any) -> Any:
@@ -80,14 +87,15 @@ def _restore_class(tree: Any) -> Any:
 
 def _restore(kind: type, name: str, hint: Any, value: Any) -> Any:
     for arm in _arms(hint):
-        if get_origin(arm) is tuple and isinstance(value, list):
-            return tuple(_restore(kind, name, get_args(arm)[0], item) for item in value)
-        if isinstance(value, dict) and value.get("type") == getattr(arm, "__name__", None):
-            return _restore_class(value)
-        if arm is float and type(value) in (int, float):
-            return float(value)
-        if type(value) is arm:
+        if type(value) is not arm.plain:
+            if arm.plain is float and type(value) is int:
+                return float(value)
+        elif arm.plain is list:
+            return tuple([_restore(kind, name, arm.inner, item) for item in value])
+        elif arm.plain is not dict:
             return value
+        elif value.get("type") == arm.inner:
+            return _restore_class(value)
     raise ProtocolError(f"{kind.__name__}.{name}: {_brief(value)} is not a {hint}")
 
 
@@ -96,9 +104,24 @@ def _brief(value: Any) -> str:
     return repr(value)[:40] if type(value) in (str, int, float, bool) else type(value).__name__
 
 
+class _Arm(NamedTuple):
+    """One of the types that a field may have. `plain`: the type that msgpack makes of it; `inner`:
+    of a list, the type of its items, and of a map, the name of its class."""
+
+    plain: Any
+    inner: Any = None
+
+
 @cache
-def _arms(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+def _arms(hint: Any) -> tuple[_Arm, ...]:
+    united = get_origin(hint) in (Union, types.UnionType)
+    return tuple(map(_arm, get_args(hint) if united else (hint,)))
+
+
+def _arm(hint: Any) -> _Arm:
+    if get_origin(hint) is tuple:
+        return _Arm(list, get_args(hint)[0])
+    return _Arm(dict, getattr(hint, "__name__", "")) if is_dataclass(hint) else _Arm(hint)
 
 
 @cache

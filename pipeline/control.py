@@ -14,7 +14,7 @@ from pipeline.codec import decode, encode
 from pipeline.errors import ProtocolError, TimedOutError
 from pipeline.links import Said
 from pipeline.messages import PROTOCOL_VERSION, name_of_run
-from pipeline.sockets import LINGER_MS, Sockets, ms, send
+from pipeline.sockets import LINGER_MS, Sockets, ms, send, waits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +42,7 @@ class ZmqControlClient:
     @property
     def waiting(self) -> bool:
         """Whether the coordinator has said something that was not received yet."""
-        return bool(self._socket.poll(0))
+        return waits(self._socket)
 
     def receive(self, timeout_s: float) -> Said:
         """From the coordinator.

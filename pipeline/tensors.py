@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,7 +25,7 @@ _TYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ITEM_BY
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TensorPayload:
     """A detached tensor, contiguous or channels last, about to travel; nobody changes it.
 
@@ -34,7 +35,7 @@ class TensorPayload:
     tensor: Tensor
     stream: torch.cuda.Stream | None = None
 
-    @property
+    @cached_property
     def spec(self) -> TensorSpec:
         """Its type and shape."""
         shape, ordered = tuple(self.tensor.shape), is_channels_last(self.tensor)

@@ -25,7 +25,7 @@ from pipeline.messages import (
     OpenLink,
     name_of_run,
 )
-from pipeline.sockets import LINGER_MS, Sockets, ms, send
+from pipeline.sockets import LINGER_MS, Sockets, ms, send, waits
 from pipeline.writers import open_writer
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class ZmqSender:
 
     def _next_credit(self) -> int:
         began = monotonic()
-        while not self._credits or self._socket.poll(0):
+        while not self._credits or waits(self._socket):
             if self._credits or self._socket.poll(ms(_LOOK_S)):
                 self._take_credit()
                 continue
