@@ -11,6 +11,7 @@ A hop takes from just before `send` until the other process has the tensors in h
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 import click
 import torch
 
+from benchmarks.figures import draw_links
 from benchmarks.link_ends import CARRIERS, DEVICE_CARRIERS, IMAGES, Hops, linked, prepare, settle
-from benchmarks.machine import write_result
+from benchmarks.machine import RESULTS, write_result
 from benchmarks.tables import README, markdown, write_section
 from launch.provenance import provenance
 
@@ -37,6 +39,7 @@ ASKED_SHARE, ASKED_SHARE_MIB = 0.6, 64.0
 ASKED_CPU_S, ASKED_CPU_MIB = 1e-3, 0.5
 """Processor time of both ends for one batch and hop of the MLP's size."""
 
+CPU_NAME = "links"
 COPY, SHARED, DEVICE = "copy", CARRIERS[0].name, DEVICE_CARRIERS[0].name
 SIZES_MIB = (0.5, 1.0, 4.0, 16.0, 64.0, 256.0)
 _MIB = 1 << 20
@@ -175,35 +178,55 @@ def verdicts(found: Mapping[float, Mapping[str, Measured]], streaming_s: float) 
     return lines
 
 
-@click.command()
-@click.option("--size", "sizes", multiple=True, type=float, help="MiB; only this one, or these.")
-@click.option("--rounds", default=7, show_default=True, type=click.IntRange(1))
-@click.option("--gpu", type=int, help="Between two processes on this CUDA device.")
-def main(sizes: tuple[float, ...], rounds: int, gpu: int | None) -> None:
-    """Measure, print and keep benchmarks/results/links.json; on a GPU links_cuda.json."""
+def measure(sizes: Sequence[float], rounds: int, gpu: int | None) -> dict[str, Any]:
+    """Everything, as it is kept."""
     device = torch.device("cpu" if gpu is None else f"cuda:{gpu}")
-    name = "links" if gpu is None else "links_cuda"
     words = "".join(f" --size {mib:g}" for mib in sizes) + f" --rounds {rounds}"
     words += "" if gpu is None else f" --gpu {gpu}"
     where = provenance(f"python -m benchmarks.links{words}")
     prepare(device)
     found = measure_all(sizes or SIZES_MIB, rounds, device)
-    streaming_s = streaming_cpu_s(ASKED_CPU_MIB, rounds, device)
-    told = verdicts(found, streaming_s) if gpu is None else []
-    print("\n".join(told))
-    source = f"`{where['command']}`, {where['processor']}, commit {where['commit']}"
-    items = "\n".join(f"- {line}" for line in told)
-    write_section(README, name, f"{table(found)}\n{source}.\n\n{items}")
     tree = {
         f"{mib:g}": {way: one.tree(int(mib * _MIB)) for way, one in ways.items()}
         for mib, ways in found.items()
     }
-    shares = {f"{mib:g}": round(share_of_copy(ways), 3) for mib, ways in found.items()}
-    result = {
-        **where, "rounds": rounds, "best_to_copy": shares, "streaming_cpu_s": streaming_s,
+    return {
+        **where,
+        "rounds": rounds,
+        "best_to_copy": {f"{mib:g}": round(share_of_copy(w), 3) for mib, w in found.items()},
+        "streaming_cpu_s": streaming_cpu_s(ASKED_CPU_MIB, rounds, device),
         "by_mib": tree,
-    }  # fmt: skip
-    print(f"kept in {write_result(name, result)}")
+    }
+
+
+def report(result: Mapping[str, Any], name: str) -> None:
+    """Print whether it is enough, and write the table into README.md, with the picture."""
+    found = {
+        float(mib): {way: Measured(one["seconds"], one["cpu_s"]) for way, one in ways.items()}
+        for mib, ways in result["by_mib"].items()
+    }
+    told = verdicts(found, result["streaming_cpu_s"]) if name == CPU_NAME else []
+    print("\n".join(told))
+    source = f"`{result['command']}`, {result['processor']}, commit {result['commit']}"
+    items = "\n".join(f"- {line}" for line in told)
+    picture = f"![GB/s by size and carrier](figures/{draw_links(result['by_mib'], name).name})"
+    write_section(README, name, f"{table(found)}\n{source}.\n\n{items}\n\n{picture}")
+
+
+@click.command()
+@click.option("--size", "sizes", multiple=True, type=float, help="MiB; only this one, or these.")
+@click.option("--rounds", default=7, show_default=True, type=click.IntRange(1))
+@click.option("--gpu", type=int, help="Between two processes on this CUDA device.")
+@click.option("--report", "only_report", is_flag=True, help="Write the table again from the file.")
+def main(sizes: tuple[float, ...], rounds: int, gpu: int | None, only_report: bool) -> None:
+    """Measure, print and keep benchmarks/results/links.json; on a GPU links_cuda.json."""
+    name = CPU_NAME if gpu is None else "links_cuda"
+    if only_report:
+        result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    else:
+        result = measure(sizes, rounds, gpu)
+        print(f"kept in {write_result(name, result)}")
+    report(result, name)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,14 @@ The picture needs matplotlib, which is in the extras `figures` and `test`.
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.figures import panels, save
 from benchmarks.tables import README, markdown, write_section
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from matplotlib.axes import Axes
 
@@ -23,8 +24,7 @@ ASKED_GROWTH = 0.05
 ASKED_SHARE, ASKED_OF = 0.25, "vgg19"
 """Of global backprop's peak, in single mode."""
 
-FIGURE = Path(__file__).parent / "figures" / "memory.svg"
-_INCHES = (10.0, 4.0)
+FIGURE = "memory"
 _BAR = 0.2
 _MB = 1e6
 
@@ -78,28 +78,20 @@ def report(found: Mapping[str, Mapping[str, Peaks]], where: Mapping[str, Any]) -
     """Print the table, and write it into README.md, with the picture."""
     print(table(found))
     source = f"`{where['command']}`, {where['processor']}, commit {where['commit']}"
-    picture = f"![Peak memory by network and way](figures/{FIGURE.name})"
+    picture = f"![Peak memory by network and way](figures/{FIGURE}.svg)"
     told = "\n".join(f"- {line}" for line in verdicts(found))
     write_section(README, "memory", f"{table(found)}\n{source}.\n\n{told}\n\n{picture}")
 
 
-def draw(found: Mapping[str, Mapping[str, Peaks]], path: Path = FIGURE) -> Path:
+def draw(found: Mapping[str, Mapping[str, Peaks]]) -> Path:
     """Two panels, MLPs and others: a bar for each network and way."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=_INCHES, layout="constrained")
     mlps = [name for name in found if name.startswith("mlp-")]
     parts = [part for part in (mlps, [name for name in found if name not in mlps]) if part]
-    panels = figure.subplots(1, len(parts), squeeze=False)[0]
-    for axes, names in zip(panels, parts, strict=True):
-        _bars(axes, [found[name] for name in names], names)
-    panels[0].legend(fontsize="small", loc="upper left")
-    path.parent.mkdir(exist_ok=True)
-    # the same numbers give the same file, byte for byte; its text stays text
-    with rc_context({"svg.hashsalt": "local-loss-pipeline", "svg.fonttype": "none"}):
-        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
-    return path
+    figure, axes = panels(len(parts))
+    for panel, names in zip(axes, parts, strict=True):
+        _bars(panel, [found[name] for name in names], names)
+    axes[0].legend(fontsize="small", loc="upper left")
+    return save(figure, FIGURE)
 
 
 def _bars(axes: Axes, found: Sequence[Mapping[str, Peaks]], names: Sequence[str]) -> None:

@@ -19,14 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks.machine import write_result
+from benchmarks.figures import draw_scaling
+from benchmarks.machine import RESULTS, write_result
+from benchmarks.tables import README, markdown, write_section
 from launch.job import Options, make_job
 from launch.launcher import launch
 from launch.provenance import provenance
 from pipeline.recorder import METRICS_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 WITHIN = 0.10
 """Asked of the prediction."""
@@ -113,19 +115,54 @@ def summary(rounds: Sequence[dict[int, Round]]) -> list[dict[str, Any]]:
     return rows
 
 
+def table(networks: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Images/s predicted and measured, by network and stages."""
+    rows = [
+        [
+            network,
+            f"{row['stages']}",
+            f"{row['predicted']:,.0f}",
+            f"{row['measured']:,.0f}",
+            f"{row['predicted_over_measured'] - 1:+.1%}",
+            "yes" if row["within"] else "**no**",
+        ]
+        for network, found in networks.items()
+        for row in found
+    ]
+    columns = ["network", "stages", "predicted", "measured", "off by", f"within {WITHIN:.0%}"]
+    return markdown(columns, rows, texts={"network"})
+
+
+def report(result: Mapping[str, Any], name: str) -> None:
+    """Print the table, and write it into README.md, with the picture."""
+    networks = {network: result[network] for network in NETWORKS if network in result}
+    print(table(networks))
+    source = f"`{result['command']}`, {result['processor']}, commit {result['commit']}"
+    picture = f"![Images/s over stages](figures/{draw_scaling(networks, name).name})"
+    write_section(README, name, f"{table(networks)}\n{source}.\n\n{picture}")
+
+
 @click.command()
 @click.option("--network", "networks", multiple=True, type=click.Choice(list(NETWORKS)))
 @click.option("--stages", default="1,2,3,4", show_default=True, help="Numbers of stages.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--images", default=12_800, show_default=True, help="Of an epoch.")
 @click.option("--name", default="scaling", show_default=True, help="Of the file in results/.")
-def main(networks: tuple[str, ...], stages: str, rounds: int, images: int, name: str) -> None:
+@click.option("--report", "only_report", is_flag=True, help="Write the table again from the file.")
+def main(
+    networks: tuple[str, ...], stages: str, rounds: int, images: int, name: str, only_report: bool
+) -> None:
     """Compare predicted with measured images/s on the CPU."""
+    if only_report:
+        kept = (RESULTS / f"{name}.json").read_text(encoding="utf-8")
+        report(json.loads(kept), name)
+        return
     counts = [int(text) for text in stages.split(",")]
     result = provenance("python -m benchmarks.scaling " + " ".join(sys.argv[1:]))
     for network in networks or tuple(NETWORKS):
         result[network] = summary([one_round(network, counts, images) for _ in range(rounds)])
     print(f"kept in {write_result(name, result)}")
+    report(result, name)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from benchmarks.contenders import BATCH, NETWORKS, Contender, Task, raced, trained
+from benchmarks.figures import draw_throughput
 from benchmarks.machine import RESULTS, write_result
 from benchmarks.speeds import Row, answers, network_text, rows_of
 from benchmarks.tables import README, write_section
@@ -165,9 +166,9 @@ def report(result: dict[str, Any], name: str) -> str:
         "medians of the rounds; × is the median of the quotients within rounds, 1F1B with its best "
         "number of micro-batches.\n"
     )
-    return "\n".join(
-        [words, *(network_text(tree, result["device"]) for tree in result["networks"])]
-    )
+    picture = f"![Images/s of each contender](figures/{name}.svg)\n"
+    texts = [network_text(tree, result["device"]) for tree in result["networks"]]
+    return "\n".join([words, *texts, picture])
 
 
 def show(result: dict[str, Any]) -> None:
@@ -251,6 +252,7 @@ def main(
     show(result)
     print(f"kept in {RESULTS / name}.json")
     if not no_table:
+        draw_throughput(result["networks"], name)
         write_section(README, name, report(result, name))
 
 

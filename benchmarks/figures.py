@@ -1,0 +1,92 @@
+"""Pictures of what was measured, from the kept JSON alone: the same numbers, the same file.
+
+The only file of the benchmarks that imports matplotlib: pip install '.[figures]'
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.contenders import NETWORKS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FIGURES = Path(__file__).parent / "figures"
+_WIDTH, _HEIGHT = 5.0, 4.0  # inches, of a panel
+_COLORS = {"glob": "tab:gray", "pred": "tab:blue", "sim": "tab:orange", "predsim": "tab:red"}
+
+
+def panels(count: int, height: float = _HEIGHT) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels side by side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH * count, height), layout="constrained")
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def save(figure: Figure, name: str) -> Path:
+    """As figures/NAME.svg, byte for byte the same for the same numbers; its text stays text."""
+    from matplotlib import rc_context
+
+    FIGURES.mkdir(exist_ok=True)
+    path = FIGURES / f"{name}.svg"
+    with rc_context({"svg.hashsalt": "local-loss-pipeline", "svg.fonttype": "none"}):
+        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+    return path
+
+
+def draw_scaling(networks: Mapping[str, Sequence[Mapping[str, Any]]], name: str) -> Path:
+    """Images/s over stages: measured, with all rounds, and predicted."""
+    figure, axes = panels(len(networks))
+    for panel, (network, rows) in zip(axes, networks.items(), strict=True):
+        stages = [row["stages"] for row in rows]
+        for row in rows:
+            rounds = [one["measured"] for one in row["rounds"]]
+            panel.plot([row["stages"]] * len(rounds), rounds, ".", color="tab:blue", alpha=0.4)
+        panel.plot(stages, [row["measured"] for row in rows], "-o", label="measured")
+        predicted = [row["predicted"] for row in rows]
+        panel.plot(stages, predicted, "--s", color="tab:red", label="predicted")
+        panel.set(title=network, xlabel="stages", ylabel="images/s", xticks=stages)
+        panel.set_ylim(bottom=0)
+        panel.legend()
+    return save(figure, name)
+
+
+def draw_throughput(networks: Sequence[Mapping[str, Any]], name: str) -> Path:
+    """A bar for each contender, as long as its median images/s; a panel for each network."""
+    most = max(len(tree["contenders"]) for tree in networks)
+    figure, axes = panels(len(networks), height=1.0 + 0.24 * most)
+    for panel, tree in zip(axes, networks, strict=True):
+        rows = [row for row in tree["contenders"] if row["images_per_s"]]
+        labels = [_label(row) for row in rows]
+        speeds = [row["images_per_s"] for row in rows]
+        panel.barh(labels, speeds, color=[_COLORS[row["loss"]] for row in rows])
+        panel.invert_yaxis()
+        panel.set(title=NETWORKS[tree["network"]].title, xlabel="images/s")
+        panel.grid(visible=True, axis="x", linewidth=0.3)
+    return save(figure, name)
+
+
+def draw_links(by_mib: Mapping[str, Mapping[str, Mapping[str, float]]], name: str) -> Path:
+    """GB/s over the size of a tensor, for each carrier."""
+    figure, (panel,) = panels(1)
+    sizes = list(map(float, by_mib))
+    for way in next(iter(by_mib.values())):
+        rates = [ways[way]["bytes_per_s"] / 1e9 for ways in by_mib.values()]
+        panel.plot(sizes, rates, "-o", label=way)
+    panel.set(xscale="log", yscale="log", xlabel="MiB", ylabel="GB/s")
+    panel.set_xticks(sizes, [f"{mib:g}" for mib in sizes])
+    panel.grid(visible=True, linewidth=0.3)
+    panel.legend()
+    return save(figure, name)
+
+
+def _label(row: Mapping[str, Any]) -> str:
+    parts = f", {row['stages']} stages" if row["stages"] > 1 else ""
+    parts += f" in {row['micro_batches']}" if row["way"] == "1f1b" else ""
+    return f"{row['way']}{parts}, {row['loss']} {row['precision']}"
