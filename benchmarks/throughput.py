@@ -201,7 +201,7 @@ def _counts(context: click.Context, option: click.Parameter, text: str) -> tuple
     except ValueError:
         counts = ()
     if min(counts, default=0) < 1:
-        raise click.BadParameter(f"{text!r}: use numbers of stages, as 1,2,4")
+        raise click.BadParameter(f"{text!r}: use numbers of stages, as 1,2,3")
     return counts
 
 
@@ -217,7 +217,7 @@ def _counts(context: click.Context, option: click.Parameter, text: str) -> tuple
 @click.option(
     "--stages",
     callback=_counts,
-    default="1,2,4",
+    default="1,2,3",
     show_default=True,
     metavar="N,M",
     help="Of the pipeline and, above 1, of 1F1B.",
