@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks are not installed
 from benchmarks.contenders import NETWORKS, Contender, Task, task_of
 from benchmarks.onef1b import Part, even_plan, loss_of
 from benchmarks.plain import PlainBlock, PlainTrainer
