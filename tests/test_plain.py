@@ -210,7 +210,8 @@ def test_the_tables_come_from_what_was_kept() -> None:
     commit = {"commit": "five", "uncommitted_changes": True, "gpus": [], "device": "cpu"}
     whole = report({**where, **commit, "networks": [network]}, "name")
     assert "`one`; two, 3 cores; torch 4; commit five+." in whole
-    assert whole.endswith(text)
+    assert text in whole
+    assert whole.endswith("![Images/s of each contender](figures/name.svg)\n")
 
 
 def test_a_table_goes_between_its_markers() -> None:
