@@ -48,16 +48,16 @@ class Work(Protocol[Half]):
         """Whether what it passes on is sent."""
 
     def prepared(self, x: Tensor, batch_id: int) -> Tensor:
-        """What arrived as `begin` wants it; may be different work for each batch."""
+        """What arrived as input; may be different work for each batch."""
 
-    def begin(self, x: Tensor, labels: Tensor, batch_id: int) -> Half:
-        """Up to what is sent."""
+    def begin(self, x: Tensor, labels: Tensor, batch_id: int, *, is_prepared: bool = False) -> Half:
+        """Up to what is sent, from what arrived, or from what is prepared."""
 
     def finish(self, pending: Half, labels: Tensor, batch_id: int) -> None:
         """After it was sent."""
 
     def step(self, x: Tensor, labels: Tensor, batch_id: int, send: Send) -> None:
-        """All three, at once."""
+        """Both, at once, from what arrived."""
 
     def draw(self, examples: int, batch_id: int) -> None:
         """Everything random of a batch, into memory that stays."""
@@ -156,7 +156,9 @@ class Graphs(Generic[Half]):
             self._recordings[x.shape] = recording
 
     def _begin(self, recording: _Recording[Half]) -> None:
-        recording.pending = self._work.begin(recording.x, recording.labels, recording.batch_id)
+        recording.pending = self._work.begin(
+            recording.x, recording.labels, recording.batch_id, is_prepared=True
+        )
         recording.passed = recording.pending.passed if self._work.sends else None
 
     def _finish(self, recording: _Recording[Half]) -> None:

@@ -85,7 +85,7 @@ class Stage:
         self._shortcuts.clear()
         self._dials.turn(batch_id, lr)
         if learner is not None:
-            self._train_learner(self.prepared(x, batch_id), labels, batch_id, send, learner)
+            self._train_learner(x, labels, batch_id, send, learner)
         elif self._graphs is not None:
             self._graphs.train(x, labels, batch_id, send)
         else:
@@ -93,7 +93,7 @@ class Stage:
 
     def step(self, x: Tensor, labels: Tensor, batch_id: int, send: Send) -> None:
         """One step of every block; x as it arrived."""
-        pending = self.begin(self.prepared(x, batch_id), labels, batch_id)
+        pending = self.begin(x, labels, batch_id)
         if self.sends:
             send(pending.passed)
         self.finish(pending, labels, batch_id)
@@ -107,9 +107,12 @@ class Stage:
         """What arrived as the first block's input: images are normalised and augmented."""
         return self._preprocess.train(x, batch_id) if self._preprocess else x
 
-    def begin(self, x: Tensor, labels: Tensor, batch_id: int) -> Pending:
-        """From the input of the first block up to what is sent: all groups but the last learn, that
-        one computes its activation."""
+    def begin(
+        self, x: Tensor, labels: Tensor, batch_id: int, *, is_prepared: bool = False
+    ) -> Pending:
+        """Up to what is sent: all groups but the last learn, that one computes its activation."""
+        if not is_prepared:  # here, where the first block's input is forgotten with that block
+            x = self.prepared(x, batch_id)
         for group in self._groups[:-1]:
             x = self._group_step(group, x, labels, batch_id)
         return self._pass_on(self._groups[-1], x, labels, batch_id)
@@ -121,6 +124,7 @@ class Stage:
     def _train_learner(
         self, x: Tensor, labels: Tensor, batch_id: int, send: Send, learner: int
     ) -> None:
+        x = self.prepared(x, batch_id)
         for group in self._groups:
             ends = group[-1].spec.index
             if ends == learner:
