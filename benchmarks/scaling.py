@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from benchmarks.contenders import NEVER
 from benchmarks.figures import draw_scaling
 from benchmarks.machine import RESULTS, write_result
 from benchmarks.tables import README, markdown, write_section
@@ -46,7 +47,11 @@ loss: {name: predsim, dim_in_decoder: 2048}
 data: {name: synthetic, channels: 3, size: 32, classes: 10, train_images: IMAGES, test_images: 128}
 """,
 }
-COMMON = f"schedule: {{epochs: {EPOCHS}, milestones: []}}\nruntime: {{eval_every_epochs: 0}}\n"
+COMMON = f"""\
+schedule: {{epochs: {EPOCHS}, milestones: []}}
+runtime: {{eval_every_epochs: 0, checkpoint_every_steps: {NEVER}}}
+"""
+"""Without snapshots, which a prediction knows nothing of."""
 
 
 @dataclass(frozen=True)
