@@ -13,7 +13,7 @@ from pipeline.augment import Preprocess
 from pipeline.block import Block
 from pipeline.custom import CustomBlock
 from pipeline.factory import build_parts
-from pipeline.graphs import CudaRecorder
+from pipeline.graphs import CudaRecorder, without_graphs
 from pipeline.models import network_specs
 from pipeline.optimizers import make_optimizer
 from pipeline.stage import Stage
@@ -69,7 +69,7 @@ def _record(stage: Stage, config: Config, device: torch.device) -> None:
     if reason is None:
         stage.record(CudaRecorder(device))
     elif stage.blocks[0].spec.index == 0:  # once for the run
-        stage.remark(f"runtime.cuda_graphs: training goes on without them ({reason})")
+        stage.remark(without_graphs(reason))
 
 
 def graphs_prevented_by(config: Config) -> str | None:

@@ -132,6 +132,12 @@ def host_identity() -> str:
         return f"{os.uname().nodename}"
 
 
+def check_on_this_machine(host: str) -> None:
+    """Raises OSError for a ring whose memory is another machine's."""
+    if host != host_identity():
+        raise OSError("the next stage is on another machine")
+
+
 class Ring:
     """The receiver's end: makes the memory, reads slots."""
 
@@ -169,8 +175,7 @@ class RingWriter:
 
     def __init__(self, handle: RingHandle) -> None:
         """Raises OSError where the ring can't be reached from this process."""
-        if handle.host != host_identity():
-            raise OSError("the next stage is on another machine")
+        check_on_this_machine(handle.host)
         self._handle = handle
         path = f"/proc/{handle.pid}/fd/{handle.fd}"
         if not os.readlink(path).startswith(f"/memfd:{_NAME}"):
@@ -200,6 +205,16 @@ class RingWriter:
 
 
 def _slot(memory: memoryview, index: int, slots: int, slot_bytes: int) -> memoryview:
+    start = slot_start(index, slots, slot_bytes)
+    return memory[start : start + slot_bytes]
+
+
+def slot_start(index: int, slots: int, slot_bytes: int) -> int:
+    """Bytes from the beginning of a ring to a slot.
+
+    Raises:
+        ProtocolError: where there is no such slot.
+    """
     if not 0 <= index < slots:
         raise ProtocolError(f"slot {index} of a ring of {slots}")
-    return memory[index * slot_bytes : (index + 1) * slot_bytes]
+    return index * slot_bytes

@@ -17,8 +17,13 @@ import ctypes
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipeline.carriers import aligned, host_identity, slot_starts
-from pipeline.errors import ProtocolError
+from pipeline.carriers import (
+    aligned,
+    check_on_this_machine,
+    host_identity,
+    slot_start,
+    slot_starts,
+)
 from pipeline.messages import DEVICE_HANDLE_BYTES, DeviceRingHandle
 
 if TYPE_CHECKING:
@@ -141,7 +146,7 @@ class DeviceRing:
         Raises:
             ProtocolError: where there is no such slot, or they don't fit.
         """
-        first = self._address + _offset(slot, self.slots, self.slot_bytes)
+        first = self._address + slot_start(slot, self.slots, self.slot_bytes)
         starts = slot_starts(self.slot_bytes, specs)
         return [
             DeviceMemory(first + start, spec.nbytes)
@@ -157,8 +162,7 @@ class DeviceRingWriter:
 
     def __init__(self, handle: DeviceRingHandle, driver: Driver) -> None:
         """Raises OSError where the ring can't be reached from this process and device."""
-        if handle.host != host_identity():
-            raise OSError("the next stage is on another machine")
+        check_on_this_machine(handle.host)
         self._handle, self._driver = handle, driver
         self._address = driver.open(handle.memory)
         self._landed: list[Callable[[], None]] = []
@@ -168,7 +172,7 @@ class DeviceRingWriter:
 
     def write(self, index: int, payloads: Sequence[Payload]) -> list[memoryview]:
         """Begin to copy the payloads into a slot, each on its stream; no frames follow."""
-        first = self._address + _offset(index, self._handle.slots, self._handle.slot_bytes)
+        first = self._address + slot_start(index, self._handle.slots, self._handle.slot_bytes)
         starts = slot_starts(self._handle.slot_bytes, [payload.spec for payload in payloads])
         for payload, start in zip(payloads, starts, strict=True):
             place = payload.device
@@ -188,9 +192,3 @@ class DeviceRingWriter:
         """Let go of the receiver's memory, once nothing is under way to it."""
         self.land()
         self._driver.close(self._address)
-
-
-def _offset(slot: int, slots: int, slot_bytes: int) -> int:
-    if not 0 <= slot < slots:
-        raise ProtocolError(f"slot {slot} of a ring of {slots}")
-    return slot * slot_bytes

@@ -132,10 +132,15 @@ class Graphs(Generic[Half]):
         if recording is None or self._given_up:
             self._plainly(x, labels, batch_id, send)
         elif recording.proved:
-            self._work.draw(len(x), batch_id)
-            recording.replay(self._work.prepared(x, batch_id), labels, batch_id, send)
+            self._replay(recording, x, labels, batch_id, send)
         else:
             self._prove(recording, x, labels, batch_id, send)
+
+    def _replay(
+        self, recording: _Recording[Half], x: Tensor, labels: Tensor, batch_id: int, send: Send
+    ) -> None:
+        self._work.draw(len(x), batch_id)
+        recording.replay(self._work.prepared(x, batch_id), labels, batch_id, send)
 
     def _plainly(self, x: Tensor, labels: Tensor, batch_id: int, send: Send) -> None:
         self._work.step(x, labels, batch_id, send)
@@ -171,9 +176,8 @@ class Graphs(Generic[Half]):
     ) -> None:
         """Replay the batch, take it back, train it plainly, and compare."""
         before = _copies(self._work.memory())
-        self._work.draw(len(x), batch_id)
         sent: list[Tensor] = []
-        recording.replay(self._work.prepared(x, batch_id), labels, batch_id, sent.append)
+        self._replay(recording, x, labels, batch_id, sent.append)
         replayed = _copies([*self._work.memory(), *sent])
         for live, copy in zip(self._work.memory(), before, strict=True):
             live.detach().copy_(copy)
@@ -191,7 +195,12 @@ class Graphs(Generic[Half]):
     def _give_up(self, reason: str) -> None:
         self._given_up = True
         self._recordings.clear()
-        self._tell(f"runtime.cuda_graphs: training goes on without them ({reason})")
+        self._tell(without_graphs(reason))
+
+
+def without_graphs(reason: str) -> str:
+    """What people are told where steps are not recorded."""
+    return f"runtime.cuda_graphs: training goes on without them ({reason})"
 
 
 def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import resource
 from collections import deque
 from contextlib import contextmanager
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from pipeline.records import Usage
+from pipeline.streams import recorded_event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -104,13 +106,10 @@ def meter_of(device: torch.device) -> Meter:
     """Measures what a stage on this device does."""
     if device.type != "cuda":
         return Meter()
-    return Meter(peak_bytes=peak_reader(device), stopwatch=DeviceStopwatch(_moment))
-
-
-def _moment() -> Moment:
-    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    event.record()
-    return event
+    return Meter(
+        peak_bytes=peak_reader(device),
+        stopwatch=DeviceStopwatch(partial(recorded_event, timed=True)),
+    )
 
 
 class Meter:

@@ -84,7 +84,7 @@ class Releases:
 
 def marks_of(device: torch.device) -> Callable[[], Mark] | None:
     """How to mark the end of what a device was given."""
-    return _recorded if device.type == "cuda" else None
+    return recorded_event if device.type == "cuda" else None
 
 
 def side_stream(device: torch.device) -> torch.cuda.Stream | None:
@@ -94,7 +94,8 @@ def side_stream(device: torch.device) -> torch.cuda.Stream | None:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-def _recorded() -> Mark:
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+def recorded_event(*, timed: bool = False) -> torch.cuda.Event:
+    """A mark at the end of what the current device was given; a timed one also says when."""
+    event = torch.cuda.Event(enable_timing=timed)  # type: ignore[no-untyped-call]
     event.record()
     return event

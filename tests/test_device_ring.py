@@ -78,7 +78,7 @@ class Link:
         )
         self.address = self.receiver.address
 
-    def sender(self, **more: Any) -> ZmqSender:
+    def sender(self) -> ZmqSender:
         names = ("stage 0", "stage 1")
         sender = ZmqSender(
             self.sockets, self.address, "run", names=names, timeout_s=SOON_S, driver=self.driver
