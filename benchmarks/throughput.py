@@ -164,7 +164,7 @@ def report(result: dict[str, Any], name: str) -> str:
         f"From [`results/{name}.json`](results/{name}.json): `{result['command']}`; {machine}, "
         f"{cores} cores; torch {result['versions']['torch']}; commit {commit}. Images/s are "
         "medians of the rounds; × is the median of the quotients within rounds, 1F1B with its best "
-        "number of micro-batches.\n"
+        "numbers of stages and micro-batches.\n"
     )
     picture = f"![Images/s of each contender](figures/{name}.svg)\n"
     texts = [network_text(tree, result["device"]) for tree in result["networks"]]
