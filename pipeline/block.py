@@ -18,13 +18,16 @@ from pipeline.heads import PredHead, heads_of, label_projection, reconstruction,
 from pipeline.layout import channels_last, flattened
 from pipeline.losses import (
     LossValue,
-    activate,
-    pool,
+    is_reduced,
     prediction_loss,
     projected_prediction_loss,
     similarity_loss,
     wide,
 )
+from pipeline.nonlinearity import activate
+from pipeline.pooling import pool, pool_values
+from pipeline.remade import DEVICES as REMAKING_DEVICES
+from pipeline.remade import normalised
 from pipeline.seeding import Purpose, derived_seed
 
 if TYPE_CHECKING:
@@ -96,11 +99,26 @@ class Block(nn.Module):
             h: Tensor = self.encoder(flattened(x) if flat else channels_last(x))
             if self.spec.is_output:
                 return h
+            if self._can_remake(h):
+                return normalised(h, cast("nn.BatchNorm2d", self.bn), self.spec.nonlinearity)
             if self.bn is not None:
                 h = self.bn(h)
             if shortcut is not None:
                 h = h + (self.shortcut(shortcut) if self.shortcut is not None else shortcut)
             return self._activate(h)
+
+    def _can_remake(self, z: Tensor) -> bool:
+        """Whether the activation is only read by heads that can do without it (`remade.py`)."""
+        return (
+            self.training
+            and self.device.type in REMAKING_DEVICES
+            and isinstance(self.bn, nn.BatchNorm2d)
+            and (isinstance(self.sim, nn.Conv2d) or (self.sim is None and self.pred is not None))
+            and is_reduced(z)
+            and self.spec.shortcut is None
+            and self.spec.unsupervised == "none"
+            and not torch.compiler.is_compiling()
+        )
 
     def transfer(self, h: Tensor, *, batch_id: int | None) -> Tensor:
         """What the next block receives: h after dropout and pooling, as `layout.py` orders it.
@@ -108,21 +126,27 @@ class Block(nn.Module):
         Dropout draws for (seed, block, batch id); None, in evaluation, drops nothing. It drops
         whole channels of feature maps, so pooling may come first, and leaves it less to do.
         """
-        passed = pool(h, self.spec.pool)
+        passed = (pool if h.requires_grad else pool_values)(h, self.spec.pool)
         if batch_id is not None and self.spec.dropout > 0:
-            passed = passed * self.dropout.mask(h, batch_id)
+            mask = self.dropout.mask(h, batch_id)
+            passed = passed * mask if self.spec.pool is None else passed.mul_(mask)
         return channels_last(passed)
 
-    def local_loss(self, h: Tensor, labels: Tensor, x: Tensor) -> LossValue:
-        """The loss of this block for its activation h and its input x (equations 4, 6, 7, 8)."""
-        return self._loss(h, labels, x)
+    def local_loss(
+        self, h: Tensor, labels: Tensor, x: Tensor, *, overwrite: bool = False
+    ) -> LossValue:
+        """The loss of this block for its activation h and its input x (equations 4, 6, 7, 8).
 
-    def _loss(self, h: Tensor, labels: Tensor, x: Tensor) -> LossValue:
+        `overwrite`: nobody else needs h, and it may be gone afterwards.
+        """
+        return self._loss(h, labels, x, overwrite)
+
+    def _loss(self, h: Tensor, labels: Tensor, x: Tensor, overwrite: bool) -> LossValue:
         if self.spec.output_weight is not None:
             value = prediction_loss(wide(h), labels)
             return LossValue(self.spec.output_weight * value.loss, value.errors)
         with self._autocast():
-            logits, mapped = heads_of(h, self.pred, self.sim)
+            logits, mapped = heads_of(h, self.pred, self.sim, overwrite=overwrite)
         value = self._supervised(logits, mapped, labels)
         if self.spec.unsupervised == "none":
             return value

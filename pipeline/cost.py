@@ -212,7 +212,8 @@ def _held_numbers(spec: BlockSpec) -> int:
 
     Input, batch norm's input, activation (non-linearities work in place, but in a user's own
     modules), g's output, and a classifier's hidden layers, where there are such; what a dropout
-    mask, a library's workspace or a link's slots need is left out.
+    mask, a library's workspace or a link's slots need is left out. On a CPU g's output takes the
+    place of a feature map's activation (`remade.py`): there this is an upper bound.
     """
     tensors = 1 + spec.batch_norm + (spec.custom is not None) + (spec.sim is not None)
     hidden = sum(spec.pred.hidden) if spec.pred else 0

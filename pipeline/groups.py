@@ -32,6 +32,12 @@ class Pending:
     statistics: Sequence[tuple[Tensor, Tensor]] = ()
     """Those of batch norm, where the batch may be skipped: live, as they were before."""
 
+    @property
+    def passes_h(self) -> bool:
+        """Whether h itself is passed on, and not what dropout or pooling make of it."""
+        assert self.h is not None, "not taken yet"
+        return self.h.untyped_storage().data_ptr() == self.passed.untyped_storage().data_ptr()
+
     def take_h(self) -> Tensor:
         """It is needed once: learning gives its memory back as soon as it can."""
         h, self.h = self.h, None

@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.layout import flattened
-from pipeline.losses import activate, is_reduced, pool
-from pipeline.readout import read_out
+from pipeline.losses import is_reduced
+from pipeline.nonlinearity import activate
+from pipeline.pooling import pool
+from pipeline.readout import pool_over, read_out
+from pipeline.remade import remake
 
 if TYPE_CHECKING:
     from pipeline.specs import BlockSpec, LayerSpec, PredSpec, Shape, SimSpec
@@ -104,16 +107,19 @@ def similarity_map(spec: SimSpec) -> nn.Module:
 
 
 def heads_of(
-    h: Tensor, pred: PredHead | None, sim: nn.Module | None
+    h: Tensor, pred: PredHead | None, sim: nn.Module | None, *, overwrite: bool = False
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Logits of the classifier, and g(h) or, of feature maps, its spread (`readout.py`); None where
-    there is no such head."""
+    """Logits of the classifier, and g(h) or, of feature maps, its spread (`readout.py`, as is
+    `overwrite`); None where there is no such head."""
+    spec = pred.spec.pool if pred is not None else None
     mapped: Tensor | None
     pooled: Tensor | None = None
     if isinstance(sim, nn.Conv2d) and is_reduced(h) and not torch.compiler.is_compiling():
-        mapped, pooled = read_out(h, sim.weight, pred.spec.pool if pred is not None else None)
+        mapped, pooled = read_out(h, sim.weight, spec, overwrite=overwrite)
     else:
         mapped = sim(h) if sim is not None else None
+        if mapped is None and spec is not None and overwrite and remake(h):
+            pooled = pool_over(h, spec)
     if pred is None:
         return None, mapped
     return pred(h) if pooled is None else pred.classified(pooled), mapped

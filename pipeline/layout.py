@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
+
+SLICE_BYTES = {"cpu": 2 << 20, "cuda": 64 << 20}
+"""Of feature maps that are worked on at a time: what stays in the processor's cache."""
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -52,6 +57,12 @@ def pixels(x: Tensor) -> Tensor:
     """Feature maps (n, C, H, W) as (n, H·W, C), the same memory."""
     n, channels, height, width = x.shape
     return x.permute(0, 2, 3, 1).view(n, height * width, channels)
+
+
+def slices(x: Tensor) -> Iterator[slice]:
+    """The examples of x, a few at a time."""
+    examples = max(1, SLICE_BYTES[x.device.type] // x[0].nbytes)
+    return (slice(first, first + examples) for first in range(0, len(x), examples))
 
 
 def _strides(x: Tensor) -> tuple[int, ...]:

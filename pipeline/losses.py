@@ -7,17 +7,11 @@ Labels y are (n,) int64. Losses are scalars, computed in at least float32.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-
-if TYPE_CHECKING:
-    from pipeline.specs import PoolSpec
-
-LEAKY_SLOPE = 0.01  # section 4 of the paper
 
 
 class LossValue(NamedTuple):
@@ -65,47 +59,6 @@ def projected_prediction_loss(logits: Tensor, projected: Tensor) -> LossValue:
     over all entries; both (n, k). Section 3.3. It predicts no class."""
     target = (projected > 0).to(logits.dtype)
     return LossValue(F.binary_cross_entropy_with_logits(logits, target), None)
-
-
-def pool(x: Tensor, spec: PoolSpec | None) -> Tensor:
-    """Pooling of (n, C, H, W) over space as `spec` says; unchanged for None."""
-    if spec is None:
-        return x
-    apply = F.max_pool2d if spec.kind == "max" else F.avg_pool2d
-    return apply(x, spec.kernel, spec.stride, spec.padding)
-
-
-def activate(x: Tensor, nonlinearity: Literal["relu", "leaky_relu"]) -> Tensor:
-    """The non-linearity of hidden layers, in place of x; its gradient in place of that of h.
-
-    Nobody else may need x, as after a batch norm, nor the gradient, which is so for what heads,
-    pooling and layers give back.
-    """
-    if torch.compiler.is_compiling():
-        return F.relu(x) if nonlinearity == "relu" else F.leaky_relu(x, LEAKY_SLOPE)
-    activated: Tensor = _Activate.apply(x, nonlinearity)
-    return activated
-
-
-class _Activate(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, nonlinearity: str) -> Tensor:
-        h = F.relu_(x) if nonlinearity == "relu" else F.leaky_relu_(x, LEAKY_SLOPE)
-        ctx.mark_dirty(h)
-        ctx.save_for_backward(h)
-        ctx.nonlinearity = nonlinearity
-        return h
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, by_h: Tensor) -> tuple[Tensor, None]:
-        (h,) = ctx.saved_tensors
-        if ctx.nonlinearity == "relu":
-            torch.ops.aten.threshold_backward.grad_input(by_h, h, 0, grad_input=by_h)
-        else:
-            backward = torch.ops.aten.leaky_relu_backward.grad_input
-            backward(by_h, h, LEAKY_SLOPE, True, grad_input=by_h)
-        return by_h, None
 
 
 def wide(x: Tensor) -> Tensor:

@@ -6,7 +6,8 @@
 The loss sees the map g(h) only through its standard deviation over space, a number per example
 and channel. So the backward pass is written by hand: it goes through a few examples at a time,
 which stay in the processor's cache, and leaves the gradient of h where g(h) was. Left to
-autograd it takes five more tensors of the size of h, and most of its time goes to memory.
+autograd it takes five more tensors of the size of h, and most of its time goes to memory. Where
+h can be made again (`remade.py`), g(h) takes its place, and no tensor of that size is added.
 
 Legend of shapes: n examples, C channels, H×W pixels.
 """
@@ -19,69 +20,99 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from pipeline.layout import pixels
-from pipeline.losses import pool, wide
+from pipeline.layout import pixels, slices
+from pipeline.losses import wide
+from pipeline.pooling import pool, pool_backward
+from pipeline.remade import remake
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import Tensor
 
+    from pipeline.remade import Remake
     from pipeline.specs import PoolSpec
 
-SLICE_BYTES = {"cpu": 2 << 20, "cuda": 64 << 20}
-"""Of feature maps that are worked on at a time."""
 _ONE = [1, 1]  # stride, padding and dilation of g
 
 
-def read_out(h: Tensor, weight: Tensor, spec: PoolSpec | None) -> tuple[Tensor, Tensor | None]:
+def read_out(
+    h: Tensor, weight: Tensor, spec: PoolSpec | None, *, overwrite: bool = False
+) -> tuple[Tensor, Tensor | None]:
     """Spread (n, C), at least float32, and h pooled as `spec` says (None: not wanted).
 
     Args:
         h: (n, C, H, W), H·W > 1.
         weight: of the map g, (C, C, 3, 3).
+        overwrite: h is not needed by anyone else, and may be gone if it can be made again.
 
     A graph that holds this is good for one backward pass, which overwrites g(h).
     """
-    spread, pooled = _ReadOut.apply(h, weight, spec)
+    again = remake(h) if overwrite else None
+    spread, pooled = _ReadOut.apply(h, weight, spec, again)
     return spread, pooled
+
+
+def pool_over(h: Tensor, spec: PoolSpec) -> Tensor:
+    """Average pooling whose backward pass leaves the gradient of h where h was; h can be made
+    again, and nobody else needs it."""
+    pooled: Tensor = _PoolOver.apply(h, spec)
+    return pooled
+
+
+class _PoolOver(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, spec: PoolSpec) -> Tensor:
+        ctx.save_for_backward(h)
+        ctx.spec = spec
+        return pool(h, spec)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_pooled: Tensor) -> tuple[Tensor, None]:
+        (h,) = ctx.saved_tensors
+        by_h = h.detach()
+        for at in slices(h):
+            by_h[at] = pool_backward(by_pooled[at], h[at], ctx.spec)
+        return by_h, None
 
 
 class _ReadOut(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, h: Tensor, weight: Tensor, spec: PoolSpec | None
+        ctx: Any, h: Tensor, weight: Tensor, spec: PoolSpec | None, again: Remake | None
     ) -> tuple[Tensor, Tensor | None]:
-        g = F.conv2d(h, weight, padding=1)
-        moments = [_moments(g[at]) for at in _slices(g)]
+        pooled = None if spec is None else pool(h, spec)
+        g = F.conv2d(h, weight, padding=1) if again is None else _map_(h.detach(), weight)
+        moments = [_moments(g[at]) for at in slices(g)]
         mean, spread = (torch.cat(column) for column in zip(*moments, strict=True))
-        ctx.save_for_backward(h, weight, g, mean, spread)
-        ctx.spec = spec
-        return spread, None if spec is None else pool(h, spec)
+        ctx.save_for_backward(h if again is None else None, weight, g, mean, spread)
+        ctx.spec, ctx.again = spec, again
+        return spread, pooled
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any, by_spread: Tensor, by_pooled: Tensor | None
-    ) -> tuple[Tensor, Tensor, None]:
-        h, weight, g, mean, spread = ctx.saved_tensors
+    ) -> tuple[Tensor, Tensor, None, None]:
+        kept, weight, g, mean, spread = ctx.saved_tensors
         low, by_weight = weight.to(g.dtype), torch.zeros_like(weight)
         # a map that is the same at every pixel has no direction in which it spreads more
         scale = torch.where(spread > 0, by_spread / (spread * (g[0, 0].numel() - 1)), 0.0)
-        for at in _slices(g):
+        for at in slices(g):
+            h = kept[at] if ctx.again is None else ctx.again(at)
             by_g = _spread_backward(g[at], mean[at], scale[at])
-            by_h, by_low = _map_backward(by_g, h[at].to(g.dtype), low)
+            by_h, by_low = _map_backward(by_g, h.to(g.dtype), low)
             if by_pooled is not None:
-                by_h += _pool_backward(by_pooled[at], h[at], ctx.spec)
+                by_h += pool_backward(by_pooled[at], h, ctx.spec)
             by_weight += by_low
             g[at] = by_h
-        return g, by_weight, None
+        return g, by_weight, None, None
 
 
-def _slices(g: Tensor) -> Iterator[slice]:
-    """The examples of g, a few at a time."""
-    examples = max(1, SLICE_BYTES[g.device.type] // g[0].nbytes)
-    return (slice(first, first + examples) for first in range(0, len(g), examples))
+def _map_(h: Tensor, weight: Tensor) -> Tensor:
+    """g(h), in place of h."""
+    for at in slices(h):
+        h[at] = F.conv2d(h[at], weight, padding=1)
+    return h
 
 
 def _moments(g: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,11 +139,3 @@ def _map_backward(by_g: Tensor, h: Tensor, weight: Tensor) -> tuple[Tensor, Tens
         by_g, h, weight, None, _ONE, _ONE, _ONE, False, [0, 0], 1, [True, True, False]
     )
     return by_h, by_weight
-
-
-def _pool_backward(by_pooled: Tensor, h: Tensor, spec: PoolSpec) -> Tensor:
-    assert spec.kind == "average", "the local classifier's pooling"
-    by_h: Tensor = torch.ops.aten.avg_pool2d_backward(
-        by_pooled, h, spec.kernel, spec.stride, spec.padding, False, True, None
-    )
-    return by_h

@@ -180,7 +180,10 @@ class Stage:
         last, values = group[-1], pending.values
         self.at_work = last.spec.index
         if last.has_loss:
-            values[last] = last.local_loss(pending.take_h(), labels, pending.received)
+            overwrite = not pending.passes_h
+            values[last] = last.local_loss(
+                pending.take_h(), labels, pending.received, overwrite=overwrite
+            )
         losses = [value.loss for value in values.values()]
         loss = sum(losses[1:], start=losses[0])
         if self._finite.passes(loss, last.spec.index, batch_id):

@@ -47,8 +47,8 @@ def spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
         at[id(block)] = batch_id
         return transfer(block, h, batch_id=batch_id)
 
-    def spoils(block: Block, h: Any, labels: Any, x: Any) -> LossValue:
-        value = local_loss(block, h, labels, x)
+    def spoils(block: Block, *given: Any, **options: Any) -> LossValue:
+        value = local_loss(block, *given, **options)
         bad = (block.spec.index, at.get(id(block))) == (BAD_BLOCK, BAD_BATCH)
         return LossValue(value.loss * inf, value.errors) if bad else value
 
@@ -94,8 +94,8 @@ def test_an_output_block_that_skips_everything_is_not_mixed_up_with_another(
 ) -> None:
     local_loss = Block.local_loss
 
-    def spoils(block: Block, *given: Any) -> LossValue:
-        value = local_loss(block, *given)
+    def spoils(block: Block, *given: Any, **options: Any) -> LossValue:
+        value = local_loss(block, *given, **options)
         return LossValue(value.loss * inf, value.errors) if block.spec.is_output else value
 
     monkeypatch.setattr(Block, "local_loss", spoils)
@@ -160,8 +160,8 @@ def test_a_run_that_diverges_ends_all_the_same(
 ) -> None:
     local_loss = Block.local_loss
 
-    def spoils(block: Block, h: Any, labels: Any, x: Any) -> LossValue:
-        value = local_loss(block, h, labels, x)
+    def spoils(block: Block, *given: Any, **options: Any) -> LossValue:
+        value = local_loss(block, *given, **options)
         return LossValue(value.loss * nan, value.errors)
 
     monkeypatch.setattr(Block, "local_loss", spoils)

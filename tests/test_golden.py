@@ -124,8 +124,8 @@ def test_training_agrees_with_an_independent_implementation(
             activations.setdefault(f"sent/{case.prefix(block)}", h.detach().clone())
         return h
 
-    def watched_loss(block: Block, h: torch.Tensor, labels: torch.Tensor, x: torch.Tensor) -> Any:
-        value = local_loss(block, h, labels, x)
+    def watched_loss(block: Block, *given: torch.Tensor, **options: Any) -> Any:
+        value = local_loss(block, *given, **options)
         losses.setdefault(f"loss/{case.prefix(block)}", []).append(value.loss.item())
         return value
 

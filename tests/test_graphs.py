@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from pipeline import optimizers, readout
+from pipeline import layout, optimizers
 from pipeline.assembly import build_stage, graphs_prevented_by
 from pipeline.block import Block
 from pipeline.config import build_config
@@ -214,7 +214,7 @@ def no_data(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     monkeypatch.setattr(torch, "Generator", NoGenerator)
     monkeypatch.setattr(torch.Tensor, "bernoulli_", lambda mask, keep, generator: mask)
     monkeypatch.setattr(Block, "_autocast", lambda block: nullcontext())
-    monkeypatch.setitem(readout.SLICE_BYTES, "meta", 1 << 20)
+    monkeypatch.setitem(layout.SLICE_BYTES, "meta", 1 << 20)
     for fused in ("adam", "sgd"):  # their kernels know no such device
         monkeypatch.setattr(optimizers, fused, check_rate)
     return torch.device("meta")

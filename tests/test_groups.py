@@ -14,9 +14,9 @@ from pipeline.block import Block
 from pipeline.config import LossConfig, ModelConfig, build_config
 from pipeline.cost import block_costs
 from pipeline.errors import ConfigError
-from pipeline.losses import pool
 from pipeline.models import build_specs
 from pipeline.optimizers import make_optimizer
+from pipeline.pooling import pool
 from pipeline.specs import BlockSpec, LayerSpec, stage_units
 from pipeline.stage import Stage
 

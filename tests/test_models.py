@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from pipeline.config import build_config
 from pipeline.datasets import data_facts
 from pipeline.errors import ConfigError
-from pipeline.losses import pool
 from pipeline.models import build_specs, decoder_pool, network_specs
+from pipeline.pooling import pool
 from pipeline.specs import BlockSpec, LayerSpec, PoolSpec, stage_units
 
 CIFAR = (3, 32, 32)

@@ -9,10 +9,10 @@ import torch
 from gradients import check_gradients
 from torch.nn import functional as F
 
-from pipeline import readout
+from pipeline import layout
 from pipeline.layout import channels_last, flattened, is_channels_last, pixels
-from pipeline.losses import pool
 from pipeline.models import decoder_pool
+from pipeline.pooling import pool
 from pipeline.readout import read_out
 from pipeline.specs import PoolSpec
 
@@ -42,7 +42,7 @@ def plainly(h: Tensor, weight: Tensor, spec: PoolSpec | None) -> tuple[Tensor, T
 @pytest.fixture(params=[1, 3, 5], ids="{} at a time".format)
 def few_examples(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     nbytes = 8 * SHAPE[1] * SHAPE[2] * SHAPE[3]
-    monkeypatch.setattr(readout, "SLICE_BYTES", {"cpu": request.param * nbytes})
+    monkeypatch.setitem(layout.SLICE_BYTES, "cpu", request.param * nbytes)
 
 
 @pytest.mark.usefixtures("few_examples")

@@ -251,8 +251,8 @@ def test_losses_are_means_over_images_however_large_the_batches() -> None:
     losses = []
     local_loss = Block.local_loss
 
-    def watched(block: Block, h: Tensor, labels: Tensor, x: Tensor) -> Any:
-        value = local_loss(block, h, labels, x)
+    def watched(block: Block, *given: Tensor, **options: Any) -> Any:
+        value = local_loss(block, *given, **options)
         if block.spec.is_output:
             losses.append(value.loss.item())
         return value

@@ -1,0 +1,231 @@
+"""Activations that are made again, against those that are kept; who may overwrite them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.allocations import peak, pieces_of, recorded
+from pipeline import block as blocks
+from pipeline import layout
+from pipeline.assembly import build_stage
+from pipeline.config import build_config
+from pipeline.datasets import data_facts
+from pipeline.groups import Pending
+from pipeline.layout import channels_last
+from pipeline.nonlinearity import activate
+from pipeline.pooling import pool, pool_values
+from pipeline.readout import pool_over, read_out
+from pipeline.remade import normalised, remake
+from pipeline.specs import PoolSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.nonlinearity import Nonlinearity
+    from pipeline.stage import Stage
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SHAPE = (5, 4, 6, 7)
+NONLINEARITIES = pytest.mark.parametrize("nonlinearity", ["relu", "leaky_relu"])
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=[1, 2, 5], ids="{} at a time".format)
+def few_examples(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbytes = 8 * SHAPE[1] * SHAPE[2] * SHAPE[3]
+    monkeypatch.setitem(layout.SLICE_BYTES, "cpu", request.param * nbytes)
+
+
+def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Channel 0 lies far from 0, channel 1 is the same everywhere."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    x[:, 0] += 100
+    x[:, 1] = 1
+    return channels_last(x.to(dtype))
+
+
+def norm(dtype: torch.dtype = torch.float64) -> nn.BatchNorm2d:
+    made = nn.BatchNorm2d(SHAPE[1], dtype=dtype)
+    with torch.no_grad():
+        made.weight.copy_(torch.tensor([1.0, -0.5, 2.0, 0.7]))
+        made.bias.copy_(torch.tensor([0.1, 0.3, -0.2, 0.0]))
+    return made
+
+
+@pytest.mark.usefixtures("few_examples")
+@NONLINEARITIES
+def test_values_gradients_and_statistics_are_those_of_batch_norm(
+    nonlinearity: Nonlinearity,
+) -> None:
+    found = []
+    for ours in (True, False):
+        z, made = drawn(*SHAPE).requires_grad_(), norm()
+        h = normalised(z, made, nonlinearity) if ours else activate(made(z), nonlinearity)
+        values = h.detach().clone()
+        gradients = torch.autograd.grad(h, (z, made.weight, made.bias), drawn(*SHAPE, seed=1))
+        found.append((values, *gradients, *made.buffers()))
+    for ours_is, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours_is, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_its_gradient_may_come_in_any_order(order: torch.memory_format) -> None:
+    z, made, by_h = drawn(*SHAPE).requires_grad_(), norm(), drawn(*SHAPE, seed=1)
+    (expected,) = torch.autograd.grad(normalised(z, made, "relu"), z, by_h.clone())
+    ordered = by_h.contiguous(memory_format=order)
+    (gradient,) = torch.autograd.grad(normalised(z, made, "relu"), z, ordered)
+    assert torch.equal(gradient, expected)
+
+
+@NONLINEARITIES
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_it_is_made_again_bit_for_bit(dtype: torch.dtype, nonlinearity: Nonlinearity) -> None:
+    z = drawn(*SHAPE, dtype=dtype).requires_grad_()
+    h = normalised(z, norm(dtype if dtype.itemsize > 2 else torch.float32), nonlinearity)
+    before, again = h.detach().clone(), remake(h)
+    h.detach().zero_()
+    assert again is not None
+    assert torch.equal(torch.cat([again(slice(0, 2)), again(slice(2, 9))]), before)
+
+
+def test_what_others_made_is_kept() -> None:
+    z = drawn(*SHAPE).requires_grad_()
+    assert remake(activate(norm()(z), "relu")) is None
+    assert remake(drawn(*SHAPE)) is None
+    assert remake(normalised(z, norm(), "relu").detach()) is None
+
+
+@pytest.mark.usefixtures("few_examples")
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_heads_learn_the_same_whether_it_is_overwritten(overwrite: bool) -> None:
+    spec = PoolSpec("average", (2, 3), (2, 3), (0, 0))
+    weight = drawn(4, 4, 3, 3, seed=1).requires_grad_()
+    found = []
+    for overwrites in (overwrite, False):
+        z, made = drawn(*SHAPE).requires_grad_(), norm()
+        h = normalised(z, made, "relu")
+        before = h.detach().clone()
+        spread, pooled = read_out(h, weight, spec, overwrite=overwrites)
+        assert pooled is not None
+        assert torch.equal(h, before) is not overwrites
+        loss = spread.pow(3).sum() + pooled.pow(3).sum()
+        found.append((loss, *torch.autograd.grad(loss, (z, weight, made.weight))))
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.usefixtures("few_examples")
+def test_pooling_over_it_has_the_gradient_of_pooling() -> None:
+    spec = PoolSpec("average", (2, 2), (2, 2), (1, 1))
+    found = []
+    for pooling in (pool_over, pool):
+        z = drawn(*SHAPE).requires_grad_()
+        loss = pooling(normalised(z, norm(), "relu"), spec).pow(3).sum()
+        found.append(torch.autograd.grad(loss, z)[0])
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.usefixtures("few_examples")
+@pytest.mark.parametrize(
+    "spec",
+    [
+        None,
+        PoolSpec("max", (2, 2), (2, 2), (0, 0)),
+        PoolSpec("max", (3, 3), (2, 2), (1, 1)),
+        PoolSpec("average", (2, 2), (2, 2), (0, 0)),
+    ],
+)
+def test_pooled_values_are_those_of_pooling(spec: PoolSpec | None) -> None:
+    x = drawn(*SHAPE)
+    values = pool_values(x, spec)
+    assert torch.equal(values, pool(x, spec))
+    assert layout.is_channels_last(values)
+
+
+def vgg(loss: str, **model: Any) -> Stage:
+    tree = {
+        "model": {"name": "vgg8b", "feat_mult": 0.125, "hidden": 16, **model},
+        "data": {"name": "synthetic", "size": 32, "channels": 3},
+        "loss": {"name": loss, "dim_in_decoder": 64},
+        "optimizer": {"name": "sgd"},  # Adam makes much of a bias's gradient that is only rounding
+    }
+    config = build_config(tree, "a test")
+    return build_stage(config, data_facts(config.data), range(3), CPU)
+
+
+def trained(stage: Stage, sent: list[Tensor]) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    for batch_id in range(3):
+        x = torch.randint(0, 256, (16, 3, 32, 32), generator=generator, dtype=torch.uint8)
+        labels = torch.randint(0, 10, (16,), generator=generator)
+        stage.train(x, labels, batch_id=batch_id, lr=0.01, send=lambda x: sent.append(x.clone()))
+    return {
+        f"{index}/{name}": tensor
+        for index, state in stage.state().items()
+        for name, tensor in state.items()
+        if "optimizer" not in name
+    }
+
+
+@pytest.mark.parametrize("loss", ["predsim", "pred", "sim"])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("nonlinearity", ["relu", "leaky_relu"])
+def test_a_stage_learns_the_same_with_and_without(
+    loss: str, dropout: float, nonlinearity: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Close, not equal: rounding decides on which side of 0 a unit lies that is all but 0."""
+    sent: tuple[list[Tensor], list[Tensor]] = ([], [])
+    ours = trained(vgg(loss, dropout=dropout, nonlinearity=nonlinearity), sent[0])
+    monkeypatch.setattr(blocks, "REMAKING_DEVICES", frozenset())
+    plain = trained(vgg(loss, dropout=dropout, nonlinearity=nonlinearity), sent[1])
+    for name, expected in plain.items():
+        torch.testing.assert_close(ours[name], expected, rtol=1e-4, atol=1e-5, msg=name)
+    for passed, expected in zip(*sent, strict=True):
+        torch.testing.assert_close(passed, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_passed_on_as_it_is_stays_as_it_is() -> None:
+    """Without dropout and pooling the next block computes on h itself, after this one learned."""
+    stage = vgg("predsim", dropout=0.0)
+    first, second = stage.blocks[:2]
+    assert first.spec.pool is None
+    received = []
+    stage.blocks[1].register_forward_pre_hook(lambda block, given: received.append(given[0]))
+    made = []
+    first.register_forward_hook(lambda block, given, h: made.append(h.detach().clone()))
+    trained(stage, [])
+    assert all(torch.equal(x, h) for x, h in zip(received, made, strict=True))
+    assert second.spec.index == 1
+
+
+def test_pending_knows_what_it_passes_on() -> None:
+    h = drawn(*SHAPE)
+    assert Pending(h, h, h.detach()).passes_h
+    assert not Pending(h, h, h.clone()).passes_h
+
+
+@pytest.mark.parametrize("loss", ["predsim", "pred", "sim"])
+def test_a_block_takes_its_input_two_tensors_and_what_it_passes_on(
+    loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Peak of the widest block with pooling; a slice at a time and weights come on top."""
+    monkeypatch.setitem(layout.SLICE_BYTES, "cpu", 1 << 14)
+    stage = vgg(loss, dropout=0.2)
+    trained(stage, [])
+    unit = 16 * 32 * 32 * 32 * 4  # examples, channels of the second block, pixels, bytes
+    pieces = pieces_of(recorded(lambda: _one_step(stage), CPU))
+    assert stage.blocks[1].spec.shape == (32, 32, 32)
+    assert peak(pieces) < 3.1 * unit
+
+
+def _one_step(stage: Stage) -> None:
+    x = torch.zeros(16, 3, 32, 32, dtype=torch.uint8)
+    stage.train(
+        x, torch.zeros(16, dtype=torch.int64), batch_id=9, lr=1e-3, send=lambda passed: None
+    )
