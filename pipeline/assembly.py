@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from pipeline.factory import Part
     from pipeline.specs import BlockSpec
 
+WITHOUT_BF16 = (
+    "runtime.precision: this device has no bf16 instructions, and may train several times slower "
+    "than with fp32"
+)
+
 
 def prepare_process(device: torch.device, threads: int) -> None:
     """Fix what could make this process round differently from another: call before anything else.
@@ -60,7 +65,17 @@ def build_stage(
         stage.compile()
     if config.runtime.cuda_graphs and device.type == "cuda":
         _record(stage, config, device)
+    if config.runtime.precision == "bf16" and indices[0] == 0 and not computes_bf16(device):
+        stage.remark(WITHOUT_BF16)
     return stage
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether it has instructions for bf16; a processor without converts number by number."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    known = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return device.type != "cpu" or known is None or bool(known())
 
 
 def _record(stage: Stage, config: Config, device: torch.device) -> None:

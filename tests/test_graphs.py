@@ -92,6 +92,7 @@ def trained(
     given = {"model": VGG, "loss": {"name": "predsim", "dim_in_decoder": 32}, "data": data}
     config = build_config({**given, **sections}, "test")
     stage = build_stage(config, data_facts(config.data), blocks, device)
+    stage.take_remarks()  # on the processor's bf16
     if recorder is not None:
         stage.record(recorder)
     done = Trained(stage)
