@@ -81,7 +81,7 @@ def _growth_table(plans: Sequence[Plan], found: Sequence[Prospect]) -> Table:
     headings = ("equal devices", "used", "images/s", "speed-up", "busy, on average")
     table = plain_table((), headings)
     for count, plan, one in zip(_COUNTS, plans, found, strict=True):
-        used = len({stage.device for stage in plan.stages})
+        used = _used(plan)
         busy = sum(one.device_busy.values()) / count
         speedup = one.images_per_s / found[0].images_per_s
         cells = (f"{one.images_per_s:,.0f}", f"{speedup:.2f}×", f"{100 * busy:.0f} %")
@@ -97,7 +97,11 @@ def _where_it_stops(
     if last == len(_COUNTS) - 1:
         return f"Speed still grows at {_COUNTS[last]} devices."
     why = _why(job, timing, plans[last + 1], found[last + 1])
-    return f"More than {_COUNTS[last]} devices bring nothing: {why}."
+    return f"More than {_used(plans[last])} devices bring nothing: {why}."
+
+
+def _used(plan: Plan) -> int:
+    return len({stage.device for stage in plan.stages})
 
 
 def _why(job: Job, timing: Timing, plan: Plan, found: Prospect) -> str:
