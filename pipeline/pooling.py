@@ -27,8 +27,7 @@ def pool(x: Tensor, spec: PoolSpec | None) -> Tensor:
 def pool_values(x: Tensor, spec: PoolSpec | None) -> Tensor:
     """The same where no gradient will be asked for: a few examples at a time, since PyTorch also
     writes down where each maximum was, in twice the memory of the maxima."""
-    whole = len(list(slices(x))) == 1
-    if spec is None or spec.kind == "average" or whole:
+    if spec is None or spec.kind == "average" or len(list(slices(x))) == 1:
         return pool(x, spec)
     shape = (len(x), *spec.out_shape(tuple(x.shape[1:])))
     pooled = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
