@@ -175,6 +175,12 @@ class Launcher:
         """Every living process with its TMPDIR: itself, fork server, workers, orphans too."""
         return [process for process in psutil.process_iter() if self._is_mine(process)]
 
+    def fork_servers(self) -> list[psutil.Process]:
+        """Its fork server, once there is one."""
+        with suppress(psutil.Error):  # one of them ended meanwhile
+            return [p for p in self.family() if any("forkserver" in arg for arg in p.cmdline())]
+        return []
+
     def workers(self) -> list[psutil.Process]:
         """Its workers, by stage: the fork server's children, in the order of their start."""
         with suppress(psutil.Error):  # one of them ended meanwhile

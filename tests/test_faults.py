@@ -169,7 +169,7 @@ def test_recoveries_leave_nothing_open(launcher: Start, tmp_path: Path) -> None:
 
 def test_the_launcher_is_killed_before_there_are_workers(launcher: Start) -> None:
     run = launcher("tiny.yaml", *ENDLESS)
-    until(lambda: list(run.temp.glob("pymp-*")), "the fork server's folder")
+    until(run.fork_servers, "the fork server")
     run.process.kill()
     assert run.exit_status() == -9
     until(lambda: not run.family(), "the end of the fork server", 10.0)
