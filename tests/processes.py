@@ -183,10 +183,9 @@ class Launcher:
 
     def workers(self) -> list[psutil.Process]:
         """Its workers, by stage: the fork server's children, in the order of their start."""
+        servers = {server.pid for server in self.fork_servers()}
         with suppress(psutil.Error):  # one of them ended meanwhile
-            family = self.family()
-            servers = {p.pid for p in family if any("forkserver" in arg for arg in p.cmdline())}
-            return sorted((p for p in family if p.ppid() in servers), key=lambda p: p.pid)
+            return sorted((p for p in self.family() if p.ppid() in servers), key=lambda p: p.pid)
         return []
 
     def end(self) -> None:

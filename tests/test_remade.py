@@ -196,7 +196,7 @@ def test_what_is_passed_on_as_it_is_stays_as_it_is() -> None:
     first, second = stage.blocks[:2]
     assert first.spec.pool is None
     received = []
-    stage.blocks[1].register_forward_pre_hook(lambda block, given: received.append(given[0]))
+    second.register_forward_pre_hook(lambda block, given: received.append(given[0]))
     made = []
     first.register_forward_hook(lambda block, given, h: made.append(h.detach().clone()))
     trained(stage, [])
