@@ -1,6 +1,6 @@
 """Pictures of what was measured, from the kept JSON alone: the same numbers, the same file.
 
-The only file of the benchmarks that imports matplotlib: pip install '.[figures]'
+They need matplotlib, which is optional: pip install '.[figures]'
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.contenders import NETWORKS
+from launch.pictures import COLORS, save_svg
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 FIGURES = Path(__file__).parent / "figures"
 _WIDTH, _HEIGHT = 5.0, 4.0  # inches, of a panel
-_COLORS = {"glob": "tab:gray", "pred": "tab:blue", "sim": "tab:orange", "predsim": "tab:red"}
 
 
 def panels(count: int, height: float = _HEIGHT) -> tuple[Figure, list[Axes]]:
@@ -30,14 +30,8 @@ def panels(count: int, height: float = _HEIGHT) -> tuple[Figure, list[Axes]]:
 
 
 def save(figure: Figure, name: str) -> Path:
-    """As figures/NAME.svg, byte for byte the same for the same numbers; its text stays text."""
-    from matplotlib import rc_context
-
-    FIGURES.mkdir(exist_ok=True)
-    path = FIGURES / f"{name}.svg"
-    with rc_context({"svg.hashsalt": "local-loss-pipeline", "svg.fonttype": "none"}):
-        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
-    return path
+    """As figures/NAME.svg."""
+    return save_svg(figure, FIGURES / f"{name}.svg")
 
 
 def draw_scaling(networks: Mapping[str, Sequence[Mapping[str, Any]]], name: str) -> Path:
@@ -65,7 +59,7 @@ def draw_throughput(networks: Sequence[Mapping[str, Any]], name: str) -> Path:
         rows = [row for row in tree["contenders"] if row["images_per_s"]]
         labels = [_label(row) for row in rows]
         speeds = [row["images_per_s"] for row in rows]
-        panel.barh(labels, speeds, color=[_COLORS[row["loss"]] for row in rows])
+        panel.barh(labels, speeds, color=[COLORS[row["loss"]] for row in rows])
         panel.invert_yaxis()
         panel.set(title=NETWORKS[tree["network"]].title, xlabel="images/s")
         panel.grid(visible=True, axis="x", linewidth=0.3)

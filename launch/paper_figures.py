@@ -1,6 +1,6 @@
 """Learning curves as in the paper's figure 2, one picture per network: error over epochs by loss.
 
-The only file that imports matplotlib, which is optional: pip install '.[figures]'
+They need matplotlib, which is optional: pip install '.[figures]'
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from launch.paper import all_cells, entries_of
 from launch.paper_config import epochs_text
 from launch.paper_results import best_record
+from launch.pictures import COLORS, save_svg
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 FIGURES = "figures"
 _INCHES = (10.0, 4.0)
-_COLORS = {"glob": "tab:gray", "pred": "tab:blue", "sim": "tab:orange", "predsim": "tab:red"}
 _GLOB_AND_LOCAL = "tab:purple"
 _FEW_EPOCHS = 30
 """With fewer each is marked: a single one would draw no line."""
@@ -53,13 +53,11 @@ def draw_figures(
     except ImportError:
         say("no learning curves are drawn: they need matplotlib (pip install '.[figures]')")
         return []
-    folder.mkdir(parents=True, exist_ok=True)
     return [_draw(folder / f"{name}.svg", found) for name, found in curves.items()]
 
 
 def _draw(path: Path, curves: Sequence[tuple[Entry, Record]]) -> Path:
     """Two panels with a common scale: training errors, test errors."""
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=_INCHES, layout="constrained")
@@ -71,10 +69,7 @@ def _draw(path: Path, curves: Sequence[tuple[Entry, Record]]) -> Path:
     _name_axes(train, "training error, %")
     _name_axes(test, "test error, %")
     figure.suptitle(curves[0][0].title.rpartition(", ")[0])
-    # the same records give the same file, byte for byte; its text stays text
-    with rc_context({"svg.hashsalt": "local-loss-pipeline", "svg.fonttype": "none"}):
-        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
-    return path
+    return save_svg(figure, path)
 
 
 def _epochs(entry: Entry, record: Record) -> str:
@@ -84,7 +79,7 @@ def _epochs(entry: Entry, record: Record) -> str:
 def _curve(axes: Axes, entry: Entry, errors: Sequence[float | None], label: str) -> None:
     """A curve over epochs; an error of 0 or an epoch without a test is a gap (logarithms)."""
     values = [error or float("nan") for error in errors]
-    color = _COLORS.get(entry.loss.removesuffix("-bio"), _GLOB_AND_LOCAL)
+    color = COLORS.get(entry.loss.removesuffix("-bio"), _GLOB_AND_LOCAL)
     marker = "." if len(values) < _FEW_EPOCHS else ""
     axes.plot(
         range(1, len(values) + 1), values, color=color, linewidth=1.0, marker=marker, label=label

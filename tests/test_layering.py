@@ -54,7 +54,7 @@ DOORS = {
     "sklearn": {"pipeline.data"},
     "PIL": {"pipeline.imagefiles"},
     "safetensors": {"pipeline.blockfile"},
-    "matplotlib": {"launch.paper_figures"},
+    "matplotlib": {"launch.paper_figures", "launch.pictures"},
 }
 ONLY_IN_LAUNCH = {"click", "rich", "ray"}
 EVERYWHERE = {"numpy", "torch"}
