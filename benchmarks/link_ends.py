@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pipeline.assembly import prepare_process
 from pipeline.carriers import ALIGNMENT
 from pipeline.devicering import DeviceRing, Driver
 from pipeline.door import Door
@@ -149,13 +150,6 @@ def _heard(pipe: Connection) -> Any:
         raise SystemExit("the other process has ended before its time") from None
 
 
-def prepare(device: torch.device) -> None:
-    """Call before anything else: one thread, and the device is the one that is meant."""
-    torch.set_num_threads(1)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-
-
 def settle(device: torch.device) -> None:
     """Returns when a CUDA device has done what it was given."""
     if device.type == "cuda":
@@ -173,7 +167,7 @@ def _take_all(
 ) -> None:
     """What the other process does: take as many batches as it is told, say when each came."""
     device = torch.device(device_name)
-    prepare(device)
+    prepare_process(device, threads=1)
     incoming = Incoming(device)
     sockets = Sockets(Door("there"), keys)
     receiver = ZmqReceiver(

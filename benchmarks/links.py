@@ -24,10 +24,11 @@ import click
 import torch
 
 from benchmarks.figures import draw_links
-from benchmarks.link_ends import CARRIERS, DEVICE_CARRIERS, IMAGES, Hops, linked, prepare, settle
+from benchmarks.link_ends import CARRIERS, DEVICE_CARRIERS, IMAGES, Hops, linked, settle
 from benchmarks.machine import RESULTS, write_result
 from benchmarks.tables import README, markdown, write_section
 from launch.provenance import provenance
+from pipeline.assembly import prepare_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -184,7 +185,7 @@ def measure(sizes: Sequence[float], rounds: int, gpu: int | None) -> dict[str, A
     words = "".join(f" --size {mib:g}" for mib in sizes) + f" --rounds {rounds}"
     words += "" if gpu is None else f" --gpu {gpu}"
     where = provenance(f"python -m benchmarks.links{words}")
-    prepare(device)
+    prepare_process(device, threads=1)
     found = measure_all(sizes or SIZES_MIB, rounds, device)
     tree = {
         f"{mib:g}": {way: one.tree(int(mib * _MIB)) for way, one in ways.items()}
