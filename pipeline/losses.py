@@ -7,11 +7,15 @@ Labels y are (n,) int64. Losses are scalars, computed in at least float32.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+_LEAST_LENGTH = 1e-8
+"""Added to the length of a vector, so that none is divided by zero."""
 
 
 class LossValue(NamedTuple):
@@ -27,10 +31,8 @@ def similarity_matrix(x: Tensor) -> Tensor:
     Equation 5. Feature maps of more than 3 channels are first reduced to their standard
     deviation over space (section 3.1); anything else is flattened.
     """
-    x = x.flatten(2).std(dim=2) if is_reduced(x) else x.flatten(1)
-    x = x - x.mean(dim=1, keepdim=True)
-    x = x / (1e-8 + x.norm(dim=1, keepdim=True))
-    return (x @ x.T).clamp(-1.0, 1.0)
+    directions, _ = _directions(_vectors(x))
+    return (directions @ directions.T).clamp(-1.0, 1.0)
 
 
 def is_reduced(x: Tensor) -> bool:
@@ -43,9 +45,49 @@ def similarity_loss(features: Tensor, target: Tensor) -> Tensor:
 
     Args:
         features: g(h) or its spread, or for the bio form the pooled h.
-        target: (n, k): labels one-hot, or for the bio form projected.
+        target: (n, k): labels one-hot, or for the bio form projected; it gets no gradient.
     """
-    return F.mse_loss(similarity_matrix(features), similarity_matrix(target))
+    wanted = similarity_matrix(target.detach())
+    if torch.compiler.is_compiling():
+        return F.mse_loss(similarity_matrix(features), wanted)
+    loss: Tensor = _Matching.apply(_vectors(features), wanted)
+    return loss
+
+
+def _vectors(x: Tensor) -> Tensor:
+    """What is compared of each example: (n, D)."""
+    return x.flatten(2).std(dim=2) if is_reduced(x) else x.flatten(1)
+
+
+def _directions(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x (n, D) centred and divided by its length (n, 1)."""
+    x = x - x.mean(dim=1, keepdim=True)
+    length = x.norm(dim=1, keepdim=True) + _LEAST_LENGTH
+    return x / length, length
+
+
+class _Matching(torch.autograd.Function):
+    """Mean of (S - wanted)², S and wanted symmetric: half the work of what autograd would do."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, wanted: Tensor) -> Tensor:
+        directions, length = _directions(x)
+        cosines = directions @ directions.T
+        off = cosines.clamp(-1.0, 1.0).sub_(wanted)
+        ctx.save_for_backward(directions, length, cosines, off)
+        return off.square().mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_loss: Tensor) -> tuple[Tensor, None]:
+        directions, length, cosines, off = ctx.saved_tensors
+        by_cosines = (off * (by_loss * (4 / off.numel()))).masked_fill_(cosines.abs() > 1, 0.0)
+        by_x = by_cosines @ directions
+        along = (by_x * directions).sum(dim=1, keepdim=True)
+        true_length = length - _LEAST_LENGTH  # the gradient of a length of zero is zero
+        along = (along * length / true_length).masked_fill_(true_length <= 0, 0.0)
+        by_x.addcmul_(directions, along, value=-1.0).div_(length)
+        return by_x.sub_(by_x.mean(dim=1, keepdim=True)), None
 
 
 def prediction_loss(logits: Tensor, labels: Tensor) -> LossValue:

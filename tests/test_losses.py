@@ -8,7 +8,7 @@ import pytest
 import torch
 from gradients import check_gradients
 from torch import Tensor
-from torch.nn.functional import one_hot
+from torch.nn.functional import mse_loss, one_hot
 
 from pipeline import block as block_module
 from pipeline.block import Block
@@ -103,6 +103,25 @@ def test_similarity_loss_is_the_mean_over_all_pairs() -> None:
     torch.testing.assert_close(
         similarity_loss(x, one_hot(labels, 3).double()), expected, rtol=1e-12, atol=0
     )
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (6, 6, 3, 3), (6, 3, 4, 4), (1, 9)])
+@pytest.mark.parametrize("weight", [1.0, 0.01])
+def test_similarity_loss_has_the_gradient_of_its_formula(
+    shape: tuple[int, ...], weight: float
+) -> None:
+    x = random(*shape)
+    if len(x) > 2:
+        x[1], x[2] = 3 * x[0], 0.5  # one parallel to another, one without any difference
+    target = one_hot(torch.arange(len(x)) % 3, 3).double()
+    x.requires_grad_()
+    formula = mse_loss(similarity_matrix(x), similarity_matrix(target))
+    (expected,) = torch.autograd.grad(weight * formula, x)
+    loss = similarity_loss(x, target)
+    torch.testing.assert_close(loss, formula, rtol=1e-15, atol=0)
+    (found,) = torch.autograd.grad(weight * loss, x)
+    assert expected.isfinite().all()
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_similarity_of_equal_labels_is_one_and_that_of_others_below_zero() -> None:
