@@ -7,6 +7,7 @@ arrivals ──copy in──▶ compute stream: … step k … step k+1 … ─�
 from __future__ import annotations
 
 from collections import deque
+from time import sleep
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
+
+_LOOK_S = 50e-6
+"""So often a device is asked how far it has come, while there is nothing else to do."""
 
 
 class Incoming:
@@ -42,9 +46,6 @@ class Mark(Protocol):
     def query(self) -> bool:
         """Whether the device has come so far."""
 
-    def synchronize(self) -> None:
-        """Returns when it has."""
-
 
 class Releases:
     """What may be done only when the device has done what it was given before: credits go back.
@@ -58,7 +59,7 @@ class Releases:
         self._waiting: deque[tuple[Mark, Callable[[], None]]] = deque()
 
     def after(self, release: Callable[[], None]) -> None:
-        """Call it as soon as `look` or `settle` find that it may be."""
+        """Call it as soon as `look` finds that it may be."""
         if self._mark is None:
             release()
         else:
@@ -74,12 +75,11 @@ class Releases:
         while self._waiting and self._waiting[0][0].query():
             self._waiting.popleft()[1]()
 
-    def settle(self) -> None:
-        """Wait for the device, and release everything."""
-        while self._waiting:
-            mark, release = self._waiting.popleft()
-            mark.synchronize()
-            release()
+    def watch(self, is_called: Callable[[], bool]) -> None:
+        """Release everything, each as soon as it may be; returns early if called away."""
+        while self._waiting and not is_called():
+            sleep(_LOOK_S)
+            self.look()
 
 
 def marks_of(device: torch.device) -> Callable[[], Mark] | None:

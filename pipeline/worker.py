@@ -149,12 +149,13 @@ class Worker:
                 self._say_progress(runner, self._receiver.queued)
 
     def _release(self, receiver: Receiver) -> None:
-        """Give back the slots that the device has read; before a wait, all of them, since the
-        stage before may wait for one."""
+        """Give back the slots that the device has read. The stage before may wait for one, so
+        nobody waits for the next batch alone; nor for the device alone, which would then have
+        nothing to do until it is handed the next batch."""
         self._releases.look()
         if self._releases.waiting and not receiver.queued:
             with self._activity.during("working"):
-                self._releases.settle()
+                self._releases.watch(lambda: bool(receiver.queued) or self._called_off())
 
     # the runner's outlet
 
