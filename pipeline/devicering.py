@@ -165,7 +165,7 @@ class DeviceRingWriter:
         check_on_this_machine(handle.host)
         self._handle, self._driver = handle, driver
         self._address = driver.open(handle.memory)
-        self._landed: list[Callable[[], None]] = []
+        self._under_way: list[tuple[Payload, Callable[[], None]]] = []
         if driver.size(self._address) < handle.slots * handle.slot_bytes:
             self.close()
             raise OSError("the next stage's ring is smaller than it says")
@@ -179,14 +179,15 @@ class DeviceRingWriter:
             assert place is not None, "what leaves a stage on a device lies there"
             nbytes = payload.spec.nbytes
             self._driver.copy(first + start, place.address, nbytes, place.stream)
-            self._landed.append(place.landed)
+            # the payload is held, so that its memory is not used again before it is copied
+            self._under_way.append((payload, place.landed))
         return []
 
     def land(self) -> None:
         """Returns when all that was written is there."""
-        landed, self._landed = self._landed, []
-        for wait in landed:
-            wait()
+        for _, landed in self._under_way:
+            landed()
+        self._under_way.clear()
 
     def close(self) -> None:
         """Let go of the receiver's memory, once nothing is under way to it."""
