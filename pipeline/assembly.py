@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.config import Config
     from pipeline.datasets import DataFacts
     from pipeline.factory import Part
+    from pipeline.graphs import Recorder
     from pipeline.specs import BlockSpec
 
 WITHOUT_BF16 = (
@@ -51,9 +52,16 @@ def prepare_process(device: torch.device, threads: int) -> None:
 
 
 def build_stage(
-    config: Config, facts: DataFacts, indices: Sequence[int], device: torch.device
+    config: Config,
+    facts: DataFacts,
+    indices: Sequence[int],
+    device: torch.device,
+    recorder: Recorder | None = None,
 ) -> Stage:
-    """The stage that holds the blocks `indices` (consecutive) of the configured network."""
+    """The stage that holds the blocks `indices` (consecutive) of the configured network.
+
+    `recorder`: of CUDA graphs, shared with other stages of this process; None: one of its own.
+    """
     specs = network_specs(config, facts)
     parts = build_parts(config.model, config.runtime.seed) if config.model.factory else None
     blocks = [
@@ -64,7 +72,7 @@ def build_stage(
     if config.runtime.compile:
         stage.compile()
     if config.runtime.cuda_graphs and device.type == "cuda":
-        _record(stage, config, device)
+        _record(stage, config, recorder or CudaRecorder(device))
     if config.runtime.precision == "bf16" and indices[0] == 0 and not computes_bf16(device):
         stage.remark(WITHOUT_BF16)
     return stage
@@ -78,11 +86,11 @@ def computes_bf16(device: torch.device) -> bool:
     return device.type != "cpu" or known is None or bool(known())
 
 
-def _record(stage: Stage, config: Config, device: torch.device) -> None:
+def _record(stage: Stage, config: Config, recorder: Recorder) -> None:
     """Let it record its steps, unless every step is another program."""
     reason = graphs_prevented_by(config)
     if reason is None:
-        stage.record(CudaRecorder(device))
+        stage.record(recorder)
     elif stage.blocks[0].spec.index == 0:  # once for the run
         stage.remark(without_graphs(reason))
 

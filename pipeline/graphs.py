@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
@@ -72,24 +73,41 @@ class Recorder(Protocol):
     def record(self, work: Callable[[], None]) -> Callable[[], object]:
         """What does the same again, in the same memory. Raises RuntimeError where it can't be."""
 
+    def tidy(self) -> None:
+        """Give back the memory that only plain steps needed."""
+
 
 class CudaRecorder:
-    """CUDA graphs that share one pool of memory: they are replayed in turn, never at once."""
+    """CUDA graphs that share one pool of memory: they are replayed in turn, never at once. In
+    single mode those of all stages do, so that memory does not grow with depth."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pool: Any = None  # whatever a graph calls its pool
+        self._pool: Any = None  # whatever PyTorch calls one
 
     def record(self, work: Callable[[], None]) -> Callable[[], object]:
         """Captures without running. Raises RuntimeError where CUDA refuses."""
         gc.collect()  # what is left of a plain step would tie the recording to its stream
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        # the outer stream comes back also where the end of a failed capture raises
-        with torch.cuda.stream(torch.cuda.current_stream(self._device)):  # noqa: SIM117
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                work()
-        self._pool = graph.pool()
+        try:
+            # the outer stream comes back also where the end of a failed capture raises
+            with torch.cuda.stream(torch.cuda.current_stream(self._device)):  # noqa: SIM117
+                with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                    work()
+        except RuntimeError:
+            self._leave_pool()
+            raise
         return graph.replay
+
+    def _leave_pool(self) -> None:
+        """PyTorch 2.11 forgets to, and would keep what is freed for a capture that is over."""
+        with suppress(RuntimeError):  # it has not forgotten
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
+
+    def tidy(self) -> None:
+        """Back to the device, for others on it."""
+        torch.cuda.empty_cache()
 
 
 @dataclass(slots=True)
@@ -189,6 +207,8 @@ class Graphs(Generic[Half]):
 
         self._work.step(x, labels, batch_id, keep_and_send)
         recording.proved = _alike(_copies([*self._work.memory(), *sent]), replayed)
+        del before, replayed
+        self._recorder.tidy()
         if not recording.proved:
             self._give_up("a replayed step did not equal a plain one bit for bit")
 

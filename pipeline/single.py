@@ -18,6 +18,7 @@ from pipeline.assembly import build_stage, prepare_process
 from pipeline.blockfile import decode_block
 from pipeline.errors import NonFiniteLossError, PipelineError, StageFailedError, one_line
 from pipeline.events import Note, StageProgress
+from pipeline.graphs import CudaRecorder
 from pipeline.meter import meter_of
 from pipeline.run import Speedometer
 from pipeline.runner import StageRunner
@@ -115,7 +116,8 @@ class SingleTrainer:
                 speedometer.tell(step, looked, [_progress(runner) for runner in self._runners])
 
     def _built(self) -> list[StageRunner]:
-        return [self._runner(plan) for plan in self._run.plan.stages]
+        recorder = CudaRecorder(self._device)
+        return [self._runner(plan, recorder) for plan in self._run.plan.stages]
 
     def _pass_through(self, item: Item) -> None:
         arrays = self._run.arrays(item)
@@ -141,9 +143,9 @@ class SingleTrainer:
                 f"{where} failed{at}: {one_line(error)}", traceback.format_exc()
             ) from error
 
-    def _runner(self, plan: StagePlan) -> StageRunner:
+    def _runner(self, plan: StagePlan, recorder: CudaRecorder) -> StageRunner:
         run, start = self._run, self._run.start
-        stage = build_stage(run.config, run.batches.facts, plan.blocks, self._device)
+        stage = build_stage(run.config, run.batches.facts, plan.blocks, self._device, recorder)
         runner = StageRunner(
             plan.stage,
             stage,

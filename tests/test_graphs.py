@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline import layout, optimizers
-from pipeline.assembly import build_stage, graphs_prevented_by
+from pipeline.assembly import build_stage, graphs_prevented_by, prepare_process
 from pipeline.block import Block
 from pipeline.config import build_config
 from pipeline.datasets import data_facts
@@ -37,6 +37,7 @@ class Again:
 
     replays: int = 0
     records: int = 0
+    tidied: int = 0
 
     def record(self, work: Callable[[], None]) -> Callable[[], object]:
         self.records += 1
@@ -47,13 +48,16 @@ class Again:
 
         return replay
 
+    def tidy(self) -> None:
+        self.tidied += 1
 
-class Refusing:
+
+class Refusing(Again):
     def record(self, work: Callable[[], None]) -> Callable[[], object]:
         raise RuntimeError("operation not permitted when stream is capturing\nfurther words")
 
 
-class Idle:
+class Idle(Again):
     """What is replayed does nothing, as where something was not recorded."""
 
     def record(self, work: Callable[[], None]) -> Callable[[], object]:
@@ -124,6 +128,7 @@ def test_replayed_steps_change_and_send_what_plain_ones_do(blocks: tuple[int, ..
     assert recorded.remarks == []
     assert recorder.records == 4  # two halves for each of two shapes
     assert recorder.replays == 2 * (len(SIZES) - 2 * PLAIN_STEPS)
+    assert recorder.tidied == 2
     assert len(recorded.sent) == (0 if blocks[-1] == 3 else len(SIZES))
 
 
@@ -256,6 +261,7 @@ def test_a_step_asks_nothing_of_the_device(no_data: torch.device, sections: dict
 @pytest.mark.parametrize("blocks", [(0, 1, 2, 3), (0, 1), (1, 2), (3,)], ids=str)
 def test_cuda_graphs_train_as_plain_steps_do(blocks: tuple[int, ...], precision: str) -> None:
     device = torch.device("cuda", 0)
+    prepare_process(device, 1)
     runtime = {"precision": precision, "cuda_graphs": False}
     recorded = trained(CudaRecorder(device), blocks, device, runtime=runtime)
     recorded.check_equals(trained(None, blocks, device, runtime=runtime))

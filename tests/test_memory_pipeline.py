@@ -6,11 +6,13 @@ Real processes are in other tests.
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from memory_run import Fleet, Job, coordinator, train_pipelined
 
+from pipeline.assembly import build_stage
 from pipeline.block import Block
 from pipeline.errors import (
     InterruptedRunError,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
     from pipeline.checkpoint import StartState
     from pipeline.events import Event
+    from pipeline.stage import Stage
 
 pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
 
@@ -70,6 +73,46 @@ def test_block_files_equal_those_of_single_mode(
     assert job.store.newest == single.store.newest
     assert job.lines() == single.lines()
     assert [line["epoch"] for line in job.lines()] == [1, 2]
+
+
+@pytest.mark.parametrize("max_in_flight", [1, 2])
+def test_slots_that_a_device_reads_come_back_while_the_next_batch_is_taken(
+    single: Job, folder: Callable[[], Path], max_in_flight: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one slot the device comes so far by itself; with two it may need the next batch."""
+
+    class Device:
+        def __init__(self) -> None:
+            self.marks = 0
+
+        def mark(self) -> Any:
+            self.marks += 1
+            mine, looks = self.marks, itertools.count()
+            done = {
+                1: lambda: next(looks) > 2,
+                2: lambda: self.marks > mine,
+            }
+            return SimpleNamespace(query=done[max_in_flight])
+
+    monkeypatch.setattr("pipeline.worker.marks_of", lambda device: Device().mark)
+    job = Job(folder(), 3, checkpoint_every_steps=1, max_in_flight=max_in_flight)
+    train_pipelined(job)
+    assert job.store.files == single.store.files
+
+
+def test_in_single_mode_all_stages_share_the_memory_of_recorded_steps(
+    folder: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorders = []
+
+    def noted(*given: Any) -> Stage:
+        recorders.append(given[-1])
+        return build_stage(*given)
+
+    monkeypatch.setattr("pipeline.single.build_stage", noted)
+    SingleTrainer(Job(folder(), 3).run)
+    assert len(recorders) == 3
+    assert recorders[0] is recorders[1] is recorders[2] is not None
 
 
 def test_the_comparison_can_fail(single: Job, folder: Callable[[], Path]) -> None:
