@@ -67,4 +67,6 @@ def _prepare() -> None:
     _dynamo.config.accumulated_recompile_limit = _VARIANTS
     if hasattr(_functorch.config, "force_non_lazy_backward_lowering"):  # older ones never are lazy
         _functorch.config.force_non_lazy_backward_lowering = True
+    if hasattr(_inductor.config, "deterministic"):  # else it times kernels, and takes the fastest
+        _inductor.config.deterministic = True
     _inductor.config.compile_threads = 1

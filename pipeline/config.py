@@ -159,7 +159,7 @@ class RuntimeConfig(Section):
     snapshot, before it ends with the first cause; 0: it ends at once."""
     stall_timeout_s: float = Field(default=20.0, ge=1)
     """A worker that sits on a batch for so long without using the processor is taken for stuck;
-    one that does use it, after 20 times as long."""
+    one that does use it, after 20 times as long. To wait for a GPU counts as using it."""
 
     @field_validator("bind_address")
     @classmethod

@@ -11,6 +11,7 @@ import torch
 
 from pipeline.assembly import build_stage, prepare_process
 from pipeline.data import load_batches
+from pipeline.layout import channels_last
 from pipeline.models import network_specs
 from pipeline.specs import stage_units
 from pipeline.timing import BlockTimes
@@ -110,7 +111,7 @@ class UnitTrainer:
         self._stage = build_stage(config, facts, [spec.index for spec in unit], device)
         n, self._batch_id = config.data.batch_size, 0
         x = torch.rand(n, *unit[0].in_shape, device=device)
-        self._x = x if unit[0].index else (x * 255).to(torch.uint8)
+        self._x = channels_last(x) if unit[0].index else (x * 255).to(torch.uint8)
         self._labels = torch.arange(n, device=device) % facts.classes
 
     def step(self, send: Callable[[Tensor], None] = lambda passed: None) -> None:

@@ -24,7 +24,8 @@ def process_peak_bytes() -> int:
 
 
 def peak_reader(device: torch.device) -> Callable[[], int]:
-    """Reads the peak memory: the allocator's on a CUDA device, the process's on the CPU."""
+    """Reads the peak memory: the process's on the CPU; on a CUDA device what PyTorch's allocator
+    had given out, without what it or a recorded step keeps for the next time."""
     if device.type == "cuda":
         return lambda: torch.cuda.max_memory_allocated(device)
     return process_peak_bytes
