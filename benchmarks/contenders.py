@@ -2,7 +2,7 @@
 
 Ours are runs of `pipeline-launch`, fed as any run, whose epochs are timed by `metrics.jsonl`. The
 rivals, `benchmarks.plain` and `benchmarks.onef1b`, are told what to train as JSON and answer with
-JSON; their batches lie ready on the device.
+JSON; their batches lie ready on the device. `benchmarks.products` trains nothing: it is the bound.
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ from pipeline.recorder import METRICS_FILE
 if TYPE_CHECKING:
     from pipeline.config import Config
 
-Way: TypeAlias = Literal["single", "pipeline", "1f1b", "plain"]
+Way: TypeAlias = Literal["single", "pipeline", "1f1b", "plain", "products"]
 Lap: TypeAlias = dict[str, Any]
 """What one measurement gave: `images_per_s` and what it was worked out from, or `failed`."""
 
 BATCH = 128
 NEVER = 1 << 40
 _CONFIGS = Path(__file__).parents[1] / "configs"
-_RIVALS = {"1f1b": "benchmarks.onef1b", "plain": "benchmarks.plain"}
+_RIVALS = {
+    "1f1b": "benchmarks.onef1b", "plain": "benchmarks.plain", "products": "benchmarks.products",
+}  # fmt: skip
 _PATIENCE_S = 900.0
 """For starting, warming up and, of ours, the first epoch."""
 

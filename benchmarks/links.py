@@ -208,7 +208,8 @@ def report(result: Mapping[str, Any], name: str) -> None:
     }
     told = verdicts(found, result["streaming_cpu_s"]) if name == CPU_NAME else []
     print("\n".join(told))
-    source = f"`{result['command']}`, {result['processor']}, commit {result['commit']}"
+    machine = result["processor"] if name == CPU_NAME else ", ".join(result["gpus"])
+    source = f"`{result['command']}`, {machine}, commit {result['commit']}"
     items = "\n".join(f"- {line}" for line in told)
     picture = f"![GB/s by size and carrier](figures/{draw_links(result['by_mib'], name).name})"
     write_section(README, name, f"{table(found)}\n{source}.\n\n{items}\n\n{picture}")

@@ -168,20 +168,22 @@ def _to_nobody(passed: Tensor) -> None:
 @click.option("--batch-size", default=128, show_default=True, type=click.IntRange(2))
 @click.option("--device", "device_name", default="cpu", show_default=True)
 def main(names: tuple[str, ...], batch_size: int, device_name: str) -> None:
-    """Measure, print and keep benchmarks/results/memory.json, and draw figures/memory.svg."""
+    """Measure, print and keep benchmarks/results/memory.json, on a GPU memory_cuda.json, and draw
+    the figure of that name."""
     chosen = names or tuple(NETWORKS)
     words = "".join(f" --network {name}" for name in names)
     command = f"python -m benchmarks.memory{words} --batch-size {batch_size} --device {device_name}"
     where, device = provenance(command), torch.device(device_name)
+    result = "memory" if device.type == "cpu" else f"memory_{device.type}"
     prepare_process(device, 1)
     found: dict[str, dict[str, Peaks]] = {}
     for name in chosen:
         found[name] = measured_network(name, batch_size, device)
         tree = {name: {way: asdict(p) for way, p in ways.items()} for name, ways in found.items()}
-        kept = write_result("memory", {**where, "batch_size": batch_size, "bytes": tree})
-    report(found, where)
+        kept = write_result(result, {**where, "batch_size": batch_size, "bytes": tree})
+    report(found, where, result)
     print("\n".join(verdicts(found)))
-    print(f"kept in {kept}, drawn in {draw(found)}")
+    print(f"kept in {kept}, drawn in {draw(found, result)}")
 
 
 def measured_network(name: str, batch_size: int, device: torch.device) -> dict[str, Peaks]:

@@ -24,7 +24,6 @@ ASKED_GROWTH = 0.05
 ASKED_SHARE, ASKED_OF = 0.25, "vgg19"
 """Of global backprop's peak, in single mode."""
 
-FIGURE = "memory"
 _BAR = 0.2
 _MB = 1e6
 
@@ -74,16 +73,18 @@ def table(found: Mapping[str, Mapping[str, Peaks]]) -> str:
     return markdown(["network", *ways, "single / global"], rows, texts={"network"})
 
 
-def report(found: Mapping[str, Mapping[str, Peaks]], where: Mapping[str, Any]) -> None:
-    """Print the table, and write it into README.md, with the picture."""
+def report(found: Mapping[str, Mapping[str, Peaks]], where: Mapping[str, Any], name: str) -> None:
+    """Print the table, and write it into the section of that name in README.md, with the
+    picture."""
     print(table(found))
-    source = f"`{where['command']}`, {where['processor']}, commit {where['commit']}"
-    picture = f"![Peak memory by network and way](figures/{FIGURE}.svg)"
+    machine = where["processor"] if name == "memory" else ", ".join(where["gpus"])
+    source = f"`{where['command']}`, {machine}, commit {where['commit']}"
+    picture = f"![Peak memory by network and way](figures/{name}.svg)"
     told = "\n".join(f"- {line}" for line in verdicts(found))
-    write_section(README, "memory", f"{table(found)}\n{source}.\n\n{told}\n\n{picture}")
+    write_section(README, name, f"{table(found)}\n{source}.\n\n{told}\n\n{picture}")
 
 
-def draw(found: Mapping[str, Mapping[str, Peaks]]) -> Path:
+def draw(found: Mapping[str, Mapping[str, Peaks]], name: str) -> Path:
     """Two panels, MLPs and others: a bar for each network and way."""
     mlps = [name for name in found if name.startswith("mlp-")]
     parts = [part for part in (mlps, [name for name in found if name not in mlps]) if part]
@@ -91,7 +92,7 @@ def draw(found: Mapping[str, Mapping[str, Peaks]]) -> Path:
     for panel, names in zip(axes, parts, strict=True):
         _bars(panel, [found[name] for name in names], names)
     axes[0].legend(fontsize="small", loc="upper left")
-    return save(figure, FIGURE)
+    return save(figure, name)
 
 
 def _bars(axes: Axes, found: Sequence[Mapping[str, Peaks]], names: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 
 from benchmarks.contenders import task_of
-from benchmarks.laps import made_up_batches, timed
+from benchmarks.laps import made_up_batches, timed, true_fp32
 from benchmarks.plain import Layer
 from launch.gpus import devices
 from launch.job import network_costs
@@ -99,6 +99,7 @@ def train(rank: int, task: Task, folder: str) -> None:
     device, config = torch.device(plan.stages[rank].device), task.config()
     torch.set_num_threads(task.threads)
     keep_freed_memory()
+    true_fp32()
     torch.manual_seed(config.runtime.seed)
     if device.type == "cuda":
         torch.cuda.set_device(device)

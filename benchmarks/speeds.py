@@ -69,6 +69,11 @@ def plain(rows: Sequence[Row], loss: str) -> Row | None:
     return _fastest(rows, "plain", loss, "fp32")
 
 
+def products(rows: Sequence[Row], loss: str, precision: str) -> Row | None:
+    """The bound of one process that learns from this loss."""
+    return _fastest(rows, "products", loss, precision)
+
+
 def onef1b(rows: Sequence[Row], precision: str) -> Row | None:
     """1F1B with the numbers of stages and micro-batches that are best."""
     return _fastest(rows, "1f1b", "glob", precision)
@@ -108,6 +113,7 @@ ASKED = (
     Asked(_SMALL, "single", _ALL, "fp32", "plain", 1.3),
     Asked(_SMALL, "single", _ALL, "bf16", "plain", 3.0),
     Asked(("vgg8b",), "single", ("predsim",), "bf16", "plain", 5.0, "cuda"),
+    Asked(("vgg8b",), "single", ("predsim",), "bf16", "products", 0.4, "cuda"),
 )
 
 
@@ -154,14 +160,20 @@ def _share(row: Row, least: float) -> Answer:
 
 def _answer(asked: Asked, loss: str, rows: Sequence[Row]) -> list[Answer]:
     row = _fastest(rows, asked.way, loss, asked.precision)
-    beside_1f1b = asked.rival == "1f1b"
-    rival = onef1b(rows, asked.precision) if beside_1f1b else plain(rows, loss)
+    rival, name = _rival(asked, loss, rows)
     quotient = ratio(row, rival)
     if quotient is None or row is None:
         return []
-    name = f"1F1B at its best, {asked.precision}" if beside_1f1b else "plain, fp32"
     words = f"{row.contender.name} ≥ {asked.least:g} × {name}"
     return [Answer(words, asked.least, quotient)]
+
+
+def _rival(asked: Asked, loss: str, rows: Sequence[Row]) -> tuple[Row | None, str]:
+    if asked.rival == "1f1b":
+        return onef1b(rows, asked.precision), f"1F1B at its best, {asked.precision}"
+    if asked.rival == "products":
+        return products(rows, loss, asked.precision), f"products alone, {asked.precision}"
+    return plain(rows, loss), "plain, fp32"
 
 
 def network_text(tree: dict[str, Any], device: str) -> str:
@@ -208,7 +220,8 @@ def _label(contender: Contender) -> str:
         return f"pipeline, {contender.stages} stage{'s' * (contender.stages > 1)}"
     if contender.way == "1f1b":
         return f"1F1B, {contender.stages} stages, micro-batches: {contender.micro_batches}"
-    return {"single": "single mode", "plain": "plain baseline"}[contender.way]
+    names = {"single": "single mode", "plain": "plain baseline", "products": "products alone"}
+    return names[contender.way]
 
 
 def _asked_table(given: Iterable[Answer]) -> str:

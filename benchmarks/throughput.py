@@ -62,6 +62,12 @@ class Options:
         return devices(self.gpus)[0].partition(":")[0]
 
     @property
+    def rival_stages(self) -> list[int]:
+        """Of 1F1B: at least 2, and on GPUs one for each process, since nccl refuses to share."""
+        most = len(devices(self.gpus)) if self.device == "cuda" else max(self.stages)
+        return [stages for stages in self.stages if 1 < stages <= most]
+
+    @property
     def command(self) -> str:
         """The command line that says the same."""
         lists = (
@@ -89,12 +95,12 @@ def contenders(options: Options) -> list[Contender]:
         for loss in options.losses:
             found.append(Contender("single", loss, precision))
             found += [Contender("pipeline", loss, precision, n) for n in options.stages]
+        found += [Contender("products", loss, precision) for loss in options.losses]
         found.append(Contender("single", "glob", precision))
         found += [
             Contender("1f1b", "glob", precision, stages, parts)
-            for stages in options.stages
+            for stages in options.rival_stages
             for parts in MICRO_BATCHES
-            if stages > 1
         ]
     return [*found, *(Contender("plain", loss, "fp32") for loss in options.losses)]
 
@@ -140,6 +146,8 @@ def _said(row: Row) -> str:
 
 def measure(options: Options, name: str) -> dict[str, Any]:
     """Measure all networks, and keep results/NAME.json as it grows."""
+    if left_out := set(options.stages) - {1, *options.rival_stages}:
+        print(f"left out: 1F1B in {sorted(left_out)} stages, which needs as many GPUs", flush=True)
     where = provenance(options.command)
     result: dict[str, Any] = {
         **where, "device": options.device, "threads": options.threads, "batch_size": BATCH,
@@ -220,7 +228,7 @@ def _counts(context: click.Context, option: click.Parameter, text: str) -> tuple
     default="1,2,3",
     show_default=True,
     metavar="N,M",
-    help="Of the pipeline and, above 1, of 1F1B.",
+    help="Of the pipeline and, above 1, of 1F1B, which needs as many GPUs.",
 )
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
 @click.option("--seconds", default=20.0, show_default=True, help="How long each is timed.")

@@ -135,7 +135,7 @@ def _machine(record: Record) -> str:
 
 
 def _version(start: dict[str, Any]) -> str:
-    return str(start["versions"].get("local-loss-pipeline", "unknown"))
+    return str(start["versions"].get("local-loss-pipeline") or "unknown")
 
 
 def _runtime_note(record: Record) -> str:

@@ -10,7 +10,7 @@ import os
 import platform
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,7 @@ def provenance(command: str) -> dict[str, Any]:
         "gpus": list(gpu_names()),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": {name: _version(name) for name in _PACKAGES},
         **_commit(),
     }
 
@@ -94,6 +94,14 @@ def processor() -> str:
     lines = _CPUINFO.read_text(encoding="utf-8").splitlines() if _CPUINFO.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str:
+    """Empty where it runs from a clone that was not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def _commit() -> dict[str, Any]:

@@ -120,3 +120,7 @@ def main(
     tolerate_narrow_streams()
     options = Options(config, stages=stages, gpus=gpus, overrides=overrides)
     sys.exit(guarded(lambda: verify(make_job(options), steps)))
+
+
+if __name__ == "__main__":
+    main()

@@ -193,6 +193,7 @@ def test_negative_sizes_are_a_bug(wrong: dict[str, int]) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
 def test_a_gpu_gives_the_same_images_without_waiting() -> None:
     device, images = torch.device("cuda"), some_images()
     prepare, on_device = preprocess(3, True, 4, device=device), images.to("cuda")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from pipeline.assembly import prepare_process
 from pipeline.meter import DeviceStopwatch, Meter, meter_of
 
 
@@ -92,8 +93,10 @@ def test_a_device_is_busy_for_as_long_as_it_takes_not_for_as_long_as_it_is_told(
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.usefixtures("torch_settings")
 def test_a_gpu_says_how_long_it_was_busy() -> None:
     device = torch.device("cuda", 0)
+    prepare_process(device, 1)
     meter = meter_of(device)
     x = torch.rand(4096, 4096, device=device)
     with meter.working():

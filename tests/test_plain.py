@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import products, throughput
 from benchmarks.contenders import NETWORKS, Contender, Task, task_of
 from benchmarks.onef1b import Part, even_plan, loss_of
 from benchmarks.plain import PlainBlock, PlainTrainer
@@ -143,10 +144,50 @@ def test_a_round_holds_each_pair() -> None:
     assert names == [
         "single pred fp32", "pipeline 1 pred fp32", "pipeline 3 pred fp32",
         "single sim fp32", "pipeline 1 sim fp32", "pipeline 3 sim fp32",
+        "products pred fp32", "products sim fp32",
         "single glob fp32",
         "1f1b 3 in 1 glob fp32", "1f1b 3 in 2 glob fp32", "1f1b 3 in 4 glob fp32",
         "plain pred fp32", "plain sim fp32",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("names", "stages"),
+    [(["cpu"], [2, 4]), (["cuda:0"], []), (["cuda:0", "cuda:1", "cuda:2"], [2])],
+)
+def test_1f1b_needs_a_gpu_for_each_process(
+    names: list[str], stages: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(throughput, "devices", lambda gpus: names)
+    options = Options(
+        ("vgg8b",), ("bf16",), ("pred",), (1, 2, 4), 1, 1.0, "which", 1, (), Path("runs")
+    )
+    assert options.rival_stages == stages
+    assert {c.stages for c in contenders(options) if c.way == "1f1b"} == set(stages)
+
+
+def test_the_bound_is_what_products_alone_would_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "products_per_s", lambda side, *given: 1000.0)
+    given = task("mlp", Contender("products", "predsim", "fp32"))
+    lap = products.bound(given, torch.device("cpu"))
+    # two passes of each layer, three of each map and classifier
+    maps, classifiers = 3 * 1024**2, 3 * 1024 * 10
+    layers = 784 * 1024 + 2 * 1024**2 + 1024 * 10
+    assert lap["multiply_adds"] == 2 * layers + 3 * (maps + classifiers)
+    assert lap["flop_per_s"] == 1000 * 2 * 2048**3
+    assert lap["images_per_s"] == pytest.approx(1000 * 2048**3 / lap["multiply_adds"], rel=1e-4)
+
+
+def test_products_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0 < products.products_per_s(8, torch.float32, 0.01, torch.device("cpu")) < 1e8
+
+
+def test_how_near_to_the_bound_is_answered_on_gpus() -> None:
+    bound = row(Contender("products", "predsim", "bf16"), 1000.0, 1200.0)
+    single = row(Contender("single", "predsim", "bf16"), 410.0, 500.0)
+    (answer,) = answers("vgg8b", "cuda", [bound, single])
+    assert answer.asked == "single predsim bf16 ≥ 0.4 × products alone, bf16"
+    assert (round(answer.found, 3), answer.met) == (0.413, True)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,62 @@
+"""The bound of the hardware: the multiply-adds of training, at the speed of one large product.
+
+    images/s  =  FLOP/s of a square matrix product  /  (2 × multiply-adds per image)
+
+Batch norm, non-linearities, optimizer, feeding and all else cost nothing here, so nobody can be as
+fast; how near one comes is what this is for.
+"""
+
+from __future__ import annotations
+
+import json
+
+import click
+import torch
+
+from benchmarks.contenders import Lap, Task, task_of
+from benchmarks.laps import timed, true_fp32
+from launch.gpus import devices
+from launch.job import network_costs
+from pipeline.datasets import data_facts
+from pipeline.models import network_specs
+
+SIDE = {"cpu": 2048, "cuda": 8192}
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def multiply_adds(task: Task) -> int:
+    """Of all that training does for one image."""
+    config = task.config()
+    costs = network_costs(config, network_specs(config, data_facts(config.data)))
+    return sum(cost.train_macs for cost in costs)
+
+
+def products_per_s(side: int, dtype: torch.dtype, seconds: float, device: torch.device) -> float:
+    """Square matrix products per second."""
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    found = torch.empty_like(a)
+    lap = timed(lambda a, b: torch.mm(a, b, out=found), [(a, b)], seconds, device)
+    return lap["steps"] / lap["seconds"]
+
+
+def bound(task: Task, device: torch.device) -> Lap:
+    """As of any contender, with what it was worked out from."""
+    side, macs = SIDE[device.type], multiply_adds(task)
+    dtype = _TYPES[task.contender.precision]
+    flops = 2 * side**3 * products_per_s(side, dtype, task.seconds, device)
+    images_per_s = round(flops / (2 * macs), 1)
+    return {"images_per_s": images_per_s, "flop_per_s": flops, "multiply_adds": macs}
+
+
+@click.command()
+@click.argument("task_text")
+def main(task_text: str) -> None:
+    """Print, as JSON, how fast what TASK_TEXT says (`contenders.Task`) could be at best."""
+    task = task_of(task_text)
+    torch.set_num_threads(task.threads)
+    true_fp32()
+    print(json.dumps(bound(task, torch.device(devices(task.gpus)[0]))))
+
+
+if __name__ == "__main__":
+    main()
