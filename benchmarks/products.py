@@ -20,7 +20,7 @@ from launch.job import network_costs
 from pipeline.datasets import data_facts
 from pipeline.models import network_specs
 
-SIDE = {"cpu": 2048, "cuda": 8192}
+SIDE = {"cpu": 1024, "cuda": 8192}
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
