@@ -2,8 +2,8 @@
 
     images/s  =  FLOP/s of a square matrix product  /  (2 × multiply-adds per image)
 
-Batch norm, non-linearities, optimizer, feeding and all else cost nothing here, so nobody can be as
-fast; how near one comes is what this is for.
+Batch norm, non-linearities, optimizer, feeding and all else cost nothing here, and no product is as
+fast as a large one, where the device is made for its precision. How near one comes is the question.
 """
 
 from __future__ import annotations
