@@ -85,7 +85,8 @@ class _Matching(torch.autograd.Function):
         by_x = by_cosines @ directions
         along = (by_x * directions).sum(dim=1, keepdim=True)
         true_length = length - _LEAST_LENGTH  # the gradient of a length of zero is zero
-        along = (along * length / true_length).masked_fill_(true_length <= 0, 0.0)
+        # not length / true_length: both may be infinite, where the loss still is not
+        along = (along * (1 + _LEAST_LENGTH / true_length)).masked_fill_(true_length <= 0, 0.0)
         by_x.addcmul_(directions, along, value=-1.0).div_(length)
         return by_x.sub_(by_x.mean(dim=1, keepdim=True)), None
 

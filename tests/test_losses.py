@@ -124,6 +124,20 @@ def test_similarity_loss_has_the_gradient_of_its_formula(
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("scale", [1e-38, 1e-12, 1.0, 1e12, 1e25])
+def test_one_example_out_of_scale_spoils_no_gradient(scale: float) -> None:
+    """In float32 the length of the largest is infinite, its direction zero, the loss finite."""
+    x = random(6, 5).float()
+    x[2] *= scale
+    target = one_hot(torch.arange(6) % 3, 3).float()
+    x.requires_grad_()
+    formula = mse_loss(similarity_matrix(x), similarity_matrix(target))
+    (expected,) = torch.autograd.grad(formula, x)
+    (found,) = torch.autograd.grad(similarity_loss(x, target), x)
+    assert expected.isfinite().all()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+
 def test_similarity_of_equal_labels_is_one_and_that_of_others_below_zero() -> None:
     one_hot = torch.eye(4, dtype=torch.float64)[torch.tensor([2, 2, 3])]
     expected = torch.tensor([[1, 1, -1 / 3], [1, 1, -1 / 3], [-1 / 3, -1 / 3, 1]])
