@@ -1,8 +1,9 @@
 """How many images a second each way to train learns from: python -m benchmarks.throughput
 
 Single mode, the pipeline with several numbers of stages, global backprop in single mode, 1F1B
-over as many processes (benchmarks/onef1b.py), a plain implementation (benchmarks/plain.py). Each
-is a process or more of its own, in turn, so that what the machine does falls on all of them:
+over as many processes (benchmarks/onef1b.py), a plain implementation (benchmarks/plain.py), and
+the bound, products alone (benchmarks/products.py). Each is a process or more of its own, in turn,
+so that what the machine does falls on all of them:
 
     how fast is each of ours, roughly? | A B C … | A B C … | A B C …      a network's rounds
                                                  '- a ratio is that within a round

@@ -1,7 +1,7 @@
 """`runtime.compile`: a block's arithmetic as kernels that torch.compile makes of it.
 
-What is compiled is the plain form of a block: the hand-written backward passes of `readout.py`,
-`remade.py` and `nonlinearity.py`, made for eager kernels, step aside
+What is compiled is the plain form of a block: the hand-written backward passes of `losses.py`,
+`readout.py`, `remade.py` and `nonlinearity.py`, made for eager kernels, step aside
 (`torch.compiler.is_compiling`). Every process compiles each block by itself, so how blocks are
 divided into stages changes no result.
 """

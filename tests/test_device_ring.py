@@ -301,6 +301,13 @@ def test_slots_are_released_in_order_when_the_device_has_come_so_far() -> None:
     assert (released, releases.waiting) == ([0, 1, 2], False)
 
 
+def test_who_watches_a_device_can_be_called_away() -> None:
+    releases, looks = Releases(lambda: SimpleNamespace(query=lambda: False)), iter([False, True])
+    releases.after(lambda: pytest.fail("the device is not done"))
+    releases.watch(lambda: next(looks))
+    assert (releases.waiting, next(looks, "asked twice")) == (True, "asked twice")
+
+
 def test_on_a_cpu_everything_is_done_at_once() -> None:
     cpu, released = torch.device("cpu"), list[int]()
     releases = Releases(marks_of(cpu))

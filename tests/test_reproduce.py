@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ from launch.paper_results import (
     what_differs,
 )
 from launch.paper_tasks import make_task
-from launch.provenance import read_starts, write_starts
+from launch.provenance import is_provenance, provenance, read_starts, write_starts
 from launch.reproduce import Request, main, reproduce
 from launch.rundir import RunDirectory
 from pipeline.configfile import load_config
@@ -449,6 +450,18 @@ def test_a_scale_is_a_positive_number(scale: str) -> None:
 
 
 @pytest.mark.usefixtures("here")
+def test_a_clone_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(package: str) -> str:
+        if package == "local-loss-pipeline":
+            raise PackageNotFoundError(package)
+        return "1"
+
+    monkeypatch.setattr("launch.provenance.version", version)
+    where = provenance("command")
+    assert (where["versions"]["local-loss-pipeline"], where["versions"]["torch"]) == ("", "1")
+    assert is_provenance(where)
+
+
 def test_what_is_refused_leaves_no_provenance(here: Path) -> None:
     """The data set is not there: the run has never begun."""
     words = ("--set", "data.name=mnist", "--set", "data.download=false", "--single")
