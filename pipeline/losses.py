@@ -62,8 +62,8 @@ def _vectors(x: Tensor) -> Tensor:
 def _directions(x: Tensor) -> tuple[Tensor, Tensor]:
     """x (n, D) centred and divided by its length (n, 1)."""
     x = x - x.mean(dim=1, keepdim=True)
-    length = x.norm(dim=1, keepdim=True) + _LEAST_LENGTH
-    return x / length, length
+    length = x.norm(dim=1, keepdim=True)
+    return x / (length + _LEAST_LENGTH), length
 
 
 class _Matching(torch.autograd.Function):
@@ -84,10 +84,9 @@ class _Matching(torch.autograd.Function):
         by_cosines = (off * (by_loss * (4 / off.numel()))).masked_fill_(cosines.abs() > 1, 0.0)
         by_x = by_cosines @ directions
         along = (by_x * directions).sum(dim=1, keepdim=True)
-        true_length = length - _LEAST_LENGTH  # the gradient of a length of zero is zero
-        # not length / true_length: both may be infinite, where the loss still is not
-        along = (along * (1 + _LEAST_LENGTH / true_length)).masked_fill_(true_length <= 0, 0.0)
-        by_x.addcmul_(directions, along, value=-1.0).div_(length)
+        # finite where a length is infinite, as the loss is; the gradient of a length of 0 is 0
+        along = (along * (1 + _LEAST_LENGTH / length)).masked_fill_(length == 0, 0.0)
+        by_x.addcmul_(directions, along, value=-1.0).div_(length + _LEAST_LENGTH)
         return by_x.sub_(by_x.mean(dim=1, keepdim=True)), None
 
 
