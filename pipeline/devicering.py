@@ -185,9 +185,9 @@ class DeviceRingWriter:
 
     def land(self) -> None:
         """Returns when all that was written is there."""
-        for _, landed in self._under_way:
+        under_way, self._under_way = self._under_way, []
+        for _, landed in under_way:
             landed()
-        self._under_way.clear()
 
     def close(self) -> None:
         """Let go of the receiver's memory, once nothing is under way to it."""

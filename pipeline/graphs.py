@@ -207,7 +207,6 @@ class Graphs(Generic[Half]):
 
         self._work.step(x, labels, batch_id, keep_and_send)
         recording.proved = _alike(_copies([*self._work.memory(), *sent]), replayed)
-        del before, replayed
         self._recorder.tidy()
         if not recording.proved:
             self._give_up("a replayed step did not equal a plain one bit for bit")
