@@ -449,7 +449,6 @@ def test_a_scale_is_a_positive_number(scale: str) -> None:
     assert "--epochs-scale" in result.stderr
 
 
-@pytest.mark.usefixtures("here")
 def test_a_clone_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(package: str) -> str:
         if package == "local-loss-pipeline":
@@ -462,6 +461,7 @@ def test_a_clone_that_is_not_installed_has_no_version(monkeypatch: pytest.Monkey
     assert is_provenance(where)
 
 
+@pytest.mark.usefixtures("here")
 def test_what_is_refused_leaves_no_provenance(here: Path) -> None:
     """The data set is not there: the run has never begun."""
     words = ("--set", "data.name=mnist", "--set", "data.download=false", "--single")
