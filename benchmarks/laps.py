@@ -27,12 +27,6 @@ WARM_UP, TRIAL = 4, 6
 _BATCHES = 8
 
 
-def true_fp32() -> None:
-    """On GPUs convolutions in fp32 would be TF32 by default; ours are not."""
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-
-
 def made_up_batches(config: Config, device: torch.device) -> list[Batch]:
     """Images (n, C, H, W) in float32 and labels (n,), normalised, on the device: nothing has to
     be fed."""

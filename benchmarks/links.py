@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.figures import draw_links
 from benchmarks.link_ends import CARRIERS, DEVICE_CARRIERS, IMAGES, Hops, linked, settle
-from benchmarks.machine import RESULTS, write_result
+from benchmarks.machine import RESULTS, machine, write_result
 from benchmarks.tables import README, markdown, write_section
 from launch.provenance import provenance
 from pipeline.assembly import prepare_process
@@ -208,8 +208,8 @@ def report(result: Mapping[str, Any], name: str) -> None:
     }
     told = verdicts(found, result["streaming_cpu_s"]) if name == CPU_NAME else []
     print("\n".join(told))
-    machine = result["processor"] if name == CPU_NAME else ", ".join(result["gpus"])
-    source = f"`{result['command']}`, {machine}, commit {result['commit']}"
+    where = machine(result, "cpu" if name == CPU_NAME else "cuda")
+    source = f"`{result['command']}`, {where}, commit {result['commit']}"
     items = "\n".join(f"- {line}" for line in told)
     picture = f"![GB/s by size and carrier](figures/{draw_links(result['by_mib'], name).name})"
     write_section(README, name, f"{table(found)}\n{source}.\n\n{items}\n\n{picture}")

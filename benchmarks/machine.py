@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def machine(result: Mapping[str, Any], device: str) -> str:
+    """What it was measured on: `device` is `cpu` or `cuda`."""
+    return ", ".join(result["gpus"]) if device == "cuda" else str(result["processor"])
 
 
 def write_result(name: str, result: dict[str, Any]) -> Path:

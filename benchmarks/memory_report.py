@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.figures import panels, save
+from benchmarks.machine import machine
 from benchmarks.tables import README, markdown, write_section
 
 if TYPE_CHECKING:
@@ -77,8 +78,8 @@ def report(found: Mapping[str, Mapping[str, Peaks]], where: Mapping[str, Any], n
     """Print the table, and write it into the section of that name in README.md, with the
     picture."""
     print(table(found))
-    machine = where["processor"] if name == "memory" else ", ".join(where["gpus"])
-    source = f"`{where['command']}`, {machine}, commit {where['commit']}"
+    there = machine(where, "cpu" if name == "memory" else "cuda")
+    source = f"`{where['command']}`, {there}, commit {where['commit']}"
     picture = f"![Peak memory by network and way](figures/{name}.svg)"
     told = "\n".join(f"- {line}" for line in verdicts(found))
     write_section(README, name, f"{table(found)}\n{source}.\n\n{told}\n\n{picture}")

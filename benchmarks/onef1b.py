@@ -24,11 +24,12 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 
 from benchmarks.contenders import task_of
-from benchmarks.laps import made_up_batches, timed, true_fp32
+from benchmarks.laps import made_up_batches, timed
 from benchmarks.plain import Layer
 from launch.gpus import devices
 from launch.job import network_costs
 from pipeline.allocator import keep_freed_memory
+from pipeline.assembly import without_tf32
 from pipeline.datasets import data_facts
 from pipeline.models import network_specs
 from pipeline.plan import make_plan
@@ -99,7 +100,7 @@ def train(rank: int, task: Task, folder: str) -> None:
     device, config = torch.device(plan.stages[rank].device), task.config()
     torch.set_num_threads(task.threads)
     keep_freed_memory()
-    true_fp32()
+    without_tf32()
     torch.manual_seed(config.runtime.seed)
     if device.type == "cuda":
         torch.cuda.set_device(device)

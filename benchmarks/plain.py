@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.contenders import task_of
-from benchmarks.laps import made_up_batches, timed, true_fp32
+from benchmarks.laps import made_up_batches, timed
 from launch.gpus import devices
+from pipeline.assembly import without_tf32
 from pipeline.datasets import data_facts
 from pipeline.models import network_specs
 
@@ -170,7 +171,7 @@ def main(task_text: str) -> None:
     task = task_of(task_text)
     config, device = task.config(), torch.device(devices(task.gpus)[0])
     torch.set_num_threads(task.threads)
-    true_fp32()
+    without_tf32()
     torch.manual_seed(config.runtime.seed)
     specs = network_specs(config, data_facts(config.data))
     trainer = PlainTrainer([PlainBlock(spec).to(device) for spec in specs], config.optimizer.lr)

@@ -14,9 +14,10 @@ import click
 import torch
 
 from benchmarks.contenders import Lap, Task, task_of
-from benchmarks.laps import timed, true_fp32
+from benchmarks.laps import timed
 from launch.gpus import devices
 from launch.job import network_costs
+from pipeline.assembly import prepare_process
 from pipeline.datasets import data_facts
 from pipeline.models import network_specs
 
@@ -53,9 +54,9 @@ def bound(task: Task, device: torch.device) -> Lap:
 def main(task_text: str) -> None:
     """Print, as JSON, how fast what TASK_TEXT says (`contenders.Task`) could be at best."""
     task = task_of(task_text)
-    torch.set_num_threads(task.threads)
-    true_fp32()
-    print(json.dumps(bound(task, torch.device(devices(task.gpus)[0]))))
+    device = torch.device(devices(task.gpus)[0])
+    prepare_process(device, task.threads)
+    print(json.dumps(bound(task, device)))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import click
 
 from benchmarks.contenders import BATCH, NETWORKS, Contender, Task, raced, trained
 from benchmarks.figures import draw_throughput
-from benchmarks.machine import RESULTS, write_result
+from benchmarks.machine import RESULTS, machine, write_result
 from benchmarks.speeds import Row, answers, network_text, rows_of
 from benchmarks.tables import README, write_section
 from launch.gpus import devices
@@ -168,9 +168,9 @@ def measure(options: Options, name: str) -> dict[str, Any]:
 def report(result: dict[str, Any], name: str) -> str:
     """The tables of a result as Markdown."""
     cores, commit = result["cores"], result["commit"] + "+" * result["uncommitted_changes"]
-    machine = ", ".join(result["gpus"]) if result["device"] == "cuda" else result["processor"]
+    where = machine(result, result["device"])
     words = (
-        f"From [`results/{name}.json`](results/{name}.json): `{result['command']}`; {machine}, "
+        f"From [`results/{name}.json`](results/{name}.json): `{result['command']}`; {where}, "
         f"{cores} cores; torch {result['versions']['torch']}; commit {commit}. Images/s are "
         "medians of the rounds; × is the median of the quotients within rounds, 1F1B with its best "
         "numbers of stages and micro-batches.\n"

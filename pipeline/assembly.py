@@ -45,10 +45,15 @@ def prepare_process(device: torch.device, threads: int) -> None:
     torch.set_deterministic_debug_mode("error")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+    without_tf32()
     if device.type == "cuda":
         torch.cuda.set_device(device)
+
+
+def without_tf32() -> None:
+    """On GPUs convolutions in fp32 would be TensorFloat-32 by default."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def build_stage(
