@@ -7,6 +7,7 @@ as long, and are others on processors of another make.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,7 +15,12 @@ from torch import Tensor
 
 from pipeline.seeding import Purpose, derived_seed, generator
 
+if TYPE_CHECKING:
+    from numpy.random import Generator
+    from numpy.typing import NDArray
+
 _BITS = 16
+_PER_WORD = 64 // _BITS
 
 
 @dataclass(slots=True)
@@ -57,11 +63,17 @@ class Dropout:
         keep, position = 1.0 - self.rate, (self._block, batch_id)
         if mask.device.type == "cpu":
             numbers = generator(self._seed, Purpose.DROPOUT, *position)
-            bits = numbers.integers(0, 1 << _BITS, mask.shape, dtype=np.uint16)
-            kept = torch.from_numpy(bits >= round(self.rate * (1 << _BITS)))
-            return mask.copy_(kept).div_(keep)
+            kept = _bits(numbers, mask.numel()) >= round(self.rate * (1 << _BITS))
+            # as bytes: PyTorch takes seven times as long to make numbers of bool
+            return mask.copy_(torch.from_numpy(kept.view(np.uint8)).view_as(mask)).div_(keep)
         self._generator.manual_seed(derived_seed(self._seed, Purpose.DROPOUT, *position))
         return mask.bernoulli_(keep, generator=self._generator).div_(keep)
+
+
+def _bits(numbers: Generator, count: int) -> NDArray[np.uint16]:
+    """Uniform; what `numbers.integers` gives, which takes twice as long."""
+    words = numbers.bit_generator.random_raw(-(-count // _PER_WORD))
+    return words.astype("<u8", copy=False).view("<u2")[:count]
 
 
 def _memory(h: Tensor) -> Tensor:

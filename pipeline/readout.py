@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from pipeline.layout import pixels, slices
 from pipeline.losses import wide
-from pipeline.pooling import pool, pool_backward
+from pipeline.pooling import pool, pool_backward_
 from pipeline.remade import remake
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class _PoolOver(torch.autograd.Function):
         (h,) = ctx.saved_tensors
         by_h = h.detach()
         for at in slices(h):
-            by_h[at] = pool_backward(by_pooled[at], h[at], ctx.spec)
+            pool_backward_(by_h[at], by_pooled[at], ctx.spec, add=False)
         return by_h, None
 
 
@@ -102,7 +102,7 @@ class _ReadOut(torch.autograd.Function):
             by_g = _spread_backward(g[at], mean[at], scale[at])
             by_h, by_low = _map_backward(by_g, h.to(g.dtype), low)
             if by_pooled is not None:
-                by_h += pool_backward(by_pooled[at], h, ctx.spec)
+                pool_backward_(by_h, by_pooled[at], ctx.spec, add=True)
             by_weight += by_low
             g[at] = by_h
         return g, by_weight, None, None

@@ -77,7 +77,7 @@ class _Normalised(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(z, mean, variance, weight, bias)
         ctx.how = how
-        return _activation(z, mean, variance, weight, bias, how)
+        return activate_(_affine(z, mean, variance, weight, bias, how), how.nonlinearity)
 
     @staticmethod
     @once_differentiable
@@ -85,7 +85,7 @@ class _Normalised(torch.autograd.Function):
         z, mean, variance, weight, _ = ctx.saved_tensors
         by_h = channels_last(by_h)
         for at in slices(z):
-            activate_backward_(by_h[at], _made(ctx, at), ctx.how.nonlinearity)
+            activate_backward_(by_h[at], _normal(ctx, at), ctx.how.nonlinearity)
         inverse = (variance + ctx.how.eps).rsqrt()
         _, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
             by_h, z, weight, None, None, mean, inverse, True, ctx.how.eps, [False, True, True]
@@ -99,22 +99,26 @@ class _Normalised(torch.autograd.Function):
 
 
 def _made(node: Any, at: slice) -> Tensor:
+    return activate_(_normal(node, at), node.how.nonlinearity)
+
+
+def _normal(node: Any, at: slice) -> Tensor:
+    """Before the non-linearity, which leaves the sign as it is."""
     z, mean, variance, weight, bias = node.saved_tensors
-    return _activation(z[at], mean, variance, weight, bias, node.how)
+    return _affine(z[at], mean, variance, weight, bias, node.how)
 
 
 @torch.no_grad()
-def _activation(
+def _affine(
     z: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, how: _How
 ) -> Tensor:
-    h = F.batch_norm(z, mean, variance, weight, bias, training=False, eps=how.eps)
-    return activate_(h, how.nonlinearity)
+    return F.batch_norm(z, mean, variance, weight, bias, training=False, eps=how.eps)
 
 
 def _combine_(by_h: Tensor, scale: Tensor, z: Tensor, slope: Tensor, offset: Tensor) -> None:
     """by_h · scale + z · slope + offset, in place of by_h; (n, H·W, C) and (C,)."""
     correction = torch.addcmul(offset, wide(z), slope)
     if by_h.dtype == correction.dtype:
-        by_h.mul_(scale).add_(correction)
+        torch.addcmul(correction, by_h, scale, out=by_h)
     else:
-        by_h.copy_((wide(by_h) * scale).add_(correction))
+        by_h.copy_(correction.addcmul_(wide(by_h), scale))
