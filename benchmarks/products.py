@@ -2,8 +2,9 @@
 
     images/s  =  FLOP/s of a square matrix product  /  (2 × multiply-adds per image)
 
-Batch norm, non-linearities, optimizer, feeding and all else cost nothing here, and no product is as
-fast as a large one, where the device is made for its precision. How near one comes is the question.
+The product is the one that the trainer uses. Batch norm, non-linearities, optimizer, feeding and
+all else cost nothing here, and no product is as fast as a large one, where the device is made for
+its precision. How near one comes is the question.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from launch.gpus import devices
 from launch.job import network_costs
 from pipeline.assembly import prepare_process
 from pipeline.datasets import data_facts
+from pipeline.linear import product
 from pipeline.models import network_specs
 
 SIDE = {"cpu": 1024, "cuda": 8192}
@@ -35,8 +37,7 @@ def multiply_adds(task: Task) -> int:
 def products_per_s(side: int, dtype: torch.dtype, seconds: float, device: torch.device) -> float:
     """Square matrix products per second, with the factors as in the forward pass of a layer."""
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    found = torch.empty_like(a)
-    lap = timed(lambda a, b: torch.mm(a, b.T, out=found), [(a, b)], seconds, device)
+    lap = timed(product, [(a, b)], seconds, device)
     return lap["steps"] / lap["seconds"]
 
 

@@ -16,6 +16,7 @@ from pipeline.dropout import Dropout
 from pipeline.errors import CheckpointError
 from pipeline.heads import PredHead, heads_of, label_projection, reconstruction, similarity_map
 from pipeline.layout import channels_last, flattened
+from pipeline.linear import Linear
 from pipeline.losses import (
     LossValue,
     is_reduced,
@@ -259,7 +260,7 @@ class Block(nn.Module):
 
 def _layer(spec: LayerSpec) -> nn.Module:
     if spec.kind == "linear":
-        return nn.Linear(spec.in_features, spec.out_features)
+        return Linear(spec.in_features, spec.out_features)
     return nn.Conv2d(
         spec.in_features, spec.out_features, spec.kernel, stride=spec.stride, padding=spec.padding
     )

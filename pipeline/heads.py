@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.layout import flattened
+from pipeline.linear import Linear, linear
 from pipeline.losses import is_reduced
 from pipeline.nonlinearity import activate
 from pipeline.pooling import pool
@@ -42,7 +43,7 @@ class _FedBack(torch.autograd.Function):
         return error @ feedback.to(error), error.T @ x.to(error), error.sum(dim=0), None
 
 
-class PredHead(nn.Linear):
+class PredHead(Linear):
     """The local classifier D(pool(h)): (n, outputs); the layer itself is its last one.
 
     The weight of a classifier that is trained starts at zero, but hidden layers of it at random
@@ -55,7 +56,7 @@ class PredHead(nn.Linear):
         *hidden, last = spec.layers
         super().__init__(*last)
         self.spec = spec
-        self.hidden = nn.ModuleList(nn.Linear(*sizes) for sizes in hidden)
+        self.hidden = nn.ModuleList(Linear(*sizes) for sizes in hidden)
         self.register_buffer("feedback", self._draw_feedback(), persistent=True)
         if spec.feedback in ("learned", "aligned"):
             nn.init.zeros_(self.weight)
@@ -71,7 +72,7 @@ class PredHead(nn.Linear):
         for layer in self.hidden:
             x = activate(layer(x), self.spec.nonlinearity)
         if self.feedback is None:
-            return F.linear(x, self.weight, self.bias)
+            return linear(x, self.weight, self.bias)
         fed_back: Tensor = _FedBack.apply(x, self.weight, self.bias, self.feedback)
         return fed_back
 
@@ -103,7 +104,7 @@ def similarity_map(spec: SimSpec) -> nn.Module:
         return SimilarityPool(spec)
     if spec.kind == "conv":
         return nn.Conv2d(spec.features, spec.features, 3, padding=1, bias=False)
-    return nn.Linear(spec.features, spec.features, bias=False)
+    return Linear(spec.features, spec.features, bias=False)
 
 
 def heads_of(

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from pipeline.linear import product
+
 _LEAST_LENGTH = 1e-8
 """Added to the length of a vector, so that none is divided by zero."""
 
@@ -72,7 +74,7 @@ class _Matching(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, wanted: Tensor) -> Tensor:
         directions, length = _directions(x)
-        cosines = directions @ directions.T
+        cosines = product(directions, directions)
         off = cosines.clamp(-1.0, 1.0).sub_(wanted)
         ctx.save_for_backward(directions, length, cosines, off)
         return off.square().mean()
@@ -82,7 +84,7 @@ class _Matching(torch.autograd.Function):
     def backward(ctx: Any, by_loss: Tensor) -> tuple[Tensor, None]:
         directions, length, cosines, off = ctx.saved_tensors
         by_cosines = (off * (by_loss * (4 / off.numel()))).masked_fill_(cosines.abs() > 1, 0.0)
-        by_x = by_cosines @ directions
+        by_x = product(by_cosines, directions.T)
         along = (by_x * directions).sum(dim=1, keepdim=True)
         # finite where a length is infinite, as the loss is; the gradient of a length of 0 is 0
         along = (along * (1 + _LEAST_LENGTH / length)).masked_fill_(length == 0, 0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from pipeline.errors import CheckpointError
 from pipeline.layout import is_channels_last
 from pipeline.models import build_specs
 from pipeline.optimizers import make_optimizer
+from pipeline.seeding import Purpose, generator
 from pipeline.stage import Stage, learn
 
 if TYPE_CHECKING:
@@ -120,6 +122,16 @@ def test_dropout_belongs_to_seed_block_and_batch_id_not_to_history() -> None:
     wide = torch.ones(30, 6, 6, 6)
     elsewhere = block_of(other_spec).dropout.mask(wide, 7)[:, :5]
     assert not torch.equal(elsewhere, block_of(spec).dropout.mask(wide, 7)[:, :5])
+
+
+@pytest.mark.parametrize("width", [1, 5, 8])
+def test_dropout_draws_what_numpys_generator_gives(width: int) -> None:
+    """So older runs can be trained again, whatever makes the masks faster."""
+    spec, h = specs_of(dropout=0.4)[2], torch.ones(3, width)
+    numbers = generator(1, Purpose.DROPOUT, spec.index, 7)
+    bits = numbers.integers(0, 1 << 16, h.shape, dtype=np.uint16)
+    expected = torch.from_numpy(bits >= round(0.4 * (1 << 16))) / 0.6
+    assert torch.equal(block_of(spec).dropout.mask(h, 7), expected)
 
 
 def test_dropout_leaves_the_global_generator_alone() -> None:

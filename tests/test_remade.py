@@ -126,8 +126,16 @@ def test_heads_learn_the_same_whether_it_is_overwritten(overwrite: bool) -> None
 
 
 @pytest.mark.usefixtures("few_examples")
-def test_pooling_over_it_has_the_gradient_of_pooling() -> None:
-    spec = PoolSpec("average", (2, 2), (2, 2), (1, 1))
+@pytest.mark.parametrize(
+    "spec",
+    [
+        PoolSpec("average", (2, 7), (2, 7), (0, 0)),  # the only one whose windows tile the map
+        PoolSpec("average", (2, 2), (2, 2), (0, 0)),
+        PoolSpec("average", (2, 2), (2, 2), (1, 1)),
+        PoolSpec("average", (3, 7), (1, 7), (0, 0)),
+    ],
+)
+def test_pooling_over_it_has_the_gradient_of_pooling(spec: PoolSpec) -> None:
     found = []
     for pooling in (pool_over, pool):
         z = drawn(*SHAPE).requires_grad_()
@@ -142,6 +150,8 @@ def test_pooling_over_it_has_the_gradient_of_pooling() -> None:
     [
         None,
         PoolSpec("max", (2, 2), (2, 2), (0, 0)),
+        PoolSpec("max", (3, 7), (3, 7), (0, 0)),
+        PoolSpec("max", (2, 4), (2, 4), (0, 0)),
         PoolSpec("max", (3, 3), (2, 2), (1, 1)),
         PoolSpec("average", (2, 2), (2, 2), (0, 0)),
     ],
