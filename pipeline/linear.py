@@ -27,7 +27,7 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x weightᵀ + bias: (n, D), (K, D), (K,) to (n, K)."""
-    if not _is_for_onednn(x) or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not _is_for_onednn(x):
         return F.linear(x, weight, bias)
     y: Tensor = _Linear.apply(x, weight, bias)
     return y
