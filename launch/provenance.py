@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from launch.gpus import gpu_names
 from pipeline.durable import replace_file
 from pipeline.errors import ConfigError
+from pipeline.processor import processor_fact
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 PROVENANCE_FILE = "provenance.json"
 """In a run directory: a list, one for every command that trained a part of the run."""
 _PACKAGES = ("local-loss-pipeline", "torch", "pyzmq", "numpy")
-_CPUINFO = Path("/proc/cpuinfo")
 _NEEDED: Mapping[str, type | tuple[type, ...]] = {
     "command": str, "processor": str, "cores": (int, NoneType), "versions": dict, "commit": str,
     "uncommitted_changes": bool,
@@ -90,10 +90,11 @@ def _damaged(path: Path, why: str) -> ConfigError:
 
 
 def processor() -> str:
-    """What the processor calls itself."""
-    lines = _CPUINFO.read_text(encoding="utf-8").splitlines() if _CPUINFO.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    """What the processor calls itself, with family and model: makers give many the same name."""
+    name, family, model = map(processor_fact, ("model name", "cpu family", "model"))
+    if not name:
+        return platform.processor() or platform.machine()
+    return f"{name}, family {family}, model {model}" if family and model else name
 
 
 def _version(package: str) -> str:

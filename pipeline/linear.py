@@ -9,13 +9,14 @@ all processes of a machine round alike. Everything else is PyTorch's.
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from pipeline.processor import processor_fact
 
 
 class Linear(nn.Linear):
@@ -52,17 +53,9 @@ def onednn_is_wider() -> bool:
     """Whether oneDNN uses wider instructions of this processor than MKL."""
     return (
         torch.backends.cpu.get_cpu_capability() == "AVX512"
-        and _maker() != "GenuineIntel"
+        and processor_fact("vendor_id") != "GenuineIntel"
         and getattr(torch.ops.mkldnn, "_linear_pointwise", None) is not None
     )
-
-
-def _maker() -> str:
-    """Of this processor, as it calls itself; empty where the system does not tell."""
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text(encoding="utf-8").splitlines() if facts.exists() else []
-    makers = (line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id"))
-    return next(makers, "")
 
 
 def _onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -97,18 +97,8 @@ def test_the_processor_decides(
     capability: str, maker: str, is_wider: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(module, "_maker", lambda: maker)
+    monkeypatch.setattr(module, "processor_fact", {"vendor_id": maker}.get)
     assert onednn_is_wider.__wrapped__() is is_wider
-
-
-def test_a_system_that_does_not_tell_is_left_to_pytorch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told = tmp_path / "cpuinfo"
-    monkeypatch.setattr(module, "Path", lambda name: told)
-    assert module._maker() == ""
-    told.write_text("processor\t: 0\nvendor_id\t: AuthenticAMD\nflags\t\t: fpu\n")
-    assert module._maker() == "AuthenticAMD"
 
 
 @pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
