@@ -80,6 +80,24 @@ def draw_links(by_mib: Mapping[str, Mapping[str, Mapping[str, float]]], name: st
     return save(figure, name)
 
 
+def draw_steptime(steps: Sequence[Mapping[str, Any]], kinds: Sequence[str], name: str) -> Path:
+    """A bar of milliseconds by kind of work for each way to train; a panel for each network."""
+    networks = list(dict.fromkeys(step["network"] for step in steps))
+    figure, axes = panels(len(networks))
+    for panel, network in zip(axes, networks, strict=True):
+        rows = [step for step in steps if step["network"] == network]
+        labels, left = [f"{row['loss']}, {row['way']}" for row in rows], [0.0] * len(rows)
+        for kind in kinds:
+            widths = [row["kinds_ms"][kind] for row in rows]
+            panel.barh(labels, widths, left=left, label=kind)
+            left = [sum(pair) for pair in zip(left, widths, strict=True)]
+        panel.invert_yaxis()
+        panel.set(title=NETWORKS[network].title, xlabel="ms per batch of 128")
+        panel.grid(visible=True, axis="x", linewidth=0.3)
+    axes[-1].legend(fontsize="small")
+    return save(figure, name)
+
+
 def _label(row: Mapping[str, Any]) -> str:
     parts = f", {row['stages']} stages" if row["stages"] > 1 else ""
     parts += f" in {row['micro_batches']}" if row["way"] == "1f1b" else ""

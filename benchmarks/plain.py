@@ -118,7 +118,7 @@ class PlainTrainer:
 
     def __init__(self, blocks: Sequence[PlainBlock], lr: float) -> None:
         self.blocks = blocks
-        self._optimizers = [
+        self.optimizers = [
             torch.optim.Adam(block.parameters(), lr=lr, foreach=False, fused=False)
             for block in blocks
         ]
@@ -126,7 +126,7 @@ class PlainTrainer:
     def step(self, x: Tensor, labels: Tensor) -> list[float]:
         """Train a batch; the loss of every block."""
         losses: list[float] = []
-        for block, optimizer in zip(self.blocks, self._optimizers, strict=True):
+        for block, optimizer in zip(self.blocks, self.optimizers, strict=True):
             h = block.activation(x)
             loss = block.local_loss(h, labels)
             x = block.passed(h.detach())

@@ -1,0 +1,126 @@
+"""Kernels are timed, counted to a kind of work, and shown; no clock is asserted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from benchmarks import kernels, steptime
+from benchmarks.kernels import (
+    CONVOLUTIONS,
+    KINDS,
+    OPTIMIZER,
+    OTHERS,
+    PRODUCTS,
+    KernelClock,
+    kind_of,
+)
+from benchmarks.steptime import BETWEEN, WAYS, Timed, measured, table, timed
+from pipeline.config import build_config
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+
+pytestmark = pytest.mark.usefixtures("torch_settings", "one_thread")
+
+
+class Ticks:
+    """Goes on by one second whenever it is looked at."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("convolution", CONVOLUTIONS), ("convolution_backward", CONVOLUTIONS),
+        ("addmm", PRODUCTS), ("mm", PRODUCTS), ("_linear_pointwise", PRODUCTS),
+        ("native_batch_norm_backward", "batch norm"), ("batch_norm_update_stats", "batch norm"),
+        ("leaky_relu_", "activation, pooling"), ("max_pool2d_with_indices", "activation, pooling"),
+        ("_to_copy", "copies, casts"), ("clone", "copies, casts"),
+        ("_fused_adam_", OPTIMIZER), ("add_", OTHERS), ("_log_softmax", OTHERS),
+    ],
+)  # fmt: skip
+def test_every_kernel_is_of_a_kind(kernel: str, kind: str) -> None:
+    assert kind_of(kernel) == kind
+
+
+def test_the_median_counts_for_all_kernels_of_a_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, ticks = KernelClock(), Ticks()
+    monkeypatch.setattr(kernels, "perf_counter", ticks)
+    small, large = torch.ones(2, 2), torch.ones(3, 3)
+    with clock:
+        for x in (small, small, large, small):
+            torch.mm(x, x)
+            ticks.now += 10.0 * (x is large)  # not while a kernel runs
+    found = clock.seconds(steps=2)
+    assert found == {**dict.fromkeys(KINDS, 0.0), PRODUCTS: 2.0}
+
+
+def test_what_an_optimizer_runs_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "perf_counter", Ticks())
+    weight = torch.ones(3, requires_grad=True)
+    optimizer, clock = torch.optim.SGD([weight], lr=0.5, foreach=False), KernelClock()
+    clock.watch(optimizer)
+    weight.grad = torch.ones(3)
+    with clock:
+        optimizer.step()
+        weight.detach().exp()
+    found = clock.seconds(steps=1)
+    assert found[OPTIMIZER] >= 1.0
+    assert found[OTHERS] >= 1.0
+    assert torch.equal(weight.detach(), torch.full((3,), 0.5))
+
+
+def small(precision: str) -> Config:
+    tree = {
+        "model": {"name": "vgg", "layers": [4, "M"], "hidden": 8, "dropout": 0.2},
+        "data": {"name": "synthetic", "size": 8, "channels": 3, "batch_size": 8},
+        "loss": {"name": "predsim"},
+        "runtime": {"precision": precision},
+    }
+    return build_config(tree, "a test")
+
+
+def test_both_ways_to_train_can_be_timed() -> None:
+    for step, clock in (
+        (steptime._ours(small("bf16")), KernelClock()),
+        (steptime._plain(small("fp32"), plain := KernelClock()), plain),
+    ):
+        step_ms, kinds_ms = timed(step, clock, 0.01)
+        assert step_ms > 0
+        assert set(kinds_ms) == {*KINDS, BETWEEN}
+        assert min(kinds_ms[kind] for kind in (CONVOLUTIONS, PRODUCTS, OPTIMIZER)) > 0
+
+
+def test_the_ways_take_turns_and_medians_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    def apart(network: str, loss: str, way: str, seconds: float) -> Timed:
+        order.append(way)
+        ms = float([3, 1, 2][(len(order) - 1) // len(WAYS)])
+        return Timed(network, loss, way, ms, dict.fromkeys((*KINDS, BETWEEN), ms / 10))
+
+    monkeypatch.setattr(steptime, "_apart", apart)
+    found = measured("mlp", "pred", rounds=3, seconds=1.0)
+    assert order == 3 * list(WAYS)
+    assert [(one.way, one.step_ms, one.kinds_ms[PRODUCTS]) for one in found] == [
+        (way, 2.0, 0.2) for way in WAYS
+    ]
+
+
+def test_the_table_says_what_share_is_arithmetic() -> None:
+    kinds = {**dict.fromkeys((*KINDS, BETWEEN), 1.0), CONVOLUTIONS: 50.0, PRODUCTS: 10.0}
+    one = Timed("mlp", "pred", "ours bf16", 80.0, kinds)
+    assert Timed(**one.tree()) == one
+    assert table([one]).splitlines()[-1] == (
+        "| MLP 3×1024, MNIST's shape | pred | ours bf16 | 80.0 | 50.0 | 10.0 | 1.0 | 1.0 | 1.0 "
+        "| 1.0 | 1.0 | 1.0 | 75% |"
+    )
