@@ -71,10 +71,8 @@ class Timed:
 
 def lap(network: str, loss: str, way: str, seconds: float) -> Timed:
     """In a process that was just started."""
-    config, clock = (
-        Task(network, Contender("single", loss, WAYS[way]), None, 1, 0.0).config(),
-        KernelClock(),
-    )
+    config = Task(network, Contender("single", loss, WAYS[way]), None, 1, 0.0).config()
+    clock = KernelClock()
     step = _plain(config, clock) if way == PLAIN else _ours(config)
     return Timed(network, loss, way, *timed(step, clock, seconds))
 
