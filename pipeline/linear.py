@@ -1,9 +1,9 @@
 """Linear layers and products of float32 matrices on a CPU, by the library that uses all of it.
 
 PyTorch has MKL multiply such matrices, which uses AVX-512 on Intel's processors alone. On others
-that have it oneDNN, which PyTorch brings along for convolutions, is faster: 1.1 times as fast on
-AMD's Zen 4, twice on Zen 5, but slower where there is AVX2 only. The processor alone decides, so
-all processes of a machine round alike. Everything else is PyTorch's.
+that have it oneDNN, which PyTorch brings along for convolutions, is asked instead: 1.1 times as
+fast on AMD's Zen 4, the one that was measured. The processor alone decides, so all processes of a
+machine round alike. Everything else is PyTorch's.
 """
 
 from __future__ import annotations
