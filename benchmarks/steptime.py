@@ -4,7 +4,8 @@ plain fp32   the method as one would write it at first (benchmarks/plain.py)
 ours         single mode, in fp32 and in bf16
 
 Each on one thread of the CPU, in a process of its own, in turn. `between` is what a step takes
-beyond its kernels: Python, autograd and what PyTorch does until a kernel runs.
+beyond its kernels: Python, autograd and what PyTorch does until a kernel runs. How fast ours is
+beside plain is measured step by step (`turns.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from functools import partial
 from multiprocessing import get_context
 from statistics import median
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import click
 import torch
@@ -27,7 +28,8 @@ from benchmarks.kernels import CONVOLUTIONS, KINDS, PRODUCTS, KernelClock
 from benchmarks.laps import made_up_batches
 from benchmarks.machine import RESULTS, machine, write_result
 from benchmarks.plain import PlainBlock, PlainTrainer
-from benchmarks.tables import README, markdown, write_section
+from benchmarks.tables import NOTHING, README, markdown, write_section
+from benchmarks.turns import WARM_UP, taken_in_turn, times_as_fast
 from launch.provenance import provenance
 from pipeline.assembly import prepare_process
 from pipeline.datasets import data_facts
@@ -35,46 +37,49 @@ from pipeline.measure import UnitTrainer
 from pipeline.models import network_specs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
+    from benchmarks.turns import Step
     from pipeline.config import Config
-
-    Step: TypeAlias = Callable[[], object]
 
 NAME = "steptime"
 BETWEEN = "between"
 PLAIN = "plain fp32"
 WAYS = {PLAIN: "fp32", "ours fp32": "fp32", "ours bf16": "bf16"}
 CASES = {"mlp": ("pred", "predsim"), "vgg8b_quarter": ("pred", "predsim")}
-WARM_UP = 3
 _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """A way to train a network from a loss, and its milliseconds."""
+    """A way to train a network from a loss, its milliseconds, and how fast it is beside plain."""
 
     network: str
     loss: str
     way: str
     step_ms: float
     kinds_ms: dict[str, float]
+    times_plain: float | None = None
 
     def tree(self) -> dict[str, Any]:
         """Plain JSON values."""
         kinds = {kind: round(ms, 3) for kind, ms in self.kinds_ms.items()}
         return {
             "network": self.network, "loss": self.loss, "way": self.way,
-            "step_ms": round(self.step_ms, 3), "kinds_ms": kinds,
+            "step_ms": round(self.step_ms, 3), "kinds_ms": kinds, "times_plain": self.times_plain,
         }  # fmt: skip
 
 
 def lap(network: str, loss: str, way: str, seconds: float) -> Timed:
     """In a process that was just started."""
-    config = Task(network, Contender("single", loss, WAYS[way]), None, 1, 0.0).config()
     clock = KernelClock()
-    step = _plain(config, clock) if way == PLAIN else _ours(config)
-    return Timed(network, loss, way, *timed(step, clock, seconds))
+    return Timed(network, loss, way, *timed(step_of(network, loss, way, clock), clock, seconds))
+
+
+def step_of(network: str, loss: str, way: str, clock: KernelClock | None = None) -> Step:
+    """Which trains in that way, on images that lie ready."""
+    config = Task(network, Contender("single", loss, WAYS[way]), None, 1, 0.0).config()
+    return _plain(config, clock or KernelClock()) if way == PLAIN else _ours(config)
 
 
 def _ours(config: Config) -> Step:
@@ -113,9 +118,16 @@ def _lap(step: Step) -> float:
 
 
 def measured(network: str, loss: str, rounds: int, seconds: float) -> list[Timed]:
-    """All ways in turn, so many times; the medians."""
+    """All ways in turn, so many times; the medians. Then step by step, as long again."""
     laps = [[_apart(network, loss, way, seconds) for way in WAYS] for _ in range(rounds)]
-    return [_median(one_way) for one_way in zip(*laps, strict=True)]
+    fast = _side_by_side(network, loss, rounds * len(WAYS) * seconds)
+    return [_median(one_way, fast) for one_way in zip(*laps, strict=True)]
+
+
+def _side_by_side(network: str, loss: str, seconds: float) -> dict[str, float]:
+    """How many times as fast as plain each is."""
+    makers = {way: partial(step_of, network, loss, way) for way in WAYS}
+    return times_as_fast(taken_in_turn(makers, seconds), PLAIN)
 
 
 def _apart(network: str, loss: str, way: str, seconds: float) -> Timed:
@@ -123,18 +135,19 @@ def _apart(network: str, loss: str, way: str, seconds: float) -> Timed:
         return process.submit(lap, network, loss, way, seconds).result()
 
 
-def _median(laps: Sequence[Timed]) -> Timed:
+def _median(laps: Sequence[Timed], fast: Mapping[str, float]) -> Timed:
     kinds = {kind: median(one.kinds_ms[kind] for one in laps) for kind in (*KINDS, BETWEEN)}
-    return replace(laps[0], step_ms=median(one.step_ms for one in laps), kinds_ms=kinds)
+    step_ms, times_plain = median(one.step_ms for one in laps), round(fast[laps[0].way], 3)
+    return replace(laps[0], step_ms=step_ms, kinds_ms=kinds, times_plain=times_plain)
 
 
 def table(found: Sequence[Timed]) -> str:
     """Milliseconds of each kind, and what share of the step is arithmetic that must be."""
     texts = ("network", "loss", "way")
-    columns = (*texts, "step, ms", *KINDS, BETWEEN, "convolutions and products")
+    columns = (*texts, "× plain", "step, ms", *KINDS, BETWEEN, "convolutions and products")
     rows = [
         [
-            NETWORKS[one.network].title, one.loss, one.way, f"{one.step_ms:.1f}",
+            NETWORKS[one.network].title, one.loss, one.way, _times(one), f"{one.step_ms:.1f}",
             *(f"{one.kinds_ms[kind]:.1f}" for kind in (*KINDS, BETWEEN)), f"{_share(one):.0%}",
         ]
         for one in found
@@ -142,29 +155,34 @@ def table(found: Sequence[Timed]) -> str:
     return markdown(columns, rows, texts)
 
 
+def _times(one: Timed) -> str:
+    return NOTHING if one.times_plain is None else f"{one.times_plain:.2f}"
+
+
 def _share(one: Timed) -> float:
     return (one.kinds_ms[CONVOLUTIONS] + one.kinds_ms[PRODUCTS]) / one.step_ms
 
 
-def report(result: Mapping[str, Any]) -> None:
+def report(result: Mapping[str, Any], name: str) -> None:
     """The table, printed and written into README.md, and the picture."""
     found = [Timed(**tree) for tree in result["steps"]]
     print(table(found))
     where = f"`{result['command']}`, {machine(result, 'cpu')}, commit {result['commit']}"
-    picture = f"![Milliseconds of a step by kind of work](figures/{NAME}.svg)"
-    draw_steptime(result["steps"], (*KINDS, BETWEEN), NAME)
-    write_section(README, NAME, f"{table(found)}\n{where}.\n\n{picture}")
+    picture = f"![Milliseconds of a step by kind of work](figures/{name}.svg)"
+    draw_steptime(result["steps"], (*KINDS, BETWEEN), name)
+    write_section(README, name, f"{table(found)}\n{where}.\n\n{picture}")
 
 
 @click.command()
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
 @click.option("--seconds", default=4.0, show_default=True, help="How long each is timed, twice.")
+@click.option("--name", default=NAME, show_default=True, help="Of file, section and figure.")
 @click.option("--report", "only_report", is_flag=True, help="Write the table again from the file.")
-def main(rounds: int, seconds: float, only_report: bool) -> None:
+def main(rounds: int, seconds: float, name: str, only_report: bool) -> None:
     """Measure, print and keep benchmarks/results/steptime.json, the table in benchmarks/README.md
     and the figure."""
     if only_report:
-        report(json.loads((RESULTS / f"{NAME}.json").read_text(encoding="utf-8")))
+        report(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")), name)
         return
     where = provenance(f"python -m benchmarks.steptime --rounds {rounds} --seconds {seconds:g}")
     steps: list[dict[str, Any]] = []
@@ -172,8 +190,8 @@ def main(rounds: int, seconds: float, only_report: bool) -> None:
         for loss in losses:
             steps += [one.tree() for one in measured(network, loss, rounds, seconds)]
             print(f"{network} {loss}: done", flush=True)
-            write_result(NAME, {**where, "steps": steps})
-    report({**where, "steps": steps})
+            write_result(name, {**where, "steps": steps})
+    report({**where, "steps": steps}, name)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from functools import partial
+from time import sleep
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,9 +22,12 @@ from benchmarks.kernels import (
     kind_of,
 )
 from benchmarks.steptime import BETWEEN, WAYS, Timed, measured, table, timed
+from benchmarks.turns import taken_in_turn, times_as_fast
 from pipeline.config import build_config
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pipeline.config import Config
 
 pytestmark = pytest.mark.usefixtures("torch_settings", "one_thread")
@@ -108,19 +115,59 @@ def test_the_ways_take_turns_and_medians_are_kept(monkeypatch: pytest.MonkeyPatc
         ms = float([3, 1, 2][(len(order) - 1) // len(WAYS)])
         return Timed(network, loss, way, ms, dict.fromkeys((*KINDS, BETWEEN), ms / 10))
 
+    def side_by_side(network: str, loss: str, seconds: float) -> dict[str, float]:
+        assert seconds == 9.0
+        return {way: float(number) for number, way in enumerate(WAYS, 1)}
+
     monkeypatch.setattr(steptime, "_apart", apart)
+    monkeypatch.setattr(steptime, "_side_by_side", side_by_side)
     found = measured("mlp", "pred", rounds=3, seconds=1.0)
     assert order == 3 * list(WAYS)
-    assert [(one.way, one.step_ms, one.kinds_ms[PRODUCTS]) for one in found] == [
-        (way, 2.0, 0.2) for way in WAYS
+    assert [(one.way, one.step_ms, one.kinds_ms[PRODUCTS], one.times_plain) for one in found] == [
+        (way, 2.0, 0.2, float(number)) for number, way in enumerate(WAYS, 1)
     ]
+
+
+class Count:
+    """A step that is taken in a process of its own: a shorter one than the other."""
+
+    def __init__(self, pause_s: float) -> None:
+        self.pause_s = pause_s
+
+    def __call__(self) -> Callable[[], object]:
+        return partial(sleep, self.pause_s)
+
+
+def test_steps_are_taken_one_by_one_in_turn() -> None:
+    took = taken_in_turn({"long": Count(0.02), "short": Count(0.001)}, seconds=0.05)
+    assert 1 <= len(took["long"]) == len(took["short"]) < 10
+    assert min(took["long"]) >= 0.02
+    assert min(took["short"]) >= 0.001
+
+
+def test_a_process_that_fails_ends_the_measurement() -> None:
+    with pytest.raises(BrokenProcessPool):
+        taken_in_turn({"fails": Fails()}, seconds=0.05)
+
+
+class Fails:
+    """Cannot be made."""
+
+    def __call__(self) -> Callable[[], object]:
+        raise ValueError("as it should")
+
+
+def test_quotients_are_those_within_rounds() -> None:
+    took = {"plain": [2.0, 8.0, 3.0], "ours": [1.0, 2.0, 3.0]}
+    assert times_as_fast(took, "plain") == {"plain": 1.0, "ours": 2.0}
 
 
 def test_the_table_says_what_share_is_arithmetic() -> None:
     kinds = {**dict.fromkeys((*KINDS, BETWEEN), 1.0), CONVOLUTIONS: 50.0, PRODUCTS: 10.0}
     one = Timed("mlp", "pred", "ours bf16", 80.0, kinds)
     assert Timed(**one.tree()) == one
-    assert table([one]).splitlines()[-1] == (
-        "| MLP 3×1024, MNIST's shape | pred | ours bf16 | 80.0 | 50.0 | 10.0 | 1.0 | 1.0 | 1.0 "
-        "| 1.0 | 1.0 | 1.0 | 75% |"
-    )
+    for times, said in ((2.345, "2.35"), (None, "–")):
+        assert table([replace(one, times_plain=times)]).splitlines()[-1] == (
+            f"| MLP 3×1024, MNIST's shape | pred | ours bf16 | {said} | 80.0 | 50.0 | 10.0 | 1.0 "
+            "| 1.0 | 1.0 | 1.0 | 1.0 | 1.0 | 75% |"
+        )
