@@ -119,8 +119,9 @@ def _moments(g: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and (unbiased) standard deviation over space: (n, C)."""
     values = wide(pixels(g))
     mean = values.mean(dim=1)
-    squares = (values - mean.unsqueeze(1)).square_().sum(dim=1)
-    return mean, squares.div_(values.size(1) - 1).sqrt_()
+    is_copy = values.dtype != g.dtype
+    off = values.sub_(mean.unsqueeze(1)) if is_copy else values - mean.unsqueeze(1)
+    return mean, off.square_().sum(dim=1).div_(values.size(1) - 1).sqrt_()
 
 
 def _spread_backward(g: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
@@ -129,7 +130,7 @@ def _spread_backward(g: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
     if values.dtype == mean.dtype:
         values.sub_(mean).mul_(scale)
     else:
-        values.copy_((wide(values) - mean).mul_(scale))
+        values.copy_(wide(values).sub_(mean).mul_(scale))
     return g
 
 
