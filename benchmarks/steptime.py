@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from statistics import median
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -29,7 +28,7 @@ from benchmarks.laps import made_up_batches
 from benchmarks.machine import RESULTS, machine, write_result
 from benchmarks.plain import PlainBlock, PlainTrainer
 from benchmarks.tables import NOTHING, README, markdown, write_section
-from benchmarks.turns import WARM_UP, taken_in_turn, times_as_fast
+from benchmarks.turns import WARM_UP, seconds_of, taken_in_turn, times_as_fast
 from launch.provenance import provenance
 from pipeline.assembly import prepare_process
 from pipeline.datasets import data_facts
@@ -79,7 +78,7 @@ def lap(network: str, loss: str, way: str, seconds: float) -> Timed:
 def step_of(network: str, loss: str, way: str, clock: KernelClock | None = None) -> Step:
     """Which trains in that way, on images that lie ready."""
     config = Task(network, Contender("single", loss, WAYS[way]), None, 1, 0.0).config()
-    return _plain(config, clock or KernelClock()) if way == PLAIN else _ours(config)
+    return _plain(config, clock) if way == PLAIN else _ours(config)
 
 
 def _ours(config: Config) -> Step:
@@ -88,33 +87,28 @@ def _ours(config: Config) -> Step:
     return UnitTrainer(config, facts, network_specs(config, facts), _CPU).step
 
 
-def _plain(config: Config, clock: KernelClock) -> Step:
+def _plain(config: Config, clock: KernelClock | None) -> Step:
     torch.set_num_threads(1)
     torch.manual_seed(config.runtime.seed)
     specs = network_specs(config, data_facts(config.data))
     plain = PlainTrainer([PlainBlock(spec) for spec in specs], config.optimizer.lr)
-    for optimizer in plain.optimizers:
-        clock.watch(optimizer)
+    if clock is not None:
+        for optimizer in plain.optimizers:
+            clock.watch(optimizer)
     (images, labels), *_ = made_up_batches(config, _CPU)
     return partial(plain.step, images, labels)
 
 
 def timed(step: Step, clock: KernelClock, seconds: float) -> tuple[float, dict[str, float]]:
     """Milliseconds of a step without the clock, and of each kind of work in it."""
-    laps = [_lap(step) for _ in range(WARM_UP)]
+    laps = [seconds_of(step) for _ in range(WARM_UP)]
     steps = max(WARM_UP, round(seconds / laps[-1]))
-    step_ms = 1e3 * median(_lap(step) for _ in range(steps))
+    step_ms = 1e3 * median(seconds_of(step) for _ in range(steps))
     with clock:
         for _ in range(steps):
             step()
     kinds = {kind: 1e3 * took for kind, took in clock.seconds(steps).items()}
     return step_ms, {**kinds, BETWEEN: max(0.0, step_ms - sum(kinds.values()))}
-
-
-def _lap(step: Step) -> float:
-    began = perf_counter()
-    step()
-    return perf_counter() - began
 
 
 def measured(network: str, loss: str, rounds: int, seconds: float) -> list[Timed]:

@@ -48,6 +48,13 @@ def taken_in_turn(
     return {name: [took[name] for took in rounds] for name in makers}
 
 
+def seconds_of(step: Step) -> float:
+    """Taken once."""
+    began = perf_counter()
+    step()
+    return perf_counter() - began
+
+
 def times_as_fast(took: Mapping[str, Sequence[float]], than: str) -> dict[str, float]:
     """How often each goes into the one it is compared with: medians of the quotients in rounds."""
     return {
@@ -67,6 +74,4 @@ def _get_ready(make: Callable[[], Step]) -> None:
 
 
 def _take_step() -> float:
-    began = perf_counter()
-    _steps[0]()
-    return perf_counter() - began
+    return seconds_of(_steps[0])

@@ -128,18 +128,17 @@ def test_the_ways_take_turns_and_medians_are_kept(monkeypatch: pytest.MonkeyPatc
     ]
 
 
-class Count:
-    """A step that is taken in a process of its own: a shorter one than the other."""
+def pausing(pause_s: float) -> Callable[[], object]:
+    return partial(sleep, pause_s)
 
-    def __init__(self, pause_s: float) -> None:
-        self.pause_s = pause_s
 
-    def __call__(self) -> Callable[[], object]:
-        return partial(sleep, self.pause_s)
+def failing() -> Callable[[], object]:
+    raise ValueError("as it should")
 
 
 def test_steps_are_taken_one_by_one_in_turn() -> None:
-    took = taken_in_turn({"long": Count(0.02), "short": Count(0.001)}, seconds=0.05)
+    makers = {"long": partial(pausing, 0.02), "short": partial(pausing, 0.001)}
+    took = taken_in_turn(makers, seconds=0.05)
     assert 1 <= len(took["long"]) == len(took["short"]) < 10
     assert min(took["long"]) >= 0.02
     assert min(took["short"]) >= 0.001
@@ -147,14 +146,7 @@ def test_steps_are_taken_one_by_one_in_turn() -> None:
 
 def test_a_process_that_fails_ends_the_measurement() -> None:
     with pytest.raises(BrokenProcessPool):
-        taken_in_turn({"fails": Fails()}, seconds=0.05)
-
-
-class Fails:
-    """Cannot be made."""
-
-    def __call__(self) -> Callable[[], object]:
-        raise ValueError("as it should")
+        taken_in_turn({"fails": failing}, seconds=0.05)
 
 
 def test_quotients_are_those_within_rounds() -> None:
