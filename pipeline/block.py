@@ -78,8 +78,9 @@ class Block(nn.Module):
         self._optimizer = make_optimizer(learned)
 
     def use(self, compiler: Compiler) -> None:
-        """Let it compile what computes the activation and the loss."""
+        """Let it compile what computes the activation, what is passed on and the loss."""
         self._activation = compiler.compiled(self._activation)  # type: ignore[method-assign]
+        self._passed = compiler.compiled(self._passed)  # type: ignore[method-assign]
         self._loss = compiler.compiled(self._loss)  # type: ignore[method-assign]
 
     def forward(self, x: Tensor, *, batch_id: int | None, shortcut: Tensor | None = None) -> Tensor:
@@ -127,9 +128,13 @@ class Block(nn.Module):
         Dropout draws for (seed, block, batch id); None, in evaluation, drops nothing. It drops
         whole channels of feature maps, so pooling may come first, and leaves it less to do.
         """
+        if batch_id is None or self.spec.dropout == 0:
+            return self._passed(h, None)
+        return self._passed(h, self.dropout.mask(h, batch_id))
+
+    def _passed(self, h: Tensor, mask: Tensor | None) -> Tensor:
         passed = (pool if h.requires_grad else pool_values)(h, self.spec.pool)
-        if batch_id is not None and self.spec.dropout > 0:
-            mask = self.dropout.mask(h, batch_id)
+        if mask is not None:
             passed = passed * mask if self.spec.pool is None else passed.mul_(mask)
         return channels_last(passed)
 

@@ -33,11 +33,12 @@ class Counters:
     def add(self, block: int, value: LossValue, images: int) -> None:
         """Count a batch of `images`; `value.loss` is their mean."""
         row = self._blocks[block]
-        self._images[row] += images
-        self._loss[row] += value.loss.detach().double() * images
+        # `sums[row] += x` would also copy the sum onto itself
+        self._images[row].add_(images)
+        self._loss[row].add_(value.loss.detach().double(), alpha=images)
         if value.errors is not None:
             self._predicts[row] = True
-            self._errors[row] += value.errors
+            self._errors[row].add_(value.errors)
 
     def skip(self, block: int) -> None:
         """A batch of which nothing is counted: a block that skips them all still has a tally."""

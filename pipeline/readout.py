@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from pipeline.remade import Remake
     from pipeline.specs import PoolSpec
 
+CONVERTING_DEVICES = frozenset({"cuda"})
+"""Whose kernels read numbers of one type as another on the way; elsewhere PyTorch copies them."""
+
 _ONE = [1, 1]  # stride, padding and dilation of g
 
 
@@ -97,13 +100,16 @@ class _ReadOut(torch.autograd.Function):
         low, by_weight = weight.to(g.dtype), torch.zeros_like(weight)
         # a map that is the same at every pixel has no direction in which it spreads more
         scale = torch.where(spread > 0, by_spread / (spread * (g[0, 0].numel() - 1)), 0.0)
-        for at in slices(g):
+        parts = list(slices(g))
+        for at in parts:
             h = kept[at] if ctx.again is None else ctx.again(at)
             by_g = _spread_backward(g[at], mean[at], scale[at])
             by_h, by_low = _map_backward(by_g, h.to(g.dtype), low)
             if by_pooled is not None:
                 pool_backward_(by_h, by_pooled[at], ctx.spec, add=True)
             by_weight += by_low
+            if len(parts) == 1:
+                return by_h, by_weight, None, None
             g[at] = by_h
         return g, by_weight, None, None
 
@@ -116,7 +122,9 @@ def _map_(h: Tensor, weight: Tensor) -> Tensor:
 
 
 def _moments(g: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and (unbiased) standard deviation over space: (n, C)."""
+    """Mean and (unbiased) standard deviation over space: (n, C), at least float32."""
+    if g.device.type in CONVERTING_DEVICES:
+        return _moments_of(pixels(g))
     values = wide(pixels(g))
     mean = values.mean(dim=1)
     is_copy = values.dtype != g.dtype
@@ -124,10 +132,18 @@ def _moments(g: Tensor) -> tuple[Tensor, Tensor]:
     return mean, off.square_().sum(dim=1).div_(values.size(1) - 1).sqrt_()
 
 
+def _moments_of(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of (n, H·W, C), without a copy of it that is wide."""
+    mean = values.mean(dim=1, dtype=torch.promote_types(values.dtype, torch.float32))
+    return mean, torch.std(values, dim=1, out=torch.empty_like(mean))
+
+
 def _spread_backward(g: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
     """(g - mean) · scale, in place of g."""
     values, mean, scale = pixels(g), mean.unsqueeze(1), scale.unsqueeze(1)
-    if values.dtype == mean.dtype:
+    if g.device.type in CONVERTING_DEVICES:
+        torch.addcmul(-mean * scale, values, scale, out=values)
+    elif values.dtype == mean.dtype:
         values.sub_(mean).mul_(scale)
     else:
         values.copy_(wide(values).sub_(mean).mul_(scale))

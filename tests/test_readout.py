@@ -9,7 +9,7 @@ import torch
 from gradients import check_gradients
 from torch.nn import functional as F
 
-from pipeline import layout
+from pipeline import layout, readout
 from pipeline.layout import channels_last, flattened, is_channels_last, pixels
 from pipeline.models import decoder_pool
 from pipeline.pooling import pool
@@ -45,7 +45,13 @@ def few_examples(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(layout.SLICE_BYTES, "cpu", request.param * nbytes)
 
 
-@pytest.mark.usefixtures("few_examples")
+@pytest.fixture(params=[frozenset(), frozenset({"cpu"})], ids=["copies", "converts"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a device where PyTorch copies numbers of another type, and of one that converts them."""
+    monkeypatch.setattr(readout, "CONVERTING_DEVICES", request.param)
+
+
+@pytest.mark.usefixtures("few_examples", "kernels")
 @pytest.mark.parametrize("name", POOLS)
 def test_values_and_gradients_are_those_of_plain_pytorch(name: str) -> None:
     found = []
@@ -86,6 +92,7 @@ def test_a_second_backward_pass_is_refused_not_wrong() -> None:
         torch.autograd.grad(spread.sum(), h)
 
 
+@pytest.mark.usefixtures("kernels")
 def test_under_bf16_moments_are_float32() -> None:
     h = drawn(*SHAPE, dtype=torch.float32)
     weight = drawn(4, 4, 3, 3, seed=1, dtype=torch.float32)
