@@ -59,13 +59,15 @@ NETWORKS = {
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One way to train: `stages` is the number of processes, `micro_batches` of 1F1B alone."""
+    """One way to train: `stages` is the number of processes, `micro_batches` of 1F1B alone;
+    `compiled`: with `runtime.compile`, ours alone."""
 
     way: Way
     loss: str
     precision: str
     stages: int = 1
     micro_batches: int = 1
+    compiled: bool = False
 
     @property
     def is_ours(self) -> bool:
@@ -77,7 +79,8 @@ class Contender:
         """How people call it."""
         processes = f" {self.stages}" if self.way in ("pipeline", "1f1b") else ""
         parts = f" in {self.micro_batches}" if self.way == "1f1b" else ""
-        return f"{self.way}{processes}{parts} {self.loss} {self.precision}"
+        ending = " compiled" if self.compiled else ""
+        return f"{self.way}{processes}{parts} {self.loss} {self.precision}{ending}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,7 @@ class Task:
             f"loss.name={self.contender.loss}", f"runtime.precision={self.contender.precision}",
             f"runtime.threads_per_stage={self.threads}", "runtime.eval_every_epochs=0",
             f"runtime.checkpoint_every_steps={NEVER}",
+            f"runtime.compile={self.contender.compiled}",
             *NETWORKS[self.network].changes, *self.changes,
         )  # fmt: skip
 

@@ -101,4 +101,5 @@ def draw_steptime(steps: Sequence[Mapping[str, Any]], kinds: Sequence[str], name
 def _label(row: Mapping[str, Any]) -> str:
     parts = f", {row['stages']} stages" if row["stages"] > 1 else ""
     parts += f" in {row['micro_batches']}" if row["way"] == "1f1b" else ""
-    return f"{row['way']}{parts}, {row['loss']} {row['precision']}"
+    ending = ", compiled" if row.get("compiled") else ""  # older results don't say
+    return f"{row['way']}{parts}, {row['loss']} {row['precision']}{ending}"

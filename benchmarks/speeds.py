@@ -14,7 +14,7 @@ from benchmarks.contenders import NETWORKS, Contender
 from benchmarks.tables import NOTHING, markdown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from benchmarks.contenders import Lap, Way
 
@@ -51,8 +51,12 @@ class Row:
 
 def rows_of(tree: Iterable[dict[str, Any]]) -> list[Row]:
     """The rows that were kept as JSON."""
-    names = Contender.__dataclass_fields__
-    return [Row(Contender(**{name: row[name] for name in names}), row["rounds"]) for row in tree]
+    return [Row(contender_of(row), row["rounds"]) for row in tree]
+
+
+def contender_of(row: Mapping[str, Any]) -> Contender:
+    """Of a row that was kept as JSON, perhaps before there was every field."""
+    return Contender(**{name: row[name] for name in Contender.__dataclass_fields__ if name in row})
 
 
 def ratio(row: Row | None, other: Row | None) -> float | None:
@@ -220,6 +224,8 @@ def _label(contender: Contender) -> str:
         return f"pipeline, {contender.stages} stage{'s' * (contender.stages > 1)}"
     if contender.way == "1f1b":
         return f"1F1B, {contender.stages} stages, micro-batches: {contender.micro_batches}"
+    if contender.compiled:
+        return "single mode, compiled"
     names = {"single": "single mode", "plain": "plain baseline", "products": "products alone"}
     return names[contender.way]
 

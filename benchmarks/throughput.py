@@ -95,6 +95,8 @@ def contenders(options: Options) -> list[Contender]:
     for precision in options.precisions:
         for loss in options.losses:
             found.append(Contender("single", loss, precision))
+            if options.device == "cuda":  # on the CPU it gains nothing
+                found.append(Contender("single", loss, precision, compiled=True))
             found += [Contender("pipeline", loss, precision, n) for n in options.stages]
         found += [Contender("products", loss, precision) for loss in options.losses]
         found.append(Contender("single", "glob", precision))

@@ -193,6 +193,25 @@ def test_how_near_to_the_bound_is_answered_on_gpus() -> None:
     assert (round(answer.found, 3), answer.met) == (0.413, True)
 
 
+def test_the_faster_of_compiled_and_not_answers() -> None:
+    bound = row(Contender("products", "predsim", "bf16"), 1000.0)
+    as_it_is = row(Contender("single", "predsim", "bf16"), 300.0)
+    compiled = row(Contender("single", "predsim", "bf16", compiled=True), 450.0)
+    (answer,) = answers("vgg8b", "cuda", [bound, as_it_is, compiled])
+    assert answer.asked == "single predsim bf16 compiled ≥ 0.4 × products alone, bf16"
+    assert answer.met
+
+
+def test_compiled_contenders_say_so_in_their_config_and_older_rows_are_none() -> None:
+    asked = task("mlp", Contender("single", "pred", "bf16", compiled=True))
+    assert asked.config().runtime.compile
+    kept = row(Contender("single", "pred", "bf16"), 300.0).tree()
+    del kept["compiled"]
+    (read,) = rows_of([kept])
+    assert read.contender == Contender("single", "pred", "bf16")
+    assert not task("mlp", read.contender).config().runtime.compile
+
+
 @pytest.mark.parametrize(
     ("speed", "seconds", "size"),
     [(3200.0, 20.0, (100, 6)), (10.0, 20.0, (1, 6)), (1280.0, 2.0, (10, 3))],
