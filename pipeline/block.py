@@ -57,7 +57,7 @@ class Block(nn.Module):
             self._build(spec)
         self.to(device=device, dtype=dtype)
         self.to(memory_format=torch.channels_last)
-        self.dropout = Dropout(spec.dropout, seed=seed, block=spec.index, device=device)
+        self.dropout = Dropout(spec.dropout, seed=seed, block=spec.index)
         self._optimizer: Optimizer | None = None
 
     def _build(self, spec: BlockSpec) -> None:
@@ -82,6 +82,7 @@ class Block(nn.Module):
         self._activation = compiler.compiled(self._activation)  # type: ignore[method-assign]
         self._passed = compiler.compiled(self._passed)  # type: ignore[method-assign]
         self._loss = compiler.compiled(self._loss)  # type: ignore[method-assign]
+        self.dropout.use(compiler)
 
     def forward(self, x: Tensor, *, batch_id: int | None, shortcut: Tensor | None = None) -> Tensor:
         """The activation h (logits for the output block), before dropout and pooling.

@@ -1,73 +1,98 @@
 """Dropout whose masks belong to (seed, block, batch id), never to a process's history.
 
 On the CPU numpy draws 16 random bits for each unit: PyTorch's Bernoulli numbers take three times
-as long, and are others on processors of another make.
+as long, and are others on processors of another make. Elsewhere the device works 64 bits for each
+unit out of the batch id that lies in its memory (`dials.py`), by SplitMix64 (Steele, Lea & Flood
+2014): so a recorded step (`graphs.py`) draws anew whenever it is replayed, and no mask outlives
+its step.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pipeline.seeding import Purpose, derived_seed, generator
 
 if TYPE_CHECKING:
     from numpy.random import Generator
     from numpy.typing import NDArray
+    from torch import Tensor
+
+    from pipeline.compiled import Compiler
+
+HOST_DEVICES = frozenset({"cpu"})
+"""For which numpy draws."""
 
 _BITS = 16
 _PER_WORD = 64 // _BITS
-
-
-@dataclass(slots=True)
-class _Kept:
-    mask: Tensor
-    batch_id: int | None = None
+_SPAN = 1 << 64
 
 
 class Dropout:
-    """Of one block. With `keep` a mask has memory of its own, one for each size of a batch, and is
-    drawn once for a batch, early: a recorded step (`graphs.py`) reads it there."""
+    """Of one block."""
 
-    def __init__(self, rate: float, *, seed: int, block: int, device: torch.device) -> None:
+    def __init__(self, rate: float, *, seed: int, block: int) -> None:
         self.rate = rate
         self._seed, self._block = seed, block
-        self._generator = torch.Generator(device)
-        self._kept: dict[int, _Kept] | None = None
+        self._key = derived_seed(seed, Purpose.DROPOUT, block)
+        self._batch_id: Tensor | None = None
+        self._uniform = uniform
 
-    def keep(self) -> None:
-        """From now on masks stay where they are."""
-        self._kept = {} if self._kept is None else self._kept
+    def follow(self, batch_id: Tensor) -> None:
+        """From now on a device looks there for the id of the batch, when it comes to its mask."""
+        self._batch_id = batch_id
+
+    def use(self, compiler: Compiler) -> None:
+        """Let it compile what a device works out."""
+        self._uniform = compiler.compiled(self._uniform)
 
     def mask(self, h: Tensor, batch_id: int) -> Tensor:
         """Zeros and 1/(1 - rate), per unit of h (n, D) and per channel of (n, C, H, W)."""
-        if self._kept is None:
-            return self._drawn(_memory(h), batch_id)
-        if len(h) not in self._kept:
-            self._kept[len(h)] = _Kept(_memory(h))
-        self.draw(len(h), batch_id)
-        return self._kept[len(h)].mask
+        shape = h.shape[:2] + (1,) * (h.dim() - 2)
+        on_host = h.device.type in HOST_DEVICES
+        kept = (self._drawn if on_host else self._worked_out)(h, prod(shape), batch_id)
+        return kept.view(shape).to(h.dtype).div_(1.0 - self.rate)
 
-    def draw(self, examples: int, batch_id: int) -> None:
-        """Ahead of `mask`, where there is memory for so many examples."""
-        kept = (self._kept or {}).get(examples)
-        if kept is not None and kept.batch_id != batch_id:
-            self._drawn(kept.mask, batch_id)
-            kept.batch_id = batch_id
+    def _drawn(self, h: Tensor, count: int, batch_id: int) -> Tensor:
+        numbers = generator(self._seed, Purpose.DROPOUT, self._block, batch_id)
+        kept = _bits(numbers, count) >= round(self.rate * (1 << _BITS))
+        # as bytes: PyTorch takes seven times as long to make numbers of bool
+        return torch.from_numpy(kept.view(np.uint8))
 
-    def _drawn(self, mask: Tensor, batch_id: int) -> Tensor:
-        keep, position = 1.0 - self.rate, (self._block, batch_id)
-        if mask.device.type == "cpu":
-            numbers = generator(self._seed, Purpose.DROPOUT, *position)
-            kept = _bits(numbers, mask.numel()) >= round(self.rate * (1 << _BITS))
-            # as bytes: PyTorch takes seven times as long to make numbers of bool
-            return mask.copy_(torch.from_numpy(kept.view(np.uint8)).view_as(mask)).div_(keep)
-        self._generator.manual_seed(derived_seed(self._seed, Purpose.DROPOUT, *position))
-        return mask.bernoulli_(keep, generator=self._generator).div_(keep)
+    def _worked_out(self, h: Tensor, count: int, batch_id: int) -> Tensor:
+        at = self._batch_id
+        at = torch.full((), batch_id, device=h.device) if at is None else at
+        return self._uniform(at, _signed(self._key), count) >= _least_kept(self.rate)
+
+
+def uniform(batch_id: Tensor, key: int, count: int) -> Tensor:
+    """So many uniform int64 for a batch, all but their lowest bits of use: (count,), where the
+    batch id (int64, a scalar) lies. The last step of SplitMix64, which mixes those bits, is left
+    out.
+
+    Args:
+        key: where the sequence of batch 0 begins; int64.
+    """
+    numbers = torch.arange(count, device=batch_id.device).mul_(_STEP)
+    numbers.add_(batch_id * _STEP_OF_BATCHES + key)
+    for by, factor in _MIXING:
+        bits = (numbers >> by).bitwise_and_((1 << (64 - by)) - 1)  # as of unsigned numbers
+        numbers.bitwise_xor_(bits).mul_(factor)
+    return numbers
+
+
+def _signed(number: int) -> int:
+    """The int64 of the same bits."""
+    return (number + _SPAN // 2) % _SPAN - _SPAN // 2
+
+
+def _least_kept(rate: float) -> int:
+    """Of uniform int64 the share `rate` is less."""
+    return min(round(rate * _SPAN), _SPAN - 1) - _SPAN // 2
 
 
 def _bits(numbers: Generator, count: int) -> NDArray[np.uint16]:
@@ -76,5 +101,7 @@ def _bits(numbers: Generator, count: int) -> NDArray[np.uint16]:
     return words.astype("<u8", copy=False).view("<u2")[:count]
 
 
-def _memory(h: Tensor) -> Tensor:
-    return torch.empty(h.shape[:2] + (1,) * (h.dim() - 2), dtype=h.dtype, device=h.device)
+_STEP = _signed(0x9E3779B97F4A7C15)
+_STEP_OF_BATCHES = _signed(0xD1B54A32D192ED03)
+"""Odd, as the step is: batches begin far from each other."""
+_MIXING = ((30, _signed(0xBF58476D1CE4E5B9)), (27, _signed(0x94D049BB133111EB)))

@@ -1,8 +1,8 @@
 """`runtime.cuda_graphs`: a stage's step as two recorded graphs, replayed for every batch.
 
     x, labels ──copied──▶ memory of the recording ─┐
-    dropout ────drawn───▶ memory of the masks ─────┼─▶ [begin] ──passed──▶ send
-    batch id, learning rate ──▶ dials ─────────────┘   [finish]  every block has learned
+    batch id, learning rate ──▶ dials ─────────────┴─▶ [begin] ──passed──▶ send
+                                                       [finish]  every block has learned
 
 A step of hundreds of small kernels costs the processor more time than the device; replayed, it
 costs two calls. What is recorded runs no Python and asks the device nothing, so all that changes
@@ -59,9 +59,6 @@ class Work(Protocol[Half]):
 
     def step(self, x: Tensor, labels: Tensor, batch_id: int, send: Send) -> None:
         """Both, at once, from what arrived."""
-
-    def draw(self, examples: int, batch_id: int) -> None:
-        """Everything random of a batch, into memory that stays."""
 
     def memory(self) -> Sequence[Tensor]:
         """All that a step changes."""
@@ -157,7 +154,6 @@ class Graphs(Generic[Half]):
     def _replay(
         self, recording: _Recording[Half], x: Tensor, labels: Tensor, batch_id: int, send: Send
     ) -> None:
-        self._work.draw(len(x), batch_id)
         recording.replay(self._work.prepared(x, batch_id), labels, batch_id, send)
 
     def _plainly(self, x: Tensor, labels: Tensor, batch_id: int, send: Send) -> None:

@@ -21,7 +21,8 @@ class Purpose(IntEnum):
     AUGMENT = 2
     """Crop, flip and cutout of a batch: (batch id,)."""
     DROPOUT = 3
-    """Dropout of a block: (block, batch id); of a user's own modules: (block, batch id, part)."""
+    """Dropout of a block: (block, batch id) on the CPU, elsewhere (block,) for all batches; of a
+    user's own modules: (block, batch id, part)."""
     IMAGES = 4
     """Made-up images: (part,), and per-image random crops of image folders: (epoch, image)."""
     FACTORY = 5

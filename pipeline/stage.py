@@ -55,6 +55,8 @@ class Stage:
         self._shortcuts = Shortcuts(block.spec for block in blocks)
         indices = [block.spec.index for block in blocks]
         self._dials = Dials(blocks[0].device)
+        for block in blocks:
+            block.dropout.follow(self._dials.batch_id)
         self._finite = FiniteCheck(on_nonfinite, indices, self._dials.batch_id)
         self._graphs: Graphs[Pending] | None = None
         self._skipped: dict[int, list[int]] = {}
@@ -214,14 +216,7 @@ class Stage:
 
     def record(self, recorder: Recorder) -> None:
         """From now on steps are recorded, and replayed for other batches of the same shape."""
-        for block in self.blocks:
-            block.dropout.keep()
         self._graphs = Graphs(self, recorder, self.remark)
-
-    def draw(self, examples: int, batch_id: int) -> None:
-        """Everything random of a batch that has memory of its own."""
-        for block in self.blocks:
-            block.dropout.draw(examples, batch_id)
 
     def memory(self) -> list[Tensor]:
         """All that a step changes."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline import dropout
 from pipeline.augment import Preprocess
 from pipeline.block import Block
 from pipeline.blockfile import decode_block, encode_block
@@ -18,7 +19,7 @@ from pipeline.errors import CheckpointError
 from pipeline.layout import is_channels_last
 from pipeline.models import build_specs
 from pipeline.optimizers import make_optimizer
-from pipeline.seeding import Purpose, generator
+from pipeline.seeding import Purpose, derived_seed, generator
 from pipeline.stage import Stage, learn
 
 if TYPE_CHECKING:
@@ -132,6 +133,60 @@ def test_dropout_draws_what_numpys_generator_gives(width: int) -> None:
     bits = numbers.integers(0, 1 << 16, h.shape, dtype=np.uint16)
     expected = torch.from_numpy(bits >= round(0.4 * (1 << 16))) / 0.6
     assert torch.equal(block_of(spec).dropout.mask(h, 7), expected)
+
+
+@pytest.fixture
+def on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masks are worked out where they are needed, as on every device but the CPU."""
+    monkeypatch.setattr(dropout, "HOST_DEVICES", frozenset())
+
+
+@pytest.mark.usefixtures("on_a_device")
+def test_devices_draw_splitmix64_for_seed_block_and_batch_id() -> None:
+    spec, h = specs_of(dropout=0.4)[2], torch.ones(3, 5)
+    key = derived_seed(1, Purpose.DROPOUT, spec.index)
+    numbers = [splitmix64(key, 7, unit) for unit in range(15)]
+    expected = torch.tensor([number >= 0.4 for number in numbers]).view(3, 5) / 0.6
+    assert torch.equal(block_of(spec).dropout.mask(h, 7), expected)
+    assert not torch.equal(block_of(spec).dropout.mask(h, 8), expected)
+    assert not torch.equal(block_of(spec, seed=2).dropout.mask(h, 7), expected)
+
+
+def splitmix64(key: int, batch_id: int, unit: int) -> float:
+    """In [0, 1), but for the last step, which leaves the 31 highest bits as they are; the sign of
+    an int64 is its highest bit."""
+    bits, all_bits = key + batch_id * 0xD1B54A32D192ED03 + unit * 0x9E3779B97F4A7C15, (1 << 64) - 1
+    bits &= all_bits
+    bits = (bits ^ bits >> 30) * 0xBF58476D1CE4E5B9 & all_bits
+    bits = (bits ^ bits >> 27) * 0x94D049BB133111EB & all_bits
+    return (bits + (1 << 63) & all_bits) / (1 << 64)
+
+
+@pytest.mark.usefixtures("on_a_device")
+@pytest.mark.parametrize("rate", [0.01, 0.2, 0.5, 0.9])
+def test_devices_drop_what_is_asked_for_and_neighbours_have_nothing_in_common(rate: float) -> None:
+    block, count = block_of(specs_of(dropout=rate)[0]), 100_000
+    masks = [block.dropout.mask(torch.ones(count, 1), batch_id) for batch_id in (1, 2, 3)]
+    rows = torch.stack([mask.flatten() == 0 for mask in masks]).double()
+    deviation = (rate * (1 - rate) / count) ** 0.5
+    assert (rows.mean(dim=1) - rate).abs().max() < 5 * deviation
+    both = torch.cat([rows, rows.roll(1, dims=1)])  # other batches, and the next unit
+    correlations = torch.corrcoef(both) - torch.eye(6, dtype=torch.float64)
+    assert correlations.abs().max() < 5 / count**0.5
+
+
+@pytest.mark.usefixtures("on_a_device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_device_looks_for_the_batch_id_in_memory(dtype: torch.dtype) -> None:
+    """What was recorded once has no other way to learn that the batch is another."""
+    drop, h, dial = block_of(specs_of()[0]).dropout, torch.ones(20, 5, 6, 6, dtype=dtype), 7
+    expected = drop.mask(h, dial)
+    assert (expected.shape, expected.dtype) == ((20, 5, 1, 1), dtype)
+    memory = torch.tensor(0)
+    drop.follow(memory)
+    assert not torch.equal(drop.mask(h, dial), expected)
+    memory.fill_(dial)
+    assert torch.equal(drop.mask(h, 999), expected)
 
 
 def test_dropout_leaves_the_global_generator_alone() -> None:

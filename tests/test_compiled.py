@@ -9,7 +9,7 @@ import pytest
 import torch
 from memory_run import Job
 
-from pipeline import compiled
+from pipeline import compiled, dropout
 from pipeline.assembly import build_stage
 from pipeline.compiled import Compiler
 from pipeline.config import build_config
@@ -83,6 +83,12 @@ def check_alike(one: Stage, other: Stage) -> None:
 @pytest.mark.parametrize("loss", [{"name": "predsim"}, {"name": "pred", "bio": True}], ids=str)
 def test_compiled_blocks_learn_the_same(loss: dict[str, Any]) -> None:
     check_alike(trained(VGG, loss, compile=True), trained(VGG, loss))
+
+
+@pytest.mark.usefixtures("traced_only")
+def test_so_do_those_whose_masks_a_device_works_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dropout, "HOST_DEVICES", frozenset())
+    check_alike(trained(VGG, {"name": "pred"}, compile=True), trained(VGG, {"name": "pred"}))
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from pipeline import layout, optimizers
+from pipeline import dropout, layout, optimizers
 from pipeline.assembly import build_stage, graphs_prevented_by, prepare_process
 from pipeline.block import Block
 from pipeline.config import build_config
 from pipeline.datasets import data_facts
+from pipeline.dropout import Dropout
 from pipeline.graphs import PLAIN_STEPS, CudaRecorder
 
 if TYPE_CHECKING:
@@ -190,6 +191,18 @@ def test_of_a_half_that_was_not_recorded_nothing_stays() -> None:
     assert len(recorded.remarks) == 1
 
 
+def test_on_devices_masks_depend_on_nothing_that_a_recording_would_keep(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dropout, "HOST_DEVICES", frozenset())
+    told = trained(Again())
+    mask = Dropout.mask
+    monkeypatch.setattr(Dropout, "mask", lambda self, h, batch_id: mask(self, h, -1))
+    trained(Again()).check_equals(told)
+    monkeypatch.setattr(Dropout, "follow", lambda self, dial: None)
+    assert not torch.equal(*(run.stage.blocks[1].encoder.weight for run in (trained(None), told)))
+
+
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
@@ -204,21 +217,10 @@ def test_what_no_graph_can_do_is_known_beforehand(sections: dict[str, Any], word
     assert words in str(graphs_prevented_by(build_config({**tree, **sections}, "test")))
 
 
-class NoGenerator:
-    """Replaces torch.Generator, which the device that has no data has none of."""
-
-    def __init__(self, device: torch.device) -> None: ...
-
-    def manual_seed(self, seed: int) -> NoGenerator:
-        return self
-
-
 @pytest.fixture
 def no_data(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """Stands for a CUDA device: whoever asks for a number of a tensor gets an error, as while a
     graph is recorded."""
-    monkeypatch.setattr(torch, "Generator", NoGenerator)
-    monkeypatch.setattr(torch.Tensor, "bernoulli_", lambda mask, keep, generator: mask)
     monkeypatch.setattr(Block, "_autocast", lambda block: nullcontext())
     monkeypatch.setitem(layout.SLICE_BYTES, "meta", 1 << 20)
     for fused in ("adam", "sgd"):  # their kernels know no such device
