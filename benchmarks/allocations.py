@@ -96,7 +96,9 @@ def measure(work: Callable[[], None], device: torch.device) -> Peaks:
 def recorded(work: Callable[[], None], device: torch.device) -> list[Event]:
     """Everything that is taken and given back on the device meanwhile, in order of time."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else each start and stop is told
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    recording = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+    # on a GPU a thread of its own would go backward, and what it gives back would not be recorded
+    with torch.autograd.set_multithreading_enabled(False), recording as profiler:
         work()
     assert profiler.profiler is not None, "it has just run"
     assert profiler.profiler.kineto_results is not None, "it has just run"

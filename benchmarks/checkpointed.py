@@ -31,6 +31,7 @@ class CheckpointedNetwork:
 
     Args:
         segments: that are computed again, but for the last; None: about √depth.
+        bf16: by autocast.
     """
 
     def __init__(
@@ -39,8 +40,11 @@ class CheckpointedNetwork:
         make_optimizer: Callable[[Mapping[str, Tensor]], Optimizer],
         device: torch.device,
         segments: int | None = None,
+        *,
+        bf16: bool = False,
     ) -> None:
         self.segments = segments or max(1, isqrt(len(specs)))
+        self._autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
         self._layers = nn.Sequential(*map(Layer, specs)).to(device)
         self._parameters = dict(self._layers.named_parameters())
         self._optimizer = make_optimizer(self._parameters)
@@ -48,10 +52,11 @@ class CheckpointedNetwork:
     def train(self, images: Tensor, labels: Tensor, lr: float) -> None:
         """One step on uint8 (n, C, H, W) and int64 (n,)."""
         x = images.to(torch.float32).div_(255)
-        logits = checkpoint_sequential(  # type: ignore[no-untyped-call]
-            self._layers, self.segments, x, use_reentrant=False
-        )
-        loss = F.cross_entropy(logits, labels)
+        with self._autocast:
+            logits = checkpoint_sequential(  # type: ignore[no-untyped-call]
+                self._layers, self.segments, x, use_reentrant=False
+            )
+        loss = F.cross_entropy(logits.float(), labels)
         gradients = torch.autograd.grad(loss, list(self._parameters.values()))
         with torch.no_grad():
             self._optimizer.step(gradients, lr)

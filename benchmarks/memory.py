@@ -81,9 +81,10 @@ def peaks_of_blocks(config: Config, blocks: Sequence[int], device: torch.device)
     for block in stage.blocks:
         block.attach(marking_optimizer)
     shape = stage.blocks[0].spec.in_shape
+    dtype = torch.bfloat16 if config.runtime.precision == "bf16" else torch.float32
 
     def step(batch_id: int, images: int) -> None:
-        x, labels = arriving(shape, images, device, as_images=blocks[0] == 0)
+        x, labels = arriving(shape, images, device, torch.uint8 if blocks[0] == 0 else dtype)
         stage.train(x, labels, batch_id=batch_id, lr=_LR, send=_to_nobody)
 
     return second_step(step, config.data.batch_size, device)
@@ -117,10 +118,12 @@ def checkpointed(tree: Mapping[str, Any], batch_size: int, device: torch.device)
     """The same in a plain network that computes most activations twice."""
     config = configured(tree, "glob", batch_size)
     facts = data_facts(config.data)
-    network = CheckpointedNetwork(network_specs(config, facts), marking_optimizer, device)
+    bf16 = config.runtime.precision == "bf16"
+    specs = network_specs(config, facts)
+    network = CheckpointedNetwork(specs, marking_optimizer, device, bf16=bf16)
 
     def step(batch_id: int, images: int) -> None:
-        x, labels = arriving(facts.shape, images, device, as_images=True)
+        x, labels = arriving(facts.shape, images, device, torch.uint8)
         network.train(x, labels, lr=_LR)
 
     return second_step(step, batch_size, device)
@@ -140,11 +143,10 @@ def marking_optimizer(learned: Mapping[str, Tensor]) -> Optimizer:
 
 
 def arriving(
-    shape: Shape, images: int, device: torch.device, *, as_images: bool
+    shape: Shape, images: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """A batch, as it comes in: uint8 images or an activation, and labels."""
-    generator = torch.Generator(device).manual_seed(1)
-    dtype = torch.uint8 if as_images else torch.float32
+    generator, as_images = torch.Generator(device).manual_seed(1), dtype == torch.uint8
     maps = len(shape) > 1 and not as_images
     order = torch.channels_last if maps else torch.contiguous_format
     x = torch.empty(images, *shape, dtype=dtype, device=device, memory_format=order)
@@ -167,30 +169,35 @@ def _to_nobody(passed: Tensor) -> None:
               help="Only this one; may be given several times.")  # fmt: skip
 @click.option("--batch-size", default=128, show_default=True, type=click.IntRange(2))
 @click.option("--device", "device_name", default="cpu", show_default=True)
-def main(names: tuple[str, ...], batch_size: int, device_name: str) -> None:
-    """Measure, print and keep benchmarks/results/memory.json, on a GPU memory_cuda.json, and draw
-    the figure of that name."""
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+def main(names: tuple[str, ...], batch_size: int, device_name: str, precision: str) -> None:
+    """Measure, print and keep benchmarks/results/memory.json, on a GPU memory_cuda.json, in bf16
+    memory_bf16.json or memory_cuda_bf16.json, and draw the figure of that name."""
     chosen = names or tuple(NETWORKS)
     words = "".join(f" --network {name}" for name in names)
-    command = f"python -m benchmarks.memory{words} --batch-size {batch_size} --device {device_name}"
-    where, device = provenance(command), torch.device(device_name)
+    words += f" --batch-size {batch_size} --device {device_name} --precision {precision}"
+    where, device = provenance(f"python -m benchmarks.memory{words}"), torch.device(device_name)
     result = "memory" if device.type == "cpu" else f"memory_{device.type}"
+    result += "_bf16" if precision == "bf16" else ""
     prepare_process(device, 1)
     found: dict[str, dict[str, Peaks]] = {}
     for name in chosen:
-        found[name] = measured_network(name, batch_size, device)
-        tree = {name: {way: asdict(p) for way, p in ways.items()} for name, ways in found.items()}
-        kept = write_result(result, {**where, "batch_size": batch_size, "bytes": tree})
+        tree = {**NETWORKS[name], "runtime": {"precision": precision}}
+        found[name] = measured_network(name, tree, batch_size, device)
+        trees = {name: {way: asdict(p) for way, p in ways.items()} for name, ways in found.items()}
+        kept = write_result(result, {**where, "batch_size": batch_size, "bytes": trees})
     report(found, where, result)
     print("\n".join(verdicts(found)))
     print(f"kept in {kept}, drawn in {draw(found, result)}")
 
 
-def measured_network(name: str, batch_size: int, device: torch.device) -> dict[str, Peaks]:
+def measured_network(
+    name: str, tree: Mapping[str, Any], batch_size: int, device: torch.device
+) -> dict[str, Peaks]:
     """All ways, each told as soon as it is known."""
     found: dict[str, Peaks] = {}
     for way, measured in WAYS.items():
-        found[way] = measured(NETWORKS[name], batch_size, device)
+        found[way] = measured(tree, batch_size, device)
         print(f"{name}, {way}: {megabytes(found[way].total)} MB", flush=True)
     return found
 

@@ -78,7 +78,7 @@ def report(found: Mapping[str, Mapping[str, Peaks]], where: Mapping[str, Any], n
     """Print the table, and write it into the section of that name in README.md, with the
     picture."""
     print(table(found))
-    there = machine(where, "cpu" if name == "memory" else "cuda")
+    there = machine(where, "cuda" if "cuda" in name else "cpu")
     source = f"`{where['command']}`, {there}, commit {where['commit']}"
     picture = f"![Peak memory by network and way](figures/{name}.svg)"
     told = "\n".join(f"- {line}" for line in verdicts(found))

@@ -41,7 +41,7 @@ from pipeline.models import network_specs
 from pipeline.runner import StageRunner
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -159,6 +159,15 @@ def test_global_backprops_peak_does() -> None:
     assert deep.total > 2 * shallow.total
 
 
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_in_bf16_activations_take_less(way: Callable[..., Peaks]) -> None:
+    wide, narrow = (
+        way({**TINY_VGG, "runtime": {"precision": precision}}, BATCH, CPU)
+        for precision in ("fp32", "bf16")
+    )
+    assert narrow.activations < 0.8 * wide.activations
+
+
 def test_checkpointing_keeps_fewer_activations() -> None:
     plain, less = (way(tiny_mlp(16), BATCH, CPU) for way in (global_backprop, checkpointed))
     assert less.activations < 0.7 * plain.activations
@@ -171,7 +180,7 @@ def test_a_plain_network_in_one_segment_keeps_what_global_backprop_does() -> Non
     network = CheckpointedNetwork(network_specs(config, facts), marking_optimizer, CPU, segments=1)
 
     def step(batch_id: int, images: int) -> None:
-        network.train(*arriving(facts.shape, images, CPU, as_images=True), lr=1e-4)
+        network.train(*arriving(facts.shape, images, CPU, torch.uint8), lr=1e-4)
 
     plain, ours = second_step(step, BATCH, CPU), global_backprop(TINY_VGG, BATCH, CPU)
     assert plain.activations == pytest.approx(ours.activations, rel=0.1)
@@ -206,7 +215,7 @@ def test_one_stage_with_all_blocks_takes_what_single_mode_does(tree: dict[str, A
         runners.append(StageRunner(index, stage, Outlet(index + 1, queue), meter=Meter()))
 
     def step(batch_id: int, images: int) -> None:
-        batch = arriving(facts.shape, images, CPU, as_images=True)
+        batch = arriving(facts.shape, images, CPU, torch.uint8)
         queue.append((0, TrainBatch(batch_id, 1, 1e-4), batch))
         del batch
         while queue:
