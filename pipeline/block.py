@@ -59,6 +59,8 @@ class Block(nn.Module):
         self.to(memory_format=torch.channels_last)
         self.dropout = Dropout(spec.dropout, seed=seed, block=spec.index)
         self._optimizer: Optimizer | None = None
+        self.learned: list[Tensor] = []
+        """The parameters that are trained, once there is an optimizer, in its order."""
 
     def _build(self, spec: BlockSpec) -> None:
         if spec.custom is None:
@@ -75,6 +77,7 @@ class Block(nn.Module):
     def attach(self, make_optimizer: Callable[[Mapping[str, Tensor]], Optimizer]) -> None:
         """Give the block the optimizer of its own parameters."""
         learned = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        self.learned = list(learned.values())
         self._optimizer = make_optimizer(learned)
 
     def use(self, compiler: Compiler) -> None:
@@ -93,7 +96,8 @@ class Block(nn.Module):
                 evaluation, which uses the running ones and leaves them as they are.
             shortcut: what a residual connection adds, where one ends in this block.
         """
-        self.train(batch_id is not None)
+        if self.training != (batch_id is not None):
+            self.train(batch_id is not None)
         return self._activation(x, shortcut)
 
     def _activation(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
@@ -205,11 +209,6 @@ class Block(nn.Module):
         """Whether the block has a loss of its own: of a group only the last has, under plain
         `glob` only the output."""
         return self.spec.is_output or self.pred is not None or self.sim is not None
-
-    @property
-    def learned(self) -> list[Tensor]:
-        """The parameters that are trained, in the optimizer's order."""
-        return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def update(self, gradients: Sequence[Tensor], lr: float | Tensor) -> None:
         """Let the optimizer use `gradients`, one per parameter in order."""

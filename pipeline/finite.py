@@ -7,6 +7,7 @@ rollback     the run goes back to its newest snapshot, and leaves the batch out
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
@@ -44,7 +45,7 @@ class FiniteCheck:
         if self._later:
             self._note(loss, block)
             return True
-        if bool(torch.isfinite(loss)):
+        if isfinite(loss.item()):
             return True
         if self._policy != "skip_batch":
             raise NonFiniteLossError(block, batch_id)

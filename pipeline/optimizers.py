@@ -1,8 +1,9 @@
-"""One optimizer per block, over PyTorch's functional optimizers.
+"""One optimizer per block, over PyTorch's fused kernels.
 
-The functional forms take the learning rate with each step, which is how it arrives (in the
-batch header), and their state has plain names for the checkpoint. The classes of torch.optim
-also import torch._dynamo at their first use, 2 s in every process that starts.
+They take the learning rate with each step, which is how it arrives (in the batch header), and
+their state has plain names for the checkpoint. The classes of torch.optim also import
+torch._dynamo at their first use, 2 s in every process that starts; its function `adam` takes four
+times as long as the kernel where a layer is small, most of it to count steps one by one.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+
+fused_adam = torch._fused_adam_
 
 
 class Optimizer(Protocol):
@@ -45,43 +48,53 @@ class Adam:
         self._parameters = [parameter.detach() for parameter in parameters.values()]
         self._weight_decay, self._amsgrad = weight_decay, amsgrad
         self._held: dict[str, list[Tensor]] = {}
+        self._steps = torch.zeros(0)
+        """All of `held["step"]`, which are views of it."""
 
     def step(self, gradients: Sequence[Tensor], lr: float | Tensor) -> None:
         """Update the parameters in place."""
+        if not self._parameters:  # a layer that only reshapes, under global backprop
+            return
         self.hold()
-        adam(
+        self._steps.add_(1)
+        fused_adam(
             self._parameters,
             _laid_out(gradients, self._parameters),
             self._held["exp_avg"],
             self._held["exp_avg_sq"],
             self._held.get("max_exp_avg_sq", []),
             self._held["step"],
-            fused=True,
-            amsgrad=self._amsgrad,
+            lr=lr,
             beta1=0.9,
             beta2=0.999,
-            lr=lr,
             weight_decay=self._weight_decay,
             eps=1e-8,
+            amsgrad=self._amsgrad,
             maximize=False,
         )
 
     def state(self) -> dict[str, Tensor]:
         """`exp_avg`, `exp_avg_sq`, `step`, and with AMSGrad `max_exp_avg_sq`."""
-        return _named(self._names, self._held or self._zeros())
+        return _named(self._names, self._held or self._zeros(self._no_steps()))
 
     def hold(self) -> None:
         """Take memory for the state."""
-        self._held = self._held or self._zeros()
+        if not self._held:
+            self._steps = self._no_steps()
+            self._held = self._zeros(self._steps)
 
     def release(self) -> None:
         """Give the memory of the state back."""
         self._held = {}
 
-    def _zeros(self) -> dict[str, list[Tensor]]:
+    def _no_steps(self) -> Tensor:
+        places = {p.device for p in self._parameters}  # one, or none
+        return torch.zeros(len(self._names), device=next(iter(places), None))
+
+    def _zeros(self, steps: Tensor) -> dict[str, list[Tensor]]:
         quantities = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if self._amsgrad else [])]
         zeros = {name: [torch.zeros_like(p) for p in self._parameters] for name in quantities}
-        zeros["step"] = [torch.zeros((), device=p.device) for p in self._parameters]
+        zeros["step"] = list(steps.unbind())
         return zeros
 
 

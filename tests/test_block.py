@@ -443,6 +443,28 @@ def test_adam_is_torchs(amsgrad: bool, weight_decay: float) -> None:
         torch.testing.assert_close(ours, torch_result(make), rtol=rtol, atol=atol)
 
 
+@pytest.mark.parametrize("name", ["adam", "amsgrad", "sgd"])
+def test_a_block_without_parameters_has_nothing_to_update(name: Any) -> None:
+    optimizer = make_optimizer(name, {}, weight_decay=0.1, momentum=0.9)
+    optimizer.step([], 0.01)
+    assert optimizer.state() == {}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_adam_takes_its_rate_from_memory() -> None:
+    parameters = {"weight": torch.ones(4, 3, device="cuda")}
+    optimizer = make_optimizer("adam", parameters, weight_decay=0.1, momentum=0.9)
+    gradient, lr = torch.full((4, 3), 0.5, device="cuda"), torch.zeros((), device="cuda")
+    expected = [parameter.cpu().clone() for parameter in parameters.values()]
+    plain = torch.optim.Adam(expected, weight_decay=0.1)
+    for rate in RATES:
+        optimizer.step([gradient], lr.fill_(rate))
+        expected[0].grad, plain.param_groups[0]["lr"] = gradient.cpu(), rate
+        plain.step()
+    torch.testing.assert_close(parameters["weight"].cpu(), expected[0])
+    assert optimizer.state()["weight.step"] == len(RATES)
+
+
 def test_amsgrad_is_not_adam() -> None:
     assert not torch.equal(our_result("adam", 0.0)[0], our_result("amsgrad", 0.0)[0])
 
