@@ -212,7 +212,8 @@ def report(result: Mapping[str, Any], name: str) -> None:
     source = f"`{result['command']}`, {where}, commit {result['commit']}"
     items = "\n".join(f"- {line}" for line in told)
     picture = f"![GB/s by size and carrier](figures/{draw_links(result['by_mib'], name).name})"
-    write_section(README, name, f"{table(found)}\n{source}.\n\n{items}\n\n{picture}")
+    parts = [part for part in (f"{table(found)}\n{source}.", items, picture) if part]
+    write_section(README, name, "\n\n".join(parts))
 
 
 @click.command()

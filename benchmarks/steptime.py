@@ -178,7 +178,8 @@ def main(rounds: int, seconds: float, name: str, only_report: bool) -> None:
     if only_report:
         report(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")), name)
         return
-    where = provenance(f"python -m benchmarks.steptime --rounds {rounds} --seconds {seconds:g}")
+    words = f"--rounds {rounds} --seconds {seconds:g}" + (f" --name {name}" if name != NAME else "")
+    where = provenance(f"python -m benchmarks.steptime {words}")
     steps: list[dict[str, Any]] = []
     for network, losses in CASES.items():
         for loss in losses:

@@ -56,6 +56,7 @@ class Options:
     threads: int
     changes: tuple[str, ...]
     disk: Path
+    name: str
 
     @property
     def device(self) -> str:
@@ -82,11 +83,17 @@ class Options:
         words += [f"--threads {self.threads}"]
         words += [f"--gpus {self.gpus}"] if self.gpus else []
         words += [f"--set {change}" for change in self.changes]
+        words += [f"--name {self.name}"] if self.name != default_name(self.device) else []
         return " ".join(["python -m benchmarks.throughput", *words])
 
     def task(self, network: str, contender: Contender) -> Task:
         """What a contender is told."""
         return Task(network, contender, self.gpus, self.threads, self.seconds, self.changes)
+
+
+def default_name(device: str) -> str:
+    """Of the file and the section."""
+    return "throughput" if device == "cpu" else "throughput_cuda"
 
 
 def contenders(options: Options) -> list[Contender]:
@@ -147,7 +154,7 @@ def _said(row: Row) -> str:
     return f"{row.contender.name:28} {said}"
 
 
-def measure(options: Options, name: str) -> dict[str, Any]:
+def measure(options: Options) -> dict[str, Any]:
     """Measure all networks, and keep results/NAME.json as it grows."""
     if left_out := set(options.stages) - {1, *options.rival_stages}:
         print(f"left out: 1F1B in {sorted(left_out)} stages, which needs as many GPUs", flush=True)
@@ -161,7 +168,7 @@ def measure(options: Options, name: str) -> dict[str, Any]:
 
         def keep(tree: dict[str, Any], before: list[Any] = before) -> None:
             result["networks"] = [*before, tree]
-            write_result(name, result)
+            write_result(options.name, result)
 
         race(network, options, keep)
     return result
@@ -251,15 +258,15 @@ def main(
     benchmarks/README.md; the runs lie in DISK meanwhile."""
     device = devices(gpus)[0].partition(":")[0]
     networks = network or DEFAULTS[device]
-    name = name or ("throughput" if device == "cpu" else "throughput_cuda")
+    name = name or default_name(device)
     if only_report:
         result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     else:
         disk.mkdir(exist_ok=True)
         options = Options(
-            networks, precision, losses, stages, rounds, seconds, gpus, threads, changes, disk
+            networks, precision, losses, stages, rounds, seconds, gpus, threads, changes, disk, name
         )
-        result = measure(options, name)
+        result = measure(options)
     show(result)
     print(f"kept in {RESULTS / name}.json")
     if not no_table:

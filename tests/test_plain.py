@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -137,9 +138,11 @@ def test_1f1b_divides_the_same_layers_evenly() -> None:
 def test_a_round_holds_each_pair() -> None:
     counts = (1, 3)
     options = Options(
-        ("mlp",), ("fp32",), ("pred", "sim"), counts, 1, 1.0, "cpu", 1, (), Path("runs")
+        ("mlp",), ("fp32",), ("pred", "sim"), counts, 1, 1.0, "cpu", 1, (), Path("runs"), "mine"
     )
     assert "--stages 1,3 --rounds 1" in options.command
+    assert options.command.endswith(" --name mine")
+    assert "--name" not in replace(options, name="throughput").command
     names = [contender.name for contender in contenders(options)]
     assert names == [
         "single pred fp32", "pipeline 1 pred fp32", "pipeline 3 pred fp32",
@@ -160,9 +163,10 @@ def test_1f1b_needs_a_gpu_for_each_process(
 ) -> None:
     monkeypatch.setattr(throughput, "devices", lambda gpus: names)
     options = Options(
-        ("vgg8b",), ("bf16",), ("pred",), (1, 2, 4), 1, 1.0, "which", 1, (), Path("runs")
+        ("vgg8b",), ("bf16",), ("pred",), (1, 2, 4), 1, 1.0, "which", 1, (), Path("runs"), "mine"
     )
     assert options.rival_stages == stages
+    assert any(c.compiled for c in contenders(options)) == ("cpu" not in names)
     assert {c.stages for c in contenders(options) if c.way == "1f1b"} == set(stages)
 
 
