@@ -38,7 +38,7 @@ class Dropout:
     def __init__(self, rate: float, *, seed: int, block: int) -> None:
         self.rate = rate
         self._seed, self._block = seed, block
-        self._key = derived_seed(seed, Purpose.DROPOUT, block)
+        self._key = _signed(derived_seed(seed, Purpose.DROPOUT, block))
         self._batch_id: Tensor | None = None
         self._uniform = uniform
 
@@ -53,20 +53,26 @@ class Dropout:
     def mask(self, h: Tensor, batch_id: int) -> Tensor:
         """Zeros and 1/(1 - rate), per unit of h (n, D) and per channel of (n, C, H, W)."""
         shape = h.shape[:2] + (1,) * (h.dim() - 2)
-        on_host = h.device.type in HOST_DEVICES
-        kept = (self._drawn if on_host else self._worked_out)(h, prod(shape), batch_id)
+        if h.device.type in HOST_DEVICES:
+            kept = self._drawn(prod(shape), batch_id)
+        else:
+            kept = self._worked_out(prod(shape), self._found(batch_id, h.device))
         return kept.view(shape).to(h.dtype).div_(1.0 - self.rate)
 
-    def _drawn(self, h: Tensor, count: int, batch_id: int) -> Tensor:
+    def _drawn(self, count: int, batch_id: int) -> Tensor:
         numbers = generator(self._seed, Purpose.DROPOUT, self._block, batch_id)
         kept = _bits(numbers, count) >= round(self.rate * (1 << _BITS))
         # as bytes: PyTorch takes seven times as long to make numbers of bool
         return torch.from_numpy(kept.view(np.uint8))
 
-    def _worked_out(self, h: Tensor, count: int, batch_id: int) -> Tensor:
-        at = self._batch_id
-        at = torch.full((), batch_id, device=h.device) if at is None else at
-        return self._uniform(at, _signed(self._key), count) >= _least_kept(self.rate)
+    def _worked_out(self, count: int, batch_id: Tensor) -> Tensor:
+        return self._uniform(batch_id, self._key, count) >= _least_kept(self.rate)
+
+    def _found(self, batch_id: int, device: torch.device) -> Tensor:
+        """Where the id of the batch lies on a device; a block outside a stage follows nothing."""
+        if self._batch_id is None:
+            return torch.full((), batch_id, device=device)
+        return self._batch_id
 
 
 def uniform(batch_id: Tensor, key: int, count: int) -> Tensor:

@@ -49,7 +49,7 @@ class Adam:
         self._weight_decay, self._amsgrad = weight_decay, amsgrad
         self._held: dict[str, list[Tensor]] = {}
         self._steps = torch.zeros(0)
-        """All of `held["step"]`, which are views of it."""
+        """All of `held["step"]`, views of it: a file of tensors takes no memory under two names."""
 
     def step(self, gradients: Sequence[Tensor], lr: float | Tensor) -> None:
         """Update the parameters in place."""
