@@ -141,6 +141,7 @@ class Block(nn.Module):
         passed = (pool if h.requires_grad else pool_values)(h, self.spec.pool)
         if mask is not None:
             passed = passed * mask if self.spec.pool is None else passed.mul_(mask)
+            passed = passed.mul_(self.dropout.scale)
         return channels_last(passed)
 
     def local_loss(

@@ -33,10 +33,12 @@ _SPAN = 1 << 64
 
 
 class Dropout:
-    """Of one block."""
+    """Of one block. What it keeps grows by `scale`, which no mask of bfloat16 could hold: rounded
+    once instead of unit by unit, it would be wrong the same way everywhere."""
 
     def __init__(self, rate: float, *, seed: int, block: int) -> None:
         self.rate = rate
+        self.scale = float(np.float32(1.0) / np.float32(1.0 - rate))
         self._seed, self._block = seed, block
         self._key = _signed(derived_seed(seed, Purpose.DROPOUT, block))
         self._batch_id: Tensor | None = None
@@ -51,13 +53,13 @@ class Dropout:
         self._uniform = compiler.compiled(self._uniform)
 
     def mask(self, h: Tensor, batch_id: int) -> Tensor:
-        """Zeros and 1/(1 - rate), per unit of h (n, D) and per channel of (n, C, H, W)."""
+        """Zeros and ones, of h's dtype, per unit of h (n, D) and per channel of (n, C, H, W)."""
         shape = h.shape[:2] + (1,) * (h.dim() - 2)
         if h.device.type in HOST_DEVICES:
             kept = self._drawn(prod(shape), batch_id)
         else:
             kept = self._worked_out(prod(shape), self._found(batch_id, h.device))
-        return kept.view(shape).to(h.dtype).div_(1.0 - self.rate)
+        return kept.view(shape).to(h.dtype)
 
     def _drawn(self, count: int, batch_id: int) -> Tensor:
         numbers = generator(self._seed, Purpose.DROPOUT, self._block, batch_id)
@@ -83,8 +85,9 @@ def uniform(batch_id: Tensor, key: int, count: int) -> Tensor:
     Args:
         key: where the sequence of batch 0 begins; int64.
     """
-    numbers = torch.arange(count, device=batch_id.device).mul_(_STEP)
-    numbers.add_(batch_id * _STEP_OF_BATCHES + key)
+    # the batch is added first: compilers take `arange * constant` for an index, of 32 bits
+    numbers = torch.arange(count, device=batch_id.device) + batch_id * _BATCHES_APART
+    numbers.mul_(_STEP).add_(key)
     for by, factor in _MIXING:
         bits = (numbers >> by).bitwise_and_((1 << (64 - by)) - 1)  # as of unsigned numbers
         numbers.bitwise_xor_(bits).mul_(factor)
@@ -108,6 +111,6 @@ def _bits(numbers: Generator, count: int) -> NDArray[np.uint16]:
 
 
 _STEP = _signed(0x9E3779B97F4A7C15)
-_STEP_OF_BATCHES = _signed(0xD1B54A32D192ED03)
-"""Odd, as the step is: batches begin far from each other."""
+_BATCHES_APART = _signed(0xD1B54A32D192ED03 * pow(_STEP, -1, _SPAN))
+"""Batches begin so many steps from each other, which is far: 0xD1B54A32D192ED03 in numbers."""
 _MIXING = ((30, _signed(0xBF58476D1CE4E5B9)), (27, _signed(0x94D049BB133111EB)))

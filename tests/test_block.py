@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from pipeline import dropout
 from pipeline.augment import Preprocess
@@ -20,6 +22,7 @@ from pipeline.layout import is_channels_last
 from pipeline.models import build_specs
 from pipeline.optimizers import make_optimizer
 from pipeline.seeding import Purpose, derived_seed, generator
+from pipeline.specs import PoolSpec
 from pipeline.stage import Stage, learn
 
 if TYPE_CHECKING:
@@ -131,8 +134,9 @@ def test_dropout_draws_what_numpys_generator_gives(width: int) -> None:
     spec, h = specs_of(dropout=0.4)[2], torch.ones(3, width)
     numbers = generator(1, Purpose.DROPOUT, spec.index, 7)
     bits = numbers.integers(0, 1 << 16, h.shape, dtype=np.uint16)
-    expected = torch.from_numpy(bits >= round(0.4 * (1 << 16))) / 0.6
-    assert torch.equal(block_of(spec).dropout.mask(h, 7), expected)
+    kept = torch.from_numpy(bits >= round(0.4 * (1 << 16))).float()
+    assert torch.equal(block_of(spec).dropout.mask(h, 7), kept)
+    assert torch.equal(block_of(spec).transfer(h, batch_id=7), kept / 0.6)
 
 
 @pytest.fixture
@@ -146,7 +150,7 @@ def test_devices_draw_splitmix64_for_seed_block_and_batch_id() -> None:
     spec, h = specs_of(dropout=0.4)[2], torch.ones(3, 5)
     key = derived_seed(1, Purpose.DROPOUT, spec.index)
     numbers = [splitmix64(key, 7, unit) for unit in range(15)]
-    expected = torch.tensor([number >= 0.4 for number in numbers]).view(3, 5) / 0.6
+    expected = torch.tensor([number >= 0.4 for number in numbers]).view(3, 5).float()
     assert torch.equal(block_of(spec).dropout.mask(h, 7), expected)
     assert not torch.equal(block_of(spec).dropout.mask(h, 8), expected)
     assert not torch.equal(block_of(spec, seed=2).dropout.mask(h, 7), expected)
@@ -173,6 +177,28 @@ def test_devices_drop_what_is_asked_for_and_neighbours_have_nothing_in_common(ra
     both = torch.cat([rows, rows.roll(1, dims=1)])  # other batches, and the next unit
     correlations = torch.corrcoef(both) - torch.eye(6, dtype=torch.float64)
     assert correlations.abs().max() < 5 / count**0.5
+
+
+@pytest.mark.usefixtures("on_a_device")
+def test_compilers_find_no_index_in_the_drawing() -> None:
+    """Inductor computes `arange * constant` in 32 bits, or not at all: it must meet a tensor."""
+    traced = make_fx(dropout.uniform)(torch.tensor(7), 1, 15)
+    (counted,) = (node for node in traced.graph.nodes if "arange" in node.name)
+    assert [(user.target, user.args[1].op) for user in counted.users] == [
+        (torch.ops.aten.add.Tensor, "call_function")
+    ]
+
+
+@pytest.mark.parametrize("pool", [None, PoolSpec("max", (2, 2), (2, 2), (0, 0))])
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.25])
+def test_dropout_in_bf16_keeps_the_mean(pool: PoolSpec | None, rate: float) -> None:
+    """1 / (1 - rate) is no number of bfloat16; that it is not must not show on average."""
+    drop = block_of(replace(specs_of(dropout=rate)[0], pool=pool))
+    h = (1 + torch.rand(64, 5, 6, 6)).bfloat16()
+    kept = drop.dropout.mask(h, 7).float()
+    plain = block_of(replace(drop.spec, dropout=0.0)).transfer(h, batch_id=7).float()
+    got = drop.transfer(h, batch_id=7).float()
+    assert (got.sum() / (plain * kept).sum()).item() == pytest.approx(1 / (1 - rate), rel=2e-4)
 
 
 @pytest.mark.usefixtures("on_a_device")
@@ -206,7 +232,8 @@ def test_what_is_passed_on_is_pooled_dropped_out_and_channels_last() -> None:
     h = torch.rand(4, 6, 6, 6)
     passed = block.transfer(h, batch_id=1)
     assert is_channels_last(passed)
-    dropped = h * block.dropout.mask(h, 1)
+    dropped = h * block.dropout.mask(h, 1) * block.dropout.scale
+    assert block.dropout.scale == pytest.approx(1 / 0.6)
     assert torch.equal(passed, torch.nn.functional.max_pool2d(dropped, 2))
 
 
