@@ -2,8 +2,9 @@
 
 What is compiled is the plain form of a block: the hand-written backward passes of `losses.py`,
 `readout.py`, `remade.py` and `nonlinearity.py`, made for eager kernels, step aside
-(`torch.compiler.is_compiling`). Every process compiles each block by itself, so how blocks are
-divided into stages changes no result.
+(`torch.compiler.is_compiling`). Every process compiles each block by itself, and where the
+compiler fails that part alone stays as it is, so how blocks are divided into stages changes no
+result, nor does resuming a run.
 """
 
 from __future__ import annotations
@@ -24,38 +25,61 @@ _VARIANTS = 1 << 16
 
 
 class Compiler:
-    """Compiles functions of tensors, until it fails once; from then on they run as they are.
+    """Compiles functions of tensors. What it fails at runs as it is: that function, for tensors
+    such as these, which depends neither on the stage's other blocks nor on what was before.
 
     Args:
-        tell: hears why it failed.
+        tell: hears why it failed, once.
     """
 
     def __init__(self, tell: Callable[[str], None]) -> None:
-        self._tell, self._failed = tell, False
+        self._tell, self._has_failed = tell, False
         _prepare()
 
     def compiled(self, function: Callable[Given, Result]) -> Callable[Given, Result]:
         """A function that does the same."""
         fast = torch.compile(function, dynamic=False, backend=BACKEND)
+        failures = _failures()
+        refused: set[object] = set()
 
         def call(*given: Given.args, **named: Given.kwargs) -> Result:
-            if not self._failed:
+            kind = _kind((*given, *named.values()))
+            if kind not in refused:
                 try:
                     return fast(*given, **named)
-                except Exception as error:  # of any kind: the compiler runs other programs
+                except failures as error:  # nothing has run yet
+                    refused.add(kind)
                     self._fail(error)
             return function(*given, **named)
 
         return call
 
     def _fail(self, error: Exception) -> None:
-        self._failed = True
+        if self._has_failed:
+            return
+        self._has_failed = True
         cause = getattr(error, "inner_exception", error)
         reason = str(cause).strip().partition("\n")[0]
         self._tell(
-            f"runtime.compile: the compiler failed, training goes on without it "
+            "runtime.compile: the compiler failed, what it failed at runs as it is "
             f"({type(cause).__name__}: {reason:.200})"
         )
+
+
+def _kind(given: tuple[object, ...]) -> object:
+    """What decides whether the compiler is asked again."""
+    traits = (
+        (x.shape, x.dtype, x.requires_grad) if isinstance(x, torch.Tensor) else x for x in given
+    )
+    return torch.is_grad_enabled(), *traits
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What the compiler raises, of whatever kind the cause is; a device that has no memory left
+    while compiled kernels run raises its own."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    return (TorchDynamoException,)
 
 
 def _prepare() -> None:

@@ -107,15 +107,81 @@ def test_where_the_compiler_fails_a_run_goes_on_and_each_stage_says_so_once(
     texts = [event.text for event in other.events if isinstance(event, Note)]
     assert [text.partition(":")[0].partition(" (")[0] for text in texts] == STAGES
     for text in texts:
-        assert "runtime.compile: the compiler failed, training goes on without it (" in text
+        assert "runtime.compile: the compiler failed, what it failed at runs as it is (" in text
         assert "no C++ compiler" in text
         assert "further words" not in text
 
 
-@pytest.mark.usefixtures("no_compiler")
-def test_a_compiler_that_has_failed_is_not_asked_again() -> None:
+class Chosen:
+    """A backend that compiles what has no such operation in it, in a way that rounds otherwise."""
+
+    def __init__(self, refused: str) -> None:
+        self.refused, self.asked = refused, 0
+
+    def __call__(self, graph: torch.fx.GraphModule, examples: Any) -> Any:
+        self.asked += 1
+        if any(self.refused in str(node.target) for node in graph.graph.nodes):
+            raise RuntimeError(f"no {self.refused} here")
+        return lambda *given: [
+            1.0001 * y if isinstance(y, torch.Tensor) and y.is_floating_point() else y
+            for y in graph(*given)
+        ]
+
+
+def test_what_it_fails_at_depends_neither_on_the_stages_nor_on_what_was_before(
+    folder: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Convolutions are refused, other parts are compiled: by each stage, and before they fail."""
+    monkeypatch.setattr(compiled, "BACKEND", Chosen("conv2d"))
+    one, three, plain = (
+        Job(folder(), 1, compile=True),
+        Job(folder(), 3, compile=True),
+        Job(folder(), 1),
+    )
+    for job in (one, three, plain):
+        SingleTrainer(job.run).run()
+    assert one.store.files == three.store.files
+    assert one.store.files != plain.store.files
+
+
+def test_a_compiler_is_not_asked_again_about_what_it_failed_at() -> None:
     heard: list[str] = []
-    compiler = Compiler(heard.append)
-    double, triple = (compiler.compiled(lambda x, n=n: n * x) for n in (2, 3))
-    assert [int(f(torch.tensor(5))) for f in (double, double, triple)] == [10, 10, 15]
-    assert len(heard) == 1
+    backend = Chosen("add")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "BACKEND", backend)
+        compiler = Compiler(heard.append)
+        plus, times, minus = map(compiler.compiled, (plus_one, times_two, plus_three))
+    x = torch.tensor([5.0])
+    found = [float(f(x)) for f in (plus, plus, times, plus, minus)]
+    assert found == pytest.approx([6, 6, 10.001, 6, 8], abs=1e-5)
+    assert (backend.asked, len(heard)) == (3, 1)
+    assert float(plus(torch.ones(2))[0]) == 2  # other tensors, another kernel
+    assert backend.asked == 4
+
+
+def plus_one(x: torch.Tensor) -> torch.Tensor:
+    return x + 1
+
+
+def times_two(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+def plus_three(x: torch.Tensor) -> torch.Tensor:
+    return x + 3
+
+
+def test_what_goes_wrong_as_compiled_kernels_run_is_not_done_again() -> None:
+    """It may have changed statistics already."""
+
+    def backend(graph: torch.fx.GraphModule, examples: Any) -> Any:
+        def runs_out_of_memory(*given: Any) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        return runs_out_of_memory
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "BACKEND", backend)
+        plus = Compiler(lambda text: None).compiled(plus_one)
+    with pytest.raises(torch.OutOfMemoryError):
+        plus(torch.ones(1))
