@@ -1,4 +1,5 @@
-"""Counters that stay on the device: reading them is the only synchronisation, once a pass.
+"""Counters that stay on the device: reading them is the only synchronisation, once a pass. Who
+watches meanwhile sees them as they were a moment ago.
 
 All that a batch adds is added there, so that a recorded step (`graphs.py`) counts when replayed.
 """
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline.records import Tally
+from pipeline.streams import Glances, marks_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -29,6 +31,7 @@ class Counters:
         self._images = torch.zeros(len(blocks), dtype=torch.int64, device=device)
         self._loss = torch.zeros(len(blocks), dtype=torch.float64, device=device)
         self._errors = torch.zeros(len(blocks), dtype=torch.int64, device=device)
+        self._glances = Glances(marks_of(device))
 
     def add(self, block: int, value: LossValue, images: int) -> None:
         """Count a batch of `images`; `value.loss` is their mean."""
@@ -46,7 +49,16 @@ class Counters:
 
     def read(self) -> tuple[Tally, ...]:
         """The sums so far, one tally per block that was given anything to count."""
-        loss, errors, images = (sums.tolist() for sums in self.memory())
+        return self._tallies(*(sums.tolist() for sums in self.memory()))
+
+    def glance(self) -> tuple[Tally, ...]:
+        """The sums a moment ago, without waiting for the device; none where it never got so far."""
+        found = self._glances.at(self.memory())
+        return () if found is None else self._tallies(*found)
+
+    def _tallies(
+        self, loss: Sequence[float], errors: Sequence[int], images: Sequence[int]
+    ) -> tuple[Tally, ...]:
         return tuple(
             Tally(block, images[row], loss[row], errors[row] if self._predicts[row] else None)
             for block, row in self._blocks.items()
@@ -60,6 +72,7 @@ class Counters:
     def reset(self, tallies: Iterable[Tally] = ()) -> None:
         """Start again from nothing, or from the sums of a snapshot."""
         self._skipped = [False] * len(self._skipped)
+        self._glances.forget()
         for sums in self.memory():
             sums.zero_()
         for tally in tallies:

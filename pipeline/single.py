@@ -161,7 +161,7 @@ class SingleTrainer:
 
 
 def _progress(runner: StageRunner) -> StageProgress:
-    tallies = runner.stage.training.read()
+    tallies = runner.stage.training.glance()
     return StageProgress(
         runner.index, runner.last_batch_id, "working", runner.meter.look(), 0, tallies
     )

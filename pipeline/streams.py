@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections import deque
 from time import sleep
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -80,6 +80,34 @@ class Releases:
         while self._waiting and not is_called():
             sleep(_LOOK_S)
             self.look()
+
+
+class Glances:
+    """Small tensors of a device as they were a while ago, for who does not want to wait for it.
+
+    Args:
+        mark: as of `Releases`; None: they are read where they lie.
+    """
+
+    def __init__(self, mark: Callable[[], Mark] | None) -> None:
+        self._mark = mark
+        self._landing: tuple[Mark, list[Tensor]] | None = None
+        self._landed: list[list[Any]] | None = None
+
+    def at(self, tensors: Sequence[Tensor]) -> list[list[Any]] | None:
+        """Their numbers when the last copy was made that has landed; None before the first has."""
+        if self._mark is None:
+            return [x.tolist() for x in tensors]
+        if self._landing is not None and self._landing[0].query():
+            self._landed, self._landing = [x.tolist() for x in self._landing[1]], None
+        if self._landing is None:
+            copies = [x.to("cpu", non_blocking=True) for x in tensors]
+            self._landing = self._mark(), copies
+        return self._landed
+
+    def forget(self) -> None:
+        """The tensors begin anew."""
+        self._landing = self._landed = None
 
 
 def marks_of(device: torch.device) -> Callable[[], Mark] | None:

@@ -289,7 +289,7 @@ class Worker:
             self._activity.batch_id = runner.last_batch_id
 
     def _say_progress(self, runner: StageRunner, queued: int) -> None:
-        tallies = runner.stage.training.read()
+        tallies = runner.stage.training.glance()
         self._say(ProgressNow(runner.last_batch_id, self._meter.look(), queued, tallies))
 
 

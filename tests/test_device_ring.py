@@ -21,7 +21,7 @@ from pipeline.errors import ProtocolError
 from pipeline.inband import EndEpoch, TrainBatch
 from pipeline.invitation import Invitation
 from pipeline.messages import DeviceRingHandle, TensorSpec
-from pipeline.streams import Incoming, Releases, marks_of, side_stream
+from pipeline.streams import Glances, Incoming, Releases, marks_of, side_stream
 from pipeline.tensors import TensorPayload, payloads
 from pipeline.transport import ZmqReceiver, ZmqSender
 
@@ -299,6 +299,25 @@ def test_slots_are_released_in_order_when_the_device_has_come_so_far() -> None:
     done[1] = True
     releases.look()
     assert (released, releases.waiting) == ([0, 1, 2], False)
+
+
+def test_glances_show_what_has_landed_and_wait_for_nothing() -> None:
+    done: list[bool] = []
+
+    def mark() -> Any:
+        at = len(done)
+        done.append(False)
+        return SimpleNamespace(query=lambda: done[at])
+
+    glances, sums = Glances(mark), torch.tensor([3])
+    assert glances.at([sums]) is None
+    assert (glances.at([sums]), len(done)) == (None, 1)  # one copy at a time
+    done[0] = True
+    assert (glances.at([sums]), len(done)) == ([[3]], 2)
+    assert glances.at([sums]) == [[3]]
+    glances.forget()
+    assert (glances.at([sums]), len(done)) == (None, 3)
+    assert Glances(None).at([sums, sums + 1]) == [[3], [4]]
 
 
 def test_who_watches_a_device_can_be_called_away() -> None:
