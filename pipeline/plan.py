@@ -7,7 +7,7 @@
 
 Nothing flows upstream and there is no bubble, so a pipeline is as fast as its busiest device
 (section 8 of the design). Devices count as equally fast, and all of them are used. Every
-choice is a function of the costs alone: the same run is planned the same way everywhere.
+choice is a function of the costs alone: the same costs are planned the same way everywhere.
 """
 
 from __future__ import annotations

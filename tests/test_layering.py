@@ -37,7 +37,7 @@ NEUTRAL = {
     "__init__", "activity", "blockfile", "checkpoint", "config", "configfile", "cost", "data",
     "datasets", "door", "durable", "errors", "events", "feed", "handwritten", "imagefiles",
     "inband", "invitation", "kept", "keeper", "linefile", "lossconfig", "meter", "modelconfig",
-    "placement", "plan", "processor", "recorder", "records", "recovery", "run", "sampling",
+    "moves", "placement", "plan", "processor", "recorder", "records", "recovery", "run", "sampling",
     "schema", "seeding", "simulate", "specs", "store", "timing", "trouble", "watch",
 }  # fmt: skip
 

@@ -15,6 +15,7 @@ from pipeline.cost import BlockCost, block_costs, stage_cost
 from pipeline.datasets import data_facts
 from pipeline.errors import ConfigError
 from pipeline.models import build_specs
+from pipeline.moves import drawn_together, relieved
 from pipeline.placement import busiest, place
 from pipeline.plan import Plan, make_plan, speedup_bound_consecutive, speedup_bound_free
 from pipeline.specs import BlockSpec, LayerSpec
@@ -135,8 +136,29 @@ def test_many_stages_are_placed_within_a_percent_of_what_is_possible() -> None:
 
 def test_relief_by_hand() -> None:
     """9 | 5 4 | 3 3: nothing helps; 9 3 | 5 | 3: 9 and 5 change places."""
-    assert planning._relief([9, 5, 4, 3, 3], [0, 1, 1, 2, 2]) is None
-    assert planning._relieved([9, 3, 5, 3], [0, 0, 1, 2]) == (0, 1, 1, 2)
+    assert relieved([9, 5, 4, 3, 3], [0, 1, 1, 2, 2]) == (0, 1, 1, 2, 2)
+    assert relieved([9, 3, 5, 3], [0, 0, 1, 2]) == (0, 1, 1, 2)
+
+
+def test_drawing_together_by_hand() -> None:
+    """4 2 | 4 2 on turns: 2 and 4 change places where as much is sent; nobody gets busier."""
+    assert drawn_together([4, 2, 4, 2], [0, 1, 1, 0], [5, 1, 5]) == (0, 0, 1, 1)
+    assert drawn_together([4, 2], [0, 1], [5]) == (0, 1)  # neither gets idle
+    assert drawn_together([6, 2, 4], [0, 1, 1], [9, 1]) == (0, 1, 1)  # or busier than the busiest
+
+
+@pytest.mark.parametrize(("stages", "n_devices"), [(20, 8), (40, 16), (60, 8), (120, 20)])
+def test_large_placements_are_as_even_as_quick_ones_and_send_less(
+    stages: int, n_devices: int
+) -> None:
+    source = random.Random(stages)
+    for _ in range(5):
+        loads = [source.randrange(1, 1000) for _ in range(stages)]
+        traffic = [source.randrange(1, 100) for _ in loads[1:]]
+        found = place(loads, n_devices, traffic)
+        quick = relieved(loads, planning._placed_longest_first(loads, n_devices))
+        assert len(set(found)) == n_devices
+        assert planning._merit(loads, found, traffic) < planning._merit(loads, quick, traffic)
 
 
 def test_free_placement_by_hand() -> None:
