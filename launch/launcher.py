@@ -73,7 +73,7 @@ def _print_plan(job: Job) -> int:
 
     console = Console()
     dry_run_report(job.config, job.specs, job.costs, job.plan, console)
-    if job.foresight and not (job.config.loss.is_global or job.config.schedule.greedy):
+    if job.foresight:
         from launch.forecast import print_forecast
 
         print_forecast(job, job.foresight, console)
@@ -106,7 +106,8 @@ def _how_to_resume(error: InterruptedRunError, directory: RunDirectory, options:
     command = ["pipeline-launch", "--resume", "--run-dir", str(directory.path)]
     if options.single:
         command.append("--single")
-    for flag, value in (("--stages", options.stages), ("--gpus", options.gpus)):
+    named = (("--stages", options.stages), ("--gpus", options.gpus), ("--plan", options.plan))
+    for flag, value in named:
         command += [flag, str(value)] if value is not None else []
     for override in options.overrides:
         command += ["--set", override]

@@ -66,10 +66,15 @@ def _first_problem(kind: type[Section], error: ValidationError) -> str:
     problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in problem["loc"])
     what, message = problem["type"], problem["msg"]
+    if not key and what != "value_error":
+        keys = ", ".join(kind.model_fields)
+        return f"expected keys and values ({keys}), found {brief(problem['input'])}"
     if what == "extra_forbidden":
         return f"{key}: unknown key; allowed here: {_allowed_keys(kind, problem['loc'])}"
     if what == "missing":
         return f"{key}: is missing"
+    if what == "too_short":
+        return f"{key}: is empty; at least {problem['ctx']['min_length']} is needed"
     if what == "value_error":
         return str(problem["ctx"]["error"])
     return f"{key}: {brief(problem['input'])} is not allowed: {message[0].lower()}{message[1:]}"

@@ -148,13 +148,13 @@ def test_what_click_refuses(here: Path, arguments: str) -> None:
 
 
 def test_no_config_file(here: Path) -> None:
-    assert refused(here, "absent.yaml") == "absent.yaml: no such config file"
+    assert refused(here, "absent.yaml") == "absent.yaml: there is no such file"
     assert refused(here) == "which config? give CONFIG.yaml, or --resume with --run-dir DIR"
 
 
 def test_a_folder_is_no_config_file(here: Path) -> None:
     (here / "folder").mkdir()
-    assert refused(here, "folder").startswith("folder: can't be read as a config file: ")
+    assert refused(here, "folder").startswith("folder: can't be read as text: ")
 
 
 def test_syntax_error_has_line_and_column(here: Path) -> None:

@@ -311,13 +311,13 @@ def test_neighbouring_right_configs_are_taken(changes: dict[str, Any]) -> None:
 
 
 def test_missing_file(file: Path) -> None:
-    assert complaint(file) == f"{file}: no such config file"
+    assert complaint(file) == f"{file}: there is no such file"
 
 
 def test_folder_and_binary_file_can_not_be_read(file: Path, tmp_path: Path) -> None:
-    assert complaint(tmp_path).startswith(f"{tmp_path}: can't be read as a config file: ")
+    assert complaint(tmp_path).startswith(f"{tmp_path}: can't be read as text: ")
     file.write_bytes(b"\xff\xfe\x00")
-    assert complaint(file).startswith(f"{file}: can't be read as a config file: 'utf-8' codec")
+    assert complaint(file).startswith(f"{file}: can't be read as text: 'utf-8' codec")
 
 
 @pytest.mark.parametrize("text", ["", "3", "- model\n", "just words\n"])

@@ -104,6 +104,21 @@ def test_interrupted_in_the_middle_of_an_epoch(
 
 
 @pytest.mark.usefixtures("tiny")
+def test_a_plan_written_by_hand_is_part_of_what_is_advised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @contextmanager
+    def at_once() -> Iterator[Callable[[], bool]]:
+        yield lambda: True
+
+    monkeypatch.setattr("launch.training.interrupts_noted", at_once)
+    plan = tmp_path / "plan.json"
+    plan.write_text('{"stages": [{"blocks": [0, 1, 2, 3], "device": "cpu"}]}', encoding="utf-8")
+    assert launch(tmp_path / "tiny.yaml", tmp_path / "run", plan=plan) == 130
+    assert f"--plan {plan}" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("tiny")
 def test_a_second_ctrl_c_ends_at_once(launcher: Start, tmp_path: Path) -> None:
     patient = ("--set", "schedule.epochs=1000000", "--set", "runtime.heartbeat_timeout_s=60")
     endless = launcher("tiny.yaml", "--run-dir", "run", *patient)
