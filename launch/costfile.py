@@ -18,7 +18,9 @@ from launch.gpus import gpu_names
 from launch.provenance import processor
 from pipeline.config import config_tree
 from pipeline.configfile import dump_tree
+from pipeline.errors import ConfigError
 from pipeline.handwritten import load_costs
+from pipeline.simulate import NO_CROWD, Crowd
 from pipeline.timing import BlockTimes, Links, Timing
 
 if TYPE_CHECKING:
@@ -30,12 +32,15 @@ if TYPE_CHECKING:
     from pipeline.specs import BlockSpec
 
 _FOLDER = "local-loss-pipeline"
+_INDIFFERENT = frozenset({"download", "train_limit", "test_limit", "train_images", "test_images"})
+"""Keys of `data` that no block's time depends on."""
 
 
-def cost_file(config: Config, device: str) -> Path:
+def cost_file(config: Config, specs: Sequence[BlockSpec], device: str) -> Path:
     """Where the costs of this network on this kind of device are kept."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    digest = sha256(json.dumps([_key(config), device_kind(device)]).encode()).hexdigest()[:12]
+    key = json.dumps([_key(config), repr(specs), device_kind(device)])
+    digest = sha256(key.encode()).hexdigest()[:12]
     return cache / _FOLDER / f"{config.model.name}-{config.loss.name}-{digest}.yaml"
 
 
@@ -48,38 +53,71 @@ def device_kind(device: str) -> str:
 
 
 def known_timing(
-    config: Config, costs: tuple[BlockCost, ...], devices: Sequence[str]
+    config: Config,
+    specs: Sequence[BlockSpec],
+    costs: tuple[BlockCost, ...],
+    devices: Sequence[str],
 ) -> tuple[Timing, Path] | None:
     """What was measured earlier, where all devices are of one kind; and where it is kept.
 
     Raises:
         ConfigError: where the file was spoilt.
     """
-    path = cost_file(config, devices[0])
+    path = cost_file(config, specs, devices[0])
     if not path.is_file() or len({device_kind(device) for device in devices}) > 1:
         return None
-    kept = load_costs(path, len(costs))
-    times = tuple(BlockTimes(b.block, b.forward_s, b.learn_s) for b in kept.blocks)
-    links = Links(copied_per_s=kept.copied_per_s)
-    capacity = _capacity(config, devices[0])
+    kept = load_costs(path, specs, config.data.batch_size)
     timing = Timing(
-        times, costs, config.data.batch_size, links, capacity, kept.feed_s, kept.crowded_speed
+        tuple(BlockTimes(b.block, b.forward_s, b.learn_s) for b in kept.blocks),
+        costs,
+        config.data.batch_size,
+        _links(devices[0], kept.copied_per_s),
+        _capacity(config, devices[0]),
+        kept.feed_s,
+        Crowd(kept.crowded_speed, kept.crowd),
     )
     return timing, path
+
+
+def _links(device: str, copied_per_s: float) -> Links:
+    """A CPU copies with the thread that trains, a CUDA device beside what it computes."""
+    return Links(copied_per_s) if device == "cpu" else Links(sent_per_s=copied_per_s)
 
 
 def measure(
     config: Config,
     facts: DataFacts,
     specs: Sequence[BlockSpec],
-    device: str,
+    devices: Sequence[str],
     told: Callable[[str], None],
 ) -> Path:
-    """Measure every block on the device, and keep it."""
-    from pipeline.measure import copied_per_s, feed_s, measure_blocks  # torch
+    """Measure every block on the first device, and keep it for all of its kind.
 
-    times = measure_blocks(config, facts, device, told)
-    told("the feed")
+    Raises:
+        ConfigError: where devices are of several kinds, there is no data set, or it can't be kept.
+    """
+    from pipeline.measure import feed_s, measure_blocks  # torch
+
+    path = _place_for(cost_file(config, specs, devices[0]))
+    _check_one_kind(devices)
+    told("the feed")  # first: it needs the data set
+    fed_s = feed_s(config)
+    times = measure_blocks(config, facts, devices[0], told)
+    crowd = _crowd(config, facts, times, devices[0], told)
+    _keep(path, dump_tree(_tree(config, specs, devices[0], times, fed_s, crowd)))
+    return path
+
+
+def _tree(
+    config: Config,
+    specs: Sequence[BlockSpec],
+    device: str,
+    times: Sequence[BlockTimes],
+    fed_s: float,
+    crowd: Crowd,
+) -> dict[str, object]:
+    from pipeline.measure import copied_per_s  # torch
+
     rows = [
         {
             "block": block.block,
@@ -89,54 +127,81 @@ def measure(
         }
         for block in times
     ]
-    tree = {
+    return {
         "network": f"{config.model.name}, {config.loss.name}, {config.runtime.precision}",
         "device": f"{device}: {device_kind(device)}, {config.runtime.threads_per_stage} threads",
         "batch_size": config.data.batch_size,
         "measured": f"{date.today().isoformat()}, torch {version('torch')}",
-        "copied_per_s": float(f"{copied_per_s():.3g}"),
-        "feed_s": _rounded(feed_s(config)),
-        "crowded_speed": _crowded(config, facts, times, device, told),
+        "copied_per_s": float(f"{copied_per_s(device):.3g}"),
+        "feed_s": _rounded(fed_s),
+        "crowded_speed": _rounded(crowd.speed),
+        "crowd": crowd.at_work,
         "blocks": rows,
     }
-    path = cost_file(config, device)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(dump_tree(tree), encoding="utf-8")
+
+
+def _check_one_kind(devices: Sequence[str]) -> None:
+    kinds = {device_kind(device): device for device in devices}
+    if len(kinds) > 1:
+        named = ", ".join(f"{device} is {kind}" for kind, device in kinds.items())
+        raise ConfigError(
+            f"--measure: devices of one kind are measured, by the first of them, but {named}; "
+            "name devices of one kind with --gpus"
+        )
+
+
+def _place_for(path: Path) -> Path:
+    """Found out before anything is measured."""
+    _guarded(path, lambda: path.parent.mkdir(parents=True, exist_ok=True))
     return path
 
 
-def _crowded(
+def _keep(path: Path, text: str) -> None:
+    _guarded(path, lambda: path.write_text(text, encoding="utf-8"))
+
+
+def _guarded(path: Path, work: Callable[[], object]) -> None:
+    try:
+        work()
+    except OSError as error:
+        raise ConfigError(
+            f"--measure: what is measured can't be kept in {path}: {error.strerror}; let "
+            "XDG_CACHE_HOME name a folder that can be written to"
+        ) from None
+
+
+def _crowd(
     config: Config,
     facts: DataFacts,
     times: Sequence[BlockTimes],
     device: str,
     told: Callable[[str], None],
-) -> float:
+) -> Crowd:
     """How fast a stage is while as many work as the CPU has room for, or the network has blocks
     for; on a GPU they take turns anyway."""
     from pipeline.crowd import crowded_speed  # torch
 
     others = min(len(times), int(_capacity(config, device))) - 1
     if device != "cpu" or others < 1:
-        return 1.0
+        return NO_CROWD
     told(f"how {others + 1} stages at once slow each other down")
     costliest = max(times, key=lambda block: block.total_s)
-    return _rounded(crowded_speed(config, facts, costliest.block, others))
+    return Crowd(crowded_speed(config, facts, costliest.block, others), others + 1)
 
 
 def _capacity(config: Config, device: str) -> float:
     """Stages that a device runs at once."""
     if device != "cpu":
         return 1.0
-    return len(os.sched_getaffinity(0)) / config.runtime.threads_per_stage
+    return max(1.0, len(os.sched_getaffinity(0)) / config.runtime.threads_per_stage)
 
 
 def _key(config: Config) -> list[object]:
-    """Everything of a config that a block's time depends on."""
+    """Everything of a config that times depend on, but for what `specs` say of the network."""
     tree = config_tree(config)
     decisive = ("precision", "compile", "cuda_graphs", "threads_per_stage")
     runtime = {key: tree["runtime"][key] for key in decisive}
-    data = {key: tree["data"].get(key) for key in ("name", "batch_size", "size", "channels")}
+    data = {key: value for key, value in tree["data"].items() if key not in _INDIFFERENT}
     return [tree["model"], tree["loss"], tree["optimizer"]["name"], data, runtime]
 
 

@@ -1,6 +1,7 @@
 """What `--dry-run` prints: the plan, and the speed and memory to expect from it.
 
-Estimates from shapes alone: nothing is started, no data set is read, no device is touched.
+Estimates from shapes alone: nothing is started, no data set is read, no device is touched, but for
+`--measure`.
 """
 
 from __future__ import annotations
@@ -159,8 +160,9 @@ def _placement_sentence(plan: Plan, stages: Sequence[StageCost]) -> str:
     memory = memory_by_device(plan, stages)
     fullest = max(devices, key=lambda name: memory[name])
     return (
-        f"This plan, on {len(devices)} of the devices: at most {sum(loads) / peak:.2f}× the "
-        f"speed of one; the most memory is on {fullest}: {size_text(memory[fullest])}."
+        f"This plan, on {len(devices)} of the devices: by its multiply-adds at most "
+        f"{sum(loads) / peak:.2f}× the speed of one; the most memory is on {fullest}: "
+        f"{size_text(memory[fullest])}."
     )
 
 

@@ -2,55 +2,63 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from launch.dry_run import memory_by_device, plain_table, say
 from launch.wording import size_text
-from pipeline.plan import make_plan
+from pipeline.plan import Plan, StagePlan, make_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from rich.console import Console
     from rich.table import Table
 
     from launch.foresight import Foresight
     from launch.job import Job
-    from pipeline.plan import Plan
-    from pipeline.timing import Prospect, Timing
+    from pipeline.simulate import StageWork
+    from pipeline.timing import Links, Prospect, Timing
 
 _COUNTS = (1, 2, 4, 8, 16, 32, 64)
 _GROWS = 1.01
 """Less than this from one count of devices to the next is no growth."""
 _BINDS = 0.97
 """What is busy for this share of the time is the bound."""
+_GREEDY = (
+    "No speed is predicted: in greedy training one block learns at a time, and each phase has a "
+    "speed of its own."
+)
 
 
 def print_forecast(job: Job, known: Foresight, console: Console) -> None:
     """Predicted images/s of the plan, by device; and how speed grows with devices."""
-    timing = known.timing
-    found = timing.prospect(job.plan, job.config.runtime.max_in_flight)
-    memory = _memory(job)
+    if job.config.schedule.greedy:
+        say(console, _GREEDY)
+        return
+    timing, plan = known.timing, _one_process(job) if job.single else job.plan
+    found = timing.prospect(plan, job.config.runtime.max_in_flight)
+    memory = memory_by_device(plan, plan.stage_costs(job.costs))
     say(console, f"Predicted ({known.source}): {found.images_per_s:,.0f} images/s.")
     console.print()
-    console.print(_device_table(job, found, memory))
+    console.print(_device_table(plan, found, memory))
     for sentence in _too_full(memory, known.memory_bytes):
         say(console, sentence)
-    if job.plan.stages[0].device != "cpu":
+    if plan.stages[0].device != "cpu" and not (job.single or job.config.loss.is_global):
         _print_growth(job, timing, console)
 
 
-def _device_table(job: Job, found: Prospect, memory: Mapping[str, int]) -> Table:
+def _one_process(job: Job) -> Plan:
+    """Which does one block after the other, whatever stages it calls them."""
+    return Plan((StagePlan(0, tuple(range(len(job.specs))), job.plan.stages[0].device),))
+
+
+def _device_table(plan: Plan, found: Prospect, memory: Mapping[str, int]) -> Table:
     table = plain_table(("device", "stages"), ("busy", "memory"))
     for device, busy in found.device_busy.items():
-        stages = [str(s.stage) for s in job.plan.stages if s.device == device]
+        stages = [str(s.stage) for s in plan.stages if s.device == device]
         table.add_row(device, ", ".join(stages), f"{100 * busy:.0f} %", size_text(memory[device]))
     return table
-
-
-def _memory(job: Job) -> dict[str, int]:
-    stages = job.plan.stage_costs(job.costs)
-    return memory_by_device(job.plan, stages)
 
 
 def _too_full(memory: Mapping[str, int], limit: float | None) -> list[str]:
@@ -65,43 +73,78 @@ def _too_full(memory: Mapping[str, int], limit: float | None) -> list[str]:
 
 
 def _print_growth(job: Job, timing: Timing, console: Console) -> None:
-    plans = [_plan_on(job, timing, count) for count in _COUNTS]
-    found = [timing.prospect(plan, job.config.runtime.max_in_flight) for plan in plans]
+    def on(count: int) -> _Grown:
+        plan = _plan_on(job, timing, count)
+        return _Grown(count, plan, timing.prospect(plan, job.config.runtime.max_in_flight))
+
+    grown = [on(count) for count in _COUNTS]
+    n = job.plan.n_stages
+    say(
+        console,
+        f"With {n} stage{'s' * (n > 1)}, divided and placed anew for each number of devices:",
+    )
     console.print()
-    console.print(_growth_table(plans, found))
-    say(console, _where_it_stops(job, timing, plans, found))
+    console.print(_growth_table(grown))
+    say(console, _where_it_stops(job, timing, grown, on))
+
+
+@dataclass(frozen=True, slots=True)
+class _Grown:
+    """What so many devices can do."""
+
+    devices: int
+    plan: Plan
+    found: Prospect
+
+    @property
+    def speed(self) -> float:
+        """Images/s."""
+        return self.found.images_per_s
+
+    @property
+    def used(self) -> int:
+        """Devices that have something to do."""
+        return len({stage.device for stage in self.plan.stages})
 
 
 def _plan_on(job: Job, timing: Timing, count: int) -> Plan:
-    devices = [f"device {number}" for number in range(count)]
-    return make_plan(job.specs, job.costs, stages=None, devices=devices, loads=timing.loads)
+    devices, stages = [f"device {number}" for number in range(count)], job.plan.n_stages
+    return make_plan(job.specs, job.costs, stages=stages, devices=devices, loads=timing.loads)
 
 
-def _growth_table(plans: Sequence[Plan], found: Sequence[Prospect]) -> Table:
+def _growth_table(grown: Sequence[_Grown]) -> Table:
     headings = ("equal devices", "used", "images/s", "speed-up", "busy, on average")
     table = plain_table((), headings)
-    for count, plan, one in zip(_COUNTS, plans, found, strict=True):
-        used = _used(plan)
-        busy = sum(one.device_busy.values()) / count
-        speedup = one.images_per_s / found[0].images_per_s
-        cells = (f"{one.images_per_s:,.0f}", f"{speedup:.2f}×", f"{100 * busy:.0f} %")
-        table.add_row(str(count), str(used), *cells)
+    for one in grown:
+        busy = sum(one.found.device_busy.values()) / one.devices
+        speedup = one.speed / grown[0].speed
+        cells = (f"{one.speed:,.0f}", f"{speedup:.2f}×", f"{100 * busy:.0f} %")
+        table.add_row(str(one.devices), str(one.used), *cells)
     return table
 
 
 def _where_it_stops(
-    job: Job, timing: Timing, plans: Sequence[Plan], found: Sequence[Prospect]
+    job: Job, timing: Timing, grown: Sequence[_Grown], on: Callable[[int], _Grown]
 ) -> str:
-    speeds = [one.images_per_s for one in found]
-    last = next(n for n, speed in enumerate(speeds) if _GROWS * speed >= max(speeds))
-    if last == len(_COUNTS) - 1:
-        return f"Speed still grows at {_COUNTS[last]} devices."
-    why = _why(job, timing, plans[last + 1], found[last + 1])
-    return f"More than {_used(plans[last])} devices bring nothing: {why}."
+    best = max(one.speed for one in grown)
+    last = next(n for n, one in enumerate(grown) if _GROWS * one.speed >= best)
+    if last == len(grown) - 1:
+        return f"Speed still grows at {grown[last].devices} devices."
+    enough = _fewest(best, grown[last - 1] if last else None, grown[last], on)
+    why = _why(job, timing, grown[last + 1].plan, grown[last + 1].found)
+    devices = f"device{'s' * (enough.used > 1)} bring{'s' * (enough.used == 1)}"
+    return f"More than {enough.used} {devices} nothing: {why}."
 
 
-def _used(plan: Plan) -> int:
-    return len({stage.device for stage in plan.stages})
+def _fewest(best: float, few: _Grown | None, enough: _Grown, on: Callable[[int], _Grown]) -> _Grown:
+    """As many devices as bring all that they can: more than `few`, at most `enough`."""
+    while few is not None and enough.devices - few.devices > 1:
+        middle = on((few.devices + enough.devices) // 2)
+        if _GROWS * middle.speed >= best:
+            enough = middle
+        else:
+            few = middle
+    return enough
 
 
 def _why(job: Job, timing: Timing, plan: Plan, found: Prospect) -> str:
@@ -109,18 +152,35 @@ def _why(job: Job, timing: Timing, plan: Plan, found: Prospect) -> str:
     works, batch_s = timing.works(plan), timing.batch_size / found.images_per_s
     slowest = max(range(len(works)), key=lambda stage: works[stage].total_s)
     if works[slowest].total_s >= _BINDS * batch_s:
-        names = ", ".join(job.specs[block].name for block in plan.stages[slowest].blocks)
         share = works[slowest].total_s / sum(work.total_s for work in works)
+        names = ", ".join(job.specs[block].name for block in plan.stages[slowest].blocks)
         return (
             f"stage {slowest} ({names}) alone is {100 * share:.0f} % of the work, and no layer is "
             "divided among devices"
         )
-    busiest = max(found.device_busy, key=lambda device: found.device_busy[device])
-    if found.device_busy[busiest] >= _BINDS:
-        return "the stages can't be shared out more evenly"
+    if timing.feed_s >= _BINDS * batch_s:
+        return (
+            f"the coordinator prepares a batch every {_ms(timing.feed_s)} ms, and no faster; "
+            "faster storage or processors there would help"
+        )
+    if max(found.device_busy.values()) >= _BINDS:
+        return "no placement was found that shares the stages out more evenly"
+    return _waiting(works, timing.links, batch_s)
+
+
+def _waiting(works: Sequence[StageWork], links: Links, batch_s: float) -> str:
     longest = max(range(len(works)), key=lambda stage: works[stage].travel_s)
+    leaves = f"a batch every {_ms(batch_s)} ms leaves the last stage"
+    if not works[longest].travel_s:
+        return f"stages wait for each other, {leaves}; a larger runtime.max_in_flight would help"
+    latency = links.latency_s / works[longest].travel_s
     return (
         f"batches wait for links: from stage {longest} to the next one takes "
-        f"{1e3 * works[longest].travel_s:.2g} ms, a batch every {1e3 * batch_s:.2g} ms leaves the "
-        "last stage; faster links or a larger runtime.max_in_flight would help"
+        f"{_ms(works[longest].travel_s)} ms, {100 * latency:.0f} % of it until the first byte is "
+        f"there, {leaves}; a larger runtime.max_in_flight would help, or links "
+        f"{'that answer sooner' if latency > 0.5 else 'with more bytes per second'}"
     )
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.2g}"

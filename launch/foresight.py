@@ -48,8 +48,8 @@ def foresee(
     if options.assume is not None:
         return _assumed(options, config, costs)
     if options.measure:
-        print(f"kept in {measure(config, facts, specs, devices[0], _tell)}", file=sys.stderr)
-    known = known_timing(config, costs, devices)
+        print(f"kept in {measure(config, facts, specs, devices, _tell)}", file=sys.stderr)
+    known = known_timing(config, specs, costs, devices)
     return Foresight(known[0], f"measured: {known[1]}") if known else None
 
 

@@ -63,6 +63,8 @@ class Job:
     plan: Plan
     foresight: Foresight | None = None
     """What is known of its speed."""
+    single: bool = False
+    """Whether one process does all of it."""
 
 
 def check_engine(options: Options) -> None:
@@ -94,7 +96,7 @@ def make_job(options: Options) -> Job:
     plan = _plan(options, specs, costs, stages, devices, known)
     if not options.single:
         _check_address(config)
-    return Job(_name(path, options), config, specs, costs, plan, known)
+    return Job(_name(path, options), config, specs, costs, plan, known, options.single)
 
 
 def _plan(
@@ -110,7 +112,7 @@ def _plan(
         return make_plan(specs, costs, stages=stages, devices=devices, loads=loads)
     if options.stages is not None:
         raise ConfigError("--plan says how many stages there are: leave --stages out")
-    return load_plan(options.plan, specs, devices)
+    return load_plan(options.plan, specs, devices)  # single mode does all of its stages in turn
 
 
 def _check_address(config: Config) -> None:
@@ -165,9 +167,10 @@ def _name(path: Path, options: Options) -> str:
 
 
 def _devices(options: Options) -> tuple[str, ...]:
-    if options.dry_run and options.gpus:
-        return devices(options.gpus, count=lambda: sys.maxsize)  # a plan for another machine
-    found = devices(options.gpus)
+    if options.dry_run and options.gpus and not options.measure:
+        found = devices(options.gpus, count=lambda: sys.maxsize)  # a plan for another machine
+    else:
+        found = devices(options.gpus)
     return found[:1] if options.single else found
 
 

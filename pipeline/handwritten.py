@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 class AssumedDevice(Section):
     """A device to plan for: `--assume FILE`. All devices are of this kind."""
 
-    macs_per_s: float = Field(gt=0)
+    macs_per_s: float = Field(ge=1e3, le=1e18)
     """Multiply-adds per second that training reaches on it, not what its data sheet says."""
-    memory_bytes: float = Field(gt=0)
+    memory_bytes: float = Field(gt=0, le=1e18)
     """What the blocks on it may need together."""
-    link_bytes_per_s: float = Field(gt=0)
+    link_bytes_per_s: float = Field(ge=1e3, le=1e18)
     """From one device to another."""
-    link_latency_s: float = Field(default=0.0, ge=0)
+    link_latency_s: float = Field(default=0.0, ge=0, le=1e3)
     """Until the first byte has arrived."""
-    overhead_s: float = Field(default=0.0, ge=0)
+    overhead_s: float = Field(default=0.0, ge=0, le=1e3)
     """Of each block and batch, whatever its size: starting kernels."""
 
 
@@ -37,8 +37,8 @@ class MeasuredBlock(Section):
 
     block: int
     name: str
-    forward_s: float = Field(ge=0)
-    learn_s: float = Field(ge=0)
+    forward_s: float = Field(ge=0, le=1e6)
+    learn_s: float = Field(ge=0, le=1e6)
 
 
 class MeasuredCosts(Section):
@@ -48,12 +48,14 @@ class MeasuredCosts(Section):
     device: str
     batch_size: int
     measured: str
-    copied_per_s: float = Field(gt=0)
-    """Bytes per second that a process copies into a slot of the next stage."""
-    feed_s: float = Field(default=0.0, ge=0)
+    copied_per_s: float = Field(ge=1e3)
+    """Bytes per second that a process copies into a slot of the next stage; between CUDA devices,
+    where nobody waits for it, the bytes that get there."""
+    feed_s: float = Field(default=0.0, ge=0, le=1e6)
     """What the coordinator needs to prepare a batch."""
     crowded_speed: float = Field(default=1.0, gt=0, le=1)
-    """Speed of a stage on a CPU all of whose cores work, as a share of what it is alone."""
+    """Speed of a stage on a CPU while `crowd` of them work, as a share of what it is alone."""
+    crowd: int = Field(default=2, ge=2)
     blocks: Annotated[tuple[MeasuredBlock, ...], Field(strict=False, min_length=1)]
 
 
@@ -78,19 +80,23 @@ def load_device(path: Path) -> AssumedDevice:
     return checked(AssumedDevice, load_tree(path), str(path))
 
 
-def load_costs(path: Path, n_blocks: int) -> MeasuredCosts:
+def load_costs(path: Path, specs: Sequence[BlockSpec], batch_size: int) -> MeasuredCosts:
     """Read what was measured.
 
     Raises:
         ConfigError: naming file, key, value and rule.
     """
     costs = checked(MeasuredCosts, load_tree(path), str(path))
-    found = [block.block for block in costs.blocks]
-    if found != list(range(n_blocks)):
+    cure = "change it back, or remove the file and measure again with --measure"
+    if costs.batch_size != batch_size:
         raise ConfigError(
-            f"{path}: blocks must be 0 to {n_blocks - 1} in order, found {found}; remove the "
-            "file, and it will be measured again with --measure"
+            f"{path}: batch_size: {costs.batch_size}, but these are the costs of batches of "
+            f"{batch_size}; {cure}"
         )
+    found = [(block.block, block.name) for block in costs.blocks]
+    expected = [(spec.index, spec.name) for spec in specs]
+    if found != expected:
+        raise ConfigError(f"{path}: blocks must be {expected} in order, found {found}; {cure}")
     return costs
 
 
@@ -130,5 +136,7 @@ def _check_blocks(
         if group[0] not in beginnings:
             raise ConfigError(
                 f"{path}: stage {number} can't begin with block {group[0]} "
-                f"({specs[group[0]].name}): it stays with the block before it"
+                f"({specs[group[0]].name}): it stays with the block before it, because they learn "
+                "together (global backprop, model.group), a residual connection spans them, or it "
+                f"is the output; stages may begin with {', '.join(map(str, sorted(beginnings)))}"
             )

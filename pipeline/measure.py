@@ -77,15 +77,16 @@ def measure_blocks(
     return tuple(found)
 
 
-def copied_per_s() -> float:
-    """Bytes per second that one thread of this machine copies."""
-    source = torch.ones(_COPIED_BYTES, dtype=torch.uint8)
-    target, laps = torch.empty_like(source), []
+def copied_per_s(device_name: str) -> float:
+    """Bytes per second that one thread of this machine copies, or a CUDA device within itself."""
+    device = torch.device(device_name)
+    source, laps = torch.ones(_COPIED_BYTES, dtype=torch.uint8, device=device), _Laps(device)
+    target = torch.empty_like(source)
     for _ in range(WARM_UP + BATCHES):
-        began = perf_counter()
+        laps.begin()
         target.copy_(source)
-        laps.append(perf_counter() - began)
-    return _COPIED_BYTES / median(laps[WARM_UP:])
+        laps.end()
+    return _COPIED_BYTES / median(laps.total_s[WARM_UP:])
 
 
 def feed_s(config: Config) -> float:

@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_DONE_S = 1e-12
-
 
 @dataclass(frozen=True, slots=True)
 class StageWork:
@@ -43,13 +41,31 @@ class StageWork:
 
 
 @dataclass(frozen=True, slots=True)
+class Crowd:
+    """What the cores of one CPU cost each other: while `at_work` stages are, each is so fast, as a
+    share of what it is alone. A batch takes longer by as much for each other stage at work."""
+
+    speed: float = 1.0
+    at_work: int = 2
+
+    def slows(self, at_work: float) -> float:
+        """How many times as long a batch takes among so many."""
+        return 1.0 + (1.0 / self.speed - 1.0) * max(0.0, at_work - 1.0) / (self.at_work - 1)
+
+
+NO_CROWD = Crowd()
+
+
+@dataclass(frozen=True, slots=True)
 class Forecast:
     """A simulated run. `ends_s`: when each batch was done; `device_busy`, `stage_busy`: shares of
-    the steady state in which a device, or a stage, was working."""
+    the steady state in which a device, or a stage, was working. `backlog`: how many batches more
+    were under way at its end than at its beginning: of a steady state it is none, or few."""
 
     ends_s: tuple[float, ...]
     device_busy: tuple[float, ...]
     stage_busy: tuple[float, ...]
+    backlog: int
 
     @property
     def batch_s(self) -> float:
@@ -66,7 +82,47 @@ class _Doing(Enum):
     LEARNING = auto()
 
 
-_WORKING = (_Doing.FORWARD, _Doing.SENDING, _Doing.LEARNING)
+class _Device:
+    """Its processes all advance at the same speed, so one clock of what each has done is enough:
+    it says when the next of them is through, however their number changes."""
+
+    def __init__(self, capacity: float, crowd: Crowd) -> None:
+        self.capacity, self._crowd = capacity, crowd
+        self._now_s = self._clock_s = 0.0
+        self._through: list[tuple[float, int]] = []
+        self.share_s = 0.0
+        """What each process that was at work all the time has had of the device so far."""
+        self.changes = 0
+
+    def advance(self, now_s: float) -> None:
+        """Until then, nothing begins or ends."""
+        share = min(1.0, self.capacity / max(1, len(self._through)))
+        self.share_s += (now_s - self._now_s) * share
+        self._clock_s += (now_s - self._now_s) * self._speed()
+        self._now_s = now_s
+
+    def begin(self, stage: int, seconds: float) -> None:
+        """A process begins now with what takes a lone one so long."""
+        heappush(self._through, (self._clock_s + seconds, stage))
+        self.changes += 1
+
+    def end(self) -> int:
+        """The stage that is through now."""
+        clock_s, stage = heappop(self._through)
+        self._clock_s = max(self._clock_s, clock_s)
+        self.changes += 1
+        return stage
+
+    def next_end_s(self) -> float:
+        """When the next is through, if nothing begins before."""
+        if not self._through:
+            return inf
+        return self._now_s + max(0.0, self._through[0][0] - self._clock_s) / self._speed()
+
+    def _speed(self) -> float:
+        n = max(1, len(self._through))
+        crowded = self._crowd.slows(min(n, self.capacity)) if self.capacity < inf else 1.0
+        return min(1.0, self.capacity / n) / crowded
 
 
 @dataclass(slots=True)
@@ -74,23 +130,17 @@ class _Worker:
     """A stage in the course of the simulation; `room`: credits of the next one."""
 
     work: StageWork
+    device: _Device
     room: float
     arrived: float = 0
     doing: _Doing = _Doing.WAITING
-    left_s: float = 0.0
     worked_s: float = 0.0
+    begun_s: float = 0.0
 
-    def begin(self, doing: _Doing, seconds: float) -> None:
-        self.doing, self.left_s = doing, seconds
-
-    def start_if_possible(self) -> None:
-        """Go on where what it waited for is there."""
-        if self.doing is _Doing.WAITING and self.arrived:
-            self.arrived -= 1
-            self.begin(_Doing.FORWARD, self.work.forward_s)
-        elif self.doing is _Doing.BLOCKED and self.room:
-            self.room -= 1
-            self.begin(_Doing.SENDING, self.work.send_s)
+    def so_far_s(self) -> float:
+        """What it has had of its device."""
+        at_work = self.doing not in (_Doing.WAITING, _Doing.BLOCKED)
+        return self.worked_s + (self.device.share_s - self.begun_s if at_work else 0.0)
 
 
 def simulate(
@@ -101,127 +151,135 @@ def simulate(
     batches: int,
     feed_s: float = 0.0,
     feed_device: int | None = None,
-    crowded_speed: float = 1.0,
+    crowd: Crowd = NO_CROWD,
 ) -> Forecast:
     """Run a pipeline for some batches.
 
     Args:
-        stages: in order.
+        stages: in order; a batch takes some time in all of them together.
         capacity: of each device, how many stages it runs at once: 1 for a GPU, cores by threads of
             a stage for a CPU.
         max_in_flight: batches that may wait, or be worked on, behind each link.
         batches: at least 2.
         feed_s: seconds that the coordinator needs to prepare a batch.
         feed_device: where it does; None: on none of these.
-        crowded_speed: of a stage, as a share of what it is alone, where its device runs as many
-            as it can.
+        crowd: what stages cost each other on a device that runs several at once.
     """
     assert batches >= 2, "a steady state needs some batches"
     feed = StageWork(len(capacity) if feed_device is None else feed_device, feed_s, 0.0)
-    simulation = _Simulation((feed, *stages), capacity, max_in_flight, batches, crowded_speed)
-    return simulation.run()
+    devices = [_Device(room, crowd) for room in (*capacity, inf)]
+    return _Simulation((feed, *stages), devices, max_in_flight, batches).run()
 
 
 @dataclass(slots=True)
 class _Window:
-    """What stages had worked when the steady state began."""
+    """How far everything was when the steady state began."""
 
     begun_s: float = 0.0
+    fed: int = 0
     worked_s: list[float] = field(default_factory=list)
 
 
 class _Simulation:
-    """The first of `works` is the feed's; one device more than in `capacity` has no limit."""
+    """The first of `works` is the feed's; the last of `devices` has no limit."""
 
     def __init__(
         self,
         works: Sequence[StageWork],
-        capacity: Sequence[float],
+        devices: Sequence[_Device],
         max_in_flight: int,
         batches: int,
-        crowded_speed: float,
     ) -> None:
-        self._slower = 1.0 - crowded_speed
-        self._workers = [_Worker(work, max_in_flight) for work in works]
+        self._devices = devices
+        self._workers = [_Worker(work, devices[work.device], max_in_flight) for work in works]
         self._workers[0].arrived = inf  # what happens when the feed ends is no steady state
         self._workers[-1].room = inf
-        self._capacity = [*capacity, inf]
-        self._batches, self._now = batches, 0.0
-        self._travelling: list[tuple[float, int]] = []
-        self._ends: list[float] = []
-        self._window = _Window(0.0, [0.0] * len(self._workers))
+        self._batches, self._now_s, self._fed = batches, 0.0, 0
+        self._events: list[tuple[float, int, int]] = []
+        """When; and a device and its count of changes by then, or -1 and where a batch arrives."""
+        self._ends_s: list[float] = []
+        self._window = _Window(0.0, 0, [0.0] * len(works))
 
     def run(self) -> Forecast:
-        while len(self._ends) < self._batches:
-            for worker in self._workers:
-                worker.start_if_possible()
-            self._advance(self._to_the_next_event())
+        self._go_on(0)
+        while len(self._ends_s) < self._batches:
+            at_s, device, number = heappop(self._events)
+            if device < 0:
+                self._now_s = at_s
+                self._workers[number].arrived += 1
+                self._go_on(number)
+            elif self._devices[device].changes == number:
+                self._now_s = at_s
+                self._finish(device)
         return self._forecast()
 
-    def _shares(self) -> list[tuple[float, float]]:
-        """Of each device, for each of the processes at work on it: its share of the time, and the
-        speed that this amounts to, a lone one's being 1."""
-        working = [0] * len(self._capacity)
-        for worker in self._workers:
-            working[worker.work.device] += worker.doing in _WORKING
-        pairs = zip(self._capacity, working, strict=True)
-        return [self._share(room, max(1, n)) for room, n in pairs]
+    def _begin(self, stage: int, doing: _Doing, seconds: float) -> None:
+        worker = self._workers[stage]
+        worker.device.advance(self._now_s)
+        worker.doing, worker.begun_s = doing, worker.device.share_s
+        worker.device.begin(stage, seconds)
+        self._expect(worker.work.device)
 
-    def _share(self, room: float, n: int) -> tuple[float, float]:
-        share = min(1.0, room / n)
-        crowd = (min(room, n) - 1) / (room - 1) if 1 < room < inf else 0.0
-        return share, share * (1.0 - self._slower * crowd)
+    def _expect(self, device: int) -> None:
+        """Note when its next process is through; what was noted before is void."""
+        at_s = self._devices[device].next_end_s()
+        heappush(self._events, (at_s, device, self._devices[device].changes))
 
-    def _to_the_next_event(self) -> float:
-        shares = self._shares()
-        ends = [
-            worker.left_s / shares[worker.work.device][1]
-            for worker in self._workers
-            if worker.doing in _WORKING
-        ]
-        arrivals = [self._travelling[0][0] - self._now] if self._travelling else []
-        return min([*ends, *arrivals])
-
-    def _advance(self, seconds: float) -> None:
-        shares = self._shares()
-        self._now += seconds
-        for worker in self._workers:
-            if worker.doing in _WORKING:
-                share, speed = shares[worker.work.device]
-                worker.left_s -= seconds * speed
-                worker.worked_s += seconds * share
-        while self._travelling and self._travelling[0][0] <= self._now + _DONE_S:
-            self._workers[heappop(self._travelling)[1]].arrived += 1
-        for stage, worker in enumerate(self._workers):
-            if worker.doing in _WORKING and worker.left_s <= _DONE_S:
-                self._finish(stage, worker)
-
-    def _finish(self, stage: int, worker: _Worker) -> None:
-        last = stage == len(self._workers) - 1
-        if worker.doing is _Doing.FORWARD and not last:
-            worker.doing = _Doing.BLOCKED
-        elif worker.doing is _Doing.LEARNING:
-            self._end_batch(stage, worker, last=last)
+    def _finish(self, device: int) -> None:
+        self._devices[device].advance(self._now_s)
+        stage = self._devices[device].end()
+        worker = self._workers[stage]
+        worker.worked_s, doing = worker.so_far_s(), worker.doing
+        worker.doing = _Doing.WAITING if doing is _Doing.LEARNING else _Doing.BLOCKED
+        if doing is _Doing.LEARNING:
+            self._end_batch(stage)
+        elif doing is _Doing.SENDING:
+            self._has_sent(stage)
         else:
-            if not last:
-                heappush(self._travelling, (self._now + worker.work.travel_s, stage + 1))
-            worker.begin(_Doing.LEARNING, worker.work.learn_s)
+            self._go_on(stage)
+        self._expect(device)
 
-    def _end_batch(self, stage: int, worker: _Worker, *, last: bool) -> None:
-        worker.doing = _Doing.WAITING
+    def _go_on(self, stage: int) -> None:
+        """With the next thing to do, where what it waits for is there."""
+        worker = self._workers[stage]
+        if worker.doing is _Doing.WAITING and worker.arrived:
+            worker.arrived -= 1
+            self._begin(stage, _Doing.FORWARD, worker.work.forward_s)
+        elif worker.doing is _Doing.BLOCKED and worker.room:
+            worker.room -= 1
+            if worker.work.send_s and stage < len(self._workers) - 1:
+                self._begin(stage, _Doing.SENDING, worker.work.send_s)
+            else:
+                self._has_sent(stage)
+
+    def _has_sent(self, stage: int) -> None:
+        work = self._workers[stage].work
+        self._fed += stage == 0
+        if stage < len(self._workers) - 1:
+            heappush(self._events, (self._now_s + work.travel_s, -1, stage + 1))
+        self._begin(stage, _Doing.LEARNING, work.learn_s)
+
+    def _end_batch(self, stage: int) -> None:
         if stage:
             self._workers[stage - 1].room += 1
-        if last:
-            self._ends.append(self._now)
-            if len(self._ends) == self._batches // 2:
-                worked = [worker.worked_s for worker in self._workers]
-                self._window = _Window(self._now, worked)
+            self._go_on(stage - 1)
+        if stage == len(self._workers) - 1:
+            self._ends_s.append(self._now_s)
+            if len(self._ends_s) == self._batches // 2:
+                self._window = _Window(self._now_s, self._fed, self._worked_s())
+        self._go_on(stage)
+
+    def _worked_s(self) -> list[float]:
+        for device in self._devices:
+            device.advance(self._now_s)
+        return [worker.so_far_s() for worker in self._workers]
 
     def _forecast(self) -> Forecast:
-        length = self._now - self._window.begun_s
-        pairs = zip(self._workers, self._window.worked_s, strict=True)
-        busy = [(worker.worked_s - before) / length for worker, before in pairs]
-        devices = [0.0] * len(self._capacity)
+        length = self._now_s - self._window.begun_s
+        pairs = zip(self._worked_s(), self._window.worked_s, strict=True)
+        busy = [(worked - before) / length for worked, before in pairs]
+        devices = [0.0] * len(self._devices)
         for worker, share in zip(self._workers, busy, strict=True):
-            devices[worker.work.device] += share / self._capacity[worker.work.device]
-        return Forecast(tuple(self._ends), tuple(devices[:-1]), tuple(busy[1:]))
+            devices[worker.work.device] += share / worker.device.capacity
+        backlog = self._fed - self._window.fed - (self._batches - self._batches // 2)
+        return Forecast(tuple(self._ends_s), tuple(devices[:-1]), tuple(busy[1:]), backlog)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
 
-from pipeline.simulate import StageWork, simulate
+from pipeline.simulate import NO_CROWD, Crowd, StageWork, simulate
 from pipeline.specs import in_runs
 
 if TYPE_CHECKING:
@@ -19,9 +19,18 @@ if TYPE_CHECKING:
     from pipeline.cost import BlockCost
     from pipeline.handwritten import AssumedDevice
     from pipeline.plan import Plan
+    from pipeline.simulate import Forecast
 
-_BATCHES_PER_STAGE = 8
-"""Simulated, half of them before the steady state: the pipeline is full by then."""
+_BATCHES_PER_STAGE = 4
+"""Simulated at first, half of them before the steady state; twice as many until it is one."""
+_LONGEST = 1 << 13
+"""Batches simulated at most: some seconds. The slots of a pipeline are far fewer."""
+_STEADY = 0.003
+"""Difference in speed, and share of the batches that pile up, of which nobody takes notice."""
+
+
+_SHORTEST_S = 1e-9
+"""No stage is free, whatever people write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +74,8 @@ class Prospect:
 class Timing:
     """Times of every block, for batches of `batch_size` on devices of one kind.
 
-    `capacity`: how many stages a device runs at once; `crowded_speed`: how fast each of them is
-    then, as a share of what it is alone. `feed_s`: what the coordinator needs to prepare a batch,
-    on the CPU.
+    `capacity`: how many stages a device runs at once; `crowd`: what they cost each other.
+    `feed_s`: what the coordinator needs to prepare a batch, on the CPU.
     """
 
     times: tuple[BlockTimes, ...]
@@ -76,7 +84,7 @@ class Timing:
     links: Links = Links()
     capacity: float = 1.0
     feed_s: float = 0.0
-    crowded_speed: float = 1.0
+    crowd: Crowd = NO_CROWD
 
     @property
     def loads(self) -> list[int]:
@@ -94,19 +102,31 @@ class Timing:
         ]
 
     def prospect(self, plan: Plan, max_in_flight: int) -> Prospect:
-        """Simulate a plan."""
-        devices, works = _devices(plan), self.works(plan)
-        found = simulate(
+        """Simulate a plan, until its speed is steady."""
+        works = self.works(plan)
+        batches = _BATCHES_PER_STAGE * max(4, len(works))
+        found = self._simulated(plan, works, max_in_flight, batches)
+        while batches < _LONGEST:
+            batches, before = 2 * batches, found
+            found = self._simulated(plan, works, max_in_flight, batches)
+            if _is_steady(before, found, batches):
+                break
+        busy = dict(zip(_devices(plan), found.device_busy, strict=True))
+        return Prospect(self.batch_size / found.batch_s, busy, found.stage_busy)
+
+    def _simulated(
+        self, plan: Plan, works: Sequence[StageWork], max_in_flight: int, batches: int
+    ) -> Forecast:
+        devices = _devices(plan)
+        return simulate(
             works,
             capacity=[self.capacity] * len(devices),
             max_in_flight=max_in_flight,
-            batches=_BATCHES_PER_STAGE * max(4, len(works)),
+            batches=batches,
             feed_s=self.feed_s,
             feed_device=devices.index("cpu") if "cpu" in devices else None,
-            crowded_speed=self.crowded_speed,
+            crowd=self.crowd,
         )
-        busy = dict(zip(devices, found.device_busy, strict=True))
-        return Prospect(self.batch_size / found.batch_s, busy, found.stage_busy)
 
     def _work(self, blocks: Sequence[int], device: int, after: int | None) -> StageWork:
         """A stage can send once its last group has gone forward; those before have learned."""
@@ -114,6 +134,7 @@ class Timing:
         earlier = sum(self.times[block].total_s for group in groups[:-1] for block in group)
         last = [self.times[block] for block in groups[-1]]
         forward, learn = sum(b.forward_s for b in last), sum(b.learn_s for b in last)
+        learn = max(learn, _SHORTEST_S)
         nbytes = 0 if after is None else self.costs[blocks[-1]].sent_bytes * self.batch_size
         here = after in (None, device)
         return StageWork(
@@ -123,6 +144,12 @@ class Timing:
             send_s=nbytes / self.links.copied_per_s,
             travel_s=0.0 if here else self.links.latency_s + nbytes / self.links.sent_per_s,
         )
+
+
+def _is_steady(before: Forecast, found: Forecast, batches: int) -> bool:
+    """Whether a longer simulation found the same speed, and what is fed comes out."""
+    alike = abs(found.batch_s - before.batch_s) <= _STEADY * found.batch_s
+    return alike and found.backlog <= max(1, _STEADY * batches)
 
 
 def assumed(costs: Sequence[BlockCost], device: AssumedDevice, batch_size: int) -> Timing:

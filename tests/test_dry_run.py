@@ -74,7 +74,7 @@ def test_ratio_bottleneck_and_bounds() -> None:
     assert "predsim does 2.21 times the multiply-adds of global backprop" in sentences
     bound = "bound by stage 3 (conv 384→768): 21743 M multiply-adds of 83274 M"
     assert bound in sentences
-    assert "on 4 of the devices: at most 3.83× the speed of one" in sentences
+    assert "on 4 of the devices: by its multiply-adds at most 3.83× the speed of one" in sentences
 
 
 def test_a_stage_of_several_blocks_names_them_all() -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import io
 import re
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 from rich.console import Console
 
+from launch import costfile
 from launch.costfile import cost_file
 from launch.forecast import print_forecast
 from launch.job import Job, Options, make_job
 from pipeline.errors import ConfigError
+from pipeline.plan import make_plan
+from pipeline.simulate import Crowd
 from pipeline.timing import BlockTimes, Links, Timing
 
 if TYPE_CHECKING:
@@ -24,7 +28,7 @@ model: {name: vgg19}
 loss: {name: predsim}
 data: {name: cifar10, download: false}
 """
-DEVICE = "{macs_per_s: 1.5e14, memory_bytes: %s, link_bytes_per_s: %s, link_latency_s: 1e-5}\n"
+DEVICE = "{macs_per_s: 1.5e14, memory_bytes: %s, link_bytes_per_s: %s, link_latency_s: %s}\n"
 
 
 @pytest.fixture(autouse=True)
@@ -32,12 +36,18 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def imagined(folder: Path, memory: str = "80e9", link: str = "1e15", gpus: str = "0-7") -> Job:
+def imagined(
+    folder: Path,
+    memory: str = "80e9",
+    link: str = "1e15",
+    latency: str = "1e-5",
+    gpus: str = "0-7",
+    **more: Any,
+) -> Job:
     (folder / "vgg19.yaml").write_text(VGG19, encoding="utf-8")
-    (folder / "device.yaml").write_text(DEVICE % (memory, link), encoding="utf-8")
-    return make_job(
-        Options(folder / "vgg19.yaml", gpus=gpus, dry_run=True, assume=folder / "device.yaml")
-    )
+    (folder / "device.yaml").write_text(DEVICE % (memory, link, latency), encoding="utf-8")
+    config, device = folder / "vgg19.yaml", folder / "device.yaml"
+    return make_job(Options(config, gpus=gpus, dry_run=True, assume=device, **more))
 
 
 def printed(job: Job) -> str:
@@ -56,12 +66,62 @@ def test_speed_grows_until_one_layer_is_all_that_its_device_does(tmp_path: Path)
     assert speedups[2] == pytest.approx(2, abs=0.02)
     assert speedups[64] == speedups[32]
     assert speedups[64] == pytest.approx(2274 / 189, rel=0.01)
-    assert "More than 16 devices bring nothing: stage 1 (conv 64→64) alone is 8 % of" in text
+    assert "With 17 stages, divided and placed anew for each number of devices:" in text
+    assert "More than 13 devices bring nothing: stage 1 (conv 64→64) alone is 8 % of" in text
 
 
-def test_slow_links_are_named_as_the_reason(tmp_path: Path) -> None:
-    text = printed(imagined(tmp_path, link="5e9"))
-    assert "batches wait for links: from stage 0 to the next one takes" in text
+def test_no_fewer_devices_bring_as_much(tmp_path: Path) -> None:
+    """By the same simulation, count by count; the table only has powers of two."""
+    job = imagined(tmp_path)
+    assert job.foresight
+    timing, speeds = job.foresight.timing, {}
+    for count in (12, 13, 16):
+        names = [f"device {n}" for n in range(count)]
+        plan = make_plan(job.specs, job.costs, stages=17, devices=names, loads=timing.loads)
+        speeds[count] = timing.prospect(plan, 2).images_per_s
+    assert 1.01 * speeds[12] < speeds[16] <= 1.01 * speeds[13]
+
+
+def test_growth_is_that_of_the_stages_asked_for(tmp_path: Path) -> None:
+    text = printed(imagined(tmp_path, stages=2))
+    assert "With 2 stages, divided and placed anew" in text
+    assert "More than 2 devices bring nothing" in text
+
+
+def test_single_mode_is_one_process_on_one_device(tmp_path: Path) -> None:
+    many, one = imagined(tmp_path), imagined(tmp_path, single=True)
+    assert {stage.device for stage in one.plan.stages} == {"cuda:0"}
+    assert many.foresight
+    seconds = sum(block.total_s for block in many.foresight.timing.times)
+    assert f"Predicted (assumed: {tmp_path / 'device.yaml'}): {128 / seconds:,.0f} " in printed(one)
+    assert "equal devices" not in printed(one)
+
+
+def test_global_backprop_is_predicted_too_and_greedy_training_says_why_not(tmp_path: Path) -> None:
+    text = printed(imagined(tmp_path, single=True, overrides=("loss.name=glob",)))
+    assert re.search(r"Predicted \(assumed: .*\): [\d,]+ images/s", text)
+    text = printed(imagined(tmp_path, overrides=("schedule.greedy=true",)))
+    assert "No speed is predicted: in greedy training one block learns at a time" in text
+
+
+def test_a_feed_that_is_the_bound_is_named(tmp_path: Path) -> None:
+    job = imagined(tmp_path)
+    assert job.foresight
+    slow = replace(job.foresight, timing=replace(job.foresight.timing, feed_s=0.1))
+    text = printed(replace(job, foresight=slow))
+    assert "More than 1 device brings nothing: the coordinator prepares a batch every 1e+02" in text
+
+
+@pytest.mark.parametrize(
+    ("link", "latency", "cure"),
+    [("5e9", "1e-5", "with more bytes per second"), ("1e15", "1e-2", "that answer sooner")],
+)
+def test_slow_links_are_named_as_the_reason(
+    tmp_path: Path, link: str, latency: str, cure: str
+) -> None:
+    text = " ".join(printed(imagined(tmp_path, link=link, latency=latency)).split())
+    assert re.search(r"batches wait for links: from stage \d+ to the next one takes", text)
+    assert f"a larger runtime.max_in_flight would help, or links {cure}." in text
 
 
 def test_a_device_that_is_too_small_is_named(tmp_path: Path) -> None:
@@ -82,7 +142,7 @@ def test_what_was_measured_is_kept_and_used_and_may_be_edited(tmp_path: Path) ->
     assert make_job(Options(config, gpus="cpu", stages=2)).foresight is None
     measured = make_job(Options(config, gpus="cpu", stages=2, measure=True))
     assert measured.foresight
-    path = cost_file(measured.config, "cpu")
+    path = cost_file(measured.config, measured.specs, "cpu")
     tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert [block["name"] for block in tree["blocks"]] == [
         "linear 64→16",
@@ -91,7 +151,7 @@ def test_what_was_measured_is_kept_and_used_and_may_be_edited(tmp_path: Path) ->
         "output 16→10",
     ]
     assert 0 < tree["crowded_speed"] <= 1
-    assert measured.foresight.timing.crowded_speed == tree["crowded_speed"]
+    assert measured.foresight.timing.crowd == Crowd(tree["crowded_speed"], tree["crowd"])
     assert all(block["learn_s"] > 0 for block in tree["blocks"] if block["block"] != 2)
     tree["blocks"][0]["learn_s"] = 1000.0
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
@@ -113,12 +173,73 @@ def test_costs_are_kept_apart_by_what_they_depend_on(tmp_path: Path) -> None:
             ("runtime.threads_per_stage=2",),
             ("model.hidden=17",),
             ("runtime.cuda_graphs=false",),
+            ("data.crop_padding=2",),
         )
     ]
-    paths = [cost_file(job.config, "cpu") for job in jobs]
+    paths = [cost_file(job.config, job.specs, "cpu") for job in jobs]
     assert paths[0] == paths[1]
-    assert len(set(paths)) == 5
-    assert cost_file(jobs[0].config, "cuda:0") != paths[0]
+    assert len(set(paths)) == 6
+    assert cost_file(jobs[0].config, jobs[0].specs, "cuda:0") != paths[0]
+
+
+def test_the_number_of_classes_is_part_of_a_network(tmp_path: Path) -> None:
+    (tmp_path / "made.yaml").write_text(
+        "{model: {name: mlp}, loss: {name: pred}, data: {name: synthetic}}", encoding="utf-8"
+    )
+    jobs = [
+        make_job(Options(tmp_path / "made.yaml", gpus="cpu", overrides=(f"data.classes={n}",)))
+        for n in (10, 20)
+    ]
+    assert len({cost_file(job.config, job.specs, "cpu") for job in jobs}) == 2
+
+
+@pytest.mark.usefixtures("tiny")
+def test_what_can_not_be_kept_is_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match=r"can't be kept in .*: Not a directory; let XDG_CACHE"):
+        make_job(Options(tmp_path / "tiny.yaml", gpus="cpu", measure=True))
+
+
+@pytest.mark.usefixtures("tiny")
+def test_only_what_is_there_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launch.gpus.visible_gpus", lambda: 0)
+    given = Options(tmp_path / "tiny.yaml", gpus="0-7", dry_run=True, measure=True)
+    with pytest.raises(ConfigError, match="this machine has no CUDA device 0"):
+        make_job(given)
+    names = {"cuda:0": "an H100", "cuda:1": "an H200"}
+    monkeypatch.setattr("launch.costfile.device_kind", names.__getitem__)
+    monkeypatch.setattr("launch.job.devices", lambda spec: tuple(names))
+    with pytest.raises(ConfigError, match="cuda:0 is an H100, cuda:1 is an H200; name devices of"):
+        make_job(given)
+
+
+@pytest.mark.parametrize(("threads", "capacity"), [(1, 2.0), (2, 1.0), (4, 1.0)])
+@pytest.mark.usefixtures("tiny")
+def test_a_stage_alone_is_never_slower_than_it_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int, capacity: float
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
+    config = make_job(Options(tmp_path / "tiny.yaml", gpus="cpu")).config
+    runtime = config.runtime.model_copy(update={"threads_per_stage": threads})
+    assert costfile._capacity(config.model_copy(update={"runtime": runtime}), "cpu") == capacity
+
+
+def test_devices_copy_beside_what_they_compute() -> None:
+    assert costfile._links("cpu", 1e9) == Links(copied_per_s=1e9)
+    assert costfile._links("cuda:0", 1e9) == Links(sent_per_s=1e9)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_speed_is_that_of_full_slots(tmp_path: Path) -> None:
+    """One device is always at work; while slots fill, more goes in than comes out."""
+    job = make_job(Options(tmp_path / "tiny.yaml", gpus="cpu", stages=3))
+    timing = Timing(tuple(BlockTimes(n, 1, 1) for n in range(4)), job.costs, 32)
+    for max_in_flight in (1, 8, 64):
+        found = timing.prospect(job.plan, max_in_flight)
+        assert found.images_per_s == pytest.approx(32 / 8, rel=0.01)
 
 
 @pytest.mark.usefixtures("tiny")

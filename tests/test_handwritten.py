@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from launch.job import Options, make_job
 from pipeline.errors import ConfigError
-from pipeline.handwritten import load_costs, load_device
+from pipeline.handwritten import load_costs, load_device, load_plan
 from pipeline.plan import Plan, StagePlan
+from pipeline.specs import BlockSpec, LayerSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +50,7 @@ def test_a_plan_json_of_a_run_is_a_plan(tmp_path: Path) -> None:
         ("stages: [{blocks: [0, 2, 1, 3], device: cpu}]", "must be 0 to 3, each once and in order"),
         ("stages: [{blocks: [0, 1, 2], device: cpu}]", "must be 0 to 3"),
         ("stages: [{blocks: [], device: cpu}]", "stages.0.blocks"),
-        ("stages: []", "stages: [] is not allowed"),
+        ("stages: []", "stages: is empty; at least 1 is needed"),
         ("stages: [{blocks: [0, 1, 2, 3], device: cpu, stage: 1}]", "stage 1 stands where stage 0"),
         (
             "stages: [{blocks: [0, 1, 2, 3], devise: cpu}]",
@@ -91,6 +93,11 @@ def test_a_device_that_is_imagined(tmp_path: Path) -> None:
     [
         ("{memory_bytes: 1, link_bytes_per_s: 1}", "macs_per_s: is missing"),
         (DEVICE.replace("1.5e14", "0"), "macs_per_s: 0 is not allowed"),
+        (
+            DEVICE.replace("1.5e14", "1e25"),
+            "macs_per_s: 1e+25 is not allowed: input should be less",
+        ),
+        (DEVICE.replace("5e10", "1e-300"), "link_bytes_per_s: 1e-300 is not allowed"),
         (DEVICE.replace("memory", "memroy"), "memroy_bytes: unknown key; allowed here: macs_per_s"),
         (DEVICE.replace("80e9", "a lot"), "memory_bytes: 'a lot' is not allowed"),
     ],
@@ -111,6 +118,42 @@ def test_costs_of_another_network_are_refused(tmp_path: Path) -> None:
         " blocks: [{block: 0, name: a, forward_s: 1, learn_s: 2}]}\n",
         encoding="utf-8",
     )
-    assert load_costs(path, 1).blocks[0].learn_s == 2
-    with pytest.raises(ConfigError, match=r"blocks must be 0 to 1 in order, found \[0\]"):
-        load_costs(path, 2)
+    one, two = specs_of(1), specs_of(2)
+    path.write_text(path.read_text("utf-8").replace("name: a", f"name: '{one[0].name}'"), "utf-8")
+    assert load_costs(path, one, 8).blocks[0].learn_s == 2
+    for specs, batch_size, said in (
+        (two, 8, "blocks must be [(0, 'linear 4→4'), (1, 'linear 4→4')] in order, found"),
+        ([replace(one[0], layer=LayerSpec("linear", 4, 5))], 8, "linear 4→5"),
+        (one, 16, "batch_size: 8, but these are the costs of batches of 16"),
+    ):
+        with pytest.raises(ConfigError, match="remove the file and measure again") as caught:
+            load_costs(path, specs, batch_size)
+        assert said in str(caught.value)
+
+
+def specs_of(blocks: int) -> list[BlockSpec]:
+    layer = LayerSpec("linear", 4, 4)
+    return [BlockSpec(index, (4,), layer, (4,), (4,), 4) for index in range(blocks)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("plan.yaml", "", "expected keys and values (stages, single, costs), found None"),
+        ("plan.json", "[1]", "expected keys and values (stages, single, costs), found [1]"),
+        ("plan.yaml", "stages: []", "stages: is empty; at least 1 is needed"),
+        ("plan.json", '{"stages": }', "JSON syntax: Expecting value"),
+    ],
+)
+def test_a_file_that_is_no_plan(tmp_path: Path, name: str, text: str, said: str) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_plan(tmp_path / name, specs_of(1), ["cpu"])
+    assert str(caught.value).startswith(f"{tmp_path / name}:")
+    assert said in str(caught.value)
+
+
+def test_json_may_be_indented_by_tabs(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text('{\n\t"stages": [\n\t\t{"blocks": [0], "device": "cpu"}\n\t]\n}\n', "utf-8")
+    assert load_plan(path, specs_of(1), ["cpu"]).stages[0].blocks == (0,)

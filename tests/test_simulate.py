@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.simulate import Forecast, StageWork, simulate
+from pipeline.simulate import Crowd, Forecast, StageWork, simulate
 
 
 def forecast(stages: list[StageWork], devices: int = 0, **more: Any) -> Forecast:
@@ -58,17 +58,21 @@ def test_stages_on_one_cpu_slow_each_other_down() -> None:
     stage 1       f1  f1  l1  l1  f2  f2  l2  l2
     """
     stages = [StageWork(0, 1.0, 1.0), StageWork(0, 1.0, 1.0)]
-    found = forecast(stages, capacity=[2.0], crowded_speed=0.5)
+    found = forecast(stages, capacity=[2.0], crowd=Crowd(0.5))
     assert found.ends_s[:3] == (5.0, 9.0, 13.0)
     assert found.stage_busy == (1.0, 1.0)
     assert found.device_busy == (1.0,)
 
 
-def test_half_a_crowd_slows_half_as_much() -> None:
-    """Two of three cores at work: 0.75 of the speed; a lone stage is as fast as ever."""
+def test_each_companion_takes_as_much_time() -> None:
+    """Three at work take twice the time of one, so two take half as much again, whatever else the
+    device could run; a lone stage is as fast as ever."""
     pair = [StageWork(0, 1.5, 1.5), StageWork(0, 1.5, 1.5)]
-    assert forecast(pair, capacity=[3.0], crowded_speed=0.5).batch_s == pytest.approx(4.0)
-    assert forecast(pair[:1], capacity=[3.0], crowded_speed=0.5).batch_s == pytest.approx(3.0)
+    for room in (2.0, 3.0, 64.0):
+        crowded = forecast(pair, capacity=[room], crowd=Crowd(0.5, at_work=3))
+        assert crowded.batch_s == pytest.approx(4.5)
+    alone = forecast(pair[:1], capacity=[3.0], crowd=Crowd(0.5, at_work=3))
+    assert alone.batch_s == pytest.approx(3.0)
 
 
 def test_copies_keep_the_device_busy_and_travelling_does_not() -> None:
@@ -116,6 +120,14 @@ def test_a_feed_on_the_same_device_takes_its_share() -> None:
     found = forecast([StageWork(0, 1.0, 1.0)], feed_s=1.0, feed_device=0, batches=40)
     assert found.batch_s == pytest.approx(3.0)
     assert found.device_busy == pytest.approx((1.0,))
+
+
+def test_what_piles_up_in_the_steady_state_is_told() -> None:
+    """Stage 1 is the slower one: it has 8 slots to fill, then as much goes in as comes out."""
+    stages = [StageWork(0, 1.0, 0.0), StageWork(1, 1.0, 1.0)]
+    filling = forecast(stages, max_in_flight=8, batches=8)
+    assert filling.backlog > 1
+    assert abs(forecast(stages, max_in_flight=8, batches=80).backlog) <= 1
 
 
 works = st.builds(
