@@ -1,10 +1,11 @@
 """Global backprop as anyone would write it who is short of memory: activation checkpointing.
 
-    input ──▶ blocks 0 … 3 ──▶ blocks 4 … 7 ──▶ …      about √depth segments: of each only the
-                 segment           segment              input is kept, and it is computed again
-                                                        when the gradient comes back
+    input ──▶ blocks 0 … 3 ──▶ blocks 4 … 7 ──▶ …      of each segment only the input is kept,
+                 segment           segment              and it is computed again when the gradient
+                                                        comes back
 
-The same layers as ours in a plain `nn.Sequential`, the same optimizer.
+The same layers as ours in a plain `nn.Sequential`, the same optimizer. Which segments need the
+least depends on where a network is wide: several numbers of them are tried.
 """
 
 from __future__ import annotations
@@ -26,11 +27,16 @@ if TYPE_CHECKING:
     from pipeline.specs import BlockSpec
 
 
+def numbers_of_segments(depth: int) -> tuple[int, ...]:
+    """To be tried: about √depth, as one learns it, every second block, every block."""
+    return tuple(sorted({max(1, isqrt(depth)), max(1, depth // 2), depth}))
+
+
 class CheckpointedNetwork:
     """Trains all layers from the cross-entropy of the last one.
 
     Args:
-        segments: that are computed again, but for the last; None: about √depth.
+        segments: that are computed again, but for the last.
         bf16: by autocast.
     """
 
@@ -39,11 +45,11 @@ class CheckpointedNetwork:
         specs: Sequence[BlockSpec],
         make_optimizer: Callable[[Mapping[str, Tensor]], Optimizer],
         device: torch.device,
-        segments: int | None = None,
+        segments: int,
         *,
         bf16: bool = False,
     ) -> None:
-        self.segments = segments or max(1, isqrt(len(specs)))
+        self._segments = segments
         self._autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
         self._layers = nn.Sequential(*map(Layer, specs)).to(device)
         self._parameters = dict(self._layers.named_parameters())
@@ -54,7 +60,7 @@ class CheckpointedNetwork:
         x = images.to(torch.float32).div_(255)
         with self._autocast:
             logits = checkpoint_sequential(  # type: ignore[no-untyped-call]
-                self._layers, self.segments, x, use_reentrant=False
+                self._layers, self._segments, x, use_reentrant=False
             )
         loss = F.cross_entropy(logits.float(), labels)
         gradients = torch.autograd.grad(loss, list(self._parameters.values()))

@@ -15,7 +15,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from launch.job import network_costs
 from pipeline.configfile import load_config
+from pipeline.datasets import data_facts
+from pipeline.errors import ConfigError
+from pipeline.models import network_specs
+from pipeline.plan import make_plan
 from pipeline.recorder import METRICS_FILE
 
 if TYPE_CHECKING:
@@ -31,6 +36,13 @@ _CONFIGS = Path(__file__).parents[1] / "configs"
 _RIVALS = {
     "1f1b": "benchmarks.onef1b", "plain": "benchmarks.plain", "products": "benchmarks.products",
 }  # fmt: skip
+_OF_CONTENDERS = frozenset({
+    "data.name", "data.batch_size", "data.train_images", "data.test_images", "loss.name",
+    "optimizer.name", "optimizer.weight_decay", "runtime.precision", "runtime.compile",
+    "runtime.threads_per_stage", "runtime.eval_every_epochs", "runtime.checkpoint_every_steps",
+    "schedule.epochs", "schedule.greedy",
+})  # fmt: skip
+"""Not to be set: rivals train by Adam without weight decay, whatever a config says."""
 _PATIENCE_S = 900.0
 """For starting, warming up and, of ours, the first epoch."""
 
@@ -60,7 +72,8 @@ NETWORKS = {
 @dataclass(frozen=True, slots=True)
 class Contender:
     """One way to train: `stages` is the number of processes, `micro_batches` of 1F1B alone;
-    `compiled`: with `runtime.compile`, ours alone."""
+    `compiled`: with `runtime.compile`, ours alone; `cores`: of which one process uses all, so many
+    times the threads of others."""
 
     way: Way
     loss: str
@@ -68,6 +81,7 @@ class Contender:
     stages: int = 1
     micro_batches: int = 1
     compiled: bool = False
+    cores: int = 1
 
     @property
     def is_ours(self) -> bool:
@@ -80,6 +94,7 @@ class Contender:
         processes = f" {self.stages}" if self.way in ("pipeline", "1f1b") else ""
         parts = f" in {self.micro_batches}" if self.way == "1f1b" else ""
         ending = " compiled" if self.compiled else ""
+        ending += f" on {self.cores} cores" if self.cores > 1 else ""
         return f"{self.way}{processes}{parts} {self.loss} {self.precision}{ending}"
 
 
@@ -104,11 +119,30 @@ class Task:
         return (
             "data.name=synthetic", f"data.batch_size={BATCH}", f"data.test_images={BATCH}",
             f"loss.name={self.contender.loss}", f"runtime.precision={self.contender.precision}",
-            f"runtime.threads_per_stage={self.threads}", "runtime.eval_every_epochs=0",
-            f"runtime.checkpoint_every_steps={NEVER}",
+            f"runtime.threads_per_stage={self.threads * self.contender.cores}",
+            "runtime.eval_every_epochs=0", f"runtime.checkpoint_every_steps={NEVER}",
             f"runtime.compile={self.contender.compiled}",
             *NETWORKS[self.network].changes, *self.changes,
         )  # fmt: skip
+
+    def check(self) -> None:
+        """Whether all contenders can train so.
+
+        Raises:
+            ConfigError: where they can't, or would not be what they are called.
+        """
+        for change in self.changes:
+            key = change.partition("=")[0]
+            if key in _OF_CONTENDERS:
+                raise ConfigError(
+                    f"--set {change}: {key} is what contenders differ in, or have in common; "
+                    "change it with the options of this command, if at all"
+                )
+        config = self.config()
+        facts = data_facts(config.data)
+        specs = network_specs(config, facts)
+        costs, stages = network_costs(config, specs), self.contender.stages
+        make_plan(specs, costs, stages=stages, devices=["cpu"])
 
     def text(self) -> str:
         """As JSON, for a rival."""

@@ -3,7 +3,8 @@
     process 0   F0 F1 .. B0 F2 B1 F3 B2 .. B3  Adam | next batch      4 micro-batches in 2 stages,
     process 1   .. F0 B0 F1 B1 F2 B2 F3 B3 ..  Adam | next batch      by Schedule1F1B
 
-The same layers, divided by our planner, with fused Adam, convolutions channels-last, the same
+The same layers, divided by our planner, with fused Adam, convolutions channels-last, products of
+matrices by the library that ours asks (`pipeline/linear.py`), the same
 autocast under bf16, the same settings of the allocator, batches that lie ready. Batch norm sees
 micro-batches. Fewer micro-batches than stages are refused by Schedule1F1B; they go through
 ScheduleGPipe, which is then the same.
@@ -32,6 +33,7 @@ from launch.job import network_costs
 from pipeline.allocator import keep_freed_memory
 from pipeline.assembly import without_tf32
 from pipeline.datasets import data_facts
+from pipeline.linear import Linear
 from pipeline.models import network_specs
 from pipeline.plan import make_plan
 
@@ -62,7 +64,7 @@ class Part(nn.Module):
 
     def __init__(self, specs: tuple[BlockSpec, ...], device: torch.device, *, bf16: bool) -> None:
         super().__init__()
-        self.layers = nn.Sequential(*map(Layer, specs))
+        self.layers = nn.Sequential(*(Layer(spec, Linear) for spec in specs))
         self.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._device, self._bf16 = device.type, bf16
 

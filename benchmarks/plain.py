@@ -36,16 +36,17 @@ if TYPE_CHECKING:
 class Layer(nn.Module):
     """Linear layer or convolution, batch norm, non-linearity; dropout and pooling after it.
 
-    The names of its parts, and so of its state, are those of `pipeline.block`.
+    The names of its parts, and so of its state, are those of `pipeline.block`. `linear`: what makes
+    linear layers.
     """
 
-    def __init__(self, spec: BlockSpec) -> None:
+    def __init__(self, spec: BlockSpec, linear: type[nn.Linear] = nn.Linear) -> None:
         super().__init__()
         _check_plain(spec)
         flat, layer = spec.layer.kind == "linear", spec.layer
         self.flat, self.is_output = flat, spec.is_output
         self.encoder: nn.Linear | nn.Conv2d = (
-            nn.Linear(layer.in_features, layer.out_features)
+            linear(layer.in_features, layer.out_features)
             if flat
             else nn.Conv2d(
                 layer.in_features, layer.out_features, layer.kernel, layer.stride, layer.padding

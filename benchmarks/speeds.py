@@ -226,6 +226,8 @@ def _label(contender: Contender) -> str:
         return f"1F1B, {contender.stages} stages, micro-batches: {contender.micro_batches}"
     if contender.compiled:
         return "single mode, compiled"
+    if contender.cores > 1:
+        return f"single mode on {contender.cores} cores"
     names = {"single": "single mode", "plain": "plain baseline", "products": "products alone"}
     return names[contender.way]
 

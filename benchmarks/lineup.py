@@ -1,0 +1,126 @@
+"""Who races in benchmarks.throughput: from what the command line said to contenders, checked."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from benchmarks.contenders import Contender, Task
+from benchmarks.machine import check_can_be_kept, read_result
+from benchmarks.speeds import rows_of
+from launch.gpus import devices
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DEFAULTS = {"cpu": ("mlp", "vgg8b_quarter"), "cuda": ("vgg8b", "vgg11b_3x")}
+LOSSES, PRECISIONS = ("pred", "sim", "predsim"), ("fp32", "bf16")
+MICRO_BATCHES = (1, 2, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line said."""
+
+    networks: tuple[str, ...]
+    precisions: tuple[str, ...]
+    losses: tuple[str, ...]
+    stages: tuple[int, ...]
+    rounds: int
+    seconds: float
+    gpus: str | None
+    threads: int
+    changes: tuple[str, ...]
+    disk: Path
+    name: str
+
+    @property
+    def device(self) -> str:
+        """`cpu` or `cuda`."""
+        return devices(self.gpus)[0].partition(":")[0]
+
+    @property
+    def rival_stages(self) -> list[int]:
+        """Of 1F1B: at least 2, and on GPUs one for each process, since nccl refuses to share."""
+        most = len(devices(self.gpus)) if self.device == "cuda" else max(self.stages)
+        return [stages for stages in self.stages if 1 < stages <= most]
+
+    @property
+    def cores(self) -> list[int]:
+        """On a CPU, what one process may use instead of several with a core each."""
+        there = 0 if self.device == "cuda" else len(os.sched_getaffinity(0))
+        return [n for n in self.rival_stages if n * self.threads <= there]
+
+    @property
+    def command(self) -> str:
+        """The command line that says the same."""
+        lists = (
+            ("network", self.networks),
+            ("precision", self.precisions),
+            ("losses", self.losses),
+        )
+        words = [f"--{name} {','.join(values)}" for name, values in lists]
+        words += [f"--stages {','.join(map(str, self.stages))}"]
+        words += [f"--rounds {self.rounds} --seconds {self.seconds:g}"]
+        words += [f"--threads {self.threads}"]
+        words += [f"--gpus {self.gpus}"] if self.gpus else []
+        words += [f"--set {change}" for change in self.changes]
+        words += [f"--name {self.name}"] if self.name != default_name(self.device) else []
+        return " ".join(["python -m benchmarks.throughput", *words])
+
+    def task(self, network: str, contender: Contender) -> Task:
+        """What a contender is told."""
+        return Task(network, contender, self.gpus, self.threads, self.seconds, self.changes)
+
+
+def default_name(device: str) -> str:
+    """Of the file and the section."""
+    return "throughput" if device == "cpu" else "throughput_cuda"
+
+
+def contenders(options: Options) -> list[Contender]:
+    """All of a round, in order. The plain baseline is fp32, whatever it is compared with."""
+    found: list[Contender] = []
+    for precision in options.precisions:
+        for loss in options.losses:
+            found.append(Contender("single", loss, precision))
+            if options.device == "cuda":  # on the CPU it gains nothing
+                found.append(Contender("single", loss, precision, compiled=True))
+            found += [Contender("pipeline", loss, precision, n) for n in options.stages]
+        found += [Contender("products", loss, precision) for loss in options.losses]
+        found.append(Contender("single", "glob", precision))
+        found += [Contender("single", "glob", precision, cores=n) for n in options.cores]
+        found += [
+            Contender("1f1b", "glob", precision, stages, parts)
+            for stages in options.rival_stages
+            for parts in MICRO_BATCHES
+        ]
+    return [*found, *(Contender("plain", loss, "fp32") for loss in options.losses)]
+
+
+def check(options: Options, *, table: bool) -> None:
+    """Asked before anything is measured.
+
+    Raises:
+        ConfigError: where contenders can't do what they are told, or results can't be kept.
+    """
+    for network in options.networks:
+        for stages in options.stages:
+            options.task(network, Contender("pipeline", "pred", "fp32", stages)).check()
+    check_can_be_kept(options.name, whole=_is_whole(options), table=table)
+
+
+def _is_whole(options: Options) -> bool:
+    """Whether nothing that is kept by this name would be gone."""
+    try:
+        kept = read_result(options.name)["networks"]
+    except ConfigError:
+        return True
+    named = {one.name for one in contenders(options)}
+    return all(
+        tree["network"] in options.networks
+        and {row.contender.name for row in rows_of(tree["contenders"])} <= named
+        for tree in kept
+    )
