@@ -76,7 +76,7 @@ def draw_links(by_mib: Mapping[str, Mapping[str, Mapping[str, float]]], name: st
     panel.set(xscale="log", yscale="log", xlabel="MiB", ylabel="GB/s")
     panel.set_xticks(sizes, [f"{mib:g}" for mib in sizes])
     panel.grid(visible=True, linewidth=0.3)
-    panel.legend()
+    panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)  # beneath the curves
     return save(figure, name)
 
 
@@ -102,4 +102,5 @@ def _label(row: Mapping[str, Any]) -> str:
     parts = f", {row['stages']} stages" if row["stages"] > 1 else ""
     parts += f" in {row['micro_batches']}" if row["way"] == "1f1b" else ""
     ending = ", compiled" if row.get("compiled") else ""  # older results don't say
+    ending += f", {row['cores']} cores" if row.get("cores", 1) > 1 else ""
     return f"{row['way']}{parts}, {row['loss']} {row['precision']}{ending}"

@@ -9,7 +9,7 @@ Both clocks are the system's monotonic one, which is the same for all processes.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from time import perf_counter, process_time
@@ -30,6 +30,7 @@ from pipeline.transport import ZmqReceiver, ZmqSender
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from multiprocessing.connection import Connection
+    from multiprocessing.process import BaseProcess
     from pathlib import Path
 
     from torch import Tensor
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 IMAGES = 128
 _TIMEOUT_S = 120.0
+_GOODBYE_S = 3.0
 _RUN, _NAMES = "links", ("stage 0", "stage 1")
 
 
@@ -130,10 +132,18 @@ def linked(
         way = carrier.name if carrier.ring else "frames"
         assert sender.carrier.partition(" (")[0] == way, sender.carrier
         yield Link(sender, mine, device)
-        mine.send(0)
     finally:
         sockets.close()
-        process.join(_TIMEOUT_S)
+        _end(process, mine)
+
+
+def _end(process: BaseProcess, pipe: Connection) -> None:
+    """By a word; by force, where it is in the middle of something."""
+    with suppress(OSError):  # it has ended
+        pipe.send(0)
+    process.join(_GOODBYE_S)
+    process.kill()
+    process.join()
 
 
 def _heard(pipe: Connection) -> Any:

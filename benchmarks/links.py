@@ -11,7 +11,6 @@ A hop takes from just before `send` until the other process has the tensors in h
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,11 +20,19 @@ from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
 import torch
 
 from benchmarks.figures import draw_links
 from benchmarks.link_ends import CARRIERS, DEVICE_CARRIERS, IMAGES, Hops, linked, settle
-from benchmarks.machine import RESULTS, machine, write_result
+from benchmarks.machine import (
+    check_can_be_kept,
+    device_named,
+    machine,
+    read_result,
+    told_in_a_line,
+    write_result,
+)
 from benchmarks.tables import README, markdown, write_section
 from launch.provenance import provenance
 from pipeline.assembly import prepare_process
@@ -75,14 +82,17 @@ def activation(mib: float, device: torch.device) -> Tensor:
 
 def copier(most_bytes: int, device: torch.device) -> Callable[[Tensor, int], Hops]:
     """Copies within this process and its device, to memory that it has used before."""
-    memory = torch.zeros(most_bytes // 4, device=device)
+    memory, on_cpu = torch.zeros(most_bytes // 4, device=device), device.type == "cpu"
 
     def copy(x: Tensor, count: int) -> Hops:
         target, laps, cpu_s = memory[: x.numel()].view(x.shape), [], process_time()
         for _ in range(count):
             settle(device)
             began = perf_counter()
-            target.copy_(x)
+            if on_cpu:  # as a hop copies
+                np.copyto(target.numpy(), x.numpy())
+            else:
+                target.copy_(x)
             settle(device)
             laps.append(perf_counter() - began)
         return Hops(laps, process_time() - cpu_s)
@@ -179,11 +189,13 @@ def verdicts(found: Mapping[float, Mapping[str, Measured]], streaming_s: float) 
     return lines
 
 
-def measure(sizes: Sequence[float], rounds: int, gpu: int | None) -> dict[str, Any]:
+def measure(
+    sizes: Sequence[float], rounds: int, gpu: int | None, more_words: str = ""
+) -> dict[str, Any]:
     """Everything, as it is kept."""
-    device = torch.device("cpu" if gpu is None else f"cuda:{gpu}")
+    device = torch.device(device_named("cpu" if gpu is None else f"cuda:{gpu}"))
     words = "".join(f" --size {mib:g}" for mib in sizes) + f" --rounds {rounds}"
-    words += "" if gpu is None else f" --gpu {gpu}"
+    words += ("" if gpu is None else f" --gpu {gpu}") + more_words
     where = provenance(f"python -m benchmarks.links{words}")
     prepare_process(device, threads=1)
     found = measure_all(sizes or SIZES_MIB, rounds, device)
@@ -206,9 +218,10 @@ def report(result: Mapping[str, Any], name: str) -> None:
         float(mib): {way: Measured(one["seconds"], one["cpu_s"]) for way, one in ways.items()}
         for mib, ways in result["by_mib"].items()
     }
-    told = verdicts(found, result["streaming_cpu_s"]) if name == CPU_NAME else []
+    on_cpu = DEVICE not in next(iter(found.values()))
+    told = verdicts(found, result["streaming_cpu_s"]) if on_cpu else []
     print("\n".join(told))
-    where = machine(result, "cpu" if name == CPU_NAME else "cuda")
+    where = machine(result, "cpu" if on_cpu else "cuda")
     source = f"`{result['command']}`, {where}, commit {result['commit']}"
     items = "\n".join(f"- {line}" for line in told)
     picture = f"![GB/s by size and carrier](figures/{draw_links(result['by_mib'], name).name})"
@@ -217,19 +230,28 @@ def report(result: Mapping[str, Any], name: str) -> None:
 
 
 @click.command()
-@click.option("--size", "sizes", multiple=True, type=float, help="MiB; only this one, or these.")
+@click.option(
+    "--size",
+    "sizes",
+    multiple=True,
+    type=click.FloatRange(2**-10, 2**14),
+    help="MiB; only this one, or these.",
+)
 @click.option("--rounds", default=7, show_default=True, type=click.IntRange(1))
 @click.option("--gpu", type=int, help="Between two processes on this CUDA device.")
+@click.option("--name", help="Of the file, the section and the figure.")
 @click.option("--report", "only_report", is_flag=True, help="Write the table again from the file.")
-def main(sizes: tuple[float, ...], rounds: int, gpu: int | None, only_report: bool) -> None:
+@told_in_a_line
+def main(
+    sizes: tuple[float, ...], rounds: int, gpu: int | None, name: str | None, only_report: bool
+) -> None:
     """Measure, print and keep benchmarks/results/links.json; on a GPU links_cuda.json."""
-    name = CPU_NAME if gpu is None else "links_cuda"
-    if only_report:
-        result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    else:
-        result = measure(sizes, rounds, gpu)
-        print(f"kept in {write_result(name, result)}")
-    report(result, name)
+    kept = name or (CPU_NAME if gpu is None else "links_cuda")
+    if not only_report:
+        check_can_be_kept(kept, whole=not sizes)
+        words = f" --name {name}" if name else ""
+        print(f"kept in {write_result(kept, measure(sizes, rounds, gpu, words))}")
+    report(read_result(kept), kept)
 
 
 if __name__ == "__main__":

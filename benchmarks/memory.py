@@ -21,8 +21,15 @@ import click
 import torch
 
 from benchmarks.allocations import MarkingOptimizer, Peaks, measure
-from benchmarks.checkpointed import CheckpointedNetwork
-from benchmarks.machine import write_result
+from benchmarks.checkpointed import CheckpointedNetwork, numbers_of_segments
+from benchmarks.machine import (
+    check_can_be_kept,
+    device_named,
+    keep_so_far,
+    read_result,
+    told_in_a_line,
+    write_result,
+)
 from benchmarks.memory_report import draw, megabytes, report, verdicts
 from launch.provenance import provenance
 from pipeline.assembly import build_stage, prepare_process
@@ -115,18 +122,24 @@ def _peaks_of_all(config: Config, device: torch.device) -> Peaks:
 
 
 def checkpointed(tree: Mapping[str, Any], batch_size: int, device: torch.device) -> Peaks:
-    """The same in a plain network that computes most activations twice."""
+    """The same in a plain network that computes most activations twice: the least of several."""
     config = configured(tree, "glob", batch_size)
-    facts = data_facts(config.data)
-    bf16 = config.runtime.precision == "bf16"
+    depth = len(network_specs(config, data_facts(config.data)))
+    found = (peaks_of_segments(config, n, device) for n in numbers_of_segments(depth))
+    return min(found, key=lambda peaks: peaks.total)
+
+
+def peaks_of_segments(config: Config, segments: int, device: torch.device) -> Peaks:
+    """With so many segments."""
+    facts, bf16 = data_facts(config.data), config.runtime.precision == "bf16"
     specs = network_specs(config, facts)
-    network = CheckpointedNetwork(specs, marking_optimizer, device, bf16=bf16)
+    network = CheckpointedNetwork(specs, marking_optimizer, device, segments, bf16=bf16)
 
     def step(batch_id: int, images: int) -> None:
         x, labels = arriving(facts.shape, images, device, torch.uint8)
         network.train(x, labels, lr=_LR)
 
-    return second_step(step, batch_size, device)
+    return second_step(step, config.data.batch_size, device)
 
 
 WAYS: dict[str, Callable[[Mapping[str, Any], int, torch.device], Peaks]] = {
@@ -170,25 +183,61 @@ def _to_nobody(passed: Tensor) -> None:
 @click.option("--batch-size", default=128, show_default=True, type=click.IntRange(2))
 @click.option("--device", "device_name", default="cpu", show_default=True)
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
-def main(names: tuple[str, ...], batch_size: int, device_name: str, precision: str) -> None:
+@click.option("--name", help="Of the file, the section and the figure.")
+@click.option("--report", "only_report", is_flag=True, help="Write the table again from the file.")
+@told_in_a_line
+def main(
+    names: tuple[str, ...],
+    batch_size: int,
+    device_name: str,
+    precision: str,
+    name: str | None,
+    only_report: bool,
+) -> None:
     """Measure, print and keep benchmarks/results/memory.json, on a GPU memory_cuda.json, in bf16
-    memory_bf16.json or memory_cuda_bf16.json, and draw the figure of that name."""
-    chosen = names or tuple(NETWORKS)
+    memory_bf16.json or memory_cuda_bf16.json, the table and the figure of that name."""
+    result = name or default_name(device_name, precision)
+    if not only_report:
+        device = torch.device(device_named(device_name))
+        check_can_be_kept(result, whole=not names)
+        measure_all(names, batch_size, device, precision, result)
+    tell(read_result(result), result)
+
+
+def default_name(device: str, precision: str) -> str:
+    """Of the file, the section and the figure."""
+    kind = device.partition(":")[0]
+    parts = ("memory", *([kind] if kind != "cpu" else []), *(["bf16"] * (precision == "bf16")))
+    return "_".join(parts)
+
+
+def measure_all(
+    names: Sequence[str], batch_size: int, device: torch.device, precision: str, result: str
+) -> None:
+    """Every network in every way, kept in the end."""
     words = "".join(f" --network {name}" for name in names)
-    words += f" --batch-size {batch_size} --device {device_name} --precision {precision}"
-    where, device = provenance(f"python -m benchmarks.memory{words}"), torch.device(device_name)
-    result = "memory" if device.type == "cpu" else f"memory_{device.type}"
-    result += "_bf16" if precision == "bf16" else ""
+    words += f" --batch-size {batch_size} --device {device} --precision {precision}"
+    words += f" --name {result}" if result != default_name(str(device), precision) else ""
+    where = provenance(f"python -m benchmarks.memory{words}")
     prepare_process(device, 1)
-    found: dict[str, dict[str, Peaks]] = {}
-    for name in chosen:
+    found: dict[str, dict[str, Any]] = {}
+    for name in names or NETWORKS:
         tree = {**NETWORKS[name], "runtime": {"precision": precision}}
-        found[name] = measured_network(name, tree, batch_size, device)
-        trees = {name: {way: asdict(p) for way, p in ways.items()} for name, ways in found.items()}
-        kept = write_result(result, {**where, "batch_size": batch_size, "bytes": trees})
-    report(found, where, result)
+        ways = measured_network(name, tree, batch_size, device)
+        found[name] = {way: asdict(peaks) for way, peaks in ways.items()}
+        keep_so_far(result, {**where, "batch_size": batch_size, "bytes": found})
+    print(f"kept in {write_result(result, {**where, 'batch_size': batch_size, 'bytes': found})}")
+
+
+def tell(kept: Mapping[str, Any], name: str) -> None:
+    """The table, the verdicts and the figure of a result."""
+    found = {
+        network: {way: Peaks(**peaks) for way, peaks in ways.items()}
+        for network, ways in kept["bytes"].items()
+    }
+    report(found, kept, name)
     print("\n".join(verdicts(found)))
-    print(f"kept in {kept}, drawn in {draw(found, result)}")
+    print(f"drawn in {draw(found, name)}")
 
 
 def measured_network(

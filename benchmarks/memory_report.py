@@ -97,12 +97,13 @@ def draw(found: Mapping[str, Mapping[str, Peaks]], name: str) -> Path:
 
 
 def _bars(axes: Axes, found: Sequence[Mapping[str, Peaks]], names: Sequence[str]) -> None:
-    """The darker part of a bar is the peak without gradients of weights."""
+    """The darker part of a bar is the peak without gradients of weights, where it was found."""
     for place, way in enumerate(found[0]):
         at = [index + (place - 1.5) * _BAR for index in range(len(found))]
         peaks, color = [ways[way] for ways in found], f"C{place}"
         axes.bar(at, [one.total / _MB for one in peaks], _BAR, color=color, alpha=0.4)
-        axes.bar(at, [one.activations / _MB for one in peaks], _BAR, color=color, label=way)
+        dark = [one.activations if one.activations <= one.total else 0 for one in peaks]
+        axes.bar(at, [nbytes / _MB for nbytes in dark], _BAR, color=color, label=way)
     axes.set_xticks(range(len(names)), names)
     axes.set_ylabel("peak, MB; dark: without gradients of weights")
     axes.grid(visible=True, axis="y", linewidth=0.3)

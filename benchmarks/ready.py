@@ -18,9 +18,10 @@ from typing import Any
 import click
 import psutil
 
-from benchmarks.machine import write_result
+from benchmarks.machine import check_can_be_kept, told_in_a_line, write_result
 from launch.provenance import provenance
 
+NAME, RUNS = "ready", 5
 STAGES = 10
 _TIMEOUT_S = 120.0
 _CONFIG = """
@@ -81,9 +82,18 @@ def _show(name: str, values: list[float]) -> None:
 
 
 @click.command()
-@click.option("--runs", default=5, show_default=True, help="How often each is measured.")
-def main(runs: int) -> None:
+@click.option(
+    "--runs",
+    default=RUNS,
+    show_default=True,
+    type=click.IntRange(1),
+    help="How often each is measured.",
+)
+@click.option("--name", default=NAME, show_default=True, help="Of the file.")
+@told_in_a_line
+def main(runs: int, name: str) -> None:
     """Measure, print and keep benchmarks/results/ready.json."""
+    check_can_be_kept(name, whole=runs >= RUNS, table=False)
     measured = []
     for _ in range(runs):
         with TemporaryDirectory() as folder:
@@ -94,7 +104,9 @@ def main(runs: int) -> None:
         "config_error": [answer_seconds(bad) for _ in range(runs)],
     }
     result: dict[str, Any] = {
-        **provenance(f"python -m benchmarks.ready --runs {runs}"),
+        **provenance(
+            f"python -m benchmarks.ready --runs {runs}" + f" --name {name}" * (name != NAME)
+        ),
         "stages": STAGES,
         "first_batch_s": [round(seconds, 2) for seconds, _ in measured],
         "largest_private_mb": [round(private, 1) for _, private in measured],
@@ -102,9 +114,9 @@ def main(runs: int) -> None:
     }
     _show("first batch, s", result["first_batch_s"])
     _show("private memory of a worker, MB", result["largest_private_mb"])
-    for name, times in result["answers_s"].items():
-        _show(f"{name}, s", times)
-    print(f"kept in {write_result('ready', result)}")
+    for answer, times in result["answers_s"].items():
+        _show(f"{answer}, s", times)
+    print(f"kept in {write_result(name, result)}")
 
 
 if __name__ == "__main__":

@@ -24,22 +24,22 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
 import psutil
 
-from benchmarks.machine import write_result
+from benchmarks.machine import check_can_be_kept, told_in_a_line, write_result
+from benchmarks.recovery_report import show_kills, show_speeds
 from launch.provenance import provenance
 from pipeline.recorder import METRICS_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-ASKED_RATIO = 0.97
-ASKED_S = 3.0
+NAME, PAIRS, KILLS = "recovery", 3, 10
+SECONDS = click.FloatRange(0.0, min_open=True)
 
 EPOCH_S = 2.5
 """About how long an epoch is to last: the grain of what is timed, and of snapshots."""
@@ -245,44 +245,26 @@ def _next_with(text: str, lines: Iterator[str]) -> str:
     raise SystemExit(f"run.log has not said {text!r} for {_TIMEOUT_S:g} s")
 
 
-def show_kills(found: Sequence[Kill]) -> None:
-    """All clocks, and whether they stopped in time."""
-    for name in ("said_s", "noticed_s", "back_s", "trained_s"):
-        _show(f"kill: {name}", [getattr(kill, name) for kill in found])
-    _answer(f"trained again within {ASKED_S:g} s", max(kill.trained_s for kill in found) <= ASKED_S)
-
-
-def show_speeds(speeds: Mapping[str, Sequence[float]]) -> None:
-    """The ratios, and whether the first are what is asked for."""
-    for name, values in speeds.items():
-        _show(f"speed, snapshots {name}", values)
-    usual, values = next(iter(speeds.items()))
-    _answer(f"{usual}: at least {ASKED_RATIO}", median(values) >= ASKED_RATIO)
-
-
-def _show(name: str, values: Sequence[float]) -> None:
-    print(f"{name:32} median {median(values):7.3f}   {min(values):.3f} … {max(values):.3f}")
-
-
-def _answer(asked: str, fulfilled: bool) -> None:
-    print(f"{asked}: {'yes' if fulfilled else 'NO'}", flush=True)
-
-
 @click.command()
-@click.option("--pairs", default=3, show_default=True, type=click.IntRange(1), help="Rounds.")
-@click.option("--seconds", default=90.0, show_default=True, help="How long each is timed.")
-@click.option("--every", default=30.0, show_default=True, help="Seconds between snapshots.")
-@click.option("--harsh", default=5.0, show_default=True, help="The same, for information.")
-@click.option("--kills", "count", default=10, show_default=True, type=click.IntRange(1))
+@click.option("--pairs", default=PAIRS, show_default=True, type=click.IntRange(1), help="Rounds.")
+@click.option("--seconds", default=90.0, type=SECONDS, help="Each is timed.  [default: 90]")
+@click.option("--every", default=30.0, type=SECONDS, help="Between snapshots.  [default: 30]")
+@click.option("--harsh", default=5.0, type=SECONDS, help="Another one.  [default: 5]")
+@click.option("--kills", "count", default=KILLS, show_default=True, type=click.IntRange(1))
 @click.option("--seed", default=1, show_default=True, help="Decides whom to kill, and when.")
 @click.option("--disk", default="runs", show_default=True, type=click.Path(path_type=Path))
+@click.option("--name", default=NAME, show_default=True, help="Of the file.")
+@told_in_a_line
 def main(
-    pairs: int, seconds: float, every: float, harsh: float, count: int, seed: int, disk: Path
-) -> None:
+    pairs: int, seconds: float, every: float, harsh: float, count: int, seed: int, disk: Path,
+    name: str,
+) -> None:  # fmt: skip
     """Measure, print and keep benchmarks/results/recovery.json; the runs lie in DISK meanwhile."""
+    check_can_be_kept(name, whole=pairs >= PAIRS and count >= KILLS, table=False)
     words = f"--pairs {pairs} --seconds {seconds:g} --every {every:g} --harsh {harsh:g}"
-    where = provenance(f"python -m benchmarks.recovery {words} --kills {count} --seed {seed}")
-    disk.mkdir(exist_ok=True)
+    words += f" --kills {count} --seed {seed}" + f" --name {name}" * (name != NAME)
+    where = provenance(f"python -m benchmarks.recovery {words}")
+    disk.mkdir(parents=True, exist_ok=True)
     found = kills(disk, count, seed)
     show_kills(found)
     kinds = {f"every {every:g} s": in_epochs(every), NONE: None}
@@ -292,7 +274,7 @@ def main(
     recovery = {"config": KILLED, "kills": [asdict(kill) for kill in found]}
     show_speeds(cost["ratios"])
     result = {**where, "snapshots": cost, "recovery": recovery}
-    print(f"kept in {write_result('recovery', result)}")
+    print(f"kept in {write_result(name, result)}")
 
 
 if __name__ == "__main__":

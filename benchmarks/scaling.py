@@ -21,8 +21,14 @@ import click
 
 from benchmarks.contenders import NEVER
 from benchmarks.figures import draw_scaling
-from benchmarks.machine import RESULTS, write_result
-from benchmarks.tables import README, markdown, write_section
+from benchmarks.machine import (
+    check_can_be_kept,
+    keep_so_far,
+    read_result,
+    told_in_a_line,
+    write_result,
+)
+from benchmarks.tables import README, counts_in, counts_of, markdown, write_section
 from launch.job import Options, make_job
 from launch.launcher import launch
 from launch.provenance import provenance
@@ -31,6 +37,11 @@ from pipeline.recorder import METRICS_FILE
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+STAGES = "1,2,3,4"
+WORDS = (
+    "Predicted and measured are medians over the rounds, each by itself; what predictions are off "
+    "by is the median of the rounds' quotients."
+)
 WITHIN = 0.10
 """Asked of the prediction."""
 EPOCHS = 3
@@ -129,13 +140,19 @@ def table(networks: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             f"{row['predicted']:,.0f}",
             f"{row['measured']:,.0f}",
             f"{row['predicted_over_measured'] - 1:+.1%}",
+            _spread(row["rounds"]),
             "yes" if row["within"] else "**no**",
         ]
         for network, found in networks.items()
         for row in found
     ]
-    columns = ["network", "stages", "predicted", "measured", "off by", f"within {WITHIN:.0%}"]
-    return markdown(columns, rows, texts={"network"})
+    columns = ["network", "stages", "predicted", "measured", "off by", "single rounds"]
+    return markdown([*columns, f"within {WITHIN:.0%}"], rows, texts={"network"})
+
+
+def _spread(rounds: Sequence[Mapping[str, float]]) -> str:
+    errors = [one["predicted"] / one["measured"] - 1 for one in rounds]
+    return f"{min(errors):+.1%} to {max(errors):+.1%}"
 
 
 def report(result: Mapping[str, Any], name: str) -> None:
@@ -144,30 +161,46 @@ def report(result: Mapping[str, Any], name: str) -> None:
     print(table(networks))
     source = f"`{result['command']}`, {result['processor']}, commit {result['commit']}"
     picture = f"![Images/s over stages](figures/{draw_scaling(networks, name).name})"
-    write_section(README, name, f"{table(networks)}\n{source}.\n\n{picture}")
+    write_section(README, name, f"{table(networks)}\n{source}. {WORDS}\n\n{picture}")
 
 
 @click.command()
 @click.option("--network", "networks", multiple=True, type=click.Choice(list(NETWORKS)))
-@click.option("--stages", default="1,2,3,4", show_default=True, help="Numbers of stages.")
-@click.option("--rounds", default=3, show_default=True)
-@click.option("--images", default=12_800, show_default=True, help="Of an epoch.")
+@click.option("--stages", default=STAGES, show_default=True, callback=counts_of, metavar="N,M")
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
+@click.option("--images", default=12_800, show_default=True, type=click.IntRange(128))
 @click.option("--name", default="scaling", show_default=True, help="Of the file in results/.")
 @click.option("--report", "only_report", is_flag=True, help="Write the table again from the file.")
+@told_in_a_line
 def main(
-    networks: tuple[str, ...], stages: str, rounds: int, images: int, name: str, only_report: bool
+    networks: tuple[str, ...],
+    stages: tuple[int, ...],
+    rounds: int,
+    images: int,
+    name: str,
+    only_report: bool,
 ) -> None:
-    """Compare predicted with measured images/s on the CPU."""
-    if only_report:
-        kept = (RESULTS / f"{name}.json").read_text(encoding="utf-8")
-        report(json.loads(kept), name)
-        return
-    counts = [int(text) for text in stages.split(",")]
+    """Compare predicted with measured images/s on the CPU; an epoch has so many IMAGES."""
+    if not only_report:
+        whole = not networks and stages == counts_in(STAGES)
+        check_can_be_kept(name, whole=whole)
+        chosen = networks or tuple(NETWORKS)
+        print(f"kept in {write_result(name, measure(chosen, stages, rounds, images, name))}")
+    report(read_result(name), name)
+
+
+def measure(
+    networks: Sequence[str], stages: Sequence[int], rounds: int, images: int, name: str
+) -> dict[str, Any]:
+    """Every network, round by round; what was found so far is kept after each."""
     result = provenance("python -m benchmarks.scaling " + " ".join(sys.argv[1:]))
-    for network in networks or tuple(NETWORKS):
-        result[network] = summary([one_round(network, counts, images) for _ in range(rounds)])
-    print(f"kept in {write_result(name, result)}")
-    report(result, name)
+    for network in networks:
+        found: list[dict[int, Round]] = []
+        for _ in range(rounds):
+            found.append(one_round(network, stages, images))
+            result[network] = summary(found)
+            keep_so_far(name, result)
+    return result
 
 
 if __name__ == "__main__":

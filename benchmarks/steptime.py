@@ -10,12 +10,11 @@ beside plain is measured step by step (`turns.py`).
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
-from statistics import median
+from statistics import median, median_low
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,7 +24,14 @@ from benchmarks.contenders import NETWORKS, Contender, Task
 from benchmarks.figures import draw_steptime
 from benchmarks.kernels import CONVOLUTIONS, KINDS, PRODUCTS, KernelClock
 from benchmarks.laps import made_up_batches
-from benchmarks.machine import RESULTS, machine, write_result
+from benchmarks.machine import (
+    check_can_be_kept,
+    keep_so_far,
+    machine,
+    read_result,
+    told_in_a_line,
+    write_result,
+)
 from benchmarks.plain import PlainBlock, PlainTrainer
 from benchmarks.tables import NOTHING, README, markdown, write_section
 from benchmarks.turns import WARM_UP, seconds_of, taken_in_turn, times_as_fast
@@ -130,9 +136,10 @@ def _apart(network: str, loss: str, way: str, seconds: float) -> Timed:
 
 
 def _median(laps: Sequence[Timed], fast: Mapping[str, float]) -> Timed:
-    kinds = {kind: median(one.kinds_ms[kind] for one in laps) for kind in (*KINDS, BETWEEN)}
-    step_ms, times_plain = median(one.step_ms for one in laps), round(fast[laps[0].way], 3)
-    return replace(laps[0], step_ms=step_ms, kinds_ms=kinds, times_plain=times_plain)
+    """The lap whose step took the median time, as a whole: its parts belong together."""
+    step_ms = median_low(one.step_ms for one in laps)
+    lap = next(one for one in laps if one.step_ms == step_ms)
+    return replace(lap, times_plain=round(fast[lap.way], 3))
 
 
 def table(found: Sequence[Timed]) -> str:
@@ -169,15 +176,22 @@ def report(result: Mapping[str, Any], name: str) -> None:
 
 @click.command()
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
-@click.option("--seconds", default=4.0, show_default=True, help="How long each is timed, twice.")
+@click.option(
+    "--seconds",
+    default=4.0,
+    type=click.FloatRange(0.0, min_open=True),
+    help="How long each is timed, twice.  [default: 4]",
+)
 @click.option("--name", default=NAME, show_default=True, help="Of file, section and figure.")
 @click.option("--report", "only_report", is_flag=True, help="Write the table again from the file.")
+@told_in_a_line
 def main(rounds: int, seconds: float, name: str, only_report: bool) -> None:
     """Measure, print and keep benchmarks/results/steptime.json, the table in benchmarks/README.md
     and the figure."""
     if only_report:
-        report(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")), name)
+        report(read_result(name), name)
         return
+    check_can_be_kept(name, whole=True)
     words = f"--rounds {rounds} --seconds {seconds:g}" + (f" --name {name}" if name != NAME else "")
     where = provenance(f"python -m benchmarks.steptime {words}")
     steps: list[dict[str, Any]] = []
@@ -185,7 +199,8 @@ def main(rounds: int, seconds: float, name: str, only_report: bool) -> None:
         for loss in losses:
             steps += [one.tree() for one in measured(network, loss, rounds, seconds)]
             print(f"{network} {loss}: done", flush=True)
-            write_result(name, {**where, "steps": steps})
+            keep_so_far(name, {**where, "steps": steps})
+    write_result(name, {**where, "steps": steps})
     report({**where, "steps": steps}, name)
 
 

@@ -11,7 +11,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 from pipeline.durable import replace_file
+from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -30,11 +33,34 @@ def markdown(
     return "\n".join(lines) + "\n"
 
 
+def counts_in(text: str) -> tuple[int, ...]:
+    """`1,2,3` as numbers.
+
+    Raises:
+        ConfigError: where they are none, or less than 1.
+    """
+    try:
+        counts = tuple(map(int, text.split(",")))
+    except ValueError:
+        counts = ()
+    if min(counts, default=0) < 1:
+        raise ConfigError(f"{text!r}: use numbers of stages, as 1,2,3")
+    return counts
+
+
+def counts_of(context: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:
+    """What `click` calls for an option of numbers of stages."""
+    try:
+        return counts_in(text)
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 def write_section(path: Path, name: str, text: str) -> None:
     """Replace what stands between the markers of `name` in a file; the rest stays as it is.
 
     Raises:
-        SystemExit: where the file has no such markers.
+        ConfigError: where the file has no such markers.
     """
     replace_file(path, with_section(path.read_text(encoding="utf-8"), name, text).encode())
 
@@ -43,13 +69,14 @@ def with_section(whole: str, name: str, text: str) -> str:
     """The text of a file with the section of `name` replaced.
 
     Raises:
-        SystemExit: where there are no such markers, or several.
+        ConfigError: where there are no such markers, or several.
     """
     begin, end = f"<!-- begin {re.escape(name)}\\b[^\n]*-->\n", f"<!-- end {re.escape(name)} -->"
     section = re.compile(f"({begin}).*?({end})", re.DOTALL)
     found = len(section.findall(whole))
     if found != 1:
-        raise SystemExit(
-            f"{found} sections between <!-- begin {name} --> and <!-- end {name} -->; 1 is needed"
+        raise ConfigError(
+            f"benchmarks/README.md has {found} sections {name}; write one for its table, the lines "
+            f"<!-- begin {name} --> and <!-- end {name} -->"
         )
     return section.sub(lambda match: f"{match[1]}\n{text.strip()}\n\n{match[2]}", whole)

@@ -13,18 +13,24 @@ What comes before the steady state is not counted: of ours the first epoch, of r
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks.contenders import BATCH, NETWORKS, Contender, Task, raced, trained
+from benchmarks.contenders import BATCH, NETWORKS, raced, trained
 from benchmarks.figures import draw_throughput
-from benchmarks.machine import RESULTS, machine, write_result
+from benchmarks.lineup import DEFAULTS, LOSSES, PRECISIONS, Options, check, contenders, default_name
+from benchmarks.machine import (
+    RESULTS,
+    keep_so_far,
+    machine,
+    read_result,
+    told_in_a_line,
+    write_result,
+)
 from benchmarks.speeds import Row, answers, network_text, rows_of
-from benchmarks.tables import README, write_section
+from benchmarks.tables import README, counts_of, write_section
 from launch.gpus import devices
 from launch.provenance import provenance
 from pipeline.config import config_tree
@@ -32,87 +38,11 @@ from pipeline.config import config_tree
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from benchmarks.contenders import Lap
+    from benchmarks.contenders import Lap, Task
 
-DEFAULTS = {"cpu": ("mlp", "vgg8b_quarter"), "cuda": ("vgg8b", "vgg11b_3x")}
-LOSSES, PRECISIONS = ("pred", "sim", "predsim"), ("fp32", "bf16")
-MICRO_BATCHES = (1, 2, 4)
 EPOCH_S = 4.0
 """About how long an epoch of ours is to last; the first is not counted."""
 PROBE_STEPS, PROBE_EPOCHS = 8, 3
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the command line said."""
-
-    networks: tuple[str, ...]
-    precisions: tuple[str, ...]
-    losses: tuple[str, ...]
-    stages: tuple[int, ...]
-    rounds: int
-    seconds: float
-    gpus: str | None
-    threads: int
-    changes: tuple[str, ...]
-    disk: Path
-    name: str
-
-    @property
-    def device(self) -> str:
-        """`cpu` or `cuda`."""
-        return devices(self.gpus)[0].partition(":")[0]
-
-    @property
-    def rival_stages(self) -> list[int]:
-        """Of 1F1B: at least 2, and on GPUs one for each process, since nccl refuses to share."""
-        most = len(devices(self.gpus)) if self.device == "cuda" else max(self.stages)
-        return [stages for stages in self.stages if 1 < stages <= most]
-
-    @property
-    def command(self) -> str:
-        """The command line that says the same."""
-        lists = (
-            ("network", self.networks),
-            ("precision", self.precisions),
-            ("losses", self.losses),
-        )
-        words = [f"--{name} {','.join(values)}" for name, values in lists]
-        words += [f"--stages {','.join(map(str, self.stages))}"]
-        words += [f"--rounds {self.rounds} --seconds {self.seconds:g}"]
-        words += [f"--threads {self.threads}"]
-        words += [f"--gpus {self.gpus}"] if self.gpus else []
-        words += [f"--set {change}" for change in self.changes]
-        words += [f"--name {self.name}"] if self.name != default_name(self.device) else []
-        return " ".join(["python -m benchmarks.throughput", *words])
-
-    def task(self, network: str, contender: Contender) -> Task:
-        """What a contender is told."""
-        return Task(network, contender, self.gpus, self.threads, self.seconds, self.changes)
-
-
-def default_name(device: str) -> str:
-    """Of the file and the section."""
-    return "throughput" if device == "cpu" else "throughput_cuda"
-
-
-def contenders(options: Options) -> list[Contender]:
-    """All of a round, in order. The plain baseline is fp32, whatever it is compared with."""
-    found: list[Contender] = []
-    for precision in options.precisions:
-        for loss in options.losses:
-            found.append(Contender("single", loss, precision))
-            if options.device == "cuda":  # on the CPU it gains nothing
-                found.append(Contender("single", loss, precision, compiled=True))
-            found += [Contender("pipeline", loss, precision, n) for n in options.stages]
-        found += [Contender("products", loss, precision) for loss in options.losses]
-        found.append(Contender("single", "glob", precision))
-        found += [
-            Contender("1f1b", "glob", precision, stages, parts)
-            for stages in options.rival_stages
-            for parts in MICRO_BATCHES
-        ]
-    return [*found, *(Contender("plain", loss, "fp32") for loss in options.losses)]
 
 
 def size_of_run(images_per_s: float, seconds: float) -> tuple[int, int]:
@@ -155,7 +85,7 @@ def _said(row: Row) -> str:
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """Measure all networks, and keep results/NAME.json as it grows."""
+    """Measure all networks, and keep results/NAME.partial.json as it grows."""
     if left_out := set(options.stages) - {1, *options.rival_stages}:
         print(f"left out: 1F1B in {sorted(left_out)} stages, which needs as many GPUs", flush=True)
     where = provenance(options.command)
@@ -168,7 +98,7 @@ def measure(options: Options) -> dict[str, Any]:
 
         def keep(tree: dict[str, Any], before: list[Any] = before) -> None:
             result["networks"] = [*before, tree]
-            write_result(options.name, result)
+            keep_so_far(options.name, result)
 
         race(network, options, keep)
     return result
@@ -205,22 +135,12 @@ def show(result: dict[str, Any]) -> None:
 
 def _list_of(allowed: Sequence[str]) -> Callable[..., tuple[str, ...]]:
     def read(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...]:
-        words = tuple(text.split(",")) if text else ()
+        words = () if text is None else tuple(text.split(","))
         if wrong := [word for word in words if word not in allowed]:
             raise click.BadParameter(f"{wrong[0]!r}: use some of {','.join(allowed)}")
         return words
 
     return read
-
-
-def _counts(context: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:
-    try:
-        counts = tuple(map(int, text.split(",")))
-    except ValueError:
-        counts = ()
-    if min(counts, default=0) < 1:
-        raise click.BadParameter(f"{text!r}: use numbers of stages, as 1,2,3")
-    return counts
 
 
 @click.command()
@@ -234,21 +154,33 @@ def _counts(context: click.Context, option: click.Parameter, text: str) -> tuple
 @click.option("--losses", callback=_list_of(LOSSES), default="pred,sim,predsim", show_default=True)
 @click.option(
     "--stages",
-    callback=_counts,
+    callback=counts_of,
     default="1,2,3",
     show_default=True,
     metavar="N,M",
     help="Of the pipeline and, above 1, of 1F1B, which needs as many GPUs.",
 )
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
-@click.option("--seconds", default=20.0, show_default=True, help="How long each is timed.")
+@click.option(
+    "--seconds",
+    default=20.0,
+    type=click.FloatRange(0.0, min_open=True),
+    help="How long each is timed.  [default: 20]",
+)
 @click.option("--gpus", help="As for pipeline-launch.")
-@click.option("--threads", default=1, show_default=True, help="Of each process on the CPU.")
+@click.option(
+    "--threads",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Of each process on the CPU.",
+)
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Of the config.")
 @click.option("--disk", default="runs", show_default=True, type=click.Path(path_type=Path))
 @click.option("--name", help="Of the file and the section. [default: throughput, on GPUs …_cuda]")
 @click.option("--report", "only_report", is_flag=True, help="Write the tables again from the file.")
 @click.option("--no-table", is_flag=True, help="Leave benchmarks/README.md as it is.")
+@told_in_a_line
 def main(
     network: tuple[str, ...], precision: tuple[str, ...], losses: tuple[str, ...],
     stages: tuple[int, ...], rounds: int, seconds: float, gpus: str | None, threads: int,
@@ -259,14 +191,14 @@ def main(
     device = devices(gpus)[0].partition(":")[0]
     networks = network or DEFAULTS[device]
     name = name or default_name(device)
-    if only_report:
-        result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    else:
-        disk.mkdir(exist_ok=True)
+    if not only_report:
         options = Options(
             networks, precision, losses, stages, rounds, seconds, gpus, threads, changes, disk, name
         )
-        result = measure(options)
+        check(options, table=not no_table)
+        disk.mkdir(parents=True, exist_ok=True)
+        write_result(name, measure(options))
+    result = read_result(name)
     show(result)
     print(f"kept in {RESULTS / name}.json")
     if not no_table:

@@ -51,6 +51,6 @@ def test_predictions_are_held_against_measurements_round_by_round() -> None:
     assert [row["predicted_over_measured"] for row in SCALING["mlp"]] == [0.95, 0.8904]
     lines = table(SCALING).splitlines()
     assert lines[2:4] == [
-        "| mlp | 1 | 95 | 100 | -5.0% | yes |",
-        "| mlp | 2 | 165 | 185 | -11.0% | **no** |",
+        "| mlp | 1 | 95 | 100 | -5.0% | -10.0% to +0.0% | yes |",
+        "| mlp | 2 | 165 | 185 | -11.0% | -16.7% to -5.3% | **no** |",
     ]

@@ -177,7 +177,7 @@ def test_a_plain_network_in_one_segment_keeps_what_global_backprop_does() -> Non
     """So that the two are compared for their checkpoints, and nothing else."""
     config = configured(TINY_VGG, "glob", BATCH)
     facts = data_facts(config.data)
-    network = CheckpointedNetwork(network_specs(config, facts), marking_optimizer, CPU, segments=1)
+    network = CheckpointedNetwork(network_specs(config, facts), marking_optimizer, CPU, 1)
 
     def step(batch_id: int, images: int) -> None:
         network.train(*arriving(facts.shape, images, CPU, torch.uint8), lr=1e-4)

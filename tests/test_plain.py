@@ -11,15 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import products, throughput
+from benchmarks import lineup, products
 from benchmarks.contenders import NETWORKS, Contender, Task, task_of
+from benchmarks.lineup import Options, contenders
 from benchmarks.onef1b import Part, even_plan, loss_of
 from benchmarks.plain import PlainBlock, PlainTrainer
 from benchmarks.speeds import Row, answers, network_text, onef1b, plain, ratio, rows_of
 from benchmarks.tables import markdown, with_section
-from benchmarks.throughput import Options, contenders, report, size_of_run
+from benchmarks.throughput import report, size_of_run
 from pipeline.block import Block
 from pipeline.config import build_config
+from pipeline.errors import ConfigError
 from pipeline.models import build_specs
 from pipeline.optimizers import make_optimizer
 from pipeline.stage import Stage
@@ -161,13 +163,22 @@ def test_a_round_holds_each_pair() -> None:
 def test_1f1b_needs_a_gpu_for_each_process(
     names: list[str], stages: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(throughput, "devices", lambda gpus: names)
+    monkeypatch.setattr(lineup, "devices", lambda gpus: names)
     options = Options(
         ("vgg8b",), ("bf16",), ("pred",), (1, 2, 4), 1, 1.0, "which", 1, (), Path("runs"), "mine"
     )
     assert options.rival_stages == stages
     assert any(c.compiled for c in contenders(options)) == ("cpu" not in names)
     assert {c.stages for c in contenders(options) if c.way == "1f1b"} == set(stages)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
+    cores = {c.cores for c in contenders(options) if c.loss == "glob" and c.way == "single"}
+    assert cores == ({1, 2} if "cpu" in names else {1})
+
+
+def test_one_process_on_several_cores_has_the_threads_of_all() -> None:
+    asked = task("mlp", Contender("single", "glob", "fp32", cores=2))
+    assert asked.config().runtime.threads_per_stage == 2 * asked.threads
+    assert asked.contender.name == "single glob fp32 on 2 cores"
 
 
 def test_the_bound_is_what_products_alone_would_take(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,5 +299,5 @@ def test_a_table_goes_between_its_markers() -> None:
     after = with_section(before, "one", table)
     assert after == f"# A\n<!-- begin one: by hand -->\n\n{table}\n<!-- end one -->\nrest\n"
     assert with_section(after, "one", table) == after
-    with pytest.raises(SystemExit, match="0 sections"):
+    with pytest.raises(ConfigError, match="has 0 sections on; write one for its table"):
         with_section(before, "on", table)
