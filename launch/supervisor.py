@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from launch.engine import Engine
+    from pipeline.addresses import LinkAddress
     from pipeline.links import Sender
-    from pipeline.messages import LinkAddress
     from pipeline.run import Run
 
 _LONGEST_SOCKET_PATH = 90  # the kernel takes 107 bytes; names of sockets are added to the folder

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 
+from pipeline.addresses import RingHandle
 from pipeline.errors import ProtocolError
-from pipeline.messages import RingHandle, TensorSpec
+from pipeline.messages import TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

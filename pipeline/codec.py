@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Union, cast, get_args, get_origin, get_type_
 
 import msgpack
 
-from pipeline import datasets, inband, messages, records
+from pipeline import addresses, datasets, inband, messages, records
 from pipeline.errors import ProtocolError
 from pipeline.messages import Message
 
@@ -25,7 +25,7 @@ MAX_ITEMS = 1 << 14
 
 _CLASSES: dict[str, type] = {
     name: value
-    for module in (datasets, inband, messages, records)
+    for module in (addresses, datasets, inband, messages, records)
     for name, value in vars(module).items()
     if is_dataclass(value) and isinstance(value, type)
 }

@@ -26,7 +26,6 @@ from pipeline.messages import (
     Failure,
     Heartbeat,
     Hello,
-    LinkAddress,
     Ready,
     Setup,
 )
@@ -37,6 +36,7 @@ from pipeline.setup import setup_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pipeline.addresses import LinkAddress
     from pipeline.crew import Fleet
     from pipeline.links import ControlServer, Said, Sender
     from pipeline.run import Run

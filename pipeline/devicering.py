@@ -17,6 +17,7 @@ import ctypes
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pipeline.addresses import DEVICE_HANDLE_BYTES, DeviceRingHandle
 from pipeline.carriers import (
     aligned,
     check_on_this_machine,
@@ -24,7 +25,6 @@ from pipeline.carriers import (
     slot_start,
     slot_starts,
 )
-from pipeline.messages import DEVICE_HANDLE_BYTES, DeviceRingHandle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

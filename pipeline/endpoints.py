@@ -13,9 +13,9 @@ from pipeline.transport import ZmqReceiver, ZmqSender
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pipeline.addresses import LinkAddress
     from pipeline.invitation import Invitation
     from pipeline.links import Receiver, Sender
-    from pipeline.messages import LinkAddress
 
 
 class ZmqEndpoints:

@@ -13,6 +13,7 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from pipeline.addresses import LinkAddress
 from pipeline.carriers import Ring, aligned_copy, slot_parts
 from pipeline.codec import MAX_HEADER_BYTES, decode, encode
 from pipeline.errors import CalledOffError, ProtocolError, TimedOutError
@@ -21,7 +22,6 @@ from pipeline.messages import (
     PROTOCOL_VERSION,
     Credit,
     Header,
-    LinkAddress,
     OpenLink,
     name_of_run,
 )

@@ -49,11 +49,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.activity import Activity
+    from pipeline.addresses import LinkAddress
     from pipeline.door import Door
     from pipeline.inband import Item
     from pipeline.invitation import Invitation
     from pipeline.links import ControlClient, Delivery, Receiver, Said, Sender
-    from pipeline.messages import LinkAddress, WorkerMessage
+    from pipeline.messages import WorkerMessage
     from pipeline.records import PassReport, StageSnapshot
     from pipeline.specs import BlockSpec
 

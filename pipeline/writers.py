@@ -10,9 +10,9 @@ from pipeline.devicering import DeviceRingWriter
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pipeline.addresses import LinkAddress
     from pipeline.carriers import Payload
     from pipeline.devicering import Driver
-    from pipeline.messages import LinkAddress
 
 
 class Writer(Protocol):

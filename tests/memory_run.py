@@ -10,6 +10,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from pipeline.activity import Activity
+from pipeline.addresses import LinkAddress
 from pipeline.checkpoint import StartState
 from pipeline.config import Config, build_config
 from pipeline.coordinator import Coordinator
@@ -22,7 +23,6 @@ from pipeline.inband import Stop
 from pipeline.invitation import Invitation
 from pipeline.keeper import DirectKeeper
 from pipeline.memory import MemoryControl, MemorySender, memory_link
-from pipeline.messages import LinkAddress
 from pipeline.models import network_specs
 from pipeline.plan import make_plan
 from pipeline.recorder import Recorder

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import inband
+from pipeline.addresses import DeviceRingHandle, LinkAddress, RingHandle
 from pipeline.codec import MAX_HEADER_BYTES, MAX_ITEMS, decode, encode
 from pipeline.datasets import DataFacts
 from pipeline.errors import ProtocolError
@@ -28,19 +29,16 @@ from pipeline.messages import (
     Connect,
     Connected,
     Credit,
-    DeviceRingHandle,
     Failure,
     Header,
     Heartbeat,
     Hello,
-    LinkAddress,
     Message,
     OpenLink,
     ProgressNow,
     Ready,
     Remark,
     Report,
-    RingHandle,
     Setup,
     State,
     TensorSpec,

@@ -14,13 +14,14 @@ import pytest
 import torch
 from fake_cuda import FakeCuda
 
+from pipeline.addresses import DeviceRingHandle
 from pipeline.carriers import ALIGNMENT, ArrayPayload, DeviceBytes
 from pipeline.devicering import DeviceMemory, DeviceRing, Driver
 from pipeline.endpoints import ZmqEndpoints
 from pipeline.errors import ProtocolError
 from pipeline.inband import EndEpoch, TrainBatch
 from pipeline.invitation import Invitation
-from pipeline.messages import DeviceRingHandle, TensorSpec
+from pipeline.messages import TensorSpec
 from pipeline.streams import Glances, Incoming, Releases, marks_of, side_stream
 from pipeline.tensors import TensorPayload, payloads
 from pipeline.transport import ZmqReceiver, ZmqSender

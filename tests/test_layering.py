@@ -19,8 +19,8 @@ LEARNING = {
     "remade", "runner", "shortcuts", "single", "stage", "streams",
 }  # fmt: skip
 MESSAGES = {
-    "carriers", "codec", "control", "devicering", "endpoints", "links", "memory", "messages",
-    "protocol", "sockets", "transport", "writers",
+    "addresses", "carriers", "codec", "control", "devicering", "endpoints", "links", "memory",
+    "messages", "protocol", "sockets", "transport", "writers",
 }  # fmt: skip
 MEETING = {
     "worker",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, get_args
 
 import pytest
 
+from pipeline.addresses import LinkAddress
 from pipeline.datasets import DataFacts
 from pipeline.errors import ProtocolError
 from pipeline.inband import Stop
@@ -20,7 +21,6 @@ from pipeline.messages import (
     Header,
     Heartbeat,
     Hello,
-    LinkAddress,
     LinkMessage,
     Message,
     OpenLink,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline import inband
+from pipeline.addresses import DeviceRingHandle, LinkAddress, RingHandle
 from pipeline.datasets import DataFacts
 from pipeline.messages import (
     Bye,
@@ -12,18 +13,15 @@ from pipeline.messages import (
     Connect,
     Connected,
     Credit,
-    DeviceRingHandle,
     Failure,
     Header,
     Heartbeat,
     Hello,
-    LinkAddress,
     OpenLink,
     ProgressNow,
     Ready,
     Remark,
     Report,
-    RingHandle,
     Setup,
     State,
     TensorSpec,

@@ -9,8 +9,9 @@ from tempfile import TemporaryDirectory
 
 from fuzz.examples import EXAMPLES
 from fuzz.targets import SEPARATOR, STEP, framed
+from pipeline.addresses import LinkAddress, RingHandle
 from pipeline.codec import encode
-from pipeline.messages import PROTOCOL_VERSION, Connect, LinkAddress, OpenLink, RingHandle
+from pipeline.messages import PROTOCOL_VERSION, Connect, OpenLink
 from pipeline.records import RunSnapshot, Tally
 from pipeline.store import CheckpointStore
 

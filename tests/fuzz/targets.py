@@ -33,8 +33,9 @@ from pipeline.transport import ZmqReceiver
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from pipeline.addresses import RingHandle
     from pipeline.checkpoint import StartState
-    from pipeline.messages import Message, RingHandle
+    from pipeline.messages import Message
     from pipeline.sockets import Letter, Sockets
 
 SEPARATOR = b"\n--\n"
