@@ -34,6 +34,7 @@ class FeedThread(Thread):
                 self.sending = True
                 self._link.send(item, payloads)
                 self.sending = False
+            self._link.finish()
         except CalledOffError:
             pass
         except Exception as error:  # for the main thread, which checks

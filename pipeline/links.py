@@ -78,11 +78,14 @@ class Sender(Protocol):
         """Returns when the batch that was sent last is on its way: a device may copy it while
         others go on."""
 
+    def finish(self) -> None:
+        """After the stop marker: returns when all has arrived. Raises as `send` does."""
+
     def statistics(self) -> LinkStatistics:
         """Counted since the link was opened."""
 
     def close(self) -> None:
-        """Let go; what has been sent still arrives."""
+        """Let go; what has not arrived yet may be lost."""
 
 
 class Receiver(Protocol):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pipeline.carriers import aligned_copy
 from pipeline.door import Door
 from pipeline.errors import CalledOffError, TimedOutError
+from pipeline.inband import Stop
 from pipeline.links import Arrived, Delivery, LinkStatistics, Said, never
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class _Shared:
     slots: int
     items: Queue[tuple[Item, tuple[Arrived, ...]]] = field(default_factory=Queue)
     credits: Queue[None] = field(default_factory=Queue)
+    stops: Queue[None] = field(default_factory=Queue)
+    """That have arrived."""
 
 
 class MemorySender:
@@ -68,6 +71,10 @@ class MemorySender:
     def flush(self) -> None:
         """What was sent is there."""
 
+    def finish(self) -> None:
+        """As the real ones do."""
+        _take(self._shared.stops, "the stop marker to be taken", self._timeout_s, self._cancelled)
+
     def statistics(self) -> LinkStatistics:
         """Waiting is not measured here."""
         return LinkStatistics(self._batches, self._nbytes, 0.0)
@@ -95,6 +102,8 @@ class MemoryReceiver:
         item, tensors = _take(self._shared.items, "a batch", timeout_s, called_off)
         self._batches += bool(tensors)
         self._nbytes += sum(tensor.spec.nbytes for tensor in tensors)
+        if isinstance(item, Stop):
+            self._shared.stops.put(None)
         return Delivery(item, tensors, self._grant if tensors else _nothing)
 
     def statistics(self) -> LinkStatistics:

@@ -1,8 +1,9 @@
 """What travels between processes: frozen classes that refuse to be built wrong.
 
 Two kinds of socket carry them. A link carries `OpenLink`, then `Header`s downstream and
-`Credit`s upstream; control carries everything else. No message holds a number that a weight
-depends on and travels upstream (invariant 3): upstream go permissions and observations.
+`Credit`s upstream, in the end `CloseLink`; control carries everything else. No message holds a
+number that a weight depends on and travels upstream (invariant 3): upstream go permissions and
+observations.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pipeline.inband import (
 )
 from pipeline.records import PassReport, Tally
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 ITEM_BYTES = {"uint8": 1, "int64": 8, "float32": 4, "float64": 8, "bfloat16": 2}
 MAX_DIMENSIONS = 8
 _FEATURE_MAPS = 4  # dimensions: (n, C, H, W)
@@ -110,6 +111,11 @@ class Credit:
     """Permission to send one batch, into ring slot `slot` if the sender can reach the ring."""
 
     slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class CloseLink:
+    """Last message on a link, upstream: the stop marker has arrived, and so has all before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +253,7 @@ def name_of_run(run: str, protocol: int = PROTOCOL_VERSION) -> str:
     return f"run {run[:40]} (protocol {protocol})"
 
 
-LinkMessage: TypeAlias = Header | OpenLink | Credit
+LinkMessage: TypeAlias = Header | OpenLink | Credit | CloseLink
 WorkerMessage: TypeAlias = (
     Hello | Ready | Connected | Report | State | ProgressNow | Remark | Heartbeat | Failure | Bye
 )

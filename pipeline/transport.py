@@ -2,8 +2,9 @@
 
 The receiver listens and makes a secret name for its one sender, which learns it, with the
 address, from the coordinator: what comes under another name is turned away. The sender opens
-the link, the receiver grants one credit per slot. No call waits for ever. A socket is used by
-one thread at a time.
+the link, the receiver grants one credit per slot, and tells when the stop marker has arrived: a
+socket that is closed before may lose what it still holds. No call waits for ever. A socket is
+used by one thread at a time.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from pipeline.addresses import LinkAddress
 from pipeline.carriers import Ring, aligned_copy, slot_parts
 from pipeline.codec import MAX_HEADER_BYTES, decode, encode
 from pipeline.errors import CalledOffError, ProtocolError, TimedOutError
+from pipeline.inband import Stop
 from pipeline.links import Arrived, Delivery, LinkStatistics, never
 from pipeline.messages import (
     PROTOCOL_VERSION,
+    CloseLink,
     Credit,
     Header,
     OpenLink,
@@ -62,6 +65,7 @@ class ZmqSender:
         self._landing: list[bytes | memoryview] = []
         self._credits: deque[int] = deque()
         self._slot: int | None = None
+        self._all_arrived = False
         self._batches, self._nbytes, self._waited_s = 0, 0, 0.0
         self._writer, self.carrier = open_writer(address, driver)
         self._socket = sockets.connect(address.endpoint, address.word.encode(), address.key)
@@ -97,12 +101,20 @@ class ZmqSender:
             frames, self._landing = self._landing, []
             send(self._socket, frames)
 
+    def finish(self) -> None:
+        """After the stop marker: returns when it has arrived, and so all before it.
+
+        Raises:
+            TimedOutError, CalledOffError: as `wait_for_room`.
+        """
+        self._hear_until(lambda: self._all_arrived, "the last items")
+
     def statistics(self) -> LinkStatistics:
         """Counted since the link was opened."""
         return LinkStatistics(self._batches, self._nbytes, self._waited_s)
 
     def close(self) -> None:
-        """Let go; what has been sent still arrives."""
+        """Let go; what has not arrived yet has a moment left."""
         self._landing = []
         self._writer.close()
         self._socket.close(linger=LINGER_MS)
@@ -115,34 +127,37 @@ class ZmqSender:
             CalledOffError: where the wait was cancelled.
         """
         if self._slot is None:
-            self._slot = self._next_credit()
+            self._hear_until(lambda: bool(self._credits), "a batch")
+            self._slot = self._credits.popleft()
 
-    def _next_credit(self) -> int:
+    def _hear_until(self, heard: Callable[[], bool], wanted: str) -> None:
         began = monotonic()
-        while not self._credits or waits(self._socket):
-            if self._credits or self._socket.poll(ms(_LOOK_S)):
-                self._take_credit()
+        while not heard() or waits(self._socket):
+            if heard() or self._socket.poll(ms(_LOOK_S)):
+                self._hear()
                 continue
             self._check_wanted()
             if monotonic() - began > self._timeout_s:
                 raise TimedOutError(
-                    f"{self._me} waited {monotonic() - began:.1f} s for {self._peer} to take a "
-                    "batch: it took none"
+                    f"{self._me} waited {monotonic() - began:.1f} s for {self._peer} to take "
+                    f"{wanted}: it took none"
                 )
         self._waited_s += monotonic() - began
-        return self._credits.popleft()
 
     def _check_wanted(self) -> None:
         if self._cancelled():
             raise CalledOffError(f"{self._me} is told to stop sending to {self._peer}")
 
-    def _take_credit(self) -> None:
+    def _hear(self) -> None:
         message = decode(self._socket.recv())
-        if not isinstance(message, Credit):
+        if isinstance(message, CloseLink):
+            self._all_arrived = True
+        elif not isinstance(message, Credit):
             raise ProtocolError(f"{self._me}: {self._peer} sent {type(message).__name__} upstream")
-        if message.slot in self._credits:
+        elif message.slot in self._credits:
             raise ProtocolError(f"{self._me}: {self._peer} granted slot {message.slot} twice")
-        self._credits.append(message.slot)
+        else:
+            self._credits.append(message.slot)
 
 
 class ZmqReceiver:
@@ -232,6 +247,8 @@ class ZmqReceiver:
             self._open(message)
         elif isinstance(message, Header):
             self._arrived.append(self._delivery(message, frames[1:]))
+            if isinstance(message.item, Stop):
+                self._say(CloseLink())
         else:
             raise ProtocolError(f"{self._me}: {self._peer} sent {type(message).__name__}")
 
@@ -260,8 +277,11 @@ class ZmqReceiver:
         return (message.run, message.protocol) != (self._run, PROTOCOL_VERSION)
 
     def _grant(self, slot: int) -> None:
-        # a sender that has sent its last item may be gone: then nobody needs the credit
-        self._listener.send(self._word.encode(), [encode(Credit(slot))])
+        self._say(Credit(slot))
+
+    def _say(self, message: Credit | CloseLink) -> None:
+        # a sender that knows of its stop marker may be gone: then nobody needs the credit
+        self._listener.send(self._word.encode(), [encode(message)])
 
     def _delivery(self, header: Header, frames: list[memoryview]) -> Delivery:
         if header.slot is None:

@@ -148,6 +148,9 @@ class Worker:
             if progress_interval_s and time.monotonic() - last_look > progress_interval_s:
                 last_look = time.monotonic()
                 self._say_progress(runner, self._receiver.queued)
+        if self._sender is not None:
+            with self._activity.during("blocked"):
+                self._sender.finish()
 
     def _release(self, receiver: Receiver) -> None:
         """Give back the slots that the device has read. The stage before may wait for one, so
@@ -238,12 +241,10 @@ class Worker:
         prepare_process(self._device, config.runtime.threads_per_stage)
         self._prepare_links()
         stage = build_stage(config, setup.facts, setup.blocks, self._device)
-        self._meter = meter_of(self._device)
-        runner = StageRunner(
-            self._stage, stage, self, meter=self._meter, last_batch_id=setup.last_batch_id
-        )
+        self._meter, last = meter_of(self._device), setup.last_batch_id
+        runner = StageRunner(self._stage, stage, self, meter=self._meter, last_batch_id=last)
         if setup.resumed:
-            files = zip(setup.blocks, self._kept.at(setup.last_batch_id), strict=True)
+            files = zip(setup.blocks, self._kept.at(last), strict=True)
             stage.load({block: decode_block(bytes(data)) for block, data in files})
             runner.resume(setup.epoch, setup.tallies)
         self._slot_bytes = _slot_bytes(stage.blocks[0].spec, config.data.batch_size)
@@ -266,9 +267,8 @@ class Worker:
             )
 
     def _join(self, setup: Setup) -> None:
-        self._receiver, mine = self._endpoints.listen(
-            setup.bind, setup.max_in_flight, self._slot_bytes
-        )
+        bind, slots = setup.bind, setup.max_in_flight
+        self._receiver, mine = self._endpoints.listen(bind, slots, self._slot_bytes)
         self._say(Ready(setup.attempt, mine))
         address, carrier = self._await_connect(), "none"
         if address is not None:

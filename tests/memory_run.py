@@ -169,7 +169,7 @@ class Mortal:
     fate: Fate
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("send", "receive"):
+        if name in ("send", "receive", "finish"):
             self.fate.act()
         return getattr(self.end, name)
 
@@ -228,6 +228,7 @@ class Fleet:
         """End workers that wait for a stage which has failed."""
         for sender in self.senders.values():
             sender.send(Stop())
+            sender._shared.stops.put(None)  # as if the failed stage had taken it
         self.leave()
 
     def connect(self, address: LinkAddress, cancelled: Callable[[], bool]) -> tuple[Sender, str]:
@@ -257,9 +258,14 @@ class Fleet:
             control.send(failure_of(error, worker))
 
 
-def coordinator(job: Job, fleet: Fleet, clock: Callable[[], float] | None = None) -> Coordinator:
+def coordinator(
+    job: Job,
+    fleet: Fleet,
+    clock: Callable[[], float] | None = None,
+    stall_timeout_s: float = 60.0,
+) -> Coordinator:
     given = {"clock": clock} if clock else {}
-    watch = Watch(heartbeat_timeout_s=60.0, stall_timeout_s=60.0)
+    watch = Watch(heartbeat_timeout_s=60.0, stall_timeout_s=stall_timeout_s)
 
     def bind(stage: int, attempt: int) -> str:
         return f"link-{stage}-{attempt}"

@@ -25,6 +25,7 @@ from pipeline.messages import (
     MAX_TENSORS,
     WAYS,
     Bye,
+    CloseLink,
     Complete,
     Connect,
     Connected,
@@ -93,6 +94,7 @@ messages: st.SearchStrategy[Any] = st.one_of(
     headers,
     st.builds(OpenLink, texts, numbers),
     st.builds(Credit, numbers),
+    st.just(CloseLink()),
     st.builds(Hello, texts, numbers, numbers),
     st.builds(
         Setup,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import pytest
 import zmq
 
 from pipeline.carriers import ALIGNMENT, ArrayPayload
-from pipeline.codec import encode
+from pipeline.codec import decode, encode
 from pipeline.door import Door
 from pipeline.errors import CalledOffError, ProtocolError, TimedOutError
 from pipeline.inband import EndEpoch, EvaluationBatch, Snapshot, Stop, TrainBatch
@@ -21,6 +22,7 @@ from pipeline.memory import MemoryControl, memory_link
 from pipeline.messages import (
     PROTOCOL_VERSION,
     Bye,
+    CloseLink,
     Connect,
     Credit,
     Header,
@@ -163,6 +165,8 @@ def test_markers_need_no_credit(link: Link) -> None:
     sender.send(Stop())
     received = [link.receiver.receive(SOON_S) for _ in range(23)]
     assert received[-1].item == Stop()
+    assert sender._socket.poll(5000)
+    assert decode(sender._socket.recv()) == CloseLink()
     received[5].release()  # a marker's release grants nothing
     assert not sender._socket.poll(0)
 
@@ -302,6 +306,43 @@ def test_what_was_sent_before_closing_still_arrives(link: Link) -> None:
     first, last = (link.receiver.receive(SOON_S) for _ in range(2))
     assert contents(first) == [bytes(payload.view()) for payload in payloads(1)]
     assert last.item == Stop()
+
+
+def test_a_sender_that_has_finished_may_go_at_once(link: Link) -> None:
+    """However long the receiver takes: nothing rests on how long a socket lingers."""
+    sender = link.sender(timeout_s=SOON_S)
+    link.hears(sender)
+    for number in (1, 2):
+        sender.send(batch(number), payloads(number))
+    sender.send(Stop())
+    with ThreadPoolExecutor() as pool:
+        finished = pool.submit(sender.finish)
+        deliveries = [link.receiver.receive(SOON_S) for _ in range(3)]
+        finished.result(SOON_S)
+    sender._socket.close(linger=0)
+    assert [delivery.item for delivery in deliveries] == [batch(1), batch(2), Stop()]
+
+
+def test_a_sender_whose_last_items_are_not_taken(link: Link) -> None:
+    sender = link.sender(timeout_s=TINY_S)
+    link.hears(sender)
+    sender.send(batch(1), payloads(1))
+    sender.send(Snapshot(1, 1, True))
+    assert [link.receiver.receive(SOON_S).item for _ in range(2)] == [
+        batch(1),
+        Snapshot(1, 1, True),
+    ]
+    with pytest.raises(TimedOutError) as caught:  # the stop marker has not been sent
+        sender.finish()
+    assert str(caught.value).endswith(" s for stage 1 to take the last items: it took none")
+
+
+def test_a_sender_that_finishes_can_be_called_off(link: Link) -> None:
+    answers = iter([False, True])
+    sender = link.sender(timeout_s=3600.0, cancelled=lambda: next(answers))
+    sender.send(Stop())
+    with pytest.raises(CalledOffError, match="stage 0 is told to stop sending to stage 1"):
+        sender.finish()
 
 
 # --- strangers ----------------------------------------------------------------------------
@@ -503,6 +544,17 @@ def test_memory_link_is_bounded_and_ordered_too() -> None:
     nbytes = sum(payload.spec.nbytes for payload in payloads(1))
     expected = LinkStatistics(3, 3 * nbytes, 0.0)
     assert sender.statistics() == receiver.statistics() == expected
+
+
+def test_memory_link_finishes_when_the_stop_marker_is_taken() -> None:
+    sender, receiver = memory_link(slots=1, timeout_s=TINY_S)
+    for item in (EndEpoch(1), Stop()):
+        sender.send(item)
+        with pytest.raises(TimedOutError, match="the stop marker to be taken"):
+            sender.finish()
+    for _ in range(2):
+        receiver.receive(SOON_S)
+    sender.finish()
 
 
 def test_memory_link_copies_and_aligns() -> None:

@@ -9,6 +9,7 @@ from pipeline.addresses import DeviceRingHandle, LinkAddress, RingHandle
 from pipeline.datasets import DataFacts
 from pipeline.messages import (
     Bye,
+    CloseLink,
     Complete,
     Connect,
     Connected,
@@ -54,6 +55,7 @@ EXAMPLES: list[Any] = [
     Header(inband.EvaluationBatch(3, 1), (TensorSpec("uint8", (1, 9)),), slot=0, way="frames"),
     OpenLink("run", 1),
     Credit(0),
+    CloseLink(),
     Hello("run", 1, 77),
     Setup(
         0,

@@ -27,7 +27,7 @@ from pipeline.checkpoint import MANIFEST, block_file_name, open_checkpoint
 from pipeline.codec import MAX_HEADER_BYTES, decode, encode
 from pipeline.door import Door
 from pipeline.errors import CheckpointError, ProtocolError
-from pipeline.messages import Connect, Header, Ready, State
+from pipeline.messages import CloseLink, Connect, Credit, Header, Ready, State
 from pipeline.transport import ZmqReceiver
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class _Socket:
         return self._letters.pop()
 
     def send(self, name: bytes, frames: list[bytes]) -> None:
-        assert [type(decode(frame)).__name__ for frame in frames] == ["Credit"]
+        assert all(isinstance(decode(frame), Credit | CloseLink) for frame in frames)
 
     def close(self) -> None:
         self._letters.clear()
