@@ -241,7 +241,7 @@ class Coordinator:
             self._feeding.check()
         if not (self._feeding or self._crew.attempt):
             return  # the first start-up has a time-out of its own
-        feed_waits = self._feeding is not None and self._feeding.sending
+        feed_waits = self._feeding is not None and not self._feeding.reading
         problem = self._watch.problem(self._clock(), feed_waits=feed_waits)
         if problem:
             stage, what = problem

@@ -24,22 +24,24 @@ class FeedThread(Thread):
         super().__init__(name="feed", daemon=True)
         self._run, self._link, self._called_off = run, link, called_off
         self._error: Exception | None = None
-        self.sending = False
+        self.reading = False
+        """Whether it is about to send; else it waits for the first stage, or has ended."""
 
     def run(self) -> None:
         """Thread body."""
         try:
             for item in self._run.feed:
+                self.reading = True
                 payloads = [ArrayPayload(array) for array in self._run.arrays(item)]
-                self.sending = True
+                self.reading = False
                 self._link.send(item, payloads)
-                self.sending = False
             self._link.finish()
         except CalledOffError:
             pass
         except Exception as error:  # for the main thread, which checks
             self._error = error
         finally:
+            self.reading = False
             self._link.close()
 
     def check(self) -> None:

@@ -2,7 +2,7 @@
 
 A stage that waits for a neighbour is not stuck. One that works on an item is, where its thread
 has not used the processor for a while (it hangs), or where even a very slow step would be over.
-So is a run in which everybody, the feed included, waits and nothing moves.
+So is a run in which everybody waits and nothing moves, while the feed waits or has ended.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Watch:
         """The stage that holds the run up, and why, or None.
 
         Args:
-            feed_waits: the coordinator has a batch to send, and the first stage does not take it.
+            feed_waits: for the first stage to take what was sent, or all has been taken.
         """
         return self._silent(now) or self._stuck(now) or self._deadlock(now, feed_waits)
 
@@ -102,7 +102,7 @@ class Watch:
         still_s = now - max((known.changed_at for known in self._stages.values()), default=now)
         if still_s <= self._stall_timeout_s:
             return None
-        return min(self._stages), f"does not take the next batch: all wait since {still_s:.1f} s"
+        return min(self._stages), f"does not take what comes next: all wait since {still_s:.1f} s"
 
     def _works(self, stage: int) -> bool:
         return self.phase(stage) == "working"

@@ -6,21 +6,29 @@ touches the world outside, in each stage in turn. Real processes are in test_fau
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from memory_run import Fate, Job, train_pipelined
+from memory_run import Fate, Fleet, Job, coordinator, train_pipelined
 
 from pipeline import worker as worker_module
-from pipeline.errors import StageFailedError, StageLostError
+from pipeline.errors import InterruptedRunError, StageFailedError, StageLostError
 from pipeline.events import Note
+from pipeline.inband import Stop
 from pipeline.recovery import WITHIN_S, Restarts
 from pipeline.single import SingleTrainer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from pipeline.carriers import Payload
+    from pipeline.coordinator import Coordinator
+    from pipeline.events import Event
+    from pipeline.inband import Item
+    from pipeline.links import Sender
 
     Folder = Callable[[], Path]
 
@@ -148,6 +156,84 @@ def test_what_happened_is_told(folder: Folder, acts: list[int]) -> None:
 
 def restarts_of(job: Job) -> int:
     return sum(isinstance(event, Note) and "replaced" in event.text for event in job.events)
+
+
+# --- items that never arrive --------------------------------------------------------------
+
+
+@dataclass
+class Leak:
+    """The coordinator's link, which loses the stop marker, once; and a clock that stands still
+    until that has happened, and after it was noticed."""
+
+    job: Job
+    interrupts: bool = False
+    """Whether somebody interrupts the run at that moment."""
+    sender: Any = None
+    lost: bool = False
+    noticed: bool = False
+    now: float = 0.0
+
+    def connect(self, sender: Sender) -> Leak:
+        self.sender = sender
+        return self
+
+    def send(self, item: Item, payloads: Sequence[Payload] = ()) -> None:
+        if isinstance(item, Stop) and not self.lost:
+            self.lost, self.job.interrupted = True, self.interrupts
+        else:
+            self.sender.send(item, payloads)
+
+    def finish(self) -> None:
+        if self.noticed:
+            self.sender.finish()
+
+    def close(self) -> None:
+        self.sender.close()
+
+    def clock(self) -> float:
+        self.now += 0.3 * (self.lost and not self.noticed)
+        return self.now
+
+    def listen(self, event: Event) -> None:
+        self.noticed = self.noticed or (isinstance(event, Note) and "replaced" in event.text)
+
+
+def leaking(leak: Leak, monkeypatch: pytest.MonkeyPatch) -> tuple[Fleet, Coordinator]:
+    job, fleet = leak.job, Fleet(STAGES)
+    job.listeners.append(leak.listen)
+    connect = fleet.connect
+    monkeypatch.setattr(
+        fleet, "connect", lambda *given: (leak.connect(connect(*given)[0]), "memory")
+    )
+    fleet.start()
+    return fleet, coordinator(job, fleet, leak.clock, stall_timeout_s=2.0)
+
+
+def test_a_stop_marker_that_never_arrives_is_noticed(
+    undisturbed: Job, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The feed has ended, and nobody has anything to do."""
+    job = Job(folder(), STAGES, **COURSE)
+    fleet, running = leaking(Leak(job), monkeypatch)
+    running.run()
+    fleet.leave()
+    assert restarts_of(job) == 1
+    (fault, _) = [event.text for event in job.events if isinstance(event, Note)]
+    assert fault.startswith("stage 0 (block 0, cpu) does not take what comes next: all wait since")
+    assert job.store.files == undisturbed.store.files
+    assert job.lines() == undisturbed.lines()
+
+
+def test_an_interrupted_run_whose_stop_marker_never_arrives_ends(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(folder(), STAGES, **COURSE)
+    fleet, running = leaking(Leak(job, interrupts=True), monkeypatch)
+    with pytest.raises(InterruptedRunError, match="a checkpoint was written"):
+        running.run()
+    assert "interrupted" in "".join(e.text for e in job.events if isinstance(e, Note))
+    fleet.end()
 
 
 # --- faults with a reason -----------------------------------------------------------------

@@ -139,7 +139,7 @@ def test_all_wait_for_each_other() -> None:
     assert problem(watch, 70.0, feed_waits=False) is None
     assert problem(watch, 70.0, feed_waits=True) == (
         0,
-        "does not take the next batch: all wait since 70.0 s",
+        "does not take what comes next: all wait since 70.0 s",
     )
 
 
