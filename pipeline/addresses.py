@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import ProtocolError
 
+MAX_REASON_CHARS = 200
 DEVICE_HANDLE_BYTES = 64
 """CU_IPC_HANDLE_SIZE of CUDA's driver interface."""
 
@@ -44,7 +45,7 @@ class LinkAddress:
 
     `word`: the name by which it knows its sender, a secret of the two. `key`: the public CURVE key
     of the stage, None where links are not encrypted. `device_ring`: where the stage is on a CUDA
-    device that can share memory.
+    device that can share memory. `no_ring` and `no_device_ring`: why there is none, in a few words.
     """
 
     endpoint: str
@@ -52,3 +53,19 @@ class LinkAddress:
     word: str
     key: str | None = None
     device_ring: DeviceRingHandle | None = None
+    no_ring: str = ""
+    no_device_ring: str = ""
+
+    def __post_init__(self) -> None:
+        for reason in (self.no_ring, self.no_device_ring):
+            if len(reason) > MAX_REASON_CHARS or not reason.isprintable():
+                raise ProtocolError(
+                    f"reason {reason[:40]!r} of {len(reason)} characters: at most "
+                    f"{MAX_REASON_CHARS} travel, all printable"
+                )
+
+
+def reason_of(error: OSError) -> str:
+    """Why there is no ring, as it may travel."""
+    text = (None if error.filename else error.strerror) or str(error)
+    return "".join(c if c.isprintable() else " " for c in text[:MAX_REASON_CHARS])

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 
-from pipeline.addresses import RingHandle
+from pipeline.addresses import RingHandle, reason_of
 from pipeline.errors import ProtocolError
 from pipeline.messages import TensorSpec
 
@@ -143,6 +143,9 @@ class Ring:
     """The receiver's end: makes the memory, reads slots."""
 
     def __init__(self, slots: int, slot_bytes: int) -> None:
+        """Raises OSError where there is no such memory."""
+        if not hasattr(os, "memfd_create"):
+            raise OSError("this system has no memfd")
         self._slots, self._slot_bytes = slots, aligned(slot_bytes)
         self._fd = os.memfd_create(_NAME, os.MFD_CLOEXEC)
         os.ftruncate(self._fd, slots * self._slot_bytes)
@@ -166,6 +169,14 @@ class Ring:
     def close(self) -> None:
         """Give up the descriptor; the memory goes with the last view of it."""
         os.close(self._fd)
+
+
+def make_ring(slots: int, slot_bytes: int) -> tuple[Ring | None, str]:
+    """A ring; or none, and why: tensors travel as frames then."""
+    try:
+        return Ring(slots, slot_bytes), ""
+    except OSError as error:
+        return None, reason_of(error)
 
 
 class RingWriter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pipeline.addresses import reason_of
 from pipeline.devicering import DeviceRing, Driver
 from pipeline.door import Door
 from pipeline.links import PATIENCE_S
@@ -27,6 +28,7 @@ class ZmqEndpoints:
         self.sockets = Sockets(self.door, invitation.keys)
         self._driver: Driver | None = None
         self._device_ring: DeviceRing | None = None
+        self._no_device_ring = ""
 
     def use_cuda(self, driver: Driver) -> None:
         """What is sent and received from now on lies on the driver's device."""
@@ -34,6 +36,7 @@ class ZmqEndpoints:
 
     def listen(self, bind: str, slots: int, slot_bytes: int) -> tuple[Receiver, LinkAddress]:
         """The link from the stage before."""
+        ring = self._shared_device_memory(slots, slot_bytes)
         before = f"stage {self._stage - 1}" if self._stage else "the coordinator"
         receiver = ZmqReceiver(
             self.sockets,
@@ -42,7 +45,8 @@ class ZmqEndpoints:
             names=(f"stage {self._stage}", before),
             slots=slots,
             slot_bytes=slot_bytes,
-            device_ring=self._shared_device_memory(slots, slot_bytes),
+            device_ring=ring,
+            no_device_ring=self._no_device_ring,
         )
         return receiver, receiver.address
 
@@ -62,12 +66,12 @@ class ZmqEndpoints:
 
     def _shared_device_memory(self, slots: int, slot_bytes: int) -> DeviceRing | None:
         """One ring for all attempts of the run; none before the first stage, which is fed from
-        host memory, nor where the driver refuses: the sender will say what it uses instead."""
-        if self._driver is None or self._stage == 0:
-            return None
-        if self._device_ring is None:
+        host memory, nor where the driver has refused once: the sender will say why."""
+        if self._driver is None:
+            self._no_device_ring = "it is on no CUDA device"
+        elif self._stage > 0 and not (self._device_ring or self._no_device_ring):
             try:
                 self._device_ring = DeviceRing(slots, slot_bytes, self._driver)
-            except OSError:
-                return None
+            except OSError as error:
+                self._no_device_ring = reason_of(error)
         return self._device_ring

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from pipeline.addresses import LinkAddress
-from pipeline.carriers import Ring, aligned_copy, slot_parts
+from pipeline.carriers import aligned_copy, make_ring, slot_parts
 from pipeline.codec import MAX_HEADER_BYTES, decode, encode
 from pipeline.errors import CalledOffError, ProtocolError, TimedOutError
 from pipeline.inband import Stop
@@ -173,21 +173,23 @@ class ZmqReceiver:
         slots: int,
         slot_bytes: int,
         device_ring: DeviceRing | None = None,
+        no_device_ring: str = "",
     ) -> None:
         self._me, self._peer = names
-        self._run, self._slots = run, slots
-        self._ring, self._device_ring = _make_ring(slots, slot_bytes), device_ring
+        self._run, self._slots, self._device_ring = run, slots, device_ring
+        self._ring, no_ring = make_ring(slots, slot_bytes)
         self._arrived: deque[Delivery] = deque()
         self._batches, self._nbytes, self._waited_s = 0, 0, 0.0
         self._door, self._word = sockets.door, secrets.token_hex(16)
         self._listener = sockets.listen(bind, max(slot_bytes, MAX_HEADER_BYTES))
-        handle = self._ring.handle() if self._ring else None
         self.address = LinkAddress(
             self._listener.endpoint,
-            handle,
+            self._ring.handle() if self._ring else None,
             self._word,
             sockets.key,
             device_ring.handle() if device_ring else None,
+            no_ring,
+            no_device_ring,
         )
 
     @property
@@ -307,13 +309,6 @@ class ZmqReceiver:
                 f"frames of {[frame.nbytes for frame in frames]} came"
             )
         return [aligned_copy(frame) for frame in frames]
-
-
-def _make_ring(slots: int, slot_bytes: int) -> Ring | None:
-    try:
-        return Ring(slots, slot_bytes)
-    except (OSError, AttributeError):  # no memfd on this system: tensors travel as frames
-        return None
 
 
 def _no_credit() -> None:

@@ -60,7 +60,7 @@ def open_writer(address: LinkAddress, driver: Driver | None) -> tuple[Writer, st
         return _shared_writer(address)
     try:
         if address.device_ring is None:
-            raise OSError("the next stage shares none")
+            raise OSError(_because("the next stage shares none", address.no_device_ring))
         return DeviceRingWriter(address.device_ring, driver), "memory of the CUDA device"
     except OSError as error:
         writer, carrier = _shared_writer(address)
@@ -69,8 +69,13 @@ def open_writer(address: LinkAddress, driver: Driver | None) -> tuple[Writer, st
 
 def _shared_writer(address: LinkAddress) -> tuple[Writer, str]:
     if address.ring is None:
-        return FrameWriter(), "frames (the next stage has no shared memory)"
+        reason = _because("the next stage has no shared memory", address.no_ring)
+        return FrameWriter(), f"frames ({reason})"
     try:
         return RingWriter(address.ring), "shared memory"
     except OSError as error:
         return FrameWriter(), f"frames ({error})"
+
+
+def _because(what: str, why: str) -> str:
+    return f"{what}: {why}" if why else what

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import inband
-from pipeline.addresses import DeviceRingHandle, LinkAddress, RingHandle
+from pipeline.addresses import DeviceRingHandle, LinkAddress, RingHandle, reason_of
 from pipeline.codec import MAX_HEADER_BYTES, MAX_ITEMS, decode, encode
 from pipeline.datasets import DataFacts
 from pipeline.errors import ProtocolError
@@ -85,8 +85,16 @@ rings = st.builds(RingHandle, texts, *[numbers] * 5)
 device_rings = st.builds(
     DeviceRingHandle, texts, st.binary(min_size=64, max_size=64), numbers, numbers
 )
+reasons = texts.filter(str.isprintable)
 addresses = st.builds(
-    LinkAddress, texts, st.none() | rings, texts, st.none() | texts, st.none() | device_rings
+    LinkAddress,
+    texts,
+    st.none() | rings,
+    texts,
+    st.none() | texts,
+    st.none() | device_rings,
+    reasons,
+    reasons,
 )
 facts = st.builds(DataFacts, *[counts] * 5, st.lists(reals).map(tuple), st.lists(reals).map(tuple))
 usages = st.builds(Usage, reals, reals, counts)
@@ -352,6 +360,23 @@ def test_headers_refuse_to_be_built_wrong() -> None:
 
 EXECUTES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
 SOURCES = [*(REPOSITORY / "pipeline").glob("*.py"), *(REPOSITORY / "launch").glob("*.py")]
+
+
+@pytest.mark.parametrize("reason", ["x" * 201, "two\nlines", "\x1b[31mred"])
+@pytest.mark.parametrize("field", ["no_ring", "no_device_ring"])
+def test_reasons_are_a_few_printable_words(field: str, reason: str) -> None:
+    tree = as_tree(Connect(LinkAddress("ipc://x", None, "word")))
+    tree["address"][field] = reason
+    assert refused(msgpack.packb(tree)).endswith("characters: at most 200 travel, all printable")
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("x\n" * 300), OSError(12, "Cannot allocate memory"), OSError(2, "No", "/x")]
+)
+def test_reasons_of_errors_travel(error: OSError) -> None:
+    address = LinkAddress("ipc://x", None, "word", no_ring=reason_of(error))
+    assert decode(encode(Connect(address))) == Connect(address)
+    assert address.no_ring[:4] in ("x x ", "Cann", "[Err")
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: f"{path.parent.name}/{path.name}")

@@ -212,7 +212,7 @@ def changed(**fields: Any) -> Callable[[DeviceRingHandle], DeviceRingHandle | No
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda handle: None, "the next stage shares none"),
+        (lambda handle: None, "the next stage shares none: it keeps it for itself"),
         (changed(host="elsewhere"), "the next stage is on another machine"),
         (changed(slots=10**6), "the next stage's ring is smaller than it says"),
     ],
@@ -221,7 +221,8 @@ def test_rings_that_are_not_there_are_not_used(
     link: Link, change: Callable[[Any], Any], reason: str
 ) -> None:
     handle = link.address.device_ring
-    link.address = replace(link.address, device_ring=change(handle))
+    why = "it keeps it for itself"
+    link.address = replace(link.address, device_ring=change(handle), no_device_ring=why)
     assert link.sender().carrier == f"shared memory (not memory of the CUDA device: {reason})"
 
 
@@ -262,16 +263,33 @@ def test_a_stage_has_one_ring_for_all_attempts(
     assert cuda.calls == ["cuMemAlloc_v2", "cuIpcGetMemHandle"]
 
 
-@pytest.mark.parametrize(("stage", "refusing"), [(0, ""), (1, "cuMemAlloc_v2")])
+@pytest.mark.parametrize(
+    ("stage", "refusing", "reason"),
+    [
+        (0, "", ""),
+        (1, "cuMemAlloc_v2", "cuMemAlloc_v2: CUDA_ERROR_INVALID_CONTEXT"),
+        (1, "cuIpcGetMemHandle", "cuIpcGetMemHandle: CUDA_ERROR_INVALID_CONTEXT"),
+    ],
+)
 def test_the_first_stage_has_none_nor_has_one_whose_device_refuses(
-    sockets: Sockets, tmp_path: Path, cuda: FakeCuda, stage: int, refusing: str
+    sockets: Sockets, tmp_path: Path, cuda: FakeCuda, stage: int, refusing: str, reason: str
 ) -> None:
     cuda.failing = {refusing}
     receiver, address = endpoints(stage, cuda, sockets).listen(
         f"ipc://{tmp_path}/link", SLOTS, SLOT_BYTES
     )
     assert address.device_ring is None
+    assert address.no_device_ring == reason
     assert address.ring is not None
+    receiver.close()
+
+
+def test_a_stage_on_a_cpu_says_that_it_is(sockets: Sockets, tmp_path: Path) -> None:
+    made = ZmqEndpoints(Invitation("run", 1, 0, "nowhere"))
+    made.sockets.close(0)
+    made.sockets = sockets
+    receiver, address = made.listen(f"ipc://{tmp_path}/link", SLOTS, SLOT_BYTES)
+    assert (address.device_ring, address.no_device_ring) == (None, "it is on no CUDA device")
     receiver.close()
 
 

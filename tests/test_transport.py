@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -498,7 +499,34 @@ def test_system_without_memfd_falls_back_to_frames(
     monkeypatch.delattr(os, "memfd_create")
     link = Link(sockets, tmp_path)
     assert link.address.ring is None
-    assert link.sender().carrier == "frames (the next stage has no shared memory)"
+    reason = "the next stage has no shared memory: this system has no memfd"
+    assert link.sender().carrier == f"frames ({reason})"
+    link.receiver.close()
+
+
+@pytest.mark.parametrize(
+    ("call", "number", "reason"),
+    [
+        ("os.ftruncate", errno.EFBIG, "File too large"),
+        ("mmap.mmap", errno.ENOMEM, "Cannot allocate memory"),
+    ],
+)
+def test_a_ring_that_the_system_refuses_is_done_without_and_it_says_why(
+    sockets: Sockets,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+    number: int,
+    reason: str,
+) -> None:
+    def refuses(*given: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"pipeline.carriers.{call}", refuses)
+        link = Link(sockets, tmp_path)
+    sender = link.sender()
+    assert sender.carrier == f"frames (the next stage has no shared memory: {reason})"
     link.receiver.close()
 
 
