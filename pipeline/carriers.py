@@ -148,8 +148,12 @@ class Ring:
             raise OSError("this system has no memfd")
         self._slots, self._slot_bytes = slots, aligned(slot_bytes)
         self._fd = os.memfd_create(_NAME, os.MFD_CLOEXEC)
-        os.ftruncate(self._fd, slots * self._slot_bytes)
-        self._memory = memoryview(mmap.mmap(self._fd, slots * self._slot_bytes))
+        try:
+            os.ftruncate(self._fd, slots * self._slot_bytes)
+            self._memory = memoryview(mmap.mmap(self._fd, slots * self._slot_bytes))
+        except OSError:
+            self.close()
+            raise
 
     def handle(self) -> RingHandle:
         """What a sender on this machine needs to open the ring."""

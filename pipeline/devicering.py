@@ -54,10 +54,14 @@ class Driver:
         self._library = load("libcuda.so.1")
 
     def allocate(self, nbytes: int) -> int:
-        """Address of new memory. It is never freed: others may have it open."""
+        """Address of new memory."""
         address = ctypes.c_uint64()
         self._do("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(nbytes))
         return address.value
+
+    def free(self, address: int) -> None:
+        """Of allocated memory that nobody has open: to free what is open is undefined."""
+        self._do("cuMemFree_v2", ctypes.c_uint64(address))
 
     def handle(self, address: int) -> bytes:
         """What another process needs to open allocated memory."""
@@ -134,7 +138,11 @@ class DeviceRing:
         """Raises OSError where the device has no such memory, or can't share it."""
         self.slots, self.slot_bytes = slots, aligned(slot_bytes)
         self._address = driver.allocate(-(-slots * self.slot_bytes // _GRANULE) * _GRANULE)
-        self._memory = driver.handle(self._address)
+        try:
+            self._memory = driver.handle(self._address)
+        except OSError:
+            driver.free(self._address)
+            raise
 
     def handle(self) -> DeviceRingHandle:
         """What a sender on this machine needs to open the ring."""
@@ -166,9 +174,12 @@ class DeviceRingWriter:
         self._handle, self._driver = handle, driver
         self._address = driver.open(handle.memory)
         self._under_way: list[tuple[Payload, Callable[[], None]]] = []
-        if driver.size(self._address) < handle.slots * handle.slot_bytes:
+        try:
+            if driver.size(self._address) < handle.slots * handle.slot_bytes:
+                raise OSError("the next stage's ring is smaller than it says")
+        except OSError:
             self.close()
-            raise OSError("the next stage's ring is smaller than it says")
+            raise
 
     def write(self, index: int, payloads: Sequence[Payload]) -> list[memoryview]:
         """Begin to copy the payloads into a slot, each on its stream; no frames follow."""

@@ -18,6 +18,7 @@ class FakeCuda:
         self._memory: dict[int, Any] = {}
         self._functions = {
             "cuMemAlloc_v2": self._allocate,
+            "cuMemFree_v2": self._free,
             "cuIpcGetMemHandle": self._handle,
             "cuIpcOpenMemHandle_v2": self._open,
             "cuMemGetAddressRange_v2": self._range,
@@ -48,6 +49,15 @@ class FakeCuda:
         address._obj.value = first
         self._memory[first] = memory
         return 0
+
+    def _free(self, address: Any) -> int:
+        del self._memory[address.value]
+        return 0
+
+    @property
+    def allocated(self) -> int:
+        """Pieces of memory that have not been freed."""
+        return len(self._memory)
 
     def _handle(self, handle: Any, address: Any) -> int:
         ctypes.memmove(ctypes.addressof(handle._obj), address.value.to_bytes(64, "little"), 64)

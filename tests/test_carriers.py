@@ -19,6 +19,7 @@ from pipeline.carriers import (
     aligned,
     aligned_copy,
     host_identity,
+    make_ring,
     slot_parts,
 )
 from pipeline.errors import ProtocolError
@@ -209,6 +210,20 @@ def test_ring_that_is_not_the_one_is_not_opened(
     before = open_descriptors()
     with pytest.raises(OSError, match=says):
         RingWriter(replace(ring.handle(), **changes))
+    assert open_descriptors() == before
+
+
+@pytest.mark.parametrize("call", ["os.ftruncate", "mmap.mmap"])
+def test_a_ring_that_the_system_refuses_leaves_nothing_open(
+    monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def refuses(*given: Any) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    before = open_descriptors()
+    monkeypatch.setattr(f"pipeline.carriers.{call}", refuses)
+    ring, reason = make_ring(slots=2, slot_bytes=4096)
+    assert (ring, reason) == (None, "Cannot allocate memory")
     assert open_descriptors() == before
 
 

@@ -200,6 +200,8 @@ def test_refused_memory_falls_back_to_shared_memory(
     cuda.failing = {refusing}
     sender = link.sender()
     assert sender.carrier == f"shared memory (not memory of the CUDA device: {reason})"
+    opened = refusing != "cuIpcOpenMemHandle_v2"
+    assert cuda.calls.count("cuIpcCloseMemHandle") == opened  # nothing stays open
     sender.send(batch(1), tensors(1))
     (first, _) = link.receiver.receive(SOON_S).tensors
     assert bytes(first.data) == tensors(1)[0].array.tobytes()
@@ -282,6 +284,19 @@ def test_the_first_stage_has_none_nor_has_one_whose_device_refuses(
     assert address.no_device_ring == reason
     assert address.ring is not None
     receiver.close()
+
+
+def test_a_refused_ring_is_freed_and_not_asked_for_again(
+    sockets: Sockets, tmp_path: Path, cuda: FakeCuda
+) -> None:
+    cuda.failing = {"cuIpcGetMemHandle"}
+    made = endpoints(1, cuda, sockets)
+    for attempt in range(3):
+        receiver, address = made.listen(f"ipc://{tmp_path}/link-{attempt}", SLOTS, SLOT_BYTES)
+        assert address.no_device_ring == "cuIpcGetMemHandle: CUDA_ERROR_INVALID_CONTEXT"
+        receiver.close()
+    assert cuda.calls == ["cuMemAlloc_v2", "cuIpcGetMemHandle", "cuMemFree_v2"]
+    assert cuda.allocated == 0
 
 
 def test_a_stage_on_a_cpu_says_that_it_is(sockets: Sockets, tmp_path: Path) -> None:
