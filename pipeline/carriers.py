@@ -190,7 +190,11 @@ class RingWriter:
     lands_later: ClassVar[bool] = False
 
     def __init__(self, handle: RingHandle) -> None:
-        """Raises OSError where the ring can't be reached from this process."""
+        """Takes the memory of all slots, which is used only from here on.
+
+        Raises:
+            OSError: where the ring can't be reached from this process, or there is not so much.
+        """
         check_on_this_machine(handle.host)
         self._handle = handle
         path = f"/proc/{handle.pid}/fd/{handle.fd}"
@@ -201,6 +205,8 @@ class RingWriter:
             found = os.fstat(fd).st_ino, os.fstat(fd).st_size
             if found != (handle.inode, handle.slots * handle.slot_bytes):
                 raise OSError("the next stage is in another process namespace")
+            # all of it now: a page that can't be had when it is first touched ends the process
+            os.posix_fallocate(fd, 0, handle.slots * handle.slot_bytes)
             self._memory = memoryview(mmap.mmap(fd, handle.slots * handle.slot_bytes))
         finally:
             os.close(fd)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from pipeline.addresses import reason_of
 from pipeline.carriers import RingWriter
 from pipeline.devicering import DeviceRingWriter
 
@@ -74,7 +75,7 @@ def _shared_writer(address: LinkAddress) -> tuple[Writer, str]:
     try:
         return RingWriter(address.ring), "shared memory"
     except OSError as error:
-        return FrameWriter(), f"frames ({error})"
+        return FrameWriter(), f"frames ({reason_of(error)})"
 
 
 def _because(what: str, why: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.addresses import LinkAddress
 from pipeline.carriers import (
     ALIGNMENT,
     ArrayPayload,
@@ -28,6 +29,7 @@ from pipeline.links import Arrived
 from pipeline.messages import ITEM_BYTES, TensorSpec
 from pipeline.streams import Incoming
 from pipeline.tensors import TensorPayload, arrived_tensor
+from pipeline.writers import open_writer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -224,6 +226,30 @@ def test_a_ring_that_the_system_refuses_leaves_nothing_open(
     monkeypatch.setattr(f"pipeline.carriers.{call}", refuses)
     ring, reason = make_ring(slots=2, slot_bytes=4096)
     assert (ring, reason) == (None, "Cannot allocate memory")
+    assert open_descriptors() == before
+
+
+def test_all_slots_are_there_once_a_sender_has_opened_the_ring() -> None:
+    """What nobody opens, since a device's memory is better, takes no memory."""
+    ring = Ring(slots=2, slot_bytes=1 << 20)
+    handle = ring.handle()
+    assert os.fstat(handle.fd).st_blocks == 0
+    RingWriter(handle)
+    assert os.fstat(handle.fd).st_blocks * 512 == 2 << 20
+    ring.close()
+
+
+def test_a_ring_for_which_there_is_no_memory_is_not_used(
+    ring: Ring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(fd: int, start: int, nbytes: int) -> None:
+        assert (start, nbytes) == (0, 3 * 1024)
+        raise OSError(28, "No space left on device")
+
+    before = open_descriptors()
+    monkeypatch.setattr("pipeline.carriers.os.posix_fallocate", refuses)
+    address = LinkAddress("ipc://x", ring.handle(), "word")
+    assert open_writer(address, None)[1] == "frames (No space left on device)"
     assert open_descriptors() == before
 
 
