@@ -6,13 +6,19 @@ Estimates from shapes alone: nothing is started, no data set is read, no device 
 
 from __future__ import annotations
 
-from math import prod
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from launch.wording import count_text, size_text
-from pipeline.cost import StageCost, arithmetic_ratio, memory_bytes
+from pipeline.cost import (
+    LABEL_BYTES,
+    StageCost,
+    arithmetic_ratio,
+    memory_bytes,
+    received_bytes,
+)
 from pipeline.placement import busiest
 from pipeline.plan import speedup_bound_consecutive, speedup_bound_free
 
@@ -36,7 +42,8 @@ _NOTE = (
 _GREEDY = (
     "Greedy training: one block learns at a time, those before it only pass on; stages spread "
     "the memory and bring no speed-up. The memory above is that of training all blocks at once: "
-    "only the block that learns needs gradients, optimizer state and held activations."
+    "only the block that learns needs gradients, optimizer state and held activations. A link "
+    "carries batches only in the phases of blocks further down."
 )
 _MACS_SCALES = {"G": 10**9, "M": 10**6, "k": 10**3}
 _MACS_FROM = {"G": 10**11, "M": 10**7, "k": 10**4}
@@ -55,7 +62,7 @@ def dry_run_report(
     stages = plan.stage_costs(costs)
     images = config.data.batch_size
     console.print(_stage_table(specs, plan, stages, images))
-    say(console, f"Batches of {images} images. {_feed_sentence(specs, images)} {_NOTE}")
+    say(console, f"Batches of {images} images. {_feed_sentence(specs, stages, images)} {_NOTE}")
     if not config.schedule.greedy:
         say(console, _ratio_sentence(config, costs))
     if backprop:
@@ -81,6 +88,7 @@ def _stage_table(
 ) -> Table:
     table = plain_table(("stage", "device", "blocks"), _NUMBERS)
     unit = _macs_unit(stages)
+    stages = [_with_labels(stage) for stage in stages]
     for planned, cost in zip(plan.stages, stages, strict=True):
         names = "\n".join(_names(specs, planned))
         cells = _cells(cost, unit, batch_size)
@@ -109,6 +117,11 @@ def _cells(cost: StageCost, unit: str, batch_size: int) -> tuple[str, ...]:
     )
 
 
+def _with_labels(stage: StageCost) -> StageCost:
+    sent_bytes = stage.sent_bytes + LABEL_BYTES if stage.sent_bytes else 0
+    return replace(stage, sent_bytes=sent_bytes)
+
+
 def _sum(stages: Sequence[StageCost]) -> StageCost:
     return StageCost(
         parameters=sum(stage.parameters for stage in stages),
@@ -119,9 +132,12 @@ def _sum(stages: Sequence[StageCost]) -> StageCost:
     )
 
 
-def _feed_sentence(specs: Sequence[BlockSpec], images: int) -> str:
-    nbytes = images * prod(specs[0].in_shape)
-    return f"Stage 0 is sent {size_text(nbytes)} with each, a byte per pixel and colour."
+def _feed_sentence(specs: Sequence[BlockSpec], stages: Sequence[StageCost], images: int) -> str:
+    first, *_ = received_bytes(specs, stages, images)
+    return (
+        f"Stage 0 is sent {size_text(first)} with each, a byte per pixel and colour; labels, "
+        f"{LABEL_BYTES} bytes an image, travel on every link and are counted."
+    )
 
 
 def _ratio_sentence(config: Config, costs: Sequence[BlockCost]) -> str:

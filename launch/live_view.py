@@ -80,8 +80,8 @@ class Row(NamedTuple):
     block: str = ""
     score: Score = Score()
     progress: StageProgress | None = None
-    sent_bytes: int = 0
-    """That cross the link to the next stage with each batch."""
+    received_bytes: int = 0
+    """That cross the link to the stage with each batch."""
 
 
 class Column(NamedTuple):
@@ -200,25 +200,30 @@ def _tests(picture: Picture) -> Text:
 def _rows(picture: Picture, started: RunStarted) -> list[list[Row]]:
     """Per stage a row per block; only the first of a stage says what belongs to the stage."""
     found, block = [], count()  # blocks are counted through all stages
-    sent = started.sent_bytes or (0,) * len(started.stages)
+    received = started.received_bytes or (0,) * len(started.stages)
     for stage, (device, names) in enumerate(started.stages):
         rows = [Row(block=name, score=picture.scores.get(next(block), Score())) for name in names]
-        first = (rows or [Row()])[0]._replace(stage=stage, device=device, sent_bytes=sent[stage])
-        found.append([first._replace(progress=picture.stages.get(stage)), *rows[1:]])
+        first = (rows or [Row()])[0]._replace(stage=stage, device=device)
+        progress, nbytes = picture.stages.get(stage), received[stage]
+        found.append([first._replace(progress=progress, received_bytes=nbytes), *rows[1:]])
     return found
 
 
 def _tables(stages: list[list[Row]], width: int, height: int) -> list[RenderableType]:
     rows = list(chain(*stages))
+    linked = any(row.received_bytes for row in rows)
     if max(map(len, stages), default=0) > FEW_BLOCKS and len(rows) + len(stages) + 3 <= height:
         heads = [stage[0]._replace(block=f"{len(stage)}") for stage in stages]
-        return [_table(STAGES, heads, width), "", _table(BLOCKS, rows, width)]
+        columns = LINKED_STAGES if linked else STAGES
+        return [_table(columns, heads, width), "", _table(BLOCKS, rows, width)]
     if len(rows) + 1 <= height:
-        return [_table(MERGED, rows, width)]
-    return _packed(rows, width, height)
+        return [_table(LINKED if linked else MERGED, rows, width)]
+    return _packed(LINKED_PACKED if linked else PACKED, rows, width, height)
 
 
-def _packed(rows: list[Row], width: int, height: int) -> list[RenderableType]:
+def _packed(
+    columns: tuple[Column, ...], rows: list[Row], width: int, height: int
+) -> list[RenderableType]:
     side_by_side = max(1, (width + 2) // (PACKED_WIDTH + 2))
     lines = height - 1
     if len(rows) > side_by_side * lines:
@@ -228,7 +233,7 @@ def _packed(rows: list[Row], width: int, height: int) -> list[RenderableType]:
     tables = []
     for first in range(0, min(len(rows), side_by_side * lines), lines):
         grid.add_column(ratio=1)
-        tables.append(_table(PACKED, rows[first : first + lines], width // side_by_side - 1))
+        tables.append(_table(columns, rows[first : first + lines], width // side_by_side - 1))
     grid.add_row(*tables)
     hidden = len(rows) - side_by_side * lines
     return [grid, _line(f"and {hidden} more blocks", "dim")] if hidden > 0 else [grid]
@@ -237,8 +242,7 @@ def _packed(rows: list[Row], width: int, height: int) -> list[RenderableType]:
 def _table(columns: tuple[Column, ...], rows: list[Row], width: int) -> Table:
     gap = 2 if width >= 100 else 1
     table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="dim")
-    idle = () if any(row.sent_bytes for row in rows) else (SENT,)
-    shown = [column for column in columns if column.from_width <= width and column not in idle]
+    shown = [column for column in columns if column.from_width <= width]
     for column in shown:
         rigid = column.cell is not BLOCK.cell  # names give way where there is too little room
         table.add_column(
@@ -247,6 +251,14 @@ def _table(columns: tuple[Column, ...], rows: list[Row], width: int) -> Table:
     for row in rows:
         table.add_row(*(column.cell(row) for column in shown))
     return table
+
+
+def _received(row: Row) -> str:
+    return size_text(row.received_bytes) if row.received_bytes else ""
+
+
+def _received_in_short(row: Row) -> str:
+    return _received(row).replace(" ", "").removesuffix("iB")
 
 
 def _of_stage(cell: Callable[[StageProgress], RenderableType]) -> Callable[[Row], RenderableType]:
@@ -260,17 +272,18 @@ SCORES = (
     Column("loss", "right", lambda row: number_text(row.score.loss, ".4f", 100), 7),
     Column("error %", "right", lambda row: number_text(row.score.error_pct, ".2f"), 7),
 )
+BAR = Column("", "left", _of_stage(lambda now: Bar(now.busy, 6)), 6, from_width=70)
 LOAD = (
-    Column("", "left", _of_stage(lambda now: Bar(now.busy, 6)), 6, from_width=70),
     Column("busy", "right", _of_stage(lambda now: f"{100 * now.busy:.0f} %"), 5),
     Column("queue", "right", _of_stage(lambda now: f"{now.queue}"), 5, from_width=50),
     Column("batch", "right", _of_stage(lambda now: f"{now.batch_id}"), 6, from_width=60),
     Column("phase", "left", _of_stage(lambda now: _line(now.phase, "dim")), 8, from_width=78),
 )
-SENT = Column("sends", "right", lambda row: size_text(row.sent_bytes) if row.sent_bytes else "", 8,
-              from_width=90)  # fmt: skip
-MERGED = (STAGE, DEVICE, BLOCK, *SCORES, *LOAD, SENT)
-STAGES = (STAGE, DEVICE, BLOCK._replace(header="blocks", justify="right"), *LOAD, SENT)
+RECEIVED = Column("receives", "right", _received, 8, from_width=72)
+MERGED = (STAGE, DEVICE, BLOCK, *SCORES, BAR, *LOAD)
+LINKED = (STAGE, DEVICE, BLOCK, *SCORES, BAR._replace(from_width=90), *LOAD, RECEIVED)
+STAGES = (STAGE, DEVICE, BLOCK._replace(header="blocks", justify="right"), BAR, *LOAD)
+LINKED_STAGES = (*STAGES, RECEIVED)
 BLOCKS = (BLOCK, *SCORES)
 PACKED = (
     STAGE._replace(header=""),
@@ -280,3 +293,6 @@ PACKED = (
     SCORES[1]._replace(header="err %", min_width=5),
     Column("busy", "right", _of_stage(lambda now: f"{100 * now.busy:.0f}%"), 4),
 )
+GETS = Column("gets", "right", _received_in_short, 5, from_width=36)
+LINKED_PACKED = (PACKED[0], DEVICE._replace(from_width=46), *PACKED[2:], GETS)
+"""`LINKED…`: with what crosses the link to each stage, where stages are processes."""

@@ -12,6 +12,7 @@ from rich.console import Console
 from launch.interrupts import interrupts_noted
 from launch.run_log import open_log
 from launch.view import open_view
+from pipeline.cost import received_bytes
 from pipeline.data import load_batches
 from pipeline.errors import ConfigError, InterruptedRunError, one_line
 from pipeline.events import Note, RunStarted
@@ -75,7 +76,7 @@ def train(
         ):
             keeper = BackgroundKeeper(store)
             run = make_run(job, directory.path, start, batches, course, keeper, _both(log, show))
-            run.observer(_started(job, directory, run))
+            run.observer(_started(job, directory, run, linked=engine is not None))
             for note in notes:
                 run.observer(Note(note))
             progress_s = 0.0 if view == "quiet" else _PROGRESS_EVERY_S
@@ -161,7 +162,7 @@ def _train_on(engine: Engine | None, run: Run) -> None:
         run_pipeline(run, engine)
 
 
-def _started(job: Job, directory: RunDirectory, run: Run) -> RunStarted:
+def _started(job: Job, directory: RunDirectory, run: Run, *, linked: bool) -> RunStarted:
     names = [spec.name for spec in job.specs]
     return RunStarted(
         config_name=job.name,
@@ -173,10 +174,13 @@ def _started(job: Job, directory: RunDirectory, run: Run) -> RunStarted:
         epochs=run.feed.course.all_epochs,
         steps_per_epoch=run.feed.course.steps_per_epoch,
         step=run.start.position.step,
-        sent_bytes=tuple(
-            cost.sent_bytes * job.config.data.batch_size for cost in job.plan.stage_costs(job.costs)
-        ),
+        received_bytes=_received_bytes(job) if linked else (),
     )
+
+
+def _received_bytes(job: Job) -> tuple[int, ...]:
+    stages = job.plan.stage_costs(job.costs)
+    return received_bytes(job.specs, stages, job.config.data.batch_size)
 
 
 def _both(*observers: Observer) -> Observer:

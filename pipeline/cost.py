@@ -29,6 +29,8 @@ _G_KERNEL = 3
 """Side of the similarity map's kernel after a convolution."""
 _PARAMETER_BYTES = 4
 """Weights, gradients and optimizer state are fp32, under bf16 autocast too."""
+LABEL_BYTES = 8
+"""Of an image, beside its activation: its class travels through all stages."""
 _OPTIMIZER_COPIES = {"adam": 2, "amsgrad": 3, "sgd": 1}
 """Numbers an optimizer keeps per parameter (sgd: the momentum)."""
 
@@ -114,6 +116,15 @@ def stage_cost(costs: Sequence[BlockCost]) -> StageCost:
         sent_bytes=costs[-1].sent_bytes,
         memory_bytes=memory_bytes(costs),
     )
+
+
+def received_bytes(
+    specs: Sequence[BlockSpec], stages: Sequence[StageCost], images: int
+) -> tuple[int, ...]:
+    """What crosses the link to each stage with a batch, headers aside: the first is sent uint8
+    images, each other what the one before it passes on; all are sent labels."""
+    per_image = (prod(specs[0].in_shape), *(stage.sent_bytes for stage in stages[:-1]))
+    return tuple(images * (nbytes + LABEL_BYTES) for nbytes in per_image)
 
 
 def memory_bytes(costs: Sequence[BlockCost]) -> int:

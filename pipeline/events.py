@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class RunStarted:
     """Training begins after step `step`; `stages` holds (device, block names) per stage,
-    `sent_bytes` what each sends on with a batch (empty where stages share a process)."""
+    `received_bytes` what crosses the link to each with a batch (empty in single mode)."""
 
     config_name: str
     run_dir: Path
@@ -23,7 +23,7 @@ class RunStarted:
     epochs: int
     steps_per_epoch: int
     step: int
-    sent_bytes: tuple[int, ...] = ()
+    received_bytes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

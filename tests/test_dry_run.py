@@ -77,6 +77,13 @@ def test_ratio_bottleneck_and_bounds() -> None:
     assert "on 4 of the devices: by its multiply-adds at most 3.83× the speed of one" in sentences
 
 
+def test_what_crosses_the_links_is_said_with_labels() -> None:
+    text = report({"name": "mlp", "hidden_layers": 3, "hidden": 4}, data="digits", stages=3)
+    assert "Stage 0 is sent 9 KiB with each" in one_line(text)  # 128 images of 64 pixels, and 8
+    (total,) = (row for row in rows_of(text) if row.startswith("total"))
+    assert " 6 KiB " in total  # twice 128 images of 4 numbers, and 8
+
+
 def test_a_stage_of_several_blocks_names_them_all() -> None:
     text = report(WIDE_VGG, stages=4)
     assert "bound by stage 2 (conv 768→768, conv 768→1536): 28538 M" in one_line(text)
@@ -98,7 +105,7 @@ def test_small_numbers_keep_their_digits() -> None:
     mlp = {"name": "mlp", "hidden_layers": 2, "hidden": 4}
     text = report(mlp, "pred", "digits", devices=("cpu",))
     rows = rows_of(text)
-    assert "0 cpu linear 64→4 268 50 632 2 KiB 41 KiB" in rows
+    assert "0 cpu linear 64→4 268 50 632 3 KiB 41 KiB" in rows
     assert "at most" not in text
     assert "On the CPU" in text
 
@@ -129,4 +136,5 @@ def test_greedy_training_has_no_bounds() -> None:
         )
     )
     assert "one block learns at a time" in text
+    assert "A link carries batches only in the phases of blocks further down" in text
     assert "equal devices" not in text

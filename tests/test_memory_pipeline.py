@@ -14,6 +14,8 @@ from memory_run import Fleet, Job, coordinator, train_pipelined
 
 from pipeline.assembly import build_stage
 from pipeline.block import Block
+from pipeline.cost import block_costs, received_bytes
+from pipeline.datasets import data_facts
 from pipeline.errors import (
     InterruptedRunError,
     PipelineError,
@@ -33,6 +35,7 @@ from pipeline.messages import (
     Report,
     State,
 )
+from pipeline.models import network_specs
 from pipeline.records import PassReport, Tally, Usage
 from pipeline.single import SingleTrainer
 
@@ -113,6 +116,23 @@ def test_in_single_mode_all_stages_share_the_memory_of_recorded_steps(
     SingleTrainer(Job(folder(), 3).run)
     assert len(recorders) == 3
     assert recorders[0] is recorders[1] is recorders[2] is not None
+
+
+@pytest.mark.parametrize(("precision", "element_bytes"), [("fp32", 4), ("bf16", 2)])
+def test_what_people_are_told_of_the_links_crosses_them(
+    folder: Callable[[], Path], precision: str, element_bytes: int
+) -> None:
+    """Two epochs of 22 images, each followed by a test with 9."""
+    job, fleet = Job(folder(), 3, precision=precision), Fleet(3)
+    fleet.start()
+    coordinator(job, fleet).run()
+    fleet.leave()
+    crossed = [fleet.senders[f"link-{stage}-0"].statistics().nbytes for stage in range(3)]
+    specs = network_specs(job.run.config, data_facts(job.run.config.data))
+    costs = block_costs(
+        specs, batch_size=8, element_bytes=element_bytes, optimizer_name="adam", backprop=False
+    )
+    assert crossed == list(received_bytes(specs, job.run.plan.stage_costs(costs), 2 * (22 + 9)))
 
 
 def test_the_comparison_can_fail(single: Job, folder: Callable[[], Path]) -> None:

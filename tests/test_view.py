@@ -97,14 +97,32 @@ def a_view(*events: Event, clock: Clock | None = None) -> LiveView:
 
 
 class TestLive:
-    def test_a_wide_terminal_shows_what_crosses_each_link(self) -> None:
-        start = replace(a_start(one_each(3)), sent_bytes=(201_326_592, 512, 0))
-        lines = shown(a_view(start, a_progress(a_stage(0))), width=100)
-        assert lines[5].split()[-1] == "sends"
-        assert [line.split()[-2:] for line in lines[6:8]] == [["192", "MiB"], ["512", "B"]]
-        assert not any("sends" in line for line in shown(a_view(start), width=80))
-        alone = replace(a_start([["conv 1→2", "output 2→3"]]), sent_bytes=(0,))
-        assert not any("sends" in line for line in shown(a_view(alone), width=100))
+    @pytest.mark.parametrize("width", [80, 100])
+    def test_what_crosses_each_link_is_shown(self, width: int) -> None:
+        start = replace(a_start(one_each(3)), received_bytes=(197_632, 201_327_616, 512))
+        lines = shown(a_view(start, a_progress(a_stage(0))), width)
+        assert lines[5].split()[-1] == "receives"
+        sizes = [["193", "KiB"], ["192", "MiB"], ["512", "B"]]
+        assert [line.split()[-2:] for line in lines[6:9]] == sizes
+        assert all(f"conv {i}→{i + 1}" in lines[6 + i] for i in range(3))
+
+    @pytest.mark.parametrize(
+        ("stages", "expected"),
+        [
+            ([[f"linear {i}" for i in range(6)]] * 2, ["1 MiB", "512 B"]),
+            (one_each(20), ["1M", "512B"]),
+        ],
+        ids=["two tables", "packed"],
+    )
+    def test_every_form_shows_it(self, stages: list[list[str]], expected: list[str]) -> None:
+        received = (1 << 20, *[512] * (len(stages) - 1))
+        start = replace(a_start(stages), received_bytes=received)
+        text = "\n".join(shown(a_view(start, a_progress(a_stage(0)))))
+        assert text.count(expected[0]) == 1
+        assert text.count(expected[1]) == len(stages) - 1
+
+    def test_nothing_crosses_in_single_mode(self) -> None:
+        assert "receives" not in "\n".join(shown(a_view(a_start(one_each(2)))))
 
     def test_one_table_where_stages_hold_few_blocks(self) -> None:
         tallies = (Tally(1, 100, 12.345, 7), Tally(2, 100, 50.0, None))
