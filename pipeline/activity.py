@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 class Activity:
     """What the worker is doing; written by its main thread, read by the heartbeat's.
 
-    `phase`: starting; waiting (for input); working; blocked (the next stage has no room).
+    `phase`: starting; waiting (for input); working; blocked (the next stage has no room, or
+    what was sent last has not arrived).
     """
 
     handled: int = 0

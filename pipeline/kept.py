@@ -15,6 +15,12 @@ class KeptStates:
 
     def __init__(self) -> None:
         self._files: dict[int, Sequence[bytes | memoryview]] = {}
+        self._complete = 0
+
+    @property
+    def all_complete(self) -> bool:
+        """Whether the coordinator has the newest one, of every stage."""
+        return max(self._files, default=0) <= self._complete
 
     def add(self, step: int, files: Sequence[bytes | memoryview]) -> None:
         """Keep the files of a snapshot, in the order of the stage's blocks."""
@@ -31,9 +37,11 @@ class KeptStates:
         return self._files[step]
 
     def drop_before(self, step: int) -> None:
-        """A newer one is complete in all stages."""
+        """This one is complete in all stages."""
+        self._complete = step
         self._files = {kept: files for kept, files in self._files.items() if kept >= step}
 
     def drop_after(self, step: int) -> None:
-        """The run has gone back."""
+        """The run has gone back to this one, or begins here."""
+        self._complete = step
         self._files = {kept: files for kept, files in self._files.items() if kept <= step}

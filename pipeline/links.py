@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from pipeline.addresses import LinkAddress
     from pipeline.carriers import Payload
-    from pipeline.devicering import DeviceMemory
+    from pipeline.devicering import DeviceMemory, Driver
     from pipeline.door import Door
     from pipeline.inband import Item
     from pipeline.messages import Message, TensorSpec
@@ -103,6 +104,23 @@ class Receiver(Protocol):
 
     def close(self) -> None:
         """Let go."""
+
+
+class Endpoints(Protocol):
+    """How a worker reaches its neighbours; `endpoints.py` has the real one."""
+
+    @property
+    def door(self) -> Door:
+        """Where others are turned away."""
+
+    def use_cuda(self, driver: Driver) -> None:
+        """What is sent and received from now on lies on the driver's device."""
+
+    def listen(self, bind: str, slots: int, slot_bytes: int) -> tuple[Receiver, LinkAddress]:
+        """The link from the stage before."""
+
+    def connect(self, address: LinkAddress, called_off: Callable[[], bool]) -> tuple[Sender, str]:
+        """The link to the stage after, and what carries its tensors."""
 
 
 class ControlClient(Protocol):

@@ -10,7 +10,7 @@ import json
 import os
 import time
 from math import prod
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -44,36 +44,18 @@ from pipeline.streams import Incoming, Releases, marks_of, side_stream
 from pipeline.tensors import arrived_tensor, payloads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from torch import Tensor
 
     from pipeline.activity import Activity
     from pipeline.addresses import LinkAddress
-    from pipeline.door import Door
     from pipeline.inband import Item
     from pipeline.invitation import Invitation
-    from pipeline.links import ControlClient, Delivery, Receiver, Said, Sender
+    from pipeline.links import ControlClient, Delivery, Endpoints, Receiver, Said, Sender
     from pipeline.messages import WorkerMessage
     from pipeline.records import PassReport, StageSnapshot
     from pipeline.specs import BlockSpec
-
-
-class Endpoints(Protocol):
-    """How a worker reaches its neighbours; `endpoints.py` has the real one."""
-
-    @property
-    def door(self) -> Door:
-        """Where others are turned away."""
-
-    def use_cuda(self, driver: Driver) -> None:
-        """What is sent and received from now on lies on the driver's device."""
-
-    def listen(self, bind: str, slots: int, slot_bytes: int) -> tuple[Receiver, LinkAddress]:
-        """The link from the stage before."""
-
-    def connect(self, address: LinkAddress, called_off: Callable[[], bool]) -> tuple[Sender, str]:
-        """The link to the stage after, and what carries its tensors."""
 
 
 class Worker:
@@ -118,6 +100,7 @@ class Worker:
             self.runner = self._build(setup)
             self._join(setup)
             self._serve(self.runner, setup.progress_interval_s)
+            self._finish()
         except CalledOffError:
             return False
         return True
@@ -141,16 +124,21 @@ class Worker:
             self._release(self._receiver)
             with self._activity.during("waiting"):
                 delivery = self._receiver.receive(PATIENCE_S, self._called_off)
-            if self._called_off():
-                raise CalledOffError("the run begins again")
+            self._check_wanted()
             self._handle(runner, delivery)
             self._tell(self._endpoints.door.news())
             if progress_interval_s and time.monotonic() - last_look > progress_interval_s:
                 last_look = time.monotonic()
                 self._say_progress(runner, self._receiver.queued)
-        if self._sender is not None:
-            with self._activity.during("blocked"):
+
+    def _finish(self) -> None:
+        """Wait until what was sent last has arrived: it would be lost with the process."""
+        with self._activity.during("blocked"):
+            if self._sender is not None:
                 self._sender.finish()
+            while not self._kept.all_complete:
+                self._take(self._control.receive(PATIENCE_S))
+                self._check_wanted()
 
     def _release(self, receiver: Receiver) -> None:
         """Give back the slots that the device has read. The stage before may wait for one, so
@@ -219,6 +207,10 @@ class Worker:
         if not isinstance(said.message, Connect):
             raise CalledOffError("the run begins again")
         return said.message.address
+
+    def _check_wanted(self) -> None:
+        if self._called_off():
+            raise CalledOffError("the run begins again")
 
     def _called_off(self) -> bool:
         """Whether the run begins again; looks at what the coordinator has said meanwhile."""

@@ -23,6 +23,7 @@ from pipeline.inband import Stop
 from pipeline.invitation import Invitation
 from pipeline.keeper import DirectKeeper
 from pipeline.memory import MemoryControl, MemorySender, memory_link
+from pipeline.messages import Complete
 from pipeline.models import network_specs
 from pipeline.plan import make_plan
 from pipeline.recorder import Recorder
@@ -176,7 +177,7 @@ class Mortal:
 
 @dataclass
 class MemoryEndpoints:
-    """Replaces `worker.Endpoints`: links by their address, within this process."""
+    """Replaces `links.Endpoints`: links by their address, within this process."""
 
     senders: dict[str, MemorySender]
     fate: Fate = field(default_factory=Fate)
@@ -229,6 +230,8 @@ class Fleet:
         for sender in self.senders.values():
             sender.send(Stop())
             sender._shared.stops.put(None)  # as if the failed stage had taken it
+        for stage in range(self._stages):  # and sent its state
+            self.control.send(stage, Complete(1 << 30))
         self.leave()
 
     def connect(self, address: LinkAddress, cancelled: Callable[[], bool]) -> tuple[Sender, str]:

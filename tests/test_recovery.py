@@ -17,6 +17,8 @@ from pipeline import worker as worker_module
 from pipeline.errors import InterruptedRunError, StageFailedError, StageLostError
 from pipeline.events import Note
 from pipeline.inband import Stop
+from pipeline.kept import KeptStates
+from pipeline.messages import Bye, State
 from pipeline.recovery import WITHIN_S, Restarts
 from pipeline.single import SingleTrainer
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from pipeline.coordinator import Coordinator
     from pipeline.events import Event
     from pipeline.inband import Item
-    from pipeline.links import Sender
+    from pipeline.links import Said, Sender
 
     Folder = Callable[[], Path]
 
@@ -156,6 +158,42 @@ def test_what_happened_is_told(folder: Folder, acts: list[int]) -> None:
 
 def restarts_of(job: Job) -> int:
     return sum(isinstance(event, Note) and "replaced" in event.text for event in job.events)
+
+
+# --- the end ------------------------------------------------------------------------------
+
+
+def test_no_stage_leaves_before_all_that_was_sent_has_arrived(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stage that were gone could not send its last state again."""
+    job, fleet, heard = Job(folder(), STAGES, **COURSE), Fleet(STAGES), []
+    hear = fleet.control._hear
+
+    def noted(attempt: int, said: Said) -> None:
+        heard.append(said.message)
+        hear(attempt, said)
+
+    monkeypatch.setattr(fleet.control, "_hear", noted)
+    fleet.start()
+    coordinator(job, fleet).run()
+    fleet.leave()
+    assert [type(message) for message in heard[-STAGES:]] == [Bye] * STAGES
+    assert sum(isinstance(message, State) for message in heard) == 2 * STAGES
+
+
+def test_the_newest_state_is_awaited_until_the_coordinator_has_all_of_it() -> None:
+    kept = KeptStates()
+    assert kept.all_complete
+    for step in (2, 4):
+        kept.add(step, [b""])
+    kept.drop_before(2)
+    assert not kept.all_complete
+    kept.drop_before(4)
+    assert kept.all_complete
+    kept.add(6, [b""])
+    kept.drop_after(4)  # the run begins again
+    assert kept.all_complete
 
 
 # --- items that never arrive --------------------------------------------------------------
