@@ -103,6 +103,20 @@ def aligned_copy(source: memoryview) -> memoryview:
     return target.data
 
 
+def framed_parts(frames: Sequence[memoryview], specs: Sequence[TensorSpec]) -> list[memoryview]:
+    """Tensors that came as raw frames, in aligned memory.
+
+    Raises:
+        ProtocolError: where the frames are others than were promised.
+    """
+    promised, came = [spec.nbytes for spec in specs], [frame.nbytes for frame in frames]
+    if promised != came:
+        raise ProtocolError(
+            f"header promises tensors of {promised} bytes, frames of {came} bytes came"
+        )
+    return [aligned_copy(frame) for frame in frames]
+
+
 def slot_parts(slot: memoryview, specs: Sequence[TensorSpec]) -> list[memoryview]:
     """Where each tensor lies in a slot.
 

@@ -66,6 +66,10 @@ def never() -> bool:
     return False
 
 
+def no_credit() -> None:
+    """For deliveries that used up none: markers."""
+
+
 class Sender(Protocol):
     """The upstream end of a link: what it sends goes downstream."""
 

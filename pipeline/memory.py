@@ -15,7 +15,7 @@ from pipeline.carriers import aligned_copy
 from pipeline.door import Door
 from pipeline.errors import CalledOffError, TimedOutError
 from pipeline.inband import Stop
-from pipeline.links import Arrived, Delivery, LinkStatistics, Said, never
+from pipeline.links import Arrived, Delivery, LinkStatistics, Said, never, no_credit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -104,7 +104,7 @@ class MemoryReceiver:
         self._nbytes += sum(tensor.spec.nbytes for tensor in tensors)
         if isinstance(item, Stop):
             self._shared.stops.put(None)
-        return Delivery(item, tensors, self._grant if tensors else _nothing)
+        return Delivery(item, tensors, self._grant if tensors else no_credit)
 
     def statistics(self) -> LinkStatistics:
         """Waiting is not measured here."""
@@ -205,7 +205,3 @@ class MemoryControlClient:
 
 def _said(stage: int, message: Message, attached: Sequence[bytes | memoryview]) -> Said:
     return Said(stage, message, tuple(memoryview(frame) for frame in attached))
-
-
-def _nothing() -> None:
-    """Markers use up no credit."""

@@ -15,19 +15,12 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from pipeline.addresses import LinkAddress
-from pipeline.carriers import aligned_copy, make_ring, slot_parts
+from pipeline.carriers import framed_parts, make_ring, slot_parts
 from pipeline.codec import MAX_HEADER_BYTES, decode, encode
 from pipeline.errors import CalledOffError, ProtocolError, TimedOutError
 from pipeline.inband import Stop
-from pipeline.links import Arrived, Delivery, LinkStatistics, never
-from pipeline.messages import (
-    PROTOCOL_VERSION,
-    CloseLink,
-    Credit,
-    Header,
-    OpenLink,
-    name_of_run,
-)
+from pipeline.links import Arrived, Delivery, LinkStatistics, never, no_credit
+from pipeline.messages import PROTOCOL_VERSION, CloseLink, Credit, Header, OpenLink, name_of_run
 from pipeline.sockets import LINGER_MS, Sockets, ms, send, waits
 from pipeline.writers import open_writer
 
@@ -273,13 +266,10 @@ class ZmqReceiver:
                 f"this is {name_of_run(self._run)}"
             )
         for slot in range(self._slots):
-            self._grant(slot)
+            self._say(Credit(slot))
 
     def _is_foreign(self, message: OpenLink) -> bool:
         return (message.run, message.protocol) != (self._run, PROTOCOL_VERSION)
-
-    def _grant(self, slot: int) -> None:
-        self._say(Credit(slot))
 
     def _say(self, message: Credit | CloseLink) -> None:
         # a sender that knows of its stop marker may be gone: then nobody needs the credit
@@ -287,13 +277,13 @@ class ZmqReceiver:
 
     def _delivery(self, header: Header, frames: list[memoryview]) -> Delivery:
         if header.slot is None:
-            return Delivery(header.item, (), _no_credit)
+            return Delivery(header.item, (), no_credit)
         slot = header.slot
         parts = self._parts(header, slot, frames)
         tensors = tuple(map(Arrived, header.tensors, parts))
         self._batches += 1
         self._nbytes += sum(spec.nbytes for spec in header.tensors)
-        return Delivery(header.item, tensors, lambda: self._grant(slot))
+        return Delivery(header.item, tensors, lambda: self._say(Credit(slot)))
 
     def _parts(
         self, header: Header, slot: int, frames: list[memoryview]
@@ -302,14 +292,4 @@ class ZmqReceiver:
             return self._device_ring.parts(slot, header.tensors)
         if header.way == "shared" and self._ring:
             return slot_parts(self._ring.slot(slot), header.tensors)
-        sizes = [spec.nbytes for spec in header.tensors]
-        if sizes != [frame.nbytes for frame in frames]:
-            raise ProtocolError(
-                f"{self._me}: header promises tensors of {sizes} bytes, "
-                f"frames of {[frame.nbytes for frame in frames]} came"
-            )
-        return [aligned_copy(frame) for frame in frames]
-
-
-def _no_credit() -> None:
-    """Markers use up no credit."""
+        return framed_parts(frames, header.tensors)

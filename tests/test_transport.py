@@ -454,7 +454,7 @@ def test_frames_must_be_what_the_header_promises(link: Link, frames: list[bytes]
         link.receiver.receive(SOON_S)
     sizes = [len(frame) for frame in frames]
     assert str(caught.value) == (
-        f"stage 1: header promises tensors of [10] bytes, frames of {sizes} came"
+        f"header promises tensors of [10] bytes, frames of {sizes} bytes came"
     )
 
 
