@@ -12,6 +12,7 @@ from pipeline.errors import ProtocolError
 from pipeline.inband import Stop
 from pipeline.messages import (
     Bye,
+    CloseLink,
     Complete,
     Connect,
     Connected,
@@ -55,6 +56,7 @@ MESSAGES: list[Any] = [
     Header(Stop()),
     OpenLink("run", 1),
     Credit(0),
+    CloseLink(),
 ]
 
 DRAWING = """
