@@ -272,7 +272,7 @@ class Strangers:
 def test_training_goes_on_with_unchanged_results(
     launcher: Start, tmp_path: Path, transport: str
 ) -> None:
-    longer = ("schedule.epochs=120", "runtime.keep_checkpoints=1")
+    longer = ("schedule.epochs=180", "runtime.keep_checkpoints=1")
     assert launch(tmp_path / "tiny.yaml", tmp_path / "single", single=True, overrides=longer) == 0
     given = [option for value in longer for option in ("--set", value)]
     run = launcher(
