@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.contenders import Contender, Task
-from benchmarks.machine import check_can_be_kept, read_result
+from benchmarks.machine import check_can_be_kept
 from benchmarks.speeds import rows_of
 from launch.gpus import devices
-from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from benchmarks.machine import Extent
 
 DEFAULTS = {"cpu": ("mlp", "vgg8b_quarter"), "cuda": ("vgg8b", "vgg11b_3x")}
 LOSSES, PRECISIONS = ("pred", "sim", "predsim"), ("fp32", "bf16")
@@ -109,18 +110,18 @@ def check(options: Options, *, table: bool) -> None:
     for network in options.networks:
         for stages in options.stages:
             options.task(network, Contender("pipeline", "pred", "fp32", stages)).check()
-    check_can_be_kept(options.name, whole=_is_whole(options), table=table)
+    check_can_be_kept(options.name, "throughput", extent(options), _extent_of_kept, table=table)
 
 
-def _is_whole(options: Options) -> bool:
-    """Whether nothing that is kept by this name would be gone."""
-    try:
-        kept = read_result(options.name)["networks"]
-    except ConfigError:
-        return True
-    named = {one.name for one in contenders(options)}
-    return all(
-        tree["network"] in options.networks
-        and {row.contender.name for row in rows_of(tree["contenders"])} <= named
-        for tree in kept
-    )
+def extent(options: Options) -> Extent:
+    """How often each contender is timed."""
+    named = [one.name for one in contenders(options)]
+    return {f"{network}: {name}": options.rounds for network in options.networks for name in named}
+
+
+def _extent_of_kept(result: dict[str, Any]) -> Extent:
+    return {
+        f"{tree['network']}: {row.contender.name}": len(row.laps)
+        for tree in result["networks"]
+        for row in rows_of(tree["contenders"])
+    }

@@ -33,14 +33,16 @@ from benchmarks.machine import (
     told_in_a_line,
     write_result,
 )
-from benchmarks.tables import README, markdown, write_section
+from benchmarks.tables import README, markdown, no_table, write_section
 from launch.provenance import provenance
 from pipeline.assembly import prepare_process
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from torch import Tensor
+
+    from benchmarks.machine import Extent
 
 ASKED_SHARE, ASKED_SHARE_MIB = 0.6, 64.0
 """Of a plain copy's speed, through shared memory."""
@@ -212,7 +214,12 @@ def measure(
     }
 
 
-def report(result: Mapping[str, Any], name: str) -> None:
+def extent_of(sizes: Iterable[float], rounds: int) -> Extent:
+    """How often each size is measured."""
+    return {f"{mib:g} MiB": rounds for mib in sizes}
+
+
+def report(result: Mapping[str, Any], name: str, *, table_too: bool = True) -> None:
     """Print whether it is enough, and write the table into README.md, with the picture."""
     found = {
         float(mib): {way: Measured(one["seconds"], one["cpu_s"]) for way, one in ways.items()}
@@ -221,6 +228,8 @@ def report(result: Mapping[str, Any], name: str) -> None:
     on_cpu = DEVICE not in next(iter(found.values()))
     told = verdicts(found, result["streaming_cpu_s"]) if on_cpu else []
     print("\n".join(told))
+    if not table_too:
+        return
     where = machine(result, "cpu" if on_cpu else "cuda")
     source = f"`{result['command']}`, {where}, commit {result['commit']}"
     items = "\n".join(f"- {line}" for line in told)
@@ -238,20 +247,27 @@ def report(result: Mapping[str, Any], name: str) -> None:
     help="MiB; only this one, or these.",
 )
 @click.option("--rounds", default=7, show_default=True, type=click.IntRange(1))
-@click.option("--gpu", type=int, help="Between two processes on this CUDA device.")
+@click.option("--gpu", type=click.IntRange(0), help="Between two processes on this CUDA device.")
 @click.option("--name", help="Of the file, the section and the figure.")
 @click.option("--report", "only_report", is_flag=True, help="Write the table again from the file.")
+@no_table
 @told_in_a_line
 def main(
-    sizes: tuple[float, ...], rounds: int, gpu: int | None, name: str | None, only_report: bool
-) -> None:
+    sizes: tuple[float, ...], rounds: int, gpu: int | None, name: str | None, only_report: bool,
+    no_table: bool,
+) -> None:  # fmt: skip
     """Measure, print and keep benchmarks/results/links.json; on a GPU links_cuda.json."""
     kept = name or (CPU_NAME if gpu is None else "links_cuda")
     if not only_report:
-        check_can_be_kept(kept, whole=not sizes)
+        extent = extent_of(sizes or SIZES_MIB, rounds)
+        check_can_be_kept(kept, "links", extent, _extent_of_kept, table=not no_table)
         words = f" --name {name}" if name else ""
         print(f"kept in {write_result(kept, measure(sizes, rounds, gpu, words))}")
-    report(read_result(kept), kept)
+    report(read_result(kept, "links"), kept, table_too=not no_table)
+
+
+def _extent_of_kept(result: Mapping[str, Any]) -> Extent:
+    return extent_of(map(float, result["by_mib"]), result["rounds"])
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ import os
 import re
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias
 
 import click
 
 from benchmarks.tables import README, with_section
-from launch.gpus import devices
+from launch.gpus import visible_gpus
 from pipeline.durable import replace_file
 from pipeline.errors import ConfigError
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).parent / "results"
 _WORD = re.compile(r"\w[\w-]*")
 Given = ParamSpec("Given")
+Extent: TypeAlias = "Mapping[str, int]"
+"""How often a benchmark measures each thing: `{"64 MiB": 7}`."""
 
 
 def told_in_a_line(main: Callable[Given, None]) -> Callable[Given, None]:
@@ -55,39 +57,72 @@ def device_named(name: str) -> str:
     kind, _, number = name.partition(":")
     if name != "cpu" and (kind != "cuda" or not number.isdecimal()):
         raise ConfigError(f"--device {name}: expected cpu, or cuda:0, cuda:1, …")
-    return devices("cpu" if name == "cpu" else number)[0]
+    if name != "cpu" and int(number) >= (there := visible_gpus()):
+        raise ConfigError(
+            f"{name}: this machine has no CUDA device {number} ({there} visible); use the CPU, or "
+            "one that is there"
+        )
+    return name
 
 
-def check_can_be_kept(name: str, *, whole: bool, table: bool = True) -> None:
+def check_can_be_kept(
+    name: str,
+    benchmark: str,
+    extent: Extent,
+    extent_of: Callable[[dict[str, Any]], Extent],
+    *,
+    table: bool = True,
+) -> None:
     """Asked before anything is measured.
 
     Args:
-        whole: whether all is measured that goes by this name; a part takes no whole's place.
+        benchmark: its module, as `links`.
+        extent: of what would be measured; less takes the place of no more.
+        extent_of: that of what was kept.
         table: whether there will be one, in benchmarks/README.md.
 
     Raises:
         ConfigError: where a result of this name could not be kept.
     """
-    if not _WORD.fullmatch(name):
-        raise ConfigError(f"--name {name}: expected a plain word, as {name.strip('./') or 'mine'}")
-    path = RESULTS / f"{name}.json"
-    if not whole and path.exists():
-        raise ConfigError(
-            f"{path} holds more than would be measured now: keep this under a name of its own, "
-            "with --name, or remove that file"
-        )
-    _check_writable(path.parent)
+    check_name(name)
+    if _path(name).exists():
+        _check_is_no_less(name, extent, extent_of(read_result(name, benchmark)))
+    make_writable(RESULTS)
     if table:
         with_section(README.read_text(encoding="utf-8"), name, "")
 
 
-def _check_writable(folder: Path) -> None:
+def check_name(name: str) -> None:
+    """Of a result.
+
+    Raises:
+        ConfigError: where it is no plain word: it is that of files, and of a section.
+    """
+    if not _WORD.fullmatch(name):
+        raise ConfigError(f"--name {name}: expected a plain word, as {name.strip('./') or 'mine'}")
+
+
+def _check_is_no_less(name: str, extent: Extent, kept: Extent) -> None:
+    for thing, times in kept.items():
+        if (now := extent.get(thing, 0)) < times:
+            raise ConfigError(
+                f"{_path(name)} holds more than would be measured now ({thing}: {times} × there, "
+                f"{now} × now): keep this under a name of its own, with --name, or remove that file"
+            )
+
+
+def make_writable(folder: Path) -> None:
+    """Make a folder, unless it is there.
+
+    Raises:
+        ConfigError: where that can't be, or nothing can be written there.
+    """
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{folder}: can't be made: {error.strerror}") from None
+        raise ConfigError(f"{folder}: can't be made: {error.strerror}; name another") from None
     if not os.access(folder, os.W_OK):
-        raise ConfigError(f"{folder}: results can't be written there; change its permissions")
+        raise ConfigError(f"{folder}: can't be written to; change its permissions")
 
 
 def keep_so_far(name: str, result: dict[str, Any]) -> None:
@@ -97,23 +132,31 @@ def keep_so_far(name: str, result: dict[str, Any]) -> None:
 
 def write_result(name: str, result: dict[str, Any]) -> Path:
     """Keep a whole result as results/<name>.json."""
-    path = RESULTS / f"{name}.json"
     RESULTS.mkdir(exist_ok=True)
-    replace_file(path, _bytes(result))
+    replace_file(_path(name), _bytes(result))
     _partial(name).unlink(missing_ok=True)
-    return path
+    return _path(name)
 
 
-def read_result(name: str) -> dict[str, Any]:
-    """A result that was kept.
+def read_result(name: str, benchmark: str) -> dict[str, Any]:
+    """A result that this benchmark kept.
 
     Raises:
-        ConfigError: where none was.
+        ConfigError: where there is none, or that of another one.
     """
-    path = RESULTS / f"{name}.json"
+    check_name(name)
+    path = _path(name)
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such result; measure it, or give another --name")
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    result = dict(json.loads(path.read_text(encoding="utf-8")))
+    words = str(result.get("command")).split()
+    if f"benchmarks.{benchmark}" not in words:
+        raise ConfigError(f"{path} is not of benchmarks.{benchmark}; give another --name")
+    return result
+
+
+def _path(name: str) -> Path:
+    return RESULTS / f"{name}.json"
 
 
 def _partial(name: str) -> Path:

@@ -30,7 +30,8 @@ from benchmarks.machine import (
     told_in_a_line,
     write_result,
 )
-from benchmarks.memory_report import draw, megabytes, report, verdicts
+from benchmarks.memory_report import draw, megabytes, report, table, verdicts
+from benchmarks.tables import no_table
 from launch.provenance import provenance
 from pipeline.assembly import build_stage, prepare_process
 from pipeline.config import build_config
@@ -185,6 +186,7 @@ def _to_nobody(passed: Tensor) -> None:
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @click.option("--name", help="Of the file, the section and the figure.")
 @click.option("--report", "only_report", is_flag=True, help="Write the table again from the file.")
+@no_table
 @told_in_a_line
 def main(
     names: tuple[str, ...],
@@ -193,15 +195,21 @@ def main(
     precision: str,
     name: str | None,
     only_report: bool,
+    no_table: bool,
 ) -> None:
     """Measure, print and keep benchmarks/results/memory.json, on a GPU memory_cuda.json, in bf16
     memory_bf16.json or memory_cuda_bf16.json, the table and the figure of that name."""
     result = name or default_name(device_name, precision)
     if not only_report:
         device = torch.device(device_named(device_name))
-        check_can_be_kept(result, whole=not names)
+        extent = dict.fromkeys(names or NETWORKS, 1)
+        check_can_be_kept(result, "memory", extent, _extent_of_kept, table=not no_table)
         measure_all(names, batch_size, device, precision, result)
-    tell(read_result(result), result)
+    tell(read_result(result, "memory"), result, table_too=not no_table)
+
+
+def _extent_of_kept(result: Mapping[str, Any]) -> dict[str, int]:
+    return dict.fromkeys(result["bytes"], 1)
 
 
 def default_name(device: str, precision: str) -> str:
@@ -229,15 +237,17 @@ def measure_all(
     print(f"kept in {write_result(result, {**where, 'batch_size': batch_size, 'bytes': found})}")
 
 
-def tell(kept: Mapping[str, Any], name: str) -> None:
+def tell(kept: Mapping[str, Any], name: str, *, table_too: bool) -> None:
     """The table, the verdicts and the figure of a result."""
     found = {
         network: {way: Peaks(**peaks) for way, peaks in ways.items()}
         for network, ways in kept["bytes"].items()
     }
-    report(found, kept, name)
+    print(table(found))
     print("\n".join(verdicts(found)))
-    print(f"drawn in {draw(found, name)}")
+    if table_too:
+        report(found, kept, name)
+        print(f"drawn in {draw(found, name)}")
 
 
 def measured_network(

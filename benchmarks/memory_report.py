@@ -75,9 +75,7 @@ def table(found: Mapping[str, Mapping[str, Peaks]]) -> str:
 
 
 def report(found: Mapping[str, Mapping[str, Peaks]], where: Mapping[str, Any], name: str) -> None:
-    """Print the table, and write it into the section of that name in README.md, with the
-    picture."""
-    print(table(found))
+    """Write the table into the section of that name in README.md, with the picture."""
     there = machine(where, "cuda" if "cuda" in name else "cpu")
     source = f"`{where['command']}`, {there}, commit {where['commit']}"
     picture = f"![Peak memory by network and way](figures/{name}.svg)"

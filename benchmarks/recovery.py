@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import psutil
 
-from benchmarks.machine import check_can_be_kept, told_in_a_line, write_result
+from benchmarks.machine import check_can_be_kept, make_writable, told_in_a_line, write_result
 from benchmarks.recovery_report import show_kills, show_speeds
 from launch.provenance import provenance
 from pipeline.recorder import METRICS_FILE
@@ -38,7 +38,7 @@ from pipeline.recorder import METRICS_FILE
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-NAME, PAIRS, KILLS = "recovery", 3, 10
+NAME = "recovery"
 SECONDS = click.FloatRange(0.0, min_open=True)
 
 EPOCH_S = 2.5
@@ -246,11 +246,11 @@ def _next_with(text: str, lines: Iterator[str]) -> str:
 
 
 @click.command()
-@click.option("--pairs", default=PAIRS, show_default=True, type=click.IntRange(1), help="Rounds.")
+@click.option("--pairs", default=3, show_default=True, type=click.IntRange(1), help="Rounds.")
 @click.option("--seconds", default=90.0, type=SECONDS, help="Each is timed.  [default: 90]")
 @click.option("--every", default=30.0, type=SECONDS, help="Between snapshots.  [default: 30]")
 @click.option("--harsh", default=5.0, type=SECONDS, help="Another one.  [default: 5]")
-@click.option("--kills", "count", default=KILLS, show_default=True, type=click.IntRange(1))
+@click.option("--kills", "count", default=10, show_default=True, type=click.IntRange(1))
 @click.option("--seed", default=1, show_default=True, help="Decides whom to kill, and when.")
 @click.option("--disk", default="runs", show_default=True, type=click.Path(path_type=Path))
 @click.option("--name", default=NAME, show_default=True, help="Of the file.")
@@ -260,11 +260,12 @@ def main(
     name: str,
 ) -> None:  # fmt: skip
     """Measure, print and keep benchmarks/results/recovery.json; the runs lie in DISK meanwhile."""
-    check_can_be_kept(name, whole=pairs >= PAIRS and count >= KILLS, table=False)
+    extent = {"rounds": pairs, "kills": count}
+    check_can_be_kept(name, NAME, extent, _extent_of_kept, table=False)
+    make_writable(disk)
     words = f"--pairs {pairs} --seconds {seconds:g} --every {every:g} --harsh {harsh:g}"
     words += f" --kills {count} --seed {seed}" + f" --name {name}" * (name != NAME)
     where = provenance(f"python -m benchmarks.recovery {words}")
-    disk.mkdir(parents=True, exist_ok=True)
     found = kills(disk, count, seed)
     show_kills(found)
     kinds = {f"every {every:g} s": in_epochs(every), NONE: None}
@@ -275,6 +276,11 @@ def main(
     show_speeds(cost["ratios"])
     result = {**where, "snapshots": cost, "recovery": recovery}
     print(f"kept in {write_result(name, result)}")
+
+
+def _extent_of_kept(result: Mapping[str, Any]) -> dict[str, int]:
+    rounds = min(map(len, result["snapshots"]["ratios"].values()))
+    return {"rounds": rounds, "kills": len(result["recovery"]["kills"])}
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from benchmarks.machine import (
     told_in_a_line,
     write_result,
 )
-from benchmarks.tables import README, counts_in, counts_of, markdown, write_section
+from benchmarks.tables import README, counts_of, markdown, no_table, write_section
 from launch.job import Options, make_job
 from launch.launcher import launch
 from launch.provenance import provenance
@@ -37,7 +37,8 @@ from pipeline.recorder import METRICS_FILE
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-STAGES = "1,2,3,4"
+    from benchmarks.machine import Extent
+
 WORDS = (
     "Predicted and measured are medians over the rounds, each by itself; what predictions are off "
     "by is the median of the rounds' quotients."
@@ -155,10 +156,12 @@ def _spread(rounds: Sequence[Mapping[str, float]]) -> str:
     return f"{min(errors):+.1%} to {max(errors):+.1%}"
 
 
-def report(result: Mapping[str, Any], name: str) -> None:
+def report(result: Mapping[str, Any], name: str, *, table_too: bool) -> None:
     """Print the table, and write it into README.md, with the picture."""
     networks = {network: result[network] for network in NETWORKS if network in result}
     print(table(networks))
+    if not table_too:
+        return
     source = f"`{result['command']}`, {result['processor']}, commit {result['commit']}"
     picture = f"![Images/s over stages](figures/{draw_scaling(networks, name).name})"
     write_section(README, name, f"{table(networks)}\n{source}. {WORDS}\n\n{picture}")
@@ -166,11 +169,12 @@ def report(result: Mapping[str, Any], name: str) -> None:
 
 @click.command()
 @click.option("--network", "networks", multiple=True, type=click.Choice(list(NETWORKS)))
-@click.option("--stages", default=STAGES, show_default=True, callback=counts_of, metavar="N,M")
+@click.option("--stages", default="1,2,3,4", show_default=True, callback=counts_of, metavar="N,M")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
 @click.option("--images", default=12_800, show_default=True, type=click.IntRange(128))
 @click.option("--name", default="scaling", show_default=True, help="Of the file in results/.")
 @click.option("--report", "only_report", is_flag=True, help="Write the table again from the file.")
+@no_table
 @told_in_a_line
 def main(
     networks: tuple[str, ...],
@@ -179,14 +183,24 @@ def main(
     images: int,
     name: str,
     only_report: bool,
+    no_table: bool,
 ) -> None:
     """Compare predicted with measured images/s on the CPU; an epoch has so many IMAGES."""
     if not only_report:
-        whole = not networks and stages == counts_in(STAGES)
-        check_can_be_kept(name, whole=whole)
         chosen = networks or tuple(NETWORKS)
+        extent = {_case(network, n): rounds for network in chosen for n in stages}
+        check_can_be_kept(name, "scaling", extent, _extent_of_kept, table=not no_table)
         print(f"kept in {write_result(name, measure(chosen, stages, rounds, images, name))}")
-    report(read_result(name), name)
+    report(read_result(name, "scaling"), name, table_too=not no_table)
+
+
+def _extent_of_kept(result: Mapping[str, Any]) -> Extent:
+    rows = [(network, row) for network in NETWORKS for row in result.get(network, ())]
+    return {_case(network, row["stages"]): len(row["rounds"]) for network, row in rows}
+
+
+def _case(network: str, stages: int) -> str:
+    return f"{network}, {stages} stages"
 
 
 def measure(

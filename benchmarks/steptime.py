@@ -33,7 +33,7 @@ from benchmarks.machine import (
     write_result,
 )
 from benchmarks.plain import PlainBlock, PlainTrainer
-from benchmarks.tables import NOTHING, README, markdown, write_section
+from benchmarks.tables import NOTHING, README, markdown, no_table, write_section
 from benchmarks.turns import WARM_UP, seconds_of, taken_in_turn, times_as_fast
 from launch.provenance import provenance
 from pipeline.assembly import prepare_process
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from benchmarks.turns import Step
     from pipeline.config import Config
 
-NAME = "steptime"
+NAME, ROUNDS = "steptime", 3
 BETWEEN = "between"
 PLAIN = "plain fp32"
 WAYS = {PLAIN: "fp32", "ours fp32": "fp32", "ours bf16": "bf16"}
@@ -164,10 +164,12 @@ def _share(one: Timed) -> float:
     return (one.kinds_ms[CONVOLUTIONS] + one.kinds_ms[PRODUCTS]) / one.step_ms
 
 
-def report(result: Mapping[str, Any], name: str) -> None:
+def report(result: Mapping[str, Any], name: str, *, table_too: bool) -> None:
     """The table, printed and written into README.md, and the picture."""
     found = [Timed(**tree) for tree in result["steps"]]
     print(table(found))
+    if not table_too:
+        return
     where = f"`{result['command']}`, {machine(result, 'cpu')}, commit {result['commit']}"
     picture = f"![Milliseconds of a step by kind of work](figures/{name}.svg)"
     draw_steptime(result["steps"], (*KINDS, BETWEEN), name)
@@ -175,7 +177,7 @@ def report(result: Mapping[str, Any], name: str) -> None:
 
 
 @click.command()
-@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
+@click.option("--rounds", default=ROUNDS, show_default=True, type=click.IntRange(1))
 @click.option(
     "--seconds",
     default=4.0,
@@ -184,24 +186,33 @@ def report(result: Mapping[str, Any], name: str) -> None:
 )
 @click.option("--name", default=NAME, show_default=True, help="Of file, section and figure.")
 @click.option("--report", "only_report", is_flag=True, help="Write the table again from the file.")
+@no_table
 @told_in_a_line
-def main(rounds: int, seconds: float, name: str, only_report: bool) -> None:
+def main(rounds: int, seconds: float, name: str, only_report: bool, no_table: bool) -> None:
     """Measure, print and keep benchmarks/results/steptime.json, the table in benchmarks/README.md
     and the figure."""
-    if only_report:
-        report(read_result(name), name)
-        return
-    check_can_be_kept(name, whole=True)
+    if not only_report:
+        extent = {"rounds": rounds}
+        check_can_be_kept(name, NAME, extent, _extent_of_kept, table=not no_table)
+        measure_all(rounds, seconds, name)
+    report(read_result(name, NAME), name, table_too=not no_table)
+
+
+def _extent_of_kept(result: Mapping[str, Any]) -> dict[str, int]:
+    return {"rounds": result.get("rounds", ROUNDS)}  # older results don't say
+
+
+def measure_all(rounds: int, seconds: float, name: str) -> None:
+    """Every network and loss; what was found so far is kept after each."""
     words = f"--rounds {rounds} --seconds {seconds:g}" + (f" --name {name}" if name != NAME else "")
-    where = provenance(f"python -m benchmarks.steptime {words}")
+    where = {**provenance(f"python -m benchmarks.steptime {words}"), "rounds": rounds}
     steps: list[dict[str, Any]] = []
     for network, losses in CASES.items():
         for loss in losses:
             steps += [one.tree() for one in measured(network, loss, rounds, seconds)]
             print(f"{network} {loss}: done", flush=True)
             keep_so_far(name, {**where, "steps": steps})
-    write_result(name, {**where, "steps": steps})
-    report({**where, "steps": steps}, name)
+    print(f"kept in {write_result(name, {**where, 'steps': steps})}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 README = Path(__file__).parent / "README.md"
 NOTHING = "–"
 """Stands where there is no number."""
+no_table = click.option("--no-table", is_flag=True, help="Leave benchmarks/README.md as it is.")
 
 
 def markdown(
@@ -77,6 +78,6 @@ def with_section(whole: str, name: str, text: str) -> str:
     if found != 1:
         raise ConfigError(
             f"benchmarks/README.md has {found} sections {name}; write one for its table, the lines "
-            f"<!-- begin {name} --> and <!-- end {name} -->"
+            f"<!-- begin {name} --> and <!-- end {name} -->, or give --no-table"
         )
     return section.sub(lambda match: f"{match[1]}\n{text.strip()}\n\n{match[2]}", whole)

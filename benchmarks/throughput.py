@@ -25,12 +25,13 @@ from benchmarks.machine import (
     RESULTS,
     keep_so_far,
     machine,
+    make_writable,
     read_result,
     told_in_a_line,
     write_result,
 )
 from benchmarks.speeds import Row, answers, network_text, rows_of
-from benchmarks.tables import README, counts_of, write_section
+from benchmarks.tables import README, counts_of, no_table, write_section
 from launch.gpus import devices
 from launch.provenance import provenance
 from pipeline.config import config_tree
@@ -179,7 +180,7 @@ def _list_of(allowed: Sequence[str]) -> Callable[..., tuple[str, ...]]:
 @click.option("--disk", default="runs", show_default=True, type=click.Path(path_type=Path))
 @click.option("--name", help="Of the file and the section. [default: throughput, on GPUs …_cuda]")
 @click.option("--report", "only_report", is_flag=True, help="Write the tables again from the file.")
-@click.option("--no-table", is_flag=True, help="Leave benchmarks/README.md as it is.")
+@no_table
 @told_in_a_line
 def main(
     network: tuple[str, ...], precision: tuple[str, ...], losses: tuple[str, ...],
@@ -196,9 +197,9 @@ def main(
             networks, precision, losses, stages, rounds, seconds, gpus, threads, changes, disk, name
         )
         check(options, table=not no_table)
-        disk.mkdir(parents=True, exist_ok=True)
+        make_writable(disk)
         write_result(name, measure(options))
-    result = read_result(name)
+    result = read_result(name, "throughput")
     show(result)
     print(f"kept in {RESULTS / name}.json")
     if not no_table:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import links, memory, ready, scaling, steptime, throughput
-from benchmarks.machine import check_can_be_kept, keep_so_far, read_result, write_result
+from benchmarks import lineup, links, memory, ready, recovery, scaling, steptime, throughput
+from benchmarks.machine import RESULTS, check_can_be_kept, keep_so_far, read_result, write_result
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
+
+    from benchmarks.machine import Extent
+
+COMMAND = "python -m benchmarks.mine"
 
 
 @pytest.fixture
@@ -22,42 +27,83 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "results"
 
 
+def kept(rounds: int) -> dict[str, Any]:
+    return {"command": COMMAND, "rounds": rounds}
+
+
+def check(name: str, extent: Extent | None = None, *, table: bool = False) -> None:
+    def extent_of(result: dict[str, Any]) -> Extent:
+        return {"a": result["rounds"]}
+
+    check_can_be_kept(name, "mine", extent or {}, extent_of, table=table)
+
+
 def test_what_is_measured_takes_the_place_of_what_was_when_it_is_whole(results: Path) -> None:
-    write_result("mine", {"rounds": 5})
-    keep_so_far("mine", {"rounds": 1})
-    assert read_result("mine") == {"rounds": 5}
-    assert json.loads((results / "mine.partial.json").read_text("utf-8")) == {"rounds": 1}
-    write_result("mine", {"rounds": 2})
-    assert read_result("mine") == {"rounds": 2}
+    write_result("mine", kept(5))
+    keep_so_far("mine", kept(1))
+    assert read_result("mine", "mine") == kept(5)
+    assert json.loads((results / "mine.partial.json").read_text("utf-8")) == kept(1)
+    write_result("mine", kept(2))
+    assert read_result("mine", "mine") == kept(2)
     assert [path.name for path in results.iterdir()] == ["mine.json"]
 
 
-def test_a_part_takes_no_wholes_place(results: Path) -> None:
-    check_can_be_kept("mine", whole=False, table=False)
-    write_result("mine", {})
-    check_can_be_kept("mine", whole=True, table=False)
-    with pytest.raises(ConfigError, match="holds more than would be measured now: keep this under"):
-        check_can_be_kept("mine", whole=False, table=False)
+@pytest.mark.usefixtures("results")
+def test_less_takes_the_place_of_no_more() -> None:
+    check("mine", {"a": 1})
+    write_result("mine", kept(3))
+    check("mine", {"a": 3})
+    check("mine", {"a": 4, "b": 1})
+    with pytest.raises(ConfigError, match=r"now \(a: 3 × there, 2 × now\): keep this under a name"):
+        check("mine", {"a": 2, "b": 9})
+    with pytest.raises(ConfigError, match=r"a: 3 × there, 0 × now"):
+        check("mine", {"b": 9})
+
+
+@pytest.mark.usefixtures("results")
+def test_another_benchmarks_result_is_neither_replaced_nor_read() -> None:
+    write_result("mine", {**kept(1), "command": "python -m benchmarks.other"})
+    with pytest.raises(ConfigError, match=r"mine\.json is not of benchmarks\.mine; give another"):
+        check("mine", {"a": 1})
 
 
 @pytest.mark.usefixtures("results")
 @pytest.mark.parametrize("name", ["../up", "", "a/b", "a.json", "two words"])
 def test_names_are_plain_words(name: str) -> None:
     with pytest.raises(ConfigError, match="expected a plain word"):
-        check_can_be_kept(name, whole=True, table=False)
+        check(name)
 
 
 @pytest.mark.usefixtures("results")
 def test_a_table_needs_its_place_beforehand() -> None:
-    check_can_be_kept("links", whole=True)
-    with pytest.raises(ConfigError, match="0 sections mine; write one for its table, the lines"):
-        check_can_be_kept("mine", whole=True)
+    check("links", table=True)
+    with pytest.raises(ConfigError, match=r"0 sections mine; write one for .*, or give --no-table"):
+        check("mine", table=True)
 
 
-def test_a_folder_that_can_not_be_made_is_named(tmp_path: Path, results: Path) -> None:
+def test_a_folder_that_can_not_be_made_is_named(results: Path) -> None:
     results.write_text("in the way", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"results: can't be made: File exists"):
-        check_can_be_kept("mine", whole=True, table=False)
+        check("mine")
+
+
+@pytest.mark.parametrize(
+    ("name", "extent_of", "thing", "times"),
+    [
+        ("links", links._extent_of_kept, "256 MiB", 7),
+        ("memory", memory._extent_of_kept, "vgg19", 1),
+        ("ready", ready._extent_of_kept, "runs", 5),
+        ("recovery", recovery._extent_of_kept, "kills", 10),
+        ("scaling", scaling._extent_of_kept, "vgg8b, 4 stages", 2),
+        ("steptime", steptime._extent_of_kept, "rounds", 3),
+        ("throughput_mlp", lineup._extent_of_kept, "mlp: plain sim fp32", 5),
+    ],
+)
+def test_results_that_are_kept_say_how_much_they_hold(
+    name: str, extent_of: Callable[[dict[str, Any]], Extent], thing: str, times: int
+) -> None:
+    result = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+    assert extent_of(result)[thing] >= times
 
 
 THROUGHPUT = ["--network", "mlp", "--losses", "pred", "--precision", "fp32", "--no-table"]
@@ -81,10 +127,14 @@ THROUGHPUT = ["--network", "mlp", "--losses", "pred", "--precision", "fp32", "--
         (scaling.main, ["--stages", "0"], "'0': use numbers of stages, as 1,2,3"),
         (scaling.main, ["--rounds", "0"], "0 is not in the range x>=1"),
         (scaling.main, ["--report"], "scaling.json: there is no such result"),
+        (throughput.main, ["--disk", __file__, *THROUGHPUT], f"{Path(__file__).name}: can't be"),
+        (recovery.main, ["--disk", __file__], f"{Path(__file__).name}: can't be made: File"),
         (steptime.main, ["--report"], "steptime.json: there is no such result"),
         (memory.main, ["--device", "nonsense"], "--device nonsense: expected cpu, or"),
-        (memory.main, ["--device", "cuda:7"], "this machine has no CUDA device 7"),
-        (links.main, ["--gpu", "7"], "this machine has no CUDA device 7"),
+        (memory.main, ["--report", "--name", "../zz"], "expected a plain word, as zz"),
+        (memory.main, ["--device", "cuda:99"], "cuda:99: this machine has no CUDA device 99"),
+        (links.main, ["--gpu", "99"], "cuda:99: this machine has no CUDA device 99"),
+        (links.main, ["--gpu", "-1"], "-1 is not in the range x>=0"),
         (links.main, ["--size", "0"], "0.0 is not in the range"),
         (ready.main, ["--runs", "0"], "0 is not in the range x>=1"),
     ],
