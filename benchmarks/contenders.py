@@ -37,12 +37,15 @@ _RIVALS = {
     "1f1b": "benchmarks.onef1b", "plain": "benchmarks.plain", "products": "benchmarks.products",
 }  # fmt: skip
 _OF_CONTENDERS = frozenset({
-    "data.name", "data.batch_size", "data.train_images", "data.test_images", "loss.name",
-    "optimizer.name", "optimizer.weight_decay", "runtime.precision", "runtime.compile",
-    "runtime.threads_per_stage", "runtime.eval_every_epochs", "runtime.checkpoint_every_steps",
-    "schedule.epochs", "schedule.greedy",
+    "data.name", "data.batch_size", "data.train_images", "data.test_images", "data.size",
+    "data.channels", "loss.name", "model.name", "model.layers", "model.hidden",
+    "model.hidden_layers", "model.feat_mult", "model.factory", "model.group", "optimizer.name",
+    "optimizer.weight_decay", "runtime.precision", "runtime.compile", "runtime.threads_per_stage",
+    "runtime.eval_every_epochs", "runtime.checkpoint_every_steps", "schedule.epochs",
+    "schedule.greedy",
 })  # fmt: skip
-"""Not to be set: rivals train by Adam without weight decay, whatever a config says."""
+"""Not to be set: networks are called by their sizes, and rivals train by Adam without weight decay,
+whatever a config says."""
 _PATIENCE_S = 900.0
 """For starting, warming up and, of ours, the first epoch."""
 
@@ -126,23 +129,23 @@ class Task:
         )  # fmt: skip
 
     def check(self) -> None:
-        """Whether all contenders can train so.
+        """Whether it can be trained.
 
         Raises:
-            ConfigError: where they can't, or would not be what they are called.
+            ConfigError: where it can't, or would not be what it is called.
         """
         for change in self.changes:
             key = change.partition("=")[0]
             if key in _OF_CONTENDERS:
                 raise ConfigError(
-                    f"--set {change}: {key} is what contenders differ in, or have in common; "
+                    f"--set {change}: {key} is what contenders are called by, or have in common; "
                     "change it with the options of this command, if at all"
                 )
         config = self.config()
         facts = data_facts(config.data)
         specs = network_specs(config, facts)
-        costs, stages = network_costs(config, specs), self.contender.stages
-        make_plan(specs, costs, stages=stages, devices=["cpu"])
+        stages = self.contender.stages if self.contender.way == "pipeline" else 1
+        make_plan(specs, network_costs(config, specs), stages=stages, devices=["cpu"])
 
     def text(self) -> str:
         """As JSON, for a rival."""

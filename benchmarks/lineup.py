@@ -108,8 +108,8 @@ def check(options: Options, *, table: bool) -> None:
         ConfigError: where contenders can't do what they are told, or results can't be kept.
     """
     for network in options.networks:
-        for stages in options.stages:
-            options.task(network, Contender("pipeline", "pred", "fp32", stages)).check()
+        for contender in contenders(options):
+            options.task(network, contender).check()
     check_can_be_kept(options.name, "throughput", extent(options), _extent_of_kept, table=table)
 
 

@@ -96,14 +96,30 @@ def one_round(network: str, counts: Sequence[int], images: int) -> dict[int, Rou
     """Measure costs, then predict and train with each number of stages."""
     with TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder
-        config = Path(folder) / f"{network}.yaml"
-        config.write_text(NETWORKS[network].replace("IMAGES", str(images)) + COMMON)
-        found = {}
+        config, found = _written(network, images, folder), {}
         for number, stages in enumerate(counts):
             said = predicted(config, stages, measure=number == 0)
             found[stages] = Round(said, measured(config, stages, Path(folder)))
             print(_line(network, stages, found[stages]), flush=True)
         return found
+
+
+def _written(network: str, images: int, folder: str) -> Path:
+    """The config of a network whose epochs have so many images."""
+    config = Path(folder) / f"{network}.yaml"
+    config.write_text(NETWORKS[network].replace("IMAGES", str(images)) + COMMON)
+    return config
+
+
+def check(networks: Sequence[str], counts: Sequence[int], images: int) -> None:
+    """Asked before anything is measured.
+
+    Raises:
+        ConfigError: where a network can't be divided into so many stages.
+    """
+    with TemporaryDirectory() as folder:
+        for network in networks:
+            make_job(Options(_written(network, images, folder), stages=max(counts), gpus="cpu"))
 
 
 def _line(network: str, stages: int, one: Round) -> str:
@@ -188,6 +204,7 @@ def main(
     """Compare predicted with measured images/s on the CPU; an epoch has so many IMAGES."""
     if not only_report:
         chosen = networks or tuple(NETWORKS)
+        check(chosen, stages, images)
         extent = {_case(network, n): rounds for network in chosen for n in stages}
         check_can_be_kept(name, "scaling", extent, _extent_of_kept, table=not no_table)
         print(f"kept in {write_result(name, measure(chosen, stages, rounds, images, name))}")

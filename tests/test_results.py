@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import lineup, links, memory, ready, recovery, scaling, steptime, throughput
+from benchmarks import keep, lineup, links, memory, ready, recovery, scaling, steptime, throughput
 from benchmarks.machine import RESULTS, check_can_be_kept, keep_so_far, read_result, write_result
 from pipeline.errors import ConfigError
 
@@ -117,12 +117,17 @@ THROUGHPUT = ["--network", "mlp", "--losses", "pred", "--precision", "fp32", "--
         (throughput.main, [*THROUGHPUT, "--set", "nonsense"], "expected SECTION.KEY=VALUE"),
         (throughput.main, [*THROUGHPUT, "--set", "loss.name=sim"], "loss.name is what contenders"),
         (throughput.main, [*THROUGHPUT, "--set", "optimizer.name=sgd"], "optimizer.name is what"),
+        (throughput.main, [*THROUGHPUT, "--set", "model.hidden_layers=9"], "contenders are called"),
+        (throughput.main, [*THROUGHPUT, "--set", "data.size=32"], "data.size is what contenders"),
         (throughput.main, [*THROUGHPUT, "--threads", "0"], "0 is not in the range x>=1"),
         (throughput.main, [*THROUGHPUT, "--seconds", "-1"], "-1.0 is not in the range x>0.0"),
         (throughput.main, [*THROUGHPUT, "--stages", "9"], "--stages 9: every stage needs"),
         (throughput.main, [*THROUGHPUT, "--losses", ""], "use some of pred,sim,predsim"),
         (throughput.main, [*THROUGHPUT, "--name", "../zz"], "expected a plain word, as zz"),
         (throughput.main, ["--report"], "throughput.json: there is no such result"),
+        (scaling.main, ["--network", "mlp", "--stages", "9"], "--stages 9: every stage needs"),
+        (keep.main, [str(Path(__file__).parent), "mine", "--command", "x"], "metrics.jsonl: a run"),
+        (keep.main, [str(Path(__file__).parent), "a/b", "--command", "x"], "expected a plain word"),
         (scaling.main, ["--stages", "a"], "'a': use numbers of stages, as 1,2,3"),
         (scaling.main, ["--stages", "0"], "'0': use numbers of stages, as 1,2,3"),
         (scaling.main, ["--rounds", "0"], "0 is not in the range x>=1"),
