@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from benchmarks import figures
+from benchmarks.allocations import Peaks
 from benchmarks.contenders import Contender
 from benchmarks.figures import draw_links, draw_scaling, draw_throughput
+from benchmarks.memory_report import _bars
 from benchmarks.scaling import Round, summary, table
 
 if TYPE_CHECKING:
@@ -45,6 +47,13 @@ def test_the_same_numbers_give_the_same_file(
     assert path == tmp_path / "figures" / f"{name}.svg"
     assert first.startswith(b"<?xml")
     assert DRAWINGS[name]().read_bytes() == first
+
+
+def test_what_exceeds_the_whole_is_not_drawn_in_it() -> None:
+    _, (panel,) = figures.panels(1)
+    found = [{"single": Peaks(4_000_000, 1_000_000)}, {"single": Peaks(4_000_000, 5_000_000)}]
+    _bars(panel, found, ["one", "two"])
+    assert [bar.get_height() for bar in panel.patches] == [4.0, 4.0, 1.0, 0.0]
 
 
 def test_predictions_are_held_against_measurements_round_by_round() -> None:

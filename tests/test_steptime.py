@@ -107,13 +107,16 @@ def test_both_ways_to_train_can_be_timed() -> None:
         assert min(kinds_ms[kind] for kind in (CONVOLUTIONS, PRODUCTS, OPTIMIZER)) > 0
 
 
-def test_the_ways_take_turns_and_medians_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ways_take_turns_and_the_round_with_the_median_step_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     order: list[str] = []
 
     def apart(network: str, loss: str, way: str, seconds: float) -> Timed:
         order.append(way)
-        ms = float([3, 1, 2][(len(order) - 1) // len(WAYS)])
-        return Timed(network, loss, way, ms, dict.fromkeys((*KINDS, BETWEEN), ms / 10))
+        ms, products_ms = [(30.0, 3.0), (10.0, 6.0), (20.0, 9.0)][(len(order) - 1) // len(WAYS)]
+        kinds = {**dict.fromkeys(KINDS, 0.0), PRODUCTS: products_ms, BETWEEN: ms - products_ms}
+        return Timed(network, loss, way, ms, kinds)
 
     def side_by_side(network: str, loss: str, seconds: float) -> dict[str, float]:
         assert seconds == 9.0
@@ -124,8 +127,9 @@ def test_the_ways_take_turns_and_medians_are_kept(monkeypatch: pytest.MonkeyPatc
     found = measured("mlp", "pred", rounds=3, seconds=1.0)
     assert order == 3 * list(WAYS)
     assert [(one.way, one.step_ms, one.kinds_ms[PRODUCTS], one.times_plain) for one in found] == [
-        (way, 2.0, 0.2, float(number)) for number, way in enumerate(WAYS, 1)
+        (way, 20.0, 9.0, float(number)) for number, way in enumerate(WAYS, 1)
     ]
+    assert all(sum(one.kinds_ms.values()) == one.step_ms for one in found)
 
 
 def pausing(pause_s: float) -> Callable[[], object]:
