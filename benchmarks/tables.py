@@ -34,27 +34,15 @@ def markdown(
     return "\n".join(lines) + "\n"
 
 
-def counts_in(text: str) -> tuple[int, ...]:
-    """`1,2,3` as numbers.
-
-    Raises:
-        ConfigError: where they are none, or less than 1.
-    """
+def counts_of(context: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:
+    """`1,2,3` as numbers, for an option of numbers of stages."""
     try:
         counts = tuple(map(int, text.split(",")))
     except ValueError:
         counts = ()
     if min(counts, default=0) < 1:
-        raise ConfigError(f"{text!r}: use numbers of stages, as 1,2,3")
+        raise click.BadParameter(f"{text!r}: use numbers of stages, as 1,2,3")
     return counts
-
-
-def counts_of(context: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:
-    """What `click` calls for an option of numbers of stages."""
-    try:
-        return counts_in(text)
-    except ConfigError as error:
-        raise click.BadParameter(str(error)) from None
 
 
 def write_section(path: Path, name: str, text: str) -> None:

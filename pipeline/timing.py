@@ -27,8 +27,6 @@ _LONGEST = 1 << 13
 """Batches simulated at most: some seconds. The slots of a pipeline are far fewer."""
 _STEADY = 0.003
 """Difference in speed, and share of the batches that pile up, of which nobody takes notice."""
-
-
 _SHORTEST_S = 1e-9
 """No stage is free, whatever people write."""
 
