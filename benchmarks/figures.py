@@ -35,20 +35,32 @@ def save(figure: Figure, name: str) -> Path:
 
 
 def draw_scaling(networks: Mapping[str, Sequence[Mapping[str, Any]]], name: str) -> Path:
-    """Images/s over stages: measured, with all rounds, and predicted."""
+    """Images/s over stages, for each set of devices: measured, with all rounds, and predicted."""
     figure, axes = panels(len(networks))
     for panel, (network, rows) in zip(axes, networks.items(), strict=True):
-        stages = [row["stages"] for row in rows]
-        for row in rows:
-            rounds = [one["measured"] for one in row["rounds"]]
-            panel.plot([row["stages"]] * len(rounds), rounds, ".", color="tab:blue", alpha=0.4)
-        panel.plot(stages, [row["measured"] for row in rows], "-o", label="measured")
-        predicted = [row["predicted"] for row in rows]
-        panel.plot(stages, predicted, "--s", color="tab:red", label="predicted")
+        sets = list(dict.fromkeys(row.get("gpus", "cpu") for row in rows))
+        for number, gpus in enumerate(sets):
+            named = "" if len(sets) == 1 else f" on GPUs {gpus}"
+            own = [row for row in rows if row.get("gpus", "cpu") == gpus]
+            _measured_and_predicted(panel, own, f"C{number}", named)
+        stages = sorted({row["stages"] for row in rows})
         panel.set(title=network, xlabel="stages", ylabel="images/s", xticks=stages)
         panel.set_ylim(bottom=0)
         panel.legend()
     return save(figure, name)
+
+
+def _measured_and_predicted(
+    panel: Axes, rows: Sequence[Mapping[str, Any]], color: str, named: str
+) -> None:
+    stages = [row["stages"] for row in rows]
+    for row in rows:
+        rounds = [one["measured"] for one in row["rounds"]]
+        panel.plot([row["stages"]] * len(rounds), rounds, ".", color=color, alpha=0.4)
+    for kind, line, fill in (("measured", "-o", color), ("predicted", "--s", "white")):
+        speeds = [row[kind] for row in rows]
+        label = f"{kind}{named}"
+        panel.plot(stages, speeds, line, color=color, markerfacecolor=fill, label=label)
 
 
 def draw_throughput(networks: Sequence[Mapping[str, Any]], name: str) -> Path:

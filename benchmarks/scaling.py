@@ -1,9 +1,11 @@
-"""Measured against predicted speed, by stages: does the simulation tell the truth?
+"""Measured against predicted speed, by stages and devices: does the simulation tell the truth?
 
     python -m benchmarks.scaling            # on the CPU: MLP and VGG8B x 0.25, 1 to 4 stages
+    python -m benchmarks.scaling --network vgg11b_3x --gpus 0 --gpus 0-1 --gpus 0-3 --name mine
 
-Each round measures what the blocks cost, then trains with each number of stages; prediction and
-measurement alternate, since other work on the machine slows both. Medians over rounds.
+Each round trains with each number of stages on each set of devices, and measures what the blocks
+cost before and after: a prediction is the mean of those from either, since other work on the
+machine slows now the one, now the other. Medians over rounds.
 """
 
 from __future__ import annotations
@@ -11,16 +13,18 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass
+from contextlib import redirect_stderr
+from dataclasses import dataclass, replace
+from io import StringIO
+from itertools import product
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from benchmarks.contenders import NEVER
-from benchmarks.figures import draw_scaling
 from benchmarks.machine import (
     check_can_be_kept,
     keep_so_far,
@@ -28,9 +32,10 @@ from benchmarks.machine import (
     told_in_a_line,
     write_result,
 )
-from benchmarks.tables import README, counts_of, markdown, no_table, write_section
+from benchmarks.scaling_report import Division, Round, division_of, report, summary
+from benchmarks.tables import counts_of, no_table
 from launch.job import Options, make_job
-from launch.launcher import launch
+from launch.launcher import INTERRUPTED, launch
 from launch.provenance import provenance
 from pipeline.recorder import METRICS_FILE
 
@@ -38,13 +43,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from benchmarks.machine import Extent
+    from benchmarks.scaling_report import Found
 
-WORDS = (
-    "Predicted and measured are medians over the rounds, each by itself; what predictions are off "
-    "by is the median of the rounds' quotients."
-)
-WITHIN = 0.10
-"""Asked of the prediction."""
 EPOCHS = 3
 """The first one warms up, the median of the others counts."""
 NETWORKS = {
@@ -58,7 +58,14 @@ model: {name: vgg8b, feat_mult: 0.25, dropout: 0.05}
 loss: {name: predsim, dim_in_decoder: 2048}
 data: {name: synthetic, channels: 3, size: 32, classes: 10, train_images: IMAGES, test_images: 128}
 """,
+    "vgg11b_3x": """\
+model: {name: vgg11b, feat_mult: 3, dropout: 0.3}
+loss: {name: predsim, dim_in_decoder: 4096}
+data: {name: synthetic, channels: 3, size: 32, classes: 10, train_images: IMAGES, test_images: 128}
+""",
 }
+ON_A_CPU = ("mlp", "vgg8b")
+"""The last one is for GPUs: a CPU takes minutes for a batch."""
 COMMON = f"""\
 schedule: {{epochs: {EPOCHS}, milestones: []}}
 runtime: {{eval_every_epochs: 0, checkpoint_every_steps: {NEVER}}}
@@ -66,126 +73,93 @@ runtime: {{eval_every_epochs: 0, checkpoint_every_steps: {NEVER}}}
 """Without snapshots, which a prediction knows nothing of."""
 
 
-@dataclass(frozen=True)
-class Round:
-    """Images per second of one network with so many stages, in one round."""
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is divided: a network of `NETWORKS` that trains on so many images an epoch.
+    `overrides`: `--set` each."""
 
-    predicted: float
-    measured: float
+    network: str
+    images: int
+    overrides: tuple[str, ...] = ()
+
+    def options(self, one: Division, folder: Path) -> Options:
+        """To train it so divided; its config is written there."""
+        config = folder / f"{self.network}.yaml"
+        config.write_text(NETWORKS[self.network].replace("IMAGES", str(self.images)) + COMMON)
+        return Options(config, stages=one.stages, gpus=one.gpus, overrides=self.overrides)
 
 
-def predicted(config: Path, stages: int, *, measure: bool) -> float:
-    """What the simulation says, from costs measured now or in this round."""
-    job = make_job(Options(config, stages=stages, gpus="cpu", measure=measure))
+def predicted(options: Options) -> float:
+    """Images/s that the simulation says, from costs measured now or in this round."""
+    job = make_job(options)
     assert job.foresight, "the costs have been measured"
     found = job.foresight.timing.prospect(job.plan, job.config.runtime.max_in_flight)
     return found.images_per_s
 
 
-def measured(config: Path, stages: int, folder: Path) -> float:
-    """What a run reaches, the median of its later epochs."""
-    run_dir = folder / f"run-{stages}"
-    status = launch(Options(config, stages=stages, gpus="cpu", run_dir=run_dir, view="quiet"))
+def measured(options: Options) -> float:
+    """Images/s that a run reaches, the median of its later epochs."""
+    assert options.run_dir is not None, "a new one for each run"
+    with redirect_stderr(StringIO()) as said:  # how to resume a run whose folder goes at once
+        status = launch(options)
+    if status == INTERRUPTED:
+        raise click.Abort
     if status:
-        raise click.ClickException(f"a run with {stages} stages ended with status {status}")
-    lines = (run_dir / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+        reason = said.getvalue().strip().partition("\n")[0]
+        raise click.ClickException(f"a run with {options.stages} stages failed: {reason}")
+    lines = (options.run_dir / METRICS_FILE).read_text(encoding="utf-8").splitlines()
     return float(median(json.loads(line)["images_per_s"] for line in lines[1:]))
 
 
-def one_round(network: str, counts: Sequence[int], images: int) -> dict[int, Round]:
-    """Measure costs, then predict and train with each number of stages."""
+def one_round(task: Task, divisions: Sequence[Division]) -> Found:
+    """Measure costs, train, measure again, train with the next division and so on."""
     with TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder
-        config, found = _written(network, images, folder), {}
-        for number, stages in enumerate(counts):
-            said = predicted(config, stages, measure=number == 0)
-            found[stages] = Round(said, measured(config, stages, Path(folder)))
-            print(_line(network, stages, found[stages]), flush=True)
+        found: Found = {}
+        for number, one in enumerate(divisions):
+            options = task.options(one, Path(folder))
+            is_new = one.gpus not in {before.gpus for before in divisions[:number]}
+            before = predicted(replace(options, measure=is_new))
+            run_dir = Path(folder) / f"run-{number}"
+            speed = measured(replace(options, run_dir=run_dir, view="quiet"))
+            after = predicted(replace(options, measure=True))
+            found[one] = Round(mean((before, after)), speed)
+            print(_line(task.network, one, found[one]), flush=True)
         return found
 
 
-def _written(network: str, images: int, folder: str) -> Path:
-    """The config of a network whose epochs have so many images."""
-    config = Path(folder) / f"{network}.yaml"
-    config.write_text(NETWORKS[network].replace("IMAGES", str(images)) + COMMON)
-    return config
-
-
-def check(networks: Sequence[str], counts: Sequence[int], images: int) -> None:
+def check(tasks: Sequence[Task], divisions: Sequence[Division]) -> None:
     """Asked before anything is measured.
 
     Raises:
-        ConfigError: where a network can't be divided into so many stages.
+        ConfigError: where a network can't be divided in one of these ways.
     """
     with TemporaryDirectory() as folder:
-        for network in networks:
-            make_job(Options(_written(network, images, folder), stages=max(counts), gpus="cpu"))
+        for task, one in product(tasks, divisions):
+            make_job(task.options(one, Path(folder)))
 
 
-def _line(network: str, stages: int, one: Round) -> str:
-    error = 100 * (one.predicted / one.measured - 1)
+def _line(network: str, one: Division, found: Round) -> str:
+    error = 100 * (found.predicted / found.measured - 1)
     return (
-        f"{network:6} {stages} stages: predicted {one.predicted:8.0f}, measured "
-        f"{one.measured:8.0f} images/s ({error:+.1f} %)"
+        f"{network:6} {one.name}: predicted {found.predicted:8.0f}, measured "
+        f"{found.measured:8.0f} images/s ({error:+.1f} %)"
     )
-
-
-def summary(rounds: Sequence[dict[int, Round]]) -> list[dict[str, Any]]:
-    """Medians of each number of stages; the error is that of the medians of ratios."""
-    rows = []
-    for stages in rounds[0]:
-        ratios = [one[stages].predicted / one[stages].measured for one in rounds]
-        rows.append(
-            {
-                "stages": stages,
-                "predicted": round(median(one[stages].predicted for one in rounds), 1),
-                "measured": round(median(one[stages].measured for one in rounds), 1),
-                "predicted_over_measured": round(median(ratios), 4),
-                "within": abs(median(ratios) - 1) <= WITHIN,
-                "rounds": [asdict(one[stages]) for one in rounds],
-            }
-        )
-    return rows
-
-
-def table(networks: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Images/s predicted and measured, by network and stages."""
-    rows = [
-        [
-            network,
-            f"{row['stages']}",
-            f"{row['predicted']:,.0f}",
-            f"{row['measured']:,.0f}",
-            f"{row['predicted_over_measured'] - 1:+.1%}",
-            _spread(row["rounds"]),
-            "yes" if row["within"] else "**no**",
-        ]
-        for network, found in networks.items()
-        for row in found
-    ]
-    columns = ["network", "stages", "predicted", "measured", "off by", "single rounds"]
-    return markdown([*columns, f"within {WITHIN:.0%}"], rows, texts={"network"})
-
-
-def _spread(rounds: Sequence[Mapping[str, float]]) -> str:
-    errors = [one["predicted"] / one["measured"] - 1 for one in rounds]
-    return f"{min(errors):+.1%} to {max(errors):+.1%}"
-
-
-def report(result: Mapping[str, Any], name: str, *, table_too: bool) -> None:
-    """Print the table, and write it into README.md, with the picture."""
-    networks = {network: result[network] for network in NETWORKS if network in result}
-    print(table(networks))
-    if not table_too:
-        return
-    source = f"`{result['command']}`, {result['processor']}, commit {result['commit']}"
-    picture = f"![Images/s over stages](figures/{draw_scaling(networks, name).name})"
-    write_section(README, name, f"{table(networks)}\n{source}. {WORDS}\n\n{picture}")
 
 
 @click.command()
 @click.option("--network", "networks", multiple=True, type=click.Choice(list(NETWORKS)))
 @click.option("--stages", default="1,2,3,4", show_default=True, callback=counts_of, metavar="N,M")
+@click.option(
+    "--gpus",
+    "specs",
+    multiple=True,
+    default=("cpu",),
+    show_default=True,
+    metavar="SPEC",
+    help="Devices, as in pipeline-launch; repeat it for several sets of them.",
+)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Of the config.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
 @click.option("--images", default=12_800, show_default=True, type=click.IntRange(128))
 @click.option("--name", default="scaling", show_default=True, help="Of the file in results/.")
@@ -195,41 +169,44 @@ def report(result: Mapping[str, Any], name: str, *, table_too: bool) -> None:
 def main(
     networks: tuple[str, ...],
     stages: tuple[int, ...],
+    specs: tuple[str, ...],
+    overrides: tuple[str, ...],
     rounds: int,
     images: int,
     name: str,
     only_report: bool,
     no_table: bool,
 ) -> None:
-    """Compare predicted with measured images/s on the CPU; an epoch has so many IMAGES."""
+    """Compare predicted with measured images/s; an epoch has so many IMAGES."""
     if not only_report:
-        chosen = networks or tuple(NETWORKS)
-        check(chosen, stages, images)
-        extent = {_case(network, n): rounds for network in chosen for n in stages}
+        tasks = [Task(network, images, overrides) for network in networks or ON_A_CPU]
+        divisions = [Division(count, spec) for spec in specs for count in stages]
+        check(tasks, divisions)
+        extent = {_case(task.network, one): rounds for task, one in product(tasks, divisions)}
         check_can_be_kept(name, "scaling", extent, _extent_of_kept, table=not no_table)
-        print(f"kept in {write_result(name, measure(chosen, stages, rounds, images, name))}")
-    report(read_result(name, "scaling"), name, table_too=not no_table)
+        print(f"kept in {write_result(name, measure(tasks, divisions, rounds, name))}")
+    report(read_result(name, "scaling"), NETWORKS, name, table_too=not no_table)
 
 
 def _extent_of_kept(result: Mapping[str, Any]) -> Extent:
     rows = [(network, row) for network in NETWORKS for row in result.get(network, ())]
-    return {_case(network, row["stages"]): len(row["rounds"]) for network, row in rows}
+    return {_case(network, division_of(row)): len(row["rounds"]) for network, row in rows}
 
 
-def _case(network: str, stages: int) -> str:
-    return f"{network}, {stages} stages"
+def _case(network: str, one: Division) -> str:
+    return f"{network}, {one.name}"
 
 
 def measure(
-    networks: Sequence[str], stages: Sequence[int], rounds: int, images: int, name: str
+    tasks: Sequence[Task], divisions: Sequence[Division], rounds: int, name: str
 ) -> dict[str, Any]:
     """Every network, round by round; what was found so far is kept after each."""
     result = provenance("python -m benchmarks.scaling " + " ".join(sys.argv[1:]))
-    for network in networks:
-        found: list[dict[int, Round]] = []
+    for task in tasks:
+        found: list[Found] = []
         for _ in range(rounds):
-            found.append(one_round(network, stages, images))
-            result[network] = summary(found)
+            found.append(one_round(task, divisions))
+            result[task.network] = summary(found)
             keep_so_far(name, result)
     return result
 
