@@ -116,7 +116,8 @@ def heads_of(
     mapped: Tensor | None
     pooled: Tensor | None = None
     if isinstance(sim, nn.Conv2d) and is_reduced(h) and not torch.compiler.is_compiling():
-        mapped, pooled = read_out(h, sim.weight, spec, overwrite=overwrite)
+        spare = overwrite and (pred is None or spec is not None)  # else it reads h itself, later
+        mapped, pooled = read_out(h, sim.weight, spec, overwrite=spare)
     else:
         mapped = sim(h) if sim is not None else None
         if mapped is None and spec is not None and overwrite and remake(h):

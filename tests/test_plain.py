@@ -31,14 +31,17 @@ MODELS = {
     "mlp": {"name": "mlp", "hidden_layers": 2, "hidden": 12},
     # a decoder that pools, one that pads, both poolings
     "vgg": {"name": "vgg", "layers": [5, "M", 6, "A3", 6], "hidden": 8},
+    "vgg, whole maps decoded": {"name": "vgg", "layers": [5, "M", 6, "A3", 6], "hidden": 8},
 }
+DECODED = {"vgg, whole maps decoded": 1024}
+"""Inputs of a decoder, at most; 24 of others."""
 
 
 def stage_of(model: str, loss: str) -> Stage:
     """A stage of ours that holds the whole network, in float64."""
     tree: dict[str, Any] = {
         "model": MODELS[model],
-        "loss": {"name": loss, "dim_in_decoder": 24},
+        "loss": {"name": loss, "dim_in_decoder": DECODED.get(model, 24)},
         "data": {"name": "cifar10"},
     }
     config = build_config(tree, "test")
