@@ -104,20 +104,21 @@ def measure(
     fed_s = feed_s(config)
     times = measure_blocks(config, facts, devices[0], told)
     crowd = _crowd(config, facts, times, devices[0], told)
-    _keep(path, dump_tree(_tree(config, specs, devices[0], times, fed_s, crowd)))
+    _keep(path, dump_tree(_tree(config, specs, devices, times, fed_s, crowd)))
     return path
 
 
 def _tree(
     config: Config,
     specs: Sequence[BlockSpec],
-    device: str,
+    devices: Sequence[str],
     times: Sequence[BlockTimes],
     fed_s: float,
     crowd: Crowd,
 ) -> dict[str, object]:
     from pipeline.measure import copied_per_s  # torch
 
+    threads = config.runtime.threads_per_stage
     rows = [
         {
             "block": block.block,
@@ -129,10 +130,10 @@ def _tree(
     ]
     return {
         "network": f"{config.model.name}, {config.loss.name}, {config.runtime.precision}",
-        "device": f"{device}: {device_kind(device)}, {config.runtime.threads_per_stage} threads",
+        "device": f"{devices[0]}: {device_kind(devices[0])}, {threads} threads",
         "batch_size": config.data.batch_size,
         "measured": f"{date.today().isoformat()}, torch {version('torch')}",
-        "copied_per_s": float(f"{copied_per_s(device):.3g}"),
+        "copied_per_s": float(f"{copied_per_s(devices):.3g}"),
         "feed_s": _rounded(fed_s),
         "crowded_speed": _rounded(crowd.speed),
         "crowd": crowd.at_work,
@@ -199,7 +200,7 @@ def _capacity(config: Config, device: str) -> float:
 def _key(config: Config) -> list[object]:
     """Everything of a config that times depend on, but for what `specs` say of the network."""
     tree = config_tree(config)
-    decisive = ("precision", "compile", "cuda_graphs", "threads_per_stage")
+    decisive = ("precision", "compile", "cuda_graphs", "threads_per_stage", "on_nonfinite")
     runtime = {key: tree["runtime"][key] for key in decisive}
     data = {key: value for key, value in tree["data"].items() if key not in _INDIFFERENT}
     return [tree["model"], tree["loss"], tree["optimizer"]["name"], data, runtime]

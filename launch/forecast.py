@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from launch.dry_run import memory_by_device, plain_table, say
 from launch.wording import size_text
 from pipeline.plan import Plan, StagePlan, make_plan
+from pipeline.specs import stage_units
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ _GROWS = 1.01
 """Less than this from one count of devices to the next is no growth."""
 _BINDS = 0.97
 """What is busy for this share of the time is the bound."""
+_UNDIVIDED = "and no layer is divided among devices"
 _GREEDY = (
     "No speed is predicted: in greedy training one block learns at a time, and each phase has a "
     "speed of its own."
@@ -36,7 +38,10 @@ def print_forecast(job: Job, known: Foresight, console: Console) -> None:
     if job.config.schedule.greedy:
         say(console, _GREEDY)
         return
-    timing, plan = known.timing, _one_process(job) if job.single else job.plan
+    timing, plan = known.timing, job.plan
+    if job.single:
+        plan = _one_process(job)
+        timing = timing.in_one_process() if plan.stages[0].device == "cpu" else timing
     found = timing.prospect(plan, job.config.runtime.max_in_flight)
     memory = memory_by_device(plan, plan.stage_costs(job.costs))
     say(console, f"Predicted ({known.source}): {found.images_per_s:,.0f} images/s.")
@@ -45,7 +50,7 @@ def print_forecast(job: Job, known: Foresight, console: Console) -> None:
     for sentence in _too_full(memory, known.memory_bytes):
         say(console, sentence)
     if plan.stages[0].device != "cpu" and not (job.single or job.config.loss.is_global):
-        _print_growth(job, timing, console)
+        _print_growth(job, known, console)
 
 
 def _one_process(job: Job) -> Plan:
@@ -66,13 +71,15 @@ def _too_full(memory: Mapping[str, int], limit: float | None) -> list[str]:
         return []
     return [
         f"{device} needs {size_text(needed)} and has {size_text(limit)}: use more devices or "
-        "stages, or a smaller data.batch_size"
+        "stages, or a smaller data.batch_size, or place stages yourself with --plan"
         for device, needed in memory.items()
         if needed > limit
     ]
 
 
-def _print_growth(job: Job, timing: Timing, console: Console) -> None:
+def _print_growth(job: Job, known: Foresight, console: Console) -> None:
+    timing = known.timing
+
     def on(count: int) -> _Grown:
         plan = _plan_on(job, timing, count)
         return _Grown(count, plan, timing.prospect(plan, job.config.runtime.max_in_flight))
@@ -84,7 +91,7 @@ def _print_growth(job: Job, timing: Timing, console: Console) -> None:
         f"With {n} stage{'s' * (n > 1)}, divided and placed anew for each number of devices:",
     )
     console.print()
-    console.print(_growth_table(grown))
+    console.print(_growth_table(job, grown, known.memory_bytes))
     say(console, _where_it_stops(job, timing, grown, on))
 
 
@@ -112,15 +119,22 @@ def _plan_on(job: Job, timing: Timing, count: int) -> Plan:
     return make_plan(job.specs, job.costs, stages=stages, devices=devices, loads=timing.loads)
 
 
-def _growth_table(grown: Sequence[_Grown]) -> Table:
-    headings = ("equal devices", "used", "images/s", "speed-up", "busy, on average")
+def _growth_table(job: Job, grown: Sequence[_Grown], limit: float | None) -> Table:
+    headings = ("equal devices", "used", "images/s", "speed-up", "busy, on average", "most memory")
     table = plain_table((), headings)
     for one in grown:
         busy = sum(one.found.device_busy.values()) / one.devices
         speedup = one.speed / grown[0].speed
         cells = (f"{one.speed:,.0f}", f"{speedup:.2f}×", f"{100 * busy:.0f} %")
-        table.add_row(str(one.devices), str(one.used), *cells)
+        table.add_row(str(one.devices), str(one.used), *cells, _most_memory(job, one.plan, limit))
     return table
+
+
+def _most_memory(job: Job, plan: Plan, limit: float | None) -> str:
+    """Of a device; marked where it is more than devices have."""
+    needed = max(memory_by_device(plan, plan.stage_costs(job.costs)).values())
+    has_room = limit is None or needed <= limit
+    return size_text(needed) if has_room else f"too much: {size_text(needed)}"
 
 
 def _where_it_stops(
@@ -153,15 +167,22 @@ def _why(job: Job, timing: Timing, plan: Plan, found: Prospect) -> str:
     slowest = max(range(len(works)), key=lambda stage: works[stage].total_s)
     if works[slowest].total_s >= _BINDS * batch_s:
         share = works[slowest].total_s / sum(work.total_s for work in works)
-        names = ", ".join(job.specs[block].name for block in plan.stages[slowest].blocks)
-        return (
-            f"stage {slowest} ({names}) alone is {100 * share:.0f} % of the work, and no layer is "
-            "divided among devices"
-        )
+        blocks = plan.stages[slowest].blocks
+        names = ", ".join(job.specs[block].name for block in blocks)
+        parts = [unit for unit in stage_units(job.specs) if unit[0].index in blocks]
+        cure = "which more --stages would divide" if len(parts) > 1 else _UNDIVIDED
+        return f"stage {slowest} ({names}) alone is {100 * share:.0f} % of the work, {cure}"
     if timing.feed_s >= _BINDS * batch_s:
         return (
             f"the coordinator prepares a batch every {_ms(timing.feed_s)} ms, and no faster; "
             "faster storage or processors there would help"
+        )
+    carried = max(range(len(works)), key=lambda stage: works[stage].link_s)
+    if works[carried].link_s >= _BINDS * batch_s:
+        return (
+            f"what stage {carried} sends keeps the link to the next one busy for "
+            f"{_ms(works[carried].link_s)} ms with each batch; links with more bytes per second "
+            "would help"
         )
     if max(found.device_busy.values()) >= _BINDS:
         return "no placement was found that shares the stages out more evenly"

@@ -77,11 +77,12 @@ def measure_blocks(
     return tuple(found)
 
 
-def copied_per_s(device_name: str) -> float:
-    """Bytes per second that one thread of this machine copies, or a CUDA device within itself."""
-    device = torch.device(device_name)
+def copied_per_s(device_names: Sequence[str]) -> float:
+    """Bytes per second that one thread of this machine copies, or the first CUDA device to the
+    second; where there is but one, within itself, which is faster."""
+    device, beyond = torch.device(device_names[0]), torch.device(device_names[:2][-1])
     source, laps = torch.ones(_COPIED_BYTES, dtype=torch.uint8, device=device), _Laps(device)
-    target = torch.empty_like(source)
+    target = torch.empty_like(source, device=beyond)
     for _ in range(WARM_UP + BATCHES):
         laps.begin()
         target.copy_(source)

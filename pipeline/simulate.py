@@ -25,14 +25,21 @@ class StageWork:
     """What one batch costs a stage, in seconds of its device.
 
     `forward_s`: until it can send; `send_s`: the copy; `learn_s`: after it has sent.
-    `travel_s`: until what it sent has arrived, in which no device is busy.
+    `link_s`: what it sent keeps the link to the next stage busy for so long, one batch after the
+    other; `latency_s`: then until it is there. No device is busy meanwhile.
     """
 
     device: int
     forward_s: float
     learn_s: float
     send_s: float = 0.0
-    travel_s: float = 0.0
+    link_s: float = 0.0
+    latency_s: float = 0.0
+
+    @property
+    def travel_s(self) -> float:
+        """Seconds that a batch is under way to the next stage, where the link is free."""
+        return self.link_s + self.latency_s
 
     @property
     def total_s(self) -> float:
@@ -127,7 +134,8 @@ class _Device:
 
 @dataclass(slots=True)
 class _Worker:
-    """A stage in the course of the simulation; `room`: credits of the next one."""
+    """A stage in the course of the simulation; `room`: credits of the next one; `link_free_s`: when
+    the link to it has carried all that was sent so far."""
 
     work: StageWork
     device: _Device
@@ -136,6 +144,7 @@ class _Worker:
     doing: _Doing = _Doing.WAITING
     worked_s: float = 0.0
     begun_s: float = 0.0
+    link_free_s: float = 0.0
 
     def so_far_s(self) -> float:
         """What it has had of its device."""
@@ -253,11 +262,13 @@ class _Simulation:
                 self._has_sent(stage)
 
     def _has_sent(self, stage: int) -> None:
-        work = self._workers[stage].work
+        worker = self._workers[stage]
         self._fed += stage == 0
         if stage < len(self._workers) - 1:
-            heappush(self._events, (self._now_s + work.travel_s, -1, stage + 1))
-        self._begin(stage, _Doing.LEARNING, work.learn_s)
+            worker.link_free_s = max(self._now_s, worker.link_free_s) + worker.work.link_s
+            arrives_s = worker.link_free_s + worker.work.latency_s
+            heappush(self._events, (arrives_s, -1, stage + 1))
+        self._begin(stage, _Doing.LEARNING, worker.work.learn_s)
 
     def _end_batch(self, stage: int) -> None:
         if stage:

@@ -6,7 +6,7 @@ either way they become the work of stages, and the simulation says how fast the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -51,7 +51,8 @@ class BlockTimes:
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """How tensors cross: copied by the sender's device, or sent to another while it works on."""
+    """How tensors cross: copied by the sender's device, or sent to another while it works on. Each
+    two neighbouring stages on different devices have a link of their own."""
 
     copied_per_s: float = inf
     sent_per_s: float = inf
@@ -88,6 +89,13 @@ class Timing:
     def loads(self) -> list[int]:
         """As the planner wants them, in nanoseconds; none is free."""
         return [max(1, round(block.total_s * 1e9)) for block in self.times]
+
+    def in_one_process(self) -> Timing:
+        """In single mode on a CPU, where the process that trains prepares each batch itself, and
+        no other is at work."""
+        first, *others = self.times
+        first = replace(first, forward_s=first.forward_s + self.feed_s)
+        return replace(self, times=(first, *others), feed_s=0.0, crowd=NO_CROWD)
 
     def works(self, plan: Plan) -> list[StageWork]:
         """What a batch costs each stage."""
@@ -140,7 +148,8 @@ class Timing:
             earlier + forward,
             learn,
             send_s=nbytes / self.links.copied_per_s,
-            travel_s=0.0 if here else self.links.latency_s + nbytes / self.links.sent_per_s,
+            link_s=0.0 if here else nbytes / self.links.sent_per_s,
+            latency_s=0.0 if here else self.links.latency_s,
         )
 
 

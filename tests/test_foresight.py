@@ -14,6 +14,7 @@ from rich.console import Console
 from launch import costfile
 from launch.costfile import cost_file
 from launch.forecast import print_forecast
+from launch.foresight import Foresight
 from launch.job import Job, Options, make_job
 from pipeline.errors import ConfigError
 from pipeline.plan import make_plan
@@ -85,7 +86,8 @@ def test_no_fewer_devices_bring_as_much(tmp_path: Path) -> None:
 def test_growth_is_that_of_the_stages_asked_for(tmp_path: Path) -> None:
     text = printed(imagined(tmp_path, stages=2))
     assert "With 2 stages, divided and placed anew" in text
-    assert "More than 2 devices bring nothing" in text
+    assert "More than 2 devices bring nothing: stage 0 (" in text
+    assert "% of the work, which more --stages would divide." in " ".join(text.split())
 
 
 def test_single_mode_is_one_process_on_one_device(tmp_path: Path) -> None:
@@ -114,19 +116,44 @@ def test_a_feed_that_is_the_bound_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("link", "latency", "cure"),
-    [("5e9", "1e-5", "with more bytes per second"), ("1e15", "1e-2", "that answer sooner")],
+    [("5e10", "1e-5", "with more bytes per second"), ("1e15", "1e-2", "that answer sooner")],
 )
 def test_slow_links_are_named_as_the_reason(
     tmp_path: Path, link: str, latency: str, cure: str
 ) -> None:
-    text = " ".join(printed(imagined(tmp_path, link=link, latency=latency)).split())
+    overrides = ("runtime.max_in_flight=1",)
+    job = imagined(tmp_path, link=link, latency=latency, overrides=overrides)
+    text = " ".join(printed(job).split())
     assert re.search(r"batches wait for links: from stage \d+ to the next one takes", text)
     assert f"a larger runtime.max_in_flight would help, or links {cure}." in text
+
+
+def test_a_link_that_is_the_bound_is_named_and_credits_do_not_help(tmp_path: Path) -> None:
+    """Stage 4, a convolution 128→256, passes on 256 maps of 8×8: 8.4 MB a batch."""
+    for in_flight in (2, 32):
+        overrides = (f"runtime.max_in_flight={in_flight}",)
+        text = " ".join(printed(imagined(tmp_path, link="5e8", overrides=overrides)).split())
+        assert "stage 4 sends keeps the link to the next one busy for 17 ms with each batch" in text
+        assert "max_in_flight would help" not in text
+        assert " 2 2 7,629 " in text  # 128 images every 16.8 ms
 
 
 def test_a_device_that_is_too_small_is_named(tmp_path: Path) -> None:
     text = printed(imagined(tmp_path, memory="1e8", gpus="0-3"))
     assert re.search(r"cuda:0 needs \d+ MiB and has 95\.4 MiB: use more devices", text)
+    assert re.search(r" 1 +1 +[\d,]+ +1\.00× +100 % +too much: 1\.19 GiB", text)
+    assert "too much" not in printed(imagined(tmp_path, memory="1e12"))
+
+
+@pytest.mark.usefixtures("tiny")
+def test_in_single_mode_a_cpu_prepares_each_batch_and_nobody_else_is_at_work(
+    tmp_path: Path,
+) -> None:
+    job = make_job(Options(tmp_path / "tiny.yaml", gpus="cpu", single=True))
+    times = tuple(BlockTimes(n, 1, 1) for n in range(4))
+    crowded = Timing(times, job.costs, 32, capacity=2.0, feed_s=2.0, crowd=Crowd(0.5))
+    foresight = Foresight(crowded, "measured: here")
+    assert "Predicted (measured: here): 3 images/s" in printed(replace(job, foresight=foresight))
 
 
 def test_assumptions_are_for_dry_runs(tmp_path: Path) -> None:
@@ -173,12 +200,13 @@ def test_costs_are_kept_apart_by_what_they_depend_on(tmp_path: Path) -> None:
             ("runtime.threads_per_stage=2",),
             ("model.hidden=17",),
             ("runtime.cuda_graphs=false",),
+            ("runtime.on_nonfinite=skip_batch",),  # which records no steps
             ("data.crop_padding=2",),
         )
     ]
     paths = [cost_file(job.config, job.specs, "cpu") for job in jobs]
     assert paths[0] == paths[1]
-    assert len(set(paths)) == 6
+    assert len(set(paths)) == 7
     assert cost_file(jobs[0].config, jobs[0].specs, "cuda:0") != paths[0]
 
 

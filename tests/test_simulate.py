@@ -77,10 +77,22 @@ def test_each_companion_takes_as_much_time() -> None:
 
 def test_copies_keep_the_device_busy_and_travelling_does_not() -> None:
     """f 0–1, copy 1–1.5, on its way until 2.5; stage 1 works 2.5–3.5."""
-    stages = [StageWork(0, 1.0, 1.0, send_s=0.5, travel_s=1.0), StageWork(1, 1.0, 0.0)]
+    stages = [StageWork(0, 1.0, 1.0, send_s=0.5, link_s=1.0), StageWork(1, 1.0, 0.0)]
     found = forecast(stages, max_in_flight=4)
     assert found.ends_s[:3] == pytest.approx((3.5, 6.0, 8.5))
     assert found.stage_busy == pytest.approx((1.0, 0.4))
+
+
+def test_a_link_carries_one_batch_after_the_other() -> None:
+    """Sent at 1 and 3 s, and so on: 3 s for each on the link, half a second more to arrive.
+    However many may be under way, one comes out every 3 s; latency alone delays, and no more."""
+    stages = [StageWork(0, 1.0, 1.0, link_s=3.0, latency_s=0.5), StageWork(1, 1.0, 0.0)]
+    for in_flight in (2, 16, 64):
+        found = forecast(stages, max_in_flight=in_flight, batches=400)
+        assert found.ends_s[:3] == pytest.approx((5.5, 8.5, 11.5))
+        assert found.batch_s == pytest.approx(3.0)
+    far = [replace(stages[0], link_s=0.0, latency_s=30.0), stages[1]]
+    assert forecast(far, max_in_flight=64, batches=400).batch_s == pytest.approx(2.0)
 
 
 def test_stages_on_one_device_share_it() -> None:
@@ -136,7 +148,8 @@ works = st.builds(
     forward_s=st.floats(0.001, 1.0),
     learn_s=st.floats(0.001, 1.0),
     send_s=st.floats(0.0, 0.1),
-    travel_s=st.floats(0.0, 0.1),
+    link_s=st.floats(0.0, 0.1),
+    latency_s=st.floats(0.0, 0.1),
 )
 
 
@@ -145,6 +158,7 @@ def test_no_pipeline_beats_its_busiest_device(stages: list[StageWork], in_flight
     found = simulate(stages, capacity=[1.0] * 3, max_in_flight=in_flight, batches=12)
     stages = [*stages[:-1], replace(stages[-1], send_s=0.0)]  # the last has nobody to send to
     loads = [sum(s.total_s for s in stages if s.device == device) for device in range(3)]
+    loads += [stage.link_s for stage in stages[:-1]]
     in_order = list(found.ends_s)
     assert in_order == sorted(in_order)
     learning = sum(stage.learn_s for stage in stages)  # may be going on when the last is done
@@ -155,10 +169,7 @@ def test_no_pipeline_beats_its_busiest_device(stages: list[StageWork], in_flight
 
 @given(st.lists(works, min_size=1, max_size=5))
 def test_more_credits_never_slow_it_down_on_devices_of_their_own(stages: list[StageWork]) -> None:
-    apart = [
-        StageWork(number, s.forward_s, s.learn_s, s.send_s, s.travel_s)
-        for number, s in enumerate(stages)
-    ]
+    apart = [replace(stage, device=number) for number, stage in enumerate(stages)]
     ends = [
         simulate(apart, capacity=[1.0] * len(apart), max_in_flight=n, batches=10).ends_s[-1]
         for n in (1, 2, 4)
