@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from pipeline.links import Sender
     from pipeline.run import Run
 
+_SLOWEST_BYTES_PER_S = 1e6
+"""Of a network that is still worth training over."""
 _LONGEST_SOCKET_PATH = 90  # the kernel takes 107 bytes; names of sockets are added to the folder
 
 
@@ -36,11 +38,7 @@ def run_pipeline(run: Run, engine: Engine) -> None:
         PipelineError: as `Coordinator.run`; by then every process and socket file is gone.
         ConfigError: where `runtime.bind_address` is none of this machine's.
     """
-    runtime = run.config.runtime
-    watch = Watch(
-        heartbeat_timeout_s=runtime.heartbeat_timeout_s, stall_timeout_s=runtime.stall_timeout_s
-    )
-    keys = _keys(run)
+    keys, watch = _keys(run), _watch(run)
     with _socket_folder() as folder, _open_sockets(keys[0]) as sockets:
         place = _places(run, folder)
         control = ZmqControlServer(
@@ -61,6 +59,17 @@ def run_pipeline(run: Run, engine: Engine) -> None:
         finally:
             workers.stop()
             coordinator.close()
+
+
+def _watch(run: Run) -> Watch:
+    """Over a network, what travels may take its time."""
+    runtime = run.config.runtime
+    transfer_s = 0.0 if runtime.transport == "ipc" else run.most_sent_bytes / _SLOWEST_BYTES_PER_S
+    return Watch(
+        heartbeat_timeout_s=runtime.heartbeat_timeout_s,
+        stall_timeout_s=runtime.stall_timeout_s,
+        transfer_s=transfer_s,
+    )
 
 
 def _keys(run: Run) -> tuple[Keys | None, ...]:

@@ -133,7 +133,15 @@ def make_run(
         observer=observer,
         folder=folder,
         most_file_bytes=2 * max(cost.state_bytes for cost in job.costs) + _FILE_OVERHEAD_BYTES,
+        most_sent_bytes=_most_sent_bytes(job),
     )
+
+
+def _most_sent_bytes(job: Job) -> int:
+    """A batch on every link, or the states of all stages, that are on their way at once."""
+    stages = job.plan.stage_costs(job.costs)
+    batches = received_bytes(job.specs, stages, job.config.data.batch_size)
+    return max(sum(batches), sum(cost.state_bytes for cost in job.costs))
 
 
 def carry_out(run: Run, engine: Engine | None) -> None:

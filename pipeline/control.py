@@ -14,6 +14,7 @@ from pipeline.codec import decode, encode
 from pipeline.errors import ProtocolError, TimedOutError
 from pipeline.links import Said
 from pipeline.messages import PROTOCOL_VERSION, name_of_run
+from pipeline.patience import Patience
 from pipeline.sockets import LINGER_MS, Sockets, ms, send, waits
 
 if TYPE_CHECKING:
@@ -51,10 +52,13 @@ class ZmqControlClient:
             TimedOutError: where nothing came in time.
             ProtocolError: where it said what is no message.
         """
-        if not self._socket.poll(ms(timeout_s)):
-            raise TimedOutError(
-                f"stage {self._stage} waited {timeout_s:.1f} s for the coordinator: it said nothing"
-            )
+        patience = Patience(timeout_s)
+        while not self._socket.poll(ms(look_s := patience.next_look_s())):
+            if not look_s:
+                raise TimedOutError(
+                    f"stage {self._stage} waited {timeout_s:.1f} s for the coordinator: "
+                    "it said nothing"
+                )
         head, *attached = self._socket.recv_multipart(copy=False)
         return Said(self._stage, decode(head.buffer), tuple(f.buffer for f in attached))
 

@@ -76,14 +76,17 @@ class BackgroundKeeper:
         self._changed = Condition()
         self._writing: RunSnapshot | None = None
         self._waiting: RunSnapshot | None = None
+        self._writer_lives = False
 
     def keep(self, snapshot: RunSnapshot) -> None:
         """As `Keeper.keep`."""
         with self._changed:
             if self._writing is None:
-                # a daemon: a second Ctrl-C does not wait for a disk that hangs
-                Thread(target=self._write, name="keeper", daemon=True).start()
                 self._writing = snapshot
+                if not self._writer_lives:
+                    # a daemon: a second Ctrl-C does not wait for a disk that hangs
+                    Thread(target=self._write, name="keeper", daemon=True).start()
+                    self._writer_lives = True
                 return
             if self._waiting is not None:
                 self._outcomes.append(LeftOut(self._waiting.step))
@@ -104,6 +107,7 @@ class BackgroundKeeper:
 
     def _current(self) -> RunSnapshot | None:
         with self._changed:
+            self._writer_lives = self._writing is not None
             return self._writing
 
     def _finished(self, outcome: Outcome) -> None:

@@ -15,16 +15,16 @@ class KeptStates:
 
     def __init__(self) -> None:
         self._files: dict[int, Sequence[bytes | memoryview]] = {}
-        self._complete = 0
+        self._awaited: int | None = None
 
     @property
     def all_complete(self) -> bool:
         """Whether the coordinator has the newest one, of every stage."""
-        return max(self._files, default=0) <= self._complete
+        return self._awaited is None
 
     def add(self, step: int, files: Sequence[bytes | memoryview]) -> None:
         """Keep the files of a snapshot, in the order of the stage's blocks."""
-        self._files[step] = files
+        self._files[step], self._awaited = files, step
 
     def at(self, step: int) -> Sequence[bytes | memoryview]:
         """The files of a snapshot.
@@ -38,10 +38,11 @@ class KeptStates:
 
     def drop_before(self, step: int) -> None:
         """This one is complete in all stages."""
-        self._complete = step
+        if self._awaited is not None and self._awaited <= step:
+            self._awaited = None
         self._files = {kept: files for kept, files in self._files.items() if kept >= step}
 
     def drop_after(self, step: int) -> None:
         """The run has gone back to this one, or begins here."""
-        self._complete = step
+        self._awaited = None
         self._files = {kept: files for kept, files in self._files.items() if kept <= step}

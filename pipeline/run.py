@@ -54,6 +54,8 @@ class Run:
     """The run directory, for what is left for inspection."""
     most_file_bytes: int = 1 << 36
     """No block file is larger."""
+    most_sent_bytes: int = 0
+    """That are on their way between processes at once: a batch on every link, or all states."""
 
     def heed_interruption(self) -> None:
         """End the feed, once, if the person or the cluster asked for it."""

@@ -21,6 +21,7 @@ from pipeline.errors import CalledOffError, ProtocolError, TimedOutError
 from pipeline.inband import Stop
 from pipeline.links import Arrived, Delivery, LinkStatistics, never, no_credit
 from pipeline.messages import PROTOCOL_VERSION, CloseLink, Credit, Header, OpenLink, name_of_run
+from pipeline.patience import Patience
 from pipeline.sockets import LINGER_MS, Sockets, ms, send, waits
 from pipeline.writers import open_writer
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from pipeline.sockets import Letter
 
 _LETTERS_AT_ONCE = 1000  # read before the caller may go on: strangers may talk without end
-_LOOK_S = 0.2  # how often a waiting end looks whether it is still wanted
 
 
 class ZmqSender:
@@ -124,13 +124,14 @@ class ZmqSender:
             self._slot = self._credits.popleft()
 
     def _hear_until(self, heard: Callable[[], bool], wanted: str) -> None:
-        began = monotonic()
+        began, patience = monotonic(), Patience(self._timeout_s)
         while not heard() or waits(self._socket):
-            if heard() or self._socket.poll(ms(_LOOK_S)):
+            look_s = patience.next_look_s()
+            if heard() or self._socket.poll(ms(look_s)):
                 self._hear()
                 continue
             self._check_wanted()
-            if monotonic() - began > self._timeout_s:
+            if not look_s:
                 raise TimedOutError(
                     f"{self._me} waited {monotonic() - began:.1f} s for {self._peer} to take "
                     f"{wanted}: it took none"
@@ -199,17 +200,17 @@ class ZmqReceiver:
             CalledOffError: where `called_off` says so.
             ProtocolError: where the peer is of another run or says what it may not.
         """
-        began = monotonic()
+        began, patience = monotonic(), Patience(timeout_s)
         self._drain()
         while not self._arrived:
             if called_off():
                 raise CalledOffError(f"{self._me} is told to stop waiting for {self._peer}")
-            left = timeout_s - (monotonic() - began)
-            if left <= 0:
+            look_s = patience.next_look_s()
+            if not look_s:
                 raise TimedOutError(
                     f"{self._me} waited {timeout_s:.1f} s for {self._peer} to send: nothing came"
                 )
-            self._listener.poll(min(left, _LOOK_S))
+            self._listener.poll(look_s)
             self._drain()
         self._waited_s += monotonic() - began
         return self._arrived.popleft()

@@ -2,7 +2,8 @@
 
 A stage that waits for a neighbour is not stuck. One that works on an item is, where its thread
 has not used the processor for a while (it hangs), or where even a very slow step would be over.
-So is a run in which everybody waits and nothing moves, while the feed waits or has ended.
+So is a run in which everybody waits and nothing moves, while the feed waits or has ended, for
+longer than what may be on its way from one process to another can take: nobody sees it move.
 """
 
 from __future__ import annotations
@@ -38,11 +39,19 @@ class _Stage:
 
 
 class Watch:
-    """What is known of every stage's pulse; times are seconds of one monotonic clock."""
+    """What is known of every stage's pulse; times are seconds of one monotonic clock.
 
-    def __init__(self, *, heartbeat_timeout_s: float, stall_timeout_s: float) -> None:
+    `transfer_s`: the longest that what travels between processes may take.
+    """
+
+    def __init__(
+        self, *, heartbeat_timeout_s: float, stall_timeout_s: float, transfer_s: float = 0.0
+    ) -> None:
         self._heartbeat_timeout_s, self._stall_timeout_s = heartbeat_timeout_s, stall_timeout_s
+        self._standstill_s = stall_timeout_s + transfer_s
         self._stages: dict[int, _Stage] = {}
+        self._waits_since: float | None = None
+        """When the feed last had something else to do."""
 
     def heard(self, stage: int, now: float, heartbeat: Heartbeat | None = None) -> None:
         """Any sign of life; a heartbeat also says what the stage is doing."""
@@ -53,6 +62,8 @@ class Watch:
 
     def skip(self, seconds: float, now: float) -> None:
         """Leave out the last `seconds`, in which the listener was not listening."""
+        if self._waits_since is not None:
+            self._waits_since = min(now, self._waits_since + seconds)
         for known in self._stages.values():
             known.heard_at = min(now, known.heard_at + seconds)
             known.changed_at = min(now, known.changed_at + seconds)
@@ -77,7 +88,10 @@ class Watch:
         Args:
             feed_waits: for the first stage to take what was sent, or all has been taken.
         """
-        return self._silent(now) or self._stuck(now) or self._deadlock(now, feed_waits)
+        if self._waits_since is None or not feed_waits:
+            self._waits_since = now
+        waits_since = self._waits_since if feed_waits else None
+        return self._silent(now) or self._stuck(now) or self._deadlock(now, waits_since)
 
     def _silent(self, now: float) -> tuple[int, str] | None:
         for stage, known in sorted(self._stages.items()):
@@ -96,11 +110,12 @@ class Watch:
                 return stage, f"is stuck: {busy_s:.1f} s at the item after batch {beat.batch_id}"
         return None
 
-    def _deadlock(self, now: float, feed_waits: bool) -> tuple[int, str] | None:
-        if not feed_waits or any(self._works(stage) for stage in self._stages):
+    def _deadlock(self, now: float, waits_since: float | None) -> tuple[int, str] | None:
+        if waits_since is None or any(self._works(stage) for stage in self._stages):
             return None
-        still_s = now - max((known.changed_at for known in self._stages.values()), default=now)
-        if still_s <= self._stall_timeout_s:
+        moved_at = max((known.changed_at for known in self._stages.values()), default=now)
+        still_s = now - max(moved_at, waits_since)
+        if still_s <= self._standstill_s:
             return None
         return min(self._stages), f"does not take what comes next: all wait since {still_s:.1f} s"
 

@@ -89,11 +89,16 @@ def failure_of(error: Exception, worker: Worker) -> Failure:
     if isinstance(error, NonFiniteLossError):
         block, batch_id = error.block, error.batch_id
     return Failure(
-        summary=one_line(error),
+        summary=_sendable(one_line(error)),
         block=block,
         batch_id=batch_id,
-        traceback="" if spoilt else "".join(traceback.format_exception(error))[-20_000:],
+        traceback="" if spoilt else _sendable("".join(traceback.format_exception(error))),
         final=spoilt and worker.on_nonfinite == "stop",
         attempt=worker.attempt,
         leave_out=spoilt and worker.on_nonfinite == "rollback",
     )
+
+
+def _sendable(text: str) -> str:
+    """The end of it, as UTF-8 can carry it: names of files need not be."""
+    return text[-20_000:].encode(errors="replace").decode()

@@ -122,6 +122,26 @@ def test_one_after_another(bench: Bench) -> None:
         assert bench.all_outcomes() == [written(step)]
 
 
+class Meanwhile(BackgroundKeeper):
+    """Gets two more when the first is written, before its thread has looked again."""
+
+    def _finished(self, outcome: Outcome) -> None:
+        super()._finished(outcome)
+        if outcome == written(1):
+            self.keep(snapshot(2))
+            self.keep(snapshot(3))
+
+
+def test_never_two_at_once(bench: Bench) -> None:
+    bench.keeper = Meanwhile(bench.store)
+    bench.keep(1)
+    for step in (1, 2, 3):
+        bench.wait_until_begun(step)
+        assert bench.store.begun.empty()
+        bench.store.take()
+    assert bench.all_outcomes() == [written(1), written(2), written(3)]
+
+
 def test_a_refusal_is_an_outcome_and_the_next_is_tried(bench: Bench) -> None:
     error = OSError(28, "No space left on device")
     bench.keep(1)

@@ -37,8 +37,8 @@ NEUTRAL = {
     "__init__", "activity", "blockfile", "checkpoint", "config", "configfile", "cost", "data",
     "datasets", "door", "durable", "errors", "events", "feed", "handwritten", "imagefiles",
     "inband", "invitation", "kept", "keeper", "linefile", "lossconfig", "meter", "modelconfig",
-    "moves", "placement", "plan", "processor", "recorder", "records", "recovery", "run", "sampling",
-    "schema", "seeding", "simulate", "specs", "store", "timing", "trouble", "watch",
+    "moves", "patience", "placement", "plan", "processor", "recorder", "records", "recovery", "run",
+    "sampling", "schema", "seeding", "simulate", "specs", "store", "timing", "trouble", "watch",
 }  # fmt: skip
 
 TYPES_ONLY = {"watch": {"messages"}}

@@ -6,6 +6,7 @@ touches the world outside, in each stage in turn. Real processes are in test_fau
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -194,6 +195,19 @@ def test_the_newest_state_is_awaited_until_the_coordinator_has_all_of_it() -> No
     kept.add(6, [b""])
     kept.drop_after(4)  # the run begins again
     assert kept.all_complete
+    kept.add(4, [b""])  # a snapshot where it began, as of a run that is interrupted at once
+    assert not kept.all_complete
+    kept.drop_before(4)
+    assert kept.all_complete
+
+
+def test_to_be_suspended_while_it_starts_is_no_waiting(folder: Folder) -> None:
+    """The clock leaps by an hour at its sixth reading."""
+    job, fleet, readings = Job(folder(), STAGES, **COURSE), Fleet(STAGES), itertools.count()
+    fleet.start()
+    coordinator(job, fleet, lambda: 3600.0 * (next(readings) > 5)).run()
+    fleet.leave()
+    assert restarts_of(job) == 0
 
 
 # --- items that never arrive --------------------------------------------------------------

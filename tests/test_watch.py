@@ -134,13 +134,33 @@ def test_waiting_is_no_problem_while_the_feed_does_not_wait(phase: str) -> None:
 
 def test_all_wait_for_each_other() -> None:
     watch = watch_of("waiting", "blocked")
+    assert problem(watch, 0.0, feed_waits=True) is None
     pulse(watch, 70, "waiting", "blocked")
     assert problem(watch, 60.0, feed_waits=True) is None
-    assert problem(watch, 70.0, feed_waits=False) is None
     assert problem(watch, 70.0, feed_waits=True) == (
         0,
         "does not take what comes next: all wait since 70.0 s",
     )
+
+
+def test_waiting_for_the_feed_is_no_deadlock_once_it_goes_on() -> None:
+    """It reads, or is not there yet, while all others are; the next heartbeat may take a while."""
+    watch = watch_of("waiting", "waiting")
+    for second in range(70):
+        assert problem(watch, float(second)) is None
+        pulse(watch, second + 1, "waiting", "waiting")
+    assert problem(watch, 70.0, feed_waits=True) is None
+    pulse(watch, 130, "waiting", "waiting")
+    assert problem(watch, 129.0, feed_waits=True) is None
+    assert problem(watch, 129.5, feed_waits=True) is not None
+
+
+def test_what_is_on_its_way_has_time_to_arrive() -> None:
+    watch = Watch(heartbeat_timeout_s=1000.0, stall_timeout_s=60.0, transfer_s=100.0)
+    watch.heard(0, 0.0, beat("blocked"))
+    assert problem(watch, 0.0, feed_waits=True) is None
+    assert problem(watch, 160.0, feed_waits=True) is None
+    assert problem(watch, 161.0, feed_waits=True) is not None
 
 
 def test_one_that_has_moved_is_no_deadlock() -> None:

@@ -1,0 +1,27 @@
+"""How long somebody waits who may be stopped meanwhile (Ctrl-Z, a suspended cluster job)."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LOOK_S = 0.2
+"""How often a waiting end looks whether it is still wanted."""
+_LONGEST_LOOK_S = 1.0
+"""No look takes longer, but where the process was stopped: that is no time of waiting."""
+
+
+class Patience:
+    """So many seconds of waiting, look by look."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = monotonic) -> None:
+        self._left_s, self._clock, self._looked_at = seconds, clock, clock()
+
+    def next_look_s(self) -> float:
+        """How long the next look may take, in seconds; 0 where all are used up."""
+        before, self._looked_at = self._looked_at, self._clock()
+        self._left_s -= min(self._looked_at - before, _LONGEST_LOOK_S)
+        return max(0.0, min(self._left_s, LOOK_S))
