@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from pipeline.checkpoint import (
     way_back,
 )
 from pipeline.config import build_config, config_tree, differing_keys
-from pipeline.configfile import dump_config, load_config
+from pipeline.configfile import dump_config, load_config, word_for
 from pipeline.durable import TEMPORARY, replace_file
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.recorder import METRICS_FILE, trim_metrics
@@ -178,12 +179,13 @@ def _check_blocks(checkpoint: Checkpoint, blocks: int) -> None:
 def _compare(before: Config, now: Config, path: Path) -> list[str]:
     """Refuse what would make another network or another sequence of batches; name the rest."""
     notes = []
-    for key, (old, new) in differing_keys(before, now).items():
+    for key, values in differing_keys(before, now).items():
+        old, new = map(word_for, values)
         moves_phases = now.schedule.greedy and key == "schedule.epochs"
         if key in _BOUND or moves_phases or not key.startswith(_FREE_TO_CHANGE):
             raise ConfigError(
                 f"--resume: {key} is {new}, but the run in {path} began with {old}; "
-                f"use --set {key}={old}, or start a new run"
+                f"use --set {shlex.quote(f'{key}={old}')}, or start a new run"
             )
         notes.append(f"{key} changed from {old} to {new}")
     return notes

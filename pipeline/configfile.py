@@ -7,6 +7,7 @@ here are its syntax, and errors that name file, line and column.
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -133,6 +134,15 @@ def load_words(path: Path) -> Any:
 def value_of(text: str) -> Any:
     """What a word of a config means: `5e-4`, `true`, `[1, 2]`, `pred`."""
     return _parse(text, text)
+
+
+def word_for(value: Any) -> str:
+    """What `value_of` reads as `value`: `null`, `[64, M]`, a tuple as a list; in one line, unless
+    a text in it has more."""
+    text = yaml.dump(
+        value, Dumper=_Dumper, default_flow_style=True, width=math.inf, allow_unicode=True
+    )
+    return text.removesuffix("...\n").removesuffix("\n")
 
 
 def _read(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from functools import partial
@@ -202,7 +203,7 @@ def test_a_checkpoint_without_manifest_is_none(here: Path) -> None:
     [
         ("model.hidden=8", 16), ("model.dropout=0.5", 0.2), ("loss.beta=0.5", 0.99),
         ("data.batch_size=16", 32), ("runtime.seed=2", 1), ("runtime.precision=bf16", "fp32"),
-        ("schedule.greedy=True", False),
+        ("schedule.greedy=true", "false"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("mode", [(), ("--single",)])
@@ -216,6 +217,30 @@ def test_a_resumed_run_stays_what_it_was(
         f"--resume: {key} is {now}, but the run in run began with {before}; "
         f"use --set {key}={before}, or start a new run"
     )
+
+
+NETWORK_OF_LISTS = """\
+model: {name: vgg, layers: [32, M, 16], hidden_layers: 0}
+loss: {name: pred, pred_hidden: [8, 4]}
+data: {name: digits}
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "advised"),
+    [
+        ("model.layers=[32]", "--set 'model.layers=[32, M, 16]'"),
+        ("loss.pred_hidden=8", "--set 'loss.pred_hidden=[8, 4]'"),
+        ("data.train_limit=50", "--set data.train_limit=null"),
+        ("data.flip=true", "--set data.flip=false"),
+    ],
+)
+def test_what_is_advised_to_resume_can_be_pasted(here: Path, change: str, advised: str) -> None:
+    (here / "tiny.yaml").write_text(NETWORK_OF_LISTS, encoding="utf-8")
+    a_run(here)
+    resumed = ("tiny.yaml", "--resume", "--run-dir", "run", "--set", change)
+    assert f"use {advised}, or start a new run" in refused(here, *resumed)
+    assert starts(*resumed, *shlex.split(advised))
 
 
 @pytest.mark.parametrize("change", ["schedule.epochs=5", "optimizer.lr=0.1", "runtime.seed=1"])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import Config, build_config, config_tree, differing_keys
-from pipeline.configfile import dump_config, load_config
+from pipeline.configfile import dump_config, load_config, value_of, word_for
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -402,6 +402,23 @@ def test_override_of_an_argument_of_a_factory(file: Path) -> None:
     path = written(file, own)
     config = load_config(path, ("model.kwargs.width=16", "model.kwargs.deep=true"))
     assert config.model.kwargs == {"width": 16, "deep": True}
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [
+        (None, "null"), (True, "true"), (5e-4, "0.0005"), ("5e-4", "'5e-4'"), ("null", "'null'"),
+        ("", "''"), ("a: b", "'a: b'"), ("é", "é"), ([[8], []], "[[8], []]"),
+        ({"deep": None, "widths": [1]}, "{deep: null, widths: [1]}"),
+    ],
+)  # fmt: skip
+def test_a_value_as_a_word_is_read_as_that_value(value: Any, word: str) -> None:
+    assert value_of(word_for(value)) == value
+    assert word_for(value) == word
+
+
+def test_long_lists_are_words_too() -> None:
+    assert word_for((64, "M") * 40) == f"[{', '.join(['64, M'] * 40)}]"
 
 
 def test_override_value_may_hold_an_equals_sign(file: Path) -> None:
