@@ -5,6 +5,8 @@ The only file that imports pydantic; `config.py` and `handwritten.py` declare se
 
 from __future__ import annotations
 
+import json
+from datetime import date
 from typing import Any, TypeVar, get_args
 
 from pydantic import (
@@ -33,6 +35,17 @@ __all__ = [
     "model_validator",
 ]
 
+_RULES = {
+    "tuple_type": "input should be a list, as [one, two]",
+    "dict_type": "input should be keys and values, as {key: value}",
+    "string_type": "input should be a text, in quotes where it would be read as something else",
+    "bool_type": "input should be true or false",
+    "invalid_key": "a key should be a text, in quotes where it would be read as something else",
+    "invalid-json-value": "input should be a text, a number, true, false, null, or a list or keys "
+    "and values of these",
+}
+"""What pydantic says in the words of Python, by type of error."""
+
 
 class Section(BaseModel):
     """A part of a file: frozen, strict types, unknown keys refused."""
@@ -56,8 +69,10 @@ def checked(kind: type[Kind], tree: Any, source: str) -> Kind:
 
 
 def brief(value: Any) -> str:
-    """A value as an error shows it: cut where it is long."""
-    text = repr(value)
+    """A value as an error shows it: what has a word in YAML by that, cut where it is long."""
+    if isinstance(value, bool | None):
+        return json.dumps(value)
+    text = str(value) if isinstance(value, date) else repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
 
 
@@ -66,9 +81,10 @@ def _first_problem(kind: type[Section], error: ValidationError) -> str:
     problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in problem["loc"])
     what, message = problem["type"], problem["msg"]
-    if not key and what != "value_error":
-        keys = ", ".join(kind.model_fields)
-        return f"expected keys and values ({keys}), found {brief(problem['input'])}"
+    if what == "model_type":
+        keys = _allowed_keys(kind, (*problem["loc"], "any"))
+        found = f"expected keys and values ({keys}), found {brief(problem['input'])}"
+        return f"{key}: {found}" if key else found
     if what == "extra_forbidden":
         return f"{key}: unknown key; allowed here: {_allowed_keys(kind, problem['loc'])}"
     if what == "missing":
@@ -77,7 +93,8 @@ def _first_problem(kind: type[Section], error: ValidationError) -> str:
         return f"{key}: is empty; at least {problem['ctx']['min_length']} is needed"
     if what == "value_error":
         return str(problem["ctx"]["error"])
-    return f"{key}: {brief(problem['input'])} is not allowed: {message[0].lower()}{message[1:]}"
+    rule = _RULES.get(what, f"{message[0].lower()}{message[1:]}")
+    return f"{key}: {brief(problem['input'])} is not allowed: {rule}"
 
 
 def _allowed_keys(kind: type[Section], location: tuple[int | str, ...]) -> str:

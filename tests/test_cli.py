@@ -112,7 +112,7 @@ def test_what_is_refused_would_otherwise_start(here: Path) -> None:
         ("model.hiden=8", "tiny.yaml: model.hiden: unknown key; allowed here: name, layers"),
         ("modell.hidden=8", "tiny.yaml: modell: unknown key; allowed here: model, loss"),
         ("model.hidden=wide", "tiny.yaml: model.hidden: 'wide' is not allowed: input should be"),
-        ("data.flip=1", "tiny.yaml: data.flip: 1 is not allowed: input should be a valid bool"),
+        ("data.flip=1", "tiny.yaml: data.flip: 1 is not allowed: input should be true or"),
         ("loss.beta=1.5", "tiny.yaml: loss.beta: 1.5 is not allowed: input should be less than"),
         ("loss.alpha=0.5", "tiny.yaml: loss.alpha needs loss.unsupervised sim or recon"),
         ("loss.name=hebb", "tiny.yaml: loss.name: 'hebb' is not allowed: input should be 'pred'"),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pipeline.config import Config, build_config, config_tree, differing_keys
 from pipeline.configfile import dump_config, load_config, value_of, word_for
 from pipeline.errors import ConfigError
+from pipeline.schema import brief
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,18 +91,22 @@ WRONG_VALUES = [
     ("model", "feat_mult", "big", "'big'", "valid number"),
     ("model", "hidden", "1e3", "1000.0", "valid integer"),
     ("model", "hidden", '"64"', "'64'", "valid integer"),
-    ("model", "batch_norm", "1", "1", "valid boolean"),
+    ("model", "batch_norm", "1", "1", "true or false"),
     ("optimizer", "lr", "0", "0", "greater than 0"),
     ("optimizer", "lr", ".inf", "inf", "finite number"),
-    ("optimizer", "lr", "true", "True", "valid number"),
+    ("optimizer", "lr", "true", "true", "valid number"),
     ("optimizer", "lr", '"5e-4"', "'5e-4'", "valid number"),
     ("optimizer", "weight_decay", "-1", "-1", "greater than or equal to 0"),
     ("schedule", "epochs", "0", "0", "greater than or equal to 1"),
     ("schedule", "epochs", "2.5", "2.5", "valid integer"),
     ("schedule", "factor", "1.1", "1.1", "less than or equal to 1"),
-    ("schedule", "milestones", "5", "5", "valid tuple"),
-    ("data", "root", "5e-4", "0.0005", "valid string"),
-    ("data", "batch_size", "true", "True", "valid integer"),
+    ("schedule", "milestones", "5", "5", "input should be a list, as [one, two]"),
+    ("data", "root", "5e-4", "0.0005", "a text, in quotes where it would be read as"),
+    ("data", "root", "2020-01-01", "2020-01-01", "a text, in quotes where it would be read as"),
+    ("data", "batch_size", "true", "true", "valid integer"),
+    ("data", "flip", "", "null", "true or false"),
+    ("model", "layers", "32", "32", "input should be a list, as [one, two]"),
+    ("model", "kwargs", "[1]", "[1]", "input should be keys and values, as {key: value}"),
     ("data", "classes_per_batch", "1", "1", "greater than or equal to 2"),
     ("data", "classes_per_batch_until_epoch", "0", "0", "greater than or equal to 1"),
     ("data", "train_limit", "0", "0", "greater than or equal to 1"),
@@ -110,7 +115,7 @@ WRONG_VALUES = [
     ("runtime", "max_in_flight", "0", "0", "greater than or equal to 1"),
     ("runtime", "max_in_flight", "65", "65", "less than or equal to 64"),
     ("runtime", "stall_timeout_s", ".inf", "inf", "finite number"),
-    ("runtime", "heartbeat_timeout_s", "", "None", "valid number"),
+    ("runtime", "heartbeat_timeout_s", "", "null", "valid number"),
 ]
 
 
@@ -161,6 +166,26 @@ def test_unknown_key_is_named_with_those_that_are_allowed(file: Path) -> None:
     assert text == (
         f"{file}: loss.betta: unknown key; allowed here: name, beta, dim_in_decoder, pred_hidden, "
         "bio, target_projection, classifier, feedback, unsupervised, alpha"
+    )
+
+
+def test_a_section_that_is_none_is_told_its_keys(file: Path) -> None:
+    assert complaint(written(file, SMALLEST + "optimizer: adam\n")) == (
+        f"{file}: optimizer: expected keys and values (name, lr, weight_decay, momentum), "
+        "found 'adam'"
+    )
+
+
+def test_a_key_that_is_a_number(file: Path) -> None:
+    said = complaint(written(file, SMALLEST + "optimizer: {5: adam}\n"))
+    assert "optimizer.5: 5 is not allowed: a key should be a text, in quotes where" in said
+
+
+def test_arguments_of_a_factory_are_what_json_can_say(file: Path) -> None:
+    own = SMALLEST.replace("{name: mlp}", "{factory: 'a.b:c', kwargs: {since: 2020-01-01}}")
+    assert complaint(written(file, own)) == (
+        f"{file}: model.kwargs.since: 2020-01-01 is not allowed: input should be a text, a number, "
+        "true, false, null, or a list or keys and values of these"
     )
 
 
@@ -251,8 +276,8 @@ def test_missing_section_and_missing_name(file: Path, section: str) -> None:
         *(
             (
                 {"loss": {"pred_hidden": wrong}},
-                f"loss.pred_hidden: {wrong!r} is neither a number of units (1 to 1048576), nor a"
-                " list of them, nor a list of such lists",
+                f"loss.pred_hidden: {brief(wrong)} is neither a number of units (1 to 1048576), nor"
+                " a list of them, nor a list of such lists",
             )
             for wrong in (0, True, "8", 8.0, [8, 0], [8, [8]], [[True]], 1 << 21)
         ),

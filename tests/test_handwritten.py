@@ -139,8 +139,18 @@ def specs_of(blocks: int) -> list[BlockSpec]:
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("plan.yaml", "", "expected keys and values (stages, single, costs), found None"),
+        ("plan.yaml", "", "expected keys and values (stages, single, costs), found null"),
         ("plan.json", "[1]", "expected keys and values (stages, single, costs), found [1]"),
+        (
+            "plan.json",
+            '{"stages": null}',
+            "stages: null is not allowed: input should be a list, as [",
+        ),
+        (
+            "plan.yaml",
+            "stages: [1]",
+            "stages.0: expected keys and values (blocks, device, stage), f",
+        ),
         ("plan.yaml", "stages: []", "stages: is empty; at least 1 is needed"),
         ("plan.json", '{"stages": }', "JSON syntax: Expecting value"),
     ],
