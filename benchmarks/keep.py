@@ -7,17 +7,24 @@ at the commit that trained.
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from benchmarks.machine import check_name, told_in_a_line, write_result
 from launch.provenance import provenance
 from pipeline.config import config_tree
-from pipeline.configfile import load_config
+from pipeline.configfile import load_config, load_tree
+from pipeline.datasets import data_facts
 from pipeline.errors import ConfigError
+from pipeline.feed import course_of
+from pipeline.models import network_specs
 from pipeline.recorder import METRICS_FILE
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
 
 
 @click.command()
@@ -29,12 +36,13 @@ def main(run_dir: Path, name: str, command: str) -> None:
     """Keep the metrics of RUN_DIR as benchmarks/results/NAME.json."""
     check_name(name)
     epochs = epochs_of(run_dir)
-    plan = json.loads((run_dir / "plan.json").read_text(encoding="utf-8"))
+    config = load_config(run_dir / "config.yaml")
+    check_finished(run_dir, epochs[-1]["epoch"], all_epochs(config))
     result = {
         **provenance(command),
-        "config": config_tree(load_config(run_dir / "config.yaml")),
-        "stages": plan["stages"],
-        "test_error_pct": epochs[-1]["test"]["error_pct"],
+        "config": config_tree(config),
+        "stages": stages_of(run_dir),
+        "test_error_pct": tested_error(run_dir, epochs[-1]),
         "epochs": epochs,
     }
     print(f"test error {result['test_error_pct']:.2f} %, kept in {write_result(name, result)}")
@@ -44,13 +52,90 @@ def epochs_of(run_dir: Path) -> list[dict[str, Any]]:
     """A line for each.
 
     Raises:
-        ConfigError: where there are none.
+        ConfigError: where there are none, or one is damaged.
     """
     path = run_dir / METRICS_FILE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = path.read_text("utf-8", "replace").splitlines() if path.is_file() else []
     if not lines:
         raise ConfigError(f"{path}: a run keeps a line there for each epoch; name its folder")
-    return [json.loads(line) for line in lines]
+    return [_epoch(line, run_dir, number) for number, line in enumerate(lines, start=1)]
+
+
+def _epoch(line: str, run_dir: Path, number: int) -> dict[str, Any]:
+    try:
+        tree = json.loads(line)
+        if tree["event"] == "epoch" and isinstance(tree["epoch"], int):
+            return dict(tree)
+    except (ValueError, TypeError, KeyError):  # a line that a crash left half written
+        pass
+    raise ConfigError(
+        f"{run_dir / METRICS_FILE}:{number}: every line tells of an epoch, this one is damaged; "
+        f"{_to_go_on(run_dir)}"
+    )
+
+
+def all_epochs(config: Config) -> int:
+    """Of the whole run: greedy training takes `schedule.epochs` for each of its phases."""
+    if not config.schedule.greedy:
+        return config.schedule.epochs
+    specs = network_specs(config, data_facts(config.data))
+    return course_of(config, specs, steps_per_epoch=1, evaluation_batches=1).all_epochs
+
+
+def check_finished(run_dir: Path, trained: int, planned: int) -> None:
+    """Of a run, its epochs.
+
+    Raises:
+        ConfigError: where some are left.
+    """
+    if trained < planned:
+        raise ConfigError(
+            f"{run_dir / METRICS_FILE}: ends with epoch {trained} of {planned}, and only a "
+            f"finished run is kept; {_to_go_on(run_dir)}"
+        )
+
+
+def tested_error(run_dir: Path, last: dict[str, Any]) -> float:
+    """In percent, after the last epoch.
+
+    Raises:
+        ConfigError: where there was no test.
+    """
+    try:
+        return float(last["test"]["error_pct"])
+    except (KeyError, TypeError):
+        raise ConfigError(
+            f"{run_dir / METRICS_FILE}: the last epoch was not tested, and the test error is what "
+            "is kept; train with runtime.eval_every_epochs of at least 1"
+        ) from None
+
+
+def stages_of(run_dir: Path) -> list[dict[str, Any]]:
+    """Of the run's plan.
+
+    Raises:
+        ConfigError: where it can't be read.
+    """
+    path = run_dir / "plan.json"
+    tree = load_tree(path) if path.exists() else None
+    if not (isinstance(tree, dict) and isinstance(tree.get("stages"), list)):
+        raise ConfigError(
+            f"{path}: a run keeps its stages there; {_resume(run_dir)}, with the options that it "
+            "trained with, writes them again"
+        )
+    return list(tree["stages"])
+
+
+def _to_go_on(run_dir: Path) -> str:
+    """A checkpoint may be newer than a line that was lost."""
+    return (
+        f"go on with it: {_resume(run_dir)}; where that finds nothing left to train, move the "
+        "newest checkpoint away before"
+    )
+
+
+def _resume(run_dir: Path) -> str:
+    return f"pipeline-launch --resume --run-dir {shlex.quote(str(run_dir))}"
 
 
 if __name__ == "__main__":
