@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @told_in_a_line
 def main(run_dir: Path, name: str, command: str) -> None:
     """Keep the metrics of RUN_DIR as benchmarks/results/NAME.json."""
-    check_name(name)
+    check_name(name, "NAME")
     epochs = epochs_of(run_dir)
     config = load_config(run_dir / "config.yaml")
     check_finished(run_dir, epochs[-1]["epoch"], all_epochs(config))

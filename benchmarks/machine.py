@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias
@@ -92,14 +93,24 @@ def check_can_be_kept(
         with_section(README.read_text(encoding="utf-8"), name, "")
 
 
-def check_name(name: str) -> None:
+def check_name(name: str, given: str = "--name") -> None:
     """Of a result.
+
+    Args:
+        given: where a user gave it.
 
     Raises:
         ConfigError: where it is no plain word: it is that of files, and of a section.
     """
     if not _WORD.fullmatch(name):
-        raise ConfigError(f"--name {name}: expected a plain word, as {name.strip('./') or 'mine'}")
+        told = f"{given} {shlex.quote(name)}"
+        raise ConfigError(f"{told}: expected a plain word, as {_plain_word(name)}")
+
+
+def _plain_word(name: str) -> str:
+    """Of a path the last part, of a file without `.json`."""
+    last = Path(name).name.removesuffix(".json")
+    return re.sub(r"[^\w-]+", "_", last).strip("_-") or "mine"
 
 
 def _check_is_no_less(name: str, extent: Extent, kept: Extent) -> None:

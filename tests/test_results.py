@@ -71,10 +71,19 @@ def test_another_benchmarks_result_is_neither_replaced_nor_read() -> None:
 
 
 @pytest.mark.usefixtures("results")
-@pytest.mark.parametrize("name", ["../up", "", "a/b", "a.json", "two words"])
-def test_names_are_plain_words(name: str) -> None:
-    with pytest.raises(ConfigError, match="expected a plain word"):
+@pytest.mark.parametrize(
+    ("name", "shown", "advised"),
+    [
+        ("../up", "../up", "up"), ("", "''", "mine"), ("a/b/c", "a/b/c", "c"),
+        ("a.json", "a.json", "a"), ("two words", "'two words'", "two_words"), ("..", "..", "mine"),
+        ("v1.5/", "v1.5/", "v1_5"), ("--x", "--x", "x"),
+    ],
+)  # fmt: skip
+def test_names_are_plain_words(name: str, shown: str, advised: str) -> None:
+    with pytest.raises(ConfigError) as caught:
         check(name)
+    assert str(caught.value) == f"--name {shown}: expected a plain word, as {advised}"
+    check(advised)
 
 
 @pytest.mark.usefixtures("results")
@@ -130,7 +139,7 @@ THROUGHPUT = ["--network", "mlp", "--losses", "pred", "--precision", "fp32", "--
         (throughput.main, ["--report"], "throughput.json: there is no such result"),
         (scaling.main, ["--network", "mlp", "--stages", "9"], "--stages 9: every stage needs"),
         (keep.main, [str(Path(__file__).parent), "mine", "--command", "x"], "metrics.jsonl: a run"),
-        (keep.main, [str(Path(__file__).parent), "a/b", "--command", "x"], "expected a plain word"),
+        (keep.main, [str(Path(__file__).parent), "a/b", "--command", "x"], "NAME a/b: expected a"),
         (scaling.main, ["--network", "mlp", "--gpus", "7"], "this machine has no CUDA device 7"),
         (scaling.main, ["--network", "mlp", "--set", "nonsense"], "expected SECTION.KEY=VALUE"),
         (scaling.main, ["--stages", "a"], "'a': use numbers of stages, as 1,2,3"),
