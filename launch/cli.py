@@ -8,16 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from launch.output import tolerate_streams
+
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-def tolerate_narrow_streams() -> None:
-    """Block names hold arrows; a stream that can't show one gets a question mark instead."""
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(errors="replace")
 
 
 _HOW_TO_LAUNCH = (
@@ -109,7 +103,7 @@ def main(**options: Any) -> None:
     from launch.job import Options
     from launch.launcher import launch
 
-    tolerate_narrow_streams()
+    tolerate_streams()
     sys.exit(launch(Options(**options)))
 
 

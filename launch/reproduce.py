@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launch.cli import launch_options, tolerate_narrow_streams
+from launch.cli import launch_options
+from launch.output import tolerate_streams
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -256,7 +257,7 @@ def main(
     from launch.job import Options
     from launch.launcher import guarded
 
-    tolerate_narrow_streams()
+    tolerate_streams()
     command = shlex.join(["pipeline-reproduce", *sys.argv[1:]])
     how = Options(None, **options)
     request = Request(selector or "", how, epochs_scale, runs, results, command)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from launch.interrupts import interrupts_noted
+from launch.output import lost_output
 from launch.run_log import open_log
 from launch.view import open_view
 from pipeline.cost import received_bytes
@@ -69,13 +70,15 @@ def train(
     with directory.locked():
         store = directory.prepare(job, start, course.steps_per_epoch, single=engine is None)
         begun()
+        console = Console()
         with (
-            open_view(view, Console()) as show,
+            open_view(view, console) as show,
             open_log(directory.log, show) as log,
             interrupts_noted() as interrupted,
         ):
             keeper = BackgroundKeeper(store)
-            run = make_run(job, directory.path, start, batches, course, keeper, _both(log, show))
+            tell = _both(log, _while_it_is_read(console, show, log))
+            run = make_run(job, directory.path, start, batches, course, keeper, tell)
             run.observer(_started(job, directory, run, linked=engine is not None))
             for note in notes:
                 run.observer(Note(note))
@@ -189,6 +192,21 @@ def _started(job: Job, directory: RunDirectory, run: Run, *, linked: bool) -> Ru
 def _received_bytes(job: Job) -> tuple[int, ...]:
     stages = job.plan.stage_costs(job.costs)
     return received_bytes(job.specs, stages, job.config.data.batch_size)
+
+
+def _while_it_is_read(console: Console, show: Observer, log: Observer) -> Observer:
+    """`show` for as long as its console's output is taken; once it isn't, the log says so."""
+
+    def tell(event: Event) -> None:
+        if console.quiet:
+            return
+        show(event)
+        lost = lost_output(console.file)
+        if lost:
+            console.quiet = True
+            log(Note(f"{lost}: nothing is shown any more, training goes on"))
+
+    return tell
 
 
 def _both(*observers: Observer) -> Observer:

@@ -113,11 +113,11 @@ def main(
     Exit status: 0 equal; 1 different (block, tensor and step are printed), or a failed run;
     2 wrong usage or config.
     """
-    from launch.cli import tolerate_narrow_streams
     from launch.job import Options, make_job
     from launch.launcher import guarded
+    from launch.output import tolerate_streams
 
-    tolerate_narrow_streams()
+    tolerate_streams()
     options = Options(config, stages=stages, gpus=gpus, overrides=overrides)
     sys.exit(guarded(lambda: verify(make_job(options), steps)))
 

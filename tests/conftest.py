@@ -92,8 +92,8 @@ def launcher(tmp_path: Path) -> Iterator[Callable[..., Launcher]]:
     started: list[Launcher] = []
     with _nothing_left() as temp:
 
-        def start(*arguments: str | Path, program: str | None = None) -> Launcher:
-            started.append(Launcher(tmp_path, temp, *arguments, program=program))
+        def start(*arguments: str | Path, **given: Any) -> Launcher:
+            started.append(Launcher(tmp_path, temp, *arguments, **given))
             return started[-1]
 
         try:

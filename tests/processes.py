@@ -117,10 +117,16 @@ class Launcher:
         folder: its working directory, where its output goes too.
         temp: its TMPDIR; the path must be short enough for sockets.
         program: Python to run in place of the console script.
+        output: where both its streams go, in place of files.
     """
 
     def __init__(
-        self, folder: Path, temp: Path, *arguments: str | Path, program: str | None = None
+        self,
+        folder: Path,
+        temp: Path,
+        *arguments: str | Path,
+        program: str | None = None,
+        output: int | None = None,
     ) -> None:
         self._folder, self.temp = folder, temp
         command = [COMMAND] if program is None else [sys.executable, "-c", program]
@@ -131,8 +137,8 @@ class Launcher:
                 cwd=folder,
                 env={**os.environ, "TMPDIR": str(temp), "PYTHONPATH": paths.rstrip(os.pathsep)},
                 stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
+                stdout=out if output is None else output,
+                stderr=err if output is None else output,
                 start_new_session=True,  # a process group, as a shell gives a command one
             )
 
