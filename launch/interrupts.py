@@ -19,9 +19,11 @@ def interrupts_noted() -> Iterator[Callable[[], bool]]:
     """Yields a question: has an interruption been asked for?
 
     A second signal raises KeyboardInterrupt, which unwinds through all that cleans up; from then
-    on signals are ignored, so that nothing interrupts the cleaning.
+    on signals are ignored, so that nothing interrupts the cleaning. What was ignored before stays
+    so: `nohup`, and scripts that start a command in the background, mean it.
     """
     asked: list[int] = []
+    heeded = [number for number in INTERRUPTIONS if signal.getsignal(number) != signal.SIG_IGN]
 
     def note(number: int, frame: object) -> None:
         if asked:
@@ -30,9 +32,9 @@ def interrupts_noted() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked.append(number)
 
-    before = [signal.signal(number, note) for number in INTERRUPTIONS]
+    before = {number: signal.signal(number, note) for number in heeded}
     try:
         yield lambda: bool(asked)
     finally:
-        for number, handler in zip(INTERRUPTIONS, before, strict=True):
+        for number, handler in before.items():
             signal.signal(number, handler)

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +21,7 @@ from unittest.mock import patch
 
 import psutil
 
+from launch.interrupts import INTERRUPTIONS
 from launch.job import Options
 from launch.launcher import launch as launch_options
 from pipeline.checkpoint import complete_checkpoints, open_checkpoint
@@ -28,7 +29,7 @@ from pipeline.inband import TrainBatch
 from pipeline.keeper import BackgroundKeeper
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy import generic
     from numpy.typing import NDArray
@@ -131,7 +132,11 @@ class Launcher:
         self._folder, self.temp = folder, temp
         command = [COMMAND] if program is None else [sys.executable, "-c", program]
         paths = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
-        with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
+        with (
+            (folder / "stdout").open("wb") as out,
+            (folder / "stderr").open("wb") as err,
+            nothing_ignored(),
+        ):
             self.process = psutil.Popen(
                 [*command, *map(str, arguments), "--gpus", "cpu"],
                 cwd=folder,
@@ -207,6 +212,20 @@ class Launcher:
             return alive and process.environ().get("TMPDIR") == str(self.temp)
         except psutil.Error:  # gone meanwhile, or somebody else's
             return False
+
+
+@contextmanager
+def nothing_ignored() -> Iterator[None]:
+    """What is started in here heeds signals, even where the tests run under `nohup` or in the
+    background of a script."""
+    ignored = [number for number in INTERRUPTIONS if signal.getsignal(number) == signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
 
 
 HELD = "from processes import hold_feed; hold_feed({step}); from launch.cli import main; main()"

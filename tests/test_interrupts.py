@@ -1,0 +1,44 @@
+"""What signals do to a run: asked of handlers in this process, which is its own addressee."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from launch.interrupts import INTERRUPTIONS, interrupts_noted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before() -> Iterator[None]:
+    """Whatever a test does to the handlers of this process."""
+    before = {number: signal.getsignal(number) for number in INTERRUPTIONS}
+    for number in INTERRUPTIONS:
+        signal.signal(number, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", INTERRUPTIONS)
+def test_a_signal_is_noted(number: signal.Signals) -> None:
+    with interrupts_noted() as interrupted:
+        assert not interrupted()
+        signal.raise_signal(number)
+        assert interrupted()
+    assert signal.getsignal(number) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("number", INTERRUPTIONS)
+def test_what_was_ignored_stays_ignored(number: signal.Signals) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    with interrupts_noted() as interrupted:
+        signal.raise_signal(number)
+        assert not interrupted()
+        for other in set(INTERRUPTIONS) - {number}:
+            assert signal.getsignal(other) not in (signal.SIG_IGN, signal.default_int_handler)
+    assert signal.getsignal(number) == signal.SIG_IGN
