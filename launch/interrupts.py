@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,25 +13,29 @@ if TYPE_CHECKING:
 
 INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C; what clusters and `kill` send; what a closed terminal sends."""
+ONE_S = 1.0
+"""Signals so close together are one: `timeout` sends its own to the child and to its group."""
 
 
 @contextmanager
-def interrupts_noted() -> Iterator[Callable[[], bool]]:
+def interrupts_noted(
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Callable[[], bool]]:
     """Yields a question: has an interruption been asked for?
 
     A second signal raises KeyboardInterrupt, which unwinds through all that cleans up; from then
     on signals are ignored, so that nothing interrupts the cleaning. What was ignored before stays
     so: `nohup`, and scripts that start a command in the background, mean it.
     """
-    asked: list[int] = []
+    asked: list[float] = []
     heeded = [number for number in INTERRUPTIONS if signal.getsignal(number) != signal.SIG_IGN]
 
     def note(number: int, frame: object) -> None:
-        if asked:
+        asked.append(clock())
+        if asked[-1] - asked[0] > ONE_S:
             for ignored in INTERRUPTIONS:
                 signal.signal(ignored, signal.SIG_IGN)
             raise KeyboardInterrupt
-        asked.append(number)
 
     before = {number: signal.signal(number, note) for number in heeded}
     try:

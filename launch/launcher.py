@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from launch.job import check_engine, make_job
 from launch.rundir import RunDirectory
-from pipeline.checkpoint import StartState
+from pipeline.checkpoint import StartState, complete_checkpoints
 from pipeline.errors import (
     ConfigError,
     InterruptedRunError,
@@ -45,7 +45,7 @@ def guarded(command: Callable[[], int]) -> int:
     except PipelineError as error:
         return _complain(str(error), FAILED)
     except KeyboardInterrupt:
-        return _complain("interrupted; no checkpoint was written for it", INTERRUPTED)
+        return _complain("interrupted", INTERRUPTED)
     except Exception as error:  # the process boundary: a full disk, no memory, a bug
         return _complain(one_line(error), FAILED, traceback.format_exc())
 
@@ -83,13 +83,17 @@ def _print_plan(job: Job) -> int:
 def _start(
     job: Job, directory: RunDirectory, origin: tuple[StartState, list[str]], options: Options
 ) -> int:
-    engine = None if options.single else local_engine()
-    from launch.training import train  # numpy, and much more: only now that it will be needed
-
     try:
+        engine = None if options.single else local_engine()
+        from launch.training import train  # numpy, and much more: only now that it will be needed
+
         train(job, directory, origin, engine, view=options.view)
     except InterruptedRunError as error:
-        return _complain(_how_to_resume(error, directory, options), INTERRUPTED)
+        return _complain(_how_to_resume(str(error), directory, options), INTERRUPTED)
+    except KeyboardInterrupt:
+        said = ended_at_once(directory)
+        advised = _how_to_resume(said, directory, options) if directory.held else said
+        return _complain(advised, INTERRUPTED)
     return DONE
 
 
@@ -102,7 +106,16 @@ def local_engine() -> Engine:
     return engine
 
 
-def _how_to_resume(error: InterruptedRunError, directory: RunDirectory, options: Options) -> str:
+def ended_at_once(directory: RunDirectory) -> str:
+    """What is said of a run that had no time to come to its end: what there is to go on from."""
+    complete = complete_checkpoints(directory.checkpoints)
+    if not complete:
+        return "interrupted: there is no complete checkpoint"
+    step = int(complete[-1].name.rpartition("-")[2])
+    return f"interrupted: the newest complete checkpoint is of step {step}"
+
+
+def _how_to_resume(said: str, directory: RunDirectory, options: Options) -> str:
     command = ["pipeline-launch", "--resume", "--run-dir", str(directory.path)]
     if options.single:
         command.append("--single")
@@ -113,7 +126,7 @@ def _how_to_resume(error: InterruptedRunError, directory: RunDirectory, options:
         command += ["--set", override]
     if options.config is not None:
         command.append(str(options.config))
-    return f"{error}; to go on:\n  {shlex.join(command)}"
+    return f"{said}; to go on:\n  {shlex.join(command)}"
 
 
 def _default_run_dir(name: str) -> Path:

@@ -90,7 +90,7 @@ def show_plans(tables: Sequence[Table], request: Request) -> int:
 
 def _train(task: Task, command: str) -> int:
     """Train a task to its end; `command` goes into its provenance once the folder is its own."""
-    from launch.launcher import DONE, INTERRUPTED, local_engine
+    from launch.launcher import DONE, INTERRUPTED, ended_at_once, local_engine
     from launch.provenance import provenance, read_starts, write_starts
     from pipeline.errors import InterruptedRunError
 
@@ -101,13 +101,14 @@ def _train(task: Task, command: str) -> int:
         write_starts(folder, [*before, provenance(command)])
 
     origin = task.origin()
-    engine = None if task.options.single else local_engine()
-    from launch.training import train  # much; the workers' torch is being imported meanwhile
-
     try:
+        engine = None if task.options.single else local_engine()
+        from launch.training import train  # much; the workers' torch is being imported meanwhile
+
         train(task.job, task.directory, origin, engine, view=task.options.view, begun=note_start)
-    except InterruptedRunError as error:
-        print(f"{error}; to go on, with what was to follow:\n  {command}", file=sys.stderr)
+    except (InterruptedRunError, KeyboardInterrupt) as error:
+        said = str(error) or ended_at_once(task.directory)
+        print(f"{said}; to go on, with what was to follow:\n  {command}", file=sys.stderr)
         return INTERRUPTED
     _give_memory_back()
     return DONE

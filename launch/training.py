@@ -102,6 +102,9 @@ def _carry_out_logged(run: Run, engine: Engine | None, log: Observer) -> None:
     except InterruptedRunError as error:
         log(Note(str(error)))
         raise
+    except KeyboardInterrupt:
+        log(Note("interrupted once more: ended at once"))
+        raise
     except Exception as error:
         log(Note(f"failed: {one_line(error)}"))
         raise

@@ -33,6 +33,19 @@ def test_a_signal_is_noted(number: signal.Signals) -> None:
     assert signal.getsignal(number) is signal.default_int_handler
 
 
+def test_signals_close_together_are_one() -> None:
+    now = [100.0]
+    with interrupts_noted(lambda: now[0]) as interrupted:
+        for later in (0.0, 0.06, 0.9):
+            now[0] = 100.0 + later
+            signal.raise_signal(signal.SIGTERM)
+        assert interrupted()
+        now[0] = 101.1
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)  # nothing interrupts the cleaning
+
+
 @pytest.mark.parametrize("number", INTERRUPTIONS)
 def test_what_was_ignored_stays_ignored(number: signal.Signals) -> None:
     signal.signal(number, signal.SIG_IGN)

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from click.testing import CliRunner
 from processes import HELD, TINY, TINY_EPOCH, digests, epochs, final_digests, launch
 
 from launch.cli import main
+from launch.interrupts import ONE_S
 from launch.job import Options, make_job
 from launch.rundir import RunDirectory
 from launch.training import carry_out, make_run
@@ -126,10 +128,29 @@ def test_a_second_ctrl_c_ends_at_once(launcher: Start, tmp_path: Path) -> None:
     endless.workers()[1].suspend()  # so that the run can't finish what is under way
     endless.press_ctrl_c()
     endless.wait_for("run/run.log", "interrupted: finishing what is under way")
+    time.sleep(ONE_S)  # else it would be the same one
     endless.press_ctrl_c()
     assert endless.exit_status(30.0) == 130  # before a silent worker is taken for dead
-    assert endless.stderr == "interrupted; no checkpoint was written for it\n"
-    assert final_digests(tmp_path / "run")  # what was there is there, and whole
+    log = (tmp_path / "run" / "run.log").read_text(encoding="utf-8")
+    assert log.endswith("interrupted once more: ended at once\n")
+    said, command = endless.stderr.splitlines()
+    step = max(digests(tmp_path / "run"))  # what was there is there, and whole
+    assert said == f"interrupted: the newest complete checkpoint is of step {step}; to go on:"
+    assert command.startswith("  pipeline-launch --resume --run-dir run --gpus cpu --set ")
+
+
+def test_interrupted_before_there_is_a_run(
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def at_once(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("launch.training.load_batches", at_once)
+    assert launch(tiny, tmp_path / "run", single=True) == 130
+    assert capsys.readouterr().err == "interrupted: there is no complete checkpoint\n"
 
 
 def test_interrupted_while_workers_start(
