@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from launch.output import tolerate_streams
+from launch.output import tell_lost_output, tolerate_streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+_INTERRUPTED = 130
+"""As `launcher.INTERRUPTED`, before that is imported."""
+
+
+def end_with(body: Callable[[], int]) -> NoReturn:
+    """Carry out a whole command, imports included, and exit with its status."""
+    tolerate_streams()
+    try:
+        status = body()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = _INTERRUPTED
+    tell_lost_output()
+    sys.exit(status)
 
 
 _HOW_TO_LAUNCH = (
@@ -100,11 +116,14 @@ def main(**options: Any) -> None:
     Exit status: 0 done; 1 the run failed; 2 wrong usage or config;
     130 interrupted (a checkpoint was written).
     """
+    end_with(lambda: _launched(options))
+
+
+def _launched(options: dict[str, Any]) -> int:
     from launch.job import Options
     from launch.launcher import launch
 
-    tolerate_streams()
-    sys.exit(launch(Options(**options)))
+    return launch(Options(**options))
 
 
 if __name__ == "__main__":

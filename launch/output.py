@@ -55,6 +55,14 @@ def lost_output(stream: object) -> str:
     return "" if lost is None else f"the output can't be written: {lost.strerror or lost}"
 
 
+def tell_lost_output() -> None:
+    """Say on stderr that stdout could not be written; not where its reader wanted no more."""
+    if isinstance(sys.stdout, Outlet):
+        sys.stdout.flush()
+        if not isinstance(sys.stdout.lost, BrokenPipeError | None):
+            print(lost_output(sys.stdout), file=sys.stderr)
+
+
 def _outlet(stream: TextIO) -> TextIO:
     if not isinstance(stream, io.TextIOWrapper) or isinstance(stream, Outlet):
         return stream  # nobody's, or a test's

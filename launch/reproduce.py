@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launch.cli import launch_options
-from launch.output import tolerate_streams
+from launch.cli import end_with, launch_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -255,14 +254,17 @@ def main(
     Exit status: 0 done; 1 a run failed; 2 wrong usage or config;
     130 interrupted (a checkpoint was written).
     """
-    from launch.job import Options
-    from launch.launcher import guarded
 
-    tolerate_streams()
-    command = shlex.join(["pipeline-reproduce", *sys.argv[1:]])
-    how = Options(None, **options)
-    request = Request(selector or "", how, epochs_scale, runs, results, command)
-    sys.exit(guarded(lambda: _carry_out(request, listing=listing, write=write, report=report)))
+    def body() -> int:
+        from launch.job import Options
+        from launch.launcher import guarded
+
+        command = shlex.join(["pipeline-reproduce", *sys.argv[1:]])
+        how = Options(None, **options)
+        request = Request(selector or "", how, epochs_scale, runs, results, command)
+        return guarded(lambda: _carry_out(request, listing=listing, write=write, report=report))
+
+    end_with(body)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,16 @@ compares the SHA-256 of every tensor: weights, heads, statistics and optimizer s
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from launch.cli import end_with
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -111,15 +112,17 @@ def main(
 
     \b
     Exit status: 0 equal; 1 different (block, tensor and step are printed), or a failed run;
-    2 wrong usage or config.
+    2 wrong usage or config; 130 interrupted.
     """
+    given = {"stages": stages, "gpus": gpus, "overrides": overrides}
+    end_with(lambda: _verified(config, steps, given))
+
+
+def _verified(config: Path, steps: int, given: Mapping[str, Any]) -> int:
     from launch.job import Options, make_job
     from launch.launcher import guarded
-    from launch.output import tolerate_streams
 
-    tolerate_streams()
-    options = Options(config, stages=stages, gpus=gpus, overrides=overrides)
-    sys.exit(guarded(lambda: verify(make_job(options), steps)))
+    return guarded(lambda: verify(make_job(Options(config, **given)), steps))
 
 
 if __name__ == "__main__":

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from click.testing import CliRunner
 
+from launch.cli import main as launch
 from launch.interrupts import INTERRUPTIONS, interrupts_noted
+from launch.reproduce import main as reproduce
+from launch.verify import main as verify
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from click import Command
 
 
 @pytest.fixture(autouse=True)
@@ -55,3 +61,20 @@ def test_what_was_ignored_stays_ignored(number: signal.Signals) -> None:
         for other in set(INTERRUPTIONS) - {number}:
             assert signal.getsignal(other) not in (signal.SIG_IGN, signal.default_int_handler)
     assert signal.getsignal(number) == signal.SIG_IGN
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [(launch, ["tiny.yaml"]), (verify, ["tiny.yaml"]), (reproduce, ["--list"])],
+)
+def test_ctrl_c_before_anything_has_begun(
+    monkeypatch: pytest.MonkeyPatch, command: Command, arguments: list[str]
+) -> None:
+    """While modules are imported, which takes most of the time until then."""
+
+    def interrupted(*given: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("launch.job.Options", interrupted)
+    result = CliRunner().invoke(command, arguments)
+    assert (result.exit_code, result.stdout, result.stderr) == (130, "", "interrupted\n")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +17,6 @@ from launch.output import Outlet, lost_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from processes import Launcher
 
@@ -98,10 +98,19 @@ def test_a_closed_terminal_ends_a_run_with_a_checkpoint(launcher: Start, tmp_pat
     assert max(digests(tmp_path / "run")) == 3
 
 
-def test_a_list_that_is_not_read_to_its_end(tmp_path: Path) -> None:
+def test_a_list_that_is_not_read_to_its_end() -> None:
     with broken_pipe() as output:
         done = subprocess.run(
             [sys.executable, "-m", "launch.reproduce", "--list"],
             stdout=output, stderr=subprocess.PIPE, text=True, check=False, timeout=60,
         )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_list_that_a_disk_does_not_take() -> None:
+    with Path("/dev/full").open("wb") as output:
+        done = subprocess.run(
+            [sys.executable, "-m", "launch.reproduce", "--list"],
+            stdout=output, stderr=subprocess.PIPE, text=True, check=False, timeout=60,
+        )  # fmt: skip
+    assert done.stderr == "the output can't be written: No space left on device\n"
