@@ -53,16 +53,14 @@ def guarded(command: Callable[[], int]) -> int:
 def _launch(options: Options) -> int:
     check_engine(options)
     job = make_job(options)
-    if options.dry_run:
-        return _print_plan(job)
     if options.resume and options.run_dir is None:
         raise ConfigError("--resume: which run? name its folder with --run-dir")
     directory = RunDirectory(options.run_dir or _default_run_dir(job.name))
-    if options.resume:
-        origin = directory.start_state(job)
-    else:
+    origin = directory.start_state(job) if options.resume else (StartState(), [])
+    if options.dry_run:
+        return _print_plan(job)
+    if not options.resume:
         directory.refuse_to_overwrite()
-        origin = StartState(), []
     return _start(job, directory, origin, options)
 
 

@@ -336,3 +336,14 @@ def test_dry_run_shows_the_plan_and_starts_nothing(here: Path) -> None:
 def test_dry_run_checks_as_a_run_does(here: Path) -> None:
     refused(here, "tiny.yaml", "--dry-run", "--stages", "4")
     refused(here, "tiny.yaml", "--dry-run", "--set", "loss.beta=2")
+
+
+def test_dry_run_checks_what_is_to_be_resumed(here: Path) -> None:
+    again = ("tiny.yaml", "--resume", "--dry-run")
+    assert refused(here, *again).startswith("--resume: which run? name its folder")
+    says = refused(here, *again, "--run-dir", "absent")
+    assert says.startswith("--resume: absent holds no complete checkpoint")
+    a_run(here)
+    assert run(*again, "--run-dir", "run").exit_code == 0
+    says = refused(here, *again, "--run-dir", "run", "--set", "model.hidden=8")
+    assert says.startswith("--resume: model.hidden is 8, but the run in run began with 16")
