@@ -6,11 +6,13 @@ compares the SHA-256 of every tensor: weights, heads, statistics and optimizer s
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from math import ceil
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,7 +20,7 @@ import click
 from launch.cli import end_with
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from launch.engine import Engine
     from launch.job import Job
@@ -67,10 +69,21 @@ def digests_of(job: Job, steps: int, engine: Engine | None) -> dict[tuple[int, i
         course = replace(course, epochs=1, steps_per_epoch=share, milestones=())
     course = replace(course, checkpoint_every_steps=1, last_step=steps)
     keeper = DirectKeeper(store)  # of every step
-    with TemporaryDirectory(prefix="pipeline-verify-") as folder:
-        run = make_run(job, Path(folder), StartState(), batches, course, keeper, ignore)
+    with _folder() as folder:
+        run = make_run(job, folder, StartState(), batches, course, keeper, ignore)
         carry_out(run, engine)
     return store.digests
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """A folder that is gone in the end, unless it holds a batch that was left for inspection."""
+    folder = Path(mkdtemp(prefix="pipeline-verify-"))
+    try:
+        yield folder
+    finally:
+        if not any(folder.glob("batch-*")):
+            rmtree(folder, ignore_errors=True)
 
 
 def verify(job: Job, steps: int) -> int:

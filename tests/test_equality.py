@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 import processes
@@ -16,7 +19,6 @@ from pipeline.feed import Course
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     Runner = Callable[..., Path]
 
@@ -215,6 +217,18 @@ def test_verify_finds_a_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     status, says = run_verify(tmp_path, "--stages", "2", "--steps", "4")
     assert status == 1
     assert says == "different: block 1, tensor encoder.bias, first at step 2 (2 stages)\n"
+
+
+@pytest.mark.parametrize("lr", ["1e30", "0.1"])
+def test_verify_leaves_nothing_but_what_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lr: str
+) -> None:
+    monkeypatch.setattr("launch.verify.mkdtemp", partial(mkdtemp, dir=tmp_path))
+    how = ("--stages", "2", "--steps", "3", "--set", f"optimizer.lr={lr}")
+    status, says = run_verify(tmp_path, *how)
+    named = Path(says.rpartition("the batch, before augmentation: ")[2].rstrip())
+    left = [path for path in sorted(tmp_path.rglob("*")) if path.suffix != ".yaml"]
+    assert (status, left) == ((1, [named.parent, named]) if lr == "1e30" else (0, []))
 
 
 def test_verify_refuses_what_a_run_refuses(tmp_path: Path) -> None:
