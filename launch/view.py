@@ -98,7 +98,8 @@ def _draw_on(events: SimpleQueue[Event | None], view: LiveView, live: Live) -> N
             live.refresh()
             continue
         if event is None:
-            return
+            view.end()
+            return  # what is drawn last is drawn as `live` ends
         view(event)
         if time.monotonic() - drawn_at >= every_s:
             live.refresh()
@@ -124,6 +125,10 @@ class LiveView:
     def __call__(self, event: Event) -> None:
         """Take in `event`."""
         self._handlers[type(event)](event)
+
+    def end(self) -> None:
+        """Leave out what stages were last seen doing: it is no longer true."""
+        self.picture = replace(self.picture, waiting=None, stages={})
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Draw the picture as it is now."""

@@ -228,6 +228,16 @@ class TestLive:
         assert "2.98 % after epoch 3" in last
         assert "checkpoint" not in last
 
+    def test_the_last_picture_says_nothing_that_is_over(self) -> None:
+        console = a_console()
+        with open_view("live", console, Clock()) as see:
+            see(a_start(one_each(2)))
+            see(a_progress(a_stage(0, Tally(0, 1, 1.25, 0)), a_stage(1)))
+            see(Waiting(("the disk",), 2.0))
+        last = written(console)[written(console).rindex("digits-mlp  ") :]
+        assert "1.2500" in last
+        assert not [word for word in ("97 %", "940", "train", "the disk") if word in last]
+
 
 class TestPlain:
     def lines(self, *events: Event) -> list[str]:
