@@ -36,7 +36,7 @@ _HOW_TO_LAUNCH = (
         type=int,
         metavar="N",
         help="Number of worker processes; blocks are divided into N consecutive groups. "
-        "[default: one per hidden layer]",
+        "[default: one per hidden layer, or per group that can't be divided]",
     ),
     click.option(
         "--gpus",

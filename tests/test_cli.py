@@ -153,6 +153,11 @@ def test_no_config_file(here: Path) -> None:
     assert refused(here) == "which config? give CONFIG.yaml, or --resume with --run-dir DIR"
 
 
+def test_help_knows_of_layers_that_stay_together() -> None:
+    words = " ".join(run("--help").output.split())
+    assert "[default: one per hidden layer, or per group that can't be divided]" in words
+
+
 def test_a_folder_is_no_config_file(here: Path) -> None:
     (here / "folder").mkdir()
     assert refused(here, "folder").startswith("folder: can't be read as text: ")
