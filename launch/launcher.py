@@ -132,7 +132,7 @@ def _default_run_dir(name: str) -> Path:
 
 
 def _complain(text: str, status: int, remote_traceback: str = "") -> int:
-    sys.stdout.flush()
+    print(end="", flush=True)  # in order; there may be no stdout at all
     print(f"error: {text}" if status != INTERRUPTED else text, file=sys.stderr)
     if remote_traceback:
         print(remote_traceback.rstrip(), file=sys.stderr)

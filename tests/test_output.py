@@ -114,3 +114,13 @@ def test_a_list_that_a_disk_does_not_take() -> None:
             stdout=output, stderr=subprocess.PIPE, text=True, check=False, timeout=60,
         )  # fmt: skip
     assert done.stderr == "the output can't be written: No space left on device\n"
+
+
+def test_what_is_wrong_is_said_without_a_stdout(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$0" -m launch.cli absent.yaml >&-', sys.executable],
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: absent.yaml")
+    assert done.stderr.count("\n") == 1
