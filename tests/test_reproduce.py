@@ -257,6 +257,20 @@ def test_an_interrupted_row_goes_on_where_it_was(
     assert len(read_starts(here / "cut/digits/mlp_predsim")) == 1
 
 
+def test_ctrl_c_before_an_entry_has_begun(
+    tables: Sequence[Table], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def at_once(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LocalEngine, "warm_up", at_once)
+    assert reproduce(tables, request_of("1/mlp")) == 130
+    assert capsys.readouterr().err == (
+        "interrupted: there is no complete checkpoint; to go on, with what was to follow:\n"
+        "  pipeline-reproduce 1/mlp\n"
+    )
+
+
 # --- what is there already ----------------------------------------------------------------
 
 
