@@ -16,7 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from pipeline.crew import Crew
-from pipeline.errors import StageFailedError, StageLostError, TimedOutError
+from pipeline.errors import NonFiniteLossError, StageFailedError, StageLostError, TimedOutError
 from pipeline.events import Waiting
 from pipeline.feeding import FeedThread
 from pipeline.gathering import Gathering
@@ -281,8 +281,9 @@ class Coordinator:
         block = "" if failure.block is None else f", block {failure.block}"
         text = f"{self._crew.name(said.stage)}{block} failed{at}: {failure.summary}"
         if failure.final or not (self._feeding or self._crew.attempt):
-            kept = self._run.keep_batch(failure.batch_id) if failure.final else ""
-            raise StageFailedError(f"{text}{kept}", failure.traceback)
+            if failure.final:  # a loss that was not finite, under `stop`
+                text += NonFiniteLossError.CURE + self._run.keep_batch(failure.batch_id)
+            raise StageFailedError(text, failure.traceback)
         raise StageLostError(
             said.stage,
             text,

@@ -73,13 +73,15 @@ def one_line(error: Exception) -> str:
 
 
 class NonFiniteLossError(RunError):
-    """A block's loss, or its state after the batch, is infinite or not a number."""
+    """A block's loss, or its state after the batch, is infinite or not a number.
+
+    `CURE`: what may help where the run ends by it, under `runtime.on_nonfinite: stop`.
+    """
+
+    CURE = ": a lower optimizer.lr, or runtime.on_nonfinite skip_batch or rollback, may help"
 
     def __init__(self, block: int, batch_id: int, what: str = "loss") -> None:
-        super().__init__(
-            f"the {what} of block {block} is not finite at batch {batch_id}: a lower "
-            "optimizer.lr, or runtime.on_nonfinite skip_batch or rollback, may help"
-        )
+        super().__init__(f"the {what} of block {block} is not finite at batch {batch_id}")
         self.block, self.batch_id = block, batch_id
 
 

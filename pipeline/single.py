@@ -88,9 +88,12 @@ class SingleTrainer:
         try:
             self._train()
         except NonFiniteLossError as error:
-            if self._run.config.runtime.on_nonfinite != "rollback":
-                raise StageFailedError(f"{error}{self._run.keep_batch(error.batch_id)}") from error
-            return error.batch_id, str(error)
+            policy = self._run.config.runtime.on_nonfinite
+            if policy == "rollback":
+                return error.batch_id, str(error)
+            cure = error.CURE if policy == "stop" else ""
+            kept = self._run.keep_batch(error.batch_id)
+            raise StageFailedError(f"{error}{cure}{kept}") from error
         return None
 
     def _roll_back(self, batch_id: int, why: str) -> None:
