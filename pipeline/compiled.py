@@ -4,17 +4,23 @@ What is compiled is the plain form of a block: the hand-written backward passes 
 `readout.py`, `remade.py` and `nonlinearity.py`, made for eager kernels, step aside
 (`torch.compiler.is_compiling`). Every process compiles each block by itself, and where the
 compiler fails that part alone stays as it is, so how blocks are divided into stages changes no
-result, nor does resuming a run.
+result, nor does resuming a run. A function is compiled as a whole or not at all: of one that
+breaks apart, the first piece would have moved statistics and drawn numbers before another fails.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import torch
 
+from pipeline.remade import remake
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from torch import Tensor
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -38,7 +44,7 @@ class Compiler:
 
     def compiled(self, function: Callable[Given, Result]) -> Callable[Given, Result]:
         """A function that does the same."""
-        fast = torch.compile(function, dynamic=False, backend=BACKEND)
+        fast = torch.compile(function, fullgraph=True, dynamic=False, backend=BACKEND)
         failures = _failures()
         refused: set[object] = set()
 
@@ -47,7 +53,7 @@ class Compiler:
             if kind not in refused:
                 try:
                     return fast(*given, **named)
-                except failures as error:  # nothing has run yet
+                except failures as error:  # nothing has run: there are no pieces
                     refused.add(kind)
                     self._fail(error)
             return function(*given, **named)
@@ -77,9 +83,9 @@ def _kind(given: tuple[object, ...]) -> object:
 def _failures() -> tuple[type[Exception], ...]:
     """What the compiler raises, of whatever kind the cause is; a device that has no memory left
     while compiled kernels run raises its own."""
-    from torch._dynamo.exc import TorchDynamoException
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
-    return (TorchDynamoException,)
+    return TorchDynamoException, FailOnRecompileLimitHit
 
 
 def _prepare() -> None:
@@ -87,6 +93,7 @@ def _prepare() -> None:
     not be answered later."""
     from torch import _dynamo, _functorch, _inductor
 
+    _let_nothing_be_remade()
     _dynamo.config.recompile_limit = _VARIANTS
     _dynamo.config.accumulated_recompile_limit = _VARIANTS
     if hasattr(_functorch.config, "force_non_lazy_backward_lowering"):  # older ones never are lazy
@@ -94,3 +101,13 @@ def _prepare() -> None:
     if hasattr(_inductor.config, "deterministic"):  # else it times kernels, and takes the fastest
         _inductor.config.deterministic = True
     _inductor.config.compile_threads = 1
+
+
+@lru_cache
+def _let_nothing_be_remade() -> None:
+    """`remake` asks autograd's graph, which a compiler can't see; what it compiles has no
+    activation of that kind."""
+
+    @torch.compiler.substitute_in_graph(remake)
+    def _keep_it(h: Tensor) -> None:
+        return None

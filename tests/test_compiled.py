@@ -171,6 +171,42 @@ def plus_three(x: torch.Tensor) -> torch.Tensor:
     return x + 3
 
 
+def test_of_a_function_that_breaks_apart_no_piece_is_run_twice() -> None:
+    """As a user's own block may: batch norm, then what can't be traced, then what can't be
+    compiled."""
+    heard: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "BACKEND", Chosen("neg"))
+        counted = Compiler(heard.append).compiled(counted_and_turned)
+    count = torch.zeros(())
+    for batches in (1, 2):
+        assert float(counted(torch.ones(1), count)) == -1
+        assert count == batches
+    assert len(heard) == 1
+
+
+def counted_and_turned(x: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    count.add_(1)
+    torch._dynamo.graph_break()
+    return -x
+
+
+def test_more_variants_than_the_compiler_makes_run_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heard: list[str] = []
+    monkeypatch.setattr(compiled, "BACKEND", Chosen("nothing"))
+    monkeypatch.setattr(compiled, "_VARIANTS", 1)
+    plus = Compiler(heard.append).compiled(plus_five)
+    found = [float(plus(torch.ones(size))[0]) for size in (1, 2, 2)]
+    assert found == pytest.approx([6.0006, 6, 6], abs=1e-5)
+    assert len(heard) == 1
+
+
+def plus_five(x: torch.Tensor) -> torch.Tensor:
+    return x + 5
+
+
 def test_what_goes_wrong_as_compiled_kernels_run_is_not_done_again() -> None:
     """It may have changed statistics already."""
 
