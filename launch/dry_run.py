@@ -12,15 +12,9 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from launch.wording import count_text, size_text
-from pipeline.cost import (
-    LABEL_BYTES,
-    StageCost,
-    arithmetic_ratio,
-    memory_bytes,
-    received_bytes,
-)
+from pipeline.cost import LABEL_BYTES, arithmetic_ratio, memory_bytes, received_bytes
 from pipeline.placement import busiest
-from pipeline.plan import speedup_bound_consecutive, speedup_bound_free
+from pipeline.plan import StageCost, speedup_bound_consecutive, speedup_bound_free
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,8 +30,8 @@ _DEVICE_COUNTS = (1, 2, 4, 10)
 _NUMBERS = ("layer\nparams", "head\nparams", "multiply-\nadds", "sent per\nbatch", "memory")
 _NOTE = (
     "Multiply-adds: all that training does for one image. Memory: an estimate of weights, "
-    "gradients, optimizer state and the activations that a backward pass needs, without the "
-    "device's context, library workspaces and link buffers."
+    "gradients, optimizer state and what a step holds at its peak on a CPU, without a device's "
+    "context, library workspaces and link buffers."
 )
 _GREEDY = (
     "Greedy training: one block learns at a time, those before it only pass on; stages spread "

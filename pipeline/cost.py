@@ -15,6 +15,7 @@ few per cent of a wide layer (section 8 of the design).
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
@@ -23,14 +24,19 @@ from pipeline.specs import in_runs
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pipeline.plan import StageCost
     from pipeline.specs import BlockSpec
 
 _G_KERNEL = 3
 """Side of the similarity map's kernel after a convolution."""
 _PARAMETER_BYTES = 4
-"""Weights, gradients and optimizer state are fp32, under bf16 autocast too."""
+"""Weights, gradients, optimizer state and losses are fp32, under bf16 autocast too."""
 LABEL_BYTES = 8
 """Of an image, beside its activation: its class travels through all stages."""
+_SLICES = 3 << 19
+"""Numbers that hand-written backward passes work on at a time on a CPU (`layout.py`)."""
+_SIMILARITY_MATRICES = 4
+"""Of a batch's images with each other: two, their difference, its gradient."""
 _OPTIMIZER_COPIES = {"adam": 2, "amsgrad": 3, "sgd": 1}
 """Numbers an optimizer keeps per parameter (sgd: the momentum)."""
 
@@ -42,7 +48,8 @@ class BlockCost:
     `parameters`: the layer with bias and batch norm; `head_parameters`: classifier and g.
     `forward_macs`: the layer's forward pass; `train_macs`: everything training does.
     `sent_bytes`: what leaves the block after pooling; 0 for the output block.
-    `state_bytes`, `activation_bytes`: the two parts of `memory_bytes`, for one batch.
+    `state_bytes`, `activation_bytes`, `working_bytes`: the parts of `memory_bytes`, for one batch:
+    what stays, what is held for the backward pass, what comes and goes with it.
     `same_group`: whether it learns together with the block before it.
     """
 
@@ -55,26 +62,16 @@ class BlockCost:
     state_bytes: int
     activation_bytes: int
     same_group: bool = False
+    working_bytes: int = 0
 
     @property
     def memory_bytes(self) -> int:
-        """Estimate of what training this block alone holds, in bytes."""
-        return self.state_bytes + self.activation_bytes
+        """Estimate of what training this block alone holds at its peak, in bytes."""
+        return self.state_bytes + self.activation_bytes + self.working_bytes
 
     def tree(self) -> dict[str, int]:
         """Plain JSON values, for plan.json."""
         return {**asdict(self), "memory_bytes": self.memory_bytes}
-
-
-@dataclass(frozen=True, slots=True)
-class StageCost:
-    """Costs of consecutive blocks together, in the units of `BlockCost`."""
-
-    parameters: int
-    head_parameters: int
-    train_macs: int
-    sent_bytes: int
-    memory_bytes: int
 
 
 def block_costs(
@@ -100,21 +97,11 @@ def block_costs(
             train_macs=_train_macs(spec, backprop=backprop),
             sent_bytes=0 if spec.is_output else prod(spec.out_shape) * element_bytes,
             state_bytes=_state_bytes(spec, optimizer_name),
-            activation_bytes=_held_numbers(spec) * batch_size * element_bytes,
+            activation_bytes=_activation_bytes(spec, batch_size, element_bytes),
             same_group=spec.same_group,
+            working_bytes=_working_bytes(spec, batch_size, element_bytes),
         )
         for spec in specs
-    )
-
-
-def stage_cost(costs: Sequence[BlockCost]) -> StageCost:
-    """Cost of a stage that holds these consecutive blocks; it sends what its last block sends."""
-    return StageCost(
-        parameters=sum(cost.parameters for cost in costs),
-        head_parameters=sum(cost.head_parameters for cost in costs),
-        train_macs=sum(cost.train_macs for cost in costs),
-        sent_bytes=costs[-1].sent_bytes,
-        memory_bytes=memory_bytes(costs),
     )
 
 
@@ -128,15 +115,16 @@ def received_bytes(
 
 
 def memory_bytes(costs: Sequence[BlockCost]) -> int:
-    """Estimate of what one process holds that trains these blocks, in bytes.
+    """Estimate of what one process holds that trains these blocks, at its peak, in bytes.
 
     Blocks that learn together (all of them under global backprop) hold their activations until
-    their backward pass; with local losses a block's activations are gone before the next block
-    of the process starts.
+    their backward pass, which goes through one block at a time; with local losses a block's
+    activations are gone before the next block of the process starts. Activations are mostly within
+    15 % of what tensors take on a CPU; libraries' workspaces, which on CUDA can be several times
+    as much, links' slots and what is inside of a user's own modules are left out.
     """
     groups = in_runs(costs, lambda cost: cost.same_group)
-    held = max(sum(cost.activation_bytes for cost in group) for group in groups)
-    return sum(cost.state_bytes for cost in costs) + held
+    return sum(cost.state_bytes for cost in costs) + max(map(_peak_bytes, groups))
 
 
 def arithmetic_ratio(costs: Sequence[BlockCost]) -> float:
@@ -146,6 +134,12 @@ def arithmetic_ratio(costs: Sequence[BlockCost]) -> float:
     """
     backprop = 3 * sum(cost.forward_macs for cost in costs)
     return sum(cost.train_macs for cost in costs) / backprop
+
+
+def _peak_bytes(group: Sequence[BlockCost]) -> int:
+    """Where in its backward pass a group takes the most: blocks after that place are done."""
+    held = accumulate(cost.activation_bytes for cost in group)
+    return max(below + cost.working_bytes for below, cost in zip(held, group, strict=True))
 
 
 def _weights(spec: BlockSpec) -> int:
@@ -159,17 +153,12 @@ def _g_weights(spec: BlockSpec) -> int:
     return spec.sim.features**2 * (_G_KERNEL**2 if spec.sim.kind == "conv" else 1)
 
 
-def _classifier_layers(spec: BlockSpec) -> tuple[tuple[int, int], ...]:
-    """Inputs and outputs of the local classifier's linear layers."""
+def _classifier(spec: BlockSpec) -> tuple[tuple[int, int], ...]:
     return spec.pred.layers if spec.pred else ()
 
 
-def _rebuilding_weights(spec: BlockSpec) -> int:
-    """Of the layer that rebuilds the block's input, as large as the layer itself."""
-    return _weights(spec) if _rebuilds(spec) else 0
-
-
 def _rebuilds(spec: BlockSpec) -> bool:
+    """Whether a layer as large as its own rebuilds the block's input."""
     return spec.unsupervised == "recon" and spec.index > 0 and not spec.is_output
 
 
@@ -194,9 +183,9 @@ def _train_macs(spec: BlockSpec, *, backprop: bool) -> int:
 
 
 def _head_parameters(spec: BlockSpec) -> int:
-    classifier = sum((n_in + 1) * n_out for n_in, n_out in _classifier_layers(spec))
+    classifier = sum((n_in + 1) * n_out for n_in, n_out in _classifier(spec))
     projection = spec.projection * spec.classes
-    rebuilding = _rebuilding_weights(spec) + spec.layer.in_features * _rebuilds(spec)
+    rebuilding = (_weights(spec) + spec.layer.in_features) * _rebuilds(spec)
     return _g_weights(spec) + classifier + projection + rebuilding
 
 
@@ -207,8 +196,8 @@ def _forward_macs(spec: BlockSpec) -> int:
 
 
 def _head_macs(spec: BlockSpec) -> int:
-    classifier = sum(n_in * n_out for n_in, n_out in _classifier_layers(spec))
-    maps = _g_weights(spec) + _rebuilding_weights(spec)
+    classifier = sum(n_in * n_out for n_in, n_out in _classifier(spec))
+    maps = _g_weights(spec) + _weights(spec) * _rebuilds(spec)
     return maps * prod(spec.shape[1:]) + classifier
 
 
@@ -218,14 +207,89 @@ def _state_bytes(spec: BlockSpec, optimizer_name: Literal["adam", "amsgrad", "sg
     return copies * (_parameters(spec) + _head_parameters(spec)) * _PARAMETER_BYTES
 
 
-def _held_numbers(spec: BlockSpec) -> int:
-    """Numbers per image held for this block's backward pass.
+def _activation_bytes(spec: BlockSpec, batch_size: int, element_bytes: int) -> int:
+    """From the forward pass to the backward pass; under autocast with weights as it reads them."""
+    cast = element_bytes * (element_bytes < _PARAMETER_BYTES)
+    weights = cast * (_parameters(spec) + _head_parameters(spec))
+    return weights + _held_numbers(spec) * batch_size * element_bytes
 
-    Input, batch norm's input, activation (non-linearities work in place, but in a user's own
-    modules), g's output, and a classifier's hidden layers, where there are such; what a dropout
-    mask, a library's workspace or a link's slots need is left out. On a CPU g's output takes the
-    place of a feature map's activation (`remade.py`): there this is an upper bound.
-    """
-    tensors = 1 + spec.batch_norm + (spec.custom is not None) + (spec.sim is not None)
+
+def _held_numbers(spec: BlockSpec) -> int:
+    """Per image: what arrives, batch norm's input, the activation (non-linearities work in place,
+    but in a user's own modules), what is passed on, a classifier's hidden layers."""
+    tensors = 1 + spec.normalises + (spec.custom is not None)
     hidden = sum(spec.pred.hidden) if spec.pred else 0
-    return prod(spec.in_shape) + tensors * prod(spec.shape) + hidden
+    held = tensors * prod(spec.shape) + _passed_numbers(spec) + hidden
+    return _arrived_numbers(spec) + _shortcut_numbers(spec) + held
+
+
+def _arrived_numbers(spec: BlockSpec) -> int:
+    """The input, unless the block before holds it, and its copy where a linear layer reads feature
+    maps, which lie channels last, or a convolution reads images, which don't."""
+    wants_maps, are_maps = spec.layer.kind == "conv", spec.index > 0
+    is_copied = prod(spec.in_shape[1:]) > 1 and wants_maps != are_maps and spec.custom is None
+    return prod(spec.in_shape) * ((not spec.same_group) + is_copied)
+
+
+def _shortcut_numbers(spec: BlockSpec) -> int:
+    """What a residual connection brings, every stride-th pixel of it, and what its layer gives."""
+    if spec.shortcut is None:
+        return 0
+    layer, size = spec.shortcut.layer, prod(spec.shape)
+    if layer is None:
+        return size * (not spec.same_group)
+    taken = layer.in_features * prod(spec.shape[1:])
+    copies = (not spec.same_group) * layer.stride**2 + (layer.stride > 1)
+    return taken * copies + size * spec.batch_norm
+
+
+def _passed_numbers(spec: BlockSpec) -> int:
+    """What dropout and pooling make of the activation; where it learns from later blocks, also
+    the mask, or the places of the maxima (two numbers wide)."""
+    if _passes_all(spec):
+        return 0
+    learns_later = spec.pred is None and spec.sim is None
+    places = 2 if spec.pool and spec.pool.kind == "max" else spec.layer.kind == "linear"
+    return prod(spec.out_shape) * (1 + learns_later * places)
+
+
+def _passes_all(spec: BlockSpec) -> bool:
+    """Whether the next block receives the activation itself, which then stays to the end."""
+    return spec.pool is None and spec.dropout == 0 and spec.shape == spec.out_shape
+
+
+def _working_bytes(spec: BlockSpec, batch_size: int, element_bytes: int) -> int:
+    """What comes and goes with the backward pass: for the losses first, then for the layer."""
+    for_losses, for_layer = (n * prod(spec.shape) for n in _working_tensors(spec))
+    if spec.pred and len(spec.shape) > 1:
+        for_losses += 2 * spec.pred.features  # pooled maps and their gradient
+    size = batch_size * element_bytes
+    return max(for_losses * size + _compared_bytes(spec, batch_size), for_layer * size)
+
+
+def _working_tensors(spec: BlockSpec) -> tuple[int, int]:
+    """Of the activation's size: g(h), its directions and gradients, those of h and of batch norm's
+    input. Of feature maps, gradients take the place of g(h) or, if it is free, of h."""
+    stays = int(_passes_all(spec))
+    if _is_remade(spec):
+        return stays, stays
+    has_map = spec.sim is not None and spec.sim.features > 0
+    return has_map * (1 if len(spec.shape) > 1 else 3), 2 + stays if spec.normalises else 1
+
+
+def _is_remade(spec: BlockSpec) -> bool:
+    """As `block.py` decides on a CPU (`remade.py`)."""
+    is_plain = spec.shortcut is None and spec.unsupervised == "none"
+    is_read = spec.sim.features > 0 if spec.sim else spec.pred is not None
+    return spec.batch_norm and len(spec.shape) > 1 and is_plain and is_read
+
+
+def _compared_bytes(spec: BlockSpec, batch_size: int) -> int:
+    """Similarities and what they are of, or the rebuilt input and its copies, all in fp32."""
+    copies = {"none": 0, "sim": 3 * (spec.layer.kind == "linear"), "recon": 4 * _rebuilds(spec)}
+    numbers = copies[spec.unsupervised] * prod(spec.in_shape) * batch_size
+    if spec.sim is not None:
+        numbers += _SIMILARITY_MATRICES * batch_size**2
+        if spec.sim.features and len(spec.shape) > 1:
+            numbers += min(2 * prod(spec.shape) * batch_size, _SLICES)
+    return numbers * _PARAMETER_BYTES

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cost import stage_cost
+from pipeline.cost import memory_bytes
 from pipeline.errors import ConfigError
 from pipeline.placement import busiest, most_even_cuts, place, smallest_peak
 from pipeline.specs import stage_units
@@ -24,8 +24,19 @@ from pipeline.specs import stage_units
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipeline.cost import BlockCost, StageCost
+    from pipeline.cost import BlockCost
     from pipeline.specs import BlockSpec
+
+
+@dataclass(frozen=True, slots=True)
+class StageCost:
+    """Costs of consecutive blocks together, in the units of `BlockCost`."""
+
+    parameters: int
+    head_parameters: int
+    train_macs: int
+    sent_bytes: int
+    memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +70,17 @@ class Plan:
             for plan in self.stages
         ]
         return {"stages": stages, "costs": [cost.tree() for cost in costs]}
+
+
+def stage_cost(costs: Sequence[BlockCost]) -> StageCost:
+    """Cost of a stage that holds these consecutive blocks; it sends what its last block sends."""
+    return StageCost(
+        parameters=sum(cost.parameters for cost in costs),
+        head_parameters=sum(cost.head_parameters for cost in costs),
+        train_macs=sum(cost.train_macs for cost in costs),
+        sent_bytes=costs[-1].sent_bytes,
+        memory_bytes=memory_bytes(costs),
+    )
 
 
 def make_plan(

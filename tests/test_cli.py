@@ -327,8 +327,8 @@ def test_dry_run_shows_the_plan_and_starts_nothing(here: Path) -> None:
     assert contents(here) == before
     rows = [" ".join(line.split()) for line in result.stdout.splitlines()]
     # stage, device, blocks, parameters of layer and head, multiply-adds, bytes sent, memory
-    assert "3 cuda:1 conv 384→768 2.66 M 5.34 M 21743 M 96 MiB 1.43 GiB" in rows
-    assert "9 cuda:0 linear 6144→1024 6.3 M 1.06 M 16 M – 117 MiB" in rows
+    assert "3 cuda:1 conv 384→768 2.66 M 5.34 M 21743 M 96 MiB 1.16 GiB" in rows
+    assert "9 cuda:0 linear 6144→1024 6.3 M 1.06 M 16 M – 122 MiB" in rows
     for stage, macs in enumerate([4098, 6795, 6795, 21743, 6795, 21743, 6795, 6795, 1699, 16]):
         row = next(row for row in rows if row.startswith(f"{stage} cuda:"))
         assert f" {macs} M " in row

@@ -58,10 +58,10 @@ def test_every_stage_has_a_row_that_fits(width: int) -> None:
     text = report(WIDE_VGG, width=width)
     assert max(map(len, text.splitlines())) <= width
     rows = rows_of(text)
-    assert "3 cuda:1 conv 384→768 2.66 M 5.34 M 21743 M 96 MiB 1.43 GiB" in rows
-    assert "9 cuda:0 linear 6144→1024 6.3 M 1.06 M 16 M – 117 MiB" in rows
+    assert "3 cuda:1 conv 384→768 2.66 M 5.34 M 21743 M 96 MiB 1.16 GiB" in rows
+    assert "9 cuda:0 linear 6144→1024 6.3 M 1.06 M 16 M – 121 MiB" in rows
     assert "output 1024→10" in rows
-    assert "total 91.3 M 101 M 83274 M 879 MiB 7.7 GiB" in rows
+    assert "total 91.3 M 101 M 83274 M 879 MiB 7.32 GiB" in rows
 
 
 def test_ratio_bottleneck_and_bounds() -> None:
@@ -105,7 +105,7 @@ def test_small_numbers_keep_their_digits() -> None:
     mlp = {"name": "mlp", "hidden_layers": 2, "hidden": 4}
     text = report(mlp, "pred", "digits", devices=("cpu",))
     rows = rows_of(text)
-    assert "0 cpu linear 64→4 268 50 632 3 KiB 41 KiB" in rows
+    assert "0 cpu linear 64→4 268 50 632 3 KiB 47 KiB" in rows
     assert "at most" not in text
     assert "On the CPU" in text
 
@@ -113,7 +113,7 @@ def test_small_numbers_keep_their_digits() -> None:
 def test_global_backprop_has_no_bounds() -> None:
     text = one_line(report({"name": "vgg8b"}, "glob", "mnist", stages=1, devices=("cpu",)))
     assert "glob does 1.00 times" in text
-    assert "in one process (--single): 696 MiB there, and no speed-up" in text
+    assert "in one process (--single): 762 MiB there, and no speed-up" in text
     assert "equal devices" not in text
 
 

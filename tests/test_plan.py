@@ -11,13 +11,13 @@ import pytest
 
 from pipeline import placement as planning
 from pipeline.config import build_config
-from pipeline.cost import BlockCost, block_costs, stage_cost
+from pipeline.cost import BlockCost, block_costs
 from pipeline.datasets import data_facts
 from pipeline.errors import ConfigError
 from pipeline.models import build_specs
 from pipeline.moves import drawn_together, relieved
 from pipeline.placement import busiest, place
-from pipeline.plan import Plan, make_plan, speedup_bound_consecutive, speedup_bound_free
+from pipeline.plan import Plan, make_plan, speedup_bound_consecutive, speedup_bound_free, stage_cost
 from pipeline.specs import BlockSpec, LayerSpec
 
 if TYPE_CHECKING:
