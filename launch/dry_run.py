@@ -57,14 +57,22 @@ def dry_run_report(
     images = config.data.batch_size
     console.print(_stage_table(specs, plan, stages, images))
     say(console, f"Batches of {images} images. {_feed_sentence(specs, stages, images)} {_NOTE}")
-    if not config.schedule.greedy:
-        say(console, _ratio_sentence(config, costs))
+    ratio = arithmetic_ratio(costs)
+    if ratio is not None and not config.schedule.greedy:
+        say(console, _ratio_sentence(config, ratio))
     if backprop:
         say(console, _backprop_sentence(costs))
         return
     if config.schedule.greedy:
         say(console, _GREEDY)
         return
+    if _sum(stages).train_macs:  # those of a user's own modules may not be known
+        _print_bounds(specs, plan, stages, console)
+
+
+def _print_bounds(
+    specs: Sequence[BlockSpec], plan: Plan, stages: Sequence[StageCost], console: Console
+) -> None:
     say(console, _bottleneck_sentence(specs, plan, stages))
     say(console, _placement_sentence(plan, stages))
     console.print()
@@ -134,9 +142,9 @@ def _feed_sentence(specs: Sequence[BlockSpec], stages: Sequence[StageCost], imag
     )
 
 
-def _ratio_sentence(config: Config, costs: Sequence[BlockCost]) -> str:
+def _ratio_sentence(config: Config, ratio: float) -> str:
     return (
-        f"Arithmetic: {config.loss.name} does {arithmetic_ratio(costs):.2f} times the "
+        f"Arithmetic: {config.loss.name} does {ratio:.2f} times the "
         "multiply-adds of global backprop on the same layers (3 forward passes)."
     )
 

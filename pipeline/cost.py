@@ -127,13 +127,14 @@ def memory_bytes(costs: Sequence[BlockCost]) -> int:
     return sum(cost.state_bytes for cost in costs) + max(map(_peak_bytes, groups))
 
 
-def arithmetic_ratio(costs: Sequence[BlockCost]) -> float:
+def arithmetic_ratio(costs: Sequence[BlockCost]) -> float | None:
     """Multiply-adds of training over those of global backprop of the same layers.
 
-    About 5/3 for `predsim` where a layer keeps its width, 2/3 for `pred`, 1 for `glob`.
+    About 5/3 for `predsim` where a layer keeps its width, 2/3 for `pred`, 1 for `glob`; None where
+    those of a user's own modules are not known.
     """
     backprop = 3 * sum(cost.forward_macs for cost in costs)
-    return sum(cost.train_macs for cost in costs) / backprop
+    return sum(cost.train_macs for cost in costs) / backprop if backprop else None
 
 
 def _peak_bytes(group: Sequence[BlockCost]) -> int:

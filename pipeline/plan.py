@@ -108,7 +108,8 @@ def make_plan(
     _check_stages(n_stages, specs, len(units))
     loads = [cost.train_macs for cost in costs] if loads is None else loads
     groups = _divide(units, loads, n_stages)
-    sums = [sum(loads[block] for block in group) for group in groups]
+    # a stage of which nothing is known counts as something, or a device might be left without
+    sums = [max(1, sum(loads[block] for block in group)) for group in groups]
     traffic = [costs[group[-1]].sent_bytes for group in groups[:-1]]
     placement = place(sums, len(devices), traffic)
     return Plan(

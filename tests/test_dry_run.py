@@ -6,19 +6,28 @@ import io
 import re
 import subprocess
 import sys
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from rich.console import Console
 
 from launch.dry_run import dry_run_report
+from launch.job import network_costs
 from pipeline.config import build_config
-from pipeline.cost import block_costs
 from pipeline.datasets import data_facts
-from pipeline.models import build_specs
+from pipeline.models import network_specs
 from pipeline.plan import make_plan
+from pipeline.specs import CustomSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.config import Config
+    from pipeline.specs import BlockSpec
 
 WIDE_VGG = {"name": "vgg11b", "feat_mult": 3}
+MLP = {"name": "mlp", "hidden_layers": 2, "hidden": 4}
 FOUR = ("cuda:0", "cuda:1", "cuda:2", "cuda:3")
 
 
@@ -32,13 +41,28 @@ def report(
     width: int = 80,
     **sections: Any,
 ) -> str:
+    config = config_of(model, loss, data, **sections)
+    return printed(config, specs_of(config), stages=stages, devices=devices, width=width)
+
+
+def config_of(model: dict[str, Any], loss: str, data: str = "cifar10", **sections: Any) -> Config:
     tree = {"model": model, "loss": {"name": loss}, "data": {"name": data}, **sections}
-    config = build_config(tree, "test")
-    facts = data_facts(config.data)
-    specs = build_specs(config.model, config.loss, config.nonlinearity, facts.shape, facts.classes)
-    costs = block_costs(
-        specs, batch_size=128, element_bytes=4, optimizer_name="adam", backprop=loss == "glob"
-    )
+    return build_config(tree, "test")
+
+
+def specs_of(config: Config) -> tuple[BlockSpec, ...]:
+    return network_specs(config, data_facts(config.data))
+
+
+def printed(
+    config: Config,
+    specs: Sequence[BlockSpec],
+    *,
+    stages: int | None = None,
+    devices: tuple[str, ...] = FOUR,
+    width: int = 80,
+) -> str:
+    costs = network_costs(config, specs)
     plan = make_plan(specs, costs, stages=stages, devices=devices)
     stream = io.StringIO()
     dry_run_report(config, specs, costs, plan, Console(file=stream, width=width))
@@ -114,6 +138,19 @@ def test_global_backprop_has_no_bounds() -> None:
     text = one_line(report({"name": "vgg8b"}, "glob", "mnist", stages=1, devices=("cpu",)))
     assert "glob does 1.00 times" in text
     assert "in one process (--single): 762 MiB there, and no speed-up" in text
+    assert "equal devices" not in text
+
+
+def test_what_is_not_known_of_a_users_own_modules_is_left_out() -> None:
+    own = CustomSpec(parameters=8, forward_macs=0, normalises=False)
+    specs = [replace(spec, custom=own) for spec in specs_of(config_of(MLP, "pred"))]
+    heads = one_line(printed(config_of(MLP, "pred"), specs))
+    assert "Speed: bound by stage 0" in heads  # the classifiers' are known
+    assert "Arithmetic" not in heads
+    nothing = [replace(spec, pred=None) for spec in specs]
+    text = printed(config_of(MLP, "pred"), nothing)
+    assert "Batches of" in text
+    assert "Speed" not in text
     assert "equal devices" not in text
 
 

@@ -217,6 +217,12 @@ def test_a_device_each_in_order_where_there_are_enough(
     assert [stage.device for stage in plan.stages] == devices[:10]
 
 
+def test_all_devices_are_used_where_no_multiply_adds_are_known() -> None:
+    devices = [f"cuda:{number}" for number in range(4)]
+    plan = plan_of([0, 0, 0, 0, 0], 4, devices)
+    assert [stage.device for stage in plan.stages] == devices
+
+
 def test_cpu_takes_everything() -> None:
     assert {stage.device for stage in plan_of([1, 2, 3, 0], 3).stages} == {"cpu"}
 
