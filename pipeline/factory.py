@@ -221,14 +221,16 @@ def _named(error: BaseException) -> str:
 
 
 def _count_macs(macs: list[int], module: nn.Module, inputs: tuple[Tensor, ...], y: Any) -> None:
-    """Multiply-adds of a linear layer or convolution for an image; others count as nothing."""
+    """Multiply-adds of a linear layer or convolution for an image; others count as nothing. A
+    transposed convolution uses its weights for each pixel that it reads, not for each it gives."""
     weight: Any = module.weight
     if not hasattr(y, "shape"):
         return
     if weight.dim() == 2:
         macs.append(weight.numel() * prod(y.shape[1:-1]))
     elif weight.dim() > 2:
-        macs.append(weight.numel() * prod(y.shape[2:]))
+        pixels = inputs[0] if getattr(module, "transposed", False) else y
+        macs.append(weight.numel() * prod(pixels.shape[2:]))
 
 
 def _check_shapes(specs: list[BlockSpec], model: ModelConfig, classes: int) -> None:

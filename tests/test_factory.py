@@ -109,6 +109,23 @@ def test_costs_are_those_of_its_layers() -> None:
     ]  # fmt: skip
 
 
+def enlarging() -> nn.Sequential:
+    return nn.Sequential(
+        nn.ConvTranspose2d(3, 8, 4, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 64 * 64, 5)
+    )
+
+
+def test_a_transposed_convolution_costs_what_it_does_for_each_pixel_it_reads() -> None:
+    costs = block_costs(
+        specs_of(config_of("enlarging")),
+        batch_size=1,
+        element_bytes=4,
+        optimizer_name="adam",
+        backprop=False,
+    )
+    assert costs[0].forward_macs == 3 * 8 * 4 * 4 * 16 * 16
+
+
 def test_the_network_computes_what_the_users_own_would() -> None:
     stage = stage_of(config_of())
     network = convolutional().eval()
