@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from socket import AF_INET, AF_INET6, socket
 from typing import TYPE_CHECKING, Literal
@@ -86,6 +87,7 @@ def make_job(options: Options) -> Job:
     facts = data_facts(config.data)
     specs = network_specs(config, facts)
     check_data(config.data, facts, batch_norm=any(spec.normalises for spec in specs))
+    _check_normalised(config.data.batch_size, specs)
     backprop = config.loss.is_global
     if backprop:
         _check_one_process(config, options)
@@ -113,6 +115,17 @@ def _plan(
     if options.stages is not None:
         raise ConfigError("--plan says how many stages there are: leave --stages out")
     return load_plan(options.plan, specs, devices)  # single mode does all of its stages in turn
+
+
+def _check_normalised(batch_size: int, specs: Sequence[BlockSpec]) -> None:
+    """One image has a variance where its feature maps have several pixels."""
+    for spec in specs:
+        if batch_size == 1 and spec.batch_norm and prod(spec.shape[1:]) == 1:
+            raise ConfigError(
+                f"data.batch_size 1: block {spec.index} ({spec.name}) gives a number per feature, "
+                "and batch normalisation needs several; use data.batch_size 2 or more, or "
+                "model.batch_norm false"
+            )
 
 
 def _check_address(config: Config) -> None:

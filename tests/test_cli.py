@@ -338,6 +338,21 @@ def test_dry_run_shows_the_plan_and_starts_nothing(here: Path) -> None:
     assert "bound by stage 3 (conv 384→768): 21743 M multiply-adds of 83274 M" in sentences
 
 
+def test_batches_of_one_image_need_pixels_to_normalise_by(here: Path) -> None:
+    layers = ", ".join(["4, M"] * 3)
+    text = f"""
+        model: {{name: vgg, layers: [{layers}, 4], hidden_layers: 0}}
+        loss: {{name: pred}}
+        data: {{name: digits, batch_size: 1}}
+    """
+    (here / "deep.yaml").write_text(text, encoding="utf-8")
+    complaint = refused(here, "deep.yaml", "--single")
+    assert "data.batch_size 1: block 3 (conv 4→4) gives a number per feature" in complaint
+    assert "use data.batch_size 2 or more, or model.batch_norm false" in complaint
+    done = run("deep.yaml", "--dry-run", "--set", f"model.layers=[{layers}]")
+    assert done.exit_code == 0, done.stderr
+
+
 def test_dry_run_checks_as_a_run_does(here: Path) -> None:
     refused(here, "tiny.yaml", "--dry-run", "--stages", "4")
     refused(here, "tiny.yaml", "--dry-run", "--set", "loss.beta=2")
