@@ -34,10 +34,13 @@ _NOTE = (
     "context, library workspaces and link buffers."
 )
 _GREEDY = (
-    "Greedy training: one block learns at a time, those before it only pass on; stages spread "
-    "the memory and bring no speed-up. The memory above is that of training all blocks at once: "
-    "only the block that learns needs gradients, optimizer state and held activations. A link "
-    "carries batches only in the phases of blocks further down."
+    "Greedy training: one block learns at a time, those before it only pass on. The memory above "
+    "is that of training all blocks at once: only the block that learns needs gradients, "
+    "optimizer state and held activations."
+)
+_GREEDY_STAGES = (
+    "Stages spread the memory and bring no speed-up; a link carries batches only in the phases of "
+    "blocks further down."
 )
 _MACS_SCALES = {"G": 10**9, "M": 10**6, "k": 10**3}
 _MACS_FROM = {"G": 10**11, "M": 10**7, "k": 10**4}
@@ -50,13 +53,19 @@ def dry_run_report(
     costs: Sequence[BlockCost],
     plan: Plan,
     console: Console,
+    *,
+    single: bool = False,
 ) -> None:
-    """Print the plan's stages, the arithmetic of the loss and the bounds of the speed-up."""
+    """Print the plan's stages, the arithmetic of the loss and the bounds of the speed-up.
+
+    `single`: one process will do all of it, whatever stages the plan has: without links or bounds.
+    """
     backprop = config.loss.is_global
-    stages = plan.stage_costs(costs)
-    images = config.data.batch_size
+    plan = plan.in_one_process() if single else plan
+    stages, images = plan.stage_costs(costs), config.data.batch_size
     console.print(_stage_table(specs, plan, stages, images))
-    say(console, f"Batches of {images} images. {_feed_sentence(specs, stages, images)} {_NOTE}")
+    links = "" if single or backprop else f"{_feed_sentence(specs, stages, images)} "
+    say(console, f"Batches of {images} images. {links}{_NOTE}")
     ratio = arithmetic_ratio(costs)
     if ratio is not None and not config.schedule.greedy:
         say(console, _ratio_sentence(config, ratio))
@@ -64,9 +73,9 @@ def dry_run_report(
         say(console, _backprop_sentence(costs))
         return
     if config.schedule.greedy:
-        say(console, _GREEDY)
+        say(console, _GREEDY if single else f"{_GREEDY} {_GREEDY_STAGES}")
         return
-    if _sum(stages).train_macs:  # those of a user's own modules may not be known
+    if not single and _sum(stages).train_macs:  # those of a user's own modules may not be known
         _print_bounds(specs, plan, stages, console)
 
 

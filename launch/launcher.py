@@ -70,7 +70,7 @@ def _print_plan(job: Job) -> int:
     from launch.dry_run import dry_run_report
 
     console = Console()
-    dry_run_report(job.config, job.specs, job.costs, job.plan, console)
+    dry_run_report(job.config, job.specs, job.costs, job.plan, console, single=job.single)
     if job.foresight:
         from launch.forecast import print_forecast
 

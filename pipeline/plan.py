@@ -59,6 +59,11 @@ class Plan:
         """How many worker processes this plan needs."""
         return len(self.stages)
 
+    def in_one_process(self) -> Plan:
+        """What single mode does: one block after the other, on the device of the first stage."""
+        blocks = tuple(block for stage in self.stages for block in stage.blocks)
+        return Plan((StagePlan(0, blocks, self.stages[0].device),))
+
     def stage_costs(self, costs: Sequence[BlockCost]) -> list[StageCost]:
         """What each stage costs, given what the blocks do."""
         return [stage_cost([costs[block] for block in stage.blocks]) for stage in self.stages]

@@ -338,6 +338,11 @@ def test_dry_run_shows_the_plan_and_starts_nothing(here: Path) -> None:
     assert "bound by stage 3 (conv 384→768): 21743 M multiply-adds of 83274 M" in sentences
 
 
+def test_dry_run_of_single_mode_shows_one_process(here: Path) -> None:
+    tables = [run("tiny.yaml", "--dry-run", *mode).stdout for mode in ((), ("--single",))]
+    assert ["every link" in table for table in tables] == [True, False]
+
+
 def test_batches_of_one_image_need_pixels_to_normalise_by(here: Path) -> None:
     layers = ", ".join(["4, M"] * 3)
     text = f"""

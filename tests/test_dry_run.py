@@ -61,11 +61,12 @@ def printed(
     stages: int | None = None,
     devices: tuple[str, ...] = FOUR,
     width: int = 80,
+    single: bool = False,
 ) -> str:
     costs = network_costs(config, specs)
     plan = make_plan(specs, costs, stages=stages, devices=devices)
     stream = io.StringIO()
-    dry_run_report(config, specs, costs, plan, Console(file=stream, width=width))
+    dry_run_report(config, specs, costs, plan, Console(file=stream, width=width), single=single)
     return stream.getvalue()
 
 
@@ -136,6 +137,7 @@ def test_small_numbers_keep_their_digits() -> None:
 
 def test_global_backprop_has_no_bounds() -> None:
     text = one_line(report({"name": "vgg8b"}, "glob", "mnist", stages=1, devices=("cpu",)))
+    assert "every link" not in text
     assert "glob does 1.00 times" in text
     assert "in one process (--single): 762 MiB there, and no speed-up" in text
     assert "equal devices" not in text
@@ -152,6 +154,20 @@ def test_what_is_not_known_of_a_users_own_modules_is_left_out() -> None:
     assert "Batches of" in text
     assert "Speed" not in text
     assert "equal devices" not in text
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_of_single_mode_one_process_is_told_and_nothing_between_stages(greedy: bool) -> None:
+    config = config_of(WIDE_VGG, "predsim", schedule={"greedy": greedy})
+    text = printed(config, specs_of(config), devices=("cpu",), single=True)
+    rows, sentences = rows_of(text), one_line(text)
+    assert [row for row in rows if row.startswith(("0 ", "1 "))] == [
+        "0 cpu conv 3→384 91.3 M 101 M 83274 M – 3.9 GiB"
+    ]
+    assert "total 91.3 M 101 M 83274 M – 3.9 GiB" in rows
+    assert "Arithmetic" in sentences or greedy
+    for words in ("link carries", "every link", "Speed", "stages spread", "equal devices"):
+        assert words.lower() not in sentences.lower()
 
 
 def test_planning_loads_neither_torch_nor_numpy() -> None:
@@ -173,5 +189,5 @@ def test_greedy_training_has_no_bounds() -> None:
         )
     )
     assert "one block learns at a time" in text
-    assert "A link carries batches only in the phases of blocks further down" in text
+    assert "a link carries batches only in the phases of blocks further down" in text
     assert "equal devices" not in text
