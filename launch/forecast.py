@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from launch.dry_run import memory_by_device, plain_table, say
 from launch.wording import size_text
-from pipeline.plan import Plan, StagePlan, make_plan
+from pipeline.plan import make_plan
 from pipeline.specs import stage_units
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from launch.foresight import Foresight
     from launch.job import Job
+    from pipeline.plan import Plan
     from pipeline.simulate import StageWork
     from pipeline.timing import Links, Prospect, Timing
 
@@ -40,7 +41,7 @@ def print_forecast(job: Job, known: Foresight, console: Console) -> None:
         return
     timing, plan = known.timing, job.plan
     if job.single:
-        plan = _one_process(job)
+        plan = plan.in_one_process()
         timing = timing.in_one_process() if plan.stages[0].device == "cpu" else timing
     found = timing.prospect(plan, job.config.runtime.max_in_flight)
     memory = memory_by_device(plan, plan.stage_costs(job.costs))
@@ -51,11 +52,6 @@ def print_forecast(job: Job, known: Foresight, console: Console) -> None:
         say(console, sentence)
     if plan.stages[0].device != "cpu" and not (job.single or job.config.loss.is_global):
         _print_growth(job, known, console)
-
-
-def _one_process(job: Job) -> Plan:
-    """Which does one block after the other, whatever stages it calls them."""
-    return Plan((StagePlan(0, tuple(range(len(job.specs))), job.plan.stages[0].device),))
 
 
 def _device_table(plan: Plan, found: Prospect, memory: Mapping[str, int]) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from pipeline.timing import Timing, assumed
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from launch.job import Options
+    from launch.job import Job, Options
     from pipeline.config import Config
     from pipeline.cost import BlockCost
     from pipeline.datasets import DataFacts
@@ -51,6 +52,21 @@ def foresee(
         print(f"kept in {measure(config, facts, specs, devices, _tell)}", file=sys.stderr)
     known = known_timing(config, specs, costs, devices)
     return Foresight(known[0], f"measured: {known[1]}") if known else None
+
+
+def cautions(job: Job) -> list[str]:
+    """What a user should hear before it trains: a CPU whose stages have more threads than it has
+    cores. Threads that wait for their like, which has no core, keep those busy that work."""
+    stages = [stage for stage in job.plan.stages if stage.device == "cpu"]
+    processes = min(1, len(stages)) if job.single else len(stages)
+    threads, cores = job.config.runtime.threads_per_stage, len(os.sched_getaffinity(0))
+    if threads == 1 or processes * threads <= cores:
+        return []
+    return [
+        f"runtime.threads_per_stage: {processes} stage{'s' * (processes > 1)} of {threads} threads "
+        f"on {cores} core{'s' * (cores > 1)} hold each other up, and may train many times slower, "
+        "which no prediction counts; use fewer threads, or fewer stages"
+    ]
 
 
 def _assumed(options: Options, config: Config, costs: tuple[BlockCost, ...]) -> Foresight:

@@ -184,6 +184,8 @@ def _devices(options: Options) -> tuple[str, ...]:
         found = devices(options.gpus, count=lambda: sys.maxsize)  # a plan for another machine
     else:
         found = devices(options.gpus)
+    if options.assume is not None and options.gpus is None and found == ("cpu",):
+        found = ("cuda:0",)  # one such device is imagined, on whatever machine
     return found[:1] if options.single else found
 
 

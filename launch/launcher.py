@@ -67,7 +67,8 @@ def _launch(options: Options) -> int:
 def _print_plan(job: Job) -> int:
     from rich.console import Console
 
-    from launch.dry_run import dry_run_report
+    from launch.dry_run import dry_run_report, say
+    from launch.foresight import cautions
 
     console = Console()
     dry_run_report(job.config, job.specs, job.costs, job.plan, console, single=job.single)
@@ -75,6 +76,8 @@ def _print_plan(job: Job) -> int:
         from launch.forecast import print_forecast
 
         print_forecast(job, job.foresight, console)
+    for caution in cautions(job):
+        say(console, caution)
     return DONE
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from launch.foresight import cautions
 from launch.interrupts import interrupts_noted
 from launch.output import lost_output
 from launch.run_log import open_log
@@ -80,7 +81,7 @@ def train(
             tell = _both(log, _while_it_is_read(console, show, log))
             run = make_run(job, directory.path, start, batches, course, keeper, tell)
             run.observer(_started(job, directory, run, linked=engine is not None))
-            for note in notes:
+            for note in (*notes, *cautions(job)):
                 run.observer(Note(note))
             progress_s = 0.0 if view == "quiet" else _PROGRESS_EVERY_S
             run = replace(run, interrupted=interrupted, progress_interval_s=progress_s)

@@ -10,17 +10,12 @@ breaks apart, the first piece would have moved statistics and drawn numbers befo
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import torch
 
-from pipeline.remade import remake
-
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from torch import Tensor
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -93,7 +88,6 @@ def _prepare() -> None:
     not be answered later."""
     from torch import _dynamo, _functorch, _inductor
 
-    _let_nothing_be_remade()
     _dynamo.config.recompile_limit = _VARIANTS
     _dynamo.config.accumulated_recompile_limit = _VARIANTS
     if hasattr(_functorch.config, "force_non_lazy_backward_lowering"):  # older ones never are lazy
@@ -101,13 +95,3 @@ def _prepare() -> None:
     if hasattr(_inductor.config, "deterministic"):  # else it times kernels, and takes the fastest
         _inductor.config.deterministic = True
     _inductor.config.compile_threads = 1
-
-
-@lru_cache
-def _let_nothing_be_remade() -> None:
-    """`remake` asks autograd's graph, which a compiler can't see; what it compiles has no
-    activation of that kind."""
-
-    @torch.compiler.substitute_in_graph(remake)
-    def _keep_it(h: Tensor) -> None:
-        return None

@@ -115,12 +115,13 @@ def heads_of(
     spec = pred.spec.pool if pred is not None else None
     mapped: Tensor | None
     pooled: Tensor | None = None
-    if isinstance(sim, nn.Conv2d) and is_reduced(h) and not torch.compiler.is_compiling():
+    by_hand = not torch.compiler.is_compiling()
+    if by_hand and isinstance(sim, nn.Conv2d) and is_reduced(h):
         spare = overwrite and (pred is None or spec is not None)  # else it reads h itself, later
         mapped, pooled = read_out(h, sim.weight, spec, overwrite=spare)
     else:
         mapped = sim(h) if sim is not None else None
-        if mapped is None and spec is not None and overwrite and remake(h):
+        if by_hand and mapped is None and spec is not None and overwrite and remake(h):
             pooled = pool_over(h, spec)
     if pred is None:
         return None, mapped

@@ -14,7 +14,7 @@ from rich.console import Console
 from launch import costfile
 from launch.costfile import cost_file
 from launch.forecast import print_forecast
-from launch.foresight import Foresight
+from launch.foresight import Foresight, cautions
 from launch.job import Job, Options, make_job
 from pipeline.errors import ConfigError
 from pipeline.plan import make_plan
@@ -141,7 +141,7 @@ def test_a_link_that_is_the_bound_is_named_and_credits_do_not_help(tmp_path: Pat
 def test_a_device_that_is_too_small_is_named(tmp_path: Path) -> None:
     text = printed(imagined(tmp_path, memory="1e8", gpus="0-3"))
     assert re.search(r"cuda:0 needs \d+ MiB and has 95\.4 MiB: use more devices", text)
-    assert re.search(r" 1 +1 +[\d,]+ +1\.00× +100 % +too much: 1\.19 GiB", text)
+    assert re.search(r" 1 +1 +[\d,]+ +1\.00× +100 % +too much: 1\.28 GiB", text)
     assert "too much" not in printed(imagined(tmp_path, memory="1e12"))
 
 
@@ -154,6 +154,38 @@ def test_in_single_mode_a_cpu_prepares_each_batch_and_nobody_else_is_at_work(
     crowded = Timing(times, job.costs, 32, capacity=2.0, feed_s=2.0, crowd=Crowd(0.5))
     foresight = Foresight(crowded, "measured: here")
     assert "Predicted (measured: here): 3 images/s" in printed(replace(job, foresight=foresight))
+
+
+def test_a_device_is_imagined_on_a_machine_that_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.gpus.visible_gpus", lambda: 0)
+    imagined(tmp_path)
+    config, device = tmp_path / "vgg19.yaml", tmp_path / "device.yaml"
+    job = make_job(Options(config, dry_run=True, assume=device))
+    assert {stage.device for stage in job.plan.stages} == {"cuda:0"}
+    assert "equal devices" in printed(job)
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    ("single", "threads", "said"),
+    [
+        (False, 1, ""),
+        (False, 2, "2 stages of 2 threads on 3 cores hold each other up"),
+        (True, 3, ""),
+        (True, 4, "1 stage of 4 threads on 3 cores hold each other up"),
+    ],
+)
+def test_more_threads_than_cores_are_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, single: bool, threads: int, said: str
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2})
+    overrides = (f"runtime.threads_per_stage={threads}",)
+    options = Options(tmp_path / "tiny.yaml", gpus="cpu", single=single, overrides=overrides)
+    told = cautions(make_job(replace(options, stages=None if single else 2)))
+    assert said in "".join(told)
+    assert bool(told) is bool(said)
 
 
 def test_assumptions_are_for_dry_runs(tmp_path: Path) -> None:
