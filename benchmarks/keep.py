@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks.machine import check_name, told_in_a_line, write_result
+from benchmarks.machine import check_is_of_a_run, check_name, told_in_a_line, write_result
 from launch.provenance import provenance
 from pipeline.config import config_tree
 from pipeline.configfile import load_config, load_tree
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 def main(run_dir: Path, name: str, command: str) -> None:
     """Keep the metrics of RUN_DIR as benchmarks/results/NAME.json."""
     check_name(name, "NAME")
+    check_is_of_a_run(name)
     epochs = epochs_of(run_dir)
     config = load_config(run_dir / "config.yaml")
     check_finished(run_dir, epochs[-1]["epoch"], all_epochs(config))

@@ -107,6 +107,19 @@ def check_name(name: str, given: str = "--name") -> None:
         raise ConfigError(f"{told}: expected a plain word, as {_plain_word(name)}")
 
 
+def check_is_of_a_run(name: str) -> None:
+    """A result that `benchmarks.keep` may replace.
+
+    Raises:
+        ConfigError: where it is a benchmark's own.
+    """
+    if not _path(name).is_file():
+        return
+    words = str(json.loads(_path(name).read_text(encoding="utf-8")).get("command")).split()
+    if owner := next((word for word in words if word.startswith("benchmarks.")), None):
+        raise ConfigError(f"{_path(name)} is of {owner}; give another NAME")
+
+
 def _plain_word(name: str) -> str:
     """Of a path the last part, of a file without `.json`."""
     last = Path(name).name.removesuffix(".json")

@@ -199,6 +199,16 @@ def test_a_finished_run_is_kept(finished: Path, results: Path) -> None:
     assert result["stages"] == [{"blocks": [0, 1, 2, 3]}]
 
 
+def test_a_run_takes_no_benchmarks_place(finished: Path, results: Path) -> None:
+    kept = results / "mine.json"
+    for command, status in (("pipeline-launch x.yaml", 0), ("python -m benchmarks.links", 2)):
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_text(json.dumps({"command": command}), encoding="utf-8")
+        refused = keeping(finished)
+        assert refused.exit_code == status
+    assert "is of benchmarks.links; give another NAME" in " ".join(refused.output.split())
+
+
 def untested(folder: Path) -> None:
     write_epochs(folder, 3, test=None)
 
