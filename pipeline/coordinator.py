@@ -225,7 +225,7 @@ class Coordinator:
             said = self._control.receive(0.0) if monotonic() < until else None
         now = self._clock()
         if now - self._looked_at > _ASLEEP_S:
-            self._asleep_s += now - self._looked_at
+            self._asleep_s += now - self._looked_at - _ASLEEP_S  # so that every wait ends
             self._watch.skip(now - self._looked_at, now)
         self._looked_at = now
         self._run.recorder.tell_written()

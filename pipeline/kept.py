@@ -15,16 +15,18 @@ class KeptStates:
 
     def __init__(self) -> None:
         self._files: dict[int, Sequence[bytes | memoryview]] = {}
-        self._awaited: int | None = None
+        self._awaited: list[int] = []
+        """Steps of those that the coordinator may not have yet: two of one step are two."""
 
     @property
     def all_complete(self) -> bool:
         """Whether the coordinator has the newest one, of every stage."""
-        return self._awaited is None
+        return not self._awaited
 
     def add(self, step: int, files: Sequence[bytes | memoryview]) -> None:
         """Keep the files of a snapshot, in the order of the stage's blocks."""
-        self._files[step], self._awaited = files, step
+        self._files[step] = files
+        self._awaited.append(step)
 
     def at(self, step: int) -> Sequence[bytes | memoryview]:
         """The files of a snapshot.
@@ -37,12 +39,12 @@ class KeptStates:
         return self._files[step]
 
     def drop_before(self, step: int) -> None:
-        """This one is complete in all stages."""
-        if self._awaited is not None and self._awaited <= step:
-            self._awaited = None
+        """This one is complete in all stages, and so are all before it."""
+        if step in self._awaited:
+            self._awaited = self._awaited[self._awaited.index(step) + 1 :]
         self._files = {kept: files for kept, files in self._files.items() if kept >= step}
 
     def drop_after(self, step: int) -> None:
         """The run has gone back to this one, or begins here."""
-        self._awaited = None
+        self._awaited.clear()
         self._files = {kept: files for kept, files in self._files.items() if kept <= step}

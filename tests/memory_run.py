@@ -230,8 +230,11 @@ class Fleet:
         for sender in self.senders.values():
             sender.send(Stop())
             sender._shared.stops.put(None)  # as if the failed stage had taken it
-        for stage in range(self._stages):  # and sent its state
-            self.control.send(stage, Complete(1 << 30))
+        for stage, thread in self._threads.items():
+            while thread.is_alive() and stage not in self.killed:  # and sent its states
+                for step in range(99):
+                    self.control.send(stage, Complete(step))
+                thread.join(0.1)
         self.leave()
 
     def connect(self, address: LinkAddress, cancelled: Callable[[], bool]) -> tuple[Sender, str]:

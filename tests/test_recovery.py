@@ -197,6 +197,9 @@ def test_the_newest_state_is_awaited_until_the_coordinator_has_all_of_it() -> No
     assert kept.all_complete
     kept.add(4, [b""])  # a snapshot where it began, as of a run that is interrupted at once
     assert not kept.all_complete
+    kept.add(4, [b""])  # and again, now that the epoch was reported
+    kept.drop_before(4)
+    assert not kept.all_complete
     kept.drop_before(4)
     assert kept.all_complete
 
