@@ -9,11 +9,13 @@ one that was meant. Plain `tcp` keeps nobody out.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from typing import TYPE_CHECKING, TypeAlias
 
 import zmq
+from zmq.utils.monitor import parse_monitor_message
 
 from pipeline.errors import ConfigError
 from pipeline.invitation import Keys
@@ -35,6 +37,8 @@ _FAILED_GREETINGS = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
+_LEFT = (errno.EPIPE, errno.ECONNRESET)
+"""Why a greeting failed whose peer was gone before its end, as a worker that is killed then."""
 _WAITING_MESSAGES = 1000
 """That a peer may have waiting at a listener; ours have a few."""
 
@@ -74,8 +78,8 @@ class Listener:
     def poll(self, timeout_s: float) -> bool:
         """Wait for a message; whether one is there."""
         while waits(self._failures):
-            self._failures.recv_multipart()
-            self._door.turn_away("somebody", "it could not greet as a process of this run does")
+            if parse_monitor_message(self._failures.recv_multipart())["value"] not in _LEFT:
+                self._door.turn_away("somebody", "it could not greet as a process of this run does")
         return waits(self._socket) or bool(timeout_s > 0 and self._socket.poll(ms(timeout_s)))
 
     def take(self) -> Letter:

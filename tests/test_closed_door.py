@@ -126,6 +126,21 @@ def test_keys_of_another_run_do_not_open(house: House) -> None:
     client._socket.close(linger=0)
 
 
+def test_who_leaves_before_the_greeting_is_over_was_not_turned_away(house: House) -> None:
+    """Our own processes do, where they are killed then; one that greets otherwise is a stranger."""
+    host, port = house.server.endpoint.removeprefix("tcp://").rsplit(":", 1)
+    greeting = b"\xff" + bytes(7) + b"\1\x7f\3\1%s\0" + bytes(31)
+    for sent in (b"", greeting[:10], greeting % b"CURVE".ljust(19, b"\0")):
+        with socket.create_connection((host, int(port))) as peer:
+            peer.sendall(sent)
+    assert house.server.receive(NEVER_S) is None
+    assert house.server.door.turned_away == 0
+    with socket.create_connection((host, int(port))) as peer:
+        peer.sendall(greeting % b"NULL".ljust(19, b"\0"))
+        assert house.server.receive(NEVER_S) is None
+        until(lambda: house.server.receive(0.0) or house.server.door.turned_away, "the refusal")
+
+
 def test_without_keys_nobody_is_heard(house: House) -> None:
     client = house.client(0, None)
     client.send(Bye())
