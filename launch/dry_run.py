@@ -12,9 +12,14 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from launch.wording import count_text, size_text
-from pipeline.cost import LABEL_BYTES, arithmetic_ratio, memory_bytes, received_bytes
+from pipeline.cost import LABEL_BYTES, arithmetic_ratio, memory_bytes
 from pipeline.placement import busiest
-from pipeline.plan import StageCost, speedup_bound_consecutive, speedup_bound_free
+from pipeline.plan import (
+    StageCost,
+    received_bytes,
+    speedup_bound_consecutive,
+    speedup_bound_free,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

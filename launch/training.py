@@ -14,12 +14,12 @@ from launch.interrupts import interrupts_noted
 from launch.output import lost_output
 from launch.run_log import open_log
 from launch.view import open_view
-from pipeline.cost import received_bytes
 from pipeline.data import load_batches
 from pipeline.errors import ConfigError, InterruptedRunError, one_line
 from pipeline.events import Note, RunStarted
 from pipeline.feed import Feed, course_of
 from pipeline.keeper import BackgroundKeeper
+from pipeline.plan import received_bytes
 from pipeline.recorder import METRICS_FILE, Recorder
 from pipeline.run import Run
 
@@ -146,9 +146,7 @@ def make_run(
 
 def _most_sent_bytes(job: Job) -> int:
     """A batch on every link, or the states of all stages, that are on their way at once."""
-    stages = job.plan.stage_costs(job.costs)
-    batches = received_bytes(job.specs, stages, job.config.data.batch_size)
-    return max(sum(batches), sum(cost.state_bytes for cost in job.costs))
+    return max(sum(_received_bytes(job)), sum(cost.state_bytes for cost in job.costs))
 
 
 def carry_out(run: Run, engine: Engine | None) -> None:

@@ -24,7 +24,6 @@ from pipeline.specs import in_runs
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipeline.plan import StageCost
     from pipeline.specs import BlockSpec
 
 _G_KERNEL = 3
@@ -103,15 +102,6 @@ def block_costs(
         )
         for spec in specs
     )
-
-
-def received_bytes(
-    specs: Sequence[BlockSpec], stages: Sequence[StageCost], images: int
-) -> tuple[int, ...]:
-    """What crosses the link to each stage with a batch, headers aside: the first is sent uint8
-    images, each other what the one before it passes on; all are sent labels."""
-    per_image = (prod(specs[0].in_shape), *(stage.sent_bytes for stage in stages[:-1]))
-    return tuple(images * (nbytes + LABEL_BYTES) for nbytes in per_image)
 
 
 def memory_bytes(costs: Sequence[BlockCost]) -> int:

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from math import prod
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cost import memory_bytes
+from pipeline.cost import LABEL_BYTES, memory_bytes
 from pipeline.errors import ConfigError
 from pipeline.placement import busiest, most_even_cuts, place, smallest_peak
 from pipeline.specs import stage_units
@@ -86,6 +87,15 @@ def stage_cost(costs: Sequence[BlockCost]) -> StageCost:
         sent_bytes=costs[-1].sent_bytes,
         memory_bytes=memory_bytes(costs),
     )
+
+
+def received_bytes(
+    specs: Sequence[BlockSpec], stages: Sequence[StageCost], images: int
+) -> tuple[int, ...]:
+    """What crosses the link to each stage with a batch, headers aside: the first is sent uint8
+    images, each other what the one before it passes on; all are sent labels."""
+    per_image = (prod(specs[0].in_shape), *(stage.sent_bytes for stage in stages[:-1]))
+    return tuple(images * (nbytes + LABEL_BYTES) for nbytes in per_image)
 
 
 def make_plan(

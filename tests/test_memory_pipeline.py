@@ -14,7 +14,7 @@ from memory_run import Fleet, Job, coordinator, train_pipelined
 
 from pipeline.assembly import build_stage
 from pipeline.block import Block
-from pipeline.cost import block_costs, received_bytes
+from pipeline.cost import block_costs
 from pipeline.datasets import data_facts
 from pipeline.errors import (
     InterruptedRunError,
@@ -36,6 +36,7 @@ from pipeline.messages import (
     State,
 )
 from pipeline.models import network_specs
+from pipeline.plan import received_bytes
 from pipeline.records import PassReport, Tally, Usage
 from pipeline.single import SingleTrainer
 
