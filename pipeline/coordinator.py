@@ -29,6 +29,7 @@ from pipeline.messages import (
     Ready,
     Setup,
 )
+from pipeline.patience import Patience
 from pipeline.protocol import Phase
 from pipeline.recovery import Restarts
 from pipeline.setup import setup_of
@@ -73,7 +74,7 @@ class Coordinator:
         self._gathering = Gathering(run, self._crew, watch, clock)
         self._feeding: FeedThread | None = None
         self._called_off = Event()
-        self._looked_at, self._asleep_s = clock(), 0.0
+        self._looked_at = clock()
         self._handlers: dict[type, Callable[[Said, Any], None]] = {
             Hello: self._on_hello,
             Ready: self._on_ready,
@@ -187,19 +188,18 @@ class Coordinator:
     # waiting and hearing
 
     def _wait_for(self, phase: Phase) -> None:
-        began, told, asleep_s = self._clock(), self._clock(), self._asleep_s
-        limit_s = self._run.config.runtime.start_timeout_s
+        patience = Patience(self._run.config.runtime.start_timeout_s, self._clock)
+        told = self._clock()
         while missing := self._missing(phase):
             self._pump()
             now = self._clock()
             if self._run.interrupted():
                 raise self._run.interruption()
-            waited_s = now - began - (self._asleep_s - asleep_s)
-            if waited_s > limit_s:
-                self._give_up_waiting(phase, waited_s)
+            if not patience.next_look_s():
+                self._give_up_waiting(phase, patience.used_s)
             if now - told > _WAITING_EVERY_S:
                 told = now
-                self._run.observer(Waiting(missing, waited_s))
+                self._run.observer(Waiting(missing, patience.used_s))
 
     def _give_up_waiting(self, phase: Phase, waited_s: float) -> None:
         if self._crew.attempt:  # one that lived before may hang; another may take its place
@@ -225,7 +225,6 @@ class Coordinator:
             said = self._control.receive(0.0) if monotonic() < until else None
         now = self._clock()
         if now - self._looked_at > _ASLEEP_S:
-            self._asleep_s += now - self._looked_at - _ASLEEP_S  # so that every wait ends
             self._watch.skip(now - self._looked_at, now)
         self._looked_at = now
         self._run.recorder.tell_written()

@@ -15,13 +15,13 @@ _LONGEST_LOOK_S = 1.0
 
 
 class Patience:
-    """So many seconds of waiting, look by look."""
+    """So many seconds of waiting, look by look; `used_s` of them so far."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = monotonic) -> None:
-        self._left_s, self._clock, self._looked_at = seconds, clock, clock()
+        self.used_s, self._seconds, self._clock, self._looked_at = 0.0, seconds, clock, clock()
 
     def next_look_s(self) -> float:
         """How long the next look may take, in seconds; 0 where all are used up."""
         before, self._looked_at = self._looked_at, self._clock()
-        self._left_s -= min(self._looked_at - before, _LONGEST_LOOK_S)
-        return max(0.0, min(self._left_s, LOOK_S))
+        self.used_s += min(self._looked_at - before, _LONGEST_LOOK_S)
+        return max(0.0, min(self._seconds - self.used_s, LOOK_S))
