@@ -38,10 +38,10 @@ def draw_scaling(networks: Mapping[str, Sequence[Mapping[str, Any]]], name: str)
     """Images/s over stages, for each set of devices: measured, with all rounds, and predicted."""
     figure, axes = panels(len(networks))
     for panel, (network, rows) in zip(axes, networks.items(), strict=True):
-        sets = list(dict.fromkeys(row.get("gpus", "cpu") for row in rows))
+        sets = list(dict.fromkeys(row["gpus"] for row in rows))
         for number, gpus in enumerate(sets):
             named = "" if len(sets) == 1 else f" on GPUs {gpus}"
-            own = [row for row in rows if row.get("gpus", "cpu") == gpus]
+            own = [row for row in rows if row["gpus"] == gpus]
             _measured_and_predicted(panel, own, f"C{number}", named)
         stages = sorted({row["stages"] for row in rows})
         panel.set(title=network, xlabel="stages", ylabel="images/s", xticks=stages)

@@ -37,8 +37,18 @@ class Division(NamedTuple):
 
 
 def division_of(row: Mapping[str, Any]) -> Division:
-    """That a row of a result is of; the first ones were on the CPU and don't say it."""
-    return Division(row["stages"], row.get("gpus", "cpu"))
+    """That a row of a result is of."""
+    return Division(row["stages"], row["gpus"])
+
+
+def rows_in(result: Mapping[str, Any], names: Iterable[str]) -> dict[str, Rows]:
+    """Those of the networks that have these names; the first results were on the CPU and don't
+    say it."""
+    return {
+        network: [{"gpus": "cpu", **row} for row in result[network]]
+        for network in names
+        if network in result
+    }
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,7 @@ def _spread(rounds: Sequence[Mapping[str, float]]) -> str:
 def report(result: Mapping[str, Any], names: Iterable[str], name: str, *, table_too: bool) -> None:
     """Print the table of the networks that have these names, and write it into README.md, with the
     picture."""
-    networks = {network: result[network] for network in names if network in result}
+    networks = rows_in(result, names)
     print(table(networks))
     if not table_too:
         return
