@@ -9,22 +9,17 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from benchmarks.machine import check_is_of_a_run, check_name, told_in_a_line, write_result
+from launch.paper_results import all_epochs
 from launch.provenance import provenance
 from pipeline.config import config_tree
 from pipeline.configfile import load_config, load_tree
-from pipeline.datasets import data_facts
 from pipeline.errors import ConfigError
-from pipeline.feed import course_of
-from pipeline.models import network_specs
 from pipeline.recorder import METRICS_FILE
-
-if TYPE_CHECKING:
-    from pipeline.config import Config
 
 
 @click.command()
@@ -73,14 +68,6 @@ def _epoch(line: str, run_dir: Path, number: int) -> dict[str, Any]:
         f"{run_dir / METRICS_FILE}:{number}: every line tells of an epoch, this one is damaged; "
         f"{_to_go_on(run_dir)}"
     )
-
-
-def all_epochs(config: Config) -> int:
-    """Of the whole run: greedy training takes `schedule.epochs` for each of its phases."""
-    if not config.schedule.greedy:
-        return config.schedule.epochs
-    specs = network_specs(config, data_facts(config.data))
-    return course_of(config, specs, steps_per_epoch=1, evaluation_batches=1).all_epochs
 
 
 def check_finished(run_dir: Path, trained: int, planned: int) -> None:

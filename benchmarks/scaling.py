@@ -32,10 +32,11 @@ from benchmarks.machine import (
     told_in_a_line,
     write_result,
 )
-from benchmarks.scaling_report import Division, Round, division_of, report, summary
+from benchmarks.scaling_report import Division, Round, division_of, report, rows_in, summary
 from benchmarks.tables import counts_of, no_table
+from launch.interrupts import INTERRUPTED
 from launch.job import Options, make_job
-from launch.launcher import INTERRUPTED, launch
+from launch.launcher import launch
 from launch.provenance import provenance
 from pipeline.recorder import METRICS_FILE
 
@@ -189,8 +190,11 @@ def main(
 
 
 def _extent_of_kept(result: Mapping[str, Any]) -> Extent:
-    rows = [(network, row) for network in NETWORKS for row in result.get(network, ())]
-    return {_case(network, division_of(row)): len(row["rounds"]) for network, row in rows}
+    return {
+        _case(network, division_of(row)): len(row["rounds"])
+        for network, rows in rows_in(result, NETWORKS).items()
+        for row in rows
+    }
 
 
 def _case(network: str, one: Division) -> str:

@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from launch.interrupts import INTERRUPTED
 from launch.output import tell_lost_output, tolerate_streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-_INTERRUPTED = 130
-"""As `launcher.INTERRUPTED`, before that is imported."""
 
 
 def end_with(body: Callable[[], int]) -> NoReturn:
@@ -25,7 +22,7 @@ def end_with(body: Callable[[], int]) -> NoReturn:
         status = body()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        status = _INTERRUPTED
+        status = INTERRUPTED
     tell_lost_output()
     sys.exit(status)
 

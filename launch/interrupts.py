@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C; what clusters and `kill` send; what a closed terminal sends."""
+INTERRUPTED = 130
+"""Exit status of a command that one of them has ended."""
 ONE_S = 1.0
 """Signals so close together are one: `timeout` sends its own to the child and to its group."""
 

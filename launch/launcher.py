@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.interrupts import INTERRUPTED
 from launch.job import check_engine, make_job
 from launch.rundir import RunDirectory
 from pipeline.checkpoint import StartState, complete_checkpoints
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from launch.engine import Engine
     from launch.job import Job, Options
 
-DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, WRONG_USAGE = 0, 1, 2
 
 
 def launch(options: Options) -> int:

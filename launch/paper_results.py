@@ -141,11 +141,13 @@ def what_differs(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
 def is_finished(directory: RunDirectory, config: Config) -> bool:
     """Whether the run in this directory has trained and tested its last epoch."""
     lines = _epoch_lines(directory)
-    return bool(lines) and lines[-1]["epoch"] == _all_epochs(config) and bool(lines[-1]["test"])
+    return bool(lines) and lines[-1]["epoch"] == all_epochs(config) and bool(lines[-1]["test"])
 
 
-def _all_epochs(config: Config) -> int:
+def all_epochs(config: Config) -> int:
     """Of the whole run: greedy training takes `schedule.epochs` for each of its phases."""
+    if not config.schedule.greedy:
+        return config.schedule.epochs
     specs = network_specs(config, data_facts(config.data))
     return course_of(config, specs, steps_per_epoch=1, evaluation_batches=1).all_epochs
 

@@ -89,7 +89,8 @@ def show_plans(tables: Sequence[Table], request: Request) -> int:
 
 def _train(task: Task, command: str) -> int:
     """Train a task to its end; `command` goes into its provenance once the folder is its own."""
-    from launch.launcher import DONE, INTERRUPTED, ended_at_once, local_engine
+    from launch.interrupts import INTERRUPTED
+    from launch.launcher import DONE, ended_at_once, local_engine
     from launch.provenance import provenance, read_starts, write_starts
     from pipeline.errors import InterruptedRunError
 
