@@ -11,6 +11,7 @@ from pipeline.schema import (
     Field,
     JsonValue,
     Section,
+    brief,
     model_validator,
 )
 
@@ -38,6 +39,15 @@ def _model_name(name: str) -> str:
 
 
 ModelName: TypeAlias = Annotated[str, AfterValidator(_model_name)]
+
+
+def _factory_name(name: str) -> str:
+    if not re.fullmatch(r"\w+(\.\w+)*:\w+", name):
+        raise ValueError(
+            f"model.factory: {brief(name)} is not allowed: input should be as "
+            "package.module:function"
+        )
+    return name
 
 
 def _group_size(value: Any) -> Any:
@@ -87,7 +97,7 @@ class ModelConfig(Section):
     group: Annotated[int | str, BeforeValidator(_group_size)] = 1
     """Hidden layers that learn together by backprop, from the local loss of the last of them;
     1: the paper's local learning, `all`: global backprop with one local head."""
-    factory: str | None = Field(default=None, pattern=r"^\w+(\.\w+)*:\w+$")
+    factory: Annotated[str, AfterValidator(_factory_name)] | None = None
     """A network of your own, as `package.module:function`, installed or in the current folder:
     the function gives an `nn.Sequential`, of which every child with parameters is a block."""
     kwargs: dict[str, JsonValue] = Field(default={})

@@ -40,7 +40,6 @@ _RULES = {
     "dict_type": "input should be keys and values, as {key: value}",
     "string_type": "input should be a text, in quotes where it would be read as something else",
     "bool_type": "input should be true or false",
-    "string_pattern_mismatch": "input should be as package.module:function",
     "invalid_key": "a key should be a text, in quotes where it would be read as something else",
     "invalid-json-value": "input should be a text, a number, true, false, null, or a list or keys "
     "and values of these",
