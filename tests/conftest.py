@@ -1,4 +1,4 @@
-"""What every test relies on: the same hypothesis examples everywhere, and settings put back."""
+"""What every test relies on: the same examples and draws everywhere, and settings put back."""
 
 from __future__ import annotations
 
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 settings.register_profile("same_everywhere", derandomize=True, deadline=None, database=None)
 settings.load_profile("same_everywhere")
+
+
+@pytest.fixture(autouse=True)
+def same_draws() -> None:
+    """What a test draws must not depend on which tests came before it, and how much they drew."""
+    import torch
+
+    torch.manual_seed(0)
 
 
 @pytest.fixture

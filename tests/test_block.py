@@ -192,13 +192,15 @@ def test_compilers_find_no_index_in_the_drawing() -> None:
 @pytest.mark.parametrize("pool", [None, PoolSpec("max", (2, 2), (2, 2), (0, 0))])
 @pytest.mark.parametrize("rate", [0.05, 0.1, 0.25])
 def test_dropout_in_bf16_keeps_the_mean(pool: PoolSpec | None, rate: float) -> None:
-    """1 / (1 - rate) is no number of bfloat16; that it is not must not show on average."""
+    """1 / (1 - rate) is no number of bfloat16, which is off by 1.6e-3 to 2e-3 at these rates.
+
+    What rounding each value leaves on average is below 3e-4 for any draw (of 300 of each)."""
     drop = block_of(replace(specs_of(dropout=rate)[0], pool=pool))
     h = (1 + torch.rand(64, 5, 6, 6)).bfloat16()
     kept = drop.dropout.mask(h, 7).float()
     plain = block_of(replace(drop.spec, dropout=0.0)).transfer(h, batch_id=7).float()
     got = drop.transfer(h, batch_id=7).float()
-    assert (got.sum() / (plain * kept).sum()).item() == pytest.approx(1 / (1 - rate), rel=2e-4)
+    assert (got.sum() / (plain * kept).sum()).item() == pytest.approx(1 / (1 - rate), rel=5e-4)
 
 
 @pytest.mark.usefixtures("on_a_device")
