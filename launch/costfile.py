@@ -21,6 +21,7 @@ from pipeline.configfile import dump_tree
 from pipeline.errors import ConfigError
 from pipeline.handwritten import load_costs
 from pipeline.simulate import NO_CROWD, Crowd
+from pipeline.specs import stage_units
 from pipeline.timing import BlockTimes, Links, Timing
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def measure(
     told("the feed")  # first: it needs the data set
     fed_s = feed_s(config)
     times = measure_blocks(config, facts, devices[0], told)
-    crowd = _crowd(config, facts, times, devices[0], told)
+    crowd = _crowd(config, facts, specs, devices[0], told)
     _keep(path, dump_tree(_tree(config, specs, devices, times, fed_s, crowd)))
     return path
 
@@ -174,20 +175,19 @@ def _guarded(path: Path, work: Callable[[], object]) -> None:
 def _crowd(
     config: Config,
     facts: DataFacts,
-    times: Sequence[BlockTimes],
+    specs: Sequence[BlockSpec],
     device: str,
     told: Callable[[str], None],
 ) -> Crowd:
-    """How fast a stage is while as many work as the CPU has room for, or the network has blocks
-    for; on a GPU they take turns anyway."""
+    """How fast a stage is while as many work as the CPU has room for, or can be made of the
+    network; on a GPU they take turns anyway."""
     from pipeline.crowd import crowded_speed  # torch
 
-    others = min(len(times), int(_capacity(config, device))) - 1
+    others = min(len(stage_units(specs)), int(_capacity(config, device))) - 1
     if device != "cpu" or others < 1:
         return NO_CROWD
     told(f"how {others + 1} stages at once slow each other down")
-    costliest = max(times, key=lambda block: block.total_s)
-    return Crowd(crowded_speed(config, facts, costliest.block, others), others + 1)
+    return Crowd(crowded_speed(config, facts, others), others + 1)
 
 
 def _capacity(config: Config, device: str) -> float:

@@ -1,9 +1,12 @@
-"""How long a device takes for each block: measured, a few batches of random numbers each."""
+"""How long a device takes for each block: measured, with batches of random numbers.
+
+Means, not medians: where other work makes a step slow now and then, a run has these steps, too.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import fmean
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -25,7 +28,11 @@ if TYPE_CHECKING:
     from pipeline.datasets import DataFacts
     from pipeline.specs import BlockSpec
 
-WARM_UP, BATCHES = 3, 5
+WARM_UP = 3
+"""Batches that count for nothing."""
+SECONDS, BATCHES = 0.5, 5
+"""What is measured of each thing at least: what holds a machine up for a moment is to average
+out."""
 _COPIED_BYTES = 1 << 26
 
 
@@ -43,14 +50,18 @@ class _Laps:
             torch.cuda.synchronize(self.device)
         return perf_counter()
 
-    def begin(self) -> None:
-        self._began = self.now()
-
     def sent(self, x: Tensor) -> None:
         self.forward_s.append(self.now() - self._began)
 
-    def end(self) -> None:
-        self.total_s.append(self.now() - self._began)
+    def take(self, step: Callable[[], object]) -> None:
+        """Time it again and again, for `SECONDS` and `BATCHES` at least."""
+        for _ in range(WARM_UP):
+            step()
+        self.forward_s.clear()
+        while len(self.total_s) < BATCHES or sum(self.total_s) < SECONDS:
+            self._began = self.now()
+            step()
+            self.total_s.append(self.now() - self._began)
 
 
 def measure_blocks(
@@ -59,13 +70,13 @@ def measure_blocks(
     device_name: str,
     told: Callable[[str], None] = lambda text: None,
 ) -> tuple[BlockTimes, ...]:
-    """Train each smallest part that can be a stage alone for a few batches.
+    """Train each smallest part that can be a stage alone, for `SECONDS` and `BATCHES` at least.
 
     Args:
         told: hears what is measured next.
 
     Returns:
-        Medians, one per block; in a part of several blocks the last one has all of it.
+        Means, one per block; in a part of several blocks the last one has all of it.
     """
     device = torch.device(device_name)
     prepare_process(device, config.runtime.threads_per_stage)
@@ -83,11 +94,8 @@ def copied_per_s(device_names: Sequence[str]) -> float:
     device, beyond = torch.device(device_names[0]), torch.device(device_names[:2][-1])
     source, laps = torch.ones(_COPIED_BYTES, dtype=torch.uint8, device=device), _Laps(device)
     target = torch.empty_like(source, device=beyond)
-    for _ in range(WARM_UP + BATCHES):
-        laps.begin()
-        target.copy_(source)
-        laps.end()
-    return _COPIED_BYTES / median(laps.total_s[WARM_UP:])
+    laps.take(lambda: target.copy_(source))
+    return _COPIED_BYTES / fmean(laps.total_s)
 
 
 def feed_s(config: Config) -> float:
@@ -101,7 +109,7 @@ def feed_s(config: Config) -> float:
         began = perf_counter()
         batches.train(1, index)
         laps.append(perf_counter() - began)
-    return median(laps)
+    return fmean(laps[WARM_UP:] or laps)
 
 
 class UnitTrainer:
@@ -126,11 +134,8 @@ def _measure_unit(
     config: Config, facts: DataFacts, unit: Sequence[BlockSpec], device: torch.device
 ) -> list[BlockTimes]:
     trainer, laps = UnitTrainer(config, facts, unit, device), _Laps(device)
-    for _ in range(WARM_UP + BATCHES):
-        laps.begin()
-        trainer.step(laps.sent)
-        laps.end()
-    forward = median(laps.forward_s[WARM_UP:]) if laps.forward_s else 0.0
-    learn = median(laps.total_s[WARM_UP:]) - forward
+    laps.take(lambda: trainer.step(laps.sent))
+    forward = fmean(laps.forward_s) if laps.forward_s else 0.0
+    learn = fmean(laps.total_s) - forward
     others = [BlockTimes(spec.index, 0.0, 0.0) for spec in unit[:-1]]
     return [*others, BlockTimes(unit[-1].index, forward, learn)]

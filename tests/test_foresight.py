@@ -196,7 +196,11 @@ def test_assumptions_are_for_dry_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("tiny", "torch_settings")
-def test_what_was_measured_is_kept_and_used_and_may_be_edited(tmp_path: Path) -> None:
+def test_what_was_measured_is_kept_and_used_and_may_be_edited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.measure.SECONDS", 0.02)
+    monkeypatch.setattr("pipeline.crowd.SECONDS", 0.02)
     config = tmp_path / "tiny.yaml"
     assert make_job(Options(config, gpus="cpu", stages=2)).foresight is None
     measured = make_job(Options(config, gpus="cpu", stages=2, measure=True))
