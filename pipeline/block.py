@@ -115,15 +115,12 @@ class Block(nn.Module):
             return self._activate(h)
 
     def _can_remake(self, z: Tensor) -> bool:
-        """Whether the activation is only read by heads that can do without it (`remade.py`)."""
+        """Whether it pays here to do without the activation for a while (`remade.py`)."""
         return (
             self.training
+            and self.spec.remakable
             and self.device.type in REMAKING_DEVICES
-            and isinstance(self.bn, nn.BatchNorm2d)
-            and (isinstance(self.sim, nn.Conv2d) or (self.sim is None and self.pred is not None))
             and is_reduced(z)
-            and self.spec.shortcut is None
-            and self.spec.unsupervised == "none"
             and not torch.compiler.is_compiling()
         )
 

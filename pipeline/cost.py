@@ -262,17 +262,10 @@ def _working_tensors(spec: BlockSpec) -> tuple[int, int]:
     """Of the activation's size: g(h), its directions and gradients, those of h and of batch norm's
     input. Of feature maps, gradients take the place of g(h) or, if it is free, of h."""
     stays = int(_passes_all(spec))
-    if _is_remade(spec):
+    if spec.remakable:  # as it is on a CPU
         return stays, stays
     has_map = spec.sim is not None and spec.sim.features > 0
     return has_map * (1 if len(spec.shape) > 1 else 3), 2 + stays if spec.normalises else 1
-
-
-def _is_remade(spec: BlockSpec) -> bool:
-    """As `block.py` decides on a CPU (`remade.py`)."""
-    is_plain = spec.shortcut is None and spec.unsupervised == "none"
-    is_read = spec.sim.features > 0 if spec.sim else spec.pred is not None
-    return spec.batch_norm and len(spec.shape) > 1 and is_plain and is_read
 
 
 def _compared_bytes(spec: BlockSpec, batch_size: int) -> int:

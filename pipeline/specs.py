@@ -171,6 +171,14 @@ class BlockSpec:
         return self.batch_norm or (self.custom is not None and self.custom.normalises)
 
     @property
+    def remakable(self) -> bool:
+        """Whether only heads read the activation that can make it again where they need it, from
+        batch norm's input (`remade.py`)."""
+        is_read = self.sim.features > 0 if self.sim else self.pred is not None
+        is_plain = self.shortcut is None and self.unsupervised == "none"
+        return self.batch_norm and len(self.shape) > 1 and is_read and is_plain
+
+    @property
     def name(self) -> str:
         """How people call it: `conv 3→128` or `linear 2048→1024`."""
         what = "output" if self.is_output else self.layer.kind
