@@ -104,7 +104,7 @@ def measure(
     told("the feed")  # first: it needs the data set
     fed_s = feed_s(config)
     times = measure_blocks(config, facts, devices[0], told)
-    crowd = _crowd(config, facts, specs, devices[0], told)
+    crowd = _crowd(config, facts, specs, times, devices[0], told)
     _keep(path, dump_tree(_tree(config, specs, devices, times, fed_s, crowd)))
     return path
 
@@ -176,18 +176,22 @@ def _crowd(
     config: Config,
     facts: DataFacts,
     specs: Sequence[BlockSpec],
+    times: Sequence[BlockTimes],
     device: str,
     told: Callable[[str], None],
 ) -> Crowd:
-    """How fast a stage is while as many work as the CPU has room for, or can be made of the
-    network; on a GPU they take turns anyway."""
+    """How fast the costliest stage is beside all others that the network can be made into, or as
+    many as there is room for, where more would hold each other up; on a GPU they take turns."""
     from pipeline.crowd import crowded_speed  # torch
 
-    others = min(len(stage_units(specs)), int(_capacity(config, device))) - 1
-    if device != "cpu" or others < 1:
+    seconds = [sum(times[s.index].total_s for s in unit) for unit in stage_units(specs)]
+    units = sorted(range(len(seconds)), key=seconds.__getitem__, reverse=True)
+    if config.runtime.threads_per_stage > 1:
+        units = units[: int(_capacity(config, device))]
+    if device != "cpu" or len(units) < 2:
         return NO_CROWD
-    told(f"how {others + 1} stages at once slow each other down")
-    return Crowd(crowded_speed(config, facts, others), others + 1)
+    told(f"how {len(units)} stages at once slow each other down")
+    return Crowd(crowded_speed(config, facts, units), len(units))
 
 
 def _capacity(config: Config, device: str) -> float:

@@ -1,16 +1,15 @@
 """What the stages of a CPU cost each other: they share its caches, its memory and its clock.
 
 alone      this process ▏▏▏▏▏      ▏▏▏▏▏         seconds of a step
-crowded    this process      ▏ ▏ ▏      ▏ ▏ ▏    while others train the rest, on the other cores
+crowded    this process      ▏ ▏ ▏      ▏ ▏ ▏    while others train the rest of the network
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
-from itertools import cycle, takewhile
 from multiprocessing import get_context, parent_process
 from threading import BrokenBarrierError
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,64 +17,67 @@ import torch
 from pipeline.assembly import prepare_process
 from pipeline.config import build_config, config_tree
 from pipeline.errors import TimedOutError
-from pipeline.measure import SECONDS, WARM_UP, UnitTrainer
+from pipeline.measure import WARM_UP, UnitTrainer
 from pipeline.models import network_specs
 from pipeline.specs import stage_units
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from multiprocessing.synchronize import Barrier, Event
 
     from pipeline.config import Config
     from pipeline.datasets import DataFacts
 
-TURNS = 5
-"""Each measures a step alone, then in company: what changes meanwhile meets both."""
+TURNS, SECONDS = 4, 8.0
+"""How long it goes on, at least."""
+_TURN_S = 0.1
+"""Short, so that what changes meanwhile meets both alike."""
 _PATIENCE_S = 120.0
 _STEPS_TAKE_S = 1200.0
 """At most: then the others take the measuring process for dead."""
 
 
-def crowded_speed(config: Config, facts: DataFacts, others: int) -> float:
-    """Speed of a stage while so many others work, as a share of what it is alone; at most 1.
+def crowded_speed(config: Config, facts: DataFacts, units: Sequence[int]) -> float:
+    """Speed of a stage while others work, as a share of what it is alone; at most 1.
 
-    All together train one network, whose parts are dealt out among them.
+    It is processor time that is compared: how cores are shared, if there are fewer of them than
+    stages, is another matter.
+
+    Args:
+        units: the parts of the network that are trained, each by a process, by their numbers in
+            `stage_units`. The first one is timed.
 
     Raises:
         TimedOutError: where the others don't begin, or don't end.
     """
-    share = _Share(config, facts, 0, others + 1)
-    alone_s = crowded_s = 0.0
+    first, *others = units
+    trainer, began = _warm_trainer(config, facts, first), perf_counter()
+    turns, alone_s, crowded_s = 0, 0.0, 0.0
     with _company(config, facts, others) as company:
-        for _ in range(TURNS):
-            alone_s += share.step_s()
+        while turns < TURNS or perf_counter() - began < SECONDS:
+            alone_s += _step_s(trainer)
             with company.at_work():
-                crowded_s += share.step_s()
+                crowded_s += _step_s(trainer)
+            turns += 1
     return min(1.0, alone_s / crowded_s)
 
 
-class _Share:
-    """Every so many parts of a network, which one process trains one after the other."""
+def _warm_trainer(config: Config, facts: DataFacts, unit: int) -> UnitTrainer:
+    cpu = torch.device("cpu")
+    prepare_process(cpu, config.runtime.threads_per_stage)
+    trainer = UnitTrainer(config, facts, stage_units(network_specs(config, facts))[unit], cpu)
+    for _ in range(WARM_UP):
+        trainer.step()
+    return trainer
 
-    def __init__(self, config: Config, facts: DataFacts, first: int, every: int) -> None:
-        cpu = torch.device("cpu")
-        prepare_process(cpu, config.runtime.threads_per_stage)
-        units = stage_units(network_specs(config, facts))[first::every]
-        self.trainers = [UnitTrainer(config, facts, unit, cpu) for unit in units]
-        for _ in range(WARM_UP):
-            self._step()
 
-    def _step(self) -> None:
-        for trainer in self.trainers:
-            trainer.step()
-
-    def step_s(self) -> float:
-        """Mean seconds of a step of all of them."""
-        steps, began = 0, perf_counter()
-        while (passed := perf_counter() - began) < SECONDS or not steps:
-            self._step()
-            steps += 1
-        return passed / steps
+def _step_s(trainer: UnitTrainer) -> float:
+    """Mean seconds of processor time."""
+    steps, ends, began = 0, perf_counter() + _TURN_S, process_time()
+    while perf_counter() < ends or not steps:
+        trainer.step()
+        steps += 1
+    return (process_time() - began) / steps
 
 
 class _Company:
@@ -105,13 +107,10 @@ class _Company:
 
 
 @contextmanager
-def _company(config: Config, facts: DataFacts, others: int) -> Iterator[_Company]:
-    spawn, company = get_context("spawn"), _Company(others)
-    given = (config_tree(config), facts, others + 1, company.meeting, company.working)
-    processes = [
-        spawn.Process(target=_work, args=(number, *given), daemon=True)
-        for number in range(1, others + 1)
-    ]
+def _company(config: Config, facts: DataFacts, units: Sequence[int]) -> Iterator[_Company]:
+    spawn, company = get_context("spawn"), _Company(len(units))
+    given = (config_tree(config), facts, company.meeting, company.working)
+    processes = [spawn.Process(target=_work, args=(unit, *given), daemon=True) for unit in units]
     for process in processes:
         process.start()
     try:
@@ -124,19 +123,14 @@ def _company(config: Config, facts: DataFacts, others: int) -> Iterator[_Company
 
 
 def _work(
-    number: int,
-    tree: dict[str, object],
-    facts: DataFacts,
-    every: int,
-    meeting: Barrier,
-    working: Event,
+    unit: int, tree: dict[str, object], facts: DataFacts, meeting: Barrier, working: Event
 ) -> None:
     """Until nobody comes to a meeting any more."""
-    trainers = _Share(build_config(tree, "the measured config"), facts, number, every).trainers
+    trainer = _warm_trainer(build_config(tree, "the measured config"), facts, unit)
     with suppress(BrokenBarrierError):
         while True:
             meeting.wait(_STEPS_TAKE_S)
-            for trainer in takewhile(lambda _: _goes_on(working), cycle(trainers)):
+            while _goes_on(working):
                 trainer.step()
             meeting.wait(_STEPS_TAKE_S)
 

@@ -54,7 +54,8 @@ class MeasuredCosts(Section):
     feed_s: float = Field(default=0.0, ge=0, le=1e6)
     """What the coordinator needs to prepare a batch."""
     crowded_speed: float = Field(default=1.0, gt=0, le=1)
-    """Speed of a stage on a CPU while `crowd` of them work, as a share of what it is alone."""
+    """Speed of a stage on a CPU while `crowd` of them work, as a share of what it is alone, beside
+    the turns that they take where cores are fewer."""
     crowd: int = Field(default=2, ge=2)
     blocks: Annotated[tuple[MeasuredBlock, ...], Field(strict=False, min_length=1)]
 

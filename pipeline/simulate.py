@@ -49,15 +49,17 @@ class StageWork:
 
 @dataclass(frozen=True, slots=True)
 class Crowd:
-    """What the cores of one CPU cost each other: while `at_work` stages are, each is so fast, as a
-    share of what it is alone. A batch takes longer by as much for each other stage at work."""
+    """What stages on the cores of one CPU cost each other, beside their turns on these: while
+    `at_work` stages are, each is so fast, as a share of what it is alone. A batch takes longer by
+    as much for each other stage at work; more than these make no difference."""
 
     speed: float = 1.0
     at_work: int = 2
 
     def slows(self, at_work: float) -> float:
         """How many times as long a batch takes among so many."""
-        return 1.0 + (1.0 / self.speed - 1.0) * max(0.0, at_work - 1.0) / (self.at_work - 1)
+        others = max(0.0, min(at_work, self.at_work) - 1.0)
+        return 1.0 + (1.0 / self.speed - 1.0) * others / (self.at_work - 1)
 
 
 NO_CROWD = Crowd()
@@ -128,7 +130,7 @@ class _Device:
 
     def _speed(self) -> float:
         n = max(1, len(self._through))
-        crowded = self._crowd.slows(min(n, self.capacity)) if self.capacity < inf else 1.0
+        crowded = self._crowd.slows(n) if self.capacity < inf else 1.0
         return min(1.0, self.capacity / n) / crowded
 
 

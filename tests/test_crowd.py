@@ -57,28 +57,20 @@ def test_the_speed_is_that_among_others_as_a_share_of_that_alone(
         yield clock
 
     monkeypatch.setattr(crowd, "_company", company)
-    monkeypatch.setattr(crowd, "_Share", lambda *given: clock)
+    monkeypatch.setattr(crowd, "_warm_trainer", lambda *given: None)
+    monkeypatch.setattr(crowd, "_step_s", lambda trainer: clock.step_s())
+    monkeypatch.setattr(crowd, "SECONDS", 0.0)
     facts = data_facts(job.config.data)
-    assert crowded_speed(job.config, facts, 1) == pytest.approx(0.8)
+    assert crowded_speed(job.config, facts, [0, 1]) == pytest.approx(0.8)
     assert clock.asked == [1.0, 1.25] * TURNS
     clock = Clock(0.5)
-    assert crowded_speed(job.config, facts, 1) == 1.0
-
-
-@pytest.mark.usefixtures("torch_settings")
-def test_all_together_train_one_network(job: Job) -> None:
-    dealt = [
-        trainer._stage.blocks[0].spec.index
-        for first in range(3)
-        for trainer in crowd._Share(job.config, data_facts(job.config.data), first, 3).trainers
-    ]
-    assert sorted(dealt) == [0, 1, 2]
+    assert crowded_speed(job.config, facts, [0, 1]) == 1.0
 
 
 @pytest.mark.processes
 @pytest.mark.usefixtures("torch_settings")
 def test_others_train_and_rest_together(job: Job) -> None:
-    with crowd._company(job.config, data_facts(job.config.data), 2) as company:
+    with crowd._company(job.config, data_facts(job.config.data), [0, 2]) as company:
         for _ in range(2):
             with company.at_work():
                 before = worked()
@@ -100,4 +92,4 @@ def worked() -> list[int]:
 def test_nobody_waits_for_ever_for_others(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crowd, "_PATIENCE_S", 0.05)
     with pytest.raises(TimedOutError, match=r"another process has not begun training within 0.05"):
-        crowded_speed(job.config, data_facts(job.config.data), 1)
+        crowded_speed(job.config, data_facts(job.config.data), [1, 0])

@@ -200,7 +200,7 @@ def test_what_was_measured_is_kept_and_used_and_may_be_edited(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.measure.SECONDS", 0.02)
-    monkeypatch.setattr("pipeline.crowd.SECONDS", 0.02)
+    monkeypatch.setattr("pipeline.crowd.SECONDS", 0.0)
     config = tmp_path / "tiny.yaml"
     assert make_job(Options(config, gpus="cpu", stages=2)).foresight is None
     measured = make_job(Options(config, gpus="cpu", stages=2, measure=True))
@@ -214,6 +214,7 @@ def test_what_was_measured_is_kept_and_used_and_may_be_edited(
         "output 16→10",
     ]
     assert 0 < tree["crowded_speed"] <= 1
+    assert tree["crowd"] == 3
     assert measured.foresight.timing.crowd == Crowd(tree["crowded_speed"], tree["crowd"])
     assert all(block["learn_s"] > 0 for block in tree["blocks"] if block["block"] != 2)
     tree["blocks"][0]["learn_s"] = 1000.0

@@ -71,8 +71,17 @@ def test_each_companion_takes_as_much_time() -> None:
     for room in (2.0, 3.0, 64.0):
         crowded = forecast(pair, capacity=[room], crowd=Crowd(0.5, at_work=3))
         assert crowded.batch_s == pytest.approx(4.5)
+    four = forecast([StageWork(0, 1.5, 1.5)] * 4, capacity=[4.0], crowd=Crowd(0.5, at_work=3))
+    assert four.batch_s == pytest.approx(6.0)  # nobody knows more than what three do
     alone = forecast(pair[:1], capacity=[3.0], crowd=Crowd(0.5, at_work=3))
     assert alone.batch_s == pytest.approx(3.0)
+
+
+def test_turns_on_a_core_cost_more_than_the_turns() -> None:
+    """Two at work on one core: each has half of it, and does a quarter less with that."""
+    found = forecast([StageWork(0, 1.5, 1.5)] * 2, capacity=[1.0], crowd=Crowd(0.75))
+    assert found.batch_s == pytest.approx(8.0)
+    assert found.device_busy == (1.0,)
 
 
 def test_copies_keep_the_device_busy_and_travelling_does_not() -> None:
