@@ -180,18 +180,21 @@ def _crowd(
     device: str,
     told: Callable[[str], None],
 ) -> Crowd:
-    """How fast the costliest stage is beside all others that the network can be made into, or as
-    many as there is room for, where more would hold each other up; on a GPU they take turns."""
-    from pipeline.crowd import crowded_speed  # torch
+    """How fast stages are while all cores are at work: on as many stages as the network can be
+    made into, or as there is room for, where more would hold each other up. On a GPU they take
+    turns."""
+    from pipeline.crowd import crowded_seconds  # torch
 
-    seconds = [sum(times[s.index].total_s for s in unit) for unit in stage_units(specs)]
-    units = sorted(range(len(seconds)), key=seconds.__getitem__, reverse=True)
-    if config.runtime.threads_per_stage > 1:
-        units = units[: int(_capacity(config, device))]
-    if device != "cpu" or len(units) < 2:
+    alone = [sum(times[s.index].total_s for s in unit) for unit in stage_units(specs)]
+    room = min(len(alone), int(_capacity(config, device)))
+    if device != "cpu" or room < 2:
         return NO_CROWD
+    units = sorted(range(len(alone)), key=alone.__getitem__, reverse=True)
+    if config.runtime.threads_per_stage > 1:
+        units = units[:room]
     told(f"how {len(units)} stages at once slow each other down")
-    return Crowd(crowded_speed(config, facts, units), len(units))
+    crowded = crowded_seconds(config, facts, units)
+    return Crowd(sum(alone[unit] for unit in units) / sum(crowded.values()), room)
 
 
 def _capacity(config: Config, device: str) -> float:

@@ -1,15 +1,15 @@
 """What the stages of a CPU cost each other: they share its caches, its memory and its clock.
 
-alone      this process ▏▏▏▏▏      ▏▏▏▏▏         seconds of a step
-crowded    this process      ▏ ▏ ▏      ▏ ▏ ▏    while others train the rest of the network
+All stages that a network can be made into are trained at once, each by a process of its own, and
+each says what a step takes it.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager, suppress
-from multiprocessing import get_context, parent_process
-from threading import BrokenBarrierError
-from time import perf_counter, process_time
+from contextlib import contextmanager
+from multiprocessing import Pipe, get_context, parent_process
+from multiprocessing.connection import Connection, wait
+from time import perf_counter, thread_time
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,119 +22,103 @@ from pipeline.models import network_specs
 from pipeline.specs import stage_units
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from multiprocessing.synchronize import Barrier, Event
+    from collections.abc import Iterator, Mapping, Sequence
+    from multiprocessing.synchronize import Barrier
 
     from pipeline.config import Config
     from pipeline.datasets import DataFacts
 
-TURNS, SECONDS = 4, 8.0
-"""How long it goes on, at least."""
-_TURN_S = 0.1
-"""Short, so that what changes meanwhile meets both alike."""
-_PATIENCE_S = 120.0
-_STEPS_TAKE_S = 1200.0
-"""At most: then the others take the measuring process for dead."""
+SECONDS, STEPS = 4.0, 3
+"""What each of them measures at least. Long: the clock of a processor with much to do sinks."""
+_PATIENCE_S = 600.0
 
 
-def crowded_speed(config: Config, facts: DataFacts, units: Sequence[int]) -> float:
-    """Speed of a stage while others work, as a share of what it is alone; at most 1.
+def crowded_seconds(config: Config, facts: DataFacts, units: Sequence[int]) -> Mapping[int, float]:
+    """What a step takes each of some parts of a network while all of them are trained.
 
-    It is processor time that is compared: how cores are shared, if there are fewer of them than
-    stages, is another matter.
+    It is processor time of the thread that trains: how cores are shared, where there are fewer of
+    them than stages, is another matter.
 
     Args:
-        units: the parts of the network that are trained, each by a process, by their numbers in
-            `stage_units`. The first one is timed.
+        units: their numbers in `stage_units`.
+
+    Returns:
+        Seconds of each of `units`.
 
     Raises:
-        TimedOutError: where the others don't begin, or don't end.
+        TimedOutError: where a process ends, or none says anything for long.
     """
-    first, *others = units
-    trainer, began = _warm_trainer(config, facts, first), perf_counter()
-    turns, alone_s, crowded_s = 0, 0.0, 0.0
-    with _company(config, facts, others) as company:
-        while turns < TURNS or perf_counter() - began < SECONDS:
-            alone_s += _step_s(trainer)
-            with company.at_work():
-                crowded_s += _step_s(trainer)
-            turns += 1
-    return min(1.0, alone_s / crowded_s)
+    seconds: dict[int, float] = {}
+    with _crowd(config, facts, units) as crowd:
+        while crowd:
+            if not (heard := wait(list(crowd), _PATIENCE_S)):
+                raise _lost(min(crowd.values()), f"has said nothing for {_PATIENCE_S:g} s")
+            for one in [one for one in crowd if one in heard]:
+                unit = crowd.pop(one)
+                seconds[unit] = _told(unit, one)
+    return seconds
 
 
-def _warm_trainer(config: Config, facts: DataFacts, unit: int) -> UnitTrainer:
-    cpu = torch.device("cpu")
+@contextmanager
+def _crowd(
+    config: Config, facts: DataFacts, units: Sequence[int]
+) -> Iterator[dict[Connection, int]]:
+    """Processes at work, heard through these connections."""
+    spawn, tree = get_context("spawn"), config_tree(config)
+    begin, pairs = spawn.Barrier(len(units)), [Pipe(duplex=False) for _ in units]
+    processes = [
+        spawn.Process(target=_work, args=(unit, SECONDS, tree, facts, begin, theirs), daemon=True)
+        for unit, (_, theirs) in zip(units, pairs, strict=True)
+    ]
+    try:
+        for process, (_, theirs) in zip(processes, pairs, strict=True):
+            process.start()
+            theirs.close()  # so that its end is heard of
+        yield dict(zip((ours for ours, _ in pairs), units, strict=True))
+    finally:
+        for process in filter(lambda process: process.pid, processes):
+            process.kill()
+            process.join()
+
+
+def _told(unit: int, one: Connection) -> float:
+    try:
+        return float(one.recv())
+    except EOFError:
+        raise _lost(unit, "has ended") from None
+
+
+def _lost(unit: int, what: str) -> TimedOutError:
+    return TimedOutError(
+        f"--measure: the process that trains part {unit} of the network beside the others, to show "
+        f"how stages slow each other down, {what}; is there memory enough?"
+    )
+
+
+def _work(
+    unit: int,
+    seconds: float,
+    tree: dict[str, object],
+    facts: DataFacts,
+    begin: Barrier,
+    told: Connection,
+) -> None:
+    """Until it is killed: the others are to measure how it is beside this one."""
+    config, cpu = build_config(tree, "the measured config"), torch.device("cpu")
     prepare_process(cpu, config.runtime.threads_per_stage)
     trainer = UnitTrainer(config, facts, stage_units(network_specs(config, facts))[unit], cpu)
     for _ in range(WARM_UP):
         trainer.step()
-    return trainer
+    begin.wait(_PATIENCE_S)
+    told.send(_step_s(trainer, seconds))
+    parent = parent_process()
+    while parent is not None and parent.is_alive():
+        trainer.step()
 
 
-def _step_s(trainer: UnitTrainer) -> float:
-    """Mean seconds of processor time."""
-    steps, ends, began = 0, perf_counter() + _TURN_S, process_time()
-    while perf_counter() < ends or not steps:
+def _step_s(trainer: UnitTrainer, seconds: float) -> float:
+    steps, ends, began = 0, perf_counter() + seconds, thread_time()
+    while perf_counter() < ends or steps < STEPS:
         trainer.step()
         steps += 1
-    return (process_time() - began) / steps
-
-
-class _Company:
-    """Other processes, which work or rest together; `meeting` begins and ends their work."""
-
-    def __init__(self, others: int) -> None:
-        spawn = get_context("spawn")
-        self.meeting, self.working = spawn.Barrier(others + 1), spawn.Event()
-
-    @contextmanager
-    def at_work(self) -> Iterator[None]:
-        self.working.set()
-        self._meet("begun")
-        yield
-        self.working.clear()
-        self._meet("ended")
-
-    def _meet(self, what: str) -> None:
-        try:
-            self.meeting.wait(_PATIENCE_S)
-        except BrokenBarrierError:
-            raise TimedOutError(
-                f"--measure: another process has not {what} training within {_PATIENCE_S:g} s, of "
-                f"{self.meeting.parties - 1} that were to show how stages slow each other down; is "
-                "there memory enough?"
-            ) from None
-
-
-@contextmanager
-def _company(config: Config, facts: DataFacts, units: Sequence[int]) -> Iterator[_Company]:
-    spawn, company = get_context("spawn"), _Company(len(units))
-    given = (config_tree(config), facts, company.meeting, company.working)
-    processes = [spawn.Process(target=_work, args=(unit, *given), daemon=True) for unit in units]
-    for process in processes:
-        process.start()
-    try:
-        yield company
-    finally:
-        company.meeting.abort()
-        for process in processes:
-            process.join(_PATIENCE_S)
-            process.kill()
-
-
-def _work(
-    unit: int, tree: dict[str, object], facts: DataFacts, meeting: Barrier, working: Event
-) -> None:
-    """Until nobody comes to a meeting any more."""
-    trainer = _warm_trainer(build_config(tree, "the measured config"), facts, unit)
-    with suppress(BrokenBarrierError):
-        while True:
-            meeting.wait(_STEPS_TAKE_S)
-            while _goes_on(working):
-                trainer.step()
-            meeting.wait(_STEPS_TAKE_S)
-
-
-def _goes_on(working: Event) -> bool:
-    parent = parent_process()
-    return working.is_set() and parent is not None and parent.is_alive()
+    return (thread_time() - began) / steps

@@ -53,9 +53,10 @@ class MeasuredCosts(Section):
     where nobody waits for it, the bytes that get there."""
     feed_s: float = Field(default=0.0, ge=0, le=1e6)
     """What the coordinator needs to prepare a batch."""
-    crowded_speed: float = Field(default=1.0, gt=0, le=1)
-    """Speed of a stage on a CPU while `crowd` of them work, as a share of what it is alone, beside
-    the turns that they take where cores are fewer."""
+    crowded_speed: float = Field(default=1.0, gt=0, le=1e3)
+    """Speed of a stage on a CPU while `crowd` of them work, or more, over what it is alone, beside
+    the turns that they take where cores are fewer; above 1 where the machine had other work when
+    it was measured alone."""
     crowd: int = Field(default=2, ge=2)
     blocks: Annotated[tuple[MeasuredBlock, ...], Field(strict=False, min_length=1)]
 

@@ -50,8 +50,8 @@ class StageWork:
 @dataclass(frozen=True, slots=True)
 class Crowd:
     """What stages on the cores of one CPU cost each other, beside their turns on these: while
-    `at_work` stages are, each is so fast, as a share of what it is alone. A batch takes longer by
-    as much for each other stage at work; more than these make no difference."""
+    `at_work` stages are, or more, each has `speed` times the speed that it has alone. Of fewer,
+    each other one at work costs as much."""
 
     speed: float = 1.0
     at_work: int = 2

@@ -1,95 +1,87 @@
-"""How stages on the cores of one CPU slow each other down: measured in turns, alone and among
-others."""
+"""How stages on the cores of one CPU slow each other down: all are trained at once."""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from multiprocessing import active_children
-from operator import gt
-from pathlib import Path
 from time import sleep
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from processes import until
 
+from launch import costfile
 from launch.job import Job, Options, make_job
 from pipeline import crowd
-from pipeline.crowd import TURNS, crowded_speed
+from pipeline.crowd import crowded_seconds
 from pipeline.datasets import data_facts
 from pipeline.errors import TimedOutError
+from pipeline.simulate import NO_CROWD, Crowd
+from pipeline.timing import BlockTimes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Sequence
+    from pathlib import Path
 
 
 @pytest.fixture
 def job(tiny: Path) -> Job:
+    """Of three stages, the last of two blocks."""
     return make_job(Options(tiny, gpus="cpu"))
 
 
-class Clock:
-    """In place of a process and of its company: a step takes 1 s alone, among others what is
-    given."""
-
-    def __init__(self, crowded_s: float) -> None:
-        self.asked: list[float] = []
-        self._crowded_s, self._now_s = crowded_s, 1.0
-
-    def step_s(self) -> float:
-        self.asked.append(self._now_s)
-        return self._now_s
-
-    @contextmanager
-    def at_work(self) -> Iterator[None]:
-        self._now_s = self._crowded_s
-        yield
-        self._now_s = 1.0
+def found(job: Job, device: str = "cpu", threads: int = 1) -> Crowd:
+    """Where blocks take 1, 2, 0 and 3 s alone."""
+    times = [BlockTimes(n, 0.25 * s, 0.75 * s) for n, s in enumerate((1.0, 2.0, 0.0, 3.0))]
+    runtime = job.config.runtime.model_copy(update={"threads_per_stage": threads})
+    config = job.config.model_copy(update={"runtime": runtime})
+    facts = data_facts(config.data)
+    return costfile._crowd(config, facts, job.specs, times, device, lambda text: None)
 
 
-def test_the_speed_is_that_among_others_as_a_share_of_that_alone(
+def test_the_speed_is_that_alone_over_that_among_all(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = Clock(1.25)
+    taken = {0: 1.5, 1: 2.0, 2: 4.0}
 
-    @contextmanager
-    def company(*given: Any) -> Iterator[Clock]:
-        yield clock
+    def crowded(config: Any, facts: Any, units: Sequence[int]) -> dict[int, float]:
+        return {unit: taken[unit] for unit in units}
 
-    monkeypatch.setattr(crowd, "_company", company)
-    monkeypatch.setattr(crowd, "_warm_trainer", lambda *given: None)
-    monkeypatch.setattr(crowd, "_step_s", lambda trainer: clock.step_s())
-    monkeypatch.setattr(crowd, "SECONDS", 0.0)
-    facts = data_facts(job.config.data)
-    assert crowded_speed(job.config, facts, [0, 1]) == pytest.approx(0.8)
-    assert clock.asked == [1.0, 1.25] * TURNS
-    clock = Clock(0.5)
-    assert crowded_speed(job.config, facts, [0, 1]) == 1.0
-
-
-@pytest.mark.processes
-@pytest.mark.usefixtures("torch_settings")
-def test_others_train_and_rest_together(job: Job) -> None:
-    with crowd._company(job.config, data_facts(job.config.data), [0, 2]) as company:
-        for _ in range(2):
-            with company.at_work():
-                before = worked()
-                until(lambda before=before: all(map(gt, worked(), before)), "work of all")
-            before = worked()
-            sleep(0.1)
-            assert worked() == before
-
-
-def worked() -> list[int]:
-    """Ticks of processor time that each child has had in its own code."""
-    pids = sorted(child.pid or 0 for child in active_children())
-    stats = [Path(f"/proc/{pid}/stat").read_text() for pid in pids]
-    return [int(stat.rpartition(")")[2].split()[11]) for stat in stats]
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2, 3})
+    monkeypatch.setattr(crowd, "crowded_seconds", crowded)
+    assert found(job) == Crowd(6 / 7.5, at_work=3)
+    assert found(job, threads=2) == Crowd(5 / 6, at_work=2)  # as many as there is room for
+    assert found(job, threads=4) == NO_CROWD  # which has no other beside it
+    assert found(job, device="cuda:0") == NO_CROWD
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
+    assert found(job) == Crowd(6 / 7.5, at_work=2)  # all three are, but on two cores
+    taken = {0: 0.5, 1: 1.0, 2: 2.5}  # the machine has become faster meanwhile
+    assert found(job) == Crowd(1.5, at_work=2)
 
 
 @pytest.mark.processes
-@pytest.mark.usefixtures("torch_settings")
-def test_nobody_waits_for_ever_for_others(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_are_trained_and_no_process_is_left(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crowd, "SECONDS", 0.05)
+    before = active_children()
+    seconds = crowded_seconds(job.config, data_facts(job.config.data), [0, 2])
+    assert sorted(seconds) == [0, 2]
+    assert all(0 < one < 1 for one in seconds.values())
+    assert active_children() == before
+
+
+def work_that_ends(unit: int, *others: Any) -> None:
+    """Part 1 does; the others go on."""
+    sleep(0 if unit == 1 else 60)
+
+
+@pytest.mark.processes
+def test_a_process_that_ends_is_noticed(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crowd, "_work", work_that_ends)
+    with pytest.raises(TimedOutError, match=r"trains part 1 of the network .* has ended; is there"):
+        crowded_seconds(job.config, data_facts(job.config.data), [0, 1, 2])
+
+
+@pytest.mark.processes
+def test_nobody_waits_for_ever(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crowd, "_PATIENCE_S", 0.05)
-    with pytest.raises(TimedOutError, match=r"another process has not begun training within 0.05"):
-        crowded_speed(job.config, data_facts(job.config.data), [1, 0])
+    with pytest.raises(TimedOutError, match=r"has said nothing for 0\.05 s"):
+        crowded_seconds(job.config, data_facts(job.config.data), [1, 0])
+    assert not [child for child in active_children() if child.daemon]

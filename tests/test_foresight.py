@@ -213,8 +213,7 @@ def test_what_was_measured_is_kept_and_used_and_may_be_edited(
         "linear 16→16",
         "output 16→10",
     ]
-    assert 0 < tree["crowded_speed"] <= 1
-    assert tree["crowd"] == 3
+    assert tree["crowded_speed"] > 0
     assert measured.foresight.timing.crowd == Crowd(tree["crowded_speed"], tree["crowd"])
     assert all(block["learn_s"] > 0 for block in tree["blocks"] if block["block"] != 2)
     tree["blocks"][0]["learn_s"] = 1000.0
