@@ -6,9 +6,11 @@ each says what a step takes it.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import signal
+from contextlib import contextmanager, suppress
 from multiprocessing import Pipe, get_context, parent_process
 from multiprocessing.connection import Connection, wait
+from threading import BrokenBarrierError
 from time import perf_counter, thread_time
 from typing import TYPE_CHECKING
 
@@ -71,14 +73,25 @@ def _crowd(
         for unit, (_, theirs) in zip(units, pairs, strict=True)
     ]
     try:
-        for process, (_, theirs) in zip(processes, pairs, strict=True):
-            process.start()
-            theirs.close()  # so that its end is heard of
+        with _ctrl_c_ignored():
+            for process, (_, theirs) in zip(processes, pairs, strict=True):
+                process.start()
+                theirs.close()  # so that its end is heard of
         yield dict(zip((ours for ours, _ in pairs), units, strict=True))
     finally:
         for process in filter(lambda process: process.pid, processes):
             process.kill()
             process.join()
+
+
+@contextmanager
+def _ctrl_c_ignored() -> Iterator[None]:
+    """By processes started in here, which it reaches, too: who measures ends them."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _told(unit: int, one: Connection) -> float:
@@ -109,8 +122,9 @@ def _work(
     trainer = UnitTrainer(config, facts, stage_units(network_specs(config, facts))[unit], cpu)
     for _ in range(WARM_UP):
         trainer.step()
-    begin.wait(_PATIENCE_S)
-    told.send(_step_s(trainer, seconds))
+    with suppress(BrokenBarrierError, BrokenPipeError):  # nobody is there any more
+        begin.wait(_PATIENCE_S)
+        told.send(_step_s(trainer, seconds))
     parent = parent_process()
     while parent is not None and parent.is_alive():
         trainer.step()

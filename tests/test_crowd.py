@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from multiprocessing import active_children
 from time import sleep
 from typing import TYPE_CHECKING, Any
@@ -77,6 +79,18 @@ def test_a_process_that_ends_is_noticed(job: Job, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(crowd, "_work", work_that_ends)
     with pytest.raises(TimedOutError, match=r"trains part 1 of the network .* has ended; is there"):
         crowded_seconds(job.config, data_facts(job.config.data), [0, 1, 2])
+
+
+@pytest.mark.processes
+def test_ctrl_c_is_for_who_measures(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crowd, "SECONDS", 60.0)
+    with crowd._crowd(job.config, data_facts(job.config.data), [0, 1]):
+        children = [child for child in active_children() if child.daemon and child.pid]
+        for child in children:
+            os.kill(child.pid or 0, signal.SIGINT)
+        children[0].join(0.3)
+        assert all(child.is_alive() for child in children)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.processes
