@@ -25,11 +25,12 @@ from pipeline.specs import stage_units
 from pipeline.timing import BlockTimes, Links, Timing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from pipeline.config import Config
     from pipeline.cost import BlockCost
     from pipeline.datasets import DataFacts
+    from pipeline.handwritten import MeasuredCosts
     from pipeline.specs import BlockSpec
 
 _FOLDER = "local-loss-pipeline"
@@ -72,7 +73,7 @@ def known_timing(
         tuple(BlockTimes(b.block, b.forward_s, b.learn_s) for b in kept.blocks),
         costs,
         config.data.batch_size,
-        _links(devices[0], kept.copied_per_s),
+        _links(devices[0], kept),
         _capacity(config, devices[0]),
         kept.feed_s,
         Crowd(kept.crowded_speed, kept.crowd),
@@ -80,9 +81,11 @@ def known_timing(
     return timing, path
 
 
-def _links(device: str, copied_per_s: float) -> Links:
-    """A CPU copies with the thread that trains, a CUDA device beside what it computes."""
-    return Links(copied_per_s) if device == "cpu" else Links(sent_per_s=copied_per_s)
+def _links(device: str, kept: MeasuredCosts) -> Links:
+    """A CPU sends with the thread that trains, a CUDA device beside what it computes."""
+    if device == "cpu":
+        return Links(kept.copied_per_s, hop_s=kept.hop_s)
+    return Links(sent_per_s=kept.copied_per_s)
 
 
 def measure(
@@ -104,8 +107,10 @@ def measure(
     told("the feed")  # first: it needs the data set
     fed_s = feed_s(config)
     times = measure_blocks(config, facts, devices[0], told)
-    crowd = _crowd(config, facts, specs, times, devices[0], told)
-    _keep(path, dump_tree(_tree(config, specs, devices, times, fed_s, crowd)))
+    units = _units(specs, times)
+    crowd = _crowd(config, facts, units, devices[0], told)
+    hopped_s = _hop_s(config, facts, specs, units, devices[0], told)
+    _keep(path, dump_tree(_tree(config, specs, devices, times, fed_s, hopped_s, crowd)))
     return path
 
 
@@ -115,6 +120,7 @@ def _tree(
     devices: Sequence[str],
     times: Sequence[BlockTimes],
     fed_s: float,
+    hopped_s: float,
     crowd: Crowd,
 ) -> dict[str, object]:
     from pipeline.measure import copied_per_s  # torch
@@ -136,6 +142,7 @@ def _tree(
         "measured": f"{date.today().isoformat()}, torch {version('torch')}",
         "copied_per_s": float(f"{copied_per_s(devices):.3g}"),
         "feed_s": _rounded(fed_s),
+        "hop_s": _rounded(hopped_s),
         "crowded_speed": _rounded(crowd.speed),
         "crowd": crowd.at_work,
         "blocks": rows,
@@ -172,11 +179,16 @@ def _guarded(path: Path, work: Callable[[], object]) -> None:
         ) from None
 
 
+def _units(specs: Sequence[BlockSpec], times: Sequence[BlockTimes]) -> dict[int, float]:
+    """Seconds of each smallest part that can be a stage, the longest first."""
+    seconds = [sum(times[spec.index].total_s for spec in unit) for unit in stage_units(specs)]
+    return dict(sorted(enumerate(seconds), key=lambda pair: pair[1], reverse=True))
+
+
 def _crowd(
     config: Config,
     facts: DataFacts,
-    specs: Sequence[BlockSpec],
-    times: Sequence[BlockTimes],
+    alone: Mapping[int, float],
     device: str,
     told: Callable[[str], None],
 ) -> Crowd:
@@ -185,16 +197,32 @@ def _crowd(
     turns."""
     from pipeline.crowd import crowded_seconds  # torch
 
-    alone = [sum(times[s.index].total_s for s in unit) for unit in stage_units(specs)]
     room = min(len(alone), int(_capacity(config, device)))
     if device != "cpu" or room < 2:
         return NO_CROWD
-    units = sorted(range(len(alone)), key=alone.__getitem__, reverse=True)
+    units = list(alone)
     if config.runtime.threads_per_stage > 1:
         units = units[:room]
     told(f"how {len(units)} stages at once slow each other down")
     crowded = crowded_seconds(config, facts, units)
     return Crowd(sum(alone[unit] for unit in units) / sum(crowded.values()), room)
+
+
+def _hop_s(
+    config: Config,
+    facts: DataFacts,
+    specs: Sequence[BlockSpec],
+    alone: Mapping[int, float],
+    device: str,
+    told: Callable[[str], None],
+) -> float:
+    """Beside the part of the network that is done soonest. On a GPU nobody waits for a hop."""
+    from pipeline.hop import hop_s  # torch
+
+    if device != "cpu":
+        return 0.0
+    told("what a hop from stage to stage takes")
+    return hop_s(config, facts, stage_units(specs)[list(alone)[-1]])
 
 
 def _capacity(config: Config, device: str) -> float:

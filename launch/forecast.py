@@ -168,9 +168,9 @@ def _why(job: Job, timing: Timing, plan: Plan, found: Prospect) -> str:
         parts = [unit for unit in stage_units(job.specs) if unit[0].index in blocks]
         cure = "which more --stages would divide" if len(parts) > 1 else _UNDIVIDED
         return f"stage {slowest} ({names}) alone is {100 * share:.0f} % of the work, {cure}"
-    if timing.feed_s >= _BINDS * batch_s:
+    if timing.fed_s >= _BINDS * batch_s:
         return (
-            f"the coordinator prepares a batch every {_ms(timing.feed_s)} ms, and no faster; "
+            f"the coordinator prepares a batch every {_ms(timing.fed_s)} ms, and no faster; "
             "faster storage or processors there would help"
         )
     carried = max(range(len(works)), key=lambda stage: works[stage].link_s)

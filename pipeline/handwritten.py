@@ -53,6 +53,8 @@ class MeasuredCosts(Section):
     where nobody waits for it, the bytes that get there."""
     feed_s: float = Field(default=0.0, ge=0, le=1e6)
     """What the coordinator needs to prepare a batch."""
+    hop_s: float = Field(default=0.0, ge=0, le=1e6)
+    """What a batch's hop to the next process takes a CPU, at both ends, beside the copy."""
     crowded_speed: float = Field(default=1.0, gt=0, le=1e3)
     """Speed of a stage on a CPU while `crowd` of them work, or more, over what it is alone, beside
     the turns that they take where cores are fewer; above 1 where the machine had other work when

@@ -52,11 +52,20 @@ class BlockTimes:
 @dataclass(frozen=True, slots=True)
 class Links:
     """How tensors cross: copied by the sender's device, or sent to another while it works on. Each
-    two neighbouring stages on different devices have a link of their own."""
+    two neighbouring stages on different devices have a link of their own.
+
+    `hop_s`: what a batch takes their devices beside the copy, each of both ends half of it.
+    """
 
     copied_per_s: float = inf
     sent_per_s: float = inf
     latency_s: float = 0.0
+    hop_s: float = 0.0
+
+    @property
+    def end_s(self) -> float:
+        """What a batch takes either end."""
+        return self.hop_s / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +99,18 @@ class Timing:
         """As the planner wants them, in nanoseconds; none is free."""
         return [max(1, round(block.total_s * 1e9)) for block in self.times]
 
+    @property
+    def fed_s(self) -> float:
+        """What a batch takes the coordinator, until it is on its way."""
+        return self.feed_s + self.links.end_s
+
     def in_one_process(self) -> Timing:
         """In single mode on a CPU, where the process that trains prepares each batch itself, and
         no other is at work."""
         first, *others = self.times
         first = replace(first, forward_s=first.forward_s + self.feed_s)
-        return replace(self, times=(first, *others), feed_s=0.0, crowd=NO_CROWD)
+        times, links = (first, *others), replace(self.links, hop_s=0.0)
+        return replace(self, times=times, links=links, feed_s=0.0, crowd=NO_CROWD)
 
     def works(self, plan: Plan) -> list[StageWork]:
         """What a batch costs each stage."""
@@ -129,7 +144,7 @@ class Timing:
             capacity=[self.capacity] * len(devices),
             max_in_flight=max_in_flight,
             batches=batches,
-            feed_s=self.feed_s,
+            feed_s=self.fed_s,
             feed_device=devices.index("cpu") if "cpu" in devices else None,
             crowd=self.crowd,
         )
@@ -140,14 +155,15 @@ class Timing:
         earlier = sum(self.times[block].total_s for group in groups[:-1] for block in group)
         last = [self.times[block] for block in groups[-1]]
         forward, learn = sum(b.forward_s for b in last), sum(b.learn_s for b in last)
-        learn = max(learn, _SHORTEST_S)
-        nbytes = 0 if after is None else self.costs[blocks[-1]].sent_bytes * self.batch_size
-        here = after in (None, device)
+        begin = self.links.end_s + earlier + forward
+        if after is None:
+            return StageWork(device, begin, max(learn, _SHORTEST_S))
+        nbytes, here = self.costs[blocks[-1]].sent_bytes * self.batch_size, after == device
         return StageWork(
             device,
-            earlier + forward,
-            learn,
-            send_s=nbytes / self.links.copied_per_s,
+            begin,
+            max(learn, _SHORTEST_S),
+            send_s=self.links.end_s + nbytes / self.links.copied_per_s,
             link_s=0.0 if here else nbytes / self.links.sent_per_s,
             latency_s=0.0 if here else self.links.latency_s,
         )

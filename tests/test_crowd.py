@@ -36,7 +36,8 @@ def found(job: Job, device: str = "cpu", threads: int = 1) -> Crowd:
     runtime = job.config.runtime.model_copy(update={"threads_per_stage": threads})
     config = job.config.model_copy(update={"runtime": runtime})
     facts = data_facts(config.data)
-    return costfile._crowd(config, facts, job.specs, times, device, lambda text: None)
+    alone = costfile._units(job.specs, times)
+    return costfile._crowd(config, facts, alone, device, lambda text: None)
 
 
 def test_the_speed_is_that_alone_over_that_among_all(

@@ -17,6 +17,7 @@ from launch.forecast import print_forecast
 from launch.foresight import Foresight, cautions
 from launch.job import Job, Options, make_job
 from pipeline.errors import ConfigError
+from pipeline.handwritten import MeasuredBlock, MeasuredCosts
 from pipeline.plan import make_plan
 from pipeline.simulate import Crowd
 from pipeline.timing import BlockTimes, Links, Timing
@@ -200,6 +201,7 @@ def test_what_was_measured_is_kept_and_used_and_may_be_edited(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.measure.SECONDS", 0.02)
+    monkeypatch.setattr("pipeline.hop.SECONDS", 0.0)
     monkeypatch.setattr("pipeline.crowd.SECONDS", 0.0)
     config = tmp_path / "tiny.yaml"
     assert make_job(Options(config, gpus="cpu", stages=2)).foresight is None
@@ -214,6 +216,8 @@ def test_what_was_measured_is_kept_and_used_and_may_be_edited(
         "output 16→10",
     ]
     assert tree["crowded_speed"] > 0
+    assert tree["hop_s"] > 0
+    assert measured.foresight.timing.links == Links(tree["copied_per_s"], hop_s=tree["hop_s"])
     assert measured.foresight.timing.crowd == Crowd(tree["crowded_speed"], tree["crowd"])
     assert all(block["learn_s"] > 0 for block in tree["blocks"] if block["block"] != 2)
     tree["blocks"][0]["learn_s"] = 1000.0
@@ -292,8 +296,12 @@ def test_a_stage_alone_is_never_slower_than_it_was_measured(
 
 
 def test_devices_copy_beside_what_they_compute() -> None:
-    assert costfile._links("cpu", 1e9) == Links(copied_per_s=1e9)
-    assert costfile._links("cuda:0", 1e9) == Links(sent_per_s=1e9)
+    kept = MeasuredCosts(
+        network="", device="", batch_size=1, measured="", copied_per_s=1e9, hop_s=1e-3,
+        blocks=(MeasuredBlock(block=0, name="", forward_s=1, learn_s=1),),
+    )  # fmt: skip
+    assert costfile._links("cpu", kept) == Links(copied_per_s=1e9, hop_s=1e-3)
+    assert costfile._links("cuda:0", kept) == Links(sent_per_s=1e9)
 
 
 @pytest.mark.usefixtures("tiny")
@@ -317,6 +325,14 @@ def test_stages_are_timed_by_hand(tmp_path: Path) -> None:
     assert [stage.blocks for stage in job.plan.stages] == [(0,), (1, 2, 3)]
     assert (first.forward_s, first.send_s, first.learn_s, first.travel_s) == (1, 2.0, 2, 0.0)
     assert (last.forward_s, last.send_s, last.learn_s) == (3 + 4 + 5 + 6 + 0, 0.0, 7)
+    hopping = replace(timing, links=Links(copied_per_s=1024.0, hop_s=0.5), feed_s=1.0)
+    first, last = hopping.works(job.plan)
+    assert (hopping.fed_s, first.forward_s, first.send_s, last.forward_s, last.send_s) == (
+        1.25, 1.25, 2.25, 18.25, 0.0,
+    )  # fmt: skip
+    alone = hopping.in_one_process()
+    (work,) = alone.works(job.plan.in_one_process())
+    assert (alone.fed_s, work.total_s) == (0.0, 1 + 28)
     found = timing.prospect(job.plan, max_in_flight=2)
     assert found.images_per_s == pytest.approx(32 / 25)
     assert found.stage_busy == pytest.approx((5 / 25, 1.0))

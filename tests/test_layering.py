@@ -32,6 +32,7 @@ MEETING = {
     "crew",
     "hearing",
     "gathering",
+    "hop",
 }
 NEUTRAL = {
     "__init__", "activity", "blockfile", "checkpoint", "config", "configfile", "cost", "data",

@@ -1,0 +1,79 @@
+"""What a hop from one stage to the next takes, measured over a link from a process to itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from launch import costfile
+from launch.job import Job, Options, make_job
+from pipeline import hop
+from pipeline.datasets import data_facts
+from pipeline.measure import BATCHES, WARM_UP
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from pipeline.specs import BlockSpec
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hop, "SECONDS", 0.0)
+
+
+@pytest.fixture
+def job(tiny: Path) -> Job:
+    """Of three stages, the last of two blocks."""
+    return make_job(Options(tiny, gpus="cpu"))
+
+
+def test_only_hops_count_and_each_comes_after_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, done = [0.0], ""
+
+    def cross() -> None:
+        nonlocal done
+        done += "c"
+        clock[0] += 1.0 if len(done) > 2 * WARM_UP else 50.0
+
+    def train() -> None:
+        nonlocal done
+        done += "t"
+        clock[0] += 7.0
+
+    monkeypatch.setattr(hop, "process_time", lambda: clock[0])
+    assert hop._mean_s(cross, train) == 1.0
+    assert done == "tc" * (WARM_UP + BATCHES)
+
+
+def test_more_batches_cross_than_there_are_slots() -> None:
+    with hop.link_to_itself(images=4, slots=2) as cross:
+        for _ in range(5):
+            cross()
+
+
+@pytest.mark.usefixtures("torch_settings")
+def test_a_hop_takes_some_of_the_processor(job: Job) -> None:
+    config, unit = job.config, job.specs[:1]
+    assert 0 < hop.hop_s(config, data_facts(config.data), unit) < 1
+
+
+def test_it_is_measured_beside_the_soonest_part_of_a_network_on_a_cpu(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def beside(config: object, facts: object, unit: Sequence[BlockSpec]) -> float:
+        return float(unit[0].index)
+
+    monkeypatch.setattr(hop, "hop_s", beside)
+    facts, told = data_facts(job.config.data), list[str]()
+
+    def found(device: str) -> float:
+        return costfile._hop_s(
+            job.config, facts, job.specs, {0: 3.0, 2: 2.0, 1: 1.0}, device, told.append
+        )
+
+    assert found("cpu") == 1.0
+    assert found("cuda:0") == 0.0
+    assert told == ["what a hop from stage to stage takes"]
