@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from launch.interrupts import INTERRUPTIONS
 from launch.orphans import prepare_fork_server
 from pipeline.errors import ConfigError
+from pipeline.signals import signals_ignored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -96,7 +97,7 @@ class LocalEngine:
         """
         if sys.platform != "linux":
             raise ConfigError(f"workers need Linux, this is {sys.platform}; use --single")
-        with _signals_ignored(), _short_folder():
+        with signals_ignored(*INTERRUPTIONS), _short_folder():
             prepare_fork_server(util.get_temp_dir())
             forkserver.ensure_running()
 
@@ -121,18 +122,6 @@ class LocalEngine:
             workers.stop()
             raise
         return workers
-
-
-@contextmanager
-def _signals_ignored() -> Iterator[None]:
-    """Signals reach the whole terminal or job: only the launcher may act on them. A process
-    started in here ignores them from its first instruction on, and so do its children."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in INTERRUPTIONS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

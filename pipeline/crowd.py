@@ -21,6 +21,7 @@ from pipeline.config import build_config, config_tree
 from pipeline.errors import TimedOutError
 from pipeline.measure import WARM_UP, UnitTrainer
 from pipeline.models import network_specs
+from pipeline.signals import signals_ignored
 from pipeline.specs import stage_units
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def _crowd(
         for unit, (_, theirs) in zip(units, pairs, strict=True)
     ]
     try:
-        with _ctrl_c_ignored():
+        with signals_ignored(signal.SIGINT):  # Ctrl-C is for who measures, and ends them
             for process, (_, theirs) in zip(processes, pairs, strict=True):
                 process.start()
                 theirs.close()  # so that its end is heard of
@@ -82,16 +83,6 @@ def _crowd(
         for process in filter(lambda process: process.pid, processes):
             process.kill()
             process.join()
-
-
-@contextmanager
-def _ctrl_c_ignored() -> Iterator[None]:
-    """By processes started in here, which it reaches, too: who measures ends them."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _told(unit: int, one: Connection) -> float:

@@ -39,7 +39,8 @@ NEUTRAL = {
     "datasets", "door", "durable", "errors", "events", "feed", "handwritten", "imagefiles",
     "inband", "invitation", "kept", "keeper", "linefile", "lossconfig", "meter", "modelconfig",
     "moves", "patience", "placement", "plan", "processor", "recorder", "records", "recovery", "run",
-    "sampling", "schema", "seeding", "simulate", "specs", "store", "timing", "trouble", "watch",
+    "sampling", "schema", "seeding", "signals", "simulate", "specs", "store", "timing", "trouble",
+    "watch",
 }  # fmt: skip
 
 TYPES_ONLY = {"watch": {"messages"}}
