@@ -10,8 +10,9 @@ import torch
 from benchmarks.memory import peaks_of_blocks
 from launch.job import network_costs
 from pipeline.config import build_config
-from pipeline.cost import BlockCost, arithmetic_ratio, block_costs, memory_bytes
+from pipeline.cost import _SLICES, BlockCost, arithmetic_ratio, block_costs, memory_bytes
 from pipeline.datasets import data_facts
+from pipeline.layout import SLICE_BYTES
 from pipeline.models import build_specs, network_specs
 from pipeline.plan import stage_cost
 from pipeline.specs import stage_units
@@ -198,3 +199,8 @@ def test_a_stage_adds_up_and_sends_what_its_last_block_sends() -> None:
     assert stage.parameters == costs[0].parameters + costs[1].parameters
     assert stage.sent_bytes == costs[1].sent_bytes == 768 * 16 * 16 * 4
     assert stage.memory_bytes == memory_bytes(costs)
+
+
+def test_costs_know_how_much_is_worked_on_at_a_time() -> None:
+    """Three copies of a slice of float32; costs are worked out where torch is not imported."""
+    assert 3 * SLICE_BYTES["cpu"] == _SLICES * 4
