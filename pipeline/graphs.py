@@ -1,14 +1,17 @@
 """`runtime.cuda_graphs`: a stage's step as two recorded graphs, replayed for every batch.
 
-    x, labels ──copied──▶ memory of the recording ─┐
-    batch id, learning rate ──▶ dials ─────────────┴─▶ [begin] ──passed──▶ send
-                                                       [finish]  every block has learned
+    x ──in a slot, or copied into memory of the recording ─┐
+    labels ──copied────────────────────────────────────────┤
+    batch id, learning rate ──▶ dials ─────────────────────┴─▶ [begin] ──passed──▶ send
+                                                               [finish]  every block has learned
 
 A step of hundreds of small kernels costs the processor more time than the device; replayed, it
-costs two calls. What is recorded runs no Python and asks the device nothing, so all that changes
-from batch to batch must lie in memory. That nothing was forgotten is not believed but shown: the
-first replay is of a batch that was not recorded, and must change weights, statistics and counters
-bit for bit as the plain step does, or there is no second one.
+costs two calls. A recording always reads the same memory: there is one for each slot of the ring
+in which batches arrive, so that none has to be copied. What is recorded runs no Python and asks
+the device nothing, so all that changes from batch to batch must lie in memory. That nothing was
+forgotten is not believed but shown: the first replay is of a batch that was not recorded, and must
+change weights, statistics and counters bit for bit as the plain step does, or there is no second
+one.
 """
 
 from __future__ import annotations
@@ -107,9 +110,22 @@ class CudaRecorder:
         torch.cuda.empty_cache()
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What a recording is good for. `address`: of the slot that it reads; None: it has memory of
+    its own, into which other batches are copied."""
+
+    shape: torch.Size
+    strides: tuple[int, ...]
+    address: int | None
+
+
 @dataclass(slots=True)
 class _Recording(Generic[Half]):
-    """The two halves of a step, and the memory that they read and write."""
+    """The two halves of a step, and the memory that they read and write.
+
+    `x`: the slot's, or its own; `labels`: its own.
+    """
 
     x: Tensor
     labels: Tensor
@@ -123,7 +139,8 @@ class _Recording(Generic[Half]):
     def replay(self, x: Tensor, labels: Tensor, batch_id: int, send: Send) -> None:
         assert self.begin is not None, "recorded before it is replayed"
         assert self.finish is not None, "recorded before it is replayed"
-        self.x.copy_(x)
+        if x.data_ptr() != self.x.data_ptr():
+            self.x.copy_(x)
         self.labels.copy_(labels)
         self.batch_id = batch_id
         self.begin()
@@ -138,14 +155,22 @@ class Graphs(Generic[Half]):
     def __init__(self, work: Work[Half], recorder: Recorder, tell: Callable[[str], None]) -> None:
         self._work, self._recorder, self._tell = work, recorder, tell
         self._plain_steps: Counter[torch.Size] = Counter()
-        self._recordings: dict[torch.Size, _Recording[Half]] = {}
+        self._recordings: dict[_Place, _Recording[Half]] = {}
         self._given_up = False
 
-    def train(self, x: Tensor, labels: Tensor, batch_id: int, send: Send) -> None:
-        """One step; its learning rate and batch id have been dialled."""
-        recording = self._recordings.get(x.shape)
+    def train(
+        self, x: Tensor, labels: Tensor, batch_id: int, send: Send, *, in_slot: bool = False
+    ) -> None:
+        """One step; its learning rate and batch id have been dialled.
+
+        Args:
+            in_slot: whether x lies where later batches will lie, too, and stays there until the
+                device has done the step.
+        """
+        place = _Place(x.shape, x.stride(), x.data_ptr() if in_slot else None)
+        recording = self._recordings.get(place)
         if recording is None or self._given_up:
-            self._plainly(x, labels, batch_id, send)
+            self._plainly(place, x, labels, batch_id, send)
         elif recording.proved:
             self._replay(recording, x, labels, batch_id, send)
         else:
@@ -156,15 +181,16 @@ class Graphs(Generic[Half]):
     ) -> None:
         recording.replay(self._work.prepared(x, batch_id), labels, batch_id, send)
 
-    def _plainly(self, x: Tensor, labels: Tensor, batch_id: int, send: Send) -> None:
+    def _plainly(self, place: _Place, x: Tensor, labels: Tensor, batch_id: int, send: Send) -> None:
         self._work.step(x, labels, batch_id, send)
         self._plain_steps[x.shape] += 1
         if self._plain_steps[x.shape] >= PLAIN_STEPS and not self._given_up:
-            self._record(x, labels, batch_id)
+            self._record(place, x, labels, batch_id)
 
-    def _record(self, x: Tensor, labels: Tensor, batch_id: int) -> None:
+    def _record(self, place: _Place, x: Tensor, labels: Tensor, batch_id: int) -> None:
         """Of the batch that was just trained; recording it changes nothing."""
-        given = self._work.prepared(x, batch_id).clone()
+        given = self._work.prepared(x, batch_id)
+        given = given.clone() if place.address is None else given
         recording: _Recording[Half] = _Recording(given, labels.clone(), batch_id)
         try:
             recording.begin = self._recorder.record(lambda: self._begin(recording))
@@ -172,7 +198,7 @@ class Graphs(Generic[Half]):
         except RuntimeError as error:
             self._give_up(f"recording failed: {str(error).strip().partition(chr(10))[0]:.200}")
         else:
-            self._recordings[x.shape] = recording
+            self._recordings[place] = recording
 
     def _begin(self, recording: _Recording[Half]) -> None:
         recording.pending = self._work.begin(

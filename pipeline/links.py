@@ -51,6 +51,11 @@ class Delivery:
     tensors: tuple[Arrived, ...]
     release: Callable[[], None]
 
+    @property
+    def on_device(self) -> bool:
+        """Whether its tensors lie in a slot of a ring on a CUDA device, as later ones will."""
+        return any(not isinstance(tensor.data, memoryview) for tensor in self.tensors)
+
 
 @dataclass(frozen=True, slots=True)
 class Said:

@@ -61,7 +61,7 @@ class StageRunner:
         self.stopped = False
         self.at_batch = 0
         """The training batch at work, 0 between them; after an error the one that it hit."""
-        self._outlet = outlet
+        self._outlet, self._in_slot = outlet, False
         self._last_evaluated = 0
         self._epoch: int | None = None
         self._handlers: dict[type, Callable[..., None]] = {
@@ -80,15 +80,19 @@ class StageRunner:
         self._epoch = epoch
         self.stage.training.reset(tallies)
 
-    def handle(self, item: Item, tensors: tuple[Tensor, ...] = ()) -> None:
+    def handle(
+        self, item: Item, tensors: tuple[Tensor, ...] = (), *, in_slot: bool = False
+    ) -> None:
         """Do what one item asks for.
 
         Args:
             tensors: for batches, what arrived: (activation or uint8 images, labels).
+            in_slot: whether the first of them is as `Stage.train` says.
 
         Raises:
             ProtocolError: where a batch is missing, repeated or out of order (invariant 1).
         """
+        self._in_slot = in_slot
         with self.meter.working():
             self._handlers[type(item)](item, *tensors)
         for text in self.stage.take_remarks():
@@ -105,6 +109,7 @@ class StageRunner:
             lr=item.lr,
             send=lambda passed: self._outlet.forward(item, (passed, labels)),
             learner=item.learner,
+            in_slot=self._in_slot,
         )
         self.last_batch_id, self.at_batch = item.batch_id, 0
         if self.stage.ends_at(item.learner):

@@ -75,6 +75,7 @@ class Stage:
         lr: float,
         send: Send,
         learner: int | None = None,
+        in_slot: bool = False,
     ) -> None:
         """One step of every block; in greedy training of the `learner` and its group.
 
@@ -83,13 +84,16 @@ class Stage:
             labels: (n,) int64.
             send: receives the last block's output, (n, *out_shape), unless it is the output's or
                 the learner comes before the end of this stage.
+            in_slot: whether x lies where later batches will, too, and stays until the device has
+                done the step: then a recorded step reads it there.
         """
         self._shortcuts.clear()
         self._dials.turn(batch_id, lr)
         if learner is not None:
             self._train_learner(x, labels, batch_id, send, learner)
         elif self._graphs is not None:
-            self._graphs.train(x, labels, batch_id, send)
+            in_slot = in_slot and self._preprocess is None  # which makes other input of it
+            self._graphs.train(x, labels, batch_id, send, in_slot=in_slot)
         else:
             self.step(x, labels, batch_id, send)
 

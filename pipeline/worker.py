@@ -273,7 +273,7 @@ class Worker:
             if tensors:
                 # labels travel on from here after the slot may have been filled again
                 tensors = (tensors[0], tensors[1].clone())
-            runner.handle(delivery.item, tensors)
+            runner.handle(delivery.item, tensors, in_slot=delivery.on_device)
             if self._sender is not None:
                 self._sender.flush()
             self._releases.after(delivery.release)

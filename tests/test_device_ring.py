@@ -128,6 +128,7 @@ def test_batches_cross_within_the_device(link: Link, cuda: FakeCuda) -> None:
         sender.flush()
         delivery = link.receiver.receive(SOON_S)
         assert delivery.item == batch(number)
+        assert delivery.on_device
         assert contents(delivery) == [payload.array.tobytes() for payload in sent]
         assert [tensor.data.address % ALIGNMENT for tensor in delivery.tensors] == [0, 0]
         delivery.release()
@@ -203,8 +204,9 @@ def test_refused_memory_falls_back_to_shared_memory(
     opened = refusing != "cuIpcOpenMemHandle_v2"
     assert cuda.calls.count("cuIpcCloseMemHandle") == opened  # nothing stays open
     sender.send(batch(1), tensors(1))
-    (first, _) = link.receiver.receive(SOON_S).tensors
-    assert bytes(first.data) == tensors(1)[0].array.tobytes()
+    delivery = link.receiver.receive(SOON_S)
+    assert not delivery.on_device
+    assert bytes(delivery.tensors[0].data) == tensors(1)[0].array.tobytes()
 
 
 def changed(**fields: Any) -> Callable[[DeviceRingHandle], DeviceRingHandle | None]:

@@ -90,9 +90,14 @@ def trained(
     blocks: Sequence[int] = WHOLE,
     device: torch.device = CPU,
     sizes: Sequence[int] = SIZES,
+    slots: Slots | None = None,
     **sections: Any,
 ) -> Trained:
-    """A stage after batches of these sizes, with a learning rate that changes."""
+    """A stage after batches of these sizes, with a learning rate that changes.
+
+    Args:
+        slots: where batches lie by turns; None: each in memory of its own.
+    """
     data = {"name": "synthetic", "size": 8, "batch_size": 8, "crop_padding": 1, "flip": True}
     given = {"model": VGG, "loss": {"name": "predsim", "dim_in_decoder": 32}, "data": data}
     config = build_config({**given, **sections}, "test")
@@ -103,9 +108,34 @@ def trained(
     done = Trained(stage)
     for batch_id, examples in enumerate(sizes, start=1):
         x, labels = batch(stage, examples, batch_id)
-        lr = 0.01 / (1 + batch_id // 4)
-        stage.train(x.to(device), labels.to(device), batch_id=batch_id, lr=lr, send=keeper(done))
+        lr, x = 0.01 / (1 + batch_id // 4), x.to(device)
+        stage.train(
+            slots.filled(x) if slots else x,
+            labels.to(device),
+            batch_id=batch_id,
+            lr=lr,
+            send=keeper(done),
+            in_slot=slots is not None,
+        )
     return done
+
+
+class Slots:
+    """As a ring has them, which are filled by turns."""
+
+    def __init__(self, count: int, most_numbers: int, device: torch.device = CPU) -> None:
+        self._memory = torch.zeros(count, most_numbers, device=device)
+        self._filled = 0
+
+    def filled(self, x: torch.Tensor) -> torch.Tensor:
+        """The next one, with these numbers."""
+        slot = self._memory[self._filled % len(self._memory)]
+        self._filled += 1
+        return slot[: x.numel()].copy_(x.reshape(-1)).view(x.shape)
+
+    def holds(self, x: torch.Tensor) -> bool:
+        """Whether x lies at the beginning of one."""
+        return x.data_ptr() in {slot.data_ptr() for slot in self._memory}
 
 
 def keeper(done: Trained) -> Callable[[torch.Tensor], None]:
@@ -131,6 +161,42 @@ def test_replayed_steps_change_and_send_what_plain_ones_do(blocks: tuple[int, ..
     assert recorder.replays == 2 * (len(SIZES) - 2 * PLAIN_STEPS)
     assert recorder.tidied == 2
     assert len(recorded.sent) == (0 if blocks[-1] == 3 else len(SIZES))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_batches_in_slots_are_read_there(count: int) -> None:
+    recorder, slots = Again(), Slots(count, 8 * 4 * 4 * 4)
+    recorded = trained(recorder, (1, 2), sizes=(8,) * 12 + (5,) * 12, slots=slots)
+    recorded.check_equals(trained(None, (1, 2), sizes=(8,) * 12 + (5,) * 12))
+    assert recorded.remarks == []
+    assert recorder.records == 2 * 2 * count
+    assert recorder.tidied == 2 * count
+    graphs = recorded.stage._graphs
+    assert graphs is not None
+    assert all(slots.holds(recording.x) for recording in graphs._recordings.values())
+
+
+def test_what_lies_otherwise_in_a_slot_is_recorded_anew() -> None:
+    stage, recorder = trained(None, (1, 2), sizes=()).stage, Again()
+    stage.record(recorder)
+    memory = torch.rand(8 * 4 * 4 * 4)
+    for batch_id in range(1, 11):
+        x = memory.view(8, 4, 4, 4)
+        x = x if batch_id < 6 else x.permute(0, 3, 1, 2)
+        labels = torch.zeros(8, dtype=torch.int64)
+        stage.train(x, labels, batch_id=batch_id, lr=0.1, send=lambda passed: None, in_slot=True)
+    assert recorder.records == 4
+    assert stage.take_remarks() == []
+
+
+def test_images_are_prepared_wherever_they_lie() -> None:
+    recorder = Again()
+    stage = trained(None, sizes=()).stage
+    stage.record(recorder)
+    for batch_id in range(1, 6):
+        x, labels = batch(stage, 8, batch_id)
+        stage.train(x, labels, batch_id=batch_id, lr=0.1, send=lambda passed: None, in_slot=True)
+    assert recorder.records == 2
 
 
 @pytest.mark.parametrize(
@@ -267,4 +333,15 @@ def test_cuda_graphs_train_as_plain_steps_do(blocks: tuple[int, ...], precision:
     runtime = {"precision": precision, "cuda_graphs": False}
     recorded = trained(CudaRecorder(device), blocks, device, runtime=runtime)
     recorded.check_equals(trained(None, blocks, device, runtime=runtime))
+    assert recorded.remarks == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_graphs_read_batches_in_their_slots() -> None:
+    device = torch.device("cuda", 0)
+    prepare_process(device, 1)
+    plain = {"runtime": {"cuda_graphs": False}}
+    slots = Slots(2, 8 * 4 * 4 * 4, device)
+    recorded = trained(CudaRecorder(device), (1, 2), device, slots=slots, **plain)
+    recorded.check_equals(trained(None, (1, 2), device, **plain))
     assert recorded.remarks == []

@@ -172,6 +172,17 @@ def test_a_snapshot_of_another_step_is_refused(step: int) -> None:
 # --- what is handed on --------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("in_slot", [True, False])
+def test_where_a_batch_lies_is_handed_to_the_stage(
+    monkeypatch: pytest.MonkeyPatch, in_slot: bool
+) -> None:
+    found: list[bool] = []
+    monkeypatch.setattr(Stage, "train", lambda *ours, in_slot, **more: found.append(in_slot))
+    (item,), (runner, _) = train(1), runner_of()
+    runner.handle(item, tensors_of(item), in_slot=in_slot)
+    assert found == [in_slot]
+
+
 def test_everything_is_handed_on_in_order() -> None:
     runner, outlet = runner_of(stage_of(last=2))
     items = list(Feed(COURSE, Position()))
