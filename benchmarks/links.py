@@ -13,9 +13,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +34,7 @@ from benchmarks.machine import (
 from benchmarks.tables import README, markdown, no_table, write_section
 from launch.provenance import provenance
 from pipeline.assembly import prepare_process
+from pipeline.sockets import socket_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -127,10 +126,10 @@ def measure_all(
     carriers = DEVICE_CARRIERS if device.type == "cuda" else CARRIERS
     most_bytes = int(max(sizes) * _MIB)
     found: dict[float, dict[str, Measured]] = {}
-    with TemporaryDirectory() as folder, ExitStack() as open_links:
+    with socket_folder() as folder, ExitStack() as open_links:
         ways = {COPY: copier(most_bytes, device)}
         for number, carrier in enumerate(carriers):
-            link = linked(carrier, most_bytes, Path(folder) / str(number), device)
+            link = linked(carrier, most_bytes, folder / str(number), device)
             ways[carrier.name] = open_links.enter_context(link).cross
         for mib in sizes:
             found[mib] = measure_size(ways, mib, rounds, device)
@@ -141,8 +140,8 @@ def measure_all(
 def streaming_cpu_s(mib: float, rounds: int, device: torch.device) -> float:
     """Processor seconds of both ends per hop through shared memory while one batch follows the
     other, as in training: the median of the rounds."""
-    with TemporaryDirectory() as folder:
-        room, socket = int(mib * _MIB), Path(folder) / "streaming"
+    with socket_folder() as folder:
+        room, socket = int(mib * _MIB), folder / "streaming"
         with linked(CARRIERS[0], room, socket, device, slots=IN_FLIGHT) as link:
             x, count = activation(mib, device), _STREAM_HOPS
             link.cross(x, count)  # warms up

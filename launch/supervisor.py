@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.control import ZmqControlServer
@@ -14,12 +11,13 @@ from pipeline.door import Door
 from pipeline.events import Note
 from pipeline.invitation import Invitation, Keys
 from pipeline.links import PATIENCE_S
-from pipeline.sockets import Sockets, make_keys
+from pipeline.sockets import Sockets, make_keys, socket_folder
 from pipeline.transport import ZmqSender
 from pipeline.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from launch.engine import Engine
     from pipeline.addresses import LinkAddress
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
 
 _SLOWEST_BYTES_PER_S = 1e6
 """Of a network that is still worth training over."""
-_LONGEST_SOCKET_PATH = 90  # the kernel takes 107 bytes; names of sockets are added to the folder
 
 
 def run_pipeline(run: Run, engine: Engine) -> None:
@@ -39,7 +36,7 @@ def run_pipeline(run: Run, engine: Engine) -> None:
         ConfigError: where `runtime.bind_address` is none of this machine's.
     """
     keys, watch = _keys(run), _watch(run)
-    with _socket_folder() as folder, _open_sockets(keys[0]) as sockets:
+    with socket_folder() as folder, _open_sockets(keys[0]) as sockets:
         place = _places(run, folder)
         control = ZmqControlServer(
             sockets, place("control"), run.id, most_bytes=run.most_file_bytes
@@ -128,15 +125,3 @@ def _open_sockets(keys: Keys | None) -> Iterator[Sockets]:
         yield sockets
     finally:
         sockets.close()
-
-
-@contextmanager
-def _socket_folder() -> Iterator[Path]:
-    """A folder that only its owner can enter, with a path short enough for sockets."""
-    default = tempfile.gettempdir()
-    base = default if len(default) < _LONGEST_SOCKET_PATH - 20 else "/tmp"
-    folder = Path(tempfile.mkdtemp(prefix="pipeline-", dir=base))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

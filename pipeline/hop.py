@@ -9,10 +9,8 @@ which makes it several times as long as one after the other would be.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import closing, contextmanager
 from statistics import fmean
-from tempfile import TemporaryDirectory
 from time import perf_counter, process_time
 from typing import TYPE_CHECKING
 
@@ -23,11 +21,12 @@ from pipeline.carriers import ALIGNMENT, ArrayPayload
 from pipeline.door import Door
 from pipeline.inband import EndEpoch, TrainBatch
 from pipeline.measure import BATCHES, SECONDS, WARM_UP, UnitTrainer
-from pipeline.sockets import Sockets
+from pipeline.sockets import Sockets, socket_folder
 from pipeline.transport import ZmqReceiver, ZmqSender
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from pipeline.config import Config
     from pipeline.datasets import DataFacts
@@ -67,23 +66,29 @@ def _mean_s(cross: Callable[[], None], train: Callable[[], None]) -> float:
 @contextmanager
 def link_to_itself(images: int, slots: int) -> Iterator[Callable[[], None]]:
     """A link both of whose ends are in this thread; what is given sends a batch over it."""
-    here, there = Sockets(Door("here")), Sockets(Door("there"))
-    try:
-        with TemporaryDirectory() as folder:
-            receiver = ZmqReceiver(
-                there, f"ipc://{Path(folder) / 'hop'}", _RUN, names=(_RECEIVER, _SENDER),
-                slots=slots, slot_bytes=2 * images * _ITEM_BYTES + 2 * ALIGNMENT,
-            )  # fmt: skip
-            names = (_SENDER, _RECEIVER)
-            sender = ZmqSender(here, receiver.address, _RUN, names=names, timeout_s=_TIMEOUT_S)
-            sender.send(EndEpoch(0))  # a marker needs no room, which is granted before it arrives
-            receiver.receive(_TIMEOUT_S)
-            yield _Crossing(sender, receiver, images)
-            receiver.close()
-            sender.close()
-    finally:
-        here.close(linger_ms=0)
-        there.close(linger_ms=0)
+    with (
+        socket_folder() as folder,
+        closing(Sockets(Door("there"))) as there,
+        closing(Sockets(Door("here"))) as here,
+        closing(_receiver(there, folder / "hop", images, slots)) as receiver,
+        closing(_sender(here, receiver)) as sender,
+    ):
+        sender.send(EndEpoch(0))  # a marker needs no room, which is granted before it arrives
+        receiver.receive(_TIMEOUT_S)
+        yield _Crossing(sender, receiver, images)
+
+
+def _receiver(sockets: Sockets, path: Path, images: int, slots: int) -> ZmqReceiver:
+    slot_bytes = 2 * images * _ITEM_BYTES + 2 * ALIGNMENT
+    names = (_RECEIVER, _SENDER)
+    return ZmqReceiver(
+        sockets, f"ipc://{path}", _RUN, names=names, slots=slots, slot_bytes=slot_bytes
+    )
+
+
+def _sender(sockets: Sockets, receiver: ZmqReceiver) -> ZmqSender:
+    names = (_SENDER, _RECEIVER)
+    return ZmqSender(sockets, receiver.address, _RUN, names=names, timeout_s=_TIMEOUT_S)
 
 
 class _Crossing:

@@ -12,6 +12,10 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import zmq
@@ -21,7 +25,7 @@ from pipeline.errors import ConfigError
 from pipeline.invitation import Keys
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from zmq.auth.thread import ThreadAuthenticator
 
@@ -41,6 +45,8 @@ _LEFT = (errno.EPIPE, errno.ECONNRESET)
 """Why a greeting failed whose peer was gone before its end, as a worker that is killed then."""
 _WAITING_MESSAGES = 1000
 """That a peer may have waiting at a listener; ours have a few."""
+_LONGEST_FOLDER = 70
+"""The kernel takes a path of 107 bytes; the folder's own name and the socket's are added to it."""
 
 
 class Letter:
@@ -192,6 +198,18 @@ class _AllowList:
         if not known:
             self._door.turn_away(f"key {key.decode('ascii')}", "no process of this run holds it")
         return known
+
+
+@contextmanager
+def socket_folder() -> Iterator[Path]:
+    """A folder for `ipc`, which only its owner can enter, with a path short enough for sockets."""
+    default = tempfile.gettempdir()
+    base = default if len(default) < _LONGEST_FOLDER else "/tmp"
+    folder = Path(tempfile.mkdtemp(prefix="pipeline-", dir=base))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def make_keys(stages: int) -> tuple[Keys, ...]:

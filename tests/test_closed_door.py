@@ -25,7 +25,7 @@ from pipeline.errors import TimedOutError
 from pipeline.inband import Stop, TrainBatch
 from pipeline.invitation import Invitation
 from pipeline.messages import PROTOCOL_VERSION, Bye, Connect, Header, Hello, OpenLink, TensorSpec
-from pipeline.sockets import make_keys
+from pipeline.sockets import make_keys, socket_folder
 from pipeline.transport import ZmqReceiver, ZmqSender
 
 if TYPE_CHECKING:
@@ -317,8 +317,6 @@ def test_training_goes_on_with_unchanged_results(
 
 
 def test_the_folder_of_sockets_is_closed_to_others() -> None:
-    from launch.supervisor import _socket_folder
-
-    with _socket_folder() as folder:
+    with socket_folder() as folder:
         assert folder.stat().st_mode & 0o777 == 0o700
         assert folder.stat().st_uid == os.getuid()

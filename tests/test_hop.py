@@ -54,6 +54,18 @@ def test_more_batches_cross_than_there_are_slots() -> None:
             cross()
 
 
+def test_a_long_name_of_the_folder_for_passing_files_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sockets have paths of 107 bytes at most."""
+    folder = tmp_path / ("long-" * 25)
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    with hop.link_to_itself(images=4, slots=1) as cross:
+        cross()
+    assert list(folder.iterdir()) == []
+
+
 @pytest.mark.usefixtures("torch_settings")
 def test_a_hop_takes_some_of_the_processor(job: Job) -> None:
     config, unit = job.config, job.specs[:1]
