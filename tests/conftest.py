@@ -119,7 +119,7 @@ def sockets_gone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Runs in this process may leave no folder of sockets and nothing in shared memory."""
     with _nothing_left() as temp:
         elsewhere = SimpleNamespace(gettempdir=lambda: str(temp), mkdtemp=tempfile.mkdtemp)
-        monkeypatch.setattr("launch.supervisor.tempfile", elsewhere)
+        monkeypatch.setattr("pipeline.sockets.tempfile", elsewhere)
         yield
 
 
