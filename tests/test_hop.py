@@ -50,8 +50,10 @@ def test_only_hops_count_and_each_comes_after_a_step(monkeypatch: pytest.MonkeyP
 
 def test_more_batches_cross_than_there_are_slots() -> None:
     with hop.link_to_itself(images=4, slots=2) as cross:
+        assert isinstance(cross, hop._Crossing)
         for _ in range(5):
             cross()
+        assert cross._receiver.statistics().batches == 5
 
 
 def test_a_long_name_of_the_folder_for_passing_files_is_no_obstacle(
