@@ -44,7 +44,7 @@ class Block(nn.Module):
 
     State keys: `encoder.*` (the layer), `bn.*`, and those of `heads.py`.
     Initial weights are PyTorch's defaults, drawn for (seed, block index), but for classifiers
-    that learn locally, the output layer among them: their weights start at zero.
+    that are trained beside local losses, the output layer among them: their weights start at zero.
     """
 
     def __init__(

@@ -47,7 +47,8 @@ class PredHead(Linear):
     """The local classifier D(pool(h)): (n, outputs); the layer itself is its last one.
 
     The weight of a classifier that is trained starts at zero, but hidden layers of it at random
-    as any other; one that is not trained keeps its random start.
+    as any other; one that is not trained keeps its random start. Biases start as PyTorch's do,
+    but for the bio forms: at zero, as the authors' feedback alignment has it.
     """
 
     feedback: Tensor | None
@@ -62,6 +63,8 @@ class PredHead(Linear):
             nn.init.zeros_(self.weight)
         else:
             self.requires_grad_(False)
+        if spec.feedback == "aligned":
+            nn.init.zeros_(self.bias)
 
     def forward(self, h: Tensor) -> Tensor:
         return self.classified(pool(h, self.spec.pool))

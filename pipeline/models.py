@@ -225,7 +225,7 @@ def _as_output(spec: BlockSpec, loss: LossConfig) -> BlockSpec:
     """The last block: a classifier like the local ones, always in the last stage."""
     return replace(
         spec,
-        zero_start=not loss.is_global and spec.custom is None,
+        zero_start=loss.local is not None and spec.custom is None,
         output_weight=1.0 - loss.beta if loss.local == "predsim" else 1.0,
         same_group=loss.is_global,
         same_stage=True,

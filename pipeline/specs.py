@@ -146,8 +146,8 @@ class BlockSpec:
     alpha: float = 0.0
     """Weight of the unsupervised part of the loss."""
     zero_start: bool = False
-    """Whether the layer's weight starts at zero, as that of the output does under local losses:
-    it is then a classifier like the local ones."""
+    """Whether the layer's weight starts at zero, as that of the output does where hidden blocks
+    have local losses, `glob+…` among them: it is then a classifier like the local ones."""
     output_weight: float | None = None
     """Factor of the output block's cross-entropy; None for hidden blocks."""
     shortcut: ShortcutSpec | None = None
