@@ -2,11 +2,13 @@
 
 stop         the run ends, naming block and batch
 skip_batch   the block, and those after it, learn nothing from the batch
-rollback     the run goes back to its newest snapshot, and leaves the batch out
+rollback     the run goes back to its newest snapshot, and leaves out the batch that is to blame
+             (`blame.py`)
 """
 
 from __future__ import annotations
 
+from itertools import chain
 from math import isfinite
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from torch import Tensor, nn
+
+    from pipeline.block import Block
 
 Policy: TypeAlias = Literal["stop", "skip_batch", "rollback"]
 _NEVER = 2**63 - 1
@@ -80,16 +84,48 @@ class FiniteCheck:
         return [(buffer, buffer.clone()) for buffer in buffers]
 
 
-def check_state(states: Mapping[int, Mapping[str, Tensor]], batch_id: int) -> None:
-    """A state that is spoilt is never kept, even where no loss has shown it yet.
+class StateCheck:
+    """Looks at what blocks hold: a state that is spoilt is never kept, even where no loss has
+    shown it yet.
 
-    Raises:
-        NonFiniteLossError: for the first block that holds a number which is not finite.
+    What does not learn may hold numbers that are not finite by design: a mask of -inf, the least
+    value seen so far. Where that was so when the block was made, these very elements may be so
+    ever after; all others, and whatever learns, are spoilt once they are.
     """
-    for block, tensors in states.items():
-        floating = (tensor for tensor in tensors.values() if tensor.is_floating_point())
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in floating):
-            raise NonFiniteLossError(block, batch_id, "state")
+
+    def __init__(self, blocks: Iterable[Block]) -> None:
+        """`blocks`: as they were made, before anything is loaded or learned."""
+        self._by_design = {
+            (block.spec.index, name): ~torch.isfinite(tensor)
+            for block in blocks
+            for name, tensor in chain(block.named_parameters(), block.named_buffers())
+            if not (tensor.requires_grad or _is_finite(tensor))
+        }
+
+    def check(self, states: Mapping[int, Mapping[str, Tensor]], batch_id: int) -> None:
+        """Of every block, by name, after batch `batch_id`.
+
+        Raises:
+            NonFiniteLossError: for the first block that is spoilt.
+        """
+        for block, tensors in states.items():
+            for name, tensor in tensors.items():
+                if not (_is_finite(tensor) or self._is_excused(block, name, tensor)):
+                    raise NonFiniteLossError(block, batch_id, "state")
+
+    def _is_excused(self, block: int, name: str, tensor: Tensor) -> bool:
+        by_design = self._by_design.get((block, name))
+        if by_design is None:
+            return False
+        if by_design.shape != tensor.shape:
+            return True  # no element is what it was
+        return bool((torch.isfinite(tensor) | by_design).all())
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all of it is; whole numbers are."""
+    numbers = tensor.is_floating_point() or tensor.is_complex()
+    return not numbers or bool(torch.isfinite(tensor).all())
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from pipeline.blockfile import encode_block
 from pipeline.errors import ProtocolError
-from pipeline.finite import check_state
 from pipeline.inband import (
     EndEpoch,
     EndEvaluation,
@@ -51,17 +50,28 @@ class Outlet(Protocol):
 
 
 class StageRunner:
-    """One stage at work. `last_batch_id` is the last training step that its state includes."""
+    """One stage at work. `last_batch_id` is the last training step that its state includes.
+
+    `close_until`: the last batch after which it looks whether its state is finite, beside
+    snapshots.
+    """
 
     def __init__(
-        self, index: int, stage: Stage, outlet: Outlet, *, meter: Meter, last_batch_id: int = 0
+        self,
+        index: int,
+        stage: Stage,
+        outlet: Outlet,
+        *,
+        meter: Meter,
+        last_batch_id: int = 0,
+        close_until: int = 0,
     ) -> None:
         self.index, self.stage, self.meter = index, stage, meter
         self.last_batch_id = last_batch_id
         self.stopped = False
         self.at_batch = 0
         """The training batch at work, 0 between them; after an error the one that it hit."""
-        self._outlet, self._in_slot = outlet, False
+        self._outlet, self._in_slot, self._close_until = outlet, False, close_until
         self._last_evaluated = 0
         self._epoch: int | None = None
         self._handlers: dict[type, Callable[..., None]] = {
@@ -112,6 +122,9 @@ class StageRunner:
             in_slot=self._in_slot,
         )
         self.last_batch_id, self.at_batch = item.batch_id, 0
+        if item.batch_id <= self._close_until:
+            self.stage.settle()
+            self.stage.check_state(item.batch_id)
         if self.stage.ends_at(item.learner):
             self._outlet.forward(PassedBatch(item.batch_id, item.epoch), ())
 
@@ -152,8 +165,8 @@ class StageRunner:
     def _snapshot(self, item: Snapshot) -> None:
         self._must_be("snapshot", self.last_batch_id, item.step)
         self.stage.settle()
+        self.stage.check_state(item.step)
         states = self.stage.state()
-        check_state(states, item.step)
         self._outlet.snapshot(
             StageSnapshot(
                 stage=self.index,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline.compiled import Compiler
 from pipeline.dials import Dials
-from pipeline.finite import FiniteCheck, put_back
+from pipeline.finite import FiniteCheck, StateCheck, put_back
 from pipeline.graphs import Graphs
 from pipeline.groups import Pending, learn, rest
 from pipeline.metrics import Counters
@@ -58,6 +58,7 @@ class Stage:
         for block in blocks:
             block.dropout.follow(self._dials.batch_id)
         self._finite = FiniteCheck(on_nonfinite, indices, self._dials.batch_id)
+        self._state_check = StateCheck(blocks)
         self._graphs: Graphs[Pending] | None = None
         self._skipped: dict[int, list[int]] = {}
         self._remarks: list[str] = []
@@ -244,6 +245,14 @@ class Stage:
             NonFiniteLossError: where a loss was not finite and only now comes to light.
         """
         self._finite.settle()
+
+    def check_state(self, batch_id: int) -> None:
+        """After batch `batch_id`.
+
+        Raises:
+            NonFiniteLossError: where the state of a block is not finite.
+        """
+        self._state_check.check(self.state(), batch_id)
 
     @torch.no_grad()
     def evaluate(
