@@ -147,20 +147,19 @@ class Coordinator:
             StageFailedError: where the run is to end instead.
             InterruptedRunError: where it was about to end anyway.
         """
-        if self._run.interrupted():
-            raise self._run.interruption()
+        self._run.end_if_interrupted(fault.summary)
         self._check_fault(fault)
         self._end_feed()
         self._crew.attempt += 1
         before = self._run.feed.position.step
-        self._run = self._run.rewound(fault.batch_id if fault.leave_out else None)
+        self._run = self._run.rewound(fault.batch_id if fault.nonfinite else None)
         self._tell_loss(fault, before - self._run.start.position.step)
         kept = bool(self._run.start.files)
         self._crew.begin_again(fault.stage, lambda stage: self._setup(stage, kept=kept))
 
     def _check_fault(self, fault: StageLostError) -> None:
-        if fault.leave_out:
-            return  # it can't come back: `Run.rewound` says how often that may be
+        if fault.nonfinite:
+            return  # `Run.rewound` says how often that may be
         if self._restarts.came_back(fault):
             kept = self._run.keep_batch(fault.batch_id)
             raise StageFailedError(
@@ -179,8 +178,8 @@ class Coordinator:
     def _tell_loss(self, fault: StageLostError, repeated: int) -> None:
         step, restarts = self._run.start.position.step, self._restarts
         again = f"back to step {step}, {repeated} fed steps are repeated"
-        if fault.leave_out:
-            self._gathering.tell(f"{fault.summary}: {again} without batch {fault.batch_id}")
+        if fault.nonfinite:
+            self._gathering.tell(f"{fault.summary}: {again}, {self._run.blame}")
         else:
             count = f"restart {restarts.count} of {restarts.most} within an hour"
             self._gathering.tell(f"{fault.summary}: replaced; all go {again} ({count})")
@@ -281,6 +280,7 @@ class Coordinator:
         text = f"{self._crew.name(said.stage)}{block} failed{at}: {failure.summary}"
         if failure.final or not (self._feeding or self._crew.attempt):
             if failure.final:  # a loss that was not finite, under `stop`
+                self._run.end_if_interrupted(text)
                 text += NonFiniteLossError.CURE + self._run.keep_batch(failure.batch_id)
             raise StageFailedError(text, failure.traceback)
         raise StageLostError(
@@ -288,7 +288,7 @@ class Coordinator:
             text,
             failure.traceback,
             batch_id=failure.batch_id,
-            leave_out=failure.leave_out,
+            nonfinite=failure.nonfinite,
         )
 
     def _on_bye(self, said: Said, bye: Bye) -> None:

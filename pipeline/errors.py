@@ -47,7 +47,8 @@ class StageLostError(StageFailedError):
     """A stage died, failed or hangs, and another process may take its place.
 
     `batch_id`: the training batch at which it failed by its own account; 0 where it gave none.
-    `leave_out`: whether the run is to begin again without this batch.
+    `nonfinite`: whether it was a loss or a state that is not finite, for which the run is to begin
+    again (`blame.py`).
     """
 
     def __init__(
@@ -57,12 +58,12 @@ class StageLostError(StageFailedError):
         remote_traceback: str = "",
         *,
         batch_id: int = 0,
-        leave_out: bool = False,
+        nonfinite: bool = False,
     ) -> None:
         super().__init__(summary, remote_traceback)
         self.stage = stage
         self.batch_id = batch_id
-        self.leave_out = leave_out
+        self.nonfinite = nonfinite
 
 
 def one_line(error: Exception) -> str:

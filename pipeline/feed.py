@@ -63,6 +63,11 @@ class Course:
         steps = self.all_epochs * self.steps_per_epoch
         return steps if self.last_step is None else min(steps, self.last_step)
 
+    def snapshot_after(self, step: int) -> int:
+        """The first step from `step` (from 1) on after which a snapshot is taken."""
+        every = self.checkpoint_every_steps or self.steps_per_epoch
+        return min(self.steps, (step + every - 1) // every * every)
+
     def epoch_of(self, step: int) -> int:
         """The epoch (from 1) that step (from 1) belongs to; 0 before the first step."""
         return (step + self.steps_per_epoch - 1) // self.steps_per_epoch

@@ -27,7 +27,7 @@ from pipeline.inband import (
 )
 from pipeline.records import PassReport, Tally
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 ITEM_BYTES = {"uint8": 1, "int64": 8, "float32": 4, "float64": 8, "bfloat16": 2}
 MAX_DIMENSIONS = 8
 _FEATURE_MAPS = 4  # dimensions: (n, C, H, W)
@@ -133,7 +133,7 @@ class Setup:
 
     If `resumed`, there is a state to start from, that of step `last_batch_id`: block files in
     the order of `blocks`, attached or, if `kept`, in the worker's own memory. `attempt` counts
-    how often the run has begun again.
+    how often the run has begun again. The state is looked at after each batch to `close_until`.
     """
 
     attempt: int
@@ -149,6 +149,7 @@ class Setup:
     tallies: tuple[Tally, ...]
     max_in_flight: int
     progress_interval_s: float
+    close_until: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +225,7 @@ class Failure:
     """Worker: an error as data. `block` is None where no block was at work.
 
     `attempt`: in which it happened. `final`: it would come back, there is no use in beginning
-    again. `leave_out`: begin again without this batch.
+    again. `nonfinite`: begin again, without the batch that is to blame.
     """
 
     summary: str
@@ -232,7 +233,7 @@ class Failure:
     batch_id: int
     traceback: str
     final: bool = False
-    leave_out: bool = False
+    nonfinite: bool = False
     attempt: int = 0
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.blame import Blame
 from pipeline.checkpoint import StartState
-from pipeline.errors import InterruptedRunError, PipelineError, StageFailedError
+from pipeline.errors import InterruptedRunError, PipelineError
 from pipeline.events import Note, Progress, StageProgress
 from pipeline.feed import Feed, Position
 from pipeline.inband import EvaluationBatch, TrainBatch
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
     from pipeline.inband import Item
     from pipeline.plan import Plan
     from pipeline.recorder import Recorder
-
-
-MOST_LEFT_OUT = 10
-"""Batches that `runtime.on_nonfinite: rollback` leaves out before it gives up."""
 
 
 def never() -> bool:
@@ -56,6 +53,8 @@ class Run:
     """No block file is larger."""
     most_sent_bytes: int = 0
     """That are on their way between processes at once: a batch on every link, or all states."""
+    blame: Blame = field(default_factory=Blame)
+    """What `runtime.on_nonfinite: rollback` has left out, and how closely stages look."""
 
     def heed_interruption(self) -> None:
         """End the feed, once, if the person or the cluster asked for it."""
@@ -75,32 +74,37 @@ class Run:
             return InterruptedRunError(self.start.position.step, saved=False)
         return InterruptedRunError(saved)
 
-    def rewound(self, leave_out: int | None = None) -> Run:
+    def end_if_interrupted(self, fault: str) -> None:
+        """A run that was about to end does so where a fault comes first: nothing is tried again.
+
+        Raises:
+            InterruptedRunError: naming the newest snapshot, which is from before the fault.
+        """
+        if self.interrupted():
+            self.observer(Note(f"{fault}; the run was to end, and goes back to nothing any more"))
+            raise self.interruption()
+
+    def rewound(self, nonfinite: int | None = None) -> Run:
         """The run as it begins again from its newest complete snapshot, or from its start.
 
         Args:
-            leave_out: a training batch to feed no more.
+            nonfinite: the batch at which a loss or a state was found not to be finite, where that
+                is why.
 
         Raises:
-            StageFailedError: where so many have been left out that it helps no more.
+            StageFailedError: where leaving out batches does not help.
         """
         newest, start = self.recorder.newest, self.start
         if newest is not None:
             position = Position(newest.step, newest.epoch_reported)
             start = StartState(position, newest.files, newest.tallies, start.steps_per_epoch)
         self.recorder.rewind(start.position)
-        without = set(self.feed.left_out)
-        if leave_out is not None:
-            # what was decided on a later batch was decided on another history: it is tried again,
-            # so that the order in which stages find out does not matter
-            without = {batch for batch in without if batch < leave_out} | {leave_out}
-        if len(without) > MOST_LEFT_OUT:
-            raise StageFailedError(
-                f"{len(without)} batches gave losses that are not finite, the last {leave_out}: "
-                "leaving them out does not help; try a lower optimizer.lr"
-            )
-        feed = Feed(self.feed.course, start.position, left_out=frozenset(without))
-        return replace(self, start=start, feed=feed)
+        step, course = start.position.step, self.feed.course
+        blame = self.blame if step == self.start.position.step else replace(self.blame, tries=0)
+        if nonfinite is not None:
+            blame = blame.after(nonfinite, step, course.snapshot_after(nonfinite))
+        feed = Feed(course, start.position, left_out=blame.left_out)
+        return replace(self, start=start, feed=feed, blame=blame)
 
     def arrays(self, item: Item) -> tuple[NDArray[np.generic], ...]:
         """(uint8 images (n, C, H, W), int64 labels (n,)) of a batch; nothing for a marker."""

@@ -78,31 +78,32 @@ class SingleTrainer:
             InterruptedRunError: after the checkpoint of an interruption.
             StageFailedError: for whatever else goes wrong in a stage.
         """
-        while (bad := self._trained()) is not None:
-            self._roll_back(*bad)
+        while (fault := self._trained()) is not None:
+            self._roll_back(fault)
         if self._run.feed.cut_short:
             raise self._run.interruption()
 
-    def _trained(self) -> tuple[int, str] | None:
-        """Train to the end, or to a batch without which the run is to begin again: which, why."""
+    def _trained(self) -> NonFiniteLossError | None:
+        """Train to the end, or to a fault for which the run is to begin again."""
         try:
             self._train()
         except NonFiniteLossError as error:
+            self._run.end_if_interrupted(str(error))
             policy = self._run.config.runtime.on_nonfinite
             if policy == "rollback":
-                return error.batch_id, str(error)
+                return error.with_traceback(None)  # which would keep the old stages
             cure = error.CURE if policy == "stop" else ""
             kept = self._run.keep_batch(error.batch_id)
             raise StageFailedError(f"{error}{cure}{kept}") from error
         return None
 
-    def _roll_back(self, batch_id: int, why: str) -> None:
+    def _roll_back(self, fault: NonFiniteLossError) -> None:
         self._queue.clear()
         self._runners = []
         gc.collect()  # the old stages must be gone before the new ones are built
-        self._run = self._run.rewound(batch_id)
+        self._run = self._run.rewound(fault.batch_id)
         step = self._run.start.position.step
-        self._run.observer(Note(f"{why}: back to step {step} without batch {batch_id}"))
+        self._run.observer(Note(f"{fault}: back to step {step} {self._run.blame}"))
         self._runners = self._built()
 
     def _train(self) -> None:
@@ -155,6 +156,7 @@ class SingleTrainer:
             _Outlet(plan.stage + 1, self._queue, run.recorder),
             meter=meter_of(self._device),
             last_batch_id=start.position.step,
+            close_until=run.blame.close_until,
         )
         if start.files:
             stage.load({block: decode_block(bytes(start.files[block])) for block in plan.blocks})

@@ -234,7 +234,14 @@ class Worker:
         self._prepare_links()
         stage = build_stage(config, setup.facts, setup.blocks, self._device)
         self._meter, last = meter_of(self._device), setup.last_batch_id
-        runner = StageRunner(self._stage, stage, self, meter=self._meter, last_batch_id=last)
+        runner = StageRunner(
+            self._stage,
+            stage,
+            self,
+            meter=self._meter,
+            last_batch_id=last,
+            close_until=setup.close_until,
+        )
         if setup.resumed:
             files = zip(setup.blocks, self._kept.at(last), strict=True)
             stage.load({block: decode_block(bytes(data)) for block, data in files})

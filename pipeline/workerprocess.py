@@ -95,7 +95,7 @@ def failure_of(error: Exception, worker: Worker) -> Failure:
         traceback="" if spoilt else _sendable("".join(traceback.format_exception(error))),
         final=spoilt and worker.on_nonfinite == "stop",
         attempt=worker.attempt,
-        leave_out=spoilt and worker.on_nonfinite == "rollback",
+        nonfinite=spoilt and worker.on_nonfinite == "rollback",
     )
 
 

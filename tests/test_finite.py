@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import inf, nan
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,10 +11,10 @@ import torch
 from memory_run import Job, train_pipelined
 
 from pipeline.block import Block
-from pipeline.errors import NonFiniteLossError, StageFailedError
+from pipeline.errors import InterruptedRunError, NonFiniteLossError, StageFailedError
 from pipeline.events import Note
 from pipeline.feed import Feed
-from pipeline.finite import FiniteCheck
+from pipeline.finite import FiniteCheck, StateCheck
 from pipeline.losses import LossValue
 from pipeline.single import SingleTrainer
 
@@ -166,10 +167,184 @@ def test_a_run_that_diverges_ends_all_the_same(
         return LossValue(value.loss * nan, value.errors)
 
     monkeypatch.setattr(Block, "local_loss", spoils)
-    monkeypatch.setattr("pipeline.run.MOST_LEFT_OUT", 2)
+    monkeypatch.setattr("pipeline.blame.MOST_LEFT_OUT", 2)
     job = Job(folder(), 2, on_nonfinite="rollback", **COURSE)
-    with pytest.raises(StageFailedError, match="3 batches gave losses that are not finite"):
+    with pytest.raises(StageFailedError, match="3 batches gave losses or states that are not"):
         train(job)
+
+
+# --- a state that is spoilt where every loss is finite --------------------------------------
+
+
+@pytest.fixture
+def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, int]], None]:
+    """Have blocks keep an infinite square of a gradient, as a large one leaves it, after a batch:
+    {block: batch}. Their losses stay finite."""
+    transfer, update = Block.transfer, Block.update
+    at: dict[int, int | None] = {}
+
+    def noted(block: Block, h: Any, *, batch_id: int | None) -> Any:
+        at[id(block)] = batch_id
+        return transfer(block, h, batch_id=batch_id)
+
+    def plant(spoilt: dict[int, int]) -> None:
+        def overflows(block: Block, gradients: Any, lr: Any) -> None:
+            update(block, gradients, lr)
+            if at.get(id(block)) == spoilt.get(block.spec.index, -1):
+                block.state()["optimizer.encoder.bias.exp_avg_sq"][0] = inf
+
+        monkeypatch.setattr(Block, "transfer", noted)
+        monkeypatch.setattr(Block, "update", overflows)
+
+    return plant
+
+
+def left_out(job: Job, batches: set[int], **course: Any) -> Job:
+    """The same run, to which these batches were never given."""
+    without = Job(job.folder, 3, **course)
+    feed = without.run.feed
+    feed = Feed(feed.course, feed.position, left_out=frozenset(batches))
+    object.__setattr__(without.run, "feed", feed)
+    in_single_mode(without)
+    return without
+
+
+SPOILT = {
+    "early": ({1: 1}, {1}),
+    "late": ({0: 5}, {5}),
+    "two stages at once": ({0: 2, 2: 2}, {2}),
+    "two stages, one after the other": ({2: 4, 0: 5}, {4, 5}),
+}
+
+
+@WAYS
+@pytest.mark.parametrize(("spoilt", "bad"), SPOILT.values(), ids=SPOILT)
+def test_the_batch_to_blame_is_found_and_left_out(
+    train: Train, spoilt: dict[int, int], bad: set[int],
+    folder: Folder, spoil: Callable[[dict[int, int]], None], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Snapshots come at the end of an epoch, two steps after the fault."""
+    spoil(spoilt)
+    job = Job(folder(), 3, on_nonfinite="rollback")
+    train(job)
+    monkeypatch.undo()
+    assert job.store.files == left_out(job, bad).store.files
+
+
+@WAYS
+def test_in_greedy_training_too(
+    train: Train, folder: Folder, spoil: Callable[[dict[int, int]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    greedy = {"schedule": {"epochs": 1, "greedy": True}}
+    spoil({1: 5})
+    job = Job(folder(), 3, on_nonfinite="rollback", **greedy)
+    train(job)
+    monkeypatch.undo()
+    assert job.store.files == left_out(job, {5}, **greedy).store.files
+
+
+@pytest.mark.usefixtures("spoilt")
+@WAYS
+def test_what_a_device_tells_late_is_blamed_on_the_right_batch(
+    train: Train, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On CUDA a loss is found at the end of the epoch; what was learned since is spoilt."""
+    make = FiniteCheck.__init__
+
+    def late(check: FiniteCheck, *given: Any) -> None:
+        make(check, *given)
+        check._later = True
+
+    monkeypatch.setattr(FiniteCheck, "__init__", late)
+    job = Job(folder(), 3, on_nonfinite="rollback")
+    train(job)
+    monkeypatch.undo()
+    assert job.store.files == left_out(job, {BAD_BATCH}).store.files
+
+
+@WAYS
+def test_an_interruption_ends_a_run_whose_state_is_spoilt(
+    train: Train, folder: Folder, spoil: Callable[[dict[int, int]], None]
+) -> None:
+    """Its newest sound snapshot stays, and is the one that is named."""
+    spoil({1: 5})
+    job = Job(folder(), 3, on_nonfinite="rollback", checkpoint_every_steps=2)
+
+    def interrupt(event: Any) -> None:
+        job.interrupted = job.interrupted or "to look after every batch" in str(event)
+
+    job.listeners.append(interrupt)
+    with pytest.raises(InterruptedRunError) as caught:
+        train(job)
+    assert caught.value.step == 4
+    assert max(job.store.files) == 4
+
+
+@pytest.mark.parametrize("policy", ["stop", "rollback"])
+@WAYS
+def test_so_it_does_where_its_own_snapshot_finds_it(
+    train: Train, policy: str, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = Block.update
+    job = Job(folder(), 3, on_nonfinite=policy, schedule={"epochs": 50})
+
+    def overflows(block: Block, gradients: Any, lr: Any) -> None:
+        update(block, gradients, lr)
+        if max(job.store.files, default=0) == 3:  # after the first epoch
+            block.state()["optimizer.encoder.bias.exp_avg_sq"][0] = inf
+            job.interrupted = True
+
+    monkeypatch.setattr(Block, "update", overflows)
+    with pytest.raises(InterruptedRunError) as caught:
+        train(job)
+    assert (caught.value.step, max(job.store.files)) == (3, 3)
+
+
+# --- what is not finite by design -----------------------------------------------------------
+
+
+class Odd(torch.nn.Linear):
+    """A layer with a mask, the least value so far, a fixed table, and a mean that moves."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+        self.register_buffer("mask", torch.full((3, 3), -inf).triu(1))
+        self.register_buffer("least", torch.tensor(inf))
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.table = torch.nn.Parameter(torch.tensor([nan, 1.0]), requires_grad=False)
+
+
+def a_check() -> tuple[StateCheck, dict[str, torch.Tensor]]:
+    block: Any = Odd()
+    block.spec = SimpleNamespace(index=2)
+    return StateCheck([block]), dict(block.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "element", "value"),
+    [("mask", (0, 1), -inf), ("mask", (0, 1), nan), ("least", (), 3.0), ("least", (), -inf),
+     ("table", (0,), 0.0), ("mean", (0,), 1e30), ("seen", (), 9)],
+)  # fmt: skip
+def test_what_was_not_finite_from_the_start_is_no_divergence(
+    name: str, element: tuple[int, ...], value: float
+) -> None:
+    check, state = a_check()
+    state[name][element] = value
+    check.check({2: state}, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "element", "value"),
+    [("mask", (1, 0), -inf), ("table", (1,), nan), ("mean", (3,), inf), ("weight", (0, 0), nan)],
+)
+def test_what_became_so_is(name: str, element: tuple[int, ...], value: float) -> None:
+    check, state = a_check()
+    with torch.no_grad():
+        state[name][element] = value
+    with pytest.raises(NonFiniteLossError, match="the state of block 2 is not finite at batch 7"):
+        check.check({2: state}, 7)
 
 
 # --- what a CUDA device notes and only later tells ----------------------------------------

@@ -35,8 +35,8 @@ MEETING = {
     "hop",
 }
 NEUTRAL = {
-    "__init__", "activity", "blockfile", "checkpoint", "config", "configfile", "cost", "data",
-    "datasets", "door", "durable", "errors", "events", "feed", "handwritten", "imagefiles",
+    "__init__", "activity", "blame", "blockfile", "checkpoint", "config", "configfile", "cost",
+    "data", "datasets", "door", "durable", "errors", "events", "feed", "handwritten", "imagefiles",
     "inband", "invitation", "kept", "keeper", "linefile", "lossconfig", "meter", "modelconfig",
     "moves", "patience", "placement", "plan", "processor", "recorder", "records", "recovery", "run",
     "sampling", "schema", "seeding", "signals", "simulate", "specs", "store", "timing", "trouble",
