@@ -35,11 +35,13 @@ class DigestStore:
 
     def write(self, snapshot: RunSnapshot) -> Path:
         """Digest a snapshot instead of writing it."""
+        from torch import uint8
+
         from pipeline.blockfile import decode_block
 
         for block, data in snapshot.files.items():
             for name, tensor in decode_block(bytes(data)).items():
-                raw = tensor.numpy().tobytes()
+                raw = tensor.reshape(-1).view(uint8).numpy()  # also of what numpy has no type for
                 self.digests[snapshot.step, block, name] = sha256(raw).hexdigest()
         return Path(f"step-{snapshot.step:08d}")
 

@@ -152,11 +152,23 @@ def _check_own(bodies: list[list[nn.Module]], factory: str) -> None:
                 raise ConfigError(
                     f"model.factory {factory}: block {block} holds a lazy module; give its sizes"
                 )
+            if tensor.requires_grad and not _is_finite(tensor):
+                raise ConfigError(
+                    f"model.factory {factory}: block {block}: a parameter of shape "
+                    f"{tuple(tensor.shape)} is not finite from the start, and could never learn; "
+                    "give it finite initial values"
+                )
             if owners.setdefault(id(tensor), block) != block:
                 raise ConfigError(
                     f"model.factory {factory}: blocks {owners[id(tensor)]} and {block} share a "
                     "tensor; every block learns alone, so make a module of its own for each"
                 )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    import torch
+
+    return tensor.is_meta or bool(torch.isfinite(tensor).all())
 
 
 def _part(children: list[nn.Module]) -> Part:

@@ -300,9 +300,29 @@ def ever_wider() -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), nn.Linear(768, width), nn.Linear(width, 5))
 
 
+def spoilt() -> nn.Sequential:
+    network = without_norm()
+    nn.init.constant_(network[3].bias, float("inf"))
+    return network
+
+
+class Masked(nn.Linear):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.register_buffer("mask", torch.tensor([0.0, float("-inf")]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * self.mask.softmax(0)[0]
+
+
+def masked() -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), Masked(768, 6), nn.ReLU(), nn.Linear(6, 5))
+
+
 @pytest.mark.parametrize(
     ("function", "complaint"),
     [
+        ("spoilt", r"block 1: a parameter of shape \(5,\) is not finite from the start"),
         ("tied", "blocks 1 and 2 share a tensor; every block learns alone"),
         ("lazy", "block 0 holds a lazy module; give its sizes"),
         ("frozen_end", "1 children with parameters"),
@@ -314,6 +334,13 @@ def ever_wider() -> nn.Sequential:
 def test_a_network_with_a_trap_is_refused(function: str, complaint: str) -> None:
     with pytest.raises(ConfigError, match=f"model.factory {__name__}:{function}.*{complaint}"):
         specs_of(config_of(function))
+
+
+def test_a_mask_of_infinities_is_no_divergence() -> None:
+    stage = trained(config_of("masked"))
+    stage.check_state(1)
+    stage.load({index: dict(tensors) for index, tensors in stage.state().items()})
+    stage.check_state(2)  # what is excused does not depend on what was loaded
 
 
 def trained(config: Config) -> Stage:
