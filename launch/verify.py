@@ -41,7 +41,7 @@ class DigestStore:
 
         for block, data in snapshot.files.items():
             for name, tensor in decode_block(bytes(data)).items():
-                raw = tensor.reshape(-1).view(uint8).numpy()  # also of what numpy has no type for
+                raw = tensor.reshape(-1).view(uint8).numpy().tobytes()  # numpy has no bfloat16
                 self.digests[snapshot.step, block, name] = sha256(raw).hexdigest()
         return Path(f"step-{snapshot.step:08d}")
 
