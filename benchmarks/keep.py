@@ -17,9 +17,10 @@ from benchmarks.machine import check_is_of_a_run, check_name, told_in_a_line, wr
 from launch.paper_results import all_epochs
 from launch.provenance import provenance
 from pipeline.config import config_tree
-from pipeline.configfile import load_config, load_tree
+from pipeline.configfile import load_config
 from pipeline.errors import ConfigError
 from pipeline.recorder import METRICS_FILE
+from pipeline.yamlfile import load_tree
 
 
 @click.command()

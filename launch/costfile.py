@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 from launch.gpus import gpu_names
 from launch.provenance import processor
 from pipeline.config import config_tree
-from pipeline.configfile import dump_tree
 from pipeline.errors import ConfigError
 from pipeline.handwritten import load_costs
 from pipeline.simulate import NO_CROWD, Crowd
 from pipeline.specs import stage_units
 from pipeline.timing import BlockTimes, Links, Timing
+from pipeline.yamlfile import dump_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.configfile import load_words, value_of
 from pipeline.errors import ConfigError
+from pipeline.yamlfile import load_words, value_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -18,11 +18,12 @@ from pipeline.checkpoint import (
     way_back,
 )
 from pipeline.config import build_config, config_tree, differing_keys
-from pipeline.configfile import dump_config, load_config, word_for
+from pipeline.configfile import dump_config, load_config
 from pipeline.durable import TEMPORARY, replace_file
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.recorder import METRICS_FILE, trim_metrics
 from pipeline.store import CheckpointStore
+from pipeline.yamlfile import word_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

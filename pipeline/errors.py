@@ -73,6 +73,11 @@ def one_line(error: Exception) -> str:
     return named.splitlines()[0][:500]
 
 
+def cut(text: str, most: int = 100) -> str:
+    """What somebody wrote, as far as an error of one line has room for it."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 class NonFiniteLossError(RunError):
     """A block's loss, or its state after the batch, is infinite or not a number.
 

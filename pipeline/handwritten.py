@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from pipeline.configfile import load_tree
 from pipeline.errors import ConfigError
 from pipeline.plan import Plan, StagePlan
 from pipeline.schema import Field, Section, checked
 from pipeline.specs import stage_units
+from pipeline.yamlfile import load_tree
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

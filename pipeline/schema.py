@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, cut
 
 __all__ = [
     "AfterValidator",
@@ -29,6 +29,7 @@ __all__ = [
     "Field",
     "JsonValue",
     "Section",
+    "YesOrNo",
     "brief",
     "checked",
     "field_validator",
@@ -47,10 +48,41 @@ _RULES = {
 """What pydantic says in the words of Python, by type of error."""
 
 
+class YesOrNo(str):
+    """yes, no, on or off: true or false where a key wants that, a text where it wants one.
+
+    `meant`: which of true and false.
+    """
+
+    __slots__ = ("meant",)
+
+    meant: bool
+
+    def __new__(cls, text: str, meant: bool) -> YesOrNo:
+        word = super().__new__(cls, text)
+        word.meant = meant
+        return word
+
+
 class Section(BaseModel):
     """A part of a file: frozen, strict types, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _yes_is_true(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        flags = {
+            key
+            for key, field in cls.model_fields.items()
+            if bool in (field.annotation, *get_args(field.annotation))
+        }
+        return {
+            key: value.meant if key in flags and isinstance(value, YesOrNo) else value
+            for key, value in tree.items()
+        }
 
 
 Kind = TypeVar("Kind", bound=Section)
@@ -73,7 +105,7 @@ def brief(value: Any) -> str:
     if isinstance(value, bool | None):
         return json.dumps(value)
     text = str(value) if isinstance(value, date) else repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
+    return cut(text, 58)
 
 
 def _first_problem(kind: type[Section], error: ValidationError) -> str:

@@ -35,19 +35,20 @@ MEETING = {
     "hop",
 }
 NEUTRAL = {
-    "__init__", "activity", "blame", "blockfile", "checkpoint", "config", "configfile", "cost",
+    "__init__", "activity", "arguments", "blame", "blockfile", "checkpoint", "config", "configfile",
+    "cost",
     "data", "datasets", "door", "durable", "errors", "events", "feed", "handwritten", "imagefiles",
     "inband", "invitation", "kept", "keeper", "linefile", "lossconfig", "meter", "modelconfig",
     "moves", "patience", "placement", "plan", "processor", "recorder", "records", "recovery", "run",
     "sampling", "schema", "seeding", "signals", "simulate", "specs", "store", "timing", "trouble",
-    "watch",
+    "watch", "yamlfile",
 }  # fmt: skip
 
 TYPES_ONLY = {"watch": {"messages"}}
 """What a neutral module may name in its annotations, without importing it at run time."""
 
 DOORS = {
-    "yaml": {"pipeline.configfile"},
+    "yaml": {"pipeline.yamlfile"},
     "pydantic": {"pipeline.schema"},
     "msgpack": {"pipeline.codec"},
     "zmq": {"pipeline.sockets"},
@@ -61,8 +62,8 @@ ONLY_IN_LAUNCH = {"click", "rich", "ray"}
 EVERYWHERE = {"numpy", "torch"}
 
 WITHOUT_TORCH = [
-    "models", "plan", "cost", "config", "configfile", "feed", "messages", "codec", "protocol",
-    "checkpoint", "coordinator", "control", "crew", "sockets", "transport",
+    "models", "plan", "cost", "config", "configfile", "yamlfile", "feed", "messages", "codec",
+    "protocol", "checkpoint", "coordinator", "control", "crew", "sockets", "transport",
     "carriers", "devicering", "links", "recorder", "run", "watch", "data", "keeper", "linefile",
     "store", "writers",
 ]  # fmt: skip
