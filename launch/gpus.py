@@ -12,7 +12,7 @@ import re
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, cut
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,6 +21,7 @@ _PART = re.compile(r"([0-9]{1,6})(?:-([0-9]{1,6}))?")
 _SUCCESS = 0
 """CUDA_SUCCESS of the driver interface."""
 _LONGEST_NAME = 256
+_MOST_DEVICES = 1024
 
 
 def visible_gpus(load: Callable[[str], Any] = ctypes.CDLL) -> int:
@@ -71,6 +72,8 @@ def devices(spec: str | None, count: Callable[[], int] = visible_gpus) -> tuple[
         return tuple(f"cuda:{number}" for number in range(count())) or ("cpu",)
     ranges = _ranges(spec)
     _check_visible(spec, ranges, count())
+    if (named := sum(last - first + 1 for first, last in ranges)) > _MOST_DEVICES:
+        raise ConfigError(f"--gpus {cut(spec)}: {named:,} devices; name at most {_MOST_DEVICES}")
     return tuple(f"cuda:{n}" for first, last in ranges for n in range(first, last + 1))
 
 
@@ -85,7 +88,7 @@ def _ranges(spec: str) -> list[tuple[int, int]]:
 def _range(part: str, spec: str) -> tuple[int, int]:
     match = _PART.fullmatch(part)
     if match is None:
-        raise _wrong(spec, f"{part!r} is neither a number nor a range")
+        raise _wrong(spec, f"{cut(part)!r} is neither a number nor a range")
     first, last = int(match[1]), int(match[2] or match[1])
     if first > last:
         raise _wrong(spec, f"the range {part} runs backwards")
@@ -94,7 +97,7 @@ def _range(part: str, spec: str) -> tuple[int, int]:
 
 def _wrong(spec: str, reason: str) -> ConfigError:
     return ConfigError(
-        f"--gpus {spec or repr(spec)}: {reason}; expected cpu, or device numbers and ranges, "
+        f"--gpus {cut(spec) or repr(spec)}: {reason}; expected cpu, or device numbers and ranges, "
         "each device once, as 0-3 or 0,2,5"
     )
 
@@ -105,6 +108,6 @@ def _check_visible(spec: str, ranges: Sequence[tuple[int, int]], visible: int) -
         return
     cure = "cpu" if visible == 0 else "0" if visible == 1 else f"0-{visible - 1}"
     raise ConfigError(
-        f"--gpus {spec}: this machine has no CUDA device {beyond[0]} ({visible} visible); "
+        f"--gpus {cut(spec)}: this machine has no CUDA device {beyond[0]} ({visible} visible); "
         f"use --gpus {cure}"
     )

@@ -13,13 +13,23 @@ from ipaddress import ip_address
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pipeline.lossconfig import LossConfig  # noqa: TC001  pydantic reads it at run time
-from pipeline.modelconfig import RESIDUAL_NAMES, ModelConfig
+from pipeline.modelconfig import MAX_UNITS, RESIDUAL_NAMES, ModelConfig
 from pipeline.schema import Field, Section, checked, field_validator, model_validator
 
 DataName: TypeAlias = Literal[
     "digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "svhn", "stl10",
     "imagefolder", "synthetic",
 ]  # fmt: skip
+
+
+MAX_EPOCHS = 1_000_000
+MAX_COUNT = 1_000_000_000
+"""Of images and of steps."""
+_MAX_SIDE = 1 << 16
+_MAX_CHANNELS = 1 << 16
+_MAX_MILESTONES = 1000
+_MAX_S = 1e6
+"""Seconds of a time-out, some 11 days: more milliseconds than this don't go into 32 bits."""
 
 
 class OptimizerConfig(Section):
@@ -38,9 +48,12 @@ class OptimizerConfig(Section):
 class ScheduleConfig(Section):
     """How long, and when the learning rate drops."""
 
-    epochs: int = Field(default=100, ge=1)
+    epochs: int = Field(default=100, ge=1, le=MAX_EPOCHS)
     """Passes over the training set."""
-    milestones: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)] = ()
+    milestones: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=MAX_EPOCHS)], ...],
+        Field(strict=False, max_length=_MAX_MILESTONES),
+    ] = ()
     """The learning rate is multiplied by `factor` after each of these epochs (from 1)."""
     factor: float = Field(default=0.25, gt=0, le=1)
     """What a milestone multiplies the learning rate by."""
@@ -67,29 +80,29 @@ class DataConfig(Section):
     """Fetch a data set that is not under `root`."""
     batch_size: int = Field(default=128, ge=1, le=1 << 20)
     """Images per batch; the smaller last batch of an epoch is trained too."""
-    crop_padding: int = Field(default=0, ge=0)
+    crop_padding: int = Field(default=0, ge=0, le=_MAX_SIDE)
     """Pad each training image with so many zeros per side, then crop at a random place."""
     flip: bool = False
     """Mirror each training image with probability 1/2."""
-    cutout: int = Field(default=0, ge=0)
+    cutout: int = Field(default=0, ge=0, le=_MAX_SIDE)
     """Side of the square set to zero at a random place of each training image; 0 is off."""
-    train_limit: int | None = Field(default=None, ge=1)
+    train_limit: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     """Use only the first so many training images."""
-    test_limit: int | None = Field(default=None, ge=1)
+    test_limit: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     """Use only the first so many test images."""
     classes_per_batch: int | None = Field(default=None, ge=2)
     """Fill a training batch with images of about so many classes (section 4.5 of the paper)."""
-    classes_per_batch_until_epoch: int | None = Field(default=None, ge=1)
+    classes_per_batch_until_epoch: int | None = Field(default=None, ge=1, le=MAX_EPOCHS)
     """The last epoch of the run with `classes_per_batch`; without this key, all have it."""
-    size: int | None = Field(default=None, ge=1)
+    size: int | None = Field(default=None, ge=1, le=_MAX_SIDE)
     """Side in pixels: of `synthetic` images (32) and of the crops of `imagefolder` (224)."""
-    channels: int | None = Field(default=None, ge=1)
+    channels: int | None = Field(default=None, ge=1, le=_MAX_CHANNELS)
     """Channels of `synthetic` images (3)."""
-    classes: int | None = Field(default=None, ge=2)
+    classes: int | None = Field(default=None, ge=2, le=MAX_UNITS)
     """Classes of `synthetic` labels (10)."""
-    train_images: int | None = Field(default=None, ge=1)
+    train_images: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     """Number of `synthetic` training images (1024)."""
-    test_images: int | None = Field(default=None, ge=1)
+    test_images: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     """Number of `synthetic` test images (256)."""
 
     @model_validator(mode="after")
@@ -130,15 +143,15 @@ class RuntimeConfig(Section):
     cuda_graphs: bool = True
     """On CUDA devices, record a stage's step and replay it for other batches; where that can't be
     done the stage goes on without and the run says so."""
-    threads_per_stage: int = Field(default=1, ge=1)
+    threads_per_stage: int = Field(default=1, ge=1, le=1024)
     """CPU threads of each stage, and of single mode."""
     max_in_flight: int = Field(default=2, ge=1, le=64)
     """Batches that may wait between two neighbouring stages."""
-    checkpoint_every_steps: int = Field(default=0, ge=0)
+    checkpoint_every_steps: int = Field(default=0, ge=0, le=MAX_COUNT)
     """Steps between checkpoints; 0: at the end of every epoch. One is always written last."""
-    keep_checkpoints: int = Field(default=3, ge=1)
+    keep_checkpoints: int = Field(default=3, ge=1, le=MAX_COUNT)
     """How many of the newest complete checkpoints stay on disk."""
-    eval_every_epochs: int = Field(default=1, ge=0)
+    eval_every_epochs: int = Field(default=1, ge=0, le=MAX_EPOCHS)
     """Epochs between tests (the last epoch is always tested); 0: never."""
     eval_before_training: bool = False
     """Test the untrained network too, as epoch 0."""
@@ -147,18 +160,18 @@ class RuntimeConfig(Section):
     can enter; `tcp`: encrypted, open to the keys of this run only; `tcp-plain`: neither."""
     bind_address: str = "127.0.0.1"
     """IP address at which the sockets of `tcp` and `tcp-plain` listen."""
-    start_timeout_s: float = Field(default=120.0, gt=0)
+    start_timeout_s: float = Field(default=120.0, gt=0, le=_MAX_S)
     """How long the workers may take to report for work."""
-    heartbeat_timeout_s: float = Field(default=10.0, ge=1)
+    heartbeat_timeout_s: float = Field(default=10.0, ge=1, le=_MAX_S)
     """A worker silent for so long is taken for dead."""
     on_nonfinite: Literal["stop", "skip_batch", "rollback"] = "stop"
     """Where a block's loss is not finite: end the run; let the block, and those after it, learn
     nothing from the batch; or go back to the newest snapshot and leave out the batch that is to
     blame, ten batches at most."""
-    max_restarts: int = Field(default=3, ge=0)
+    max_restarts: int = Field(default=3, ge=0, le=MAX_COUNT)
     """How often within an hour a lost worker is replaced, and the run goes back to its newest
     snapshot, before it ends with the first cause; 0: it ends at once."""
-    stall_timeout_s: float = Field(default=20.0, ge=1)
+    stall_timeout_s: float = Field(default=20.0, ge=1, le=_MAX_S)
     """A worker that sits on a batch for so long without using the processor is taken for stuck;
     one that does use it, after 20 times as long. To wait for a GPU counts as using it."""
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pipeline.modelconfig import MAX_UNITS
+from pipeline.modelconfig import MAX_LAYERS, MAX_UNITS
 from pipeline.schema import BeforeValidator, Field, Section, brief, model_validator
+
+_MAX_HIDDEN = 16
+"""Hidden layers of a local classifier."""
 
 
 def _are_units(value: Any) -> bool:
@@ -20,6 +23,12 @@ def _hidden_widths(value: Any) -> Any:
         raise ValueError(
             f"loss.pred_hidden: {brief(value)} is neither a number of units (1 to {MAX_UNITS}),"
             " nor a list of them, nor a list of such lists"
+        )
+    lists = value if nested else [value if isinstance(value, (list, tuple)) else [value]]
+    if len(lists) > MAX_LAYERS or any(len(units) > _MAX_HIDDEN for units in lists):
+        raise ValueError(
+            f"loss.pred_hidden: {brief(value)} is too much: at most {_MAX_HIDDEN} hidden layers in "
+            f"a classifier, and lists for {MAX_LAYERS} blocks"
         )
     return value
 
@@ -39,7 +48,7 @@ class LossConfig(Section):
     (single mode only)."""
     beta: float = Field(default=0.99, ge=0, le=1)
     """Weight of `sim` in `predsim`; `pred` gets 1 - beta."""
-    dim_in_decoder: int = Field(default=4096, ge=1)
+    dim_in_decoder: int = Field(default=4096, ge=1, le=1 << 30)
     """Average pooling before a local classifier goes on until at most so many inputs remain."""
     pred_hidden: HiddenWidths = ()
     """Units of hidden layers in the local classifiers (Belilovsky et al. 2020): 128 for one layer
@@ -47,7 +56,7 @@ class LossConfig(Section):
     bio: bool = False
     """The backprop-free forms of sections 3.3 and 3.4: no g, feedback alignment, and a fixed
     random projection of the label as target. The paper's beta for them is 0.01."""
-    target_projection: int = Field(default=128, ge=1)
+    target_projection: int = Field(default=128, ge=1, le=MAX_UNITS)
     """Size of the projected label, for `bio`."""
     classifier: Literal["trained", "fixed"] = "trained"
     """`fixed`: local classifiers are drawn once and never trained (Mostafa et al. 2017)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, TypeAlias
 
+from pipeline.arguments import checked_arguments
 from pipeline.schema import (
     AfterValidator,
     BeforeValidator,
@@ -23,19 +24,26 @@ RESIDUAL_NAMES = ("resnet", "wrn-")
 """How the names of networks with shortcuts begin."""
 POOLING_NAMES = ("M", "M3", "M4", "A", "A3", "A4")
 MAX_UNITS = 1 << 20
-"""Of a fully connected layer."""
+"""Of a fully connected layer, or channels of a convolution."""
+MAX_LAYERS = 1 << 10
+"""Hidden layers of a network: each is a process unless --stages says otherwise."""
 
 
 def _model_name(name: str) -> str:
     if name in MODEL_NAMES:
         return name
-    wide = re.fullmatch(r"wrn-(\d+)-(\d+)", name)
-    if wide and int(wide[1]) >= 10 and int(wide[1]) % 6 == 4 and 1 <= int(wide[2]) <= 64:
+    wide = re.fullmatch(r"wrn-([0-9]{2,4})-([0-9]{1,2})", name)
+    if wide and _is_depth(int(wide[1])) and 1 <= int(wide[2]) <= 64:
         return name
     raise ValueError(
-        f"model.name: {name!r} is not allowed: use one of {', '.join(MODEL_NAMES)}, or "
-        "wrn-DEPTH-WIDTH, a wide residual network as wrn-28-10 (DEPTH is 6n + 4, WIDTH at most 64)"
+        f"model.name: {brief(name)} is not allowed: use one of {', '.join(MODEL_NAMES)}, or "
+        "wrn-DEPTH-WIDTH, a wide residual network as wrn-28-10 (DEPTH is 6n + 4 and at most "
+        f"{MAX_LAYERS}, WIDTH at most 64)"
     )
+
+
+def _is_depth(number: int) -> bool:
+    return 10 <= number <= MAX_LAYERS and number % 6 == 4
 
 
 ModelName: TypeAlias = Annotated[str, AfterValidator(_model_name)]
@@ -54,16 +62,19 @@ def _group_size(value: Any) -> Any:
     whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
     if not whole and value != "all":
         raise ValueError(
-            f"model.group: {value!r} is not allowed: use a number of layers from 1, or all"
+            f"model.group: {brief(value)} is not allowed: use a number of layers from 1, or all"
         )
     return value
 
 
 def _layer_item(value: Any) -> Any:
-    channels = isinstance(value, int) and not isinstance(value, bool) and value > 0
-    if not channels and value not in POOLING_NAMES:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not (whole and 1 <= value <= MAX_UNITS) and value not in POOLING_NAMES:
         allowed = ", ".join(POOLING_NAMES)
-        raise ValueError(f"model.layers: {value!r} is neither a number of channels nor {allowed}")
+        raise ValueError(
+            f"model.layers: {brief(value)} is neither a number of channels (1 to {MAX_UNITS}) nor "
+            f"{allowed}"
+        )
     return value
 
 
@@ -76,11 +87,13 @@ class ModelConfig(Section):
     name: ModelName
     """`mlp`, a VGG preset, `vgg` with explicit `layers`, `resnet18`, `resnet34`, or a wide
     residual network `wrn-DEPTH-WIDTH`, as `wrn-28-10`."""
-    layers: Annotated[tuple[LayerItem, ...], Field(strict=False)] | None = None
+    layers: (
+        Annotated[tuple[LayerItem, ...], Field(strict=False, max_length=2 * MAX_LAYERS)] | None
+    ) = None
     """Only for `vgg`: channels, and M M3 M4 (max) or A A3 A4 (average) for pooling."""
     feat_mult: float = Field(default=1.0, gt=0, le=64)
     """Multiplies the channels of every convolution."""
-    hidden_layers: int = Field(default=1, ge=0)
+    hidden_layers: int = Field(default=1, ge=0, le=MAX_LAYERS)
     """Fully connected hidden blocks: all of an MLP's, or those after the convolutions. Residual
     networks have none unless told."""
     hidden: int = Field(default=1024, ge=1, le=MAX_UNITS)
@@ -100,7 +113,7 @@ class ModelConfig(Section):
     factory: Annotated[str, AfterValidator(_factory_name)] | None = None
     """A network of your own, as `package.module:function`, installed or in the current folder:
     the function gives an `nn.Sequential`, of which every child with parameters is a block."""
-    kwargs: dict[str, JsonValue] = Field(default={})
+    kwargs: Annotated[dict[str, JsonValue], BeforeValidator(checked_arguments)] = Field(default={})
     """What `factory` is called with."""
 
     @model_validator(mode="before")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pipeline.architectures import hidden_layers
 from pipeline.errors import ConfigError
 from pipeline.factory import traced_specs
+from pipeline.modelconfig import MAX_LAYERS
 from pipeline.specs import BlockSpec, LayerSpec, PoolSpec, PredSpec, SimSpec
 
 if TYPE_CHECKING:
@@ -53,6 +54,12 @@ def build_specs(
         hidden = _hidden(model, nonlinearity, image_shape, classes)
         last_shape = hidden[-1].out_shape if hidden else image_shape
         output = _output(len(hidden), last_shape, classes)
+    if len(hidden) > MAX_LAYERS:
+        raise ConfigError(
+            f"model.{'factory' if model.factory else 'layers'}: a network of {len(hidden)} hidden "
+            f"layers; at most {MAX_LAYERS} are allowed: several can be one block in a module of "
+            "your own (model.factory)"
+        )
     return (*_grouped(hidden, model, loss), _as_output(output, loss))
 
 

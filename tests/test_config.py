@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import Config, build_config, config_tree, differing_keys
-from pipeline.configfile import dump_config, load_config, value_of, word_for
+from pipeline.configfile import dump_config, load_config
 from pipeline.errors import ConfigError
 from pipeline.schema import brief
+from pipeline.yamlfile import value_of, word_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -233,15 +234,18 @@ def test_missing_section_and_missing_name(file: Path, section: str) -> None:
         ),
         (
             {"model": {"name": "vgg", "layers": [64, "M5"]}},
-            "model.layers: 'M5' is neither a number of channels nor M, M3, M4, A, A3, A4",
+            "model.layers: 'M5' is neither a number of channels (1 to 1048576)"
+            " nor M, M3, M4, A, A3, A4",
         ),
         (
             {"model": {"name": "vgg", "layers": [0]}},
-            "model.layers: 0 is neither a number of channels nor M, M3, M4, A, A3, A4",
+            "model.layers: 0 is neither a number of channels (1 to 1048576)"
+            " nor M, M3, M4, A, A3, A4",
         ),
         (
             {"model": {"name": "vgg", "layers": [True]}},
-            "model.layers: True is neither a number of channels nor M, M3, M4, A, A3, A4",
+            "model.layers: true is neither a number of channels (1 to 1048576)"
+            " nor M, M3, M4, A, A3, A4",
         ),
         (
             {"model": {"hidden_layers": 0}},
@@ -335,6 +339,97 @@ def test_neighbouring_right_configs_are_taken(changes: dict[str, Any]) -> None:
             assert (list(found) if isinstance(found, tuple) else found) == value
 
 
+# --- bounds -----------------------------------------------------------------------------------
+
+
+TOO_MUCH = [
+    ("schedule.epochs", "1000000000000", "less than or equal to 1000000"),
+    ("schedule.milestones", f"[{', '.join(map(str, range(1, 1500)))}]", "at most 1000 items"),
+    ("schedule.milestones", "[10000000000]", "less than or equal to 1000000"),
+    ("data.batch_size", "1000000000", "less than or equal to 1048576"),
+    ("data.train_limit", "1000000000000", "less than or equal to 1000000000"),
+    ("data.cutout", "1000000", "less than or equal to 65536"),
+    ("runtime.max_in_flight", "1000000", "less than or equal to 64"),
+    ("runtime.threads_per_stage", "1000000", "less than or equal to 1024"),
+    ("runtime.checkpoint_every_steps", "1000000000000", "less than or equal to 1000000000"),
+    ("runtime.keep_checkpoints", "1000000000000", "less than or equal to 1000000000"),
+    ("runtime.stall_timeout_s", "1e300", "less than or equal to 1000000"),
+    ("loss.target_projection", "1000000000", "less than or equal to 1048576"),
+    ("loss.dim_in_decoder", f"{10**30}", "less than or equal to 1073741824"),
+    ("loss.pred_hidden", f"{[8] * 17}", "at most 16 hidden layers in a classifier"),
+    ("loss.pred_hidden", f"{[[]] * 1025}", "lists for 1024 blocks"),
+    ("loss.pred_hidden", f"{[[8] * 17]}", "at most 16 hidden layers in a classifier"),
+    ("model.hidden_layers", "10000", "less than or equal to 1024"),
+    ("model.hidden", "1000000000", "less than or equal to 1048576"),
+    ("model.name", "wrn-10000-1", "DEPTH is 6n + 4 and at most 1024, WIDTH at most 64"),
+    ("model.name", f"wrn-{'4' * 5000}-1", "DEPTH is 6n + 4 and at most 1024"),
+    ("model.name", "wrn-1030-1", "DEPTH is 6n + 4 and at most 1024"),
+    ("model.layers", f"{[8] * 3000}", "at most 2048 items"),
+    ("model.layers", f"[{10**9}]", "neither a number of channels (1 to 1048576) nor"),
+]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "rule"), TOO_MUCH, ids=[f"{key}={value[:12]}" for key, value, _ in TOO_MUCH]
+)
+def test_too_much_is_refused_with_what_is_allowed(
+    file: Path, key: str, value: str, rule: str
+) -> None:
+    said = complaint(written(file, SMALLEST), [f"{key}={value}"])
+    assert said.startswith(f"{file}: {key}")
+    assert rule in said
+
+
+ARGUMENTS = [
+    ("wide", "off", "model.kwargs.wide: off is false to some and a text to others: write false,"),
+    ("wide", "[1, {deep: Yes}]", "model.kwargs.wide.1.deep: Yes is true to some and a text to"),
+    ("wide", ".nan", "model.kwargs.wide: nan is not allowed: input should be a finite number"),
+    ("wide", "[-.inf]", "model.kwargs.wide.0: -inf is not allowed: input should be a finite"),
+    ("wide", f"{2**63}", "model.kwargs.wide: 9223372036854775808 is not allowed: input should be"),
+    ("wide", "[" * 20 + "]" * 20, "at most 32,768 characters (8 for a number), and 16 lists"),
+    ("wide", f"[{'1, ' * 5000}]", "can be given to a factory: let it read a file of its own"),
+    ("w" * 40_000, "1", "at most 32,768 characters"),
+    ("wide", "w" * 40_000, "at most 32,768 characters"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "said"), ARGUMENTS)
+def test_arguments_of_a_factory_are_bounded_and_plain(
+    file: Path, name: str, value: str, said: str
+) -> None:
+    own = written(file, SMALLEST.replace("{name: mlp}", "{factory: 'a.b:c', kwargs: {a: 1}}"))
+    assert said in complaint(own, [f"model.kwargs.{name}={value}"])
+
+
+def test_the_most_arguments_are_read_again(file: Path) -> None:
+    own = SMALLEST.replace("{name: mlp}", "{factory: 'a.b:c', kwargs: {a: 'off', b: ['é', 1e-3]}}")
+    path, text = written(file, own), "é" * 10_000
+    wanted = (f"model.kwargs.text={text}", f"model.kwargs.list=[{'-1, ' * 2000}]")
+    config = load_config(path, (*wanted, f"model.kwargs.deep={'[' * 15 + ']' * 15}"))
+    assert load_config(written(file, dump_config(config))) == config
+
+
+def test_yes_is_true_where_true_or_false_is_wanted_and_a_text_where_one_is(file: Path) -> None:
+    yes = written(file, SMALLEST.replace("name: digits", "name: digits, flip: yes, root: no"))
+    config = load_config(yes, ("runtime.compile=on", "data.download=Off"))
+    found = (config.data.flip, config.runtime.compile, config.data.download, config.data.root)
+    assert found == (True, True, False, "no")
+    assert load_config(written(file, dump_config(config))) == config
+    assert "'on' is not allowed" in complaint(yes, ["optimizer.lr=on"])
+
+
+def test_an_override_changes_its_own_section_alone(file: Path) -> None:
+    shared = written(file, SMALLEST + "optimizer: &o {}\nschedule: *o\n")
+    config = load_config(shared, ("optimizer.lr=0.5", "schedule.epochs=7"))
+    assert (config.optimizer.lr, config.schedule.epochs) == (0.5, 7)
+
+
+@pytest.mark.parametrize("given", ["[1]", "5", "word"])
+def test_arguments_that_are_none(file: Path, given: str) -> None:
+    own = SMALLEST.replace("{name: mlp}", f"{{factory: 'a.b:c', kwargs: {given}}}")
+    assert "kwargs is not a section" in complaint(written(file, own), ["model.kwargs.a=1"])
+
+
 # --- files and YAML -----------------------------------------------------------------------
 
 
@@ -362,8 +457,6 @@ def test_file_without_sections(file: Path, text: str) -> None:
         ("model: [\n", "2:1", "expected the node content"),
         ("\tmodel: 1\n", "1:1", "cannot start any token"),
         ("model: *nowhere\n", "1:8", "found undefined alias"),
-        ("model: &a {name: *a}\n", "1:8", "recursive"),
-        ("model: !!python/object:os.system x\n", "1:8", "could not determine a constructor"),
         ("model: {name: 2020-99-99}\n", "1:15", "'2020-99-99' is no timestamp"),
         ("model: {name: !!timestamp soon}\n", "1:15", "'soon' is no timestamp"),
         ("model: {batch_norm: !!bool perhaps}\n", "1:21", "'perhaps' is no bool"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
 
 from launch.gpus import devices, gpu_names, visible_gpus
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, cut
 
 
 def four() -> int:
@@ -64,7 +65,7 @@ def test_bad_text_is_named_with_rule_and_example(spec: str, reason: str) -> None
     with pytest.raises(ConfigError) as caught:
         devices(spec, four)
     message = str(caught.value)
-    assert message.startswith(f"--gpus {spec}: ")
+    assert message.startswith(f"--gpus {cut(spec)}: ")
     assert reason in message
     assert message.endswith("each device once, as 0-3 or 0,2,5")
 
@@ -145,3 +146,10 @@ def test_gpus_say_their_names() -> None:
     named = ("GPU of 256 letters, 0", "GPU of 256 letters, 1", "unknown")
     assert gpu_names(lambda name: FakeDriver(3)) == named
     assert gpu_names(lambda name: FakeDriver(3, init_status=100)) == ()
+
+
+@pytest.mark.parametrize("spec", ["0-1024", "0-999999", ",".join(map(str, range(2000)))])
+def test_no_more_devices_than_anybody_has(spec: str) -> None:
+    with pytest.raises(ConfigError, match="devices; name at most 1024"):
+        devices(spec, lambda: sys.maxsize)
+    assert len(devices("0-1023", lambda: sys.maxsize)) == 1024
