@@ -75,9 +75,9 @@ class MarkingOptimizer:
         self._optimizer = optimizer
         self.state, self.hold, self.release = optimizer.state, optimizer.hold, optimizer.release
 
-    def step(self, gradients: Sequence[Tensor], lr: float | Tensor) -> None:
+    def step(self, gradients: Sequence[Tensor | None], lr: float | Tensor) -> None:
         """As the other does."""
-        addresses = (gradient.untyped_storage().data_ptr() for gradient in gradients)
+        addresses = (g.untyped_storage().data_ptr() for g in gradients if g is not None)
         with record_function(_MARK + " ".join(map(str, addresses))):
             self._optimizer.step(gradients, lr)
 

@@ -208,11 +208,10 @@ class Block(nn.Module):
         `glob` only the output."""
         return self.spec.is_output or self.pred is not None or self.sim is not None
 
-    def update(self, gradients: Sequence[Tensor], lr: float | Tensor) -> None:
-        """Let the optimizer use `gradients`, one per parameter in order."""
+    def update(self, gradients: Sequence[Tensor | None], lr: float | Tensor) -> None:
+        """Let the optimizer use `gradients`, one per parameter in order; None: no step for it."""
         assert self._optimizer is not None, "attach an optimizer before training"
-        with torch.no_grad():
-            self._optimizer.step(gradients, lr)
+        self._optimizer.step(gradients, lr)
 
     def rest(self) -> None:
         """The block learns no more, or not yet: its optimizer needs no memory."""
@@ -221,11 +220,17 @@ class Block(nn.Module):
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor of the block by name: weights, heads, statistics, optimizer."""
-        tensors = dict(self.state_dict())
+        return self._live_state()
+
+    def _live_state(self) -> dict[str, Tensor]:
+        tensors = self._module_state()
         if self._optimizer is not None:
             named = self._optimizer.state().items()
             tensors.update({f"optimizer.{name}": tensor for name, tensor in named})
         return tensors
+
+    def _module_state(self) -> dict[str, Tensor]:
+        return dict(self.state_dict())
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Overwrite the whole state.
@@ -235,7 +240,7 @@ class Block(nn.Module):
         """
         if self._optimizer is not None:
             self._optimizer.hold()
-        own = self.state()
+        own = self._live_state()
         if own.keys() != tensors.keys():
             odd = sorted(own.keys() ^ tensors.keys())
             raise CheckpointError(

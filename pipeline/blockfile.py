@@ -20,8 +20,21 @@ if TYPE_CHECKING:
 
 
 def encode_block(tensors: Mapping[str, Tensor]) -> bytes:
-    """The file of a block; copies every tensor, from its device if need be."""
-    return bytes(save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}))
+    """The file of a block; copies every tensor, from its device if need be. Of tensors that share
+    memory each gets a copy: the format has no word for sharing, which is the network's."""
+    taken: set[int] = set()
+    return bytes(save({name: _apart(tensor, taken) for name, tensor in tensors.items()}))
+
+
+def _apart(tensor: Tensor, taken: set[int]) -> Tensor:
+    """The tensor on the CPU, in memory of which nothing is in `taken`, where it is noted.
+    Conjugation and negation that torch has only promised are carried out: bytes don't show them."""
+    here = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    memory = here.untyped_storage().data_ptr()
+    if memory in taken:
+        return here.clone()
+    taken.add(memory)
+    return here
 
 
 def decode_block(data: bytes) -> dict[str, Tensor]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from pipeline.block import Block
-from pipeline.errors import ConfigError
+from pipeline.draws import seeded_draws
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.ownership import extra_states
+from pipeline.placing import memory_of, place, tensors_of
 from pipeline.seeding import Purpose, derived_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from torch import Tensor
 
@@ -24,14 +25,20 @@ _BODY, _TAIL = 0, 1
 
 class CustomBlock(Block):
     """State keys: `encoder.*` (up to what the heads see), `tail.*` (from there to the next
-    block), and those of `heads.py`. Initial weights are as the user's function made them."""
+    block), and those of `heads.py`. Initial weights are as the user's function made them.
+
+    The state holds every parameter and every buffer, each once, whether or not the modules would
+    put it into a state dict; and `<module>._extra_state`, where `get_extra_state` gives a tensor.
+    """
 
     def __init__(self, spec: BlockSpec, part: Part, **placing: Any) -> None:
         super().__init__(spec, **placing)
         self.encoder, self.tail = part
         self._changes_its_input = any(getattr(m, "inplace", False) for m in self.tail.modules())
+        self._received = 0
+        """Where the memory of the input begins."""
         self._check_same(spec)
-        self.to(device=self.device, dtype=self.dtype)
+        place(part, self.device, self.dtype)
 
     def _check_same(self, spec: BlockSpec) -> None:
         found = sum(p.numel() for own in (self.encoder, self.tail) for p in own.parameters())
@@ -45,6 +52,9 @@ class CustomBlock(Block):
     def forward(self, x: Tensor, *, batch_id: int | None, shortcut: Tensor | None = None) -> Tensor:
         """As `Block.forward`."""
         self.train(batch_id is not None)
+        if self.spec.unsupervised != "none":
+            x = x.clone()  # the loss will look at it, and the modules may work in place
+        self._received = memory_of(x)
         with self._autocast(), self._drawing(batch_id, _BODY):
             return self._activation(x, shortcut)
 
@@ -58,17 +68,53 @@ class CustomBlock(Block):
         self.train(batch_id is not None)
         with self._autocast(), self._drawing(batch_id, _TAIL):
             passed: Tensor = self.tail(h.clone() if self._changes_its_input else h)
-        return passed.contiguous()
+        passed = passed.contiguous()
+        return passed.clone() if self._will_be_written(passed) else passed
+
+    def _will_be_written(self, passed: Tensor) -> bool:
+        """Whether it lies where the next batch arrives, or in a parameter or buffer, which the
+        step is about to change while what is passed on may still be on its way."""
+        memory = memory_of(passed)
+        own = (memory_of(tensor) for tensor in tensors_of((self.encoder, self.tail)))
+        return memory == self._received or memory in own
 
     @contextmanager
     def _drawing(self, batch_id: int | None, where: int) -> Iterator[None]:
-        """Whatever the modules draw from torch's own generators, as nn.Dropout does, belongs to
-        (seed, block, batch id); in evaluation every batch sees the same draws."""
-        cuda = self.device.type == "cuda"
-        with torch.random.fork_rng(devices=[self.device] if cuda else []):
-            position = (self.spec.index, batch_id or 0, where)
-            seed = derived_seed(self.seed, Purpose.DROPOUT, *position)
-            torch.default_generator.manual_seed(seed)
-            if cuda:
-                torch.cuda.manual_seed(seed)
+        """Whatever the modules draw from the generators that all share, as nn.Dropout does,
+        belongs to (seed, block, batch id); in evaluation every batch sees the same draws."""
+        position = (self.spec.index, batch_id or 0, where)
+        seed = derived_seed(self.seed, Purpose.DROPOUT, *position)
+        with seeded_draws(seed, self.device):
             yield
+
+    def _module_state(self) -> dict[str, Tensor]:
+        # not the state dict: that lacks what is not persistent, and repeats what occurs twice
+        return {
+            name: tensor.detach()
+            for name, tensor in (*self.named_parameters(), *self.named_buffers())
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        """As `Block.state`, with what modules add to it by `get_extra_state`."""
+        extra = extra_states(self)
+        return {**self._live_state(), **{name: each.tensor() for name, each in extra.items()}}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """As `Block.load`. A state of an older version lacks the buffers that are not persistent:
+        they stay as they are."""
+        extra = extra_states(self)
+        given = {name: tensor for name, tensor in tensors.items() if name not in extra}
+        missing = extra.keys() - tensors.keys()
+        if missing:
+            raise CheckpointError(f"block {self.spec.index}: checkpoint lacks {sorted(missing)}")
+        super().load({**self._left_out_before(given), **given})
+        for name, each in extra.items():
+            each.put_back(tensors[name].clone())
+
+    def _left_out_before(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        in_state_dict = self.state_dict(keep_vars=True).keys()
+        return {
+            name: buffer.clone()
+            for name, buffer in self.named_buffers()
+            if name not in given and name not in in_state_dict
+        }

@@ -68,9 +68,12 @@ class StageLostError(StageFailedError):
 
 def one_line(error: Exception) -> str:
     """What went wrong in a line: our own errors as they are, others with their type."""
-    text = str(error) or type(error).__name__
-    named = text if isinstance(error, PipelineError) else f"{type(error).__name__}: {text}"
-    return named.splitlines()[0][:500]
+    said = str(error).strip()
+    kind = type(error).__name__
+    if not said:
+        return kind
+    line = said.splitlines()[0].rstrip()  # some begin with empty lines
+    return (line if isinstance(error, PipelineError) else f"{kind}: {line}")[:500]
 
 
 def cut(text: str, most: int = 100) -> str:

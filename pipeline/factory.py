@@ -48,11 +48,18 @@ def build_parts(model: ModelConfig, seed: int) -> list[Part]:
     """
     import torch
 
+    from pipeline.draws import seeded_draws
+    from pipeline.ownership import check_blocks
     from pipeline.seeding import Purpose, derived_seed
 
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derived_seed(seed, Purpose.FACTORY))
-        return _split(_network(model), str(model.factory))
+    with seeded_draws(derived_seed(seed, Purpose.FACTORY), torch.device("cpu")):
+        blocks = _split(_network(model), str(model.factory))
+    try:
+        check_blocks(blocks, torch.float32)
+    except ConfigError as error:
+        raise ConfigError(f"model.factory {model.factory}: {error}") from error
+    *hidden, output = (list(children.values()) for children in blocks)
+    return [*map(_part, hidden), Part(_sequence(output), _sequence([]))]
 
 
 def traced_specs(
@@ -69,10 +76,13 @@ def traced_specs(
     """
     import torch
 
+    from pipeline.placing import place
+
     specs: list[BlockSpec] = []
     x = torch.zeros(_IMAGES, *image_shape)
     for index, part in enumerate(build_parts(model, 0)):
         macs: list[int] = []
+        place(part, x.device, x.dtype)
         h, passed = _traced(part, x, macs, f"model.factory {model.factory}: block {index}")
         layer = LayerSpec("custom", prod(x.shape[1:2]), prod(h.shape[1:2]))
         parameters = sum(p.numel() for module in part for p in module.parameters())
@@ -115,72 +125,43 @@ def _network(model: ModelConfig) -> nn.Sequential:
     return network
 
 
-def _split(network: nn.Sequential, factory: str) -> list[Part]:
-    from torch import nn
-
-    bodies: list[list[nn.Module]] = [[]]
+def _split(network: nn.Sequential, factory: str) -> list[dict[str, nn.Module]]:
+    """The children of each block, by name."""
+    blocks: list[dict[str, nn.Module]] = [{}]
     learning = 0
-    for child in network:  # not children(), which leaves out what occurs again
+    for name in network._modules:  # named_children leaves out what occurs again
+        child = network.get_submodule(name)
         if _learns(child):
             learning += 1
             if learning > 1:
-                bodies.append([])
-        bodies[-1].append(child)
+                blocks.append({})
+        blocks[-1][name] = child
     if learning < 2:
         raise ConfigError(
             f"model.factory {factory}: {learning} children with parameters; at least a hidden "
             "one and the output are needed"
         )
-    _check_own(bodies, factory)
-    *hidden, output = bodies
-    return [*map(_part, hidden), Part(nn.Sequential(*output), nn.Sequential())]
+    return blocks
 
 
 def _learns(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
-def _check_own(bodies: list[list[nn.Module]], factory: str) -> None:
-    """Every block learns alone, from tensors of its own that exist from the start."""
-    from torch.nn.parameter import is_lazy
-
-    owners: dict[int, int] = {}
-    for block, children in enumerate(bodies):
-        tensors = [t for child in children for t in (*child.parameters(), *child.buffers())]
-        for tensor in tensors:
-            if is_lazy(tensor):
-                raise ConfigError(
-                    f"model.factory {factory}: block {block} holds a lazy module; give its sizes"
-                )
-            if tensor.requires_grad and not _is_finite(tensor):
-                raise ConfigError(
-                    f"model.factory {factory}: block {block}: a parameter of shape "
-                    f"{tuple(tensor.shape)} is not finite from the start, and could never learn; "
-                    "give it finite initial values"
-                )
-            if owners.setdefault(id(tensor), block) != block:
-                raise ConfigError(
-                    f"model.factory {factory}: blocks {owners[id(tensor)]} and {block} share a "
-                    "tensor; every block learns alone, so make a module of its own for each"
-                )
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    import torch
-
-    return tensor.is_meta or bool(torch.isfinite(tensor).all())
-
-
 def _part(children: list[nn.Module]) -> Part:
     """Cut where what follows only passes on: dropout, pooling, flattening."""
-    from torch import nn
-
     first = next(i for i, child in enumerate(children) if _learns(child))
     cut = next(
         (i for i, child in enumerate(children) if i > first and _only_passes_on(child)),
         len(children),
     )
-    return Part(nn.Sequential(*children[:cut]), nn.Sequential(*children[cut:]))
+    return Part(_sequence(children[:cut]), _sequence(children[cut:]))
+
+
+def _sequence(children: list[nn.Module]) -> nn.Sequential:
+    from torch import nn
+
+    return nn.Sequential(*children)
 
 
 def _only_passes_on(module: nn.Module) -> bool:

@@ -54,6 +54,17 @@ def rest(group: Sequence[Block]) -> None:
 def learn(group: Sequence[Block], loss: Tensor, lr: float | Tensor) -> None:
     """One step on the parameters of blocks that learn together; gradients are freed at once."""
     learned = [block.learned for block in group]
-    gradients = iter(torch.autograd.grad(loss, list(chain(*learned))))
+    may_miss = any(block.spec.custom is not None for block in group)
+    gradients = iter(_gradients(loss, list(chain(*learned)), may_miss=may_miss))
     for block, own in zip(group, learned, strict=True):
         block.update([next(gradients) for _ in own], lr)
+
+
+def _gradients(
+    loss: Tensor, learned: Sequence[Tensor], *, may_miss: bool
+) -> Sequence[Tensor | None]:
+    """One per parameter. A user's own network may leave some out, for a batch or for good: they
+    get None. That a built-in block does is a bug, of which autograd tells."""
+    if may_miss and not loss.requires_grad:
+        return [None] * len(learned)
+    return torch.autograd.grad(loss, learned, allow_unused=may_miss)

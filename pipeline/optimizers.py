@@ -1,14 +1,16 @@
 """One optimizer per block, over PyTorch's fused kernels.
 
 They take the learning rate with each step, which is how it arrives (in the batch header), and
-their state has plain names for the checkpoint. The classes of torch.optim also import
-torch._dynamo at their first use, 2 s in every process that starts; its function `adam` takes four
-times as long as the kernel where a layer is small, most of it to count steps one by one.
+their state has plain names for the checkpoint. A parameter without a gradient gets no step, and
+its state none either; steps are counted for each parameter, as in torch.optim. The classes of
+torch.optim also import torch._dynamo at their first use, 2 s in every process that starts; its
+function `adam` takes four times as long as the kernel where a layer is small, most of it to count
+steps one by one.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -24,9 +26,9 @@ fused_adam = torch._fused_adam_
 class Optimizer(Protocol):
     """Owns the state for a fixed list of parameters, in the order given."""
 
-    def step(self, gradients: Sequence[Tensor], lr: float | Tensor) -> None:
-        """Update the parameters in place; one gradient per parameter, of its shape. A rate may lie
-        in memory, as a scalar."""
+    def step(self, gradients: Sequence[Tensor | None], lr: float | Tensor) -> None:
+        """Update the parameters in place; one gradient per parameter, of its shape, or None, which
+        leaves the parameter and its state as they are. A rate may lie in memory, as a scalar."""
 
     def state(self) -> dict[str, Tensor]:
         """The state tensors, named `<parameter>.<quantity>`; live ones, once it is `held`."""
@@ -44,26 +46,31 @@ class Adam:
     def __init__(
         self, parameters: Mapping[str, Tensor], *, weight_decay: float, amsgrad: bool
     ) -> None:
-        self._names = list(parameters)
-        self._parameters = [parameter.detach() for parameter in parameters.values()]
+        self._names, self._parameters = list(parameters), list(parameters.values())
         self._weight_decay, self._amsgrad = weight_decay, amsgrad
         self._held: dict[str, list[Tensor]] = {}
         self._steps = torch.zeros(0)
         """All of `held["step"]`, views of it: a file of tensors takes no memory under two names."""
 
-    def step(self, gradients: Sequence[Tensor], lr: float | Tensor) -> None:
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor | None], lr: float | Tensor) -> None:
         """Update the parameters in place."""
-        if not self._parameters:  # a layer that only reshapes, under global backprop
+        at = _places(gradients)
+        if not at:  # a layer that only reshapes, under global backprop; or one that was not used
             return
         self.hold()
-        self._steps.add_(1)
+        parameters, steps = _real(self._parameters, at), _of(self._held["step"], at)
+        if len(at) == len(self._parameters):
+            self._steps.add_(1)
+        else:
+            torch._foreach_add_(steps, 1)
         fused_adam(
-            self._parameters,
-            _laid_out(gradients, self._parameters),
-            self._held["exp_avg"],
-            self._held["exp_avg_sq"],
-            self._held.get("max_exp_avg_sq", []),
-            self._held["step"],
+            parameters,
+            _laid_out(_real(gradients, at), parameters),
+            _of(self._held["exp_avg"], at),
+            _of(self._held["exp_avg_sq"], at),
+            _of(self._held.get("max_exp_avg_sq", []), at),
+            steps,
             lr=lr,
             beta1=0.9,
             beta2=0.999,
@@ -93,7 +100,7 @@ class Adam:
 
     def _zeros(self, steps: Tensor) -> dict[str, list[Tensor]]:
         quantities = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if self._amsgrad else [])]
-        zeros = {name: [torch.zeros_like(p) for p in self._parameters] for name in quantities}
+        zeros = {name: _zeros_like(self._parameters) for name in quantities}
         zeros["step"] = list(steps.unbind())
         return zeros
 
@@ -104,18 +111,20 @@ class SGD:
     def __init__(
         self, parameters: Mapping[str, Tensor], *, weight_decay: float, momentum: float
     ) -> None:
-        self._names = list(parameters)
-        self._parameters = [parameter.detach() for parameter in parameters.values()]
+        self._names, self._parameters = list(parameters), list(parameters.values())
         self._weight_decay, self._momentum = weight_decay, momentum
         self._buffers: list[Tensor] = []
 
-    def step(self, gradients: Sequence[Tensor], lr: float | Tensor) -> None:
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor | None], lr: float | Tensor) -> None:
         """Update the parameters in place."""
+        at = _places(gradients)
         self.hold()
-        buffers: list[Tensor | None] = [*self._buffers] or [None] * len(self._parameters)
+        buffers: list[Tensor | None] = [*_of(self._buffers, at)] or [None] * len(at)
+        parameters = _real(self._parameters, at)
         sgd(
-            self._parameters,
-            _laid_out(gradients, self._parameters),
+            parameters,
+            _laid_out(_real(gradients, at), parameters),
             buffers,
             fused=True,
             weight_decay=self._weight_decay,
@@ -141,7 +150,7 @@ class SGD:
 
     def _zeros(self) -> list[Tensor]:
         # a buffer of zeros gives the same first step as PyTorch's own, which starts at none
-        return [torch.zeros_like(p) for p in self._parameters] if self._momentum else []
+        return _zeros_like(self._parameters) if self._momentum else []
 
 
 def make_optimizer(
@@ -155,6 +164,26 @@ def make_optimizer(
     if name == "sgd":
         return SGD(parameters, weight_decay=weight_decay, momentum=momentum)
     return Adam(parameters, weight_decay=weight_decay, amsgrad=name == "amsgrad")
+
+
+def _places(gradients: Sequence[Tensor | None]) -> list[int]:
+    """Of the parameters that got a gradient."""
+    return [i for i, gradient in enumerate(gradients) if gradient is not None]
+
+
+def _of(tensors: Sequence[Tensor], at: Sequence[int]) -> list[Tensor]:
+    return [tensors[i] for i in at] if tensors else []
+
+
+def _real(tensors: Sequence[Tensor | None], at: Sequence[int]) -> list[Tensor]:
+    """Those at these places; complex ones as pairs of real numbers, over the same memory."""
+    chosen = [cast("Tensor", tensors[i]) for i in at]
+    return [torch.view_as_real(t) if t.is_complex() else t for t in chosen]
+
+
+def _zeros_like(parameters: Sequence[Tensor]) -> list[Tensor]:
+    real = [torch.view_as_real(p.detach()) if p.is_complex() else p for p in parameters]
+    return [torch.zeros_like(p) for p in real]
 
 
 def _laid_out(gradients: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:

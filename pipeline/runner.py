@@ -174,7 +174,10 @@ class StageRunner:
                 epoch=item.epoch,
                 epoch_reported=item.epoch_reported,
                 blocks=tuple(states),
-                files=tuple(encode_block(tensors) for tensors in states.values()),
+                files=tuple(
+                    encode_block(states[block.spec.index])
+                    for block in self.stage.in_turn(self.stage.blocks)
+                ),
                 tallies=self.stage.training.read(),
             )
         )

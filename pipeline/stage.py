@@ -148,7 +148,7 @@ class Stage:
     @torch.no_grad()
     def _frozen(self, group: Sequence[Block], x: Tensor, send: Send) -> Tensor:
         """What a group that has finished learning passes on: as in a test."""
-        for block in self._in_turn(group):
+        for block in self.in_turn(group):
             h = block(x, batch_id=None, shortcut=self._shortcuts.at(block.spec, x))
             x = block.transfer(h, batch_id=None)
         if group[-1] is self.blocks[-1]:
@@ -167,7 +167,7 @@ class Stage:
         *others, last = group
         values: dict[Block, LossValue] = {}
         statistics, received = self._finite.statistics_of(group), x
-        for block in self._in_turn(others):
+        for block in self.in_turn(others):
             h = block(x, batch_id=batch_id, shortcut=self._shortcuts.at(block.spec, x))
             x = block.transfer(h, batch_id=batch_id)
             if block.has_loss:
@@ -262,17 +262,19 @@ class Stage:
         changes nothing else (invariant 8)."""
         if self._preprocess:
             x = self._preprocess.evaluate(x)
-        for block in self._in_turn(self.blocks):
+        for block in self.in_turn(self.blocks):
             h = block(x, batch_id=None, shortcut=self._shortcuts.at(block.spec, x))
             if block.spec.is_output or block.spec.index == learner:
                 self._count(self.evaluation, block, block.local_loss(h, labels, x), labels)
-                return
+                break
             x = block.transfer(h, batch_id=None)
-        send(x)
+        else:
+            send(x)
+        self.at_work = None
 
     def state(self) -> dict[int, dict[str, Tensor]]:
         """The live tensors of every block, by block index."""
-        return {block.spec.index: block.state() for block in self.blocks}
+        return {block.spec.index: block.state() for block in self.in_turn(self.blocks)}
 
     def load(self, states: Mapping[int, Mapping[str, Tensor]]) -> None:
         """Overwrite the state of every block.
@@ -280,10 +282,11 @@ class Stage:
         Raises:
             CheckpointError: where a state is not of the block it is for.
         """
-        for block in self.blocks:
+        for block in self.in_turn(self.blocks):
             block.load(states[block.spec.index])
 
-    def _in_turn(self, blocks: Iterable[Block]) -> Iterator[Block]:
+    def in_turn(self, blocks: Iterable[Block]) -> Iterator[Block]:
+        """One after the other; each is `at_work` in its turn, and none in the end."""
         for block in blocks:
             self.at_work = block.spec.index
             yield block
