@@ -20,7 +20,9 @@ DataName: TypeAlias = Literal[
     "digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "svhn", "stl10",
     "imagefolder", "synthetic",
 ]  # fmt: skip
-
+ClassOrder: TypeAlias = Literal["drawn", "scan"]
+LEAST_SCANNED = 10
+"""Classes up to which `data.class_order: scan` widens a batch, whatever its limit."""
 
 MAX_EPOCHS = 1_000_000
 MAX_COUNT = 1_000_000_000
@@ -94,6 +96,10 @@ class DataConfig(Section):
     """Fill a training batch with images of about so many classes (section 4.5 of the paper)."""
     classes_per_batch_until_epoch: int | None = Field(default=None, ge=1, le=MAX_EPOCHS)
     """The last epoch of the run with `classes_per_batch`; without this key, all have it."""
+    class_order: ClassOrder = "drawn"
+    """How batches of few classes are put together: `drawn` at random from all unused images, or,
+    as by the paper's authors, by a `scan` of one shuffled list, which widens a batch to 10 classes
+    and leaves about two thirds of `classes_per_batch` together (docs/differences.md)."""
     size: int | None = Field(default=None, ge=1, le=_MAX_SIDE)
     """Side in pixels: of `synthetic` images (32) and of the crops of `imagefolder` (224)."""
     channels: int | None = Field(default=None, ge=1, le=_MAX_CHANNELS)
@@ -120,6 +126,11 @@ class DataConfig(Section):
         if classes is None and until is not None:
             raise ValueError(
                 f"data.classes_per_batch_until_epoch {until} needs data.classes_per_batch"
+            )
+        if self.class_order == "scan" and (classes or 0) < LEAST_SCANNED:
+            raise ValueError(
+                f"data.class_order scan needs data.classes_per_batch of at least {LEAST_SCANNED}, "
+                "to which it widens every batch"
             )
         if classes is not None and classes > self.batch_size:
             raise ValueError(

@@ -23,7 +23,7 @@ import numpy as np
 from pipeline.datasets import DataFacts, data_facts
 from pipeline.errors import ConfigError
 from pipeline.imagefiles import ImageFiles
-from pipeline.sampling import ClassLimit, class_limited_order
+from pipeline.sampling import ClassLimit
 from pipeline.seeding import Purpose, generator
 
 if TYPE_CHECKING:
@@ -96,8 +96,7 @@ class Batches:
     def _drawn_order(self, epoch: int) -> NDArray[np.int64]:
         draws, limit = generator(self._seed, Purpose.ORDER, epoch), self._limit
         if limit is not None and limit.holds_in(epoch):
-            labels = self._training.labels
-            return class_limited_order(labels, self.batch_size, limit.classes, draws)
+            return limit.ordered(self._training.labels, self.batch_size, draws)
         return draws.permutation(len(self._training)).astype(np.int64)
 
 
@@ -118,7 +117,8 @@ def load_batches(config: DataConfig, seed: int) -> Batches:
 def _limit(config: DataConfig) -> ClassLimit | None:
     if config.classes_per_batch is None:
         return None
-    return ClassLimit(config.classes_per_batch, config.classes_per_batch_until_epoch)
+    until = config.classes_per_batch_until_epoch
+    return ClassLimit(config.classes_per_batch, until, config.class_order)
 
 
 def _check_count(config: DataConfig, part: str, expected: int, found: int) -> None:

@@ -2,7 +2,13 @@
 
 Section 4.5 of the paper: with many classes, the similarities within a batch say more where each
 class comes several times. So a batch begins with a few random examples and is filled up with
-others of their classes.
+others of their classes. Which others, and where the examples it begins with come from, differs:
+
+    drawn   both at random from all that are unused: batches are alike throughout the epoch
+    scan    as the authors' code has it: one shuffled list, from whose head each batch takes its
+            first examples, then the next of their classes. What is passed over waits at the head
+            and begins the next batch: fewer classes come together, and hardly one of them again
+            in the next batch
 """
 
 from __future__ import annotations
@@ -12,21 +18,39 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.config import LEAST_SCANNED
+
 if TYPE_CHECKING:
     from numpy.random import Generator
     from numpy.typing import NDArray
 
+    from pipeline.config import ClassOrder
+
+_LOOKED_AT = 10
+"""Examples that it passes over for that at most, as a multiple of those it begins with."""
+_SIGHT = 16
+"""Examples looked at first for each that is wanted: about what 13 of 100 classes take."""
+
 
 @dataclass(frozen=True, slots=True)
 class ClassLimit:
-    """About how many classes a batch holds, and until which epoch (None: in all of them)."""
+    """About how many classes a batch holds, until which epoch (None: in all of them), and how
+    such batches are put together."""
 
     classes: int
     until_epoch: int | None = None
+    order: ClassOrder = "drawn"
 
     def holds_in(self, epoch: int) -> bool:
         """Whether the batches of `epoch` (from 1) are limited."""
         return self.until_epoch is None or epoch <= self.until_epoch
+
+    def ordered(
+        self, labels: NDArray[np.int64], batch_size: int, draws: Generator
+    ) -> NDArray[np.int64]:
+        """All examples, each once, batch after batch: (N,) indices for labels (N,)."""
+        put_together = scanned_order if self.order == "scan" else class_limited_order
+        return put_together(labels, batch_size, self.classes, draws)
 
 
 def class_limited_order(
@@ -92,3 +116,69 @@ def _counts(
     filling = min(places - int(started.sum()), int(others.sum()))
     counts: NDArray[np.int64] = started + draws.multivariate_hypergeometric(others, filling)
     return counts
+
+
+def scanned_order(
+    labels: NDArray[np.int64], batch_size: int, classes: int, draws: Generator
+) -> NDArray[np.int64]:
+    """The order of the authors' code: batches taken from a shuffled list by scanning its head.
+
+    A batch takes the first `classes` examples of the list and, while they are of fewer than
+    `LEAST_SCANNED` classes, the first of other classes near the head; then the next ones of its
+    classes. Where these run out, at the end of an epoch, the head fills it.
+
+    Args and returns: as `class_limited_order`.
+    """
+    line = draws.permutation(len(labels)).astype(np.int64)
+    for start in range(0, len(line), batch_size):
+        waiting = line[start:]
+        chosen = _scanned(labels, waiting, min(batch_size, len(waiting)), classes)
+        reach = chosen[-1] + 1  # beyond it nothing moves
+        passed_over = np.delete(waiting[:reach], chosen)
+        waiting[:reach] = np.concatenate([waiting[chosen], passed_over])
+    return line
+
+
+def _scanned(
+    labels: NDArray[np.int64], waiting: NDArray[np.int64], places: int, first: int
+) -> NDArray[np.int64]:
+    """Places in the list of the examples of the next batch, in order: (places,)."""
+    wanted = np.zeros(labels.max() + 1, dtype=np.bool_)
+    wanted[labels[waiting[:first]]] = True
+    others = _of_other_classes(labels[waiting[: places + _LOOKED_AT * first]], wanted, first)
+    others = others[: max(0, places - first)]
+    wanted[labels[waiting[others]]] = True
+    alike = _alike(labels, waiting, wanted, places + len(others))
+    chosen = np.union1d(others, np.setdiff1d(alike, others)[: places - len(others)])
+    head = np.arange(min(len(waiting), 2 * places))
+    filling = np.setdiff1d(head, chosen)[: places - len(chosen)]
+    return np.union1d(chosen, filling)
+
+
+def _of_other_classes(
+    classes: NDArray[np.int64], present: NDArray[np.bool_], first: int
+) -> NDArray[np.int64]:
+    """Places of the first examples of further classes, until `LEAST_SCANNED` are together or
+    `_LOOKED_AT` times `first` examples were passed over."""
+    together = set(np.flatnonzero(present).tolist())
+    found: list[int] = []
+    for place, label in enumerate(classes[first:].tolist(), first):
+        passed_over = place - first - len(found)
+        if len(together) >= LEAST_SCANNED or passed_over >= _LOOKED_AT * first:
+            break
+        if label not in together:
+            together.add(label)
+            found.append(place)
+    return np.array(found, dtype=np.int64)
+
+
+def _alike(
+    labels: NDArray[np.int64], waiting: NDArray[np.int64], wanted: NDArray[np.bool_], count: int
+) -> NDArray[np.int64]:
+    """Places of the first `count` examples of the wanted classes; fewer where no more wait."""
+    sight = _SIGHT * count
+    while True:
+        found = np.flatnonzero(wanted[labels[waiting[:sight]]])
+        if len(found) >= count or sight >= len(waiting):
+            return found[:count]
+        sight *= 2

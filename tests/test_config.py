@@ -280,6 +280,16 @@ def test_missing_section_and_missing_name(file: Path, section: str) -> None:
             {"data": {"classes_per_batch_until_epoch": 3}},
             "data.classes_per_batch_until_epoch 3 needs data.classes_per_batch",
         ),
+        (
+            {"data": {"class_order": "scan"}},
+            "data.class_order scan needs data.classes_per_batch of at least 10, to which it widens"
+            " every batch",
+        ),
+        (
+            {"data": {"class_order": "scan", "classes_per_batch": 9}},
+            "data.class_order scan needs data.classes_per_batch of at least 10, to which it widens"
+            " every batch",
+        ),
         *(
             (
                 {"loss": {"pred_hidden": wrong}},
@@ -328,6 +338,7 @@ def test_impossible_combinations(changes: dict[str, Any], expected: str) -> None
         {"loss": {"pred_hidden": []}},
         {"data": {"classes_per_batch": 2, "classes_per_batch_until_epoch": 1}},
         {"data": {"classes_per_batch": 64, "batch_size": 64}},
+        {"data": {"classes_per_batch": 10, "class_order": "scan"}},
         {"model": {"dropout": 0}},
     ],
 )

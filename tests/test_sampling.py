@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import DataConfig
 from pipeline.data import load_batches
-from pipeline.sampling import ClassLimit, class_limited_order
+from pipeline.sampling import ClassLimit, class_limited_order, scanned_order
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,6 +103,86 @@ def test_a_limit_holds_until_its_epoch_or_for_ever() -> None:
     assert ClassLimit(5).holds_in(10_000)
 
 
+# --- the authors' order -------------------------------------------------------------------
+
+
+def scanned_with_lists(labels: Labels, batch_size: int, classes: int, seed: int) -> list[int]:
+    """As their code is known to do it, item by item."""
+    line = np.random.default_rng(seed).permutation(len(labels)).tolist()
+    order: list[int] = []
+    while line:
+        batch, line = line[: min(classes, batch_size)], line[min(classes, batch_size) :]
+        passed = 0
+        while passed < min(10 * classes, len(line)) and len(batch) < batch_size:
+            together = {labels[one] for one in batch}
+            if len(together) >= 10:
+                break
+            if labels[line[passed]] in together:
+                passed += 1
+            else:
+                batch.append(line.pop(passed))
+        together = {labels[one] for one in batch}
+        alike = [one for one in line if labels[one] in together][: batch_size - len(batch)]
+        line = [one for one in line if one not in set(alike)]
+        batch += alike
+        missing = batch_size - len(batch)
+        batch, line = batch + line[:missing], line[missing:]
+        order += batch
+    return order
+
+
+@given(
+    labels=st.lists(st.integers(0, 30), max_size=90),
+    batch_size=st.integers(1, 24),
+    classes=st.integers(1, 24),
+    seed=st.integers(0, 99),
+)
+def test_a_scan_puts_the_authors_batches_together(
+    labels: list[int], batch_size: int, classes: int, seed: int
+) -> None:
+    known = np.array(labels, dtype=np.int64)
+    order = scanned_order(known, batch_size, classes, np.random.default_rng(seed))
+    expected = scanned_with_lists(known, batch_size, classes, seed)
+    assert order.dtype == np.int64
+    for start in range(0, len(labels), batch_size):
+        batch = slice(start, start + batch_size)
+        assert sorted(order[batch]) == sorted(expected[batch])
+
+
+def figures(order: str, classes: int) -> tuple[float, float, float]:
+    """Of batches of 128 from a set as large as CIFAR-100: classes in one, pairs of examples that
+    share a class in percent, both but for an epoch's last few; classes that come again in the
+    next one."""
+    labels = np.arange(50_000) % 100
+    limit = ClassLimit(classes, order=order)  # type: ignore[arg-type]
+    together, alike, again = [], [], []
+    for seed in range(3):
+        found = labels[limit.ordered(labels, 128, np.random.default_rng(seed))]
+        batches = [found[start : start + 128] for start in range(0, 50_000, 128)]
+        counts = np.array([np.bincount(batch, minlength=100) for batch in batches])
+        there = counts > 0
+        together.append(there[:380].sum(axis=1).mean())
+        alike.append((counts * (counts - 1))[:380].sum(axis=1).mean() / (128 * 127))
+        again.append((there[:-1] & there[1:]).sum(axis=1).mean())
+    return float(np.mean(together)), float(100 * np.mean(alike)), float(np.mean(again))
+
+
+@pytest.mark.parametrize(
+    ("order", "classes", "together", "alike", "again"),
+    [
+        ("drawn", 20, 18.2, 5.46, 3.09),
+        ("drawn", 14, 13.1, 7.70, 1.70),
+        ("scan", 20, 13.1, 7.70, 0.13),  # measured with the authors' own code
+    ],
+)
+def test_figures_of_the_published_batches(
+    order: str, classes: int, together: float, alike: float, again: float
+) -> None:
+    found = figures(order, classes)
+    assert found[:2] == pytest.approx((together, alike), rel=0.015)
+    assert found[2] == pytest.approx(again, abs=0.06)
+
+
 # --- in batches ---------------------------------------------------------------------------
 
 
@@ -128,8 +208,12 @@ def test_batches_until_the_epoch_hold_few_classes(epoch: int) -> None:
     assert sorted(np.concatenate(limited)) == sorted(np.concatenate(plain))
 
 
-def test_every_image_comes_once_in_a_limited_epoch() -> None:
-    batches = load_batches(config(**LIMITED), seed=4)
+SCANNED = {"classes_per_batch": 12, "class_order": "scan", "classes": 40}
+
+
+@pytest.mark.parametrize("keys", [LIMITED, SCANNED], ids=["drawn", "scan"])
+def test_every_image_comes_once_in_a_limited_epoch(keys: dict[str, Any]) -> None:
+    batches = load_batches(config(**keys), seed=4)
     images = [batches.train(1, index)[0] for index in range(batches.steps_per_epoch)]
     assert len(np.unique(np.concatenate(images).reshape(230, -1), axis=0)) == 230
 
@@ -139,6 +223,13 @@ def test_later_epochs_have_the_plain_order() -> None:
     for index in range(limited.steps_per_epoch):
         for found, expected in zip(limited.train(3, index), plain.train(3, index), strict=True):
             np.testing.assert_array_equal(found, expected)
+
+
+def test_the_key_chooses_the_order() -> None:
+    scanned, drawn = labels_of(1, **SCANNED), labels_of(1, **{**SCANNED, "class_order": "drawn"})
+    assert [len(batch) for batch in scanned] == [24] * 9 + [14]
+    assert max(len(set(batch)) for batch in scanned[:4]) <= 12
+    assert not np.array_equal(scanned[0], drawn[0])
 
 
 def test_without_a_last_epoch_the_limit_holds_in_all() -> None:
