@@ -26,8 +26,8 @@ KEYS = (
     "optimizer.name", "optimizer.lr",
     "schedule.epochs", "schedule.milestones", "schedule.factor",
     "data.name", "data.root", "data.batch_size", "data.classes_per_batch",
-    "data.classes_per_batch_until_epoch", "data.crop_padding", "data.flip", "data.cutout",
-    "data.train_limit", "data.test_limit",
+    "data.classes_per_batch_until_epoch", "data.class_order", "data.crop_padding", "data.flip",
+    "data.cutout", "data.train_limit", "data.test_limit",
     "runtime.seed", "runtime.precision",
 )  # fmt: skip
 """What a table may set, in the order in which configs show it."""
