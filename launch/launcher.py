@@ -5,13 +5,12 @@ from __future__ import annotations
 import shlex
 import sys
 import traceback
-from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.interrupts import INTERRUPTED
 from launch.job import check_engine, make_job
-from launch.rundir import RunDirectory
+from launch.resume import look, nothing_left
+from launch.rundir import HeldRun, RunDirectory, hold, hold_new
 from pipeline.checkpoint import StartState, complete_checkpoints
 from pipeline.errors import (
     ConfigError,
@@ -23,6 +22,7 @@ from pipeline.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from launch.engine import Engine
     from launch.job import Job, Options
@@ -56,13 +56,27 @@ def _launch(options: Options) -> int:
     job = make_job(options)
     if options.resume and options.run_dir is None:
         raise ConfigError("--resume: which run? name its folder with --run-dir")
-    directory = RunDirectory(options.run_dir or _default_run_dir(job.name))
-    origin = directory.start_state(job) if options.resume else (StartState(), [])
     if options.dry_run:
+        if options.resume and options.run_dir is not None:
+            look(options.run_dir, job)
         return _print_plan(job)
-    if not options.resume:
-        directory.refuse_to_overwrite()
-    return _start(job, directory, origin, options)
+    with _held(options, job.name) as run:
+        if not options.resume:
+            run.refuse_to_overwrite()
+            return _start(job, run, (StartState(), []), options)
+        origin = run.start_state(job)
+        finished = nothing_left(job, origin[0], run.path)
+        if finished:
+            print(finished, flush=True)
+            return DONE
+        return _start(job, run, origin, options)
+
+
+def _held(options: Options, name: str) -> AbstractContextManager[HeldRun]:
+    """The run's folder: from here on no other command changes it."""
+    if options.run_dir is None:
+        return hold_new(name)
+    return hold(options.run_dir, make=not options.resume)
 
 
 def _print_plan(job: Job) -> int:
@@ -82,20 +96,17 @@ def _print_plan(job: Job) -> int:
     return DONE
 
 
-def _start(
-    job: Job, directory: RunDirectory, origin: tuple[StartState, list[str]], options: Options
-) -> int:
+def _start(job: Job, run: HeldRun, origin: tuple[StartState, list[str]], options: Options) -> int:
+    run.check_writable()
     try:
         engine = None if options.single else local_engine()
         from launch.training import train  # numpy, and much more: only now that it will be needed
 
-        train(job, directory, origin, engine, view=options.view)
+        train(job, run, origin, engine, view=options.view)
     except InterruptedRunError as error:
-        return _complain(_how_to_resume(str(error), directory, options), INTERRUPTED)
+        return _complain(_how_to_resume(str(error), run, options), INTERRUPTED)
     except KeyboardInterrupt:
-        said = ended_at_once(directory)
-        advised = _how_to_resume(said, directory, options) if directory.held else said
-        return _complain(advised, INTERRUPTED)
+        return _complain(_how_to_resume(ended_at_once(run), run, options), INTERRUPTED)
     return DONE
 
 
@@ -108,17 +119,20 @@ def local_engine() -> Engine:
     return engine
 
 
-def ended_at_once(directory: RunDirectory) -> str:
+def ended_at_once(run: HeldRun) -> str:
     """What is said of a run that had no time to come to its end: what there is to go on from."""
-    complete = complete_checkpoints(directory.checkpoints)
+    complete = complete_checkpoints(run.directory.checkpoints)
     if not complete:
         return "interrupted: there is no complete checkpoint"
     step = int(complete[-1].name.rpartition("-")[2])
     return f"interrupted: the newest complete checkpoint is of step {step}"
 
 
-def _how_to_resume(said: str, directory: RunDirectory, options: Options) -> str:
-    command = ["pipeline-launch", "--resume", "--run-dir", str(directory.path)]
+def _how_to_resume(said: str, run: HeldRun, options: Options) -> str:
+    """With the line to resume by, where there is a run, in whatever folder it is by now."""
+    if not run.holds_run:
+        return said
+    command = ["pipeline-launch", "--resume", "--run-dir", str(run.path)]
     if options.single:
         command.append("--single")
     named = (("--stages", options.stages), ("--gpus", options.gpus), ("--plan", options.plan))
@@ -126,13 +140,14 @@ def _how_to_resume(said: str, directory: RunDirectory, options: Options) -> str:
         command += [flag, str(value)] if value is not None else []
     for override in options.overrides:
         command += ["--set", override]
-    if options.config is not None:
+    if options.config is not None and not _is_the_runs_own(options):
         command.append(str(options.config))
     return f"{said}; to go on:\n  {shlex.join(command)}"
 
 
-def _default_run_dir(name: str) -> Path:
-    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+def _is_the_runs_own(options: Options) -> bool:
+    """The config of a run that is resumed by it may have moved, with its folder."""
+    return options.run_dir is not None and options.config == RunDirectory(options.run_dir).config
 
 
 def _complain(text: str, status: int, remote_traceback: str = "") -> int:

@@ -12,11 +12,12 @@ from launch.paper import all_cells, entries_of, select
 from launch.paper_config import config_text, scaled_epochs, shortened
 from launch.paper_figures import FIGURES
 from launch.paper_report import RESULTS
-from launch.paper_results import is_finished, read_records, what_differs
+from launch.paper_results import alone_in, is_finished, read_records, what_differs
 from launch.provenance import read_starts
 from launch.rundir import RunDirectory
 from pipeline.checkpoint import StartState
 from pipeline.configfile import load_config
+from pipeline.durable import replace_file
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from launch.job import Job, Options
     from launch.paper import Entry, Table
     from launch.reproduce import Request
+    from launch.rundir import HeldRun
     from pipeline.config import Config
 
 
@@ -41,19 +43,25 @@ class Task:
     @property
     def finished(self) -> bool:
         """Whether there is nothing left to train, now."""
-        return is_finished(self.directory, self.job.config)
+        return self.finished_in(self.directory)
 
-    def origin(self) -> tuple[StartState, list[str]]:
-        """What to train from, and notes on that: another command may have been here meanwhile.
+    def finished_in(self, directory: RunDirectory) -> bool:
+        """As `finished`, of the run in another folder, or under another name."""
+        return is_finished(directory, self.job.config)
+
+    def origin(self, run: HeldRun) -> tuple[StartState, list[str]]:
+        """What to train from in its folder, which is held now, and notes on that: another command
+        may have been here meanwhile.
 
         Raises:
             ConfigError: where the folder holds another run.
             CheckpointError: naming the damaged file, with a way back.
         """
-        if not self.directory.held:
+        if not run.holds_run:
+            run.refuse_to_overwrite()
             return StartState(), []
-        _check_same_run(self.directory, self.job.config)
-        return self.directory.start_state(self.job)
+        _check_same_run(run.directory, self.job.config)
+        return run.start_state(self.job)
 
 
 def make_tasks(tables: Sequence[Table], request: Request) -> list[Task]:
@@ -77,7 +85,7 @@ def make_task(tables: Sequence[Table], entry: Entry, request: Request) -> Task:
         config, directory = _config_of(tables, entry, request)
         run = RunDirectory(directory)
         # to list it tells a file, or a folder of others, from a folder that holds no run
-        held = directory.exists() and any(directory.iterdir()) and bool(run.held)
+        held = directory.exists() and any(directory.iterdir()) and run.holds_run
     options = replace(
         request.launch,
         config=config,
@@ -132,8 +140,8 @@ def _config_of(tables: Sequence[Table], entry: Entry, request: Request) -> tuple
     directory = request.runs / f"{entry.key}{suffix}"
     cells = [cell for cell in all_cells(tables) if cell.entry.key == entry.key]
     config = directory.with_name(f"{directory.name}.yaml")
-    config.parent.mkdir(parents=True, exist_ok=True)
-    config.write_text(config_text(shortened(entry, epochs), cells), encoding="utf-8")
+    with alone_in(config.parent):  # another command may read it, or write it, too
+        replace_file(config, config_text(shortened(entry, epochs), cells).encode())
     return config, directory
 
 

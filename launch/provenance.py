@@ -16,12 +16,14 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from launch.gpus import gpu_names
-from pipeline.durable import replace_file
+from pipeline.durable import replace_in
 from pipeline.errors import ConfigError
 from pipeline.processor import processor_fact
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from pipeline.folder import Folder
 
 PROVENANCE_FILE = "provenance.json"
 """In a run directory: a list, one for every command that trained a part of the run."""
@@ -77,9 +79,9 @@ def read_starts(folder: Path) -> list[dict[str, Any]]:
     return starts
 
 
-def write_starts(folder: Path, starts: list[dict[str, Any]]) -> None:
+def write_starts(folder: Folder, starts: list[dict[str, Any]]) -> None:
     """Note who has trained in a run directory; only for who holds its lock."""
-    replace_file(folder / PROVENANCE_FILE, (json.dumps(starts, indent=1) + "\n").encode())
+    replace_in(folder, PROVENANCE_FILE, (json.dumps(starts, indent=1) + "\n").encode())
 
 
 def _damaged(path: Path, why: str) -> ConfigError:

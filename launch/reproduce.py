@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from launch.job import Options
-    from launch.paper import Cell, Table
+    from launch.paper import Cell, Entry, Table
     from launch.paper_tasks import Task
+    from launch.rundir import HeldRun, RunDirectory
 
 DEFAULT_RUNS, DEFAULT_RESULTS = "runs/paper", "benchmarks"
 
@@ -53,17 +54,21 @@ def reproduce(tables: Sequence[Table], request: Request) -> int:
     """
     from launch.launcher import DONE
     from launch.paper_tasks import check_results, make_tasks
+    from launch.rundir import hold
 
     tasks = make_tasks(tables, request)
     check_results(request.results)
     say = _say if request.launch.view != "quiet" else _say_nothing
     for number, task in enumerate(tasks, 1):
         say(f"[{number}/{len(tasks)}] {task.entry.title}  {task.directory.path}")
-        if not task.finished:
-            status = _train(task, request.command)
+        if task.finished:
+            say(_keep(tables, task.entry, task.directory, request.results))
+            continue
+        with hold(task.directory.path) as run:
+            status = _train(task, run, request.command)
             if status != DONE:
                 return status
-        say(_keep(tables, task, request.results))
+            say(_keep(tables, task.entry, run.directory, request.results))
     return DONE
 
 
@@ -87,27 +92,30 @@ def show_plans(tables: Sequence[Table], request: Request) -> int:
     return DONE
 
 
-def _train(task: Task, command: str) -> int:
-    """Train a task to its end; `command` goes into its provenance once the folder is its own."""
+def _train(task: Task, run: HeldRun, command: str) -> int:
+    """Train a task to its end in its folder; `command` goes into its provenance."""
     from launch.interrupts import INTERRUPTED
     from launch.launcher import DONE, ended_at_once, local_engine
     from launch.provenance import provenance, read_starts, write_starts
     from pipeline.errors import InterruptedRunError
 
-    folder, resumed = task.directory.path, bool(task.directory.held)
+    if task.finished_in(run.directory):  # by another command, before this one held the folder
+        return DONE
+    resumed = run.holds_run
 
     def note_start() -> None:
-        before = read_starts(folder) if resumed else []
-        write_starts(folder, [*before, provenance(command)])
+        before = read_starts(run.path) if resumed else []
+        write_starts(run.folder, [*before, provenance(command)])
 
-    origin = task.origin()
+    origin = task.origin(run)
+    run.check_writable()
     try:
         engine = None if task.options.single else local_engine()
         from launch.training import train  # much; the workers' torch is being imported meanwhile
 
-        train(task.job, task.directory, origin, engine, view=task.options.view, begun=note_start)
+        train(task.job, run, origin, engine, view=task.options.view, begun=note_start)
     except (InterruptedRunError, KeyboardInterrupt) as error:
-        said = str(error) or ended_at_once(task.directory)
+        said = str(error) or ended_at_once(run)
         print(f"{said}; to go on, with what was to follow:\n  {command}", file=sys.stderr)
         return INTERRUPTED
     _give_memory_back()
@@ -122,16 +130,16 @@ def _give_memory_back() -> None:
         torch.cuda.empty_cache()
 
 
-def _keep(tables: Sequence[Table], task: Task, results: Path) -> str:
+def _keep(tables: Sequence[Table], entry: Entry, directory: RunDirectory, results: Path) -> str:
     """Record a finished run and write the report; what it gave, in a line."""
     from launch.paper_report import RESULTS, write_report
     from launch.paper_results import alone_in, keep_record, record_of
 
-    record = record_of(task.entry, task.directory)
+    record = record_of(entry, directory)
     with alone_in(results):
         keep_record(results / RESULTS, record)
-        report = write_report(tables, results, _say, {task.entry.figure})
-    return f"{task.entry.key}: test error {record.error_pct:.2f} %, kept in {report}"
+        report = write_report(tables, results, _say, {entry.figure})
+    return f"{entry.key}: test error {record.error_pct:.2f} %, kept in {report}"
 
 
 def list_cells(cells: Iterable[Cell], results: Path) -> None:

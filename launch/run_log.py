@@ -9,15 +9,16 @@ from typing import IO, TYPE_CHECKING, cast
 
 from rich.console import Console
 
+from launch.rundir import LOG
 from launch.view import PlainView
 from pipeline.events import Note
 from pipeline.linefile import LineFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from pipeline.events import Observer
+    from pipeline.folder import Folder
 
 _KEPT_LINES = 10_000
 """What a disk that refuses may cost in memory: a day of a line every ten seconds."""
@@ -41,12 +42,12 @@ class _Dated(io.TextIOBase):
 
 
 @contextmanager
-def open_log(path: Path, show: Observer) -> Iterator[Observer]:
-    """An observer that appends to `path`; a resumed run goes on in the same file.
+def open_log(folder: Folder, show: Observer) -> Iterator[Observer]:
+    """An observer that appends to `run.log`; a resumed run goes on in the same file.
 
     A disk that refuses lines does not end the run: `show` is told, the lines are kept.
     """
-    lines = LineFile(path, lambda text: show(Note(text)), at_most=_KEPT_LINES)
+    lines = LineFile(folder, LOG, lambda text: show(Note(text)), at_most=_KEPT_LINES)
     dated = cast("IO[str]", _Dated(lines))  # as far as a console needs it
     try:
         yield PlainView(Console(file=dated, width=200, color_system=None))

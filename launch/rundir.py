@@ -1,51 +1,61 @@
-"""The run directory: config.yaml, plan.json, metrics.jsonl, run.log, checkpoints/."""
+"""The run directory: config.yaml, plan.json, metrics.jsonl, run.log, checkpoints/.
+
+Whoever looks on has its path (`RunDirectory`). The one command that changes it holds the folder
+itself, locked (`hold`): what it has seen before that, it looks at again, since another command may
+have been at work in between.
+"""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import shlex
-from contextlib import contextmanager
+import unicodedata
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
+from errno import ENOENT
+from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.checkpoint import (
-    Checkpoint,
-    StartState,
-    complete_checkpoints,
-    open_checkpoint,
-    way_back,
-)
-from pipeline.config import build_config, config_tree, differing_keys
-from pipeline.configfile import dump_config, load_config
-from pipeline.durable import TEMPORARY, replace_file
+from launch.resume import no_run, start_state
+from pipeline.config import config_tree
+from pipeline.configfile import dump_config
+from pipeline.durable import TEMPORARY, replace_in, write_synced
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.folder import Folder
 from pipeline.recorder import METRICS_FILE, trim_metrics
-from pipeline.store import CheckpointStore
-from pipeline.yamlfile import word_for
+from pipeline.store import CHECKPOINTS, CONFIG, CheckpointStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
     from launch.job import Job
-    from pipeline.config import Config
+    from pipeline.checkpoint import StartState
 
-_FREE_TO_CHANGE = ("schedule.", "runtime.", "optimizer.lr", "data.root", "data.download")
-_BOUND = ("runtime.seed", "runtime.precision", "schedule.greedy")
+PLAN, LOG = "plan.json", "run.log"
+"""The plan; what the run said, with times."""
+RUNS = Path("runs")
+"""Where runs go whose folder nobody has named."""
+_A_RUN = (CONFIG, METRICS_FILE, CHECKPOINTS)
+_WRITTEN = (*_A_RUN, PLAN, LOG)
+_UNSHOWN = {"Cc", "Cs", "Zl", "Zp"}
+"""Unicode's control characters, bytes that are no UTF-8, line and paragraph separators."""
+_LONGEST_NAME = 200
+"""Bytes of a config's name in that of a folder; a file system takes 255 for the whole."""
+_ATTEMPTS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """One run's folder."""
+    """One run's folder, for whoever looks on."""
 
     path: Path
 
     @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     @property
     def metrics(self) -> Path:
@@ -53,140 +63,229 @@ class RunDirectory:
         return self.path / METRICS_FILE
 
     @property
-    def log(self) -> Path:
-        """What the run said, with times."""
-        return self.path / "run.log"
-
-    @property
     def plan(self) -> Path:
         """Stages, their devices and costs; whether one process trains them all."""
-        return self.path / "plan.json"
+        return self.path / PLAN
 
     @property
     def config(self) -> Path:
         """The resolved configuration."""
-        return self.path / "config.yaml"
+        return self.path / CONFIG
 
     @property
-    def held(self) -> list[Path]:
-        """What an earlier run has left in the folder."""
-        return [path for path in (self.config, self.metrics, self.checkpoints) if path.exists()]
+    def holds_run(self) -> bool:
+        """Whether a command has begun a run in it."""
+        return any((self.path / name).exists() for name in _A_RUN)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldRun:
+    """A run directory that this command alone may change; `hold` gives it."""
+
+    folder: Folder
+    locked: bool = True
+    """False where its file system has no locks."""
+
+    @property
+    def directory(self) -> RunDirectory:
+        """Where it is now: people move folders while a run trains."""
+        return RunDirectory(self.folder.path)
+
+    @property
+    def path(self) -> Path:
+        """Where it is now."""
+        return self.folder.path
+
+    @property
+    def holds_run(self) -> bool:
+        """Whether an earlier command has begun a run in it."""
+        return any(map(self.folder.has, _A_RUN))
 
     def refuse_to_overwrite(self) -> None:
-        """Raises ConfigError where the folder already holds a run, even one that never trained:
-        the config in it may be the only copy."""
-        if self.held:
+        """Raises ConfigError where a new run would take the place of anything, be it a run that
+        never trained: the config in it may be the only copy."""
+        found = [name for name in _WRITTEN if self.folder.has(name)]
+        if found:
             raise ConfigError(
-                f"--run-dir {self.path}: already holds a run ({self.held[0].name}); "
+                f"--run-dir {self.path}: already holds a run ({found[0]}); "
                 "add --resume to go on with it, or choose another folder"
             )
+        if _is_at_work_here(self.folder):
+            raise ConfigError(
+                f"--run-dir {self.path}: the current folder is in it; a new run needs a folder of "
+                f"its own, as --run-dir {RUNS / 'my-run'}"
+            )
+
+    def check_writable(self) -> None:
+        """Raises ConfigError where nothing can be written: its disk may be full, or read-only."""
+        trial = f"{TEMPORARY}trial"
+        try:
+            write_synced(self.folder, trial, b"written\n")
+            self.folder.remove(trial)
+        except OSError as error:
+            raise self._not_writable(error) from None
 
     def start_state(self, job: Job) -> tuple[StartState, list[str]]:
-        """What to resume from, verified, and notes on what was changed since.
-
-        Raises:
-            ConfigError: where there is no run, or one of another configuration.
-            CheckpointError: naming the damaged file, with a way back.
-        """
-        complete = complete_checkpoints(self.checkpoints)
-        if not complete:
-            return self._from_the_beginning(job.config)
-        try:
-            checkpoint = open_checkpoint(complete[-1])
-            before = build_config(checkpoint.manifest["config"], str(checkpoint.path))
-            notes = _compare(before, job.config, self.path)
-            _check_blocks(checkpoint, len(job.specs))
-            return checkpoint.start(), [f"resuming from {checkpoint.path.name}", *notes]
-        except CheckpointError as error:
-            advice = way_back(self.checkpoints, complete[-1])
-            raise CheckpointError(f"{error}; {advice}") from None
-
-    def _from_the_beginning(self, config: Config) -> tuple[StartState, list[str]]:
-        """A run that ended before its first checkpoint is resumed by starting it again."""
-        if not self.config.exists() or any(self.checkpoints.glob("step-*")):
-            raise ConfigError(
-                f"--resume: {self.path} holds no complete checkpoint; "
-                "start without --resume, or name the run's folder with --run-dir"
-            )
-        notes = _compare(load_config(self.config), config, self.path)
-        return StartState(), ["no checkpoint yet: starting at the beginning", *notes]
+        """As `resume.start_state`."""
+        return start_state(self.folder, job)
 
     def prepare(
         self, job: Job, start: StartState, steps_per_epoch: int, *, single: bool = False
     ) -> CheckpointStore:
-        """Make the folder, clear away what a killed run has left half done, and write what is
-        known before training.
+        """Clear away what a killed run has left half done, and write what is known before
+        training.
 
         Raises:
             ConfigError: where it can't be written; what was in it is as it was.
         """
-        config = job.config
+        config, folder = job.config, self.folder
         store = CheckpointStore(
-            self.checkpoints,
-            config_tree(config),
-            config.runtime.keep_checkpoints,
-            steps_per_epoch,
+            folder, config_tree(config), config.runtime.keep_checkpoints, steps_per_epoch
         )
         tree = {"single": single, **job.plan.tree(job.costs)}
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            for left in self.path.glob(f"{TEMPORARY}*"):
-                left.unlink()
-            replace_file(self.config, dump_config(config).encode())
-            replace_file(self.plan, (json.dumps(tree, indent=1) + "\n").encode())
-            trim_metrics(self.metrics, start.position)
+            for left in folder.names():
+                if left.startswith(TEMPORARY):
+                    folder.remove(left)
+            replace_in(folder, CONFIG, dump_config(config).encode())
+            replace_in(folder, PLAN, (json.dumps(tree, indent=1) + "\n").encode())
+            trim_metrics(folder, start.position)
             store.prepare()
         except OSError as error:
-            raise ConfigError(f"--run-dir {self.path}: can't be written: {error}") from None
+            raise self._not_writable(error) from None
+        except CheckpointError as error:
+            raise ConfigError(str(error)) from None
         return store
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other launchers out of the folder for as long as this one uses it.
-
-        Raises:
-            ConfigError: where another is at work in it, or it can't be made.
-        """
-        descriptor = self._opened()
-        try:
-            self._lock(descriptor)
-            yield
-        finally:
-            os.close(descriptor)
-
-    def _opened(self) -> int:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            return os.open(self.path, os.O_RDONLY)
-        except OSError as error:
-            raise ConfigError(
-                f"--run-dir {self.path}: can't be made: {error}; choose another folder"
-            ) from None
-
-    def _lock(self, descriptor: int) -> None:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"--run-dir {self.path}: another run is at work in it") from None
+    def _not_writable(self, error: OSError) -> ConfigError:
+        return ConfigError(f"--run-dir {self.path}: can't be written: {error}")
 
 
-def _check_blocks(checkpoint: Checkpoint, blocks: int) -> None:
-    if len(checkpoint.digests) != blocks:
-        raise CheckpointError(
-            f"{checkpoint.path}: holds {len(checkpoint.digests)} blocks, the network has {blocks}"
+@contextmanager
+def hold(path: Path, *, make: bool = True) -> Iterator[HeldRun]:
+    """Keep all other commands out of a run directory for as long as this one uses it.
+
+    With `make`, it is made where it is not there, and removed again if nothing was put into it.
+
+    Raises:
+        ConfigError: where another is at work in it, or it can't be opened or made.
+    """
+    folder, made, locked = _acquired(path, make=make)
+    with folder, _removed_if_empty(folder, made):
+        yield HeldRun(folder, locked)
+
+
+@contextmanager
+def hold_new(name: str) -> Iterator[HeldRun]:
+    """As `hold`, of a folder that no other command has: `runs/<name>-<date>-<time>`, with -2, -3,
+    … where others begin within the same second."""
+    made = _made_new(name)
+    with hold(made[-1], make=False) as run, _removed_if_empty(run.folder, made):
+        yield run
+
+
+def folder_named(flag: str, text: str | None) -> Path | None:
+    """The folder that an option names.
+
+    Raises:
+        ConfigError: where the name is empty, as that of a variable that was not set, or could not
+            be shown in the line to resume by.
+    """
+    if text is None:
+        return None
+    if not text:
+        raise ConfigError(f"{flag} '': is empty; name a folder, as {RUNS / 'my-run'}")
+    if any(unicodedata.category(character) in _UNSHOWN for character in text):
+        raise ConfigError(
+            f"{flag} {text!a}: holds a line break, another control character or bytes that are "
+            "not UTF-8, and so could not be named in one line; choose another name"
         )
+    return Path(text)
 
 
-def _compare(before: Config, now: Config, path: Path) -> list[str]:
-    """Refuse what would make another network or another sequence of batches; name the rest."""
-    notes = []
-    for key, values in differing_keys(before, now).items():
-        old, new = map(word_for, values)
-        moves_phases = now.schedule.greedy and key == "schedule.epochs"
-        if key in _BOUND or moves_phases or not key.startswith(_FREE_TO_CHANGE):
-            raise ConfigError(
-                f"--resume: {key} is {new}, but the run in {path} began with {old}; "
-                f"use --set {shlex.quote(f'{key}={old}')}, or start a new run"
-            )
-        notes.append(f"{key} changed from {old} to {new}")
-    return notes
+def _acquired(path: Path, *, make: bool) -> tuple[Folder, list[Path], bool]:
+    """The folder, open and locked; the folders made for that; whether it could be locked."""
+    for _ in range(_ATTEMPTS):
+        made = _make(path) if make else []
+        with suppress(FileNotFoundError):  # another command has just removed what it had made
+            folder = _opened(path)
+            locked = _lock(folder, path)
+            if folder.is_at(path):  # else it was moved, or removed, before it was locked
+                return folder, made, locked
+            folder.close()
+    if not make:
+        raise no_run(path)
+    raise _not_a_folder(path, "opened", FileNotFoundError(ENOENT, os.strerror(ENOENT)))
+
+
+def _opened(path: Path) -> Folder:
+    try:
+        return Folder.open(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _not_a_folder(path, "opened", error) from None
+
+
+def _lock(folder: Folder, path: Path) -> bool:
+    try:
+        return folder.lock()
+    except BlockingIOError as error:
+        raise ConfigError(f"--run-dir {path}: {error.strerror}") from None
+
+
+def _make(path: Path) -> list[Path]:
+    """Make a folder, and those above it; gives those that were not there, from above."""
+    made: list[Path] = []
+    try:
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        for folder in reversed(missing):
+            with suppress(FileExistsError):  # another command was quicker
+                folder.mkdir()
+                made.append(folder)
+    except OSError as error:
+        raise _not_a_folder(path, "made", error) from None
+    return made
+
+
+def _made_new(name: str) -> list[Path]:
+    short = name.encode(errors="replace")[:_LONGEST_NAME].decode(errors="ignore")
+    plain = RUNS / f"{short}-{datetime.now():%Y%m%d-%H%M%S}"
+    made = _make(RUNS)
+    for number in count(1):
+        path = plain if number == 1 else plain.with_name(f"{plain.name}-{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise _not_a_folder(path, "made", error) from None
+        return [*made, path]
+    raise AssertionError("there is always one more number")
+
+
+def _not_a_folder(path: Path, done: str, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"--run-dir {path}: can't be {done}: {error.strerror or error}; choose another folder"
+    )
+
+
+@contextmanager
+def _removed_if_empty(folder: Folder, made: Sequence[Path]) -> Iterator[None]:
+    """A command that fails before it has written anything leaves no empty folders."""
+    try:
+        yield
+    finally:
+        if made and folder.is_at(made[-1]):
+            with suppress(OSError):  # it is not empty: as it should be
+                for path in reversed(made):
+                    path.rmdir()
+
+
+def _is_at_work_here(folder: Folder) -> bool:
+    """Whether the current folder is this one or in it, as it is in `.` and in `/`."""
+    try:
+        here = Path.cwd()
+    except OSError:  # it was deleted
+        return False
+    return any(map(folder.is_at, (here, *here.parents)))

@@ -20,7 +20,7 @@ from pipeline.events import Note, RunStarted
 from pipeline.feed import Feed, course_of
 from pipeline.keeper import BackgroundKeeper
 from pipeline.plan import received_bytes
-from pipeline.recorder import METRICS_FILE, Recorder
+from pipeline.recorder import Recorder
 from pipeline.run import Run
 
 if TYPE_CHECKING:
@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 
     from launch.engine import Engine
     from launch.job import Job
-    from launch.rundir import RunDirectory
+    from launch.rundir import HeldRun
     from launch.view import ViewKind
     from pipeline.checkpoint import StartState
     from pipeline.data import Batches
     from pipeline.events import Event, Observer
     from pipeline.feed import Course
+    from pipeline.folder import Folder
     from pipeline.keeper import Keeper
 
 _PROGRESS_EVERY_S = 0.5
@@ -47,7 +48,7 @@ def _do_nothing() -> None:
 
 def train(
     job: Job,
-    directory: RunDirectory,
+    held: HeldRun,
     origin: tuple[StartState, Sequence[str]],
     engine: Engine | None,
     *,
@@ -57,9 +58,10 @@ def train(
     """Train a job in its run directory, shown as `view`.
 
     Args:
+        held: the run directory, looked at since it is held.
         origin: what to start from, and notes on that.
         engine: None is single mode.
-        begun: called once the run directory is this run's alone and ready, before training.
+        begun: called once the run directory is ready, before training.
 
     Raises:
         PipelineError: what ended the run, an interruption included; it is in the log, too.
@@ -68,24 +70,35 @@ def train(
     batches = load_batches(job.config.data, job.config.runtime.seed)
     course = course_of(job.config, job.specs, batches.steps_per_epoch, batches.evaluation_batches)
     _check_same_data(start, course)
-    with directory.locked():
-        store = directory.prepare(job, start, course.steps_per_epoch, single=engine is None)
+    store = held.prepare(job, start, course.steps_per_epoch, single=engine is None)
+    keeper, console = BackgroundKeeper(store), Console()
+    try:
         begun()
-        console = Console()
         with (
             open_view(view, console) as show,
-            open_log(directory.log, show) as log,
+            open_log(held.folder, show) as log,
             interrupts_noted() as interrupted,
         ):
-            keeper = BackgroundKeeper(store)
             tell = _both(log, _while_it_is_read(console, show, log))
-            run = make_run(job, directory.path, start, batches, course, keeper, tell)
-            run.observer(_started(job, directory, run, linked=engine is not None))
-            for note in (*notes, *cautions(job)):
+            run = make_run(job, held.folder, start, batches, course, keeper, tell)
+            run.observer(_started(job, held.path, run, linked=engine is not None))
+            for note in (*notes, *cautions(job), *_unlocked(held)):
                 run.observer(Note(note))
             progress_s = 0.0 if view == "quiet" else _PROGRESS_EVERY_S
             run = replace(run, interrupted=interrupted, progress_interval_s=progress_s)
             _carry_out_logged(run, engine, log)
+    finally:
+        if keeper.settle(0.0):  # else it may yet write: the folder stays locked
+            store.close()
+
+
+def _unlocked(held: HeldRun) -> list[str]:
+    if held.locked:
+        return []
+    return [
+        "the file system of the run directory has no locks: nothing keeps another command from "
+        "changing it meanwhile"
+    ]
 
 
 def _check_same_data(start: StartState, course: Course) -> None:
@@ -113,7 +126,7 @@ def _carry_out_logged(run: Run, engine: Engine | None, log: Observer) -> None:
 
 def make_run(
     job: Job,
-    folder: Path,
+    folder: Folder,
     start: StartState,
     batches: Batches,
     course: Course,
@@ -122,7 +135,7 @@ def make_run(
 ) -> Run:
     """A run of `job` that writes its metrics into `folder` and gives its snapshots to `keeper`."""
     recorder = Recorder(
-        folder / METRICS_FILE,
+        folder,
         course,
         [stage.device for stage in job.plan.stages],
         keeper,
@@ -175,11 +188,11 @@ def _train_on(engine: Engine | None, run: Run) -> None:
         run_pipeline(run, engine)
 
 
-def _started(job: Job, directory: RunDirectory, run: Run, *, linked: bool) -> RunStarted:
+def _started(job: Job, path: Path, run: Run, *, linked: bool) -> RunStarted:
     names = [spec.name for spec in job.specs]
     return RunStarted(
         config_name=job.name,
-        run_dir=directory.path,
+        run_dir=path,
         stages=tuple(
             (stage.device, tuple(names[block] for block in stage.blocks))
             for stage in job.plan.stages

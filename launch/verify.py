@@ -61,6 +61,7 @@ def digests_of(job: Job, steps: int, engine: Engine | None) -> dict[tuple[int, i
     from pipeline.data import load_batches
     from pipeline.events import ignore
     from pipeline.feed import course_of
+    from pipeline.folder import Folder
     from pipeline.keeper import DirectKeeper
 
     store = DigestStore()
@@ -71,7 +72,7 @@ def digests_of(job: Job, steps: int, engine: Engine | None) -> dict[tuple[int, i
         course = replace(course, epochs=1, steps_per_epoch=share, milestones=())
     course = replace(course, checkpoint_every_steps=1, last_step=steps)
     keeper = DirectKeeper(store)  # of every step
-    with _folder() as folder:
+    with _folder() as path, Folder.open(path) as folder:
         run = make_run(job, folder, StartState(), batches, course, keeper, ignore)
         carry_out(run, engine)
     return store.digests

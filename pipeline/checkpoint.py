@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.errors import CheckpointError
 from pipeline.feed import Position
+from pipeline.folder import Folder
 from pipeline.records import Tally
 
 if TYPE_CHECKING:
@@ -46,8 +47,13 @@ class StartState:
 class Checkpoint:
     """A complete checkpoint; its block files have not been read yet."""
 
-    path: Path
+    folder: Folder
     manifest: dict[str, Any]
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self.folder.path
 
     @property
     def step(self) -> int:
@@ -102,13 +108,15 @@ class Checkpoint:
             self._read_block(block, digest)
 
     def _read_block(self, block: int, digest: str) -> bytes:
-        path = self.path / block_file_name(block)
+        name = block_file_name(block)
         try:
-            data = path.read_bytes()
+            data = self.folder.read(name)
         except OSError as error:
-            raise CheckpointError(f"{path}: can't be read: {error.strerror}") from None
+            raise CheckpointError(f"{self.path / name}: can't be read: {error.strerror}") from None
         if sha256(data).hexdigest() != digest:
-            raise CheckpointError(f"{path}: is damaged: its SHA-256 is not the manifest's")
+            raise CheckpointError(
+                f"{self.path / name}: is damaged: its SHA-256 is not the manifest's"
+            )
         return data
 
 
@@ -117,16 +125,23 @@ def block_file_name(block: int) -> str:
     return f"block-{block:02d}.safetensors"
 
 
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """Folders of complete checkpoints, oldest first."""
-    if not folder.is_dir():
-        return []
+def complete_names(folder: Folder) -> list[str]:
+    """Names of the complete checkpoints in a folder, oldest first."""
     found = {}
-    for path in sorted(folder.iterdir()):  # a replaced one comes first, and gives way
-        name = path.name.removeprefix(REPLACED)
-        if re.fullmatch(r"step-\d{8,}", name) and (path / MANIFEST).is_file():
-            found[name] = path
+    for name in folder.names():  # a replaced one comes first, and gives way
+        step = name.removeprefix(REPLACED)
+        if re.fullmatch(r"step-\d{8,}", step) and folder.has_file(f"{name}/{MANIFEST}"):
+            found[step] = name
     return sorted(found.values(), key=_step_of)
+
+
+def complete_checkpoints(path: Path) -> list[Path]:
+    """Folders of complete checkpoints, oldest first; none where there is no folder."""
+    try:
+        with Folder.open(path) as folder:
+            return [path / name for name in complete_names(folder)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -136,11 +151,32 @@ def open_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: where the manifest is damaged or of another format.
     """
     try:
-        checkpoint = Checkpoint(path, json.loads((path / MANIFEST).read_bytes()))
+        folder = Folder.open(path)
+    except OSError as error:
+        raise _damaged(path, error) from None
+    return _opened(folder)
+
+
+def checkpoint_in(folder: Folder, name: str) -> Checkpoint:
+    """As `open_checkpoint`, of that name in a folder."""
+    try:
+        child = folder.child(name)
+    except OSError as error:
+        raise _damaged(folder.path / name, error) from None
+    return _opened(child)
+
+
+def _opened(folder: Folder) -> Checkpoint:
+    try:
+        checkpoint = Checkpoint(folder, json.loads(folder.read(MANIFEST)))
         _check(checkpoint)
     except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
-        raise CheckpointError(f"{path / MANIFEST}: is damaged: {error!r:.300}") from None
+        raise _damaged(folder.path, error) from None
     return checkpoint
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path / MANIFEST}: is damaged: {error!r:.300}")
 
 
 def _check(checkpoint: Checkpoint) -> None:
@@ -181,7 +217,11 @@ def _tally(tree: Any) -> Tally:
 
 def way_back(folder: Path, damaged: Path) -> str:
     """What a person can do about a damaged checkpoint, as a sentence with a command."""
-    earlier = [path for path in complete_checkpoints(folder) if _step_of(path) < _step_of(damaged)]
+    earlier = [
+        path
+        for path in complete_checkpoints(folder)
+        if _step_of(path.name) < _step_of(damaged.name)
+    ]
     if not earlier:
         return "there is no earlier checkpoint in this run directory"
     aside = damaged.with_name(f"damaged-{damaged.name}")
@@ -192,5 +232,5 @@ def way_back(folder: Path, damaged: Path) -> str:
     )
 
 
-def _step_of(path: Path) -> int:
-    return int(path.name.removeprefix(REPLACED).removeprefix("step-"))
+def _step_of(name: str) -> int:
+    return int(name.removeprefix(REPLACED).removeprefix("step-"))

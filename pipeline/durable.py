@@ -6,7 +6,10 @@ Plain system calls through `os`, one at a time: the tests make each of them fail
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
+
+from pipeline.folder import Folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,9 +25,9 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
         left = left[os.write(descriptor, left) :]
 
 
-def write_synced(path: Path, data: bytes | memoryview) -> None:
+def write_synced(folder: Folder, name: str, data: bytes | memoryview) -> None:
     """Make a file, and wait until its bytes are on the disk."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    descriptor = folder.open_file(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
         write_all(descriptor, data)
         os.fsync(descriptor)
@@ -32,31 +35,31 @@ def write_synced(path: Path, data: bytes | memoryview) -> None:
         os.close(descriptor)
 
 
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def replace_file(path: Path, data: bytes) -> None:
+def replace_in(folder: Folder, name: str, data: bytes) -> None:
     """Give a file new contents: whatever happens, it holds all of the old or all of the new.
 
     Raises:
         OSError: where the disk refuses; the file is as it was.
     """
-    aside = path.with_name(f"{TEMPORARY}{path.name}")
+    aside = f"{TEMPORARY}{name}"
     try:
-        write_synced(aside, data)
-        os.replace(aside, path)
+        write_synced(folder, aside, data)
+        folder.rename(aside, name)
     except OSError:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            folder.remove(aside)
         raise
-    sync_folder(path.parent)
+    folder.sync()
 
 
-def reason(error: OSError) -> str:
-    """Why the disk refuses, without the name of the file, which may be a temporary one."""
+def replace_file(path: Path, data: bytes) -> None:
+    """As `replace_in`, by a path."""
+    with Folder.open(path.parent) as folder:
+        replace_in(folder, path.name, data)
+
+
+def reason(error: OSError, folder: Folder) -> str:
+    """Why a folder's disk refuses, without the name of the file, which may be a temporary one."""
+    if folder.deleted:
+        return "the folder was deleted"
     return error.strerror or str(error) or type(error).__name__

@@ -7,34 +7,41 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from pipeline.durable import reason, replace_file, write_all
+from pipeline.durable import reason, replace_in, write_all
 from pipeline.trouble import Trouble
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
+
+    from pipeline.folder import Folder
 
 
 class LineFile:
     """Appends lines; those that the disk refuses are kept and written, in order, when it works.
 
-    The file is opened anew for every line: a disk may be taken away and brought back.
+    The file is opened anew for every line: it may be moved away, or be replaced.
 
     Args:
+        folder: holds the file.
         tell: takes one line for the person who watches, when the disk refuses and when it works.
         at_most: lines to keep while it refuses, the newest; None: all.
     """
 
     def __init__(
-        self, path: Path, tell: Callable[[str], None], *, at_most: int | None = None
+        self,
+        folder: Folder,
+        name: str,
+        tell: Callable[[str], None],
+        *,
+        at_most: int | None = None,
     ) -> None:
-        self._path = path
+        self._folder, self._name = folder, name
         self._kept: deque[str] = deque(maxlen=at_most)
         self._stays: list[Callable[[str], bool]] = []
         self._trouble = Trouble(
             tell,
             meanwhile="its lines are kept, and written when the disk works again",
-            over=f"{path}: is written again, with the lines that were kept",
+            over=f"{folder.path / name}: is written again, with the lines that were kept",
         )
 
     @property
@@ -65,26 +72,29 @@ class LineFile:
         try:
             self._write()
         except OSError as error:
-            self._trouble.refused(f"{self._path}: can't be written: {reason(error)}")
+            path, why = self._folder.path / self._name, reason(error, self._folder)
+            self._trouble.refused(f"{path}: can't be written: {why}")
         else:
             self._trouble.over()
 
     def _write(self) -> None:
         if self._stays:
-            trim_lines(self._path, lambda line: all(stays(line) for stays in self._stays))
+            trim_lines(
+                self._folder, self._name, lambda line: all(stays(line) for stays in self._stays)
+            )
             self._stays.clear()
         while self._kept:
-            append_line(self._path, self._kept[0])
+            append_line(self._folder, self._name, self._kept[0])
             self._kept.popleft()
 
 
-def append_line(path: Path, line: str) -> None:
+def append_line(folder: Folder, name: str, line: str) -> None:
     """Append all of the line or nothing.
 
     Raises:
         OSError: where the disk refuses.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    descriptor = folder.open_file(name, os.O_RDWR | os.O_CREAT | os.O_APPEND)
     try:
         end = _end_of_last_line(descriptor)
         try:
@@ -97,7 +107,7 @@ def append_line(path: Path, line: str) -> None:
         os.close(descriptor)
 
 
-def trim_lines(path: Path, stays: Callable[[str], bool]) -> None:
+def trim_lines(folder: Folder, name: str, stays: Callable[[str], bool]) -> None:
     """Drop the lines that do not stay.
 
     Where they are the last ones, as ever but for a damaged file, this needs no space.
@@ -105,15 +115,23 @@ def trim_lines(path: Path, stays: Callable[[str], bool]) -> None:
     Raises:
         OSError: where the disk refuses; the file is as it was.
     """
-    if not path.exists():
+    if not folder.has(name):
         return
-    data = path.read_bytes()
+    data = folder.read(name)
     lines = [line for line in data.split(b"\n") if line and stays(line.decode(errors="replace"))]
     kept = b"".join(line + b"\n" for line in lines)
     if data.startswith(kept):
-        os.truncate(path, len(kept))
+        _cut(folder, name, len(kept))
     else:
-        replace_file(path, kept)
+        replace_in(folder, name, kept)
+
+
+def _cut(folder: Folder, name: str, size: int) -> None:
+    descriptor = folder.open_file(name, os.O_WRONLY)
+    try:
+        os.ftruncate(descriptor, size)
+    finally:
+        os.close(descriptor)
 
 
 def _end_of_last_line(descriptor: int) -> int:

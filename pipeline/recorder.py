@@ -24,11 +24,11 @@ from pipeline.trouble import Trouble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from pipeline.checkpoint import StartState
     from pipeline.events import Observer
     from pipeline.feed import Course, Position
+    from pipeline.folder import Folder
     from pipeline.keeper import Keeper, Outcome
     from pipeline.records import PassReport, StageSnapshot, Tally
 
@@ -41,12 +41,13 @@ _LONGEST_WAIT_S = 600.0
 class Recorder:
     """Collects reports and snapshots of `len(devices)` stages, of a run that began at `start`.
 
-    Its methods, and the observer, are called by one thread only.
+    The lines go into `metrics.jsonl` in `folder`. Its methods, and the observer, are called by one
+    thread only.
     """
 
     def __init__(
         self,
-        metrics_path: Path,
+        folder: Folder,
         course: Course,
         devices: Sequence[str],
         keeper: Keeper,
@@ -65,7 +66,7 @@ class Recorder:
         self._seconds: dict[int, float] = {}
         self._patience_s = _LONGEST_WAIT_S
         self._some_left_out = False
-        self._lines = LineFile(metrics_path, self.note)
+        self._lines = LineFile(folder, METRICS_FILE, self.note)
         self._trouble = Trouble(
             self.note,
             meanwhile="training goes on, and the next snapshot tries again",
@@ -240,13 +241,13 @@ class Recorder:
         }
 
 
-def trim_metrics(path: Path, position: Position) -> None:
+def trim_metrics(folder: Folder, position: Position) -> None:
     """Drop the lines that a resumed run will write again: those after its position.
 
     Raises:
         OSError: where the disk refuses.
     """
-    trim_lines(path, lambda line: _stays(line, position))
+    trim_lines(folder, METRICS_FILE, lambda line: _stays(line, position))
 
 
 def _stays(line: str, position: Position) -> bool:

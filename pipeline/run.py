@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.blame import Blame
 from pipeline.checkpoint import StartState
+from pipeline.durable import replace_in
 from pipeline.errors import InterruptedRunError, PipelineError
 from pipeline.events import Note, Progress, StageProgress
 from pipeline.feed import Feed, Position
@@ -16,13 +18,13 @@ from pipeline.inband import EvaluationBatch, TrainBatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from pipeline.config import Config
     from pipeline.data import Batches
     from pipeline.events import Observer
+    from pipeline.folder import Folder
     from pipeline.inband import Item
     from pipeline.plan import Plan
     from pipeline.recorder import Recorder
@@ -47,7 +49,7 @@ class Run:
     observer: Observer
     interrupted: Callable[[], bool] = never
     progress_interval_s: float = 0.0
-    folder: Path | None = None
+    folder: Folder | None = None
     """The run directory, for what is left for inspection."""
     most_file_bytes: int = 1 << 36
     """No block file is larger."""
@@ -122,13 +124,14 @@ class Run:
             return ""
         steps = self.batches.steps_per_epoch
         epoch, index = (batch_id - 1) // steps + 1, (batch_id - 1) % steps
-        path = self.folder / f"batch-{batch_id:08d}.npz"
+        name, file = f"batch-{batch_id:08d}.npz", BytesIO()
         try:
             images, labels = self.batches.train(epoch, index)
-            np.savez_compressed(path, images=images, labels=labels)
+            np.savez_compressed(file, images=images, labels=labels)
+            replace_in(self.folder, name, file.getvalue())
         except (OSError, PipelineError) as error:  # what went wrong with the batch matters more
             return f"; the batch can't be kept for inspection: {error}"
-        return f"; the batch, before augmentation: {path}"
+        return f"; the batch, before augmentation: {self.folder.path / name}"
 
 
 class Speedometer:

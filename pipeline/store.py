@@ -14,8 +14,6 @@ counts until the new one is there, and if the process ends in between, the next 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from contextlib import suppress
 from dataclasses import asdict
 from hashlib import sha256
@@ -26,66 +24,104 @@ from pipeline.checkpoint import (
     MANIFEST,
     REPLACED,
     block_file_name,
-    complete_checkpoints,
-    open_checkpoint,
+    checkpoint_in,
+    complete_names,
 )
-from pipeline.durable import TEMPORARY, reason, sync_folder, write_synced
+from pipeline.durable import TEMPORARY, reason, write_synced
 from pipeline.errors import CheckpointError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pipeline.folder import Folder
     from pipeline.records import RunSnapshot
+
+CHECKPOINTS = "checkpoints"
+"""Name of their folder in a run directory."""
+CONFIG = "config.yaml"
+"""In every run directory: the resolved configuration."""
 
 
 class CheckpointStore:
-    """The checkpoints of one run directory."""
+    """The checkpoints of one run directory. `write` is called by one thread at a time.
+
+    Args:
+        run: the run directory, which the store holds open until it is closed.
+    """
 
     def __init__(
-        self, folder: Path, config_tree: dict[str, Any], keep: int, steps_per_epoch: int
+        self, run: Folder, config_tree: dict[str, Any], keep: int, steps_per_epoch: int
     ) -> None:
-        self._folder, self._config_tree, self._keep = folder, config_tree, keep
+        self._run, self._config_tree, self._keep = run.again(), config_tree, keep
         self._steps_per_epoch = steps_per_epoch
+        self._folder: Folder | None = None
 
     def prepare(self) -> None:
         """Make the folder, and clear away what a killed run has left half done in it.
 
         Raises:
             OSError: where the disk refuses.
+            CheckpointError: as `checkpoints_of`.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
-        _clear_away(self._folder)
+        _clear_away(self._at_hand())
+
+    def close(self) -> None:
+        """Let go of the run directory. Not while it may be written to: its lock must last."""
+        self._run.close()
+        if self._folder is not None:
+            self._folder.close()
 
     def write(self, snapshot: RunSnapshot) -> Path:
         """Write a complete checkpoint, then drop the oldest beyond the number to keep.
 
-        A run directory that is gone is not made again: its disk may have been taken away, and
-        the checkpoint would land on another.
+        A run directory that is gone is not made again: its name may lead to another by now.
 
         Raises:
             CheckpointError: where the disk refuses; earlier checkpoints stay as they are, and
                 nothing is left of this one.
         """
-        final = self._folder / f"step-{snapshot.step:08d}"
-        temporary = self._folder / f"{TEMPORARY}{final.name}"
+        final = f"step-{snapshot.step:08d}"
         try:
-            self._folder.mkdir(exist_ok=True)
-            _clear_away(self._folder)
-            self._write_aside(temporary, snapshot)
-            _make_appear(temporary, final)
+            folder = self._at_hand()
+            _clear_away(folder)
+            self._write_whole(folder, final, snapshot)
         except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise CheckpointError(f"{self._folder}: can't be written: {reason(error)}") from error
-        self._drop_oldest(final)
-        return final
+            path, why = self._run.path / CHECKPOINTS, reason(error, self._run)
+            raise CheckpointError(f"{path}: can't be written: {why}") from error
+        self._drop_oldest(folder, final)
+        return folder.path / final
 
-    def _write_aside(self, temporary: Path, snapshot: RunSnapshot) -> None:
-        temporary.mkdir()
+    def _at_hand(self) -> Folder:
+        """The folder `checkpoints` of the run as it is now: it may have been moved to another
+        disk, with a link in its place, or removed."""
+        if self._folder is not None:
+            if self._run.leads_to(CHECKPOINTS, self._folder):
+                return self._folder
+            self._folder.close()
+        self._folder = None
+        folder = checkpoints_of(self._run, make=True)
+        folder.lock()  # links of two runs may lead to it
+        self._folder = folder
+        return folder
+
+    def _write_whole(self, folder: Folder, final: str, snapshot: RunSnapshot) -> None:
+        temporary = f"{TEMPORARY}{final}"
+        try:
+            folder.make(temporary)
+            with folder.child(temporary) as aside:
+                self._write_files(aside, snapshot)
+            _make_appear(folder, temporary, final)
+        except OSError:
+            with suppress(OSError):
+                folder.remove(temporary)
+            raise
+
+    def _write_files(self, folder: Folder, snapshot: RunSnapshot) -> None:
         files = sorted(snapshot.files.items())
-        entries = [_write_block(temporary, block, data) for block, data in files]
+        entries = [_write_block(folder, block, data) for block, data in files]
         manifest = self._manifest(snapshot, entries)
-        write_synced(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
-        sync_folder(temporary)
+        write_synced(folder, MANIFEST, json.dumps(manifest, indent=1).encode())
+        folder.sync()
 
     def _manifest(self, snapshot: RunSnapshot, entries: list[dict[str, Any]]) -> dict[str, Any]:
         before_epoch = max(0, snapshot.epoch - 1) * self._steps_per_epoch
@@ -102,20 +138,37 @@ class CheckpointStore:
             "config": self._config_tree,
         }
 
-    def _drop_oldest(self, newest: Path) -> None:
+    def _drop_oldest(self, folder: Folder, newest: str) -> None:
         """The new one is complete and synced by now. Where the disk refuses to drop an old one,
         that is no reason to call the new one unwritten: the next write tries again."""
         with suppress(OSError):
-            for checkpoint in complete_checkpoints(self._folder)[: -self._keep]:
-                if checkpoint != newest:
-                    aside = self._folder / f"{TEMPORARY}dropped-{checkpoint.name}"
-                    os.rename(checkpoint, aside)  # at once: no half of it is taken for a whole
-                    shutil.rmtree(aside, ignore_errors=True)
+            for name in complete_names(folder)[: -self._keep]:
+                if name != newest:
+                    aside = f"{TEMPORARY}dropped-{name}"
+                    folder.rename(name, aside)  # at once: no half of it is taken for a whole
+                    folder.remove(aside)
 
 
-def _write_block(folder: Path, block: int, data: bytes | memoryview) -> dict[str, Any]:
+def checkpoints_of(run: Folder, *, make: bool = False) -> Folder:
+    """The folder of a run's checkpoints, on another disk if a link leads there.
+
+    Raises:
+        OSError: where there is none, or it can't be made.
+        CheckpointError: where it is another run's, whose checkpoints would be mixed with these.
+    """
+    folder = run.child(CHECKPOINTS, make=make)
+    with folder.child("..") as parent:
+        if not run.leads_to(".", parent) and parent.has_file(CONFIG):
+            raise CheckpointError(
+                f"{run.path / CHECKPOINTS}: leads to the checkpoints of another run, in "
+                f"{parent.path.resolve()}; each run needs its own"
+            )
+    return folder
+
+
+def _write_block(folder: Folder, block: int, data: bytes | memoryview) -> dict[str, Any]:
     name = block_file_name(block)
-    write_synced(folder / name, data)
+    write_synced(folder, name, data)
     return {
         "block": block,
         "file": name,
@@ -124,52 +177,61 @@ def _write_block(folder: Path, block: int, data: bytes | memoryview) -> dict[str
     }
 
 
-def _make_appear(temporary: Path, final: Path) -> None:
+def _make_appear(folder: Folder, temporary: str, final: str) -> None:
     """Give a new checkpoint its name; an older one of the same step gives way.
 
     Its blocks are normally the same, and then only the manifest is replaced.
     """
-    if _same_blocks(temporary, final):
-        os.replace(temporary / MANIFEST, final / MANIFEST)
-        sync_folder(final)
-        shutil.rmtree(temporary, ignore_errors=True)
-    elif os.path.lexists(final):
-        _replace_folder(temporary, final)
+    if _same_blocks(folder, temporary, final):
+        folder.rename(f"{temporary}/{MANIFEST}", f"{final}/{MANIFEST}")
+        with folder.child(final) as whole:
+            whole.sync()
+        with suppress(OSError):
+            folder.remove(temporary)
+    elif folder.has(final):
+        _replace_folder(folder, temporary, final)
     else:
-        os.rename(temporary, final)
-        sync_folder(final.parent)
+        folder.rename(temporary, final)
+        folder.sync()
 
 
-def _replace_folder(temporary: Path, final: Path) -> None:
-    aside = final.with_name(f"{REPLACED}{final.name}")
-    os.rename(final, aside)
+def _replace_folder(folder: Folder, temporary: str, final: str) -> None:
+    aside = f"{REPLACED}{final}"
+    folder.rename(final, aside)
     try:
-        os.rename(temporary, final)
+        folder.rename(temporary, final)
     except OSError:
-        os.rename(aside, final)
+        folder.rename(aside, final)
         raise
-    sync_folder(final.parent)
-    shutil.rmtree(aside, ignore_errors=True)
+    folder.sync()
+    with suppress(OSError):
+        folder.remove(aside)
 
 
-def _clear_away(folder: Path) -> None:
+def _clear_away(folder: Folder) -> None:
     """Put right what an earlier write could not finish, because its process ended or the disk
     refused: a replaced checkpoint without a successor gets its name back, the rest goes."""
-    for aside in folder.glob(f"{REPLACED}step-*"):
-        final = folder / aside.name.removeprefix(REPLACED)
-        if (aside / MANIFEST).is_file() and not (final / MANIFEST).is_file():
-            shutil.rmtree(final, ignore_errors=True)
-            os.rename(aside, final)
-    for pattern in (f"{TEMPORARY}*", f"{REPLACED}*"):
-        for left in folder.glob(pattern):
-            shutil.rmtree(left, ignore_errors=True)
+    for aside in folder.names():
+        final = aside.removeprefix(REPLACED)
+        if aside != final and _is_whole(folder, aside) and not _is_whole(folder, final):
+            with suppress(OSError):
+                folder.remove(final)
+            folder.rename(aside, final)
+    for left in folder.names():
+        if left.startswith((TEMPORARY, REPLACED)):
+            with suppress(OSError):
+                folder.remove(left)
 
 
-def _same_blocks(temporary: Path, final: Path) -> bool:
+def _is_whole(folder: Folder, name: str) -> bool:
+    return folder.has_file(f"{name}/{MANIFEST}")
+
+
+def _same_blocks(folder: Folder, temporary: str, final: str) -> bool:
     """Whether `final` is whole, its files included, and holds what is to be written."""
     try:
-        before = open_checkpoint(final)
+        before = checkpoint_in(folder, final)
         before.verify()
-        return before.digests == open_checkpoint(temporary).digests
+        return before.digests == checkpoint_in(folder, temporary).digests
     except CheckpointError:
         return False

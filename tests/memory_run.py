@@ -19,6 +19,7 @@ from pipeline.data import load_batches
 from pipeline.datasets import data_facts
 from pipeline.door import Door
 from pipeline.feed import Feed, Position, course_of
+from pipeline.folder import Folder
 from pipeline.inband import Stop
 from pipeline.invitation import Invitation
 from pipeline.keeper import DirectKeeper
@@ -105,10 +106,11 @@ class Job:
         batches = load_batches(config.data, config.runtime.seed)
         course = course_of(config, specs, batches.steps_per_epoch, batches.evaluation_batches)
         self.folder = folder
+        held = Folder.open(folder)
         self.store, self.events, self._metrics = Store(), [], folder / "metrics.jsonl"
         self.listeners: list[Callable[[Event], None]] = [self.events.append]
         recorder = Recorder(
-            self._metrics,
+            held,
             course,
             ["cpu"] * plan.n_stages,
             DirectKeeper(self.store),
@@ -126,7 +128,7 @@ class Job:
             observer=self._observe,
             interrupted=lambda: self.interrupted,
             progress_interval_s=progress_interval_s,
-            folder=folder,
+            folder=held,
         )
         self.interrupted = False
 

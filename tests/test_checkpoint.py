@@ -21,6 +21,7 @@ from pipeline.checkpoint import (
 )
 from pipeline.errors import CheckpointError
 from pipeline.feed import Position
+from pipeline.folder import Folder
 from pipeline.records import RunSnapshot, Tally
 from pipeline.store import CheckpointStore
 
@@ -35,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def store_in(folder: Path, keep: int = 3) -> CheckpointStore:
-    return CheckpointStore(folder, CONFIG, keep, steps_per_epoch=4)
+    return CheckpointStore(Folder.open(folder.parent), CONFIG, keep, steps_per_epoch=4)
 
 
 def newest(folder: Path) -> Checkpoint | None:

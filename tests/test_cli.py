@@ -19,6 +19,7 @@ from launch.rundir import RunDirectory
 from pipeline.config import config_tree
 from pipeline.configfile import dump_config, load_config
 from pipeline.datasets import data_facts
+from pipeline.folder import Folder
 from pipeline.models import network_specs
 from pipeline.records import RunSnapshot
 from pipeline.store import CheckpointStore
@@ -91,7 +92,8 @@ def a_run(here: Path, name: str = "run") -> Path:
     directory = RunDirectory(here / name)
     directory.path.mkdir()
     directory.config.write_text(dump_config(config), encoding="utf-8")
-    store = CheckpointStore(directory.checkpoints, config_tree(config), 3, steps_per_epoch=4)
+    run = Folder.open(directory.path)
+    store = CheckpointStore(run, config_tree(config), 3, steps_per_epoch=4)
     blocks = len(network_specs(config, data_facts(config.data)))
     files = dict.fromkeys(range(blocks), b"block")
     store.write(RunSnapshot(2, 1, epoch_reported=False, files=files, tallies=()))

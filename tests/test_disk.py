@@ -6,6 +6,7 @@ In single mode, which shares recorder, keeper and store with the pipeline.
 from __future__ import annotations
 
 import os
+import shutil
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from disk import fill, immutable, no_space, remount, small_disk
 from processes import UnhurriedKeeper, digests, epochs, final_digests, launch
 
 from launch.job import Options, make_job
-from launch.rundir import RunDirectory
+from launch.rundir import hold
 from launch.training import carry_out, make_run
 from pipeline import store as store_module
 from pipeline.checkpoint import StartState
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from launch.job import Job
     from pipeline.events import Event
+    from pipeline.folder import Folder
 
 pytestmark = pytest.mark.processes
 
@@ -62,19 +64,21 @@ class Trained:
     def __init__(self, job: Job, folder: Path, after: dict[int, Callable[[], object]]) -> None:
         self.events: list[Event] = []
         self._after = after
-        directory = RunDirectory(folder)
         batches = load_batches(job.config.data, job.config.runtime.seed)
         course = course_of(
             job.config, job.specs, batches.steps_per_epoch, batches.evaluation_batches
         )
-        store = directory.prepare(job, StartState(), course.steps_per_epoch)
-        self._keeper = UnhurriedKeeper(store)
-        run = make_run(job, folder, StartState(), batches, course, self._keeper, self._observe)
         self.error: RunError | None = None
-        try:
-            carry_out(run, None)
-        except RunError as error:
-            self.error = error
+        with hold(folder) as held:
+            store = held.prepare(job, StartState(), course.steps_per_epoch)
+            self._keeper = UnhurriedKeeper(store)
+            start, observe = StartState(), self._observe
+            run = make_run(job, held.folder, start, batches, course, self._keeper, observe)
+            try:
+                carry_out(run, None)
+            except RunError as error:
+                self.error = error
+            store.close()
 
     def _observe(self, event: Event) -> None:
         self.events.append(event)
@@ -89,6 +93,11 @@ class Trained:
     @property
     def notes(self) -> list[str]:
         return [event.text for event in self.events if isinstance(event, Note)]
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder): path.read_bytes() for path in files}
 
 
 def assert_as_undisturbed(folder: Path, undisturbed: Path) -> None:
@@ -123,15 +132,33 @@ def test_a_disk_that_is_read_only_for_a_while(job: Job, tmp_path: Path, undistur
         assert_as_undisturbed(disk / "run", undisturbed)
 
 
-def test_a_run_directory_that_vanishes_for_a_while(
+def test_a_run_directory_that_is_moved_is_followed(
     job: Job, tmp_path: Path, undisturbed: Path
 ) -> None:
     folder, away = tmp_path / "run", tmp_path / "away"
-    trained = Trained(job, folder, {1: lambda: folder.rename(away), 3: lambda: away.rename(folder)})
-    assert trained.error is None
-    assert trained.written == [9, 12]
-    assert "No such file or directory; training goes on" in trained.notes[0]
-    assert_as_undisturbed(folder, undisturbed)
+
+    def moved() -> None:
+        folder.rename(away)
+        shutil.copytree(undisturbed, folder)  # another run, under the old name
+
+    trained = Trained(job, folder, {1: moved})
+    assert (trained.error, trained.notes) == (None, [])
+    assert trained.written == [3, 6, 9, 12]
+    assert_as_undisturbed(away, undisturbed)
+    assert contents(folder) == contents(undisturbed)
+
+
+def test_a_run_directory_that_was_deleted_is_told_and_not_made_again(
+    job: Job, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    trained = Trained(job, folder, {2: lambda: shutil.rmtree(folder)})
+    assert not folder.exists()
+    assert trained.written == [3]
+    checkpoints, lines = sorted(trained.notes)
+    assert lines.startswith(f"{folder}/metrics.jsonl: can't be written: the folder was deleted")
+    assert checkpoints.startswith(f"{folder}/checkpoints: can't be written: the folder was deleted")
+    assert "the last checkpoint, of step 12, is lost" in str(trained.error)
 
 
 def test_a_full_disk_at_the_end(job: Job, tmp_path: Path, undisturbed: Path) -> None:
@@ -162,10 +189,10 @@ def test_a_last_checkpoint_that_is_lost_ends_the_command_with_status_1(
 ) -> None:
     appear = store_module._make_appear
 
-    def full(temporary: Path, final: Path) -> None:
-        if final.name == "step-00000012":
+    def full(folder: Folder, temporary: str, final: str) -> None:
+        if final == "step-00000012":
             raise no_space()
-        appear(temporary, final)
+        appear(folder, temporary, final)
 
     (tmp_path / "small.yaml").write_text(SMALL, encoding="utf-8")
     run = tmp_path / "run"
@@ -209,8 +236,9 @@ def test_what_a_killed_run_left_is_cleared_away(job: Job, tmp_path: Path) -> Non
     (run / ".writing-metrics.jsonl").write_text("half")
     (run / "checkpoints" / ".writing-step-00000015").mkdir()
     (run / "checkpoints" / ".writing-step-00000015" / "block-00.safetensors").write_text("half")
-    start, _ = RunDirectory(run).start_state(job)
-    RunDirectory(run).prepare(job, start, 3)
+    with hold(run) as held:
+        start, _ = held.start_state(job)
+        held.prepare(job, start, 3)
     assert sorted(path for path in run.rglob("*")) == before
     assert (run / "config.yaml").read_bytes() == (tmp_path / "config").read_bytes()
     assert not (run / "config.yaml").samefile(tmp_path / "config")  # replaced, never emptied
@@ -222,9 +250,11 @@ def test_a_disk_without_room_refuses_a_resumed_run_and_changes_nothing(
     with small_disk(tmp_path / "disk", "2m") as disk:
         run = disk / "run"
         Trained(job, run, {})
-        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-        start, _ = RunDirectory(run).start_state(job)
-        fill(disk)
-        with pytest.raises(ConfigError, match=r"can't be written: .*No space left"):
-            RunDirectory(run).prepare(job, start, 3)
-        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+        before = contents(run)
+        with hold(run) as held:
+            start, _ = held.start_state(job)
+            fill(disk)
+            for write in (held.check_writable, lambda: held.prepare(job, start, 3)):
+                with pytest.raises(ConfigError, match=r"can't be written: .*No space left"):
+                    write()
+        assert contents(run) == before

@@ -37,7 +37,8 @@ MEETING = {
 NEUTRAL = {
     "__init__", "activity", "arguments", "blame", "blockfile", "checkpoint", "config", "configfile",
     "cost",
-    "data", "datasets", "door", "durable", "errors", "events", "feed", "handwritten", "imagefiles",
+    "data", "datasets", "door", "durable", "errors", "events", "feed", "folder", "handwritten",
+    "imagefiles",
     "inband", "invitation", "kept", "keeper", "linefile", "lossconfig", "meter", "modelconfig",
     "moves", "patience", "placement", "plan", "processor", "recorder", "records", "recovery", "run",
     "sampling", "schema", "seeding", "signals", "simulate", "specs", "store", "timing", "trouble",

@@ -12,6 +12,7 @@ from disk import CHANGING, Dead, FailingDisk, fill, no_space, small_disk
 from launch.run_log import open_log
 from pipeline.durable import replace_file
 from pipeline.events import Note
+from pipeline.folder import Folder
 from pipeline.linefile import LineFile, trim_lines
 from pipeline.trouble import Trouble
 
@@ -49,7 +50,8 @@ class Lines:
 
     def __init__(self, path: Path, at_most: int | None = None) -> None:
         self.path, self.said = path, list[str]()
-        self.file = LineFile(path, self.said.append, at_most=at_most)
+        held = Folder.open(path.parent)
+        self.file = LineFile(held, path.name, self.said.append, at_most=at_most)
 
     def there(self) -> list[str]:
         return self.path.read_text().splitlines()
@@ -159,7 +161,7 @@ def test_a_full_disk_can_be_trimmed(tmp_path: Path) -> None:
         path = disk / "lines"
         path.write_text("1\n2\n3\n")
         fill(disk)
-        trim_lines(path, lambda line: line < "3")
+        trim_lines(Folder.open(disk), "lines", lambda line: line < "3")
         assert path.read_text() == "1\n2\n"
 
 
@@ -175,18 +177,33 @@ def test_a_full_disk_keeps_lines(tmp_path: Path) -> None:
         assert lines.there() == ["one", "two", "three"]
 
 
-def test_a_folder_that_vanishes_and_comes_back(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
+def test_a_folder_that_is_moved_is_followed(tmp_path: Path) -> None:
+    folder, moved = tmp_path / "run", tmp_path / "moved"
     folder.mkdir()
     lines = Lines(folder / "lines")
     lines.file.append("one")
-    folder.rename(tmp_path / "away")
+    folder.rename(moved)
+    folder.mkdir()  # another's, under the old name
     lines.file.append("two")
-    assert "No such file or directory" in lines.said[0]
+    lines.file.trim(lambda line: line == "two")
+    assert (moved / "lines").read_text() == "two\n"
+    assert list(folder.iterdir()) == []
+    with pytest.MonkeyPatch.context() as patch:
+        FailingDisk(patch, 0, no_space, times=None)
+        lines.file.append("three")
+    assert lines.said[0].startswith(f"{moved}/lines: can't be written: ")
+
+
+def test_a_folder_that_was_deleted_is_told_once(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    lines = Lines(folder / "lines")
+    folder.rmdir()
+    for line in ("one", "two"):
+        lines.file.append(line)
+    (said,) = lines.said
+    assert said.startswith(f"{folder}/lines: can't be written: the folder was deleted; its lines")
     assert not folder.exists()
-    (tmp_path / "away").rename(folder)
-    lines.file.append("three")
-    assert lines.there() == ["one", "two", "three"]
 
 
 # --- files that are replaced --------------------------------------------------------------
@@ -214,7 +231,7 @@ def test_a_replaced_file_holds_the_old_or_the_new(
 def test_a_log_that_is_refused_ends_nothing_and_is_told(tmp_path: Path) -> None:
     told: list[Event] = []
     path = tmp_path / "run.log"
-    with open_log(path, told.append) as log:
+    with open_log(Folder.open(tmp_path), told.append) as log:
         log(Note("one"))
         with pytest.MonkeyPatch.context() as patch:
             FailingDisk(patch, 0, no_space, times=None)
@@ -231,7 +248,7 @@ def test_a_log_that_is_refused_ends_nothing_and_is_told(tmp_path: Path) -> None:
 
 def test_a_log_goes_on_where_it_was(tmp_path: Path) -> None:
     for text in ("one", "two → 2"):
-        with open_log(tmp_path / "run.log", lambda event: None) as log:
+        with open_log(Folder.open(tmp_path), lambda event: None) as log:
             log(Note(text))
     lines = (tmp_path / "run.log").read_text(encoding="utf-8").splitlines()
     assert [line[20:] for line in lines] == ["one", "two → 2"]

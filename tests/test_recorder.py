@@ -15,6 +15,7 @@ from pipeline.checkpoint import StartState
 from pipeline.errors import CheckpointError, RunError, TimedOutError
 from pipeline.events import CheckpointWritten, EpochDone, Note, Waiting
 from pipeline.feed import Course, Position
+from pipeline.folder import Folder
 from pipeline.keeper import LeftOut, Refused, Written
 from pipeline.recorder import Recorder, trim_metrics
 from pipeline.records import PassReport, RunSnapshot, StageSnapshot, Tally, Usage
@@ -65,7 +66,7 @@ class Recording:
         self.keeper = Keeper()
         self.events: list[Event] = []
         self.recorder = Recorder(
-            self.path,
+            Folder.open(folder),
             course,
             ["cpu", "cuda:1"],
             self.keeper,
@@ -500,7 +501,7 @@ def metrics(tmp_path: Path) -> Path:
     ],
 )
 def test_trimmed_to_the_position(metrics: Path, position: Position, kept: list[int]) -> None:
-    trim_metrics(metrics, position)
+    trim_metrics(Folder.open(metrics.parent), position)
     assert [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()] == kept
 
 
@@ -508,10 +509,10 @@ def test_trimmed_to_the_position(metrics: Path, position: Position, kept: list[i
 def test_half_written_lines_are_dropped(metrics: Path, half: str) -> None:
     whole = metrics.read_text()
     metrics.write_text(whole + half)
-    trim_metrics(metrics, Position(99))
+    trim_metrics(Folder.open(metrics.parent), Position(99))
     assert metrics.read_text() == whole
 
 
 def test_nothing_to_trim(tmp_path: Path) -> None:
-    trim_metrics(tmp_path / "metrics.jsonl", Position(3))
+    trim_metrics(Folder.open(tmp_path), Position(3))
     assert list(tmp_path.iterdir()) == []

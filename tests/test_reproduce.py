@@ -33,9 +33,10 @@ from launch.paper_results import (
 from launch.paper_tasks import make_task
 from launch.provenance import is_provenance, provenance, read_starts, write_starts
 from launch.reproduce import Request, main, reproduce
-from launch.rundir import RunDirectory
+from launch.rundir import RunDirectory, hold
 from pipeline.configfile import load_config
 from pipeline.errors import ConfigError
+from pipeline.folder import Folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -430,8 +431,8 @@ def test_a_file_in_the_place_of_a_run(here: Path) -> None:
     assert says.startswith("--runs runs/paper: can't be written: ")
     assert "digits/mlp_glob" in says
     with (
-        pytest.raises(ConfigError, match=r"--run-dir .*mlp_glob: can't be made: .*; choose"),
-        RunDirectory(here / "runs/paper/digits/mlp_glob").locked(),
+        pytest.raises(ConfigError, match=r"--run-dir .*mlp_glob: can't be opened: .*; choose"),
+        hold(here / "runs/paper/digits/mlp_glob"),
     ):
         pass
 
@@ -488,9 +489,9 @@ def test_where_another_is_at_work_nothing_is_touched(tables: Sequence[Table], he
     directory = finished_run(here / "runs/paper/digits/mlp_glob", entry)
     lines = directory.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
     directory.metrics.write_text(lines[0], encoding="utf-8")
-    write_starts(directory.path, [start("0c1cfec")])
+    write_starts(Folder.open(directory.path), [start("0c1cfec")])
     before = contents(directory.path)
-    with directory.locked():
+    with hold(directory.path):
         says = refused("1/mlp/glob", "--gpus", "cpu", "--view", "quiet")
     assert says == "--run-dir runs/paper/digits/mlp_glob: another run is at work in it"
     assert contents(directory.path) == before
@@ -498,12 +499,11 @@ def test_where_another_is_at_work_nothing_is_touched(tables: Sequence[Table], he
 
 def test_of_two_that_begin_at_once_one_trains(here: Path) -> None:
     """The other has its folder, but nothing is in it yet that a run could be known by."""
-    directory = RunDirectory(here / "runs/paper/digits/mlp_glob")
-    with directory.locked():
-        write_starts(directory.path, [start("0c1cfec")])
+    with hold(here / "runs/paper/digits/mlp_glob") as run:
+        write_starts(run.folder, [start("0c1cfec")])
         says = refused("1/mlp/glob", "--gpus", "cpu", "--view", "quiet")
         assert says == "--run-dir runs/paper/digits/mlp_glob: another run is at work in it"
-        assert read_starts(directory.path) == [start("0c1cfec")]
+        assert read_starts(run.path) == [start("0c1cfec")]
 
 
 def test_glob_is_trained_in_one_process(tables: Sequence[Table], here: Path) -> None:

@@ -20,7 +20,7 @@ from processes import HELD, TINY, TINY_EPOCH, digests, epochs, final_digests, la
 from launch.cli import main
 from launch.interrupts import ONE_S
 from launch.job import Options, make_job
-from launch.rundir import RunDirectory
+from launch.rundir import hold
 from launch.training import carry_out, make_run
 from pipeline.checkpoint import StartState
 from pipeline.data import load_batches
@@ -210,15 +210,16 @@ def smallest(tmp_path: Path, *overrides: str) -> Job:
 
 def train(job: Job, folder: Path, interrupted: Callable[[], bool]) -> None:
     """Train or go on in single mode, as `launch` does, asking `interrupted` after every item."""
-    directory = RunDirectory(folder)
-    resume = directory.checkpoints.exists()
-    start = directory.start_state(job)[0] if resume else StartState()
     batches = load_batches(job.config.data, job.config.runtime.seed)
     course = course_of(job.config, job.specs, batches.steps_per_epoch, batches.evaluation_batches)
-    store = directory.prepare(job, start, course.steps_per_epoch)
-    keeper = BackgroundKeeper(store)
-    run = make_run(job, folder, start, batches, course, keeper, ignore)
-    carry_out(replace(run, interrupted=interrupted), None)
+    with hold(folder) as held:
+        start = held.start_state(job)[0] if held.holds_run else StartState()
+        store = held.prepare(job, start, course.steps_per_epoch)
+        run = make_run(job, held.folder, start, batches, course, BackgroundKeeper(store), ignore)
+        try:
+            carry_out(replace(run, interrupted=interrupted), None)
+        finally:
+            store.close()
 
 
 def items_of(job: Job) -> list[Item]:

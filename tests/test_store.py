@@ -16,6 +16,7 @@ from disk import TAKING_SPACE, Dead, FailingDisk, fill, immutable, no_space, rem
 
 from pipeline.checkpoint import complete_checkpoints, open_checkpoint
 from pipeline.errors import CheckpointError
+from pipeline.folder import Folder
 from pipeline.records import RunSnapshot
 from pipeline.store import CheckpointStore
 
@@ -29,17 +30,17 @@ State = dict[int, dict[int, bytes]]
 OLD, NEW = {0: b"old", 1: b"old as well"}, {0: b"new", 1: b"new as well", 2: b"and more"}
 
 
-def store_in(folder: Path, keep: int) -> CheckpointStore:
-    return CheckpointStore(folder, {"runtime": {"seed": 1}}, keep, steps_per_epoch=4)
+def store_in(run: Path, keep: int) -> CheckpointStore:
+    return CheckpointStore(Folder.open(run), {"runtime": {"seed": 1}}, keep, steps_per_epoch=4)
 
 
 def snapshot_of(step: int, files: dict[int, bytes]) -> RunSnapshot:
     return RunSnapshot(step, 1, epoch_reported=False, files=dict(files), tallies=())
 
 
-def state_of(folder: Path) -> State:
+def state_of(run: Path) -> State:
     """What is there and whole; raises where something complete is not whole."""
-    opened = map(open_checkpoint, complete_checkpoints(folder))
+    opened = map(open_checkpoint, complete_checkpoints(run / "checkpoints"))
     return {found.step: {n: bytes(data) for n, data in found.read().items()} for found in opened}
 
 
@@ -55,11 +56,11 @@ class Scene:
     after: State
     manifest_only: bool = False
 
-    def arrange(self, folder: Path) -> CheckpointStore:
+    def arrange(self, run: Path) -> CheckpointStore:
+        (run / "checkpoints").mkdir(parents=True)
         for step, files in self.before.items():
-            store_in(folder, 99).write(snapshot_of(step, files))
-        folder.mkdir(exist_ok=True)
-        return store_in(folder, self.keep)
+            store_in(run, 99).write(snapshot_of(step, files))
+        return store_in(run, self.keep)
 
     @property
     def snapshot(self) -> RunSnapshot:
@@ -95,8 +96,8 @@ def scene(request: pytest.FixtureRequest) -> Scene:
     return SCENES[request.param]
 
 
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+def names(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
 def leaves_no_rubbish(folder: Path) -> bool:
@@ -137,6 +138,8 @@ class Attempts:
                 store.write(self.scene.snapshot)
             except (CheckpointError, Dead) as raised:
                 return folder, disk, raised
+            finally:
+                store.close()
         return folder, disk, None
 
     def assert_well(self, folder: Path) -> None:
@@ -157,7 +160,7 @@ def test_one_call_fails(attempts: Attempts) -> None:
     for at in range(attempts.calls()):
         folder, disk, raised = attempts.write(at, no_space)
         if raised:
-            assert str(raised) == f"{folder}: can't be written: No space left on device"
+            assert str(raised) == f"{folder}/checkpoints: can't be written: No space left on device"
             assert leaves_no_rubbish(folder), disk.calls[at]
         else:  # it was part of dropping something that is no longer needed
             assert state_of(folder).get(scene.step) == scene.files
@@ -220,10 +223,10 @@ def test_leftovers_of_a_killed_run_are_cleared_away(tmp_path: Path) -> None:
     store.write(snapshot_of(4, OLD))
     done = store.write(snapshot_of(8, NEW))
     for name in (".writing-step-00000012", ".writing-dropped-step-00000001"):
-        shutil.copytree(done, tmp_path / name)
-    done.rename(tmp_path / ".replaced-step-00000008")  # and its successor never appeared
-    shutil.copytree(tmp_path / "step-00000004", tmp_path / ".replaced-step-00000004")
-    (tmp_path / "notes").mkdir()
+        shutil.copytree(done, done.with_name(name))
+    done.rename(done.with_name(".replaced-step-00000008"))  # and its successor never appeared
+    shutil.copytree(done.with_name("step-00000004"), done.with_name(".replaced-step-00000004"))
+    done.with_name("notes").mkdir()
     assert state_of(tmp_path) == {4: OLD, 8: NEW}
     store.prepare()
     assert names(tmp_path) == ["notes", "step-00000004", "step-00000008"]
@@ -248,70 +251,144 @@ def refusal(store: CheckpointStore, step: int = 8) -> str:
 
 def test_a_disk_that_fills(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:
-        store = store_in(disk / "checkpoints", 1)
+        store = store_in(disk, 1)
         store.prepare()
         store.write(snapshot_of(4, OLD))
         fill(disk)
         assert refusal(store) == f"{disk}/checkpoints: can't be written: No space left on device"
-        assert names(disk / "checkpoints") == ["step-00000004"]
-        assert state_of(disk / "checkpoints") == {4: OLD}
+        assert names(disk) == ["step-00000004"]
+        assert state_of(disk) == {4: OLD}
         (disk / "ballast").unlink()
         store.write(snapshot_of(8, NEW))
-        assert state_of(disk / "checkpoints") == {8: NEW}
+        assert state_of(disk) == {8: NEW}
 
 
 def test_a_disk_that_fills_with_the_checkpoint(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "256k") as disk:
-        store = store_in(disk / "checkpoints", 1)
+        store = store_in(disk, 1)
         store.prepare()
         store.write(snapshot_of(4, OLD))
         large = replace(snapshot_of(8, NEW), files={n: bytes(100_000) for n in range(3)})
         with pytest.raises(CheckpointError, match="No space left on device"):
             store.write(large)
-        assert names(disk / "checkpoints") == ["step-00000004"]
-        assert state_of(disk / "checkpoints") == {4: OLD}
+        assert names(disk) == ["step-00000004"]
+        assert state_of(disk) == {4: OLD}
         store.write(snapshot_of(8, NEW))
 
 
 def test_a_read_only_disk(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:
-        store = store_in(disk / "checkpoints", 1)
+        store = store_in(disk, 1)
         store.prepare()
         store.write(snapshot_of(4, OLD))
         remount(disk, "ro")
         assert refusal(store).endswith("can't be written: Read-only file system")
-        assert state_of(disk / "checkpoints") == {4: OLD}
+        assert state_of(disk) == {4: OLD}
         remount(disk, "rw")
         store.write(snapshot_of(8, NEW))
-        assert names(disk / "checkpoints") == ["step-00000008"]
+        assert names(disk) == ["step-00000008"]
 
 
 def test_a_folder_that_may_not_be_changed(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoints"
-    store = store_in(folder, 1)
+    store = store_in(tmp_path, 1)
     store.write(snapshot_of(4, OLD))
-    with immutable(folder):
+    with immutable(tmp_path / "checkpoints"):
         assert refusal(store).endswith("can't be written: Operation not permitted")
-        assert state_of(folder) == {4: OLD}
+        assert state_of(tmp_path) == {4: OLD}
     store.write(snapshot_of(8, NEW))
-    assert state_of(folder) == {8: NEW}
-
-
-def test_a_run_directory_that_is_gone_is_not_made_elsewhere(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    store = store_in(run / "checkpoints", 1)
-    store.prepare()
-    run.rename(tmp_path / "away")
-    assert refusal(store) == f"{run}/checkpoints: can't be written: No such file or directory"
-    assert not run.exists()
-    (tmp_path / "away").rename(run)
-    (run / "checkpoints").rmdir()
-    store.write(snapshot_of(8, NEW))
-    assert state_of(run / "checkpoints") == {8: NEW}
+    assert state_of(tmp_path) == {8: NEW}
 
 
 def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("precious")
-    store = store_in(tmp_path / "checkpoints", 1)
-    assert refusal(store) == f"{tmp_path}/checkpoints: can't be written: File exists"
+    store = store_in(tmp_path, 1)
+    assert refusal(store) == f"{tmp_path}/checkpoints: can't be written: Not a directory"
     assert (tmp_path / "checkpoints").read_text() == "precious"
+
+
+# --- folders that are moved, or replaced by others ----------------------------------------
+
+
+def test_a_run_directory_that_is_moved_is_followed(tmp_path: Path) -> None:
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    run.mkdir()
+    store = store_in(run, 1)
+    store.write(snapshot_of(4, OLD))
+    run.rename(moved)
+    shutil.copytree(moved, run)  # another run, under the old name
+    (run / "checkpoints" / ".writing-step-00000012").mkdir()
+    assert store.write(snapshot_of(8, NEW)) == moved / "checkpoints" / "step-00000008"
+    assert state_of(moved) == {8: NEW}
+    assert state_of(run) == {4: OLD}
+    assert names(run) == [".writing-step-00000012", "step-00000004"]
+
+
+def test_a_run_directory_that_was_deleted_is_not_made_again(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    store = store_in(run, 1)
+    store.write(snapshot_of(4, OLD))
+    shutil.rmtree(run)
+    said = f"{run}/checkpoints: can't be written: the folder was deleted"
+    assert refusal(store) == said
+    assert not run.exists()
+    run.mkdir()  # another run's
+    assert refusal(store) == said
+    assert list(run.iterdir()) == []
+
+
+def test_checkpoints_that_were_removed_are_made_again_in_the_same_run(tmp_path: Path) -> None:
+    store = store_in(tmp_path, 1)
+    store.write(snapshot_of(4, OLD))
+    shutil.rmtree(tmp_path / "checkpoints")
+    store.write(snapshot_of(8, NEW))
+    assert state_of(tmp_path) == {8: NEW}
+
+
+def test_checkpoints_may_move_to_another_disk_meanwhile(tmp_path: Path) -> None:
+    run, large = tmp_path / "run", tmp_path / "large"
+    run.mkdir()
+    store = store_in(run, 2)
+    store.write(snapshot_of(4, OLD))
+    (run / "checkpoints").rename(large)
+    (run / "checkpoints").symlink_to(large)
+    store.write(snapshot_of(8, NEW))
+    assert state_of(run) == {4: OLD, 8: NEW}
+    assert (run / "checkpoints").is_symlink()
+
+
+def test_checkpoints_of_another_run_are_never_written_to(tmp_path: Path) -> None:
+    """However its folder comes to be in the place of one's own."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    for folder in (run, other):
+        folder.mkdir()
+        (folder / "config.yaml").touch()
+        store_in(folder, 1).write(snapshot_of(4, OLD))
+    store = store_in(run, 1)
+    store.prepare()
+    (run / "checkpoints").rename(run / "aside")
+    (run / "checkpoints").symlink_to(other / "checkpoints")
+    assert refusal(store).startswith(f"{run}/checkpoints: leads to the checkpoints of another run")
+    with pytest.raises(CheckpointError, match=r"another run, in .*/other; each run needs its own"):
+        store_in(run, 1).prepare()
+    assert state_of(other) == {4: OLD}
+    (run / "checkpoints").unlink()
+    (run / "aside").rename(run / "checkpoints")
+    store.write(snapshot_of(8, NEW))
+    assert (state_of(run), state_of(other)) == ({8: NEW}, {4: OLD})
+
+
+def test_two_runs_never_share_a_folder_of_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    stores = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "checkpoints").symlink_to(tmp_path / "shared")
+        stores.append(store_in(tmp_path / name, 1))
+    stores[0].write(snapshot_of(4, OLD))
+    for _ in range(2):
+        assert refusal(stores[1]).endswith("can't be written: another run is at work in it")
+    assert state_of(tmp_path / "one") == {4: OLD}
+    stores[0].close()
+    stores[1].write(snapshot_of(8, NEW))
+    assert state_of(tmp_path / "two") == {8: NEW}

@@ -11,6 +11,7 @@ from fuzz.examples import EXAMPLES
 from fuzz.targets import SEPARATOR, STEP, framed
 from pipeline.addresses import LinkAddress, RingHandle
 from pipeline.codec import encode
+from pipeline.folder import Folder
 from pipeline.messages import PROTOCOL_VERSION, Connect, OpenLink
 from pipeline.records import RunSnapshot, Tally
 from pipeline.store import CheckpointStore
@@ -53,7 +54,9 @@ def _manifest(blocks: int) -> bytes:
     files: dict[int, bytes | memoryview] = dict.fromkeys(range(blocks), b"")
     tallies = (Tally(0, 9, 1.5, None), Tally(1, 9, 2.25, 3))
     with TemporaryDirectory(prefix="fuzz-") as temp:
-        store = CheckpointStore(Path(temp), {"runtime": {"seed": 7}}, 1, steps_per_epoch=4)
+        store = CheckpointStore(
+            Folder.open(Path(temp)), {"runtime": {"seed": 7}}, 1, steps_per_epoch=4
+        )
         path = store.write(RunSnapshot(STEP, 2, False, files, tallies))
         text = (path / "manifest.json").read_text(encoding="utf-8")
     for block in range(blocks):

@@ -1,0 +1,145 @@
+"""What a run goes on from: the newest complete checkpoint of its folder, and what has changed."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+from pipeline.checkpoint import Checkpoint, StartState, checkpoint_in, complete_names, way_back
+from pipeline.config import build_config, differing_keys
+from pipeline.configfile import load_config
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.feed import Feed, course_of
+from pipeline.folder import Folder
+from pipeline.inband import Stop
+from pipeline.store import CONFIG, checkpoints_of
+from pipeline.yamlfile import word_for
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from launch.job import Job
+    from pipeline.config import Config
+
+_FREE_TO_CHANGE = ("schedule.", "runtime.", "optimizer.lr", "data.root", "data.download")
+_BOUND = ("runtime.seed", "runtime.precision", "schedule.greedy")
+
+
+def start_state(run: Folder, job: Job) -> tuple[StartState, list[str]]:
+    """What to resume from, verified, and notes on what was changed since.
+
+    Raises:
+        ConfigError: where there is no run, or one of another configuration.
+        CheckpointError: naming the damaged file, with a way back.
+    """
+    checkpoints = _checkpoints(run)
+    if checkpoints is None:
+        return _from_the_beginning(run, job.config)
+    with checkpoints:
+        while names := complete_names(checkpoints):
+            try:
+                return _from_checkpoint(run, checkpoint_in(checkpoints, names[-1]), job)
+            except CheckpointError as error:
+                # who only looks may look at a run at work, which writes and drops checkpoints
+                if complete_names(checkpoints)[-1:] == names[-1:]:
+                    advice = way_back(checkpoints.path, checkpoints.path / names[-1])
+                    raise CheckpointError(f"{error}; {advice}") from None
+        return _from_the_beginning(run, job.config)
+
+
+def look(path: Path, job: Job) -> None:
+    """Check that the run in a folder can be gone on with, without a claim on it.
+
+    Raises:
+        ConfigError, CheckpointError: as `start_state`.
+    """
+    try:
+        run = Folder.open(path)
+    except FileNotFoundError:
+        raise no_run(path) from None
+    except OSError as error:
+        raise ConfigError(f"--run-dir {path}: can't be opened: {error.strerror}") from None
+    with run:
+        start_state(run, job)
+
+
+def nothing_left(job: Job, start: StartState, path: Path) -> str:
+    """That a run is finished, and how to train longer; empty where there is something to do.
+
+    Raises:
+        ConfigError: where more was trained than `schedule.epochs` says.
+    """
+    if start.steps_per_epoch is None:
+        return ""
+    course = course_of(job.config, job.specs, start.steps_per_epoch, evaluation_batches=1)
+    trained = course.epoch_of(start.position.step)
+    if start.position.step > course.steps:
+        raise ConfigError(
+            f"--resume: schedule.epochs is {job.config.schedule.epochs}, but the run in {path} is "
+            f"in epoch {trained} already; use --set schedule.epochs={trained} or more, or start a "
+            "new run"
+        )
+    if not all(isinstance(item, Stop) for item in Feed(course, start.position)):
+        return ""
+    said = f"nothing to do: the run in {path} has trained all its {course.all_epochs} epochs"
+    if job.config.schedule.greedy:
+        return said
+    return f"{said}; to go on, raise schedule.epochs, as --set schedule.epochs={2 * trained}"
+
+
+def no_run(path: Path) -> ConfigError:
+    """The error of resuming where nothing can be resumed."""
+    return ConfigError(
+        f"--resume: {path} holds no complete checkpoint; "
+        "start without --resume, or name the run's folder with --run-dir"
+    )
+
+
+def _checkpoints(run: Folder) -> Folder | None:
+    try:
+        return checkpoints_of(run)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(f"--resume: {run.path}: can't be read: {error}") from None
+    except CheckpointError as error:
+        raise ConfigError(f"--resume: {error}") from None
+
+
+def _from_checkpoint(run: Folder, checkpoint: Checkpoint, job: Job) -> tuple[StartState, list[str]]:
+    before = build_config(checkpoint.manifest["config"], str(checkpoint.path))
+    notes = _compare(before, job.config, run.path)
+    _check_blocks(checkpoint, len(job.specs))
+    return checkpoint.start(), [f"resuming from {checkpoint.path.name}", *notes]
+
+
+def _from_the_beginning(run: Folder, config: Config) -> tuple[StartState, list[str]]:
+    """A run that ended before its first checkpoint is resumed by starting it again."""
+    checkpoints = _checkpoints(run)
+    names = checkpoints.names() if checkpoints else []
+    if not run.has_file(CONFIG) or any(name.startswith("step-") for name in names):
+        raise no_run(run.path)
+    notes = _compare(load_config(run.path / CONFIG), config, run.path)
+    return StartState(), ["no checkpoint yet: starting at the beginning", *notes]
+
+
+def _check_blocks(checkpoint: Checkpoint, blocks: int) -> None:
+    if len(checkpoint.digests) != blocks:
+        raise CheckpointError(
+            f"{checkpoint.path}: holds {len(checkpoint.digests)} blocks, the network has {blocks}"
+        )
+
+
+def _compare(before: Config, now: Config, path: Path) -> list[str]:
+    """Refuse what would make another network or another sequence of batches; name the rest."""
+    notes = []
+    for key, values in differing_keys(before, now).items():
+        old, new = map(word_for, values)
+        moves_phases = now.schedule.greedy and key == "schedule.epochs"
+        if key in _BOUND or moves_phases or not key.startswith(_FREE_TO_CHANGE):
+            raise ConfigError(
+                f"--resume: {key} is {new}, but the run in {path} began with {old}; "
+                f"use --set {shlex.quote(f'{key}={old}')}, or start a new run"
+            )
+        notes.append(f"{key} changed from {old} to {new}")
+    return notes
