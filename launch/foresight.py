@@ -55,8 +55,13 @@ def foresee(
 
 
 def cautions(job: Job) -> list[str]:
-    """What a user should hear before it trains: a CPU whose stages have more threads than it has
-    cores. Threads that wait for their like, which has no core, keep those busy that work."""
+    """What a user should hear before it trains: that it will be slow, or learn little."""
+    return [*_crowded_cores(job), *_feedback_that_cannot_align(job.config)]
+
+
+def _crowded_cores(job: Job) -> list[str]:
+    """A CPU whose stages have more threads than it has cores: threads that wait for their like,
+    which has no core, keep those busy that work."""
     stages = [stage for stage in job.plan.stages if stage.device == "cpu"]
     processes = min(1, len(stages)) if job.single else len(stages)
     threads, cores = job.config.runtime.threads_per_stage, len(os.sched_getaffinity(0))
@@ -66,6 +71,17 @@ def cautions(job: Job) -> list[str]:
         f"runtime.threads_per_stage: {processes} stage{'s' * (processes > 1)} of {threads} threads "
         f"on {cores} core{'s' * (cores > 1)} hold each other up, and may train many times slower, "
         "which no prediction counts; use fewer threads, or fewer stages"
+    ]
+
+
+def _feedback_that_cannot_align(config: Config) -> list[str]:
+    """Feedback alignment needs weights that learn to fit the feedback; fixed ones never do."""
+    if config.loss.feedback != "random":  # which only fixed classifiers have
+        return []
+    return [
+        "loss.feedback random: a classifier that is never trained can't align with random feedback;"
+        " after 4 epochs of 6,000 images 16.5 % errors were measured, 6.2 % with transpose, 7.4 %"
+        " with sign, 5.9 % with loss.classifier trained"
     ]
 
 

@@ -62,7 +62,7 @@ class LossConfig(Section):
     """`fixed`: local classifiers are drawn once and never trained (Mostafa et al. 2017)."""
     feedback: Literal["transpose", "random", "sign"] = "transpose"
     """What carries the error of a `fixed` classifier back: its transpose, an independent random
-    matrix, or a random one with its signs."""
+    matrix, with which it can't align and learns less, or a random one with its signs."""
     unsupervised: Literal["none", "sim", "recon"] = "none"
     """A part that needs no labels: match the similarities of the block's input, or rebuild it."""
     alpha: float = Field(default=0.0, ge=0, le=1)

@@ -189,6 +189,33 @@ def test_more_threads_than_cores_are_warned_of(
     assert bool(told) is bool(said)
 
 
+FIXED = ("loss.classifier=fixed",)
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    ("overrides", "warned"),
+    [
+        ((), False),
+        (FIXED, False),
+        ((*FIXED, "loss.feedback=sign"), False),
+        ((*FIXED, "loss.feedback=random"), True),
+        ((*FIXED, "loss.feedback=random", "loss.name=predsim"), True),
+        (("loss.bio=true",), False),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("single", [False, True])
+def test_feedback_that_cannot_align_is_warned_of(
+    tmp_path: Path, overrides: tuple[str, ...], warned: bool, single: bool
+) -> None:
+    overrides = ("loss.name=pred", *overrides)
+    job = make_job(Options(tmp_path / "tiny.yaml", gpus="cpu", single=single, overrides=overrides))
+    told = "".join(cautions(job))
+    assert ("loss.feedback random: a classifier that is never trained" in told) is warned
+    assert ("16.5 % errors" in told) is warned
+
+
 def test_assumptions_are_for_dry_runs(tmp_path: Path) -> None:
     imagined(tmp_path)
     given = Options(tmp_path / "vgg19.yaml", gpus="cpu", assume=tmp_path / "device.yaml")
