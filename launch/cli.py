@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from launch.interrupts import INTERRUPTED
-from launch.output import tell_lost_output, tolerate_streams
+from launch.output import end_output, tolerate_streams, wait_for_no_reader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,9 +22,11 @@ def end_with(body: Callable[[], int]) -> NoReturn:
     try:
         status = body()
     except KeyboardInterrupt:
+        wait_for_no_reader()
         print("interrupted", file=sys.stderr)
         status = INTERRUPTED
-    tell_lost_output()
+    with suppress(KeyboardInterrupt):
+        end_output()
     sys.exit(status)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from launch.interrupts import INTERRUPTED
 from launch.job import check_engine, make_job
+from launch.output import settle_output, wait_for_no_reader
 from launch.resume import look, nothing_left
 from launch.rundir import HeldRun, RunDirectory, hold, hold_new
 from pipeline.checkpoint import StartState, complete_checkpoints
@@ -52,6 +53,8 @@ def guarded(command: Callable[[], int]) -> int:
 
 
 def _launch(options: Options) -> int:
+    if not options.dry_run:
+        wait_for_no_reader()  # already where a user's own network is made, which may print
     check_engine(options)
     job = make_job(options)
     if options.resume and options.run_dir is None:
@@ -151,7 +154,9 @@ def _is_the_runs_own(options: Options) -> bool:
 
 
 def _complain(text: str, status: int, remote_traceback: str = "") -> int:
-    print(end="", flush=True)  # in order; there may be no stdout at all
+    if status == INTERRUPTED:
+        wait_for_no_reader()
+    settle_output()
     print(f"error: {text}" if status != INTERRUPTED else text, file=sys.stderr)
     if remote_traceback:
         print(remote_traceback.rstrip(), file=sys.stderr)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from launch.interrupts import INTERRUPTIONS
 from launch.orphans import prepare_fork_server
+from launch.output import settle_output, tolerate_streams, wait_for_no_reader
 from pipeline.errors import ConfigError
 from pipeline.signals import signals_ignored
 
@@ -149,6 +150,9 @@ def _end(process: ForkServerProcess) -> None:
 def _work(invitation: Invitation, folders: tuple[str, ...]) -> None:
     from pipeline.workerprocess import run_worker  # torch: only the forkserver may pay for it
 
+    tolerate_streams()  # what a user's own modules print
+    wait_for_no_reader()
+
     def launcher_gone() -> bool:
         launcher = multiprocessing.parent_process()
         if launcher is None or launcher.is_alive():
@@ -157,7 +161,9 @@ def _work(invitation: Invitation, folders: tuple[str, ...]) -> None:
             shutil.rmtree(folder, ignore_errors=True)
         return True
 
-    raise SystemExit(run_worker(invitation, launcher_gone))
+    status = run_worker(invitation, launcher_gone)
+    settle_output()
+    raise SystemExit(status)
 
 
 def _how(code: int) -> str:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from launch.foresight import cautions
 from launch.interrupts import interrupts_noted
-from launch.output import lost_output
+from launch.output import lost_output, wait_for_no_reader
 from launch.run_log import open_log
 from launch.view import open_view
 from pipeline.data import load_batches
@@ -67,6 +67,7 @@ def train(
         PipelineError: what ended the run, an interruption included; it is in the log, too.
     """
     start, notes = origin
+    wait_for_no_reader()
     batches = load_batches(job.config.data, job.config.runtime.seed)
     course = course_of(job.config, job.specs, batches.steps_per_epoch, batches.evaluation_batches)
     _check_same_data(start, course)

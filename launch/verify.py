@@ -137,7 +137,9 @@ def main(
 def _verified(config: Path, steps: int, given: Mapping[str, Any]) -> int:
     from launch.job import Options, make_job
     from launch.launcher import guarded
+    from launch.output import wait_for_no_reader
 
+    wait_for_no_reader()
     return guarded(lambda: verify(make_job(Options(config, **given)), steps))
 
 

@@ -23,6 +23,7 @@ from launch.live_view import (
     draw,
     waiting_text,
 )
+from launch.output import is_behind
 from launch.wording import lr_text, number_text
 from pipeline.events import (
     CheckpointWritten,
@@ -77,7 +78,7 @@ def can_redraw(console: Console) -> bool:
 
 @contextmanager
 def _beside(view: LiveView, live: Live) -> Iterator[Observer]:
-    """Draw in a thread of its own: a paused terminal must not stop the run."""
+    """Draw in a thread of its own: training does not wait for a picture."""
     events: SimpleQueue[Event | None] = SimpleQueue()
     drawing = Thread(target=_draw_on, args=(events, view, live), name="view", daemon=True)
     drawing.start()
@@ -95,15 +96,21 @@ def _draw_on(events: SimpleQueue[Event | None], view: LiveView, live: Live) -> N
         try:
             event = events.get(timeout=every_s)
         except Empty:
-            live.refresh()
+            _refresh(live)
             continue
         if event is None:
             view.end()
             return  # what is drawn last is drawn as `live` ends
         view(event)
         if time.monotonic() - drawn_at >= every_s:
-            live.refresh()
+            _refresh(live)
             drawn_at = time.monotonic()
+
+
+def _refresh(live: Live) -> None:
+    """A terminal that is paused, or slow, gets the next picture when it has taken the last."""
+    if not is_behind(live.console.file):
+        live.refresh()
 
 
 class LiveView:

@@ -1,4 +1,4 @@
-"""Whoever reads the output may go away at any time: that ends no run, and harms none."""
+"""Readers of the output may go away, or pause, at any time: no run ends by it or waits for it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
+import termios
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from processes import HELD, digests
 
-from launch.output import Outlet, lost_output
+from launch.output import Backlog, Outlet, lost_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,29 +44,163 @@ def closed_terminal() -> Iterator[int]:
     os.close(terminal)
 
 
-def outlet_into(descriptor: int) -> Outlet:
-    return Outlet(os.fdopen(os.dup(descriptor), "wb"), "utf-8", line_buffering=True)
+@contextmanager
+def unread_pipe() -> Iterator[tuple[int, int]]:
+    """Both ends of a pipe that is full, as that to a pager which is not scrolled on."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"x" * 65536)
+    os.set_blocking(writer, True)
+    yield reader, writer
+    os.close(reader)
+    os.close(writer)
 
 
-@pytest.mark.parametrize("gone", [broken_pipe, closed_terminal])
-def test_what_nobody_takes_is_dropped(gone: Callable[[], Iterator[int]]) -> None:
+@contextmanager
+def paused_terminal() -> Iterator[tuple[int, int]]:
+    """Both ends of a terminal on which Ctrl-S was pressed."""
+    master, terminal = os.openpty()
+    termios.tcflow(terminal, termios.TCOOFF)
+    yield master, terminal
+    os.close(master)
+    os.close(terminal)
+
+
+GONE = pytest.mark.parametrize("gone", [broken_pipe, closed_terminal])
+PAUSED = pytest.mark.parametrize("paused", [unread_pipe, paused_terminal])
+
+
+@GONE
+@pytest.mark.parametrize("waits", [True, False])
+def test_what_nobody_takes_is_dropped(gone: Callable[[], Iterator[int]], waits: bool) -> None:
     with gone() as descriptor:
-        outlet = outlet_into(descriptor)
+        outlet = Outlet(descriptor, "utf-8")
+        if not waits:
+            outlet.wait_for_no_reader()
         assert lost_output(outlet) == ""
         assert print("one", file=outlet) is print("two", file=outlet, flush=True) is None
-        says = lost_output(outlet)
-        outlet.close()
-    assert says.startswith("the output can't be written: ")
+        assert outlet.settle()
+    assert lost_output(outlet).startswith("the output can't be written: ")
 
 
 def test_what_is_taken_arrives() -> None:
     reader, writer = os.pipe()
-    outlet = outlet_into(writer)
+    outlet = Outlet(writer, "utf-8")
     print("one", file=outlet)
     assert os.read(reader, 10) == b"one\n"
+    outlet.wait_for_no_reader()
+    print("two", end="", file=outlet, flush=True)
+    assert os.read(reader, 10) == b"two"
     assert lost_output(outlet) == ""
-    for end in (outlet.close, lambda: os.close(reader), lambda: os.close(writer)):
-        end()
+    os.close(reader)
+    os.close(writer)
+
+
+@PAUSED
+def test_who_does_not_read_holds_up_nobody(paused: Callable[[], Iterator[tuple[int, int]]]) -> None:
+    with paused() as (reader, writer):
+        outlet = Outlet(writer, "ascii")
+        outlet.wait_for_no_reader()
+        for line in range(20_000):
+            print(f"line {line} of a run that goes on →", file=outlet)
+        assert outlet.is_behind
+        if os.isatty(writer):
+            termios.tcflow(writer, termios.TCOON)
+        taken = b""
+        while b"line 19999 of a run that goes on ?" not in taken:
+            taken += os.read(reader, 65536)
+        assert outlet.settle()
+    said = [line for line in taken.decode().splitlines() if "lines left out" in line]
+    assert len(said) == 1
+    left_out = int(said[0].partition("[")[2].split()[0])
+    assert taken.count(b"that goes on ?") + left_out == 20_000
+
+
+@PAUSED
+def test_the_end_does_not_wait_for_ever(
+    paused: Callable[[], Iterator[tuple[int, int]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.output.LAST_WORDS_S", 0.05)
+    with paused() as (_, writer):
+        outlet = Outlet(writer, "utf-8")
+        outlet.wait_for_no_reader()
+        print("last words", file=outlet)
+        assert not outlet.settle()
+        assert outlet._patience_s == 0  # it was used up: the next one does not wait
+        outlet.lost = OSError()  # the thread ends as soon as the reader is gone
+
+
+def test_a_descriptor_that_somebody_has_made_non_blocking() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    outlet = Outlet(writer, "utf-8")
+    outlet.wait_for_no_reader()
+    text = "many lines\n" * 20_000
+    outlet.write(text)
+    taken = b""
+    while len(taken) < len(text):
+        taken += os.read(reader, 1000)
+    assert (taken.decode(), outlet.settle(), outlet.lost) == (text, True, None)
+    os.close(reader)
+    os.close(writer)
+
+
+@pytest.mark.parametrize(
+    ("most", "texts", "kept"),
+    [
+        (9, ["one\n", "two\n"], "one\ntwo\n"),
+        (7, ["one\n", "two\n"], "[1 lines left out: this output was not read for a while]\ntwo\n"),
+        (
+            5,
+            ["a\nb\n", "c\n", "d\n"],
+            "[2 lines left out: this output was not read for a while]\nc\nd\n",
+        ),
+        (1, ["longer than all\n"], "longer than all\n"),
+    ],
+)
+def test_of_lines_that_wait_the_oldest_go(most: int, texts: list[str], kept: str) -> None:
+    backlog = Backlog(most)
+    for text in texts:
+        backlog.add(text)
+    assert backlog.take() == kept
+    assert backlog.take() == ""
+
+
+UNWAITING = "import launch.output as o; o.LAST_WORDS_S = 0.1; "
+
+
+@pytest.mark.processes
+@pytest.mark.usefixtures("tiny")
+@PAUSED
+@pytest.mark.parametrize("view", ["plain", "live"])
+def test_a_paused_reader_does_not_stop_a_run(
+    launcher: Start, tmp_path: Path, paused: Callable[[], Iterator[tuple[int, int]]], view: str
+) -> None:
+    program = UNWAITING + "from launch.cli import main; main()"
+    how = ("--run-dir", "run", "--single", "--view", view)
+    with paused() as (_, output):
+        run = launcher("tiny.yaml", *how, program=program, output=output)
+        assert run.exit_status() == 0
+    assert max(digests(tmp_path / "run")) == 12
+    assert "epoch 3/3" in (tmp_path / "run" / "run.log").read_text(encoding="utf-8")
+
+
+@pytest.mark.processes
+@pytest.mark.usefixtures("tiny")
+@PAUSED
+def test_nor_the_signal_that_ends_it(
+    launcher: Start, tmp_path: Path, paused: Callable[[], Iterator[tuple[int, int]]]
+) -> None:
+    """With workers, which have the same streams."""
+    program = UNWAITING + HELD.format(step=3)
+    with paused() as (_, output):
+        run = launcher("tiny.yaml", "--run-dir", "run", program=program, output=output)
+        run.wait_for("held")
+        run.process.send_signal(signal.SIGTERM)
+        assert run.exit_status() == 130
+    assert max(digests(tmp_path / "run")) == 3
 
 
 @pytest.mark.processes
