@@ -51,7 +51,8 @@ def look(path: Path, job: Job) -> None:
     """Check that the run in a folder can be gone on with, without a claim on it.
 
     Raises:
-        ConfigError, CheckpointError: as `start_state`.
+        ConfigError: as `start_state` and `nothing_left`.
+        CheckpointError: as `start_state`.
     """
     try:
         run = Folder.open(path)
@@ -60,7 +61,8 @@ def look(path: Path, job: Job) -> None:
     except OSError as error:
         raise ConfigError(f"--run-dir {path}: can't be opened: {error.strerror}") from None
     with run:
-        start_state(run, job)
+        start, _ = start_state(run, job)
+        nothing_left(job, start, path)
 
 
 def nothing_left(job: Job, start: StartState, path: Path) -> str:

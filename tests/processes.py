@@ -70,7 +70,7 @@ def until(condition: Callable[[], Found], what: str, deadline_s: float = DEADLIN
 # --- runs and what they leave -------------------------------------------------------------
 
 
-def launch(config: Path, run_dir: Path, **options: Any) -> int:
+def launch(config: Path | None, run_dir: Path, **options: Any) -> int:
     """Carry out a run on the CPU in this process; its exit status. Its workers are real."""
     given = {"gpus": "cpu", "view": "quiet", **options}
     with patch("launch.training.BackgroundKeeper", UnhurriedKeeper):

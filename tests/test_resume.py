@@ -17,9 +17,11 @@ import pytest
 from click.testing import CliRunner
 from processes import HELD, TINY, TINY_EPOCH, digests, epochs, final_digests, launch
 
+from launch import resume
 from launch.cli import main
 from launch.interrupts import ONE_S
 from launch.job import Options, make_job
+from launch.resume import nothing_left
 from launch.rundir import hold
 from launch.training import carry_out, make_run
 from pipeline.checkpoint import StartState
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from processes import Launcher
 
     from launch.job import Job
+    from pipeline.checkpoint import Checkpoint
+    from pipeline.folder import Folder
 
     Start = Callable[..., Launcher]
 
@@ -171,11 +175,116 @@ def test_interrupted_while_workers_start(
     assert str(tmp_path / "run") in says
 
 
-def test_a_finished_run_has_nothing_to_resume(undisturbed: Path, tmp_path: Path) -> None:
+# --- nothing left to train ----------------------------------------------------------------
+
+
+def test_a_finished_run_has_nothing_to_resume(
+    undisturbed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     copy = tmp_path / "run"
     shutil.copytree(undisturbed, copy)
-    assert launch(copy / "config.yaml", copy, resume=True, stages=1) == 0
-    assert_same_end(copy, undisturbed)
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    monkeypatch.setattr("launch.launcher.local_engine", lambda: pytest.fail("workers started"))
+    for config in (copy / "config.yaml", None):
+        for options in ({"stages": 1}, {"single": True, "overrides": ("optimizer.lr=0.1",)}):
+            assert launch(config, copy, resume=True, **options) == 0
+            said = capsys.readouterr()
+            assert said.err == ""
+            assert said.out == (
+                f"nothing to do: the run in {copy} has trained all its 3 epochs; to go on, raise "
+                "schedule.epochs, as --set schedule.epochs=6\n"
+            )
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("epochs_asked_for", [1, 2])
+def test_fewer_epochs_than_were_trained_are_refused(
+    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], epochs_asked_for: int
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(undisturbed, copy)
+    fewer = (f"schedule.epochs={epochs_asked_for}",)
+    for options in ({"dry_run": True}, {"single": True}):
+        assert launch(None, copy, resume=True, overrides=fewer, **options) == 2
+        assert capsys.readouterr().err == (
+            f"error: --resume: schedule.epochs is {epochs_asked_for}, but the run in {copy} is in "
+            "epoch 3 already; use --set schedule.epochs=3 or more, or start a new run\n"
+        )
+
+
+def test_fewer_epochs_may_be_what_was_trained(
+    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(undisturbed, copy)
+    shutil.rmtree(copy / "checkpoints" / "step-00000012")
+    assert launch(None, copy, resume=True, single=True, overrides=("schedule.epochs=2",)) == 0
+    assert "has trained all its 2 epochs; to go on" in capsys.readouterr().out
+
+
+def test_what_was_trained_but_not_tested_is_no_finished_run(tmp_path: Path) -> None:
+    job = smallest(tmp_path)
+    last = len(items_of(job)) - 3
+    with pytest.raises(InterruptedRunError):
+        train(job, tmp_path / "run", interrupted_after(last))
+    with hold(tmp_path / "run") as held:
+        start, _ = held.start_state(job)
+        assert start.position.step == 6
+        assert nothing_left(job, start, held.path) == ""
+    train(job, tmp_path / "run", lambda: False)
+    with hold(tmp_path / "run") as held:
+        assert "all its 2 epochs" in nothing_left(job, held.start_state(job)[0], held.path)
+
+
+def test_a_finished_run_of_one_block_after_another_can_not_be_lengthened(tmp_path: Path) -> None:
+    job = smallest(tmp_path, "schedule.greedy=true")
+    train(job, tmp_path / "run", lambda: False)
+    with hold(tmp_path / "run") as held:
+        said = nothing_left(job, held.start_state(job)[0], held.path)
+    assert said == f"nothing to do: the run in {tmp_path / 'run'} has trained all its 4 epochs"
+
+
+# --- looking on while a run is at work ----------------------------------------------------
+
+
+def test_a_checkpoint_that_is_dropped_while_somebody_looks(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--dry-run --resume` beside a run: it looks again, at the next one."""
+    copy, later = tmp_path / "run", tmp_path / "later"
+    shutil.copytree(undisturbed, copy)
+    newest = copy / "checkpoints" / "step-00000012"
+    newest.rename(later)
+    opened, seen = resume.checkpoint_in, []
+
+    def dropped(checkpoints: Folder, name: str) -> Checkpoint:
+        found = opened(checkpoints, name)
+        seen.append(name)
+        if name == "step-00000008":
+            shutil.rmtree(copy / "checkpoints" / name)
+            later.rename(newest)
+        return found
+
+    monkeypatch.setattr(resume, "checkpoint_in", dropped)
+    assert launch(None, copy, resume=True, dry_run=True) == 0
+    assert seen == ["step-00000008", "step-00000012"]
+
+
+def test_looking_on_needs_no_claim(
+    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(undisturbed, copy)
+    with hold(copy):
+        assert launch(None, copy, resume=True, dry_run=True) == 0
+        assert launch(None, copy, resume=True) == 2
+    assert capsys.readouterr().err == (f"error: --run-dir {copy}: another run is at work in it\n")
+
+
+# --- longer -------------------------------------------------------------------------------
 
 
 def test_longer_than_planned(undisturbed: Path, tmp_path: Path) -> None:
