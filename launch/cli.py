@@ -81,7 +81,6 @@ def launch_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--run-dir",
     metavar="DIR",
-    type=click.Path(path_type=Path, file_okay=False),
     help="Where everything of this run goes. [default: runs/<config>-<date>-<time>]",
 )
 @click.option(
@@ -121,9 +120,15 @@ def main(**options: Any) -> None:
 
 def _launched(options: dict[str, Any]) -> int:
     from launch.job import Options
-    from launch.launcher import launch
+    from launch.launcher import guarded, launch
+    from launch.rundir import folder_named
 
-    return launch(Options(**options))
+    def named() -> int:
+        given = options["run_dir"]
+        folder = None if given is None else folder_named("--run-dir", given)
+        return launch(Options(**{**options, "run_dir": folder}))
+
+    return guarded(named)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from launch.job import check_engine, make_job
 from launch.output import settle_output, wait_for_no_reader
 from launch.resume import look, nothing_left
 from launch.rundir import HeldRun, RunDirectory, hold, hold_new
-from pipeline.checkpoint import StartState, complete_checkpoints
+from pipeline.checkpoint import StartState
 from pipeline.errors import (
     ConfigError,
     InterruptedRunError,
@@ -124,10 +124,9 @@ def local_engine() -> Engine:
 
 def ended_at_once(run: HeldRun) -> str:
     """What is said of a run that had no time to come to its end: what there is to go on from."""
-    complete = complete_checkpoints(run.directory.checkpoints)
-    if not complete:
+    step = run.newest_step
+    if step is None:
         return "interrupted: there is no complete checkpoint"
-    step = int(complete[-1].name.rpartition("-")[2])
     return f"interrupted: the newest complete checkpoint is of step {step}"
 
 

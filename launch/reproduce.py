@@ -226,7 +226,6 @@ def _no_nan(_context: click.Context, _parameter: click.Parameter, value: float) 
 @click.option(
     "--runs",
     metavar="DIR",
-    type=click.Path(path_type=Path, file_okay=False),
     default=DEFAULT_RUNS,
     show_default=True,
     help="Where the run directories are: DIR/<data set>/<entry>.",
@@ -234,7 +233,6 @@ def _no_nan(_context: click.Context, _parameter: click.Parameter, value: float) 
 @click.option(
     "--results",
     metavar="DIR",
-    type=click.Path(path_type=Path, file_okay=False),
     default=DEFAULT_RESULTS,
     show_default=True,
     help="Where PAPER.md, results/paper.json and figures/ are.",
@@ -246,8 +244,8 @@ def main(
     listing: bool,
     report: bool,
     write: bool,
-    runs: Path,
-    results: Path,
+    runs: str,
+    results: str,
     **options: Any,
 ) -> None:
     """Train rows of Tables 1 to 9 of the paper (Nøkland & Eidnes, 2019), and compare.
@@ -267,11 +265,21 @@ def main(
     def body() -> int:
         from launch.job import Options
         from launch.launcher import guarded
+        from launch.rundir import folder_named
 
-        command = shlex.join(["pipeline-reproduce", *sys.argv[1:]])
-        how = Options(None, **options)
-        request = Request(selector or "", how, epochs_scale, runs, results, command)
-        return guarded(lambda: _carry_out(request, listing=listing, write=write, report=report))
+        def named() -> int:
+            command = shlex.join(["pipeline-reproduce", *sys.argv[1:]])
+            request = Request(
+                selector or "",
+                Options(None, **options),
+                epochs_scale,
+                folder_named("--runs", runs),
+                folder_named("--results", results),
+                command,
+            )
+            return _carry_out(request, listing=listing, write=write, report=report)
+
+        return guarded(named)
 
     end_with(body)
 

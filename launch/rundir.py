@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.resume import no_run, start_state
+from pipeline.checkpoint import complete_names, step_of
 from pipeline.config import config_tree
 from pipeline.configfile import dump_config
 from pipeline.durable import TEMPORARY, replace_in, write_synced
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.folder import Folder
 from pipeline.recorder import METRICS_FILE, trim_metrics
-from pipeline.store import CHECKPOINTS, CONFIG, CheckpointStore
+from pipeline.store import CHECKPOINTS, CONFIG, CheckpointStore, checkpoints_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -98,17 +99,29 @@ class HeldRun:
 
     @property
     def holds_run(self) -> bool:
-        """Whether an earlier command has begun a run in it."""
+        """Whether a command has begun a run in it."""
         return any(map(self.folder.has, _A_RUN))
+
+    @property
+    def newest_step(self) -> int | None:
+        """Of its newest complete checkpoint; None where there is none."""
+        with suppress(OSError, CheckpointError), checkpoints_of(self.folder) as checkpoints:
+            return max(map(step_of, complete_names(checkpoints)), default=None)
+        return None
 
     def refuse_to_overwrite(self) -> None:
         """Raises ConfigError where a new run would take the place of anything, be it a run that
         never trained: the config in it may be the only copy."""
         found = [name for name in _WRITTEN if self.folder.has(name)]
-        if found:
+        if self.holds_run:
             raise ConfigError(
                 f"--run-dir {self.path}: already holds a run ({found[0]}); "
                 "add --resume to go on with it, or choose another folder"
+            )
+        if found:
+            raise ConfigError(
+                f"--run-dir {self.path}: holds {found[0]}, which a run writes itself; choose "
+                "another folder"
             )
         if _is_at_work_here(self.folder):
             raise ConfigError(
@@ -121,9 +134,11 @@ class HeldRun:
         trial = f"{TEMPORARY}trial"
         try:
             write_synced(self.folder, trial, b"written\n")
-            self.folder.remove(trial)
         except OSError as error:
             raise self._not_writable(error) from None
+        finally:
+            with suppress(OSError):
+                self.folder.remove(trial)
 
     def start_state(self, job: Job) -> tuple[StartState, list[str]]:
         """As `resume.start_state`."""
@@ -158,7 +173,10 @@ class HeldRun:
         return store
 
     def _not_writable(self, error: OSError) -> ConfigError:
-        return ConfigError(f"--run-dir {self.path}: can't be written: {error}")
+        return ConfigError(
+            f"--run-dir {self.path}: can't be written: {error.strerror or error}; make room, or "
+            "choose another folder"
+        )
 
 
 @contextmanager
@@ -184,15 +202,13 @@ def hold_new(name: str) -> Iterator[HeldRun]:
         yield run
 
 
-def folder_named(flag: str, text: str | None) -> Path | None:
+def folder_named(flag: str, text: str) -> Path:
     """The folder that an option names.
 
     Raises:
         ConfigError: where the name is empty, as that of a variable that was not set, or could not
             be shown in the line to resume by.
     """
-    if text is None:
-        return None
     if not text:
         raise ConfigError(f"{flag} '': is empty; name a folder, as {RUNS / 'my-run'}")
     if any(unicodedata.category(character) in _UNSHOWN for character in text):
@@ -244,6 +260,7 @@ def _make(path: Path) -> list[Path]:
                 folder.mkdir()
                 made.append(folder)
     except OSError as error:
+        _remove_empty(made)
         raise _not_a_folder(path, "made", error) from None
     return made
 
@@ -259,9 +276,16 @@ def _made_new(name: str) -> list[Path]:
         except FileExistsError:
             continue
         except OSError as error:
+            _remove_empty(made)
             raise _not_a_folder(path, "made", error) from None
         return [*made, path]
     raise AssertionError("there is always one more number")
+
+
+def _remove_empty(made: Sequence[Path]) -> None:
+    with suppress(OSError):  # one is not empty: as it should be
+        for path in reversed(made):
+            path.rmdir()
 
 
 def _not_a_folder(path: Path, done: str, error: OSError) -> ConfigError:
@@ -277,9 +301,7 @@ def _removed_if_empty(folder: Folder, made: Sequence[Path]) -> Iterator[None]:
         yield
     finally:
         if made and folder.is_at(made[-1]):
-            with suppress(OSError):  # it is not empty: as it should be
-                for path in reversed(made):
-                    path.rmdir()
+            _remove_empty(made)
 
 
 def _is_at_work_here(folder: Folder) -> bool:

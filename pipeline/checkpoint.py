@@ -132,7 +132,7 @@ def complete_names(folder: Folder) -> list[str]:
         step = name.removeprefix(REPLACED)
         if re.fullmatch(r"step-\d{8,}", step) and folder.has_file(f"{name}/{MANIFEST}"):
             found[step] = name
-    return sorted(found.values(), key=_step_of)
+    return sorted(found.values(), key=step_of)
 
 
 def complete_checkpoints(path: Path) -> list[Path]:
@@ -218,9 +218,7 @@ def _tally(tree: Any) -> Tally:
 def way_back(folder: Path, damaged: Path) -> str:
     """What a person can do about a damaged checkpoint, as a sentence with a command."""
     earlier = [
-        path
-        for path in complete_checkpoints(folder)
-        if _step_of(path.name) < _step_of(damaged.name)
+        path for path in complete_checkpoints(folder) if step_of(path.name) < step_of(damaged.name)
     ]
     if not earlier:
         return "there is no earlier checkpoint in this run directory"
@@ -232,5 +230,6 @@ def way_back(folder: Path, damaged: Path) -> str:
     )
 
 
-def _step_of(name: str) -> int:
+def step_of(name: str) -> int:
+    """Of the name of a complete checkpoint."""
     return int(name.removeprefix(REPLACED).removeprefix("step-"))
