@@ -8,14 +8,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from pipeline.crew import End
     from pipeline.invitation import Invitation
 
 
 class Workers(Protocol):
     """The started processes, one per stage."""
 
-    def dead(self) -> dict[int, str]:
-        """Stages whose process has ended, each with how ("was killed by SIGKILL")."""
+    def dead(self) -> dict[int, End]:
+        """Stages whose process has ended, each with how."""
 
     def replace(self, stage: int, attempt: int) -> None:
         """End the stage's process, if it still runs, and start another.
@@ -41,5 +42,8 @@ class Engine(Protocol):
         """Start one process per stage; each is given its invitation, in a private way.
 
         Args:
-            folder: holds the sockets; a worker whose launcher is gone removes it.
+            folder: holds the sockets; who is left when the launcher is gone removes it.
         """
+
+    def close(self) -> None:
+        """Let go of what was begun; there are no workers any more."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from socket import AF_INET, AF_INET6, socket
 from typing import TYPE_CHECKING, Literal
 
@@ -22,9 +21,11 @@ from pipeline.errors import ConfigError
 from pipeline.handwritten import load_plan
 from pipeline.models import network_specs
 from pipeline.plan import make_plan
+from pipeline.sources import own_code
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from launch.foresight import Foresight
     from launch.view import ViewKind
@@ -66,6 +67,8 @@ class Job:
     """What is known of its speed."""
     single: bool = False
     """Whether one process does all of it."""
+    own_code: tuple[str, ...] = ()
+    """Of a user's modules, as they were imported to plan their network."""
 
 
 def check_engine(options: Options) -> None:
@@ -82,10 +85,9 @@ def make_job(options: Options) -> Job:
     """
     path = _config_path(options)
     config = load_config(path, options.overrides)
-    if config.model.factory:
-        _find_own_modules()
     facts = data_facts(config.data)
     specs = network_specs(config, facts)
+    own = own_code(config.model.factory)
     check_data(config.data, facts, batch_norm=any(spec.normalises for spec in specs))
     _check_normalised(config.data.batch_size, specs)
     backprop = config.loss.is_global
@@ -98,7 +100,7 @@ def make_job(options: Options) -> Job:
     plan = _plan(options, specs, costs, stages, devices, known)
     if not options.single:
         _check_address(config)
-    return Job(_name(path, options), config, specs, costs, plan, known, options.single)
+    return Job(_name(path, options), config, specs, costs, plan, known, options.single, own)
 
 
 def _plan(
@@ -152,13 +154,6 @@ def network_costs(config: Config, specs: Sequence[BlockSpec]) -> tuple[BlockCost
         optimizer_name=config.optimizer.name,
         backprop=config.loss.is_global,
     )
-
-
-def _find_own_modules() -> None:
-    """A `model.factory` may lie in the current folder; workers take over this search path."""
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
 
 
 def _check_one_process(config: Config, options: Options) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import traceback
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from launch.interrupts import INTERRUPTED
@@ -18,11 +19,11 @@ from pipeline.errors import (
     InterruptedRunError,
     PipelineError,
     StageFailedError,
-    one_line,
 )
+from pipeline.limits import cure_of, with_cure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     from launch.engine import Engine
@@ -49,7 +50,8 @@ def guarded(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return _complain("interrupted", INTERRUPTED)
     except Exception as error:  # the process boundary: a full disk, no memory, a bug
-        return _complain(one_line(error), FAILED, traceback.format_exc())
+        bug = cure_of(error) is None
+        return _complain(with_cure(error), FAILED, traceback.format_exc() if bug else "")
 
 
 def _launch(options: Options) -> int:
@@ -102,10 +104,10 @@ def _print_plan(job: Job) -> int:
 def _start(job: Job, run: HeldRun, origin: tuple[StartState, list[str]], options: Options) -> int:
     run.check_writable()
     try:
-        engine = None if options.single else local_engine()
-        from launch.training import train  # numpy, and much more: only now that it will be needed
+        with engine_for(options) as engine:
+            from launch.training import train  # numpy, and much more: only now that it is needed
 
-        train(job, run, origin, engine, view=options.view)
+            train(job, run, origin, engine, view=options.view)
     except InterruptedRunError as error:
         return _complain(_how_to_resume(str(error), run, options), INTERRUPTED)
     except KeyboardInterrupt:
@@ -113,13 +115,20 @@ def _start(job: Job, run: HeldRun, origin: tuple[StartState, list[str]], options
     return DONE
 
 
-def local_engine() -> Engine:
-    """Workers on this machine; they begin to import torch."""
+@contextmanager
+def engine_for(options: Options) -> Iterator[Engine | None]:
+    """Workers on this machine, which begin to import torch; None is single mode."""
+    if options.single:
+        yield None
+        return
     from launch.local import LocalEngine
 
     engine = LocalEngine()
-    engine.warm_up()  # imports torch in the background while this process reads the data
-    return engine
+    try:
+        engine.warm_up()  # imports torch in the background while this process reads the data
+        yield engine
+    finally:
+        engine.close()
 
 
 def ended_at_once(run: HeldRun) -> str:

@@ -1,68 +1,165 @@
-"""Workers on this machine, from a forkserver that has imported torch and never touched CUDA.
-
-Ten workers are ready in the time that one import of torch takes, and share its memory.
-"""
+"""Workers on this machine, forked by a process that has imported torch and never touched CUDA."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import shutil
 import signal
+import subprocess
 import sys
-import tempfile
-from contextlib import contextmanager, suppress
-from dataclasses import replace
-from multiprocessing import forkserver, util
+import time
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from socket import MSG_DONTWAIT, socketpair
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from launch.interrupts import INTERRUPTIONS
-from launch.orphans import prepare_fork_server
 from launch.output import settle_output, tolerate_streams, wait_for_no_reader
+from launch.starting import (
+    Broken,
+    Ended,
+    Failed,
+    Ready,
+    Start,
+    Started,
+    read_answer,
+    start_line,
+)
+from pipeline.crew import End
 from pipeline.errors import ConfigError
+from pipeline.interpreter import (
+    current_folder,
+    module_path,
+    python_command,
+    python_environment,
+)
+from pipeline.limits import with_cure
 from pipeline.signals import signals_ignored
+from pipeline.sources import running_code
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from multiprocessing.context import ForkServerProcess
+    from collections.abc import Callable, Sequence
     from pathlib import Path
+    from socket import socket
 
+    from launch.starting import Answer
     from pipeline.invitation import Invitation
 
 _LEAVE_S = 5.0  # a worker that has said bye gets so long to exit by itself
 _KILLED_S = 5.0
-_FORKSERVER_GONE = 255  # what multiprocessing says of all workers when it can't ask any more
-_LONGEST_FOLDER = 60  # the forkserver listens in it, and a socket path has at most 107 bytes
+_LOOK_S = 0.01
+_WAKE_EVERY_S = 1.0
+_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""Signals that a process gets from others; the rest come of what it did itself."""
+
+
+class ForkServer:
+    """The launcher's end of the fork server. No call waits for it: it may be busy, or stopped."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._link: socket | None = None
+        self._unsent = self._unread = b""
+        self._woken_at = 0.0
+        self.generation = 0
+        """Changes when one takes the place of another."""
+
+    def run(self) -> None:
+        """Start it, unless it runs."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        self.close()
+        ours, theirs = socketpair()
+        number = theirs.fileno()
+        with theirs, signals_ignored(*INTERRUPTIONS):
+            self._process = subprocess.Popen(
+                python_command("launch.forkserver", number, os.getpid()),
+                env=python_environment(),
+                stdin=subprocess.DEVNULL,
+                pass_fds=(number,),
+            )
+        self._link = ours
+
+    def ask(self, start: Start) -> None:
+        """To fork a worker, as soon as it can."""
+        self._unsent += start_line(start)
+
+    def answers(self) -> list[Answer]:
+        """What it has said meanwhile."""
+        if self._link is None:
+            return []
+        with suppress(BlockingIOError, ConnectionError):
+            while self._unsent:
+                self._unsent = self._unsent[self._link.send(self._unsent, MSG_DONTWAIT) :]
+        with suppress(BlockingIOError, ConnectionError):
+            while data := self._link.recv(1 << 16, MSG_DONTWAIT):
+                self._unread += data
+        *lines, self._unread = self._unread.split(b"\n")
+        return [read_answer(line) for line in lines]
+
+    def wake(self) -> None:
+        """It is awaited; where somebody has stopped it, it goes on."""
+        if self._process is not None and monotonic() > self._woken_at + _WAKE_EVERY_S:
+            self._woken_at = monotonic()
+            self._process.send_signal(signal.SIGCONT)
+
+    def how_it_ended(self) -> str | None:
+        """None while it runs."""
+        code = None if self._process is None else self._process.poll()
+        return None if code is None else f"the process that starts workers {_how(code)}"
+
+    def close(self) -> None:
+        """End it; its workers end with it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        if self._link is not None:
+            self._link.close()
+        self._process = self._link = None
+        self._unsent = self._unread = b""
+        self.generation += 1
+
+
+@dataclass(slots=True)
+class _Worker:
+    """A process that was asked for; `pid` is known once it was forked."""
+
+    number: int
+    generation: int
+    pid: int | None = None
+    failure: Failed | Broken | None = None
+    end: End | None = None
 
 
 class LocalWorkers:
     """Worker processes of this machine, by stage.
 
     Args:
-        start: gives the started process of (stage, attempt).
+        start: asks for the process of (its number, stage, attempt).
     """
 
-    def __init__(self, start: Callable[[int, int], ForkServerProcess]) -> None:
-        self._start = start
-        self._processes: list[ForkServerProcess] = []
+    def __init__(self, server: ForkServer, start: Callable[[int, int, int], None]) -> None:
+        self._server, self._start = server, start
+        self._workers: list[_Worker] = []
+        self._asked_for = 0
 
-    def dead(self) -> dict[int, str]:
+    def dead(self) -> dict[int, End]:
         """Stages whose process has ended, each with how."""
-        codes = {stage: process.exitcode for stage, process in enumerate(self._processes)}
-        return {stage: _how(code) for stage, code in codes.items() if code is not None}
+        self._look()
+        return {stage: worker.end for stage, worker in enumerate(self._workers) if worker.end}
 
     def add(self) -> None:
         """One more, of the next stage."""
-        self._processes.append(self._start(len(self._processes), 0))
+        self._workers.append(self._asked(len(self._workers), 0))
 
     def replace(self, stage: int, attempt: int) -> None:
         """End the stage's process, if it still runs, and start another for this attempt."""
-        _end(self._processes[stage])
-        self._processes[stage].join(_KILLED_S)
-        # where none can be started now, the old one stays dead: the stage is lost once more
-        with suppress(OSError, EOFError):
-            self._processes[stage] = self._start(stage, attempt)
+        self._look()
+        before = self._workers[stage]
+        if before.pid is None and before.end is None:
+            self._server.close()  # it hangs, or what it imports does
+        self._end(before)
+        self._workers[stage] = self._asked(stage, attempt)
 
     def leave(self) -> None:
         """Wait for workers that have said bye."""
@@ -73,49 +170,94 @@ class LocalWorkers:
 
         Killing is clean: workers leave nothing behind that the kernel does not free.
         """
-        for process in self._processes:
-            _end(process)
+        self._look()
+        if any(worker.pid is None and worker.end is None for worker in self._workers):
+            self._server.close()  # some are still to be forked; all that were end with it
+        for worker in self._workers:
+            self._end(worker)
         self._join(_KILLED_S)
+
+    def _asked(self, stage: int, attempt: int) -> _Worker:
+        self._asked_for += 1
+        try:
+            self._start(self._asked_for, stage, attempt)
+        except OSError as error:  # of the fork server
+            why = f"can't be started: {with_cure(error)}"
+            return _Worker(self._asked_for, 0, end=End(why, comes_back=True))
+        return _Worker(self._asked_for, self._server.generation)
+
+    def _end(self, worker: _Worker) -> None:
+        if worker.end is None and worker.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGKILL)
 
     def _join(self, timeout_s: float) -> None:
         until = monotonic() + timeout_s
-        for process in self._processes:
-            process.join(max(0.0, until - monotonic()))
+        while len(self.dead()) < len(self._workers) and monotonic() < until:
+            time.sleep(_LOOK_S)
+
+    def _look(self) -> None:
+        """Take in what the fork server says; where it is gone, so are its workers."""
+        how = self._server.how_it_ended()  # first: what it said before its end is still read
+        for answer in self._server.answers():
+            self._take(answer)
+        for worker in [worker for worker in self._workers if worker.end is None]:
+            if how is not None or worker.generation != self._server.generation:
+                self._end(worker)
+                worker.end = _end_of(worker, how or "the process that starts workers was replaced")
+            elif worker.pid is None:
+                self._server.wake()
+
+    def _take(self, answer: Answer) -> None:
+        if isinstance(answer, Ready):
+            return
+        for worker in self._workers:
+            if isinstance(answer, Broken):
+                worker.failure = answer
+            elif worker.number != answer.worker:
+                continue
+            elif isinstance(answer, Started):
+                worker.pid = answer.pid
+            elif isinstance(answer, Failed):
+                worker.failure = answer
+            else:
+                worker.end = _end_of(worker, _how(answer.code), answer)
 
 
 class LocalEngine:
-    """Starts workers through multiprocessing's forkserver."""
+    """Starts workers through a fork server of its own."""
 
     def __init__(self) -> None:
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["launch.preload", "launch.local"])
+        self._server = ForkServer()
 
     def warm_up(self) -> None:
-        """Start the forkserver; it imports torch while this process does other things.
+        """Start the fork server; it imports torch while this process does other things.
 
         Raises:
             ConfigError: on a system that has none.
         """
         if sys.platform != "linux":
             raise ConfigError(f"workers need Linux, this is {sys.platform}; use --single")
-        with signals_ignored(*INTERRUPTIONS), _short_folder():
-            prepare_fork_server(util.get_temp_dir())
-            forkserver.ensure_running()
+        running_code()  # what this process has imported, before other files can take their place
+        self._server.run()
 
     def start(self, invitations: Sequence[Invitation], folder: Path) -> LocalWorkers:
         """One process per stage; if one can't be started, none is left."""
 
-        def start_one(stage: int, attempt: int) -> ForkServerProcess:
-            self.warm_up()  # the forkserver may have been killed, too
-            folders = (str(folder), util.get_temp_dir())
-            invitation = replace(invitations[stage], attempt=attempt)
-            process = self._context.Process(
-                target=_work, args=(invitation, folders), name=f"stage-{stage}"
+        def start_one(number: int, stage: int, attempt: int) -> None:
+            self.warm_up()  # the fork server may have been killed, too
+            self._server.ask(
+                Start(
+                    number,
+                    f"{_work.__module__}:{_work.__qualname__}",
+                    replace(invitations[stage], attempt=attempt),
+                    str(folder),
+                    current_folder(),
+                    tuple(module_path()),
+                )
             )
-            process.start()
-            return process
 
-        workers = LocalWorkers(start_one)
+        workers = LocalWorkers(self._server, start_one)
         try:
             for _ in invitations:
                 workers.add()
@@ -124,51 +266,33 @@ class LocalEngine:
             raise
         return workers
 
-
-@contextmanager
-def _short_folder() -> Iterator[None]:
-    """Have multiprocessing make its folder where socket paths stay short."""
-    before = tempfile.tempdir
-    if len(tempfile.gettempdir()) > _LONGEST_FOLDER:
-        tempfile.tempdir = "/tmp"
-    try:
-        util.get_temp_dir()
-        yield
-    finally:
-        tempfile.tempdir = before
+    def close(self) -> None:
+        """End the fork server."""
+        self._server.close()
 
 
-def _end(process: ForkServerProcess) -> None:
-    """Kill it, even where nobody can be asked any more whether it lives."""
-    if process.exitcode is None:
-        process.kill()
-    elif process.exitcode == _FORKSERVER_GONE and process.pid is not None:
-        with suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGKILL)
-
-
-def _work(invitation: Invitation, folders: tuple[str, ...]) -> None:
-    from pipeline.workerprocess import run_worker  # torch: only the forkserver may pay for it
+def _work(invitation: Invitation, launcher_gone: Callable[[], bool]) -> int:
+    from pipeline.workerprocess import run_worker  # torch: only the fork server may pay for it
 
     tolerate_streams()  # what a user's own modules print
     wait_for_no_reader()
-
-    def launcher_gone() -> bool:
-        launcher = multiprocessing.parent_process()
-        if launcher is None or launcher.is_alive():
-            return False
-        for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
-        return True
-
     status = run_worker(invitation, launcher_gone)
     settle_output()
-    raise SystemExit(status)
+    return status
+
+
+def _end_of(worker: _Worker, how: str, ended: Ended | None = None) -> End:
+    if worker.failure is not None:
+        why = f"can't be started: {worker.failure.why}"
+        return End(why, comes_back=True, traceback=worker.failure.traceback)
+    if ended is None:
+        return End(f"is gone: {how}", silent=True)
+    itself = ended.code > 0 or (ended.code < 0 and -ended.code not in _FROM_OUTSIDE)
+    return End(how, silent=ended.code < 0, comes_back=itself)
 
 
 def _how(code: int) -> str:
-    if code == _FORKSERVER_GONE:
-        return "ended, or the forkserver that started it did"
-    if code < 0:
-        return f"was killed by {signal.Signals(-code).name}"
-    return f"ended with exit status {code}"
+    if code >= 0:
+        return f"ended with exit status {code}"
+    known = -code in set(signal.Signals)
+    return f"was killed by {signal.Signals(-code).name if known else f'signal {-code}'}"

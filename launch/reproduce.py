@@ -95,7 +95,7 @@ def show_plans(tables: Sequence[Table], request: Request) -> int:
 def _train(task: Task, run: HeldRun, command: str) -> int:
     """Train a task to its end in its folder; `command` goes into its provenance."""
     from launch.interrupts import INTERRUPTED
-    from launch.launcher import DONE, ended_at_once, local_engine
+    from launch.launcher import DONE, ended_at_once, engine_for
     from launch.provenance import provenance, read_starts, write_starts
     from pipeline.errors import InterruptedRunError
 
@@ -110,10 +110,11 @@ def _train(task: Task, run: HeldRun, command: str) -> int:
     origin = task.origin(run)
     run.check_writable()
     try:
-        engine = None if task.options.single else local_engine()
-        from launch.training import train  # much; the workers' torch is being imported meanwhile
+        with engine_for(task.options) as engine:
+            from launch.training import train  # much; the workers import torch meanwhile
 
-        train(task.job, run, origin, engine, view=task.options.view, begun=note_start)
+            view = task.options.view
+            train(task.job, run, origin, engine, view=view, begun=note_start)
     except (InterruptedRunError, KeyboardInterrupt) as error:
         said = str(error) or ended_at_once(run)
         print(f"{said}; to go on, with what was to follow:\n  {command}", file=sys.stderr)

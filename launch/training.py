@@ -153,6 +153,7 @@ def make_run(
         recorder=recorder,
         observer=observer,
         folder=folder,
+        own_code=job.own_code,
         most_file_bytes=2 * max(cost.state_bytes for cost in job.costs) + _FILE_OVERHEAD_BYTES,
         most_sent_bytes=_most_sent_bytes(job),
     )

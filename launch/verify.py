@@ -94,8 +94,11 @@ def verify(job: Job, steps: int) -> int:
     from launch.local import LocalEngine
 
     engine = LocalEngine()
-    engine.warm_up()
-    pipeline = digests_of(job, steps, engine)
+    try:
+        engine.warm_up()
+        pipeline = digests_of(job, steps, engine)
+    finally:
+        engine.close()
     single = digests_of(job, steps, None)
     difference = first_difference(single, pipeline)
     stages, tensors = job.plan.n_stages, len({key[1:] for key in single})

@@ -33,12 +33,13 @@ from pipeline.patience import Patience
 from pipeline.protocol import Phase
 from pipeline.recovery import Restarts
 from pipeline.setup import setup_of
+from pipeline.sources import difference, running_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipeline.addresses import LinkAddress
-    from pipeline.crew import Fleet
+    from pipeline.crew import End, Fleet
     from pipeline.links import ControlServer, Said, Sender
     from pipeline.run import Run
     from pipeline.watch import Watch
@@ -235,11 +236,11 @@ class Coordinator:
             self._handlers[type(said.message)](said, said.message)
 
     def _look_for_trouble(self) -> None:
-        for stage, how in self._crew.dead().items():
-            self._hear_last_words(stage, how)
+        for stage, end in self._crew.dead().items():
+            self._hear_last_words(stage, end)
         if self._feeding:
             self._feeding.check()
-        if not (self._feeding or self._crew.attempt):
+        if self._starting:
             return  # the first start-up has a time-out of its own
         feed_waits = self._feeding is not None and not self._feeding.reading
         problem = self._watch.problem(self._clock(), feed_waits=feed_waits)
@@ -247,9 +248,14 @@ class Coordinator:
             stage, what = problem
             raise StageLostError(stage, f"{self._crew.name(stage)} {what}")
 
-    def _hear_last_words(self, stage: int, how: str) -> None:
+    @property
+    def _starting(self) -> bool:
+        """Nothing has been trained yet: what fails now would fail again."""
+        return not (self._feeding or self._crew.attempt)
+
+    def _hear_last_words(self, stage: int, end: End) -> None:
         """A worker that failed said why before it ended; one that was killed could not."""
-        until, silent = self._clock() + _LAST_WORDS_S, how.startswith("was killed")
+        until, silent = self._clock() + _LAST_WORDS_S, end.silent
         while self._clock() < until and stage in self._crew.dead():
             said = self._control.receive(_LOOK_S)
             if said:
@@ -257,11 +263,15 @@ class Coordinator:
             elif silent:
                 break
         if stage in self._crew.dead():  # else it had left in time, or was replaced
-            raise StageLostError(stage, f"{self._crew.name(stage)} {how}")
+            text = f"{self._crew.name(stage)} {end.how}"
+            if end.comes_back and self._starting:
+                raise StageFailedError(text, end.traceback)
+            raise StageLostError(stage, text, end.traceback)
 
     # what stages say
 
     def _on_hello(self, said: Said, hello: Hello) -> None:
+        self._check_code(said.stage, difference(running_code(), hello.code))
         files = self._run.start.files
         blocks = self._run.plan.stages[said.stage].blocks
         attached = [files[block] for block in blocks] if files else []
@@ -272,13 +282,14 @@ class Coordinator:
         return setup_of(self._run, stage, self._crew.attempt, bind, kept=kept)
 
     def _on_ready(self, said: Said, ready: Ready) -> None:
+        self._check_code(said.stage, difference(self._run.own_code, ready.own_code, common=True))
         self._addresses[said.stage] = ready.address
 
     def _on_failure(self, said: Said, failure: Failure) -> None:
         at = f" at batch {failure.batch_id}" if failure.batch_id else ""
         block = "" if failure.block is None else f", block {failure.block}"
         text = f"{self._crew.name(said.stage)}{block} failed{at}: {failure.summary}"
-        if failure.final or not (self._feeding or self._crew.attempt):
+        if failure.final or self._starting:
             if failure.final:  # a loss that was not finite, under `stop`
                 self._run.end_if_interrupted(text)
                 text += NonFiniteLossError.CURE + self._run.keep_batch(failure.batch_id)
@@ -290,6 +301,13 @@ class Coordinator:
             batch_id=failure.batch_id,
             nonfinite=failure.nonfinite,
         )
+
+    def _check_code(self, stage: int, difference: str | None) -> None:
+        if difference:
+            raise StageFailedError(
+                f"{self._crew.name(stage)} runs other code than the launcher: {difference}; files "
+                "were replaced since the command was given: give it again (--resume goes on)"
+            )
 
     def _on_bye(self, said: Said, bye: Bye) -> None:
         self._watch.gone(said.stage)

@@ -3,6 +3,7 @@ to speak for it, and what it was told. What does not fit is turned away, and tol
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.errors import ProtocolError
@@ -19,10 +20,24 @@ if TYPE_CHECKING:
     from pipeline.watch import Watch
 
 
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a stage's process ended: `how`, as the end of a sentence ("was killed by SIGKILL").
+
+    `silent`: it could say nothing before. `comes_back`: another process would end the same way,
+    where this one had not begun to train. `traceback`: its own, or empty.
+    """
+
+    how: str
+    silent: bool = False
+    comes_back: bool = False
+    traceback: str = ""
+
+
 class Fleet(Protocol):
     """The worker processes, as far as the coordinator needs to know."""
 
-    def dead(self) -> dict[int, str]:
+    def dead(self) -> dict[int, End]:
         """Stages whose process has ended, each with how."""
 
     def replace(self, stage: int, attempt: int) -> None:
@@ -93,7 +108,7 @@ class Crew:
         self._watch.heard(stage, self._clock())
         self.say(stage, setup)
 
-    def dead(self) -> dict[int, str]:
+    def dead(self) -> dict[int, End]:
         """Stages that ended before they had said bye, each with how."""
         ended = self._fleet.dead()
         return {stage: how for stage, how in ended.items() if not self._has_left(stage)}

@@ -18,6 +18,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pipeline.errors import ConfigError, one_line
+from pipeline.interpreter import look_here_last
 from pipeline.specs import BlockSpec, CustomSpec, LayerSpec
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def _network(model: ModelConfig) -> nn.Sequential:
     from torch import nn
 
     module, _, name = str(model.factory).partition(":")
+    look_here_last()
     try:
         make: Callable[..., Any] = getattr(importlib.import_module(module), name)
         network = make(**model.kwargs)

@@ -120,11 +120,12 @@ class CloseLink:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Worker: I am here. The first message on control."""
+    """Worker: I am here. The first message on control. `code`: what `sources.running_code` says."""
 
     run: str
     protocol: int
     pid: int
+    code: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +155,14 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Worker: built, and listening for the stage before me at `address`."""
+    """Worker: built, and listening for the stage before me at `address`.
+
+    `own_code`: of the user's modules that I have imported, as `sources.own_code` gives it.
+    """
 
     attempt: int
     address: LinkAddress
+    own_code: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

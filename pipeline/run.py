@@ -53,6 +53,8 @@ class Run:
     """The run directory, for what is left for inspection."""
     most_file_bytes: int = 1 << 36
     """No block file is larger."""
+    own_code: tuple[str, ...] = ()
+    """Of a user's modules, as `sources.own_code` gave it when the network was planned."""
     most_sent_bytes: int = 0
     """That are on their way between processes at once: a batch on every link, or all states."""
     blame: Blame = field(default_factory=Blame)

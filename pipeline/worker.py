@@ -40,6 +40,7 @@ from pipeline.messages import (
 from pipeline.meter import Meter, meter_of
 from pipeline.protocol import LifeCycle, Phase
 from pipeline.runner import StageRunner
+from pipeline.sources import own_code, running_code
 from pipeline.streams import Incoming, Releases, marks_of, side_stream
 from pipeline.tensors import arrived_tensor, payloads
 
@@ -87,7 +88,7 @@ class Worker:
 
     def live(self) -> None:
         """Returns after the stop marker; raises what went wrong."""
-        self._say(Hello(self._run, PROTOCOL_VERSION, os.getpid()))
+        self._say(Hello(self._run, PROTOCOL_VERSION, os.getpid(), running_code()))
         while not self._arrived_at_the_end():
             self._let_go()
         self._tell(self._endpoints.door.farewell())
@@ -268,7 +269,7 @@ class Worker:
     def _join(self, setup: Setup) -> None:
         bind, slots = setup.bind, setup.max_in_flight
         self._receiver, mine = self._endpoints.listen(bind, slots, self._slot_bytes)
-        self._say(Ready(setup.attempt, mine))
+        self._say(Ready(setup.attempt, mine, own_code(self._factory)))
         address, carrier = self._await_connect(), "none"
         if address is not None:
             self._sender, carrier = self._endpoints.connect(address, self._called_off)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from pipeline.activity import Activity
 from pipeline.control import ZmqControlClient
 from pipeline.endpoints import ZmqEndpoints
-from pipeline.errors import NonFiniteLossError, one_line
+from pipeline.errors import NonFiniteLossError
+from pipeline.limits import cure_of, with_cure
 from pipeline.messages import Failure, Heartbeat
 from pipeline.worker import Worker
 
@@ -86,13 +87,14 @@ def failure_of(error: Exception, worker: Worker) -> Failure:
     block = runner.stage.at_work if runner else None
     batch_id = runner.at_batch if runner else 0
     spoilt = isinstance(error, NonFiniteLossError)
+    explained = spoilt or cure_of(error) is not None
     if isinstance(error, NonFiniteLossError):
         block, batch_id = error.block, error.batch_id
     return Failure(
-        summary=_sendable(one_line(error)),
+        summary=_sendable(with_cure(error)),
         block=block,
         batch_id=batch_id,
-        traceback="" if spoilt else _sendable("".join(traceback.format_exception(error))),
+        traceback="" if explained else _sendable("".join(traceback.format_exception(error))),
         final=spoilt and worker.on_nonfinite == "stop",
         attempt=worker.attempt,
         nonfinite=spoilt and worker.on_nonfinite == "rollback",

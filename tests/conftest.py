@@ -123,6 +123,22 @@ def sockets_gone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_fork_server() -> Iterator[None]:
+    """Runs in this process share a fork server: each would import torch anew."""
+    from unittest.mock import patch
+
+    from launch.local import ForkServer
+
+    shared = ForkServer()
+    with (
+        patch("launch.local.ForkServer", lambda: shared),
+        patch("launch.local.LocalEngine.close", lambda engine: None),
+    ):
+        yield
+    shared.close()
+
+
 @contextmanager
 def _nothing_left() -> Iterator[Path]:
     shared = set(os.listdir("/dev/shm"))

@@ -15,6 +15,7 @@ from pipeline.checkpoint import StartState
 from pipeline.config import Config, build_config
 from pipeline.coordinator import Coordinator
 from pipeline.cost import block_costs
+from pipeline.crew import End
 from pipeline.data import load_batches
 from pipeline.datasets import data_facts
 from pipeline.door import Door
@@ -195,6 +196,9 @@ class MemoryEndpoints:
         return Mortal(sender, self.fate), "memory"
 
 
+KILLED = End("was killed by SIGKILL", silent=True)
+
+
 class Fleet:
     """Workers as threads, each of which tells its failure as a worker process does.
 
@@ -203,11 +207,11 @@ class Fleet:
 
     def __init__(self, stages: int, fates: dict[int, Fate] | None = None) -> None:
         self.control, self.senders = MemoryControl(), dict[str, MemorySender]()
-        self.killed: dict[int, str] = {}
+        self.killed: dict[int, End] = {}
         self.fates = fates or {}
         self._stages, self._threads = stages, dict[int, Thread]()
 
-    def dead(self) -> dict[int, str]:
+    def dead(self) -> dict[int, End]:
         """As `coordinator.Fleet` says."""
         return self.killed
 
@@ -261,7 +265,7 @@ class Fleet:
         try:
             worker.live()
         except Lost:
-            self.killed[stage] = "was killed by SIGKILL"
+            self.killed[stage] = KILLED
         except Exception as error:
             control.send(failure_of(error, worker))
 

@@ -253,13 +253,13 @@ def hold_feed(step: int) -> None:
 # --- workers with something planted: each stands for launch.local._work --------------------
 
 
-def work_without_shared_memory(*arguments: Any) -> None:
+def work_without_shared_memory(*arguments: Any) -> int:
     """A worker on a system that has no memfd: tensors travel as frames."""
     del os.memfd_create
-    _work(*arguments)
+    return _work(*arguments)
 
 
-def work_that_raises(*arguments: Any) -> None:
+def work_that_raises(*arguments: Any) -> int:
     """A worker whose block 2 fails at batch 3."""
     from pipeline.block import Block
 
@@ -271,17 +271,17 @@ def work_that_raises(*arguments: Any) -> None:
         return transfer(block, h, batch_id=batch_id)
 
     Block.transfer = fails  # type: ignore[method-assign]
-    _work(*arguments)
+    return _work(*arguments)
 
 
-def work_that_exits(*arguments: Any) -> None:
+def work_that_exits(*arguments: Any) -> int:
     """A worker of stage 1 that ends without a word."""
     if arguments[0].stage == 1:
         os._exit(3)
-    _work(*arguments)
+    return _work(*arguments)
 
 
-def work_that_differs(*arguments: Any) -> None:
+def work_that_differs(*arguments: Any) -> int:
     """A worker whose block 1 moves one number of its bias at its second step."""
     from pipeline.block import Block
 
@@ -295,10 +295,10 @@ def work_that_differs(*arguments: Any) -> None:
                 block.encoder.bias.data[3] += 1e-6
 
     Block.update = differs  # type: ignore[method-assign]
-    _work(*arguments)
+    return _work(*arguments)
 
 
-def _work(*arguments: Any) -> None:
+def _work(*arguments: Any) -> int:
     from launch import local  # in a worker this is the true one: the test's patch stays behind
 
-    local._work(*arguments)
+    return local._work(*arguments)

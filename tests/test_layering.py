@@ -39,10 +39,11 @@ NEUTRAL = {
     "cost",
     "data", "datasets", "door", "durable", "errors", "events", "feed", "folder", "handwritten",
     "imagefiles",
-    "inband", "invitation", "kept", "keeper", "linefile", "lossconfig", "meter", "modelconfig",
+    "inband", "interpreter", "invitation", "kept", "keeper", "limits", "linefile", "lossconfig",
+    "meter", "modelconfig",
     "moves", "patience", "placement", "plan", "processor", "recorder", "records", "recovery", "run",
-    "sampling", "schema", "seeding", "signals", "simulate", "specs", "store", "timing", "trouble",
-    "watch", "yamlfile",
+    "sampling", "schema", "seeding", "signals", "simulate", "sources", "specs", "store", "timing",
+    "trouble", "watch", "yamlfile",
 }  # fmt: skip
 
 TYPES_ONLY = {"watch": {"messages"}}

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from memory_run import Fleet, Job, coordinator, train_pipelined
+from memory_run import KILLED, Fleet, Job, coordinator, train_pipelined
 
 from pipeline.assembly import build_stage
 from pipeline.block import Block
@@ -39,6 +39,7 @@ from pipeline.models import network_specs
 from pipeline.plan import received_bytes
 from pipeline.records import PassReport, Tally, Usage
 from pipeline.single import SingleTrainer
+from pipeline.sources import running_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -272,7 +273,7 @@ def failure(
 
 def test_workers_that_never_come(folder: Callable[[], Path]) -> None:
     job, fleet = Job(folder(), 2, start_timeout_s=50.0), Fleet(2)
-    fleet.control.client(0).send(Hello("run", PROTOCOL_VERSION, 1))
+    fleet.control.client(0).send(Hello("run", PROTOCOL_VERSION, 1, running_code()))
     kind, said = failure(job, fleet, clock=ticking(3.0))
     assert kind is TimedOutError
     assert said.startswith("waited 5")
@@ -283,7 +284,7 @@ def test_workers_that_never_come(folder: Callable[[], Path]) -> None:
 
 def test_worker_that_was_killed(folder: Callable[[], Path]) -> None:
     job, fleet = Job(folder(), 2, max_restarts=0), Fleet(2)
-    fleet.killed[1] = "was killed by SIGKILL"
+    fleet.killed[1] = KILLED
     kind, said = failure(job, fleet, clock=ticking(0.6))
     assert (kind, said) == (StageLostError, "stage 1 (blocks 1–3, cpu) was killed by SIGKILL")
 
@@ -305,7 +306,12 @@ BEFORE_THE_START: list[tuple[int, Any, list[bytes], str]] = [
         "stage 0 was turned away: it sent a hello of run other (protocol 9), this is run run "
         f"(protocol {PROTOCOL_VERSION})",
     ),
-    (0, Hello("run", PROTOCOL_VERSION, 1), [b"x"], "it sent 1 files where 0 belong"),
+    (
+        0,
+        Hello("run", PROTOCOL_VERSION, 1, running_code()),
+        [b"x"],
+        "it sent 1 files where 0 belong",
+    ),
 ]
 MEANWHILE: list[tuple[int, Any, list[bytes], str]] = [
     (0, Report(PassReport(1, 1, True, (), USAGE)), [], "it sent a report of stage 1"),
@@ -321,7 +327,7 @@ MEANWHILE: list[tuple[int, Any, list[bytes], str]] = [
     (0, State(99, 1, False, (0,), ()), [b""], "it sent a state after step 99"),
     (0, State(2, 1, False, (0,), ()), [], "it sent 0 files where 1 belong"),
     (1, State(2, 1, False, (1, 2, 3), (Tally(0, 1, 1.0, 0),)), [b""] * 3, "counters of blocks [0]"),
-    (0, Hello("run", PROTOCOL_VERSION, 1), [], "received Hello, expected "),
+    (0, Hello("run", PROTOCOL_VERSION, 1, running_code()), [], "received Hello, expected "),
     (1, Complete(1), [], "it sent Complete"),
 ]
 

@@ -1,0 +1,59 @@
+"""Where commands begin: nothing of the current folder may be imported, so that a user's `queue.py`
+is never taken for Python's own. It comes to be there by `python -m`, or by a PYTHONPATH that is
+relative or has an empty entry.
+
+Nothing but what Python itself has imported by then may be imported before the path is set.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def leave_current_folder() -> None:
+    """Take the current folder from the module path, of this process and of those that it starts;
+    `pipeline` is the one beside this package, wherever that lies."""
+    path = os.environ.get("PYTHONPATH")
+    if path:
+        os.environ["PYTHONPATH"] = os.pathsep.join(_elsewhere(path.split(os.pathsep)))
+    before = sys.path[:]
+    sys.path[:] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
+    try:
+        import pipeline  # noqa: F401
+    finally:
+        sys.path[:] = _elsewhere(before)
+
+
+def pipeline_launch() -> None:
+    """The command of that name."""
+    leave_current_folder()
+    from launch.cli import main
+
+    main()
+
+
+def pipeline_verify() -> None:
+    """The command of that name."""
+    leave_current_folder()
+    from launch.verify import main
+
+    main()
+
+
+def pipeline_reproduce() -> None:
+    """The command of that name."""
+    leave_current_folder()
+    from launch.reproduce import main
+
+    main()
+
+
+def _elsewhere(entries: list[str]) -> list[str]:
+    """As `pipeline.interpreter.elsewhere`, which could not be imported safely before this."""
+    try:
+        here = os.path.realpath(os.getcwd())
+    except FileNotFoundError:  # it was deleted
+        return [entry for entry in entries if os.path.isabs(entry)]
+    absolute = [os.path.abspath(entry) for entry in entries if entry]
+    return [entry for entry in absolute if os.path.realpath(entry) != here]
