@@ -5,7 +5,7 @@ Sizes of linear layers are filled in by `models.py`, which knows what reaches th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pipeline.specs import LayerSpec, PoolSpec, ShortcutSpec
 
@@ -46,11 +46,17 @@ _RESNET: dict[str, tuple[int, ...]] = {"resnet18": (2, 2, 2, 2), "resnet34": (3,
 
 
 class Layer(NamedTuple):
-    """A hidden layer with what follows it (pooling) and what runs into it (a shortcut)."""
+    """A hidden layer with what follows it (pooling) and what runs into it (a shortcut).
+
+    `activates_input`, `passes_raw`: as in `BlockSpec`. `drops`: what dropout after it drops.
+    """
 
     layer: LayerSpec
     pool: PoolSpec | None = None
     shortcut: ShortcutSpec | None = None
+    activates_input: bool = False
+    passes_raw: bool = False
+    drops: Literal["nothing", "units", "channels"] = "channels"
 
 
 def hidden_layers(model: ModelConfig, image_shape: Shape) -> list[Layer]:
@@ -84,15 +90,26 @@ def _residual_network(model: ModelConfig, image_shape: Shape) -> list[Layer]:
     """A stem, then units of two 3×3 convolutions with a shortcut around them, then the average
     over space. Batch norm and non-linearity follow each convolution, so that every one of them
     has an activation to learn from; the first unit of a width, but for the first, halves sides.
+
+    With `model.preactivation` they precede the two, the second halves, and sums go on as they are:
+
+        x ──norm, act──▶ 3×3 ──dropout──▶ norm, act ──▶ 3×3, stride ──▶ + ──▶ x of the next unit
+        └──────────────── as it is, or 1×1 with the stride ─────────────┘
+
+    Before the first unit is the stem alone, after the last a norm and non-linearity.
     """
     stem, widths, units = _residual_plan(model)
     pool = _POOLS["M3"] if model.name in _RESNET and _large(image_shape) else None
     layers = [Layer(_stem(image_shape, stem), pool)]
+    if model.preactivation:
+        layers = [layers[0]._replace(passes_raw=True, drops="nothing")]
+    make = _preactivated_unit if model.preactivation else _residual_unit
     for number, (width, count) in enumerate(zip(widths, units, strict=True)):
         for unit in range(count):
             stride = 2 if unit == 0 and number > 0 else 1
-            layers += _residual_unit(layers, width, stride, model)
-    return [*layers[:-1], layers[-1]._replace(pool=_over_space(layers, image_shape))]
+            layers += make(layers, width, stride, model)
+    last = layers[-1]._replace(pool=_over_space(layers, image_shape), passes_raw=False)
+    return [*layers[:-1], last]
 
 
 def _residual_plan(model: ModelConfig) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
@@ -108,14 +125,26 @@ def _residual_plan(model: ModelConfig) -> tuple[int, tuple[int, ...], tuple[int,
 def _residual_unit(
     before: Sequence[Layer], width: int, stride: int, model: ModelConfig
 ) -> list[Layer]:
+    first = _convolution(before[-1].layer.out_features, width, stride)
+    shortcut = _around(before, width, stride) if model.residual else None
+    return [Layer(first), Layer(_convolution(width, width), shortcut=shortcut)]
+
+
+def _preactivated_unit(
+    before: Sequence[Layer], width: int, stride: int, model: ModelConfig
+) -> list[Layer]:
+    first = Layer(_convolution(before[-1].layer.out_features, width), drops="units")
+    shortcut = _around(before, width, stride) if model.residual else None
+    second = Layer(_convolution(width, width, stride), shortcut=shortcut, drops="nothing")
+    return [one._replace(activates_input=True, passes_raw=True) for one in (first, second)]
+
+
+def _around(before: Sequence[Layer], width: int, stride: int) -> ShortcutSpec:
+    """The shortcut around a unit that begins after `before`."""
     channels = before[-1].layer.out_features
-    first = Layer(LayerSpec("conv", channels, width, kernel=3, stride=stride, padding=1))
-    shortcut = None
-    if model.residual:
-        fits = stride == 1 and channels == width
-        change = None if fits else LayerSpec("conv", channels, width, kernel=1, stride=stride)
-        shortcut = ShortcutSpec(source=len(before), layer=change)
-    return [first, Layer(_convolution(width, width), shortcut=shortcut)]
+    fits = stride == 1 and channels == width
+    change = None if fits else LayerSpec("conv", channels, width, kernel=1, stride=stride)
+    return ShortcutSpec(source=len(before), layer=change)
 
 
 def _over_space(layers: Sequence[Layer], image_shape: Shape) -> PoolSpec:
@@ -143,5 +172,5 @@ def _stem(image_shape: Shape, width: int) -> LayerSpec:
     return _convolution(image_shape[0], width)
 
 
-def _convolution(channels: int, width: int) -> LayerSpec:
-    return LayerSpec("conv", channels, width, kernel=3, padding=1)
+def _convolution(channels: int, width: int, stride: int = 1) -> LayerSpec:
+    return LayerSpec("conv", channels, width, kernel=3, stride=stride, padding=1)

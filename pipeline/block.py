@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 class Block(nn.Module):
     """One hidden layer with its local heads, or the output layer with its cross-entropy.
 
-    State keys: `encoder.*` (the layer), `bn.*`, and those of `heads.py`.
+    State keys: `encoder.*` (the layer), `bn.*`, `bn_input.*` where the input is activated,
+    `shortcut.*`, and those of `heads.py`.
     Initial weights are PyTorch's defaults, drawn for (seed, block index), but for classifiers
     that are trained beside local losses, the output layer among them: their weights start at zero.
     """
@@ -57,7 +58,7 @@ class Block(nn.Module):
             self._build(spec)
         self.to(device=device, dtype=dtype)
         self.to(memory_format=torch.channels_last)
-        self.dropout = Dropout(spec.dropout, seed=seed, block=spec.index)
+        self.dropout = Dropout(spec.dropout, seed=seed, block=spec.index, of_units=spec.drops_units)
         self._optimizer: Optimizer | None = None
         self.learned: list[Tensor] = []
         """The parameters that are trained, once there is an optimizer, in its order."""
@@ -67,7 +68,11 @@ class Block(nn.Module):
             self.encoder = _layer(spec.layer)
         if spec.zero_start:
             nn.init.zeros_(cast("Tensor", self.encoder.weight))
-        self.bn = _batch_norm(spec) if spec.batch_norm else None
+        before = spec.batch_norm and spec.activates_input
+        self.bn_input = _batch_norm(spec, spec.layer.in_features) if before else None
+        self.bn = _batch_norm(spec, spec.layer.out_features) if spec.norms_output else None
+        if self.bn is not None and spec.passes_raw and not spec.has_loss:
+            self.bn.requires_grad_(False)  # nobody reads it, so nothing would teach it
         self.shortcut = _shortcut(spec)
         self.pred = PredHead(spec.pred) if spec.pred else None
         self.sim = similarity_map(spec.sim) if spec.sim else None
@@ -103,16 +108,26 @@ class Block(nn.Module):
     def _activation(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
         with self._autocast():
             flat = self.spec.layer.kind == "linear"
-            h: Tensor = self.encoder(flattened(x) if flat else channels_last(x))
-            if self.spec.is_output:
+            x = flattened(x) if flat else channels_last(x)
+            if self.spec.activates_input:
+                x = self._normed(x, self.bn_input)
+            h: Tensor = self.encoder(x)
+            if self.spec.is_output or (self.spec.passes_raw and shortcut is None):
                 return h
             if self._can_remake(h):
                 return normalised(h, cast("nn.BatchNorm2d", self.bn), self.spec.nonlinearity)
-            if self.bn is not None:
+            adds_first = self.spec.activates_input
+            if self.bn is not None and not adds_first:
                 h = self.bn(h)
             if shortcut is not None:
                 h = h + (self.shortcut(shortcut) if self.shortcut is not None else shortcut)
-            return self._activate(h)
+            if self.spec.passes_raw:
+                return h
+            return self._normed(h, self.bn) if adds_first else self._activate(h)
+
+    def _normed(self, x: Tensor, norm: nn.Module | None) -> Tensor:
+        """The activation of a sum x, which stays as it is: others read it, too."""
+        return self._activate(x.clone() if norm is None else norm(x))
 
     def _can_remake(self, z: Tensor) -> bool:
         """Whether it pays here to do without the activation for a while (`remade.py`)."""
@@ -155,6 +170,7 @@ class Block(nn.Module):
             value = prediction_loss(wide(h), labels)
             return LossValue(self.spec.output_weight * value.loss, value.errors)
         with self._autocast():
+            h = self._normed(h, self.bn) if self.spec.passes_raw else h
             logits, mapped = heads_of(h, self.pred, self.sim, overwrite=overwrite)
         value = self._supervised(logits, mapped, labels)
         if self.spec.unsupervised == "none":
@@ -201,12 +217,6 @@ class Block(nn.Module):
         with self._autocast():
             rebuilt = self._activate(self.recon(h))
         return F.mse_loss(wide(rebuilt), x.reshape(rebuilt.shape))
-
-    @property
-    def has_loss(self) -> bool:
-        """Whether the block has a loss of its own: of a group only the last has, under plain
-        `glob` only the output."""
-        return self.spec.is_output or self.pred is not None or self.sim is not None
 
     def update(self, gradients: Sequence[Tensor | None], lr: float | Tensor) -> None:
         """Let the optimizer use `gradients`, one per parameter in order; None: no step for it."""
@@ -274,16 +284,17 @@ def _layer(spec: LayerSpec) -> nn.Module:
     )
 
 
-def _batch_norm(spec: BlockSpec) -> nn.Module:
+def _batch_norm(spec: BlockSpec, features: int) -> nn.Module:
     make = nn.BatchNorm1d if spec.layer.kind == "linear" else nn.BatchNorm2d
-    return make(spec.layer.out_features)
+    return make(features)
 
 
 def _shortcut(spec: BlockSpec) -> nn.Module | None:
     """What gives a residual connection the shape of the activation; None for the identity."""
     if spec.shortcut is None or spec.shortcut.layer is None:
         return None
-    norm = [_batch_norm(spec)] if spec.batch_norm else []
+    normed = spec.batch_norm and not spec.activates_input
+    norm = [_batch_norm(spec, spec.layer.out_features)] if normed else []
     return nn.Sequential(_Pointwise(spec.shortcut.layer), *norm)
 
 

@@ -220,12 +220,17 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _groups_end_in_a_local_loss(self) -> Config:
+    def _losses_fit_the_network(self) -> Config:
         if self.loss.local is None and self.model.group != 1:
             raise ValueError("model.group needs local losses; loss.name glob has none")
         if self.loss.unsupervised == "recon" and self.model.group != 1:
             raise ValueError(
                 "loss.unsupervised recon rebuilds the input of one layer: model.group must be 1"
+            )
+        if self.loss.unsupervised != "none" and self.model.preactivation:
+            raise ValueError(
+                "model.preactivation passes on sums instead of activations: loss.unsupervised must "
+                "be none"
             )
         if self.loss.is_global and self.schedule.greedy:
             raise ValueError(

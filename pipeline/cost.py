@@ -156,10 +156,16 @@ def _rebuilds(spec: BlockSpec) -> bool:
 def _parameters(spec: BlockSpec) -> int:
     if spec.custom is not None:
         return spec.custom.parameters
-    per_feature = 1 + 2 * spec.batch_norm  # bias; scale and shift of the batch norm
     layers = 1 + (_shortcut_weights(spec) > 0)
-    features = per_feature * spec.layer.out_features
-    return _weights(spec) + _shortcut_weights(spec) + layers * features
+    biases = layers * spec.layer.out_features
+    return _weights(spec) + _shortcut_weights(spec) + biases + 2 * _normed_features(spec)
+
+
+def _normed_features(spec: BlockSpec) -> int:
+    """Those that a batch norm scales and shifts."""
+    output = spec.norms_output + (_shortcut_weights(spec) > 0 and not spec.activates_input)
+    features = output * spec.layer.out_features + spec.activates_input * spec.layer.in_features
+    return features * spec.batch_norm
 
 
 def _shortcut_weights(spec: BlockSpec) -> int:
@@ -208,10 +214,17 @@ def _activation_bytes(spec: BlockSpec, batch_size: int, element_bytes: int) -> i
 def _held_numbers(spec: BlockSpec) -> int:
     """Per image: what arrives, batch norm's input, the activation (non-linearities work in place,
     but in a user's own modules), what is passed on, a classifier's hidden layers."""
-    tensors = 1 + spec.normalises + (spec.custom is not None)
+    is_normed = spec.custom.normalises if spec.custom else spec.norms_output and _is_read(spec)
+    tensors = 1 + is_normed + (spec.custom is not None)
     hidden = sum(spec.pred.hidden) if spec.pred else 0
     held = tensors * prod(spec.shape) + _passed_numbers(spec) + hidden
+    held += spec.activates_input * prod(spec.in_shape)
     return _arrived_numbers(spec) + _shortcut_numbers(spec) + held
+
+
+def _is_read(spec: BlockSpec) -> bool:
+    """Whether anybody asks for the activation of a block that passes on its sum."""
+    return spec.has_loss or not spec.passes_raw
 
 
 def _arrived_numbers(spec: BlockSpec) -> int:
@@ -231,7 +244,7 @@ def _shortcut_numbers(spec: BlockSpec) -> int:
         return size * (not spec.same_group)
     taken = layer.in_features * prod(spec.shape[1:])
     copies = (not spec.same_group) * layer.stride**2 + (layer.stride > 1)
-    return taken * copies + size * spec.batch_norm
+    return taken * copies + size * (spec.batch_norm and not spec.activates_input)
 
 
 def _passed_numbers(spec: BlockSpec) -> int:
@@ -240,7 +253,8 @@ def _passed_numbers(spec: BlockSpec) -> int:
     if _passes_all(spec):
         return 0
     learns_later = spec.pred is None and spec.sim is None
-    places = 2 if spec.pool and spec.pool.kind == "max" else spec.layer.kind == "linear"
+    has_mask = spec.layer.kind == "linear" or spec.drops_units  # one of channels takes nothing
+    places = 2 if spec.pool and spec.pool.kind == "max" else has_mask
     return prod(spec.out_shape) * (1 + learns_later * places)
 
 
@@ -261,7 +275,7 @@ def _working_bytes(spec: BlockSpec, batch_size: int, element_bytes: int) -> int:
 def _working_tensors(spec: BlockSpec) -> tuple[int, int]:
     """Of the activation's size: g(h), its directions and gradients, those of h and of batch norm's
     input. Of feature maps, gradients take the place of g(h) or, if it is free, of h."""
-    stays = int(_passes_all(spec))
+    stays = int(_passes_all(spec) and not spec.passes_raw)
     if spec.remakable:  # as it is on a CPU
         return stays, stays
     has_map = spec.sim is not None and spec.sim.features > 0

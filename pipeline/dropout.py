@@ -36,8 +36,9 @@ class Dropout:
     """Of one block. What it keeps grows by `scale`, which no mask of bfloat16 could hold: rounded
     once instead of unit by unit, it would be wrong the same way everywhere."""
 
-    def __init__(self, rate: float, *, seed: int, block: int) -> None:
+    def __init__(self, rate: float, *, seed: int, block: int, of_units: bool = False) -> None:
         self.rate = rate
+        self._of_units = of_units
         self.scale = float(np.float32(1.0) / np.float32(1.0 - rate))
         self._seed, self._block = seed, block
         self._key = _signed(derived_seed(seed, Purpose.DROPOUT, block))
@@ -53,8 +54,9 @@ class Dropout:
         self._uniform = compiler.compiled(self._uniform)
 
     def mask(self, h: Tensor, batch_id: int) -> Tensor:
-        """Zeros and ones, of h's dtype, per unit of h (n, D) and per channel of (n, C, H, W)."""
-        shape = h.shape[:2] + (1,) * (h.dim() - 2)
+        """Zeros and ones, of h's dtype, per unit of h (n, D) and per channel of (n, C, H, W), or
+        there, too, per unit (`of_units`)."""
+        shape = h.shape if self._of_units else h.shape[:2] + (1,) * (h.dim() - 2)
         if h.device.type in HOST_DEVICES:
             kept = self._drawn(prod(shape), batch_id)
         else:

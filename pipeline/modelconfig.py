@@ -86,7 +86,7 @@ class ModelConfig(Section):
 
     name: ModelName
     """`mlp`, a VGG preset, `vgg` with explicit `layers`, `resnet18`, `resnet34`, or a wide
-    residual network `wrn-DEPTH-WIDTH`, as `wrn-28-10`."""
+    residual network `wrn-DEPTH-WIDTH`, as `wrn-28-10`: post-activation, unless `preactivation`."""
     layers: (
         Annotated[tuple[LayerItem, ...], Field(strict=False, max_length=2 * MAX_LAYERS)] | None
     ) = None
@@ -107,6 +107,10 @@ class ModelConfig(Section):
     residual: bool = True
     """For `resnet…` and `wrn-…`: shortcuts around each two convolutions. The paper found that
     local losses do better without them (section 5.1)."""
+    preactivation: bool = False
+    """For `wrn-…`: batch norm and non-linearity before each convolution of a unit instead of after
+    it, as in the literature (Zagoruyko & Komodakis 2016); `dropout` then drops single units, and
+    only between the two convolutions."""
     group: Annotated[int | str, BeforeValidator(_group_size)] = 1
     """Hidden layers that learn together by backprop, from the local loss of the last of them;
     1: the paper's local learning, `all`: global backprop with one local head."""
@@ -146,6 +150,14 @@ class ModelConfig(Section):
     def _shortcuts_belong_to_residual_networks(self) -> ModelConfig:
         if not self.residual and not self.name.startswith(RESIDUAL_NAMES):
             raise ValueError(f"model.residual: model.name {self.name} has no shortcuts to remove")
+        return self
+
+    @model_validator(mode="after")
+    def _preactivation_belongs_to_wide_residual_networks(self) -> ModelConfig:
+        if self.preactivation and not self.name.startswith("wrn-"):
+            raise ValueError(
+                f"model.preactivation: model.name {self.name} has no such form, wrn-DEPTH-WIDTH has"
+            )
         return self
 
     @model_validator(mode="after")

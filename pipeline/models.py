@@ -80,7 +80,8 @@ def _hidden(
     """The hidden blocks, before anything is said of how they learn."""
     specs: list[BlockSpec] = []
     shape = image_shape
-    for index, (layer, pool, shortcut) in enumerate(hidden_layers(model, image_shape)):
+    for index, hidden in enumerate(hidden_layers(model, image_shape)):
+        layer, pool = hidden.layer, hidden.pool
         if layer.kind == "linear":
             layer = LayerSpec("linear", prod(shape), model.hidden)
         activation = layer.out_shape(shape)
@@ -93,9 +94,12 @@ def _hidden(
             classes=classes,
             nonlinearity=nonlinearity,
             batch_norm=model.batch_norm,
-            dropout=model.dropout,
+            dropout=0.0 if hidden.drops == "nothing" else model.dropout,
             pool=pool,
-            shortcut=shortcut,
+            shortcut=hidden.shortcut,
+            activates_input=hidden.activates_input,
+            passes_raw=hidden.passes_raw,
+            drops_units=hidden.drops == "units",
         )
         _check_size(model, spec, image_shape)
         specs.append(spec)

@@ -75,8 +75,8 @@ class CustomSpec:
 class ShortcutSpec:
     """A residual connection: the input of block `source` is added before the non-linearity.
 
-    `layer`: the 1×1 convolution, followed by a batch norm where the network has them, that gives
-    it the right shape; None: as it is.
+    `layer`: the 1×1 convolution that gives it the right shape, followed by a batch norm where the
+    network has them, but for units whose input is activated; None: as it is.
     """
 
     source: int
@@ -152,6 +152,13 @@ class BlockSpec:
     """Factor of the output block's cross-entropy; None for hidden blocks."""
     shortcut: ShortcutSpec | None = None
     """The residual connection that ends in this block."""
+    activates_input: bool = False
+    """Whether batch norm and non-linearity come before the layer (`model.preactivation`)."""
+    passes_raw: bool = False
+    """Whether none come after it: the sum itself is passed on, and heads see it through a batch
+    norm and non-linearity of their own."""
+    drops_units: bool = False
+    """Whether dropout drops single units of feature maps instead of whole channels."""
     custom: CustomSpec | None = None
     """Where the layer is a user's own (`factory.py`)."""
     same_group: bool = False
@@ -171,11 +178,25 @@ class BlockSpec:
         return self.batch_norm or (self.custom is not None and self.custom.normalises)
 
     @property
+    def has_loss(self) -> bool:
+        """Whether it has a loss of its own: of a group only the last has, under plain `glob` only
+        the output."""
+        return self.is_output or self.pred is not None or self.sim is not None
+
+    @property
+    def norms_output(self) -> bool:
+        """Whether it holds a batch norm for what the layer gives. The first block of a
+        pre-activation network always does, as by the paper's authors, who count it: under plain
+        `glob` nobody reads it."""
+        is_read = self.has_loss or not (self.activates_input and self.passes_raw)
+        return self.batch_norm and is_read
+
+    @property
     def remakable(self) -> bool:
         """Whether only heads read the activation that can make it again where they need it, from
         batch norm's input (`remade.py`)."""
         is_read = self.sim.features > 0 if self.sim else self.pred is not None
-        is_plain = self.shortcut is None and self.unsupervised == "none"
+        is_plain = self.shortcut is None and self.unsupervised == "none" and not self.passes_raw
         return self.batch_norm and len(self.shape) > 1 and is_read and is_plain
 
     @property

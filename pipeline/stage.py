@@ -170,7 +170,7 @@ class Stage:
         for block in self.in_turn(others):
             h = block(x, batch_id=batch_id, shortcut=self._shortcuts.at(block.spec, x))
             x = block.transfer(h, batch_id=batch_id)
-            if block.has_loss:
+            if block.spec.has_loss:
                 values[block] = block.local_loss(h, labels, received)
                 received = x
             del h
@@ -186,7 +186,7 @@ class Stage:
         """Learn and count, unless the batch is to be skipped."""
         last, values = group[-1], pending.values
         self.at_work = last.spec.index
-        if last.has_loss:
+        if last.spec.has_loss:
             overwrite = not pending.passes_h
             values[last] = last.local_loss(
                 pending.take_h(), labels, pending.received, overwrite=overwrite

@@ -163,6 +163,8 @@ UNITS = {"name": "wrn-10-2"}
         ({"name": "mlp", "hidden_layers": 2, "dropout": 0.1}, {"name": "predsim"}, "fp32"),
         (UNITS, {"name": "pred"}, "fp32"),
         (UNITS, {"name": "glob"}, "fp32"),
+        ({**UNITS, "preactivation": True}, {"name": "pred"}, "fp32"),
+        ({**UNITS, "preactivation": True, "dropout": 0.3}, {"name": "glob"}, "fp32"),
     ],
     ids=str,
 )

@@ -75,11 +75,18 @@ def test_batches_of_few_classes_are_the_same_in_a_resumed_pipeline(
 
 
 RESNET = {"name": "resnet18", "feat_mult": 0.05, "dropout": 0.1}
+PREACTIVATED = {"name": "wrn-10-2", "feat_mult": 0.2, "preactivation": True}
 NETWORKS: dict[str, tuple[int, dict[str, Any]]] = {
     "mlp": (2, {"model": {"name": "mlp", "hidden_layers": 2, "hidden": 16}}),
     "resnet18": (4, {"model": RESNET}),
     "resnet18 without shortcuts": (17, {"model": {**RESNET, "residual": False}}),
     "wide residual network": (4, {"model": {"name": "wrn-10-2", "feat_mult": 0.2}}),
+    "pre-activation": (4, {"model": {**PREACTIVATED, "dropout": 0.2}}),
+    "pre-activation in groups": (2, {"model": {**PREACTIVATED, "group": 3}}),
+    "greedy pre-activation": (
+        4,
+        {"model": PREACTIVATED, "schedule": {"epochs": 1, "greedy": True}},
+    ),
     "groups": (2, {"model": {**TREE["model"], "group": 2}}),
     "groups that cut residual units": (3, {"model": {**RESNET, "group": 3}}),
     "one group": (1, {"model": {**TREE["model"], "group": "all"}}),
