@@ -34,7 +34,10 @@ if TYPE_CHECKING:
     from pipeline.specs import BlockSpec
 
 _FOLDER = "local-loss-pipeline"
-_INDIFFERENT = frozenset({"download", "train_limit", "test_limit", "train_images", "test_images"})
+_INDIFFERENT = frozenset(
+    {"accept", "download", "mean", "normalise", "on_bad_image", "random_crop", "resize", "std",
+     "test_images", "test_limit", "train_images", "train_limit", "white"}
+)  # fmt: skip
 """Keys of `data` that no block's time depends on."""
 
 

@@ -29,6 +29,7 @@ MAX_COUNT = 1_000_000_000
 """Of images and of steps."""
 _MAX_SIDE = 1 << 16
 _MAX_CHANNELS = 1 << 16
+_MAX_WHITE = 2.0**32
 _MAX_MILESTONES = 1000
 _MAX_S = 1e6
 """Seconds of a time-out, some 11 days: more milliseconds than this don't go into 32 bits."""
@@ -89,9 +90,10 @@ class DataConfig(Section):
     cutout: int = Field(default=0, ge=0, le=_MAX_SIDE)
     """Side of the square set to zero at a random place of each training image; 0 is off."""
     train_limit: int | None = Field(default=None, ge=1, le=MAX_COUNT)
-    """Use only the first so many training images."""
+    """Use only the first so many training images; of an `imagefolder`, whose images lie class by
+    class, a share of every class, the same whatever `runtime.seed` is."""
     test_limit: int | None = Field(default=None, ge=1, le=MAX_COUNT)
-    """Use only the first so many test images."""
+    """Use only so many test images, chosen as for `train_limit`."""
     classes_per_batch: int | None = Field(default=None, ge=2)
     """Fill a training batch with images of about so many classes (section 4.5 of the paper)."""
     classes_per_batch_until_epoch: int | None = Field(default=None, ge=1, le=MAX_EPOCHS)
@@ -101,23 +103,67 @@ class DataConfig(Section):
     as by the paper's authors, by a `scan` of one shuffled list, which widens a batch to 10 classes
     and leaves about two thirds of `classes_per_batch` together (docs/differences.md)."""
     size: int | None = Field(default=None, ge=1, le=_MAX_SIDE)
-    """Side in pixels: of `synthetic` images (32) and of the crops of `imagefolder` (224)."""
+    """Side in pixels: of `synthetic` images (32), and of those seen of an `imagefolder` (224)."""
     channels: int | None = Field(default=None, ge=1, le=_MAX_CHANNELS)
-    """Channels of `synthetic` images (3)."""
+    """Channels of `synthetic` images (3); `imagefolder` is read in colour (3) or grey (1)."""
     classes: int | None = Field(default=None, ge=2, le=MAX_UNITS)
     """Classes of `synthetic` labels (10)."""
     train_images: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     """Number of `synthetic` training images (1024)."""
     test_images: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     """Number of `synthetic` test images (256)."""
+    normalise: Literal["known", "measured"] = "known"
+    """Mean and standard deviation to normalise by: those known of the data set (`imagefolder`: of
+    ImageNet), or measured before training on up to 10,000 of the training images."""
+    mean: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(strict=False)] | None = (
+        None
+    )
+    """Mean of each channel, of pixels from 0 to 1, where `normalise` is to know another."""
+    std: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(strict=False)] | None = (
+        None
+    )
+    """Standard deviation of each channel; it comes with `mean`."""
+    random_crop: bool | None = None
+    """`imagefolder`: train on random parts of images, scaled to `size` (true, as for ImageNet), or
+    on what is seen in a test, the middle (false)."""
+    resize: int | None = Field(default=None, ge=1, le=_MAX_SIDE)
+    """`imagefolder`: the shorter side is scaled to so many pixels before the middle is cut out
+    (256/224 of `size`); with the value of `size`, nothing of a square image is cut off."""
+    white: float | None = Field(default=None, gt=0, le=_MAX_WHITE)
+    """`imagefolder`: the value that is white in images of more than 8 bits: 65535 for all of 16
+    bits, 4095 for 12, 1.0 for floats from 0 to 1. 0 is black. Without it they are refused."""
+    on_bad_image: Literal["stop", "skip"] | None = None
+    """`imagefolder`: where files can't be decoded, say so and start nothing (stop), or decode all
+    before training and leave these out (skip)."""
+    accept: str | None = Field(default=None, pattern="^sha256:[0-9a-f]{12}$")
+    """Resume with images other than the run began with: their digest, which --resume names."""
 
     @model_validator(mode="after")
-    def _sizes_belong_to_made_images(self) -> DataConfig:
+    def _keys_belong_to_the_data_set(self) -> DataConfig:
         made = ("size", "channels", "classes", "train_images", "test_images")
-        allowed = {"synthetic": made, "imagefolder": ("size",)}.get(self.name, ())
-        for key in made:
+        folders = ("size", "channels", "random_crop", "resize", "white", "on_bad_image")
+        allowed = {"synthetic": made, "imagefolder": folders}.get(self.name, ())
+        for key in (*made, *folders):
             if getattr(self, key) is not None and key not in allowed:
                 raise ValueError(f"data.{key} can't be chosen for data.name {self.name}")
+        return self
+
+    @model_validator(mode="after")
+    def _normalises_one_way(self) -> DataConfig:
+        mean, std = self.mean, self.std
+        if (mean is None) != (std is None) or (mean and std and len(mean) != len(std)):
+            raise ValueError("data.mean and data.std: give both, a number for each channel")
+        if mean is not None and self.normalise == "measured":
+            raise ValueError("data.mean is given: leave it and data.std out, or normalise: known")
+        return self
+
+    @model_validator(mode="after")
+    def _views_are_possible(self) -> DataConfig:
+        size = self.size or 224
+        if self.resize is not None and self.resize < size:
+            raise ValueError(f"data.resize {self.resize} can't be less than data.size {size}")
+        if self.name == "imagefolder" and self.channels not in (None, 1, 3):
+            raise ValueError(f"data.channels {self.channels}: images of imagefolder have 1 or 3")
         return self
 
     @model_validator(mode="after")

@@ -1,7 +1,7 @@
 """Deterministic batches: the images of (seed, epoch, index), whatever was asked for before.
 
-The only file that imports torchvision and sklearn, and each inside the function that needs it:
-importing torchvision takes 5 s, and `digits` and `synthetic` need neither it nor torch.
+The only file that imports sklearn, inside the function that needs it; `published.py` does so with
+torchvision, whose import takes 5 s. `digits` and `synthetic` need neither it nor torch.
 
 Images are uint8 in NCHW order: n images, C channels, height, width. Normalisation, crop with
 padding, flip and cutout are done later, on stage 0's device (`augment.py`).
@@ -11,19 +11,22 @@ from __future__ import annotations
 
 import math
 import os
-import socket
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from http.client import HTTPException
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from dataclasses import replace
+from hashlib import sha256
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from pipeline.datasets import DataFacts, data_facts
+from pipeline.datarecord import DataRecord, PartRecord
+from pipeline.datasets import DataFacts, data_facts, data_root
 from pipeline.errors import ConfigError
-from pipeline.imagefiles import ImageFiles
-from pipeline.sampling import ClassLimit
+from pipeline.imagecheck import check_images
+from pipeline.imagefiles import ImageFiles, View
+from pipeline.imagelist import PARTS, list_images
+from pipeline.imagereading import ImageReader, Wanted
+from pipeline.published import read_published
+from pipeline.sampling import ClassLimit, share_of_every_class
 from pipeline.seeding import Purpose, generator
 
 if TYPE_CHECKING:
@@ -32,18 +35,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.config import DataConfig
+    from pipeline.imagecheck import BadImage, Progress
+    from pipeline.imagelist import ImageList
 
 Pair: TypeAlias = "tuple[NDArray[np.uint8], NDArray[np.int64]]"
 _Part: TypeAlias = "_Arrays | ImageFiles"
 
-_WHOLE = ({"train": True},), ({"train": False},)
-_SPLITS: dict[str, Any] = {  # torchvision's arguments for the parts of a training and a test set
-    "svhn": (({"split": "train"}, {"split": "extra"}), ({"split": "test"},)),
-    "stl10": (({"split": "train"},), ({"split": "test"},)),
-}
 _TRAIN, _TEST, _LEVELS = 0, 1, 2  # the parts of `synthetic`
-_DOWNLOAD_TIMEOUT_S = 60.0  # of one read, not of the whole file
 _DECODING_THREADS = min(8, os.cpu_count() or 1)
+_MOST_MEASURED, _MEASURED_AT_ONCE = 10_000, 64
+
+
+def _nobody(what: str, done: int, of: int) -> None:
+    """Is told, and says nothing."""
 
 
 class Batches:
@@ -57,13 +61,14 @@ class Batches:
         training: _Part,
         test: _Part,
         limit: ClassLimit | None = None,
+        classes: tuple[str, ...] = (),
     ) -> None:
-        self.facts = facts
+        self.facts, self.classes = facts, classes
         self.batch_size = batch_size
         self.steps_per_epoch = math.ceil(len(training) / batch_size)
         self.evaluation_batches = math.ceil(len(test) / batch_size)
         self._seed, self._limit = seed, limit
-        self._training, self._test = training, test
+        self.training, self.test = training, test
         self._order_of_epoch: tuple[int, NDArray[np.int64]] | None = None
 
     def train(self, epoch: int, index: int) -> Pair:
@@ -77,12 +82,36 @@ class Batches:
         """
         assert epoch >= 1, f"epochs count from 1, not {epoch}"
         assert 0 <= index < self.steps_per_epoch, f"batch {index} of {self.steps_per_epoch}"
-        return self._training.take(self._order(epoch)[self._span(index)], epoch)
+        return self.training.take(self._order(epoch)[self._span(index)], epoch)
 
     def evaluation(self, index: int) -> Pair:
         """Test batch `index` (from 0) in file order; as `train`, but with nothing random."""
         assert 0 <= index < self.evaluation_batches, f"batch {index} of {self.evaluation_batches}"
-        return self._test.take(np.arange(len(self._test))[self._span(index)], None)
+        return self.test.take(np.arange(len(self.test))[self._span(index)], None)
+
+    @property
+    def left_out(self) -> tuple[BadImage, ...]:
+        """Image files that can't be decoded, where the config says to skip these."""
+        parts = (self.training, self.test)
+        return tuple(
+            bad for part in parts if isinstance(part, ImageFiles) for bad in part.checked.bad
+        )
+
+    def files(self) -> Iterator[tuple[str, str, int, str]]:
+        """Of an image folder: part, path below it, bytes and digest of each image."""
+        for name, part in zip(PARTS, (self.training, self.test), strict=True):
+            if isinstance(part, ImageFiles):
+                checked = zip(part.checked.images.files, part.checked.seen, strict=True)
+                for file, seen in checked:
+                    yield name, file.path, seen.nbytes, seen.digest
+
+    def record(self, name: str) -> DataRecord:
+        """Which images these are; looks at every byte of those that are in memory."""
+        training, test = (
+            PartRecord(_per_class(part.labels, self.facts.classes), part.digest())
+            for part in (self.training, self.test)
+        )
+        return DataRecord(name, self.classes, training, test)
 
     def _span(self, index: int) -> slice:
         return slice(index * self.batch_size, (index + 1) * self.batch_size)
@@ -96,22 +125,101 @@ class Batches:
     def _drawn_order(self, epoch: int) -> NDArray[np.int64]:
         draws, limit = generator(self._seed, Purpose.ORDER, epoch), self._limit
         if limit is not None and limit.holds_in(epoch):
-            return limit.ordered(self._training.labels, self.batch_size, draws)
-        return draws.permutation(len(self._training)).astype(np.int64)
+            return limit.ordered(self.training.labels, self.batch_size, draws)
+        return draws.permutation(len(self.training)).astype(np.int64)
 
 
-def load_batches(config: DataConfig, seed: int) -> Batches:
+def load_batches(config: DataConfig, seed: int, told: Progress = _nobody) -> Batches:
     """Read (and where `config.download` says so, fetch) the data set, checked against its facts.
+
+    Args:
+        told: called with what is done, how many images, and of how many, while that takes time.
 
     Raises:
         ConfigError: for a data set that is missing, damaged or can't be fetched, or that holds
             other images than its facts say.
     """
     facts = data_facts(config)
-    training, test = _parts(config, facts, seed)
-    _check_count(config, "training", facts.train_images, len(training))
-    _check_count(config, "test", facts.test_images, len(test))
+    if config.name == "imagefolder":
+        return _folder_batches(config, facts, seed, told)
+    if config.name == "digits":
+        training, test = _digits()
+    elif config.name == "synthetic":
+        training, test = _synthetic(config, seed)
+    else:
+        training, test = (_Arrays(*pair) for pair in read_published(config))
+    training, test = training.first(config.train_limit), test.first(config.test_limit)
+    facts = _normalised(config, facts, training, told)
     return Batches(facts, config.batch_size, seed, training, test, _limit(config))
+
+
+def _folder_batches(config: DataConfig, facts: DataFacts, seed: int, told: Progress) -> Batches:
+    folder = list_images(data_root(config))
+    chosen = replace(
+        folder,
+        training=_limited(folder.training, config.train_limit, facts.classes),
+        test=_limited(folder.test, config.test_limit, facts.classes),
+    )
+    view = View(
+        facts.size,
+        config.resize or facts.size * 256 // 224,
+        random=config.random_crop is not False,
+    )
+    reader = ImageReader(Wanted(facts.channels, config.white, view.shorter))
+    skip = config.on_bad_image == "skip"
+    checked = check_images(chosen, reader, skip=skip, told=told)
+    pool = ThreadPoolExecutor(_DECODING_THREADS, thread_name_prefix="decode")
+    training, test = (ImageFiles(part, view, seed, reader, pool) for part in checked)
+    facts = replace(facts, train_images=len(training), test_images=len(test))
+    facts = _normalised(config, facts, training, told)
+    return Batches(facts, config.batch_size, seed, training, test, _limit(config), folder.classes)
+
+
+def _limited(images: ImageList, limit: int | None, classes: int) -> ImageList:
+    if limit is None or limit >= len(images.files):
+        return images
+    labels = np.array([file.label for file in images.files])
+    chosen = share_of_every_class(labels, limit, classes)
+    return replace(images, files=tuple(images.files[index] for index in chosen))
+
+
+def _per_class(labels: NDArray[np.int64], classes: int) -> tuple[int, ...]:
+    return tuple(np.bincount(labels, minlength=classes).tolist())
+
+
+def _normalised(config: DataConfig, facts: DataFacts, training: _Part, told: Progress) -> DataFacts:
+    if config.normalise == "known":
+        return facts
+    mean, std = measured(training, told)
+    return replace(facts, mean=mean, std=std)
+
+
+def measured(images: _Part, told: Progress) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, of pixels from 0 to 1, to four places.
+
+    Of at most 10,000 images, evenly spaced, as they are seen in a test; summed in whole numbers,
+    so that nothing is rounded before the end.
+
+    Raises:
+        ConfigError: where all pixels of a channel are the same.
+    """
+    chosen = np.linspace(0, len(images) - 1, min(len(images), _MOST_MEASURED)).astype(np.int64)
+    sums = squares = 0
+    pixels = 0
+    for start in range(0, len(chosen), _MEASURED_AT_ONCE):
+        seen = images.take(chosen[start : start + _MEASURED_AT_ONCE], None)[0].astype(np.int64)
+        sums, squares = sums + seen.sum((0, 2, 3)), squares + (seen * seen).sum((0, 2, 3))
+        pixels += seen.size // seen.shape[1]
+        told("measuring mean and deviation", start + len(seen), len(chosen))
+    mean = sums / pixels
+    deviation = np.sqrt(np.maximum(squares / pixels - mean * mean, 0))
+    found = np.round(mean / 255, 4).tolist(), np.round(deviation / 255, 4).tolist()
+    if min(found[1]) <= 0:
+        raise ConfigError(
+            f"data.normalise measured: the standard deviation of a channel is 0 ({found[1]}); "
+            "these training images show one value: look at them, or give data.mean and data.std"
+        )
+    return tuple(found[0]), tuple(found[1])
 
 
 def _limit(config: DataConfig) -> ClassLimit | None:
@@ -119,27 +227,6 @@ def _limit(config: DataConfig) -> ClassLimit | None:
         return None
     until = config.classes_per_batch_until_epoch
     return ClassLimit(config.classes_per_batch, until, config.class_order)
-
-
-def _check_count(config: DataConfig, part: str, expected: int, found: int) -> None:
-    if expected != found:
-        raise ConfigError(
-            f"data.name {config.name}: expected {expected} {part} images in {_folder(config)},"
-            f" found {found}; fetch the data set again or use the copy in another folder"
-            " (--set data.root=DIR)"
-        )
-
-
-def _parts(config: DataConfig, facts: DataFacts, seed: int) -> tuple[_Part, _Part]:
-    if config.name == "imagefolder":
-        return _folders(config, facts, seed)
-    if config.name == "digits":
-        training, test = _digits()
-    elif config.name == "synthetic":
-        training, test = _synthetic(config, seed)
-    else:
-        training, test = _published(config, facts)
-    return training.first(config.train_limit), test.first(config.test_limit)
 
 
 class _Arrays:
@@ -156,6 +243,13 @@ class _Arrays:
 
     def take(self, indices: NDArray[np.int64], epoch: int | None) -> Pair:
         return self._images[indices], self.labels[indices]
+
+    def digest(self) -> str:
+        """SHA-256 of all images and labels."""
+        whole = sha256(repr(self._images.shape).encode())
+        whole.update(np.ascontiguousarray(self._images).data.cast("B"))
+        whole.update(np.ascontiguousarray(self.labels).data.cast("B"))
+        return whole.hexdigest()
 
 
 def _digits() -> tuple[_Arrays, _Arrays]:
@@ -188,110 +282,3 @@ def _noise(
     noise = draws.integers(0, 256, shape, dtype=np.uint8)
     shown = draws.integers(0, 4, shape, dtype=np.uint8) == 0
     return _Arrays(np.where(shown, levels_of_class[labels][:, :, None, None], noise), labels)
-
-
-def _published(config: DataConfig, facts: DataFacts) -> tuple[_Arrays, _Arrays]:
-    training, test = _SPLITS.get(config.name, _WHOLE)
-    return (
-        _read(config, facts, training, config.train_limit),
-        _read(config, facts, test, config.test_limit),
-    )
-
-
-def _read(
-    config: DataConfig, facts: DataFacts, splits: tuple[Any, ...], limit: int | None
-) -> _Arrays:
-    images: list[NDArray[np.uint8]] = []
-    labels: list[NDArray[np.int64]] = []
-    for split in splits:
-        # so that a limit spares the 1.3 GB of svhn's extra images
-        if limit is None or sum(map(len, labels)) < limit:
-            opened = _open(config, split)
-            images.append(_channels_first(opened.data)[:limit])
-            targets = opened.labels if "split" in split else opened.targets
-            labels.append(np.asarray(targets, dtype=np.int64)[:limit])
-            _check_images(config, facts, images[-1], labels[-1])
-    whole = np.empty((sum(map(len, images)), *facts.shape), dtype=np.uint8)
-    return _Arrays(np.concatenate(images, out=whole), np.concatenate(labels))
-
-
-def _check_images(
-    config: DataConfig, facts: DataFacts, images: NDArray[np.uint8], labels: NDArray[np.int64]
-) -> None:
-    shapes = (images.shape, labels.shape) == ((len(labels), *facts.shape), (len(images),))
-    if not shapes or not np.isin(labels, np.arange(facts.classes)).all():
-        raise ConfigError(
-            f"data.name {config.name}: expected images of shape {facts.shape} with a label from 0"
-            f" to {facts.classes - 1} each in {_folder(config)}, found {images.shape} and"
-            f" {len(labels)} labels up to {labels.max(initial=0)}; fetch the data set again"
-        )
-
-
-def _channels_first(data: Any) -> NDArray[np.uint8]:
-    images: NDArray[np.uint8] = np.asarray(data)
-    if images.ndim == 3:
-        return images[:, None]
-    return images.transpose(0, 3, 1, 2) if images.shape[-1] == 3 else images
-
-
-def _open(config: DataConfig, split: dict[str, Any]) -> Any:
-    from torchvision import datasets
-
-    known = {
-        "mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST,
-        "kmnist": datasets.KMNIST, "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100,
-        "svhn": datasets.SVHN, "stl10": datasets.STL10,
-    }  # fmt: skip
-    try:
-        with _network_timeout():
-            return known[config.name](config.root, download=config.download, **split)
-    except (OSError, RuntimeError, ValueError, HTTPException) as error:
-        raise ConfigError(_unavailable(config, error)) from error
-
-
-@contextmanager
-def _network_timeout() -> Iterator[None]:
-    # torchvision opens its URLs without one
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_S)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _unavailable(config: DataConfig, error: Exception) -> str:
-    problem, cure = "can't be read from or fetched into", "check the network"
-    if not config.download:
-        problem, cure = "missing or damaged, with data.download false, in", "set data.download true"
-    return (
-        f"data.name {config.name}: {problem} {_folder(config)} ({_one_line(error)}); {cure}, or"
-        " name the folder where it lies (--set data.root=DIR), or use data.name digits or"
-        " synthetic, which need no download"
-    )
-
-
-def _folder(config: DataConfig) -> Path:
-    return Path(config.root).expanduser().absolute()
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 240 else text[:239] + "…"
-
-
-def _folders(config: DataConfig, facts: DataFacts, seed: int) -> tuple[ImageFiles, ImageFiles]:
-    from torchvision.datasets import ImageFolder
-
-    try:
-        training, test = (ImageFolder(_folder(config) / part) for part in ("train", "val"))
-    except OSError as error:
-        raise ConfigError(f"data.root {config.root}: {_one_line(error)}") from error
-    if training.classes != test.classes:
-        odd = ", ".join(sorted(set(training.classes) ^ set(test.classes)))
-        raise ConfigError(f"data.root {config.root}: in only one of train and val: {odd}")
-    pool = ThreadPoolExecutor(_DECODING_THREADS, thread_name_prefix="decode")
-    return (
-        ImageFiles(training.samples[: config.train_limit], facts.size, seed, pool),
-        ImageFiles(test.samples[: config.test_limit], facts.size, seed, pool),
-    )

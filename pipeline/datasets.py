@@ -6,12 +6,13 @@ a plan can be made and a config refused without loading an image.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError
+from pipeline.imagelist import list_images
 
 if TYPE_CHECKING:
     from pipeline.config import DataConfig
@@ -51,27 +52,47 @@ _KNOWN = {
     "svhn": DataFacts(3, 32, 10, 604388, 26032, (0.431, 0.430, 0.446), (0.197, 0.198, 0.199)),
     "stl10": DataFacts(3, 96, 10, 5000, 8000, (0.447, 0.440, 0.407), (0.260, 0.257, 0.271)),
 }  # fmt: skip
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+_IMAGENET = {  # mean and deviation by the number of channels: of colours, or of their luma
+    3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    1: ((0.459,), (0.226,)),
+}
 
 
 def data_facts(config: DataConfig) -> DataFacts:
     """Facts of the configured data set, `train_limit` and `test_limit` applied.
 
+    Images of an `imagefolder` are counted, not opened; where `data.normalise` is `measured`, mean
+    and deviation are not known yet.
+
     Raises:
-        ConfigError: where the folders of an `imagefolder` are missing.
+        ConfigError: where the folders of an `imagefolder` are missing or hold no classes, and for
+            a mean that has not a number for each channel.
     """
     facts = _made_or_known(config)
     train, test = facts.train_images, facts.test_images
-    return DataFacts(
-        facts.channels,
-        facts.size,
-        facts.classes,
-        min(train, config.train_limit or train),
-        min(test, config.test_limit or test),
-        facts.mean,
-        facts.std,
+    facts = replace(
+        facts,
+        train_images=min(train, config.train_limit or train),
+        test_images=min(test, config.test_limit or test),
     )
+    if config.mean is None or config.std is None:
+        return facts
+    if len(config.mean) != facts.channels:
+        raise ConfigError(
+            f"data.mean: {len(config.mean)} numbers for the {facts.channels} channels of "
+            f"{config.name}: give one for each, in data.std too"
+        )
+    return replace(facts, mean=config.mean, std=config.std)
+
+
+def known_facts(name: str) -> DataFacts:
+    """Facts of a published data set, without limits."""
+    return _KNOWN[name]
+
+
+def data_root(config: DataConfig) -> Path:
+    """The folder of the data sets."""
+    return Path(config.root).expanduser().absolute()
 
 
 def check_data(config: DataConfig, facts: DataFacts, *, batch_norm: bool) -> None:
@@ -137,25 +158,13 @@ def _synthetic(config: DataConfig) -> DataFacts:
 
 
 def _imagefolder(config: DataConfig) -> DataFacts:
-    counts = {}
-    for part in ("train", "val"):
-        folder = Path(config.root).expanduser() / part
-        if not folder.is_dir():
-            raise ConfigError(
-                f"data.root {config.root}: imagefolder needs {folder} with one folder per class"
-            )
-        counts[part] = _count_images(folder)
-    classes, train = counts["train"]
+    folder = list_images(data_root(config))
+    channels = config.channels or 3
     return DataFacts(
-        3, config.size or 224, classes, train, counts["val"][1], IMAGENET_MEAN, IMAGENET_STD
+        channels,
+        config.size or 224,
+        len(folder.classes),
+        len(folder.training.files),
+        len(folder.test.files),
+        *_IMAGENET[channels],
     )
-
-
-def _count_images(folder: Path) -> tuple[int, int]:
-    classes = [entry for entry in folder.iterdir() if entry.is_dir()]
-    images = sum(
-        path.suffix.lower() in IMAGE_SUFFIXES for entry in classes for path in entry.rglob("*")
-    )
-    if not classes or not images:
-        raise ConfigError(f"{folder}: expected one folder per class, holding images")
-    return len(classes), images

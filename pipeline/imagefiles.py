@@ -1,18 +1,19 @@
 """Image files of any size, decoded and cut to one size as they are needed.
 
-The only file that imports Pillow. For training, a random part of the image (Szegedy et al. 2015,
-"Going deeper with convolutions", section 6); for testing, its middle.
+For training, by default, a random part of the image (Szegedy et al. 2015, "Going deeper with
+convolutions", section 6); for testing, its middle. With `imagereading.py` the door to Pillow.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from pipeline.errors import RunError
 from pipeline.seeding import Purpose, generator
 
 if TYPE_CHECKING:
@@ -21,26 +22,43 @@ if TYPE_CHECKING:
     from numpy.random import Generator
     from numpy.typing import NDArray
 
+    from pipeline.imagecheck import CheckedPart
+    from pipeline.imagereading import ImageReader
+
 _CROP_AREA, _CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 _CROP_TRIES = 10  # as torchvision's RandomResizedCrop
 
 
+@dataclass(frozen=True, slots=True)
+class View:
+    """What is shown of an image: `size` × `size` pixels.
+
+    `shorter`: pixels of the shorter side when the middle is cut out. `random`: whether training
+    looks at random parts instead.
+    """
+
+    size: int
+    shorter: int
+    random: bool = True
+
+
 class ImageFiles:
-    """Images decoded when they are asked for; `samples` holds (path, label) each."""
+    """Images decoded when they are asked for."""
 
     def __init__(
-        self, samples: list[tuple[str, int]], size: int, seed: int, pool: Executor
+        self, checked: CheckedPart, view: View, seed: int, reader: ImageReader, pool: Executor
     ) -> None:
-        self._samples, self._size, self._seed, self._pool = samples, size, seed, pool
-        self.labels = np.array([label for _, label in samples], dtype=np.int64)
+        self.checked = checked
+        self._view, self._seed, self._reader, self._pool = view, seed, reader, pool
+        self.labels = np.array([file.label for file in checked.images.files], dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self.labels)
 
     def take(
         self, indices: NDArray[np.int64], epoch: int | None
     ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Images (n, 3, size, size) and labels (n,); random parts in a training `epoch`.
+        """Images (n, C, size, size) and labels (n,); random parts in a training `epoch`.
 
         Raises:
             RunError: naming the file that can't be decoded.
@@ -48,31 +66,38 @@ class ImageFiles:
         images = self._pool.map(lambda index: self._image(index, epoch), indices.tolist())
         return np.stack(list(images)), self.labels[indices]
 
+    def digest(self) -> str:
+        """SHA-256 of all paths, labels and contents, as far as they were looked at."""
+        whole = sha256()
+        for file, seen in zip(self.checked.images.files, self.checked.seen, strict=True):
+            line = f"{file.label} {seen.nbytes} {seen.digest} {file.path}\n"
+            whole.update(line.encode(errors="surrogateescape"))
+        return whole.hexdigest()
+
     def _image(self, index: int, epoch: int | None) -> NDArray[np.uint8]:
-        path = self._samples[index][0]
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except (OSError, ValueError, SyntaxError) as error:  # SyntaxError: a broken PNG
-            raise RunError(f"{path}: can't be decoded as an image: {error}") from error
-        drawn = None if epoch is None else generator(self._seed, Purpose.IMAGES, epoch, index)
-        return _view(image, self._size, drawn)
+        images = self.checked.images
+        image = self._reader.decode(images.path(images.files[index]))
+        drawn = None
+        if self._view.random and epoch is not None:
+            drawn = generator(self._seed, Purpose.IMAGES, epoch, index)
+        return _seen(image, self._view, drawn)
 
 
-def _view(image: Image.Image, size: int, draws: Generator | None) -> NDArray[np.uint8]:
-    """A random part of an image, or without `draws` its middle, as (3, size, size)."""
+def _seen(image: Image.Image, view: View, draws: Generator | None) -> NDArray[np.uint8]:
+    """A random part of an image, or without `draws` its middle, as (C, size, size)."""
     if draws is None:
-        view = _middle(image, size)
+        part = _middle(image, view)
     else:
         top, left, high, wide = crop_box(image.height, image.width, draws)
         part = image.crop((left, top, left + wide, top + high))
-        view = part.resize((size, size), Image.Resampling.BILINEAR)
-    return np.ascontiguousarray(np.asarray(view).transpose(2, 0, 1), dtype=np.uint8)
+        part = part.resize((view.size, view.size), Image.Resampling.BILINEAR)
+    pixels = np.atleast_3d(np.asarray(part))
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.uint8)
 
 
-def _middle(image: Image.Image, size: int) -> Image.Image:
-    """The shorter side resized to 256/224 of `size`, then the middle of that."""
-    shorter = size * 256 // 224
+def _middle(image: Image.Image, view: View) -> Image.Image:
+    """The image scaled until its shorter side is `view.shorter`, then the middle of that."""
+    size, shorter = view.size, view.shorter
     scale = shorter / min(image.size)
     wide, high = (max(shorter, int(side * scale)) for side in image.size)
     left, top = round((wide - size) / 2), round((high - size) / 2)

@@ -1,4 +1,4 @@
-"""The order of a training set in an epoch whose batches hold only a few classes each.
+"""Which examples, and in which order, where classes matter: batches of few classes, and shares.
 
 Section 4.5 of the paper: with many classes, the similarities within a batch say more where each
 class comes several times. So a batch begins with a few random examples and is filled up with
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.config import LEAST_SCANNED
+from pipeline.seeding import Purpose, generator
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -30,6 +31,10 @@ _LOOKED_AT = 10
 """Examples that it passes over for that at most, as a multiple of those it begins with."""
 _SIGHT = 16
 """Examples looked at first for each that is wanted: about what 13 of 100 classes take."""
+
+
+_SHARE_SEED = 0
+"""Not the run's: runs of other seeds are then compared on the same images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,3 +187,31 @@ def _alike(
         if len(found) >= count or sight >= len(waiting):
             return found[:count]
         sight *= 2
+
+
+def share_of_every_class(labels: NDArray[np.int64], limit: int, classes: int) -> NDArray[np.int64]:
+    """Indices, in order, of `limit` examples: of each class in proportion to what it has.
+
+    A class has at least one wherever `limit` allows it. The draws belong to the labels and the
+    limit alone.
+    """
+    counts = np.bincount(labels, minlength=classes)
+    of_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
+    draws = generator(_SHARE_SEED, Purpose.SHARE)
+    quotas = _quotas(counts, limit)
+    chosen = [draws.permutation(all_)[:n] for all_, n in zip(of_class, quotas, strict=True)]
+    every: NDArray[np.int64] = np.sort(np.concatenate(chosen))
+    return every
+
+
+def _quotas(counts: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
+    """How many of each class: shares rounded down, at least 1; then the largest remainders."""
+    exact = counts * (limit / counts.sum())
+    quotas: NDArray[np.int64] = np.minimum(counts, np.maximum(1, np.floor(exact).astype(np.int64)))
+    by_remainder = np.argsort(quotas - exact, kind="stable")
+    while quotas.sum() < limit:
+        short = by_remainder[(quotas < counts)[by_remainder]][: limit - quotas.sum()]
+        quotas[short] += 1
+    while quotas.sum() > limit:  # the ones that were rounded up to 1: the largest classes give
+        quotas[np.argmax(quotas)] -= 1
+    return quotas

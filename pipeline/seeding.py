@@ -27,6 +27,8 @@ class Purpose(IntEnum):
     """Made-up images: (part,), and per-image random crops of image folders: (epoch, image)."""
     FACTORY = 5
     """Initial weights of a user's own network: ()."""
+    SHARE = 6
+    """Images that a limit leaves of each class of an image folder: ()."""
 
 
 def derived_seed(seed: int, purpose: Purpose, *position: int) -> int:

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from pipeline import datasets as facts_of
+from pipeline import published
 from pipeline.config import DataConfig
 from pipeline.data import Batches, load_batches
 from pipeline.datasets import check_data, data_facts
-from pipeline.errors import ConfigError, RunError
-from pipeline.imagefiles import crop_box
+from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,9 +38,8 @@ def synthetic(**changes: Any) -> DataConfig:
 
 
 def stored(name: str, root: Path, **changes: Any) -> DataConfig:
-    """A config for the small files that these tests make: the limits are their true counts."""
-    limits = {"train_limit": TRAIN, "test_limit": TEST, "download": False, "batch_size": 4}
-    return DataConfig(name=name, root=str(root), **{**limits, **changes})
+    """A config for the small files that these tests make."""
+    return DataConfig(name=name, root=str(root), **{"download": False, "batch_size": 4, **changes})
 
 
 def everything(batches: Batches, epoch: int = 1) -> tuple[Images, NDArray[np.int64]]:
@@ -155,7 +154,7 @@ def test_limits_take_the_first_images() -> None:
     part = load_batches(synthetic(train_limit=13, test_limit=4), seed=3)
     assert (part.facts.train_images, part.facts.test_images) == (13, 4)
     np.testing.assert_array_equal(all_tests(part)[0], all_tests(whole)[0][:4])
-    first = {image.tobytes() for image in whole._training.take(np.arange(13), None)[0]}
+    first = {image.tobytes() for image in whole.training.take(np.arange(13), None)[0]}
     assert {image.tobytes() for image in everything(part)[0]} == first
 
 
@@ -268,7 +267,16 @@ def test_a_download_that_fails(name: str, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.fixture
-def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the published sets were as small as the files of these tests."""
+    for name, facts in facts_of._KNOWN.items():
+        small = replace(facts, train_images=TRAIN, test_images=TEST)
+        monkeypatch.setitem(facts_of._KNOWN, name, small)
+    monkeypatch.setattr(published, "_SVHN_TRAIN", 4)
+
+
+@pytest.fixture
+def trusting(monkeypatch: pytest.MonkeyPatch, small_sets: None) -> None:
     """torchvision takes a file for the original if it exists: these tests' files are small."""
     from torchvision.datasets import cifar, stl10, svhn
 
@@ -303,6 +311,7 @@ def check_read(config: DataConfig, images: Images, labels: Any) -> None:
         assert (batch[0].dtype, batch[1].dtype) == (np.uint8, np.int64)
 
 
+@pytest.mark.usefixtures("small_sets")
 @pytest.mark.parametrize(
     ("name", "folder"),
     [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST"), ("kmnist", "KMNIST")],
@@ -381,165 +390,73 @@ def test_stl10_files(tmp_path: Path) -> None:
     check_read(stored("stl10", tmp_path), images, labels)
 
 
-def test_a_set_that_is_too_short(tmp_path: Path) -> None:
-    write_mnist(tmp_path, "MNIST")
-    for changes, words in (
-        ({"train_limit": None}, "expected 60000 training images .* found 7;"),
-        ({"test_limit": None}, "expected 10000 test images .* found 5;"),
-    ):
-        with pytest.raises(ConfigError, match=words):
-            load_batches(stored("mnist", tmp_path, **changes), seed=1)
+_TRAIN_FILE, _TEST_LABELS = "train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
+_IDX_HEADER = struct.pack(">IIII", 0x803, TRAIN, 28, 28)
 
 
-def test_a_set_that_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_mnist(tmp_path, "MNIST")
-    short = replace(facts_of._KNOWN["mnist"], train_images=6)
-    monkeypatch.setitem(facts_of._KNOWN, "mnist", short)
-    with pytest.raises(ConfigError, match=r"expected 6 training images .* found 7;"):
-        load_batches(stored("mnist", tmp_path, train_limit=None), seed=1)
-
-
-def test_a_file_that_is_cut_off(tmp_path: Path) -> None:
-    write_mnist(tmp_path, "MNIST")
-    path = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ConfigError, match=r"data\.name mnist: missing or damaged"):
-        load_batches(stored("mnist", tmp_path), seed=1)
-
-
+@pytest.mark.usefixtures("small_sets")
 @pytest.mark.parametrize(
-    ("side", "label", "found"), [(27, 0, r"\(7, 1, 27, 27\) and 7"), (28, 10, "labels up to 10")]
+    ("name", "contents", "why"),
+    [
+        (_TRAIN_FILE, b"", "0 bytes"),
+        (_TRAIN_FILE, b"\0\0\x08", "3 bytes"),
+        (_TRAIN_FILE, b"<html>sign in</html>" * 400, "beginning b'<htm'"),
+        (_TRAIN_FILE, b"\x1f\x8b\x08\0" + bytes(3000), "beginning"),
+        (_TRAIN_FILE, _IDX_HEADER + bytes(TRAIN * 784 - 100), "expected|bytes"),
+        (_TRAIN_FILE, _IDX_HEADER + bytes(TRAIN * 784 + 1), "5505 bytes"),
+        (_TRAIN_FILE, struct.pack(">IIII", 0x803, TEST, 28, 28) + bytes(TEST * 784), "5 × 28 × 28"),
+        (_TRAIN_FILE, struct.pack(">IIII", 0x803, 7, 27, 27) + bytes(7 * 729), "7 × 27 × 27"),
+        (_TEST_LABELS, struct.pack(">II", 0x801, TRAIN) + bytes(TRAIN), "7, expected 5"),
+        (_TEST_LABELS, struct.pack(">II", 0x803, TEST) + bytes(TEST), "beginning"),
+    ],
 )
-def test_images_or_labels_of_another_set(side: int, label: int, found: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", [None, 3])
+def test_a_damaged_file_of_mnist_is_named(
+    name: str, contents: bytes, why: str, limit: int | None, tmp_path: Path
+) -> None:
     write_mnist(tmp_path, "MNIST")
-    labels = np.full(TRAIN, label, dtype=np.uint8)
-    write_idx(tmp_path / "MNIST" / "raw", "train", random_images(TRAIN, side, side), labels)
-    with pytest.raises(ConfigError, match=rf"expected images of shape \(1, 28, 28\).*{found}"):
-        load_batches(stored("mnist", tmp_path), seed=1)
+    path = tmp_path / "MNIST" / "raw" / name
+    path.write_bytes(contents)
+    config = stored("mnist", tmp_path, train_limit=limit, test_limit=limit)
+    with pytest.raises(ConfigError, match=rf"{path} is damaged: .*{why}.*; delete it, and it is"):
+        load_batches(config, seed=1)
 
 
-# --- image folders ------------------------------------------------------------------------
+@pytest.mark.usefixtures("small_sets")
+def test_a_file_of_mnist_that_is_none_is_not_waited_for(tmp_path: Path) -> None:
+    write_mnist(tmp_path, "MNIST")
+    path = tmp_path / "MNIST" / "raw" / _TEST_LABELS
+    for make in (os.mkfifo, os.mkdir):
+        path.rmdir() if path.is_dir() else path.unlink()
+        make(path)
+        with pytest.raises(ConfigError, match=rf"{path} is damaged"):
+            load_batches(stored("mnist", tmp_path), seed=1)
 
 
-def write_folder(root: Path) -> dict[str, list[tuple[str, int]]]:
-    from PIL import Image
-
-    written: dict[str, list[tuple[str, int]]] = {"train": [], "val": []}
-    for part, each in (("train", 4), ("val", 3)):
-        for label, kind in enumerate(("cat", "dog")):
-            (root / part / kind).mkdir(parents=True)
-            for number in range(each):
-                path = root / part / kind / f"{number}.png"
-                Image.fromarray(random_images(20 + number, 31 - number, 3)).save(path)
-                written[part].append((str(path), label))
-    return written
+@pytest.mark.usefixtures("small_sets")
+def test_labels_of_another_set(tmp_path: Path) -> None:
+    write_mnist(tmp_path, "MNIST")
+    labels = np.full(TRAIN, 10, dtype=np.uint8)
+    write_idx(tmp_path / "MNIST" / "raw", "train", random_images(TRAIN, 28, 28), labels)
+    with pytest.raises(ConfigError, match=r"expected 7 images of shape \(1, 28, 28\).*up to 10"):
+        load_batches(stored("mnist", tmp_path, train_limit=1), seed=1)
 
 
-def folder_config(root: Path, **changes: Any) -> DataConfig:
-    return DataConfig(name="imagefolder", root=str(root), size=7, batch_size=3, **changes)
-
-
-def test_image_folders_are_read(tmp_path: Path) -> None:
-    written = write_folder(tmp_path)
-    batches = load_batches(folder_config(tmp_path), seed=1)
-    images, labels = everything(batches)
-    assert (images.shape, images.dtype) == ((8, 3, 7, 7), np.uint8)
-    assert batches.train(1, 0)[0].flags.c_contiguous
-    assert sorted(labels) == [label for _, label in written["train"]]
-    assert list(all_tests(batches)[1]) == [label for _, label in written["val"]]
-
-
-def test_the_test_view_is_the_middle_after_resizing(tmp_path: Path) -> None:
-    from PIL import Image
-
-    written = write_folder(tmp_path)
-    found = all_tests(load_batches(folder_config(tmp_path), seed=1))[0]
-    for (path, _), image in zip(written["val"], found, strict=True):
-        source = Image.open(path)
-        high, wide = source.height, source.width
-        assert high < wide
-        resized = source.resize((int(8 * wide / high), 8), Image.Resampling.BILINEAR)
-        left = round((resized.width - 7) / 2)
-        middle = resized.crop((left, 0, left + 7, 7))
-        np.testing.assert_array_equal(image, np.asarray(middle).transpose(2, 0, 1))
-
-
-def test_a_random_view_depends_on_seed_epoch_and_image_alone(tmp_path: Path) -> None:
-    write_folder(tmp_path)
-    one, same, other = (load_batches(folder_config(tmp_path), seed=seed) for seed in (1, 1, 2))
-    one.train(3, 2)
-    np.testing.assert_array_equal(one.train(2, 1)[0], same.train(2, 1)[0])
-    every = np.arange(8)
-    epochs = [one._training.take(every, epoch)[0] for epoch in (1, 2)]
-    assert all((a != b).any() for a, b in zip(*epochs, strict=True))
-    assert (other._training.take(every, 1)[0] != epochs[0]).any()
-    alone = np.concatenate([one._training.take(every[k : k + 1], 1)[0] for k in range(8)])
-    np.testing.assert_array_equal(alone, epochs[0])
-
-
-def test_crop_boxes_fit_and_spread() -> None:
-    draws = np.random.default_rng(1)
-    boxes = np.array([crop_box(60, 80, draws) for _ in range(2000)])
-    top, left, high, wide = boxes.T
-    assert (boxes >= 0).all()
-    assert (top + high).max() == 60
-    assert (left + wide).max() == 80
-    share, ratio = high * wide / 4800, wide / high
-    assert 0.07 < share.min() < 0.1
-    assert 0.95 < share.max() <= 1.01
-    assert 0.7 < ratio.min() < 0.8
-    assert 1.25 < ratio.max() < 1.4
-
-
+@pytest.mark.usefixtures("small_sets")
 @pytest.mark.parametrize(
-    ("height", "width", "box"), [(2, 200, (0, 98, 2, 3)), (200, 2, (98, 0, 3, 2))]
+    ("name", "file"),
+    [
+        ("cifar10", "cifar-10-batches-py/data_batch_3"),
+        ("cifar100", "cifar-100-python/train"),
+        ("svhn", "train_32x32.mat"),
+        ("stl10", "stl10_binary/train_y.bin"),
+    ],
 )
-def test_a_strip_is_cropped_in_the_middle(
-    height: int, width: int, box: tuple[int, int, int, int]
-) -> None:
-    boxes = [crop_box(height, width, np.random.default_rng(seed)) for seed in range(20)]
-    assert boxes.count(box) >= 15  # 8 % of such a strip is wider than any allowed ratio
-
-
-def test_limits_of_image_folders(tmp_path: Path) -> None:
-    write_folder(tmp_path)
-    batches = load_batches(folder_config(tmp_path, train_limit=5, test_limit=2), seed=1)
-    assert sorted(everything(batches)[1]) == [0, 0, 0, 0, 1]
-    assert (batches.facts.train_images, batches.evaluation_batches) == (5, 1)
-
-
-def test_image_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    written = write_folder(tmp_path)
-    (tmp_path / "train" / "cow").mkdir()
-    with pytest.raises(ConfigError, match="no valid file for the classes cow"):
-        load_batches(folder_config(tmp_path), seed=1)
-    (tmp_path / "train" / "cow" / "0.png").write_bytes(Path(written["val"][0][0]).read_bytes())
-    with pytest.raises(ConfigError, match="in only one of train and val: cow"):
-        load_batches(folder_config(tmp_path), seed=1)
-
-
-def test_an_image_folder_counted_otherwise_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_folder(tmp_path)
-    monkeypatch.setattr(facts_of, "IMAGE_SUFFIXES", (".png", ".txt"))
-    (tmp_path / "train" / "cat" / "notes.txt").touch()
-    with pytest.raises(ConfigError, match=r"expected 9 training images .* found 8;"):
-        load_batches(
-            folder_config(
-                tmp_path,
-            ),
-            seed=1,
-        )
-
-
-def test_a_broken_image_is_named(tmp_path: Path) -> None:
-    written = write_folder(tmp_path)
-    path = Path(written["val"][4][0])
-    path.write_bytes(path.read_bytes()[:60])
-    batches = load_batches(folder_config(tmp_path), seed=1)
-    with pytest.raises(RunError, match=rf"{path}: can't be decoded as an image"):
-        batches.evaluation(1)
+def test_a_damaged_file_of_the_others_is_named(name: str, file: str, tmp_path: Path) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_bytes(b"\x80\x04c__builtin__\nexit\n.")
+    with pytest.raises(ConfigError, match=rf"missing or damaged.*{tmp_path / file} is damaged;"):
+        load_batches(stored(name, tmp_path), seed=1)
 
 
 # --- the real thing -----------------------------------------------------------------------

@@ -35,6 +35,7 @@ MEETING = {
     "hop",
 }
 NEUTRAL = {
+    "datarecord", "imagecheck", "imagelist", "imagereading", "plainfile", "published",
     "__init__", "activity", "arguments", "blame", "blockfile", "checkpoint", "config", "configfile",
     "cost",
     "data", "datasets", "door", "durable", "errors", "events", "feed", "folder", "handwritten",
@@ -54,9 +55,9 @@ DOORS = {
     "pydantic": {"pipeline.schema"},
     "msgpack": {"pipeline.codec"},
     "zmq": {"pipeline.sockets"},
-    "torchvision": {"pipeline.data"},
+    "torchvision": {"pipeline.published"},
     "sklearn": {"pipeline.data"},
-    "PIL": {"pipeline.imagefiles"},
+    "PIL": {"pipeline.imagefiles", "pipeline.imagereading"},
     "safetensors": {"pipeline.blockfile"},
     "matplotlib": {"launch.paper_figures", "launch.pictures"},
 }

@@ -1,0 +1,187 @@
+"""Which files of an image folder are images of which class: one listing for whoever asks.
+
+    ROOT/train/CLASS/….png   ROOT/val/CLASS/….jpg   folders within CLASS as deep as one likes
+
+In the order of torchvision's ImageFolder. Links are followed. What an operating system or an
+editor keeps for itself (`.ipynb_checkpoints`, `@eaDir`, `._0.png`) is neither class nor image.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+PARTS = ("train", "val")
+_NOBODYS = frozenset(
+    {"@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN", "__MACOSX", "lost+found",
+     "System Volume Information"}
+)  # fmt: skip
+"""Folders that a system makes; those that begin with a dot are left out, too."""
+
+
+class ImageFile(NamedTuple):
+    """One image: its path below the part's folder, and the number of its class."""
+
+    path: str
+    label: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageList:
+    """The images of one part. `odd`: what is called like an image but is no file."""
+
+    folder: str
+    files: tuple[ImageFile, ...]
+    odd: tuple[ImageFile, ...] = ()
+
+    def path(self, file: ImageFile) -> str:
+        """Where it lies."""
+        return os.path.join(self.folder, file.path)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFolder:
+    """Class names in order of their numbers, and the images of both parts."""
+
+    classes: tuple[str, ...]
+    training: ImageList
+    test: ImageList
+
+
+def list_images(root: Path) -> ImageFolder:
+    """List an image folder; no image is opened.
+
+    Raises:
+        ConfigError: where a folder is missing or can't be read, where train and val hold other
+            classes, a class has no image, or there is only one class.
+    """
+    folders = [root / part for part in PARTS]
+    classes = _classes(root, *map(_class_folders, folders))
+    training, test = (_part(folder, classes) for folder in folders)
+    return ImageFolder(classes, training, test)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is no one's image: a system's or an editor's own."""
+    return name.startswith(".") or name in _NOBODYS
+
+
+def _class_folders(folder: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in _visible(folder) if _is_folder(entry))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"data.root: imagefolder needs {folder} with one folder per class, which hold images"
+        ) from None
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+
+
+def _classes(root: Path, training: Sequence[str], test: Sequence[str]) -> tuple[str, ...]:
+    if training != test:
+        odd = shortened(sorted({*training} ^ {*test}))
+        raise ConfigError(
+            f"data.root {root}: in only one of train and val: {odd}; both must hold the same "
+            "classes"
+        )
+    if len(training) < 2:
+        found = f"one class ({training[0]})" if training else "no class"
+        raise ConfigError(
+            f"data.root {root}: {found} in {root / PARTS[0]}, and training needs at least 2; each "
+            "class is a folder in train and in val that holds images, none of them hidden"
+        )
+    return tuple(training)
+
+
+def _part(folder: Path, classes: Sequence[str]) -> ImageList:
+    files: list[ImageFile] = []
+    odd: list[ImageFile] = []
+    empty: list[str] = []
+    # a link from a class to a folder that holds it would bring in all the other classes
+    above = {_identity(path) for path in (folder, *folder.resolve().parents)}
+    start = len(os.path.join(folder, ""))
+    for label, name in enumerate(classes):
+        images, others = _images_below(os.path.join(folder, name), set(above))
+        files += [ImageFile(path[start:], label) for path in images]
+        odd += [ImageFile(path[start:], label) for path in others]
+        if not images and not others:
+            empty.append(name)
+    if empty:
+        raise ConfigError(
+            f"data.root: {folder} has classes without an image: {shortened(empty)}; put images "
+            f"({' '.join(IMAGE_SUFFIXES)}) into these folders, or remove them from train and val"
+        )
+    return ImageList(str(folder), tuple(files), tuple(odd))
+
+
+def _images_below(top: str, seen: set[tuple[int, int]]) -> tuple[list[str], list[str]]:
+    """Images of a class, and what only has the name of one.
+
+    Each folder counts once, however many links lead to it: so there are no loops, and no more
+    folders than the disk has.
+    """
+    found: list[tuple[str, list[str]]] = []
+    odd: list[str] = []
+    waiting = [top]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            identity = _identity(folder)
+            if identity in seen:
+                continue
+            seen.add(identity)
+            entries = sorted(_visible(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            raise _unreadable(folder, error) from None
+        inner = [entry.path for entry in entries if _is_folder(entry)]
+        waiting += reversed(inner)
+        named = [entry for entry in entries if entry.name.lower().endswith(IMAGE_SUFFIXES)]
+        found.append((folder, [entry.path for entry in named if _is_file(entry)]))
+        odd += [entry.path for entry in named if not (_is_file(entry) or _is_folder(entry))]
+    # torchvision's order: by the folders' whole paths, not as a walk meets them
+    return [path for _, paths in sorted(found) for path in paths], odd
+
+
+def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return [entry for entry in entries if not is_hidden(entry.name)]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself, or to where nobody may look
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
+def _unreadable(folder: str | Path, error: OSError) -> ConfigError:
+    return ConfigError(f"data.root: {folder}: can't be read: {error.strerror or error}")
+
+
+def shortened(names: Iterable[str], most: int = 8) -> str:
+    """Names in a line, the first `most` of them."""
+    known = list(names)
+    more = [f"… ({len(known)} in all)"] if len(known) > most else []
+    return ", ".join(
+        [*(name if len(name) <= 40 else f"{name[:39]}…" for name in known[:most]), *more]
+    )
