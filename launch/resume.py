@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from launch.job import Job
     from pipeline.config import Config
 
-_FREE_TO_CHANGE = ("schedule.", "runtime.", "optimizer.lr", "data.root", "data.download")
+_FREE_TO_CHANGE = (
+    "schedule.", "runtime.", "optimizer.lr", "data.root", "data.download", "data.on_bad_image",
+    "data.accept",
+)  # fmt: skip
 _BOUND = ("runtime.seed", "runtime.precision", "schedule.greedy")
 
 

@@ -33,13 +33,16 @@ if TYPE_CHECKING:
 
     from launch.job import Job
     from pipeline.checkpoint import StartState
+    from pipeline.datarecord import DataRecord
 
 PLAN, LOG = "plan.json", "run.log"
 """The plan; what the run said, with times."""
+DATA, IMAGES = "data.json", "images.jsonl"
+"""Number of images, classes and digests; of an image folder, every file with size and digest."""
 RUNS = Path("runs")
 """Where runs go whose folder nobody has named."""
 _A_RUN = (CONFIG, METRICS_FILE, CHECKPOINTS)
-_WRITTEN = (*_A_RUN, PLAN, LOG)
+_WRITTEN = (*_A_RUN, PLAN, LOG, DATA, IMAGES)
 _UNSHOWN = {"Cc", "Cs", "Zl", "Zp"}
 """Unicode's control characters, bytes that are no UTF-8, line and paragraph separators."""
 _LONGEST_NAME = 200
@@ -145,17 +148,27 @@ class HeldRun:
         return start_state(self.folder, job)
 
     def prepare(
-        self, job: Job, start: StartState, steps_per_epoch: int, *, single: bool = False
+        self,
+        job: Job,
+        start: StartState,
+        steps_per_epoch: int,
+        *,
+        single: bool = False,
+        data: DataRecord | None = None,
+        files: bytes = b"",
     ) -> CheckpointStore:
         """Clear away what a killed run has left half done, and write what is known before
         training.
+
+        Args:
+            data: which images the run has; files: of an image folder, each of them.
 
         Raises:
             ConfigError: where it can't be written; what was in it is as it was.
         """
         config, folder = job.config, self.folder
         store = CheckpointStore(
-            folder, config_tree(config), config.runtime.keep_checkpoints, steps_per_epoch
+            folder, config_tree(config), config.runtime.keep_checkpoints, steps_per_epoch, data
         )
         tree = {"single": single, **job.plan.tree(job.costs)}
         try:
@@ -164,6 +177,10 @@ class HeldRun:
                     folder.remove(left)
             replace_in(folder, CONFIG, dump_config(config).encode())
             replace_in(folder, PLAN, (json.dumps(tree, indent=1) + "\n").encode())
+            if data:
+                replace_in(folder, DATA, (json.dumps(data.tree, indent=1) + "\n").encode())
+            if files:
+                replace_in(folder, IMAGES, files)
             trim_metrics(folder, start.position)
             store.prepare()
         except OSError as error:

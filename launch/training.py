@@ -12,10 +12,14 @@ from rich.console import Console
 from launch.foresight import cautions
 from launch.interrupts import interrupts_noted
 from launch.output import lost_output, wait_for_no_reader
+from launch.reading import reading_shown
 from launch.run_log import open_log
+from launch.rundir import IMAGES
+from launch.samedata import check_same_data, list_files
 from launch.view import open_view
 from pipeline.data import load_batches
-from pipeline.errors import ConfigError, InterruptedRunError, one_line
+from pipeline.datasets import check_data
+from pipeline.errors import InterruptedRunError, one_line
 from pipeline.events import Note, RunStarted
 from pipeline.feed import Feed, course_of
 from pipeline.keeper import BackgroundKeeper
@@ -68,11 +72,23 @@ def train(
     """
     start, notes = origin
     wait_for_no_reader()
-    batches = load_batches(job.config.data, job.config.runtime.seed)
+    data, console = job.config.data, Console()
+    with reading_shown(view, console) as told:
+        batches = load_batches(data, job.config.runtime.seed, told)
+    # files that can't be read may have been left out
+    check_data(data, batches.facts, batch_norm=any(spec.normalises for spec in job.specs))
     course = course_of(job.config, job.specs, batches.steps_per_epoch, batches.evaluation_batches)
-    _check_same_data(start, course)
-    store = held.prepare(job, start, course.steps_per_epoch, single=engine is None)
-    keeper, console = BackgroundKeeper(store), Console()
+    record, kept = batches.record(data.name), held.path / IMAGES
+    notes = [*notes, *check_same_data(start, batches, record, data.accept, kept)]
+    store = held.prepare(
+        job,
+        start,
+        course.steps_per_epoch,
+        single=engine is None,
+        data=record,
+        files=list_files(batches),
+    )
+    keeper = BackgroundKeeper(store)
     try:
         begun()
         with (
@@ -83,8 +99,11 @@ def train(
             tell = _both(log, _while_it_is_read(console, show, log))
             run = make_run(job, held.folder, start, batches, course, keeper, tell)
             run.observer(_started(job, held.path, run, linked=engine is not None))
-            for note in (*notes, *cautions(job), *_unlocked(held)):
+            seen = (record.summary(), *record.gaps(), *_left_out(batches))
+            for note in (*notes, *seen, *cautions(job), *_unlocked(held)):
                 run.observer(Note(note))
+            for bad in batches.left_out:
+                log(Note(f"left out: {bad.path}: {bad.why}"))
             progress_s = 0.0 if view == "quiet" else _PROGRESS_EVERY_S
             run = replace(run, interrupted=interrupted, progress_interval_s=progress_s)
             _carry_out_logged(run, engine, log)
@@ -102,13 +121,14 @@ def _unlocked(held: HeldRun) -> list[str]:
     ]
 
 
-def _check_same_data(start: StartState, course: Course) -> None:
-    before, now = start.steps_per_epoch, course.steps_per_epoch
-    if before not in (None, now):
-        raise ConfigError(
-            f"--resume: the data set now gives {now} batches an epoch, the run began with "
-            f"{before}: bring back the images it had, or start a new run"
-        )
+def _left_out(batches: Batches) -> list[str]:
+    bad = batches.left_out
+    if not bad:
+        return []
+    return [
+        f"data.on_bad_image skip: {len(bad)} image files can't be decoded and are left out, "
+        f"{bad[0].path} first ({bad[0].why}); run.log lists them"
+    ]
 
 
 def _carry_out_logged(run: Run, engine: Engine | None, log: Observer) -> None:

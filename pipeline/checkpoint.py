@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pipeline.datarecord import record_of_tree
 from pipeline.errors import CheckpointError
 from pipeline.feed import Position
 from pipeline.folder import Folder
@@ -23,6 +24,8 @@ from pipeline.records import Tally
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from pipeline.datarecord import DataRecord
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -41,6 +44,8 @@ class StartState:
     tallies: tuple[Tally, ...] = ()
     steps_per_epoch: int | None = None
     """Of the run so far; None for a fresh start."""
+    data: DataRecord | None = None
+    """The images of the run so far; None for a fresh start, or where that was not kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,12 @@ class Checkpoint:
         return tuple(_tally(tree) for tree in self.manifest["tallies"])
 
     @property
+    def data(self) -> DataRecord | None:
+        """Which images the run has; None for checkpoints of versions that did not keep that."""
+        tree = self.manifest.get("data")
+        return None if tree is None else record_of_tree(tree)
+
+    @property
     def digests(self) -> dict[int, str]:
         """SHA-256 per block file."""
         entries = self.manifest["blocks"]
@@ -88,7 +99,7 @@ class Checkpoint:
             CheckpointError: as `read`.
         """
         position = Position(self.step, self.epoch_reported)
-        return StartState(position, self.read(), self.tallies, self.steps_per_epoch)
+        return StartState(position, self.read(), self.tallies, self.steps_per_epoch, self.data)
 
     def read(self) -> dict[int, bytes]:
         """Every block file, verified.
@@ -182,7 +193,7 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
 def _check(checkpoint: Checkpoint) -> None:
     """Read all that is read of a manifest later: each part refuses to be of another type."""
     _ = (checkpoint.epoch_reported, checkpoint.steps_per_epoch, checkpoint.tallies)
-    _ = checkpoint.manifest["config"]
+    _ = (checkpoint.manifest["config"], checkpoint.data)
     if sorted(checkpoint.digests) != list(range(max(1, len(checkpoint.digests)))):
         raise ValueError(f"blocks {sorted(checkpoint.digests)[:20]} are not 0, 1, 2, …")
     if not checkpoint.path.name.endswith(f"step-{checkpoint.step:08d}"):

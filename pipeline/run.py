@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pipeline.checkpoint import StartState
     from pipeline.config import Config
     from pipeline.data import Batches
     from pipeline.events import Observer
@@ -101,7 +102,7 @@ class Run:
         newest, start = self.recorder.newest, self.start
         if newest is not None:
             position = Position(newest.step, newest.epoch_reported)
-            start = StartState(position, newest.files, newest.tallies, start.steps_per_epoch)
+            start = replace(start, position=position, files=newest.files, tallies=newest.tallies)
         self.recorder.rewind(start.position)
         step, course = start.position.step, self.feed.course
         blame = self.blame if step == self.start.position.step else replace(self.blame, tries=0)

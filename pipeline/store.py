@@ -33,6 +33,7 @@ from pipeline.errors import CheckpointError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pipeline.datarecord import DataRecord
     from pipeline.folder import Folder
     from pipeline.records import RunSnapshot
 
@@ -50,10 +51,15 @@ class CheckpointStore:
     """
 
     def __init__(
-        self, run: Folder, config_tree: dict[str, Any], keep: int, steps_per_epoch: int
+        self,
+        run: Folder,
+        config_tree: dict[str, Any],
+        keep: int,
+        steps_per_epoch: int,
+        data: DataRecord | None = None,
     ) -> None:
         self._run, self._config_tree, self._keep = run.again(), config_tree, keep
-        self._steps_per_epoch = steps_per_epoch
+        self._steps_per_epoch, self._data = steps_per_epoch, data
         self._folder: Folder | None = None
 
     def prepare(self) -> None:
@@ -135,6 +141,7 @@ class CheckpointStore:
             "seed": self._config_tree["runtime"]["seed"],
             "blocks": entries,
             "tallies": [asdict(tally) for tally in snapshot.tallies],
+            **({"data": self._data.tree} if self._data else {}),
             "config": self._config_tree,
         }
 
