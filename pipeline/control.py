@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from pipeline.messages import Message
     from pipeline.sockets import Letter
 
-_NAME = re.compile(rb"pipeline-(\d{1,9})-(\w{1,40})-(?:stage|heartbeat)-(\d{1,4})-(\d{1,6})")
+_ROLES = ("stage", "heartbeat")
+"""Of the connections that every stage makes."""
+_NAME = re.compile(rb"pipeline-(\d{1,9})-(\w{1,40})-(stage|heartbeat)-(\d{1,4})-(\d{1,6})")
 
 
 class ZmqControlClient:
@@ -68,7 +70,8 @@ class ZmqControlClient:
 
 
 class ZmqControlServer:
-    """The coordinator's end of control.
+    """The coordinator's end of control. It listens while a stage is expected: once all have been
+    heard nobody else gets in.
 
     Args:
         most_bytes: of a block file, the largest thing that a stage sends.
@@ -77,11 +80,18 @@ class ZmqControlServer:
     def __init__(self, sockets: Sockets, bind: str, run: str, *, most_bytes: int) -> None:
         self._listener = sockets.listen(bind, most_bytes)
         self._run, self._attempts = run, dict[int, int]()
+        self._awaited = set[tuple[str, int]]()
         self.door, self.endpoint = sockets.door, self._listener.endpoint
 
     def expect(self, stage: int, attempt: int) -> None:
         """From now on the process started for `attempt` speaks for the stage, and no other."""
         self._attempts[stage] = attempt
+        self._awaited.update((role, stage) for role in _ROLES)
+
+    @property
+    def absent(self) -> frozenset[int]:
+        """Stages of which a connection has not been heard yet."""
+        return frozenset(stage for _, stage in self._awaited)
 
     def send(
         self, stage: int, message: Message, attached: Sequence[bytes | memoryview] = ()
@@ -93,6 +103,8 @@ class ZmqControlServer:
     def receive(self, timeout_s: float) -> Said | None:
         """What any stage said, None after `timeout_s` of silence."""
         until = monotonic() + timeout_s
+        if self._awaited:  # and not before: a process that is started needs descriptors
+            self._listener.open()
         while self._listener.poll(max(0.0, until - monotonic())):
             said = self._admitted(self._listener.take())
             if said or monotonic() >= until:  # strangers may talk without end
@@ -110,9 +122,15 @@ class ZmqControlServer:
         elif (int(known[1]), known[2].decode()) != (PROTOCOL_VERSION, self._run):
             other = name_of_run(known[2].decode(), int(known[1]))
             self.door.turn_away(f"{letter.peer} of {other}", f"this is {name_of_run(self._run)}")
-        elif int(known[4]) == self._attempts.get(int(known[3]), 0):
-            return self._read(int(known[3]), letter)
+        elif int(known[5]) == self._attempts.get(int(known[4]), 0):
+            self._has_come(known[3].decode(), int(known[4]))
+            return self._read(int(known[4]), letter)
         return None  # the last words of a worker that was replaced
+
+    def _has_come(self, role: str, stage: int) -> None:
+        self._awaited.discard((role, stage))
+        if not self._awaited:
+            self._listener.shut()
 
     def _read(self, stage: int, letter: Letter) -> Said | None:
         try:

@@ -60,6 +60,8 @@ class Crew:
         self._lives = [LifeCycle(plan.stage) for plan in run.plan.stages]
         self._recalled: set[int] = set()
         self.attempt = 0
+        for stage in range(len(self._lives)):
+            control.expect(stage, self.attempt)
 
     def __len__(self) -> int:
         return len(self._lives)
@@ -69,8 +71,13 @@ class Crew:
         return self._lives[stage].phase
 
     def behind(self, phase: Phase) -> list[int]:
-        """Stages that have not come as far as `phase`."""
-        return [life.stage for life in self._lives if life.phase.value < phase.value]
+        """Stages that have not come as far as `phase`, or have not made all their connections."""
+        absent = self._control.absent
+        return [
+            life.stage
+            for life in self._lives
+            if life.phase.value < phase.value or life.stage in absent
+        ]
 
     @property
     def done(self) -> bool:

@@ -163,3 +163,7 @@ class ControlServer(Protocol):
 
     def expect(self, stage: int, attempt: int) -> None:
         """From now on the process started for `attempt` speaks for the stage, and no other."""
+
+    @property
+    def absent(self) -> frozenset[int]:
+        """Stages of which a connection has not been heard yet."""

@@ -171,6 +171,11 @@ class MemoryControl:
         """From now on the worker started for `attempt` speaks for the stage."""
         self._attempts[stage] = attempt
 
+    @property
+    def absent(self) -> frozenset[int]:
+        """None: nobody has to connect."""
+        return frozenset()
+
     def _inbox(self, stage: int, attempt: int) -> Queue[Said]:
         return self._inboxes.setdefault((stage, attempt), Queue())
 

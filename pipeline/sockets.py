@@ -16,6 +16,7 @@ import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, TypeAlias
 
 import zmq
@@ -23,6 +24,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from pipeline.errors import ConfigError
 from pipeline.invitation import Keys
+from pipeline.tcpport import TcpPort
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,6 +37,9 @@ Socket: TypeAlias = "zmq.Socket[bytes]"
 Frames: TypeAlias = "Sequence[bytes | memoryview]"
 
 LINGER_MS = 2000
+_GREETING_MS = 2000
+"""A peer gets so long to greet a TCP listener: whoever holds a connection and says nothing, or
+half of it, takes a descriptor for no longer. One of ours that is late connects again."""
 _LOCAL = re.compile(r"localhost:(?P<uid>\d+):\d+:(?P<pid>\d+)")
 _FAILED_GREETINGS = (
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -43,6 +48,8 @@ _FAILED_GREETINGS = (
 )
 _LEFT = (errno.EPIPE, errno.ECONNRESET)
 """Why a greeting failed whose peer was gone before its end, as a worker that is killed then."""
+_CUT_OFF_EVERY_S = 0.5
+"""Strangers who connect again and again wait in the kernel meanwhile, and take no time of ours."""
 _WAITING_MESSAGES = 1000
 """That a peer may have waiting at a listener; ours have a few."""
 _LONGEST_FOLDER = 70
@@ -71,22 +78,55 @@ class Letter:
 class Listener:
     """A socket to which others connect, and which knows each by the name that it gave itself.
 
+    Over `tcp` nobody is let in before it is opened, and nobody after it was shut: who comes then
+    is cut off. Over `ipc` the folder keeps others out, and it is always open.
+
     Args:
+        failures: what libzmq says of those who could not greet.
+        port: where it listens over `tcp`.
         door: hears of those who could not even greet.
     """
 
-    def __init__(self, socket: Socket, door: Door) -> None:
-        self._socket, self._door = socket, door
-        self._failures = socket.get_monitor_socket(_FAILED_GREETINGS)
-        self.endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)
+    def __init__(
+        self, socket: Socket, failures: Socket, endpoint: str, port: TcpPort | None, door: Door
+    ) -> None:
+        self._socket, self._failures, self._port, self._door = socket, failures, port, door
+        self._is_open, self._was_open = port is None, port is None
+        self._cut_off_again = 0.0
+        self.endpoint = endpoint
         """Where it listens, the port that the system chose included."""
+
+    def open(self) -> None:
+        """Let peers in, for the first time or again."""
+        if self._port is None or self._is_open:
+            return
+        self._port.open()
+        if not self._was_open:
+            self._socket.setsockopt(zmq.USE_FD, self._port.hand_over())
+            _bind(self._socket, self.endpoint)
+        self._is_open = self._was_open = True
+
+    def shut(self) -> None:
+        """Go on with the peers that are in; let in no others."""
+        if self._port is not None and self._is_open:
+            self._port.shut()
+            self._is_open = False
 
     def poll(self, timeout_s: float) -> bool:
         """Wait for a message; whether one is there."""
+        self._turn_away()
+        return waits(self._socket) or bool(timeout_s > 0 and self._socket.poll(ms(timeout_s)))
+
+    def _turn_away(self) -> None:
         while waits(self._failures):
             if parse_monitor_message(self._failures.recv_multipart())["value"] not in _LEFT:
-                self._door.turn_away("somebody", "it could not greet as a process of this run does")
-        return waits(self._socket) or bool(timeout_s > 0 and self._socket.poll(ms(timeout_s)))
+                self._door.turn_away(
+                    "somebody", "it did not greet in time as a process of this run does"
+                )
+        if self._port and monotonic() > self._cut_off_again:
+            self._cut_off_again = monotonic() + _CUT_OFF_EVERY_S
+            for address in self._port.cut_off():
+                self._door.turn_away(address, "all processes of this run that connect here have")
 
     def take(self) -> Letter:
         """What waits here."""
@@ -105,6 +145,8 @@ class Listener:
         self._socket.disable_monitor()
         self._failures.close(linger=0)
         self._socket.close(linger=linger_ms)
+        if self._port:
+            self._port.close()
 
 
 class Sockets:
@@ -119,6 +161,7 @@ class Sockets:
         self._context: zmq.Context[Socket] = zmq.Context()
         self.door, self._keys = door, keys
         self._guard: ThreadAuthenticator | None = None
+        self._ports: list[TcpPort] = []
 
     def listen(self, endpoint: str, most_bytes: int) -> Listener:
         """A socket to which others connect.
@@ -139,8 +182,14 @@ class Sockets:
             self._guard_with(self._keys)
             socket.curve_server = True
             socket.curve_secretkey = self._keys.secret.encode()
+        if endpoint.startswith("tcp:"):
+            socket.setsockopt(zmq.HANDSHAKE_IVL, _GREETING_MS)
+            port = self._port_of(endpoint)
+            endpoint = f"{endpoint.rpartition(':')[0]}:{port.number}"
+            return Listener(socket, self._failures(socket), endpoint, port, self.door)
         _bind(socket, endpoint)
-        return Listener(socket, self.door)
+        endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        return Listener(socket, self._failures(socket), endpoint, None, self.door)
 
     def connect(self, endpoint: str, name: bytes, key: str | None) -> Socket:
         """A socket connected to a listener.
@@ -170,6 +219,26 @@ class Sockets:
         if self._guard:
             self._guard.stop()
         self._context.destroy(linger=linger_ms)
+        for port in self._ports:
+            port.close()
+
+    def _failures(self, socket: Socket) -> Socket:
+        """As many as there are may wait to be read: libzmq would have its one thread, which all
+        sockets share, wait for room."""
+        endpoint = f"inproc://failures-{socket.getsockopt(zmq.FD)!r}"
+        socket.monitor(endpoint, _FAILED_GREETINGS)
+        failures = self._socket(zmq.PAIR, endpoint)
+        failures.setsockopt(zmq.RCVHWM, 0)
+        failures.connect(endpoint)
+        return failures
+
+    def _port_of(self, endpoint: str) -> TcpPort:
+        host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+        try:
+            self._ports.append(TcpPort(host))
+        except OSError as error:
+            raise ConfigError(f"can't listen at {endpoint}: {error.strerror}") from None
+        return self._ports[-1]
 
     def _socket(self, kind: int, endpoint: str) -> Socket:
         socket = self._context.socket(kind)

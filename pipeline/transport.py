@@ -173,6 +173,7 @@ class ZmqReceiver:
         self._run, self._slots, self._device_ring = run, slots, device_ring
         self._ring, no_ring = make_ring(slots, slot_bytes)
         self._arrived: deque[Delivery] = deque()
+        self._is_open = False
         self._batches, self._nbytes, self._waited_s = 0, 0, 0.0
         self._door, self._word = sockets.door, secrets.token_hex(16)
         self._listener = sockets.listen(bind, max(slot_bytes, MAX_HEADER_BYTES))
@@ -201,6 +202,8 @@ class ZmqReceiver:
             ProtocolError: where the peer is of another run or says what it may not.
         """
         began, patience = monotonic(), Patience(timeout_s)
+        if not self._is_open:
+            self._listener.open()
         self._drain()
         while not self._arrived:
             if called_off():
@@ -266,6 +269,8 @@ class ZmqReceiver:
                 f"{self._me}: link opened by {name_of_run(message.run, message.protocol)}, "
                 f"this is {name_of_run(self._run)}"
             )
+        self._is_open = True
+        self._listener.shut()  # its one sender is in
         for slot in range(self._slots):
             self._say(Credit(slot))
 

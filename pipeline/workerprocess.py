@@ -68,11 +68,12 @@ class Heart(Thread):
         """Thread body."""
         socket = ZmqControlClient(self._sockets, self._invitation, "heartbeat")
         activity = self._activity
-        while not self._done.wait(HEARTBEAT_INTERVAL_S):
+        while not self._done.is_set():
             if self._launcher_gone():
                 os._exit(1)  # the main thread may hang; the kernel frees the ring
             cpu_s = time.clock_gettime(self._cpu_clock)
             socket.send(Heartbeat(activity.handled, activity.batch_id, activity.phase, cpu_s))
+            self._done.wait(HEARTBEAT_INTERVAL_S)
         socket.close()
 
     def stop(self) -> None:

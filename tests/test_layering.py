@@ -20,7 +20,7 @@ LEARNING = {
 }  # fmt: skip
 MESSAGES = {
     "addresses", "carriers", "codec", "control", "devicering", "endpoints", "links", "memory",
-    "messages", "protocol", "sockets", "transport", "writers",
+    "messages", "protocol", "sockets", "tcpport", "transport", "writers",
 }  # fmt: skip
 MEETING = {
     "worker",
@@ -38,7 +38,7 @@ NEUTRAL = {
     "datarecord", "imagecheck", "imagelist", "imagereading", "plainfile", "published",
     "__init__", "activity", "arguments", "blame", "blockfile", "checkpoint", "config", "configfile",
     "cost",
-    "data", "datasets", "door", "durable", "errors", "events", "feed", "folder", "handwritten",
+    "data", "datasets", "descriptors", "door", "durable", "errors", "events", "feed", "folder", "handwritten",
     "imagefiles",
     "inband", "interpreter", "invitation", "kept", "keeper", "limits", "linefile", "lossconfig",
     "meter", "modelconfig",
