@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from math import prod
-from socket import AF_INET, AF_INET6, socket
+from socket import socket
 from typing import TYPE_CHECKING, Literal
 
 from launch.foresight import foresee
@@ -22,6 +22,7 @@ from pipeline.handwritten import load_plan
 from pipeline.models import network_specs
 from pipeline.plan import make_plan
 from pipeline.sources import own_code
+from pipeline.tcpport import bound
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from pipeline.cost import BlockCost
     from pipeline.plan import Plan
     from pipeline.specs import BlockSpec
+
+_CONNECTS_S = 5.0
+"""To an address of this very machine; what takes longer is none, or a firewall's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,18 +135,22 @@ def _check_normalised(batch_size: int, specs: Sequence[BlockSpec]) -> None:
 
 
 def _check_address(config: Config) -> None:
-    """Sockets are opened when the run directory is there; whether they can be is found out now."""
+    """Sockets are opened when the run directory is there; whether they can be, and others can
+    connect to them (not so at a network's broadcast address), is found out now."""
     address = config.runtime.bind_address
     if config.runtime.transport == "ipc":
         return
-    with socket(AF_INET6 if ":" in address else AF_INET) as trial:
-        try:
-            trial.bind((address, 0))
-        except OSError as error:
-            raise ConfigError(
-                f"runtime.bind_address {address}: {error.strerror}; give an address of this "
-                "machine (`ip address` lists them)"
-            ) from None
+    try:
+        with bound(address, 0) as trial, socket(trial.family) as visitor:
+            trial.listen()
+            visitor.settimeout(_CONNECTS_S)
+            visitor.connect(trial.getsockname())
+    except OSError as error:
+        raise ConfigError(
+            f"runtime.bind_address {address}: {error.strerror or error}; give an address of this "
+            "machine (`ip address` lists them), one that begins with fe80 with its interface, as "
+            "fe80::1%eth0"
+        ) from None
 
 
 def network_costs(config: Config, specs: Sequence[BlockSpec]) -> tuple[BlockCost, ...]:

@@ -9,7 +9,7 @@ takes plain arguments. `configfile.py` reads and writes the YAML.
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pipeline.lossconfig import LossConfig  # noqa: TC001  pydantic reads it at run time
@@ -33,6 +33,8 @@ _MAX_WHITE = 2.0**32
 _MAX_MILESTONES = 1000
 _MAX_S = 1e6
 """Seconds of a time-out, some 11 days: more milliseconds than this don't go into 32 bits."""
+
+_BROADCAST = "255.255.255.255"
 
 
 class OptimizerConfig(Section):
@@ -236,13 +238,17 @@ class RuntimeConfig(Section):
     @classmethod
     def _others_can_connect_to_it(cls, text: str) -> str:
         try:
-            usable = not ip_address(text).is_unspecified
+            address = ip_address(text)
         except ValueError:
             usable = False
+        else:
+            usable = not isinstance(address, IPv6Address) or address.ipv4_mapped is None
+            usable &= not (address.is_unspecified or address.is_multicast or text == _BROADCAST)
         if not usable:
             raise ValueError(
-                f"runtime.bind_address {text!r}: give the IP address of this machine that others "
-                "are to connect to"
+                f"runtime.bind_address {text!r}: give the one IP address of this machine that "
+                "others are to connect to, as `ip address` shows it: no name, port, network, "
+                "broadcast, multicast or mapped address"
             )
         return text
 

@@ -140,6 +140,20 @@ def test_wrong_option(here: Path, arguments: str, says: str) -> None:
     assert says in refused(here, "tiny.yaml", *arguments.split())
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "255.255.255.255", "224.0.0.1", "ff02::1", "::ffff:0.0.0.0", "::ffff:224.0.0.1",
+        "::ffff:127.0.0.1", "0.0.0.0", "::", "127.1", "0177.0.0.1", "localhost", "127.0.0.1:80",
+        "10.0.0.0/8", "", "127.255.255.255", "198.51.100.1", "2001:db8::1", "fe80::1",
+        "fe80::1%nowhere",
+    ],
+)  # fmt: skip
+def test_an_address_at_which_nobody_can_connect(here: Path, address: str) -> None:
+    over = ("--set", "runtime.transport=tcp", "--set", f"runtime.bind_address={address!r}")
+    assert "runtime.bind_address " in refused(here, "tiny.yaml", *over)
+
+
 @pytest.mark.parametrize("arguments", ["--stages two", "--engine slurm", "--nonsense", "--stages"])
 def test_what_click_refuses(here: Path, arguments: str) -> None:
     before = contents(here)
