@@ -90,7 +90,8 @@ class DataConfig(Section):
     flip: bool = False
     """Mirror each training image with probability 1/2."""
     cutout: int = Field(default=0, ge=0, le=_MAX_SIDE)
-    """Side of the square set to zero at a random place of each training image; 0 is off."""
+    """Side of the square set to zero at a random place of each training image; 0 is off. (The
+    authors' is one less where it is odd.)"""
     train_limit: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     """Use only the first so many training images; of an `imagefolder`, whose images lie class by
     class, a share of every class, the same whatever `runtime.seed` is."""

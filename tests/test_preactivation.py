@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from launch.job import network_costs
 from pipeline.block import Block
 from pipeline.config import build_config
+from pipeline.configfile import load_config
 from pipeline.datasets import data_facts
 from pipeline.errors import ConfigError
 from pipeline.lossconfig import LossConfig
@@ -22,6 +24,7 @@ from pipeline.optimizers import make_optimizer
 from pipeline.specs import BlockSpec, stage_units
 from pipeline.stage import Stage
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 CLASSES, CPU = 4, torch.device("cpu")
 WIDE: dict[str, Any] = {"name": "wrn-10-2", "feat_mult": 0.2, "preactivation": True}
 DEEP: dict[str, Any] = {"name": "wrn-16-1", "feat_mult": 0.3, "preactivation": True}
@@ -125,6 +128,20 @@ def test_as_many_parameters_as_the_authors_network_has(
     config = build_config(tree, "test")
     costs = network_costs(config, network_specs(config, data_facts(config.data)))
     assert sum(cost.parameters for cost in costs) == parameters
+
+
+def test_the_quoted_baselines_can_be_trained() -> None:
+    """The config of Table 2's, and the commands of docs/differences.md, sizes as the paper's."""
+    text = (REPOSITORY / "docs/differences.md").read_text(encoding="utf-8")
+    lines = [line.split() for line in text.splitlines() if "pipeline-launch --single" in line]
+    commands = [[], *([words[4], words[6]] for words in lines)]
+    printed = ["36M", *(words[-1] for words in lines)]  # Table 2 prints 37M, of 36.49M
+    assert printed == ["36M", "56M", "56M", "11M"]
+    for overrides, size in zip(commands, printed, strict=True):
+        config = load_config(REPOSITORY / "configs/wrn_28_10.yaml", overrides)
+        assert config.model.preactivation
+        costs = network_costs(config, network_specs(config, data_facts(config.data)))
+        assert f"{sum(cost.parameters for cost in costs) / 1e6:.0f}M" == size
 
 
 @pytest.mark.parametrize("model", [WIDE, DEEP, {**WIDE, "batch_norm": False}], ids=str)
