@@ -9,24 +9,31 @@ from itertools import pairwise, product
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+
+
+_LOOKS = 100_000
+"""Moves and exchanges that each search looks at, some tenths of a second; with some hundred stages
+it ends with the best placement found by then."""
 
 
 def relieved(loads: Sequence[int], placement: Sequence[int]) -> tuple[int, ...]:
     """Take stages off the busiest device, by moving or exchanging one, for as long as it helps."""
-    devices = list(placement)
-    while (better := _relief(loads, devices)) is not None:
+    devices, looks = list(placement), iter(range(_LOOKS))
+    while (better := _relief(loads, devices, looks)) is not None:
         devices = better
     return renumbered(devices)
 
 
-def _relief(loads: Sequence[int], devices: Sequence[int]) -> list[int] | None:
-    """One move, or exchange, after which fewer devices are as busy as the busiest is now."""
+def _relief(loads: Sequence[int], devices: Sequence[int], looks: Iterator[int]) -> list[int] | None:
+    """One move, or exchange, after which fewer devices are as busy as the busiest is now; None
+    where there is none, or nothing left of `looks`."""
     totals = device_loads(loads, devices)
     peak = max(totals)
     full = totals.index(peak)
     ours = [stage for stage, device in enumerate(devices) if device == full]
-    for stage, (other, theirs) in product(ours, _places(devices, full)):
+    moves = product(ours, _places(devices, full))
+    for (stage, (other, theirs)), _ in zip(moves, looks, strict=False):
         less = loads[stage] - (loads[theirs] if theirs is not None else 0)
         if less > 0 and totals[other] + less < peak:
             changed = list(devices)
@@ -50,8 +57,8 @@ def drawn_together(
     """Move or exchange stages, for as long as less crosses and no device gets busier than the
     busiest is, or idle."""
     sent, devices, totals = [0, *traffic], list(placement), device_loads(loads, placement)
-    limit = max(totals)
-    while (change := _less_parted(loads, devices, totals, sent, limit)) is not None:
+    limit, looks = max(totals), iter(range(_LOOKS))
+    while (change := _less_parted(loads, devices, totals, sent, limit, looks)) is not None:
         for stage, device in change.items():
             totals[devices[stage]] -= loads[stage]
             totals[device] += loads[stage]
@@ -65,12 +72,14 @@ def _less_parted(
     totals: Sequence[int],
     sent: Sequence[int],
     limit: int,
+    looks: Iterator[int],
 ) -> dict[int, int] | None:
-    """One stage that joins a neighbour, moving there or exchanged with another."""
+    """One stage that joins a neighbour, moving there or exchanged with another; None where that
+    brings nothing, or nothing is left of `looks`."""
     for stage, neighbour in _parted(devices):
         here, there = devices[stage], devices[neighbour]
         gives = [None, *(other for other, device in enumerate(devices) if device == there)]
-        for given in gives:
+        for given, _ in zip(gives, looks, strict=False):
             more = loads[stage] - (0 if given is None else loads[given])
             fits = totals[there] + more <= limit and totals[here] - more <= limit
             idle = given is None and devices.count(here) == 1

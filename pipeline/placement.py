@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 from pipeline.moves import device_loads, drawn_together, relieved, renumbered
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 _SEARCHED_STAGES = 40
 """With more stages than this the best quick placement is only improved move by move."""
@@ -49,23 +50,41 @@ def place(
 def most_even_cuts(loads: Sequence[int], n_groups: int) -> tuple[int, ...]:
     """Where to cut: (0, …, len(loads)), the heaviest group as light as can be.
 
-    Dynamic programming over the end of the last group. Among the divisions with the lightest
-    heaviest group it takes the least sum of squares, then the earliest cuts.
+    Among the divisions with the lightest heaviest group it takes the least sum of squares, then
+    the earliest cuts. Dynamic programming from the end, over where the last groups begin: only
+    where those before it fit into what is left of the limit.
     """
-    limit = smallest_peak(loads, n_groups)
+    limit, last = smallest_peak(loads, n_groups), len(loads)
     sums = [0, *accumulate(loads)]
-    best: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, (0,))}
-    for _ in range(n_groups):
-        longer: dict[int, tuple[int, tuple[int, ...]]] = {}
-        for start, (squares, cuts) in best.items():
-            for end in range(start + 1, len(sums)):
-                group = sums[end] - sums[start]
-                if group > limit:
-                    break
-                found = (squares + group**2, (*cuts, end))
-                longer[end] = min(longer.get(end, found), found)
-        best = longer
-    return best[len(loads)][1]
+    squares = [{last: 0}]
+    """Least sum of squares of the last 0, 1, 2, … groups, by where they begin."""
+    for before in reversed(range(n_groups)):
+        most = min(bisect_right(sums, before * limit), last - n_groups + before + 1)
+        least = (
+            (start, _least_squares(sums, start, limit, squares[-1]))
+            for start in range(before, most)
+        )
+        squares.append({start: found for start, found in least if found is not None})
+    cuts = [0]
+    for ours, rest in pairwise(reversed(squares)):
+        start = cuts[-1]
+        cuts.append(
+            next(
+                end
+                for end in range(start + 1, last + 1)
+                if end in rest and (sums[end] - sums[start]) ** 2 + rest[end] == ours[start]
+            )
+        )
+    return tuple(cuts)
+
+
+def _least_squares(
+    sums: Sequence[int], start: int, limit: int, rest: Mapping[int, int]
+) -> int | None:
+    """Of a group that begins at `start` and the best groups after it; None where none fits."""
+    ends = range(start + 1, bisect_right(sums, sums[start] + limit))
+    found = [(sums[end] - sums[start]) ** 2 + rest[end] for end in ends if end in rest]
+    return min(found, default=None)
 
 
 def smallest_peak(loads: Sequence[int], n_groups: int) -> int:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from itertools import combinations, pairwise, product
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline import placement as planning
 from pipeline.config import build_config
@@ -16,7 +19,7 @@ from pipeline.datasets import data_facts
 from pipeline.errors import ConfigError
 from pipeline.models import build_specs
 from pipeline.moves import drawn_together, relieved
-from pipeline.placement import busiest, place
+from pipeline.placement import busiest, most_even_cuts, place
 from pipeline.plan import Plan, make_plan, speedup_bound_consecutive, speedup_bound_free, stage_cost
 from pipeline.specs import BlockSpec, LayerSpec
 
@@ -254,3 +257,28 @@ def test_tree_is_json() -> None:
     ]
     assert tree["costs"][0]["train_macs"] == 2
     assert tree["costs"][0]["memory_bytes"] == 24
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=8), st.data())
+def test_even_cuts_are_the_best_of_all(loads: list[int], data: st.DataObject) -> None:
+    groups = data.draw(st.integers(1, len(loads)))
+    ways = [(0, *inner, len(loads)) for inner in combinations(range(1, len(loads)), groups - 1)]
+
+    def merit(cuts: tuple[int, ...]) -> tuple[int, int, tuple[int, ...]]:
+        sums = [sum(loads[start:end]) for start, end in pairwise(cuts)]
+        return max(sums), sum(total**2 for total in sums), cuts
+
+    best = min(ways, key=merit)
+    assert most_even_cuts(loads, groups) == best
+
+
+@pytest.mark.parametrize(("n_stages", "n_devices"), [(1024, 1), (1024, 8), (300, 100), (8, 8)])
+def test_a_thousand_blocks_are_planned_soon(n_stages: int, n_devices: int) -> None:
+    """Of some costs each, so that there is much to choose from; it took minutes."""
+    loads = [1000 + n * 7919 % 997 for n in range(1024)]
+    begun = time.process_time()
+    cuts = most_even_cuts(loads, n_stages)
+    sums = [sum(loads[start:end]) for start, end in pairwise(cuts)]
+    placement = place(sums, n_devices, [n * 31 % 17 for n in range(n_stages - 1)])
+    assert time.process_time() - begun < 12
+    assert len(set(placement)) == min(n_devices, n_stages)
