@@ -9,6 +9,7 @@ from launch.dry_run import memory_by_device, plain_table, say
 from launch.wording import size_text
 from pipeline.plan import make_plan
 from pipeline.specs import stage_units
+from pipeline.timing import SIMULATED_STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +46,9 @@ def print_forecast(job: Job, known: Foresight, console: Console) -> None:
         timing = timing.in_one_process() if plan.stages[0].device == "cpu" else timing
     found = timing.prospect(plan, job.config.runtime.max_in_flight)
     memory = memory_by_device(plan, plan.stage_costs(job.costs))
-    say(console, f"Predicted ({known.source}): {found.images_per_s:,.0f} images/s.")
+    speed = f"{found.images_per_s:,.0f} images/s"
+    bound = f"at most {speed}; of more than {SIMULATED_STAGES} stages only the bound is known"
+    say(console, f"Predicted ({known.source}): {speed if found.simulated else bound}.")
     console.print()
     console.print(_device_table(plan, found, memory))
     for sentence in _too_full(memory, known.memory_bytes):

@@ -90,8 +90,11 @@ def _assumed(options: Options, config: Config, costs: tuple[BlockCost, ...]) -> 
     if not options.dry_run or options.measure:
         raise ConfigError("--assume imagines a device: it goes with --dry-run, without --measure")
     device = load_device(options.assume)
-    timing = assumed(costs, device, config.data.batch_size)
-    return Foresight(timing, f"assumed: {options.assume}", device.memory_bytes)
+    precision = config.runtime.precision
+    speed = device.speed(precision, str(options.assume))
+    timing = assumed(costs, device, speed, config.data.batch_size)
+    source = f"assumed: {options.assume}, {precision}"
+    return Foresight(timing, source, device.memory_bytes)
 
 
 def _tell(text: str) -> None:

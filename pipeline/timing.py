@@ -25,6 +25,10 @@ _BATCHES_PER_STAGE = 4
 """Simulated at first, half of them before the steady state; twice as many until it is one."""
 _LONGEST = 1 << 13
 """Batches simulated at most: some seconds. The slots of a pipeline are far fewer."""
+_MOST_STEPS = 1 << 16
+"""Of a batch through a stage: some seconds, with however many stages."""
+SIMULATED_STAGES = 40
+"""With more, to fill the pipeline alone takes too many steps: its speed is bound, not simulated."""
 _STEADY = 0.003
 """Difference in speed, and share of the batches that pile up, of which nobody takes notice."""
 _SHORTEST_S = 1e-9
@@ -76,6 +80,8 @@ class Prospect:
     images_per_s: float
     device_busy: Mapping[str, float]
     stage_busy: tuple[float, ...]
+    simulated: bool = True
+    """False: what its busiest device, link or feed allows at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,17 +129,30 @@ class Timing:
         ]
 
     def prospect(self, plan: Plan, max_in_flight: int) -> Prospect:
-        """Simulate a plan, until its speed is steady."""
+        """Simulate a plan, until its speed is steady; bound that of many stages."""
         works = self.works(plan)
+        if len(works) > SIMULATED_STAGES:
+            return self._bound(plan, works)
         batches = _BATCHES_PER_STAGE * max(4, len(works))
         found = self._simulated(plan, works, max_in_flight, batches)
-        while batches < _LONGEST:
+        while batches < min(_LONGEST, _MOST_STEPS // (2 * len(works))):
             batches, before = 2 * batches, found
             found = self._simulated(plan, works, max_in_flight, batches)
             if _is_steady(before, found, batches):
                 break
         busy = dict(zip(_devices(plan), found.device_busy, strict=True))
         return Prospect(self.batch_size / found.batch_s, busy, found.stage_busy)
+
+    def _bound(self, plan: Plan, works: Sequence[StageWork]) -> Prospect:
+        names = _devices(plan)
+        loads = [0.0] * len(names)
+        for work in works:
+            loads[work.device] += work.total_s / self.capacity
+        slowest = max(max(work.total_s, work.link_s) for work in works)
+        batch_s = max(*loads, slowest, self.fed_s)
+        busy = {name: load / batch_s for name, load in zip(names, loads, strict=True)}
+        stages = tuple(work.total_s / batch_s for work in works)
+        return Prospect(self.batch_size / batch_s, busy, stages, simulated=False)
 
     def _simulated(
         self, plan: Plan, works: Sequence[StageWork], max_in_flight: int, batches: int
@@ -175,9 +194,11 @@ def _is_steady(before: Forecast, found: Forecast, batches: int) -> bool:
     return alike and found.backlog <= max(1, _STEADY * batches)
 
 
-def assumed(costs: Sequence[BlockCost], device: AssumedDevice, batch_size: int) -> Timing:
-    """On devices that are only described."""
-    seconds = batch_size / device.macs_per_s
+def assumed(
+    costs: Sequence[BlockCost], device: AssumedDevice, macs_per_s: float, batch_size: int
+) -> Timing:
+    """On devices that are only described; `macs_per_s` is their speed in the run's precision."""
+    seconds = batch_size / macs_per_s
     times = tuple(
         BlockTimes(
             cost.block,

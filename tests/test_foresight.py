@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -22,15 +23,14 @@ from pipeline.plan import make_plan
 from pipeline.simulate import Crowd
 from pipeline.timing import BlockTimes, Links, Timing
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 VGG19 = """\
 model: {name: vgg19}
 loss: {name: predsim}
 data: {name: cifar10, download: false}
 """
-DEVICE = "{macs_per_s: 1.5e14, memory_bytes: %s, link_bytes_per_s: %s, link_latency_s: %s}\n"
+DEVICE = (
+    "{macs_per_s: {fp32: 1.5e14}, memory_bytes: %s, link_bytes_per_s: %s, link_latency_s: %s}\n"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +96,10 @@ def test_single_mode_is_one_process_on_one_device(tmp_path: Path) -> None:
     assert {stage.device for stage in one.plan.stages} == {"cuda:0"}
     assert many.foresight
     seconds = sum(block.total_s for block in many.foresight.timing.times)
-    assert f"Predicted (assumed: {tmp_path / 'device.yaml'}): {128 / seconds:,.0f} " in printed(one)
+    assert (
+        f"Predicted (assumed: {tmp_path / 'device.yaml'}, fp32): {128 / seconds:,.0f} "
+        in printed(one)
+    )
     assert "equal devices" not in printed(one)
 
 
@@ -105,6 +108,15 @@ def test_global_backprop_is_predicted_too_and_greedy_training_says_why_not(tmp_p
     assert re.search(r"Predicted \(assumed: .*\): [\d,]+ images/s", text)
     text = printed(imagined(tmp_path, overrides=("schedule.greedy=true",)))
     assert "No speed is predicted: in greedy training one block learns at a time" in text
+
+
+def test_of_many_stages_the_bound_is_told(tmp_path: Path) -> None:
+    """Simulated, each number of devices would take minutes."""
+    deep = ("model.name=mlp", "model.hidden_layers=100", "model.hidden=64")
+    text = printed(imagined(tmp_path, overrides=deep, gpus="0-3"))
+    assert re.search(r"at most [\d,]+ images/s; of more than 40 stages only the bound is", text)
+    few = printed(imagined(tmp_path, overrides=deep, gpus="0-3", stages=4))
+    assert re.search(r"device.yaml, fp32\): [\d,]+ images/s\.", few)
 
 
 def test_a_feed_that_is_the_bound_is_named(tmp_path: Path) -> None:
@@ -214,6 +226,43 @@ def test_feedback_that_cannot_align_is_warned_of(
     told = "".join(cautions(job))
     assert ("loss.feedback random: a classifier that is never trained" in told) is warned
     assert ("16.5 % errors" in told) is warned
+
+
+@pytest.mark.parametrize(
+    ("precision", "has", "said"),
+    [
+        ("bf16", "fp32: 1e14", "macs_per_s.bf16: is missing, and runtime.precision is bf16: add"),
+        ("fp32", "bf16: 1e14", "reaches in fp32, or --set runtime.precision=bf16"),
+        ("fp32", "", "macs_per_s.fp32: is missing"),
+    ],
+)
+def test_the_speed_of_another_precision_is_not_taken(
+    tmp_path: Path, precision: str, has: str, said: str
+) -> None:
+    imagined(tmp_path)
+    device = tmp_path / "device.yaml"
+    device.write_text(device.read_text().replace("fp32: 1.5e14", has), encoding="utf-8")
+    given = Options(
+        tmp_path / "vgg19.yaml",
+        dry_run=True,
+        assume=device,
+        overrides=(f"runtime.precision={precision}",),
+    )
+    with pytest.raises(ConfigError) as caught:
+        make_job(given)
+    assert str(caught.value).startswith(f"{device}: macs_per_s.{precision}: ")
+    assert said in str(caught.value)
+
+
+def test_the_h200_predicts_what_was_measured_on_it(tmp_path: Path) -> None:
+    """22,896 images/s: VGG8B, CIFAR's shape, predsim in bf16 (throughput_cuda)."""
+    repository = Path(__file__).resolve().parents[1]
+    cifar = ("data.name=cifar10", "loss.name=predsim", "runtime.precision=bf16")
+    config, device = repository / "configs/vgg8b.yaml", repository / "configs/devices/h200.yaml"
+    job = make_job(Options(config, single=True, dry_run=True, assume=device, overrides=cifar))
+    assert job.foresight
+    found = job.foresight.timing.prospect(job.plan.in_one_process(), 2)
+    assert found.images_per_s == pytest.approx(22_900, rel=0.02)
 
 
 def test_assumptions_are_for_dry_runs(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pipeline.specs import BlockSpec, LayerSpec
 if TYPE_CHECKING:
     from pathlib import Path
 
-DEVICE = "{macs_per_s: 1.5e14, memory_bytes: 80e9, link_bytes_per_s: 5e10}\n"
+DEVICE = "{macs_per_s: {fp32: 1.5e14}, memory_bytes: 80e9, link_bytes_per_s: 5e10}\n"
 
 
 def job_with_plan(folder: Path, text: str, stages: int | None = None) -> Plan:
@@ -80,7 +80,7 @@ def test_a_device_that_is_imagined(tmp_path: Path) -> None:
     path = tmp_path / "device.yaml"
     path.write_text(DEVICE, encoding="utf-8")
     device = load_device(path)
-    assert (device.macs_per_s, device.memory_bytes, device.link_bytes_per_s) == (
+    assert (device.macs_per_s.fp32, device.memory_bytes, device.link_bytes_per_s) == (
         1.5e14,
         80e9,
         5e10,
@@ -92,10 +92,17 @@ def test_a_device_that_is_imagined(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("{memory_bytes: 1, link_bytes_per_s: 1}", "macs_per_s: is missing"),
-        (DEVICE.replace("1.5e14", "0"), "macs_per_s: 0 is not allowed"),
+        (DEVICE.replace("1.5e14", "0"), "macs_per_s.fp32: 0 is not allowed"),
+        (
+            DEVICE.replace("{fp32: 1.5e14}", "1.5e14"),
+            "macs_per_s: 1.5e+14 is not allowed: a speed is that of a precision, write "
+            "{bf16: 1.5e+14} or {fp32: 1.5e+14}",
+        ),
+        (DEVICE.replace("fp32", "fp8"), "macs_per_s.fp8: unknown key; allowed here: fp32, bf16"),
+        (DEVICE.replace("{fp32: 1.5e14}", "fast"), "macs_per_s: expected keys and values (fp32,"),
         (
             DEVICE.replace("1.5e14", "1e25"),
-            "macs_per_s: 1e+25 is not allowed: input should be less",
+            "macs_per_s.fp32: 1e+25 is not allowed: input should be less",
         ),
         (DEVICE.replace("5e10", "1e-300"), "link_bytes_per_s: 1e-300 is not allowed"),
         (DEVICE.replace("memory", "memroy"), "memroy_bytes: unknown key; allowed here: macs_per_s"),
@@ -122,7 +129,7 @@ def test_costs_of_another_network_are_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text("utf-8").replace("name: a", f"name: '{one[0].name}'"), "utf-8")
     assert load_costs(path, one, 8).blocks[0].learn_s == 2
     for specs, batch_size, said in (
-        (two, 8, "blocks must be [(0, 'linear 4→4'), (1, 'linear 4→4')] in order, found"),
+        (two, 8, "blocks.1: must be block 1, linear 4→4; found nothing"),
         ([replace(one[0], layer=LayerSpec("linear", 4, 5))], 8, "linear 4→5"),
         (one, 16, "batch_size: 8, but these are the costs of batches of 16"),
     ):
