@@ -41,12 +41,25 @@ _INDIFFERENT = frozenset(
 """Keys of `data` that no block's time depends on."""
 
 
-def cost_file(config: Config, specs: Sequence[BlockSpec], device: str) -> Path:
-    """Where the costs of this network on this kind of device are kept."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+def cost_file(config: Config, specs: Sequence[BlockSpec], device: str) -> Path | None:
+    """Where the costs of this network on this kind of device are kept; None where nothing says
+    which folder that would be, as for a user without a home (a container's, a service's)."""
+    cache = _cache()
+    if cache is None:
+        return None
     key = json.dumps([_key(config), repr(specs), device_kind(device)])
     digest = sha256(key.encode()).hexdigest()[:12]
     return cache / _FOLDER / f"{config.model.name}-{config.loss.name}-{digest}.yaml"
+
+
+def _cache() -> Path | None:
+    named = os.environ.get("XDG_CACHE_HOME")
+    if named:
+        return Path(named)
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:  # HOME is not set, and the user is not known by name
+        return None
 
 
 def device_kind(device: str) -> str:
@@ -69,7 +82,7 @@ def known_timing(
         ConfigError: where the file was spoilt.
     """
     path = cost_file(config, specs, devices[0])
-    if not path.is_file() or len({device_kind(device) for device in devices}) > 1:
+    if path is None or not path.is_file() or len({device_kind(device) for device in devices}) > 1:
         return None
     kept = load_costs(path, specs, config.data.batch_size)
     timing = Timing(
@@ -162,8 +175,13 @@ def _check_one_kind(devices: Sequence[str]) -> None:
         )
 
 
-def _place_for(path: Path) -> Path:
+def _place_for(path: Path | None) -> Path:
     """Found out before anything is measured."""
+    if path is None:
+        raise ConfigError(
+            "--measure: what is measured can't be kept: this user has no home folder; let "
+            "XDG_CACHE_HOME name a folder that can be written to"
+        )
     _guarded(path, lambda: path.parent.mkdir(parents=True, exist_ok=True))
     return path
 

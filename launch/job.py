@@ -6,7 +6,7 @@ Without torch, unless the network is a user's own (`model.factory`), which has t
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from socket import socket
 from typing import TYPE_CHECKING, Literal
@@ -20,6 +20,7 @@ from pipeline.datasets import check_data, data_facts
 from pipeline.errors import ConfigError
 from pipeline.handwritten import load_plan
 from pipeline.models import network_specs
+from pipeline.paths import expanded
 from pipeline.plan import make_plan
 from pipeline.sources import own_code
 from pipeline.tcpport import bound
@@ -87,6 +88,7 @@ def make_job(options: Options) -> Job:
     Raises:
         ConfigError: for the first thing that is wrong.
     """
+    options = _written_out(options)
     path = _config_path(options)
     config = load_config(path, options.overrides)
     facts = data_facts(config.data)
@@ -105,6 +107,16 @@ def make_job(options: Options) -> Job:
     if not options.single:
         _check_address(config)
     return Job(_name(path, options), config, specs, costs, plan, known, options.single, own)
+
+
+def _written_out(options: Options) -> Options:
+    """With home folders in place of `~`; that of the run directory has been replaced before."""
+    return replace(
+        options,
+        config=None if options.config is None else expanded("CONFIG.yaml", options.config),
+        plan=None if options.plan is None else expanded("--plan", options.plan),
+        assume=None if options.assume is None else expanded("--assume", options.assume),
+    )
 
 
 def _plan(

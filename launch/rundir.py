@@ -25,6 +25,7 @@ from pipeline.configfile import dump_config
 from pipeline.durable import TEMPORARY, replace_in, write_synced
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.folder import Folder
+from pipeline.paths import expanded
 from pipeline.recorder import METRICS_FILE, trim_metrics
 from pipeline.store import CHECKPOINTS, CONFIG, CheckpointStore, checkpoints_of
 
@@ -223,8 +224,8 @@ def folder_named(flag: str, text: str) -> Path:
     """The folder that an option names.
 
     Raises:
-        ConfigError: where the name is empty, as that of a variable that was not set, or could not
-            be shown in the line to resume by.
+        ConfigError: where the name is empty, as that of a variable that was not set, could not
+            be shown in the line to resume by, or begins with a home folder that is not known.
     """
     if not text:
         raise ConfigError(f"{flag} '': is empty; name a folder, as {RUNS / 'my-run'}")
@@ -233,7 +234,7 @@ def folder_named(flag: str, text: str) -> Path:
             f"{flag} {text!a}: holds a line break, another control character or bytes that are "
             "not UTF-8, and so could not be named in one line; choose another name"
         )
-    return Path(text)
+    return expanded(flag, text)
 
 
 def _acquired(path: Path, *, make: bool) -> tuple[Folder, list[Path], bool]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError
 from pipeline.imagelist import list_images
+from pipeline.paths import expanded
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pipeline.config import DataConfig
 
 
@@ -91,8 +93,12 @@ def known_facts(name: str) -> DataFacts:
 
 
 def data_root(config: DataConfig) -> Path:
-    """The folder of the data sets."""
-    return Path(config.root).expanduser().absolute()
+    """The folder of the data sets.
+
+    Raises:
+        ConfigError: where it begins with a home folder that is not known.
+    """
+    return expanded("data.root", config.root).absolute()
 
 
 def check_data(config: DataConfig, facts: DataFacts, *, batch_norm: bool) -> None:

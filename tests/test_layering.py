@@ -43,9 +43,9 @@ NEUTRAL = {
     "imagefiles",
     "inband", "interpreter", "invitation", "kept", "keeper", "limits", "linefile", "lossconfig",
     "meter", "modelconfig",
-    "moves", "patience", "placement", "plan", "processor", "recorder", "records", "recovery", "run",
-    "sampling", "schema", "seeding", "signals", "simulate", "sources", "specs", "store", "timing",
-    "trouble", "watch", "yamlfile",
+    "moves", "paths", "patience", "placement", "plan", "processor", "recorder", "records",
+    "recovery", "run", "sampling", "schema", "seeding", "signals", "simulate", "sources", "specs",
+    "store", "timing", "trouble", "watch", "yamlfile",
 }  # fmt: skip
 
 TYPES_ONLY = {"watch": {"messages"}}
