@@ -55,8 +55,10 @@ def foresee(
 
 
 def cautions(job: Job) -> list[str]:
-    """What a user should hear before it trains: that it will be slow, or learn little."""
-    return [*_crowded_cores(job), *_feedback_that_cannot_align(job.config)]
+    """What a user should hear before it trains: that it will be slow, or learn little, and
+    what was found of a network of their own."""
+    rehearsed = job.rehearsal.notes if job.rehearsal else ()
+    return [*rehearsed, *_crowded_cores(job), *_feedback_that_cannot_align(job.config)]
 
 
 def _crowded_cores(job: Job) -> list[str]:

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from launch.view import ViewKind
     from pipeline.config import Config
     from pipeline.cost import BlockCost
+    from pipeline.datasets import DataFacts
     from pipeline.plan import Plan
+    from pipeline.rehearsal import Rehearsal
     from pipeline.specs import BlockSpec
 
 _CONNECTS_S = 5.0
@@ -74,6 +76,8 @@ class Job:
     """Whether one process does all of it."""
     own_code: tuple[str, ...] = ()
     """Of a user's modules, as they were imported to plan their network."""
+    rehearsal: Rehearsal | None = None
+    """What was found of a user's own network."""
 
 
 def check_engine(options: Options) -> None:
@@ -106,7 +110,15 @@ def make_job(options: Options) -> Job:
     plan = _plan(options, specs, costs, stages, devices, known)
     if not options.single:
         _check_address(config)
-    return Job(_name(path, options), config, specs, costs, plan, known, options.single, own)
+    rehearsal = _rehearsed(config, facts, specs) if config.model.factory else None
+    name = _name(path, options)
+    return Job(name, config, specs, costs, plan, known, options.single, own, rehearsal)
+
+
+def _rehearsed(config: Config, facts: DataFacts, specs: Sequence[BlockSpec]) -> Rehearsal:
+    from pipeline.rehearsal import rehearse  # torch, which the function needs anyway
+
+    return rehearse(config, facts, specs)
 
 
 def _written_out(options: Options) -> Options:

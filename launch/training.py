@@ -174,6 +174,7 @@ def make_run(
         observer=observer,
         folder=folder,
         own_code=job.own_code,
+        initial=job.rehearsal.initial if job.rehearsal else (),
         most_file_bytes=2 * max(cost.state_bytes for cost in job.costs) + _FILE_OVERHEAD_BYTES,
         most_sent_bytes=_most_sent_bytes(job),
     )

@@ -67,12 +67,8 @@ def build_stage(
 
     `recorder`: of CUDA graphs, shared with other stages of this process; None: one of its own.
     """
-    specs = network_specs(config, facts)
-    parts = build_parts(config.model, config.runtime.seed) if config.model.factory else None
-    blocks = [
-        _block(config, specs[index], parts[index] if parts else None, device) for index in indices
-    ]
-    preprocess = _preprocess(config, facts, device) if indices[0] == 0 else None
+    blocks = build_blocks(config, network_specs(config, facts), indices, device)
+    preprocess = build_preprocess(config, facts, device) if indices[0] == 0 else None
     stage = Stage(blocks, preprocess, config.runtime.on_nonfinite)
     if config.runtime.compile:
         stage.compile()
@@ -81,6 +77,16 @@ def build_stage(
     if config.runtime.precision == "bf16" and indices[0] == 0 and not computes_bf16(device):
         stage.remark(WITHOUT_BF16)
     return stage
+
+
+def build_blocks(
+    config: Config, specs: Sequence[BlockSpec], indices: Sequence[int], device: torch.device
+) -> list[Block]:
+    """The blocks `indices` of the network that `specs` describe, each with its optimizer."""
+    parts = build_parts(config.model, config.runtime.seed) if config.model.factory else None
+    return [
+        _block(config, specs[index], parts[index] if parts else None, device) for index in indices
+    ]
 
 
 def computes_bf16(device: torch.device) -> bool:
@@ -132,7 +138,8 @@ def _block(config: Config, spec: BlockSpec, part: Part | None, device: torch.dev
     return block
 
 
-def _preprocess(config: Config, facts: DataFacts, device: torch.device) -> Preprocess:
+def build_preprocess(config: Config, facts: DataFacts, device: torch.device) -> Preprocess:
+    """What turns images into the input of the first block."""
     data = config.data
     return Preprocess(
         facts.mean,

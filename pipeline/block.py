@@ -233,13 +233,14 @@ class Block(nn.Module):
         return self._live_state()
 
     def _live_state(self) -> dict[str, Tensor]:
-        tensors = self._module_state()
+        tensors = self.module_state()
         if self._optimizer is not None:
             named = self._optimizer.state().items()
             tensors.update({f"optimizer.{name}": tensor for name, tensor in named})
         return tensors
 
-    def _module_state(self) -> dict[str, Tensor]:
+    def module_state(self) -> dict[str, Tensor]:
+        """Of that, what belongs to modules: all but the optimizer's."""
         return dict(self.state_dict())
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:

@@ -283,6 +283,7 @@ class Coordinator:
 
     def _on_ready(self, said: Said, ready: Ready) -> None:
         self._check_code(said.stage, difference(self._run.own_code, ready.own_code, common=True))
+        self._run.check_initial(ready.initial, f"the process of {self._crew.name(said.stage)}")
         self._addresses[said.stage] = ready.address
 
     def _on_failure(self, said: Said, failure: Failure) -> None:

@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any
 from pipeline.block import Block
 from pipeline.draws import seeded_draws
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.layout import as_it_arrives
 from pipeline.ownership import extra_states
 from pipeline.placing import memory_of, place, tensors_of
 from pipeline.seeding import Purpose, derived_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
     from pipeline.factory import Part
+    from pipeline.optimizers import Optimizer
     from pipeline.specs import BlockSpec
 
 _BODY, _TAIL = 0, 1
@@ -37,6 +39,7 @@ class CustomBlock(Block):
         self._changes_its_input = any(getattr(m, "inplace", False) for m in self.tail.modules())
         self._received = 0
         """Where the memory of the input begins."""
+        self._idle: set[int] = set()
         self._check_same(spec)
         place(part, self.device, self.dtype)
 
@@ -48,6 +51,28 @@ class CustomBlock(Block):
                 f"{spec.custom.parameters} before: the function must give the same network each "
                 "time, in every process"
             )
+
+    def attach(self, make_optimizer: Callable[[Mapping[str, Tensor]], Optimizer]) -> None:
+        """As `Block.attach`."""
+        super().attach(make_optimizer)
+        self._idle = set(range(len(self.learned)))
+
+    def update(self, gradients: Sequence[Tensor | None], lr: float | Tensor) -> None:
+        """As `Block.update`; takes note of the parameters that have learned."""
+        self._idle = {at for at in self._idle if gradients[at] is None}
+        super().update(gradients, lr)
+
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """The user's parameters that no batch has given a gradient so far."""
+        names = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+        return tuple(names[at] for at in sorted(self._idle) if _is_users(names[at]))
+
+    @property
+    def learns(self) -> bool:
+        """Whether any batch has given a parameter of the user's a gradient."""
+        names = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+        return len(self.idle) < sum(map(_is_users, names))
 
     def forward(self, x: Tensor, *, batch_id: int | None, shortcut: Tensor | None = None) -> Tensor:
         """As `Block.forward`."""
@@ -68,7 +93,7 @@ class CustomBlock(Block):
         self.train(batch_id is not None)
         with self._autocast(), self._drawing(batch_id, _TAIL):
             passed: Tensor = self.tail(h.clone() if self._changes_its_input else h)
-        passed = passed.contiguous()
+        passed = as_it_arrives(passed)
         return passed.clone() if self._will_be_written(passed) else passed
 
     def _will_be_written(self, passed: Tensor) -> bool:
@@ -87,7 +112,8 @@ class CustomBlock(Block):
         with seeded_draws(seed, self.device):
             yield
 
-    def _module_state(self) -> dict[str, Tensor]:
+    def module_state(self) -> dict[str, Tensor]:
+        """As `Block.module_state`: every parameter and buffer, each once."""
         # not the state dict: that lacks what is not persistent, and repeats what occurs twice
         return {
             name: tensor.detach()
@@ -118,3 +144,8 @@ class CustomBlock(Block):
             for name, buffer in self.named_buffers()
             if name not in given and name not in in_state_dict
         }
+
+
+def _is_users(name: str) -> bool:
+    """Whether a tensor of the state belongs to the user's modules, not to a head."""
+    return name.startswith(("encoder.", "tail."))

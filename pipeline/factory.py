@@ -45,7 +45,18 @@ def build_parts(model: ModelConfig, seed: int) -> list[Part]:
     """The blocks' modules with the initial weights of `seed`, on the CPU.
 
     Raises:
-        ConfigError: where there is no such function, or it gives what can't be cut into blocks.
+        ConfigError: as `build_children`.
+    """
+    *hidden, output = (list(children.values()) for children in build_children(model, seed))
+    return [*map(_part, hidden), Part(_sequence(output), _sequence([]))]
+
+
+def build_children(model: ModelConfig, seed: int) -> list[dict[str, nn.Module]]:
+    """The children of the user's network that make up each block, by name, as they were made.
+
+    Raises:
+        ConfigError: where there is no such function, it gives what can't be cut into blocks, or a
+            block holds what can't be trained or saved.
     """
     import torch
 
@@ -59,8 +70,7 @@ def build_parts(model: ModelConfig, seed: int) -> list[Part]:
         check_blocks(blocks, torch.float32)
     except ConfigError as error:
         raise ConfigError(f"model.factory {model.factory}: {error}") from error
-    *hidden, output = (list(children.values()) for children in blocks)
-    return [*map(_part, hidden), Part(_sequence(output), _sequence([]))]
+    return blocks
 
 
 def traced_specs(

@@ -7,6 +7,7 @@ chosen by them, and N processes would no longer equal one.
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+_ALIGNED = {"cpu": 64, "cuda": 256}
+"""Bytes: PyTorch's own tensors begin at multiples of these."""
 SLICE_BYTES = {"cpu": 2 << 20, "cuda": 64 << 20}
 """Of feature maps that are worked on at a time: what stays in the processor's cache."""
 
@@ -26,6 +29,16 @@ def channels_last(x: Tensor) -> Tensor:
         return x.contiguous()
     x = x.contiguous(memory_format=torch.channels_last)
     return x if is_channels_last(x) else x.as_strided(x.shape, _strides(x))
+
+
+def as_it_arrives(x: Tensor) -> Tensor:
+    """Contiguous, with the strides and the alignment of a fresh tensor, which it would have in
+    another process: x itself, or a copy."""
+    x = x.contiguous()
+    fresh = tuple(prod(x.shape[at + 1 :]) for at in range(x.dim()))
+    if x.stride() != fresh:  # sizes of 1 leave others possible
+        x = x.as_strided(x.shape, fresh)
+    return x.clone() if x.data_ptr() % _ALIGNED[x.device.type] else x
 
 
 def is_channels_last(x: Tensor) -> bool:

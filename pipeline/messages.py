@@ -25,7 +25,7 @@ from pipeline.inband import (
     Stop,
     TrainBatch,
 )
-from pipeline.records import PassReport, Tally
+from pipeline.records import Fingerprint, PassReport, Tally
 
 PROTOCOL_VERSION = 7
 ITEM_BYTES = {"uint8": 1, "int64": 8, "float32": 4, "float64": 8, "bfloat16": 2}
@@ -158,11 +158,13 @@ class Ready:
     """Worker: built, and listening for the stage before me at `address`.
 
     `own_code`: of the user's modules that I have imported, as `sources.own_code` gives it.
+    `initial`: of the blocks of a user's own network, as they were before a state was loaded.
     """
 
     attempt: int
     address: LinkAddress
     own_code: tuple[str, ...] = ()
+    initial: tuple[Fingerprint, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

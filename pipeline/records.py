@@ -34,6 +34,15 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Of a tensor of a block, by its name in the block's file: equal ones mean equal bits."""
+
+    block: int
+    tensor: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """A stage's wall-clock seconds in one pass, those not spent waiting, and its peak memory."""
 

@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.blame import Blame
 from pipeline.checkpoint import StartState
 from pipeline.durable import replace_in
-from pipeline.errors import InterruptedRunError, PipelineError
+from pipeline.errors import ConfigError, InterruptedRunError, PipelineError
 from pipeline.events import Note, Progress, StageProgress
 from pipeline.feed import Feed, Position
 from pipeline.inband import EvaluationBatch, TrainBatch
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pipeline.inband import Item
     from pipeline.plan import Plan
     from pipeline.recorder import Recorder
+    from pipeline.records import Fingerprint
 
 
 def never() -> bool:
@@ -56,6 +57,8 @@ class Run:
     """No block file is larger."""
     own_code: tuple[str, ...] = ()
     """Of a user's modules, as `sources.own_code` gave it when the network was planned."""
+    initial: tuple[Fingerprint, ...] = ()
+    """What every process must find the blocks of a user's own network to be at first."""
     most_sent_bytes: int = 0
     """That are on their way between processes at once: a batch on every link, or all states."""
     blame: Blame = field(default_factory=Blame)
@@ -110,6 +113,23 @@ class Run:
             blame = blame.after(nonfinite, step, course.snapshot_after(nonfinite))
         feed = Feed(course, start.position, left_out=blame.left_out)
         return replace(self, start=start, feed=feed, blame=blame)
+
+    def check_initial(self, found: Sequence[Fingerprint], who: str) -> None:
+        """Every process makes a user's own network for itself: `who` must have made the same.
+
+        Raises:
+            ConfigError: naming the first tensor that starts otherwise.
+        """
+        expected = {(each.block, each.tensor): each.digest for each in self.initial}
+        for each in found:
+            if expected and expected.get((each.block, each.tensor)) != each.digest:
+                raise ConfigError(
+                    f"model.factory {self.config.model.factory}: block {each.block}: {each.tensor} "
+                    f"starts otherwise in {who} than where the run was started: the function "
+                    "must give the same network in every process, so draw initial weights from "
+                    "torch.rand, numpy.random.rand or random.random, whose seed is set, and depend "
+                    "on no process id, time or order of sets"
+                )
 
     def arrays(self, item: Item) -> tuple[NDArray[np.generic], ...]:
         """(uint8 images (n, C, H, W), int64 labels (n,)) of a batch; nothing for a marker."""

@@ -18,6 +18,7 @@ from pipeline.assembly import build_stage, prepare_process
 from pipeline.blockfile import decode_block
 from pipeline.errors import NonFiniteLossError, PipelineError, StageFailedError, one_line
 from pipeline.events import Note, StageProgress
+from pipeline.fingerprints import initial_fingerprints
 from pipeline.graphs import CudaRecorder
 from pipeline.meter import meter_of
 from pipeline.run import Speedometer
@@ -150,6 +151,7 @@ class SingleTrainer:
     def _runner(self, plan: StagePlan, recorder: CudaRecorder) -> StageRunner:
         run, start = self._run, self._run.start
         stage = build_stage(run.config, run.batches.facts, plan.blocks, self._device, recorder)
+        run.check_initial(initial_fingerprints(stage.blocks), f"stage {plan.stage}")
         runner = StageRunner(
             plan.stage,
             stage,

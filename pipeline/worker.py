@@ -20,6 +20,7 @@ from pipeline.carriers import ALIGNMENT
 from pipeline.config import build_config
 from pipeline.devicering import Driver
 from pipeline.errors import CalledOffError, ProtocolError
+from pipeline.fingerprints import initial_fingerprints
 from pipeline.inband import EvaluationBatch, PassedBatch, TrainBatch
 from pipeline.kept import KeptStates
 from pipeline.links import PATIENCE_S
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from pipeline.invitation import Invitation
     from pipeline.links import ControlClient, Delivery, Endpoints, Receiver, Said, Sender
     from pipeline.messages import WorkerMessage
-    from pipeline.records import PassReport, StageSnapshot
+    from pipeline.records import Fingerprint, PassReport, StageSnapshot
     from pipeline.specs import BlockSpec
 
 
@@ -78,6 +79,7 @@ class Worker:
         self._life = LifeCycle(invitation.stage)
         self._meter = Meter()
         self._kept = KeptStates()
+        self._initial: tuple[Fingerprint, ...] = ()
         self._again: tuple[Setup, tuple[memoryview, ...]] | None = None
         self._receiver: Receiver | None = None
         self._sender: Sender | None = None
@@ -234,6 +236,7 @@ class Worker:
         prepare_process(self._device, config.runtime.threads_per_stage)
         self._prepare_links()
         stage = build_stage(config, setup.facts, setup.blocks, self._device)
+        self._initial = initial_fingerprints(stage.blocks)
         self._meter, last = meter_of(self._device), setup.last_batch_id
         runner = StageRunner(
             self._stage,
@@ -269,7 +272,7 @@ class Worker:
     def _join(self, setup: Setup) -> None:
         bind, slots = setup.bind, setup.max_in_flight
         self._receiver, mine = self._endpoints.listen(bind, slots, self._slot_bytes)
-        self._say(Ready(setup.attempt, mine, own_code(self._factory)))
+        self._say(Ready(setup.attempt, mine, own_code(self._factory), self._initial))
         address, carrier = self._await_connect(), "none"
         if address is not None:
             self._sender, carrier = self._endpoints.connect(address, self._called_off)

@@ -14,9 +14,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 LEARNING = {
     "allocator", "architectures", "assembly", "augment", "block", "compiled", "crowd", "custom",
-    "dials", "draws", "dropout", "factory", "finite", "graphs", "groups", "heads", "layout",
-    "linear", "losses", "measure", "metrics", "models", "nonlinearity", "optimizers", "ownership",
-    "placing", "pooling", "readout", "remade", "runner", "shortcuts", "single", "stage", "streams",
+    "dials", "draws", "dropout", "elsewhere", "factory", "fingerprints", "finite", "graphs",
+    "groups", "heads", "layout", "linear", "losses", "measure", "metrics", "models",
+    "nonlinearity", "optimizers", "outside", "ownership", "placing", "pooling", "readout",
+    "rehearsal", "remade", "runner", "shortcuts", "single", "stage", "streams",
 }  # fmt: skip
 MESSAGES = {
     "addresses", "carriers", "codec", "control", "devicering", "endpoints", "links", "memory",
