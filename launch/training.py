@@ -75,11 +75,11 @@ def train(
     data, console = job.config.data, Console()
     with reading_shown(view, console) as told:
         batches = load_batches(data, job.config.runtime.seed, told)
-    # files that can't be read may have been left out
-    check_data(data, batches.facts, batch_norm=any(spec.normalises for spec in job.specs))
     course = course_of(job.config, job.specs, batches.steps_per_epoch, batches.evaluation_batches)
     record, kept = batches.record(data.name), held.path / IMAGES
     notes = [*notes, *check_same_data(start, batches, record, data.accept, kept)]
+    # files that can't be read may have been left out
+    check_data(data, batches.facts, batch_norm=any(spec.normalises for spec in job.specs))
     store = held.prepare(
         job,
         start,
