@@ -16,6 +16,7 @@ from launch.rundir import HeldRun, RunDirectory, hold, hold_new
 from pipeline.checkpoint import StartState
 from pipeline.errors import (
     ConfigError,
+    CutShortError,
     InterruptedRunError,
     PipelineError,
     StageFailedError,
@@ -110,6 +111,9 @@ def _start(job: Job, run: HeldRun, origin: tuple[StartState, list[str]], options
             train(job, run, origin, engine, view=options.view)
     except InterruptedRunError as error:
         return _complain(_how_to_resume(str(error), run, options), INTERRUPTED)
+    except CutShortError as error:
+        said = _how_to_resume(error.summary, run, options)
+        return _complain(said, FAILED, error.remote_traceback)
     except KeyboardInterrupt:
         return _complain(_how_to_resume(ended_at_once(run), run, options), INTERRUPTED)
     return DONE

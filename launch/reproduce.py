@@ -97,7 +97,7 @@ def _train(task: Task, run: HeldRun, command: str) -> int:
     from launch.interrupts import INTERRUPTED
     from launch.launcher import DONE, ended_at_once, engine_for
     from launch.provenance import provenance, read_starts, write_starts
-    from pipeline.errors import InterruptedRunError
+    from pipeline.errors import CutShortError, InterruptedRunError, StageFailedError
 
     if task.finished_in(run.directory):  # by another command, before this one held the folder
         return DONE
@@ -119,6 +119,9 @@ def _train(task: Task, run: HeldRun, command: str) -> int:
         said = str(error) or ended_at_once(run)
         print(f"{said}; to go on, with what was to follow:\n  {command}", file=sys.stderr)
         return INTERRUPTED
+    except CutShortError as error:
+        advised = f"{error.summary}; to go on, with what was to follow:\n  {command}"
+        raise StageFailedError(advised, error.remote_traceback) from error
     _give_memory_back()
     return DONE
 

@@ -56,9 +56,11 @@ def first_difference(
 
 def digests_of(job: Job, steps: int, engine: Engine | None) -> dict[tuple[int, int, str], str]:
     """Train `steps` steps of a job; engine None is single mode."""
+    from launch.interrupts import interrupts_noted
     from launch.training import carry_out, make_run
     from pipeline.checkpoint import StartState
     from pipeline.data import load_batches
+    from pipeline.errors import InterruptedRunError
     from pipeline.events import ignore
     from pipeline.feed import course_of
     from pipeline.folder import Folder
@@ -72,9 +74,12 @@ def digests_of(job: Job, steps: int, engine: Engine | None) -> dict[tuple[int, i
         course = replace(course, epochs=1, steps_per_epoch=share, milestones=())
     course = replace(course, checkpoint_every_steps=1, last_step=steps)
     keeper = DirectKeeper(store)  # of every step
-    with _folder() as path, Folder.open(path) as folder:
+    with _folder() as path, Folder.open(path) as folder, interrupts_noted() as interrupted:
         run = make_run(job, folder, StartState(), batches, course, keeper, ignore)
-        carry_out(run, engine)
+        try:
+            carry_out(replace(run, interrupted=interrupted), engine)
+        except InterruptedRunError:  # with nothing to go on from
+            raise KeyboardInterrupt from None
     return store.digests
 
 

@@ -99,8 +99,7 @@ class Coordinator:
         finally:
             self._called_off.set()  # the feed thread sends nothing from here on
             self._gathering.tell(*self._control.door.farewell())
-        if self._run.feed.cut_short:
-            raise self._run.interruption()
+        self._run.check_whole()
 
     def close(self) -> None:
         """Wait for the feed thread, once the workers are gone; a disk that hangs can keep it."""
@@ -240,6 +239,8 @@ class Coordinator:
             self._hear_last_words(stage, end)
         if self._feeding:
             self._feeding.check()
+            for event in self._feeding.news():
+                self._run.observer(event)
         if self._starting:
             return  # the first start-up has a time-out of its own
         feed_waits = self._feeding is not None and not self._feeding.reading

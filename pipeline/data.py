@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from pipeline.daemonpool import DaemonPool
 from pipeline.datarecord import DataRecord, PartRecord
 from pipeline.datasets import DataFacts, data_facts, data_root
 from pipeline.errors import ConfigError
@@ -70,6 +70,11 @@ class Batches:
         self._seed, self._limit = seed, limit
         self.training, self.test = training, test
         self._order_of_epoch: tuple[int, NDArray[np.int64]] | None = None
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether nothing is read any more: no batch is waited for."""
+        return isinstance(self.training, _Arrays)
 
     def train(self, epoch: int, index: int) -> Pair:
         """Batch `index` (from 0) of `epoch` (from 1), the smaller last one included.
@@ -168,7 +173,7 @@ def _folder_batches(config: DataConfig, facts: DataFacts, seed: int, told: Progr
     reader = ImageReader(Wanted(facts.channels, config.white, view.shorter))
     skip = config.on_bad_image == "skip"
     checked = check_images(chosen, reader, skip=skip, told=told)
-    pool = ThreadPoolExecutor(_DECODING_THREADS, thread_name_prefix="decode")
+    pool = DaemonPool(_DECODING_THREADS, "decode")
     training, test = (ImageFiles(part, view, seed, reader, pool) for part in checked)
     facts = replace(facts, train_images=len(training), test_images=len(test))
     facts = _normalised(config, facts, training, told)

@@ -43,6 +43,15 @@ class StageFailedError(RunError):
         self.remote_traceback = remote_traceback
 
 
+class CutShortError(StageFailedError):
+    """What comes next can't be read; what was learned up to `step` is saved."""
+
+    def __init__(self, cause: PipelineError, step: int) -> None:
+        remote = cause.remote_traceback if isinstance(cause, StageFailedError) else ""
+        super().__init__(f"{cause}; a checkpoint of step {step} was written", remote)
+        self.step = step
+
+
 class StageLostError(StageFailedError):
     """A stage died, failed or hangs, and another process may take its place.
 

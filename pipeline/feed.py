@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from pipeline.config import Config
+    from pipeline.errors import PipelineError
     from pipeline.specs import BlockSpec
 
 
@@ -131,8 +132,10 @@ class Feed:
         self.course, self.left_out = course, left_out
         self.interrupted = False
         self.cut_short = False
-        """Whether an interruption left out part of the course."""
-        self._position = start
+        """Whether part of the course was left out: an interruption, or an item that failed."""
+        self.failure: PipelineError | None = None
+        """Why an item could not be had, where that is what ended the feed."""
+        self._position, self._given_up = start, False
 
     @property
     def position(self) -> Position:
@@ -143,16 +146,26 @@ class Feed:
         """End the feed early, with a snapshot."""
         self.interrupted = True
 
+    def give_up(self, failure: PipelineError | None) -> None:
+        """The item at hand can't be had: it does not count, and the feed ends with a snapshot.
+
+        Args:
+            failure: why; None where an interruption did not wait for it.
+        """
+        self._given_up, self.failure = True, failure
+
     def __iter__(self) -> Iterator[Item]:
         """Yields each item once; an item counts as fed when the next is asked for."""
         for item in _items(self.course, self._position):
-            if self.interrupted:
-                self.cut_short = True
-                step, reported = self._position.step, self._position.epoch_reported
-                yield Snapshot(step, self.course.epoch_of(step), reported)
-                break
-            yield self._without_left_out(item)
-            self._advance(item)
+            if not self.interrupted:
+                yield self._without_left_out(item)
+                if not self._given_up:
+                    self._advance(item)
+                    continue
+            self.cut_short = True
+            step, reported = self._position.step, self._position.epoch_reported
+            yield Snapshot(step, self.course.epoch_of(step), reported)
+            break
         yield Stop()
 
     def _without_left_out(self, item: Item) -> Item:

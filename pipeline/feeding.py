@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import traceback
+from queue import SimpleQueue
 from threading import Event, Thread
 from typing import TYPE_CHECKING
 
 from pipeline.carriers import ArrayPayload
 from pipeline.errors import CalledOffError, PipelineError, StageFailedError, one_line
+from pipeline.reading import Reading
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipeline.events import Event as RunEvent
     from pipeline.links import Sender
     from pipeline.run import Run
 
@@ -24,6 +29,8 @@ class FeedThread(Thread):
         super().__init__(name="feed", daemon=True)
         self._run, self._link, self._called_off = run, link, called_off
         self._error: Exception | None = None
+        self._news: SimpleQueue[RunEvent] = SimpleQueue()
+        self._from_disk = Reading(run, self._check_wanted, self._news.put)
         self.reading = False
         """Whether it is about to send; else it waits for the first stage, or has ended."""
 
@@ -32,9 +39,10 @@ class FeedThread(Thread):
         try:
             for item in self._run.feed:
                 self.reading = True
-                payloads = [ArrayPayload(array) for array in self._run.arrays(item)]
+                arrays = self._from_disk.arrays(item)
                 self.reading = False
-                self._link.send(item, payloads)
+                if arrays is not None:
+                    self._link.send(item, [ArrayPayload(array) for array in arrays])
             self._link.finish()
         except CalledOffError:
             pass
@@ -44,11 +52,20 @@ class FeedThread(Thread):
             self.reading = False
             self._link.close()
 
+    def news(self) -> Iterator[RunEvent]:
+        """What the person who watches should know, since this was asked last."""
+        while not self._news.empty():
+            yield self._news.get()
+
+    def _check_wanted(self) -> None:
+        if self._called_off.is_set():
+            raise CalledOffError("the feed is called off")
+
     def check(self) -> None:
-        """Whether it still feeds, or has fed all.
+        """Whether it still feeds, or has fed all that could be read.
 
         Raises:
-            PipelineError: what went wrong.
+            PipelineError: what went wrong with the link; what did with an item, the feed knows.
         """
         error = self._error
         if error is None:

@@ -91,6 +91,17 @@ class Recorder:
         if len(reports) == len(self._devices) and self._complete(report.epoch):
             self._write_line(report.epoch)
 
+    def report_untested(self) -> None:
+        """Write the lines of epochs whose test did not come to its end, since the run ends before;
+        they give way to whole ones when it goes on."""
+        trained = [
+            epoch
+            for (epoch, training), reports in self._reports.items()
+            if training and len(reports) == len(self._devices)
+        ]
+        for epoch in trained:
+            self._write_line(epoch)
+
     def snapshot(self, snapshot: StageSnapshot) -> None:
         """Take a stage's state; have the checkpoint written when every stage's is there."""
         snapshots = self._snapshots.setdefault(snapshot.step, {})

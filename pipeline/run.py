@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.blame import Blame
 from pipeline.checkpoint import StartState
 from pipeline.durable import replace_in
-from pipeline.errors import ConfigError, InterruptedRunError, PipelineError
+from pipeline.errors import ConfigError, CutShortError, InterruptedRunError, PipelineError
 from pipeline.events import Note, Progress, StageProgress
 from pipeline.feed import Feed, Position
 from pipeline.inband import EvaluationBatch, TrainBatch
@@ -81,6 +81,21 @@ class Run:
         if saved is None:
             return InterruptedRunError(self.start.position.step, saved=False)
         return InterruptedRunError(saved)
+
+    def check_whole(self) -> None:
+        """After the stop marker: whether the whole course was fed.
+
+        Raises:
+            InterruptedRunError: after the checkpoint of an interruption.
+            CutShortError: after that of a feed which an item has ended.
+            RunError: as `Recorder.finish`.
+        """
+        failure = self.feed.failure
+        if failure is not None:
+            self.recorder.report_untested()
+            raise CutShortError(failure, self.interruption().step)
+        if self.feed.cut_short:
+            raise self.interruption()
 
     def end_if_interrupted(self, fault: str) -> None:
         """A run that was about to end does so where a fault comes first: nothing is tried again.

@@ -21,6 +21,7 @@ from pipeline.events import Note, StageProgress
 from pipeline.fingerprints import initial_fingerprints
 from pipeline.graphs import CudaRecorder
 from pipeline.meter import meter_of
+from pipeline.reading import Reading
 from pipeline.run import Speedometer
 from pipeline.runner import StageRunner
 from pipeline.streams import Incoming
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from pipeline.inband import Item
     from pipeline.plan import StagePlan
+    from pipeline.reading import Arrays
     from pipeline.recorder import Recorder
     from pipeline.records import PassReport, StageSnapshot
     from pipeline.run import Run
@@ -81,8 +83,7 @@ class SingleTrainer:
         """
         while (fault := self._trained()) is not None:
             self._roll_back(fault)
-        if self._run.feed.cut_short:
-            raise self._run.interruption()
+        self._run.check_whole()
 
     def _trained(self) -> NonFiniteLossError | None:
         """Train to the end, or to a fault for which the run is to begin again."""
@@ -111,8 +112,12 @@ class SingleTrainer:
         run = self._run
         run.recorder.start_clock()
         speedometer, looked = Speedometer(run, monotonic()), monotonic()
+        reading = Reading(run, run.heed_interruption, run.observer)
+        run.heed_interruption()
         for item in run.feed:
-            self._pass_through(item)
+            arrays = reading.arrays(item)
+            if arrays is not None:
+                self._pass_through(item, arrays)
             run.recorder.tell_written()
             run.heed_interruption()
             if run.progress_interval_s and monotonic() - looked > run.progress_interval_s:
@@ -124,8 +129,7 @@ class SingleTrainer:
         recorder = CudaRecorder(self._device)
         return [self._runner(plan, recorder) for plan in self._run.plan.stages]
 
-    def _pass_through(self, item: Item) -> None:
-        arrays = self._run.arrays(item)
+    def _pass_through(self, item: Item, arrays: Arrays) -> None:
         tensors = tuple(self._incoming.bring(torch.from_numpy(array)) for array in arrays)
         self._queue.append((0, item, tensors))
         while self._queue:

@@ -38,7 +38,7 @@ MEETING = {
 NEUTRAL = {
     "datarecord", "imagecheck", "imagelist", "imagereading", "plainfile", "published",
     "__init__", "activity", "arguments", "blame", "blockfile", "checkpoint", "config", "configfile",
-    "cost",
+    "cost", "daemonpool", "reading",
     "data", "datasets", "descriptors", "door", "durable", "errors", "events", "feed", "folder",
     "handwritten",
     "imagefiles",

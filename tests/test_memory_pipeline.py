@@ -19,7 +19,6 @@ from pipeline.datasets import data_facts
 from pipeline.errors import (
     InterruptedRunError,
     PipelineError,
-    ProtocolError,
     StageFailedError,
     StageLostError,
     TimedOutError,
@@ -391,21 +390,3 @@ def test_interrupted_before_the_workers_came(folder: Callable[[], Path]) -> None
     kind, said = failure(job, fleet)
     assert kind is InterruptedRunError
     assert said == "interrupted after step 0: there was nothing to save yet"
-
-
-def test_failing_data_ends_the_run(
-    folder: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job, fleet = Job(folder(), 2, max_in_flight=64), Fleet(2)
-    read = job.run.batches.train
-
-    def train(epoch: int, index: int) -> Any:
-        if (epoch, index) == (1, 2):
-            raise ProtocolError("unreadable image")
-        return read(epoch, index)
-
-    monkeypatch.setattr(job.run.batches, "train", train)
-    fleet.start()
-    with pytest.raises(ProtocolError, match="unreadable image"):
-        coordinator(job, fleet).run()
-    fleet.end()

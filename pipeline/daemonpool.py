@@ -1,0 +1,44 @@
+"""Threads that decode images, and that the end of the process does not wait for.
+
+Python joins the threads of its own pools before it ends: one that reads from a disk which hangs
+would keep the process, whatever signal it gets.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor, Future
+from queue import SimpleQueue
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class DaemonPool(Executor):
+    """So many daemon threads, started with the first work."""
+
+    def __init__(self, threads: int, name: str) -> None:
+        self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._to_start = [f"{name}-{number}" for number in range(threads)]
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """As every executor."""
+        future: Future[Any] = Future()
+        self._work.put(lambda: _carry_out(future, lambda: fn(*args, **kwargs)))
+        while self._to_start:
+            Thread(target=self._run, name=self._to_start.pop(), daemon=True).start()
+        return future
+
+    def _run(self) -> None:
+        while True:
+            self._work.get()()
+
+
+def _carry_out(future: Future[Any], work: Callable[[], Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(work())
+    except Exception as error:  # for whoever asks for the result
+        future.set_exception(error)
