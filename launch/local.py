@@ -34,7 +34,7 @@ from pipeline.interpreter import (
     python_environment,
 )
 from pipeline.limits import with_cure
-from pipeline.signals import signals_ignored
+from pipeline.signals import signals_held
 from pipeline.sources import running_code
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class ForkServer:
         self.close()
         ours, theirs = socketpair()
         number = theirs.fileno()
-        with theirs, signals_ignored(*INTERRUPTIONS):
+        with theirs, signals_held(*INTERRUPTIONS):
             self._process = subprocess.Popen(
                 python_command("launch.forkserver", number, os.getpid()),
                 env=python_environment(),

@@ -21,7 +21,7 @@ from pipeline.config import build_config, config_tree
 from pipeline.errors import TimedOutError
 from pipeline.measure import WARM_UP, UnitTrainer
 from pipeline.models import network_specs
-from pipeline.signals import signals_ignored
+from pipeline.signals import signals_held
 from pipeline.specs import stage_units
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _crowd(
         for unit, (_, theirs) in zip(units, pairs, strict=True)
     ]
     try:
-        with signals_ignored(signal.SIGINT):  # Ctrl-C is for who measures, and ends them
+        with signals_held(signal.SIGINT):  # Ctrl-C is for who measures, and ends them
             for process, (_, theirs) in zip(processes, pairs, strict=True):
                 process.start()
                 theirs.close()  # so that its end is heard of

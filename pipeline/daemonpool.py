@@ -7,7 +7,8 @@ would keep the process, whatever signal it gets.
 from __future__ import annotations
 
 from concurrent.futures import Executor, Future
-from queue import SimpleQueue
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,8 @@ class DaemonPool(Executor):
     """So many daemon threads, started with the first work."""
 
     def __init__(self, threads: int, name: str) -> None:
-        self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._to_start = [f"{name}-{number}" for number in range(threads)]
+        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._threads, self._to_start = threads, [f"{name}-{number}" for number in range(threads)]
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """As every executor."""
@@ -30,9 +31,18 @@ class DaemonPool(Executor):
             Thread(target=self._run, name=self._to_start.pop(), daemon=True).start()
         return future
 
+    def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:
+        """Have the threads end when they are done, or, with `cancel_futures`, as soon as they can;
+        nobody waits for them."""
+        while cancel_futures and not self._work.empty():
+            with suppress(Empty):
+                self._work.get_nowait()
+        for _ in range(self._threads):
+            self._work.put(None)
+
     def _run(self) -> None:
-        while True:
-            self._work.get()()
+        while work := self._work.get():
+            work()
 
 
 def _carry_out(future: Future[Any], work: Callable[[], Any]) -> None:

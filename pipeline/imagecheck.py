@@ -8,12 +8,12 @@ decoded, several threads wait for them at once.
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from time import perf_counter
 from typing import TYPE_CHECKING, TypeAlias
 
+from pipeline.daemonpool import DaemonPool
 from pipeline.errors import ConfigError
 from pipeline.imagelist import ImageFile, ImageFolder, ImageList, shortened
 from pipeline.imagereading import DeepPixelsError, ImageError, Seen
@@ -121,13 +121,13 @@ class _Looking:
         yield from map(self._counted, found)
 
     def _in_threads(self, paths: Iterator[str]) -> Iterator[Seen | BadImage]:
-        pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="look")
+        pool = DaemonPool(_THREADS, "look")
         try:
             # by rounds, so that what was asked for is bounded, and an interruption waits for little
             while round_ := list(islice(paths, _CHUNK * _THREADS)):
                 yield from pool.map(self._look, round_)
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
     def _look(self, path: str) -> Seen | BadImage:
         try:

@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def signals_ignored(*numbers: signal.Signals) -> Iterator[None]:
-    """A process started in here ignores them from its first instruction on, and so do its
-    children. This one does so until the end of the block."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+def signals_held(*numbers: signal.Signals) -> Iterator[None]:
+    """A process started in here gets none of them from its first instruction on, nor do its
+    children: they are blocked. What comes for this one meanwhile it gets at the end of the block;
+    were they ignored, a signal that is to end the run could be lost."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

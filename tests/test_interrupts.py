@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
+from processes import HELD
 
 from launch.cli import main as launch
 from launch.interrupts import INTERRUPTIONS, interrupts_noted
 from launch.reproduce import main as reproduce
 from launch.verify import main as verify
+from pipeline.signals import signals_held
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from click import Command
+    from processes import Launcher
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +56,33 @@ def test_signals_close_together_are_one() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)  # nothing interrupts the cleaning
+
+
+@pytest.mark.parametrize("number", INTERRUPTIONS)
+def test_a_signal_is_not_lost_while_a_process_is_started(number: signal.Signals) -> None:
+    """Which itself gets none, nor do its children."""
+    program = "import os, signal; os.kill(os.getpid(), {0}); os.execvp('sleep', ['sleep', '0'])"
+    with interrupts_noted() as interrupted:
+        with signals_held(*INTERRUPTIONS):
+            signal.raise_signal(number)
+            child = subprocess.Popen([sys.executable, "-c", program.format(number.value)])
+            assert not interrupted()
+        assert interrupted()
+    assert child.wait(60) == 0
+
+
+@pytest.mark.processes
+@pytest.mark.usefixtures("tiny")
+def test_verifying_ends_at_a_signal_and_leaves_nothing(
+    launcher: Callable[..., Launcher], tmp_path: Path
+) -> None:
+    program = HELD.format(step=3).replace("launch.cli", "launch.verify")
+    run = launcher("tiny.yaml", "--stages", "2", program=program)
+    run.wait_for("held")
+    run.process.send_signal(signal.SIGTERM)
+    assert run.exit_status() == 130
+    assert (run.stdout, run.stderr) == ("", "interrupted\n")
+    assert not list(run.temp.glob("pipeline-verify-*"))
 
 
 @pytest.mark.parametrize("number", INTERRUPTIONS)
