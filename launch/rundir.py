@@ -129,7 +129,7 @@ class HeldRun:
             )
         if _is_at_work_here(self.folder):
             raise ConfigError(
-                f"--run-dir {self.path}: the current folder is in it; a new run needs a folder of "
+                f"--run-dir {self.path}: is the current folder, or holds it; a new run needs a folder of "
                 f"its own, as --run-dir {RUNS / 'my-run'}"
             )
 
