@@ -129,8 +129,8 @@ class HeldRun:
             )
         if _is_at_work_here(self.folder):
             raise ConfigError(
-                f"--run-dir {self.path}: is the current folder, or holds it; a new run needs a folder of "
-                f"its own, as --run-dir {RUNS / 'my-run'}"
+                f"--run-dir {self.path}: is the current folder, or holds it; a new run needs a "
+                f"folder of its own, as --run-dir {RUNS / 'my-run'}"
             )
 
     def check_writable(self) -> None:

@@ -10,6 +10,7 @@ import shutil
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from disk import fill, immutable, no_space, remount, small_disk
 from processes import UnhurriedKeeper, digests, epochs, final_digests, launch
@@ -21,7 +22,7 @@ from pipeline import store as store_module
 from pipeline.checkpoint import StartState
 from pipeline.data import load_batches
 from pipeline.errors import CheckpointError, ConfigError, RunError
-from pipeline.events import CheckpointWritten, EpochDone, Note
+from pipeline.events import CheckpointWritten, EpochDone, Note, ignore
 from pipeline.feed import course_of
 
 if TYPE_CHECKING:
@@ -146,6 +147,22 @@ def test_a_run_directory_that_is_moved_is_followed(
     assert trained.written == [3, 6, 9, 12]
     assert_as_undisturbed(away, undisturbed)
     assert contents(folder) == contents(undisturbed)
+
+
+def test_a_batch_is_kept_where_the_run_directory_went(job: Job, tmp_path: Path) -> None:
+    batches = load_batches(job.config.data, job.config.runtime.seed)
+    course = course_of(job.config, job.specs, batches.steps_per_epoch, batches.evaluation_batches)
+    with hold(tmp_path / "run") as held:
+        keeper = UnhurriedKeeper(held.prepare(job, StartState(), course.steps_per_epoch))
+        run = make_run(job, held.folder, StartState(), batches, course, keeper, ignore)
+        (tmp_path / "run").rename(tmp_path / "moved")
+        (tmp_path / "run").mkdir()
+        kept = tmp_path / "moved" / "batch-00000002.npz"
+        assert run.keep_batch(2) == f"; the batch, before augmentation: {kept}"
+        assert np.load(kept)["images"].shape == (16, 1, 8, 8)
+        shutil.rmtree(tmp_path / "moved")
+        assert "can't be kept for inspection" in run.keep_batch(3)
+    assert not list((tmp_path / "run").iterdir())
 
 
 def test_a_run_directory_that_was_deleted_is_told_and_not_made_again(

@@ -497,6 +497,36 @@ def test_where_another_is_at_work_nothing_is_touched(tables: Sequence[Table], he
     assert contents(directory.path) == before
 
 
+@pytest.mark.usefixtures("nothing_starts")
+def test_what_another_command_finishes_meanwhile_is_not_trained_again(
+    tables: Sequence[Table], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between this one's look and its lock."""
+    folder = here / "runs/paper/digits/mlp_glob"
+    before = {}
+
+    def late(path: Path) -> Any:
+        finished_run(folder, entry_of(tables, "1/mlp/glob"))
+        before.update(contents(folder))
+        return hold(path)
+
+    monkeypatch.setattr("launch.rundir.hold", late)
+    assert reproduce(tables, request_of("1/mlp/glob")) == 0
+    assert contents(folder) == before
+    assert [found.entry for found in read_records(here / "benchmarks" / RESULTS)] == [
+        "digits/mlp_glob"
+    ]
+
+
+@pytest.mark.usefixtures("nothing_starts")
+@pytest.mark.parametrize("flag", ["--runs", "--results"])
+@pytest.mark.parametrize("name", ["", "a\nb", "x" * 300, "tiny_paper.yaml"])
+def test_a_folder_that_is_none(here: Path, flag: str, name: str) -> None:
+    says = refused("1/mlp/glob", "--gpus", "cpu", "--view", "quiet", flag, name)
+    assert says.startswith(f"{flag} ")
+    assert not list(here.rglob("mlp_glob"))
+
+
 def test_of_two_that_begin_at_once_one_trains(here: Path) -> None:
     """The other has its folder, but nothing is in it yet that a run could be known by."""
     with hold(here / "runs/paper/digits/mlp_glob") as run:

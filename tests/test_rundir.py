@@ -160,10 +160,10 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        (".", "the current folder is in it; a new run needs a folder of its own, as --run-dir ru"),
-        ("/", "the current folder is in it; "),
-        ("..", "the current folder is in it; "),
-        ("link", "the current folder is in it; "),
+        (".", "is the current folder, or holds it; a new run needs a folder of its own, as --run"),
+        ("/", "is the current folder, or holds it; "),
+        ("..", "is the current folder, or holds it; "),
+        ("link", "is the current folder, or holds it; "),
         ("tiny.yaml", "can't be opened: Not a directory; choose another folder"),
         ("tiny.yaml/run", "can't be made: Not a directory; choose another folder"),
         ("x" * 300, "can't be made: File name too long; choose another folder"),
