@@ -21,6 +21,7 @@ from launch import resume
 from launch.cli import main
 from launch.interrupts import ONE_S
 from launch.job import Options, make_job
+from launch.local import LocalEngine
 from launch.resume import nothing_left
 from launch.rundir import hold
 from launch.training import carry_out, make_run
@@ -187,7 +188,7 @@ def test_a_finished_run_has_nothing_to_resume(
     copy = tmp_path / "run"
     shutil.copytree(undisturbed, copy)
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
-    monkeypatch.setattr("launch.launcher.local_engine", lambda: pytest.fail("workers started"))
+    monkeypatch.setattr(LocalEngine, "warm_up", lambda engine: pytest.fail("workers started"))
     for config in (copy / "config.yaml", None):
         for options in ({"stages": 1}, {"single": True, "overrides": ("optimizer.lr=0.1",)}):
             assert launch(config, copy, resume=True, **options) == 0

@@ -13,6 +13,7 @@ from disk import fill, remount, small_disk
 from processes import TINY_EPOCH, launch
 
 from launch import rundir
+from launch.local import LocalEngine
 from launch.rundir import folder_named, hold, hold_new
 from pipeline.durable import write_synced
 from pipeline.errors import ConfigError
@@ -153,7 +154,7 @@ def never(*given: Any) -> None:
 
 @pytest.fixture
 def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launch.launcher.local_engine", never)
+    monkeypatch.setattr(LocalEngine, "warm_up", never)
     monkeypatch.setattr("launch.training.load_batches", never)
 
 
