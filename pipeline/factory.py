@@ -195,6 +195,7 @@ def _traced(part: Part, x: Tensor, macs: list[int], where: str) -> tuple[Tensor,
         module.register_forward_hook(partial(_count_macs, macs))
         for module in part.body.modules()
         if isinstance(getattr(module, "weight", None), torch.Tensor)
+        and not isinstance(module, torch.jit.ScriptModule)  # which takes no hooks
     ]
     try:
         with torch.no_grad():
