@@ -31,7 +31,7 @@ from pipeline.factory import build_children
 from pipeline.fingerprints import digest, fingerprints, initial_fingerprints
 from pipeline.groups import rest
 from pipeline.outside import attributes, files_of, shared_values
-from pipeline.ownership import retyped
+from pipeline.ownership import extra_states, retyped
 from pipeline.records import Fingerprint
 from pipeline.specs import in_runs
 from pipeline.stage import Stage
@@ -116,6 +116,8 @@ class _Network:
         performances = []
         for stage in self.stages:
             performance = _Performance(stage, inputs, labels, self._config.optimizer.lr)
+            if self._config.runtime.on_nonfinite == "skip_batch":
+                performance.check_skippable(stage)
             performances.append(performance)
             inputs = performance.sent
         return performances
@@ -158,6 +160,7 @@ class _Performance:
         self._at_first = self._attributes()
         self.sent = [self._step(stage, 1)]
         gave = [tensor.clone() for tensor in self.sent]
+        self._before = dict(_buffers(stage))
         self._files = self._snapshot(stage)
         shared = shared_values(self._modules.values())
         self.sent.append(self._step(stage, 2))
@@ -193,6 +196,24 @@ class _Performance:
                 "numpy.random.rand and random.random are"
             )
         rest(stage.blocks)
+
+    def check_skippable(self, stage: Stage) -> None:
+        """A batch that is skipped leaves no trace, also in what is no parameter.
+
+        Raises:
+            ConfigError: where a block changes that in a way that can't be taken back.
+        """
+        replaced = [name for name, buffer in _buffers(stage) if buffer is not self._before.get(name)]
+        added = [
+            f"{block.spec.index}.{name}" for block in stage.blocks for name in extra_states(block)
+        ]
+        for name in (*replaced, *added):
+            block, _, tensor = name.partition(".")
+            raise ConfigError(
+                f"block {block}: its step puts another tensor in the place of {tensor}, which "
+                "runtime.on_nonfinite skip_batch can't take back: register a buffer, and change it "
+                "in place (copy_, lerp_), or use stop or rollback"
+            )
 
     def _step(self, stage: Stage, batch_id: int) -> Tensor:
         sent: list[Tensor] = []

@@ -556,6 +556,27 @@ def test_it_is_tried_as_it_will_be_used(
     )
 
 
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda own, h: setattr(own, "level", own.level + own.training) or h,
+        lambda own, h: setattr(own, "level", own.level.lerp(h.detach().mean(), 0.1)) or h,
+    ],
+)
+def test_what_skipping_a_batch_can_not_take_back_is_refused(
+    step: Callable[[Any, Tensor], Tensor],
+) -> None:
+    def make() -> nn.Sequential:
+        def at_first(own: Any) -> None:
+            own.register_buffer("level", torch.zeros(()))
+
+        return around(Block(lambda own, h: step(own, h) if own.training else h, at_first))
+
+    rehearsed(make)
+    skipping = {"on_nonfinite": "skip_batch"}
+    refused(make, "block 1: its step puts another .* encoder.0.level, which runt", runtime=skipping)
+
+
 def test_bf16_is_tried_where_it_is_asked_for() -> None:
     def strict(own: Any, h: Tensor) -> Tensor:
         return h if h.dtype == torch.float32 else h.no_such_method()
