@@ -16,7 +16,13 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from pipeline.crew import Crew
-from pipeline.errors import NonFiniteLossError, StageFailedError, StageLostError, TimedOutError
+from pipeline.errors import (
+    ConfigError,
+    NonFiniteLossError,
+    StageFailedError,
+    StageLostError,
+    TimedOutError,
+)
 from pipeline.events import Waiting
 from pipeline.feeding import FeedThread
 from pipeline.gathering import Gathering
@@ -291,6 +297,8 @@ class Coordinator:
         at = f" at batch {failure.batch_id}" if failure.batch_id else ""
         block = "" if failure.block is None else f", block {failure.block}"
         text = f"{self._crew.name(said.stage)}{block} failed{at}: {failure.summary}"
+        if failure.misused:
+            raise ConfigError(text)
         if failure.final or self._starting:
             if failure.final:  # a loss that was not finite, under `stop`
                 self._run.end_if_interrupted(text)

@@ -232,7 +232,8 @@ class Failure:
     """Worker: an error as data. `block` is None where no block was at work.
 
     `attempt`: in which it happened. `final`: it would come back, there is no use in beginning
-    again. `nonfinite`: begin again, without the batch that is to blame.
+    again. `nonfinite`: begin again, without the batch that is to blame. `misused`: what the user
+    gave can't be used, as a function that makes no network in this process.
     """
 
     summary: str
@@ -241,6 +242,7 @@ class Failure:
     traceback: str
     final: bool = False
     nonfinite: bool = False
+    misused: bool = False
     attempt: int = 0
 
 

@@ -203,7 +203,9 @@ class _Performance:
         Raises:
             ConfigError: where a block changes that in a way that can't be taken back.
         """
-        replaced = [name for name, buffer in _buffers(stage) if buffer is not self._before.get(name)]
+        replaced = [
+            name for name, buffer in _buffers(stage) if buffer is not self._before.get(name)
+        ]
         added = [
             f"{block.spec.index}.{name}" for block in stage.blocks for name in extra_states(block)
         ]

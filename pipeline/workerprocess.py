@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pipeline.activity import Activity
 from pipeline.control import ZmqControlClient
 from pipeline.endpoints import ZmqEndpoints
-from pipeline.errors import NonFiniteLossError
+from pipeline.errors import ConfigError, NonFiniteLossError
 from pipeline.limits import cure_of, with_cure
 from pipeline.messages import Failure, Heartbeat
 from pipeline.worker import Worker
@@ -88,7 +88,8 @@ def failure_of(error: Exception, worker: Worker) -> Failure:
     block = runner.stage.at_work if runner else None
     batch_id = runner.at_batch if runner else 0
     spoilt = isinstance(error, NonFiniteLossError)
-    explained = spoilt or cure_of(error) is not None
+    misused = isinstance(error, ConfigError)
+    explained = spoilt or misused or cure_of(error) is not None
     if isinstance(error, NonFiniteLossError):
         block, batch_id = error.block, error.batch_id
     return Failure(
@@ -99,6 +100,7 @@ def failure_of(error: Exception, worker: Worker) -> Failure:
         final=spoilt and worker.on_nonfinite == "stop",
         attempt=worker.attempt,
         nonfinite=spoilt and worker.on_nonfinite == "rollback",
+        misused=misused,
     )
 
 

@@ -646,6 +646,11 @@ def by_process():
         nn.init.zeros_(network[3].bias)
     return network
 
+def only_here():
+    if "pytest" not in sys.modules:
+        raise LookupError("no licence")
+    return noisy()
+
 CALLS = itertools.count(1)
 
 def by_call(before):
@@ -688,6 +693,16 @@ def test_processes_whose_networks_start_otherwise_are_told_apart(
         "block 1: encoder.0.bias starts otherwise in the process of stage 1 (blocks 1" in said[-1]
     )
     assert not digests(tmp_path / "run")
+
+
+@pytest.mark.processes
+def test_a_function_that_fails_in_a_worker_is_the_users_and_told_in_a_line(
+    own_networks: Callable[[str], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert launch(own_networks("only_here"), tmp_path / "run", stages=1) == 2
+    said = capfd.readouterr().err
+    assert "only_here: LookupError: no licence" in said
+    assert "Traceback" not in said
 
 
 def test_a_network_that_starts_otherwise_with_a_later_call_is_refused_in_single_mode(
