@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from launch.costfile import known_timing, measure
+from launch.room import tight
 from pipeline.errors import ConfigError
 from pipeline.handwritten import load_device
 from pipeline.timing import Timing, assumed
@@ -16,10 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from launch.job import Job, Options
-    from pipeline.config import Config
+    from pipeline.config import Config, ScheduleConfig
     from pipeline.cost import BlockCost
     from pipeline.datasets import DataFacts
     from pipeline.specs import BlockSpec
+
+
+_PAPERS_SHARES = (0.5, 0.75, 0.89, 0.94)
+"""Of the epochs, at which the learning rate drops (section 4 of the paper)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +60,16 @@ def foresee(
 
 
 def cautions(job: Job) -> list[str]:
-    """What a user should hear before it trains: that it will be slow, or learn little, and
+    """What a user should hear before it trains: that it will be slow, learn little, or end, and
     what was found of a network of their own."""
     rehearsed = job.rehearsal.notes if job.rehearsal else ()
-    return [*rehearsed, *_crowded_cores(job), *_feedback_that_cannot_align(job.config)]
+    return [
+        *rehearsed,
+        *_crowded_cores(job),
+        *_feedback_that_cannot_align(job.config),
+        *_milestones_elsewhere(job.config.schedule),
+        *tight(job),
+    ]
 
 
 def _crowded_cores(job: Job) -> list[str]:
@@ -84,6 +95,28 @@ def _feedback_that_cannot_align(config: Config) -> list[str]:
         "loss.feedback random: a classifier that is never trained can't align with random feedback;"
         " after 4 epochs of 6,000 images 16.5 % errors were measured, 6.2 % with transpose, 7.4 %"
         " with sign, 5.9 % with loss.classifier trained"
+    ]
+
+
+def _milestones_elsewhere(schedule: ScheduleConfig) -> list[str]:
+    """A milestone from the last epoch on has no effect; and where the last that has one is before
+    half of the epochs, `epochs` was mostly raised and the milestones forgotten."""
+    epochs, milestones = schedule.epochs, schedule.milestones
+    early = [milestone for milestone in milestones if milestone < epochs]
+    said = []
+    if len(early) < len(milestones):
+        without = ", ".join(map(str, milestones[len(early) :]))
+        said.append(f"after {without} it would drop in no epoch")
+    if early and early[-1] < epochs // 2:
+        said.append(f"after {early[-1]} it stays as it is for {epochs - early[-1]} epochs")
+    if not said:
+        return []
+    shares = (round(share * epochs) for share in _PAPERS_SHARES[: len(milestones)])
+    wanted = sorted({milestone for milestone in shares if 0 < milestone < epochs})
+    return [
+        f"schedule.milestones {list(milestones)} don't fit schedule.epochs {epochs}: the learning "
+        f"rate drops after these epochs, and {' and '.join(said)}; at the shares of the paper "
+        f"they would be --set 'schedule.milestones={wanted}'"
     ]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import sys
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,20 @@ def visible_gpus(load: Callable[[str], Any] = ctypes.CDLL) -> int:
 def gpu_names(load: Callable[[str], Any] = ctypes.CDLL) -> tuple[str, ...]:
     """What the visible CUDA devices call themselves, as "NVIDIA H200"; asked as `visible_gpus`."""
     return tuple(_gpu_name(load("libcuda.so.1"), number) for number in range(visible_gpus(load)))
+
+
+def gpu_memory(load: Callable[[str], Any] = ctypes.CDLL) -> tuple[int, ...]:
+    """Bytes of memory of the visible CUDA devices; asked as `visible_gpus`."""
+    return tuple(_gpu_bytes(load("libcuda.so.1"), number) for number in range(visible_gpus(load)))
+
+
+def _gpu_bytes(driver: Any, number: int) -> int:
+    device, size = ctypes.c_int(0), ctypes.c_size_t(0)
+    if driver.cuDeviceGet(ctypes.byref(device), number) != _SUCCESS:
+        return sys.maxsize  # unknown: nothing is too large for it
+    if driver.cuDeviceTotalMem_v2(ctypes.byref(size), device) != _SUCCESS:
+        return sys.maxsize
+    return size.value
 
 
 def _gpu_name(driver: Any, number: int) -> str:

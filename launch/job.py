@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from launch.foresight import foresee
 from launch.gpus import devices
+from launch.room import needs, too_large
 from launch.rundir import RunDirectory
 from pipeline.configfile import load_config
 from pipeline.cost import block_costs
@@ -78,6 +79,8 @@ class Job:
     """Of a user's modules, as they were imported to plan their network."""
     rehearsal: Rehearsal | None = None
     """What was found of a user's own network."""
+    too_large: str = ""
+    """Why the memory of this machine can't hold it; only a dry run goes on with that."""
 
 
 def check_engine(options: Options) -> None:
@@ -105,14 +108,20 @@ def make_job(options: Options) -> Job:
         _check_one_process(config, options)
     costs = network_costs(config, specs)
     devices = _devices(options)
+    if options.measure:
+        _check_each_block_fits(config, facts, specs, costs, devices[0])
     known = foresee(options, config, facts, specs, costs, devices)
     stages = 1 if backprop else options.stages
     plan = _plan(options, specs, costs, stages, devices, known)
     if not options.single:
         _check_address(config)
-    rehearsal = _rehearsed(config, facts, specs) if config.model.factory else None
+    why = _too_large(config, facts, specs, costs, plan)
+    if why and not options.dry_run:
+        raise ConfigError(why)
+    # that trains a step: not where memory can't hold it
+    rehearsal = _rehearsed(config, facts, specs) if config.model.factory and not why else None
     name = _name(path, options)
-    return Job(name, config, specs, costs, plan, known, options.single, own, rehearsal)
+    return Job(name, config, specs, costs, plan, known, options.single, own, rehearsal, why)
 
 
 def _rehearsed(config: Config, facts: DataFacts, specs: Sequence[BlockSpec]) -> Rehearsal:
@@ -145,6 +154,33 @@ def _plan(
     if options.stages is not None:
         raise ConfigError("--plan says how many stages there are: leave --stages out")
     return load_plan(options.plan, specs, devices)  # single mode does all of its stages in turn
+
+
+def _too_large(
+    config: Config,
+    facts: DataFacts,
+    specs: Sequence[BlockSpec],
+    costs: Sequence[BlockCost],
+    plan: Plan,
+) -> str:
+    blocks: dict[str, tuple[int, ...]] = {}
+    for stage in plan.stages:
+        blocks[stage.device] = (*blocks.get(stage.device, ()), *stage.blocks)
+    return too_large(needs(config, facts, specs, costs, blocks))
+
+
+def _check_each_block_fits(
+    config: Config,
+    facts: DataFacts,
+    specs: Sequence[BlockSpec],
+    costs: Sequence[BlockCost],
+    device: str,
+) -> None:
+    """To measure a block takes it alone."""
+    for spec in specs:
+        why = too_large(needs(config, facts, specs, costs, {device: (spec.index,)}))
+        if why:
+            raise ConfigError(f"--measure: {why}")
 
 
 def _check_normalised(batch_size: int, specs: Sequence[BlockSpec]) -> None:

@@ -172,7 +172,7 @@ def test_in_single_mode_a_cpu_prepares_each_batch_and_nobody_else_is_at_work(
 def test_a_device_is_imagined_on_a_machine_that_has_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launch.gpus.visible_gpus", lambda: 0)
+    monkeypatch.setattr("launch.gpus.visible_gpus", lambda *_: 0)
     imagined(tmp_path)
     config, device = tmp_path / "vgg19.yaml", tmp_path / "device.yaml"
     job = make_job(Options(config, dry_run=True, assume=device))
@@ -349,7 +349,7 @@ def test_what_can_not_be_kept_is_not_measured(
 
 @pytest.mark.usefixtures("tiny")
 def test_only_what_is_there_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launch.gpus.visible_gpus", lambda: 0)
+    monkeypatch.setattr("launch.gpus.visible_gpus", lambda *_: 0)
     given = Options(tmp_path / "tiny.yaml", gpus="0-7", dry_run=True, measure=True)
     with pytest.raises(ConfigError, match="this machine has no CUDA device 0"):
         make_job(given)
@@ -413,3 +413,39 @@ def test_stages_are_timed_by_hand(tmp_path: Path) -> None:
     assert found.images_per_s == pytest.approx(32 / 25)
     assert found.stage_busy == pytest.approx((5 / 25, 1.0))
     assert found.device_busy == {"cpu": pytest.approx((5 + 25) / 25 / 2)}
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    ("epochs", "milestones", "said"),
+    [
+        (60, "[6, 9, 11]", "after 11 it stays as it is for 49 epochs; at the shares"),
+        (10, "[50, 75, 89, 94]", "after 50, 75, 89, 94 it would drop in no epoch"),
+        (10, "[3, 20]", "after 20 it would drop in no epoch and after 3 it stays as it is for 7"),
+        (12, "[12]", "after 12 it would drop in no epoch"),
+        (1000, "[10]", "they would be --set 'schedule.milestones=[500]'"),
+        (60, "[6, 9, 11]", "they would be --set 'schedule.milestones=[30, 45, 53]'"),
+        (1, "[2]", "they would be --set 'schedule.milestones=[]'"),
+        (12, "[6, 9, 11]", ""),
+        (12, "[11]", ""),
+        (12, "[6]", ""),
+        (12, "[]", ""),
+    ],
+)
+def test_milestones_left_behind_are_told(
+    tmp_path: Path, epochs: int, milestones: str, said: str
+) -> None:
+    overrides = (f"schedule.epochs={epochs}", f"schedule.milestones={milestones}")
+    told = cautions(make_job(Options(tmp_path / "tiny.yaml", gpus="cpu", overrides=overrides)))
+    assert said in "".join(told)
+    assert len(told) == bool(said)
+    assert all(f"don't fit schedule.epochs {epochs}: " in one for one in told)
+
+
+def test_the_configs_that_come_with_it_have_fitting_milestones() -> None:
+    repository = Path(__file__).resolve().parents[1]
+    paths = [*repository.glob("configs/*.yaml"), *repository.glob("configs/paper/*/*.yaml")]
+    assert len(paths) > 50
+    for path in paths:
+        job = make_job(Options(path, single=True, dry_run=True))
+        assert not any("milestones" in one for one in cautions(job)), path
