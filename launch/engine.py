@@ -25,6 +25,9 @@ class Workers(Protocol):
             attempt: how often the run has begun again; the process says so in its hello.
         """
 
+    def wake(self, stage: int) -> None:
+        """Let the stage's process go on, where somebody has stopped it (SIGSTOP)."""
+
     def leave(self) -> None:
         """Wait a while for workers that have said bye."""
 

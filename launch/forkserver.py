@@ -20,7 +20,7 @@ import sys
 import traceback
 from contextlib import suppress
 from importlib import import_module
-from socket import socket
+from socket import MSG_DONTWAIT, socket
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from launch.starting import (
@@ -54,16 +54,15 @@ def main(descriptor: int, launcher: int) -> None:
     """
     link = socket(fileno=descriptor)
     link.set_inheritable(False)
-    _follow(launcher)  # while it has nothing to clean up, and can't look
-    try:
-        _import_what_workers_need()
-    except (Exception, SystemExit) as error:  # the process boundary; MemoryError, ImportError …
-        with suppress(OSError):
-            link.sendall(answer_line(Broken(_named(error), traceback.format_exc()[-20_000:])))
-        return
     server = ForkServer(link, launcher)
     try:
-        server.serve()
+        try:
+            _import_what_workers_need()
+        except (Exception, SystemExit) as error:  # the process boundary; MemoryError, ImportError …
+            with suppress(OSError):
+                link.sendall(answer_line(Broken(_named(error), traceback.format_exc()[-20_000:])))
+        else:
+            server.serve()
     finally:
         server.end_all()
 
@@ -97,7 +96,6 @@ class ForkServer:
     def serve(self) -> None:
         """Until the launcher has closed its end, or is gone."""
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-        _prctl(_PR_SET_PDEATHSIG, 0)
         os.set_blocking(self._bell, False)
         signal.set_wakeup_fd(self._bell, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, _only_wake)
@@ -126,8 +124,18 @@ class ForkServer:
                 with suppress(ChildProcessError):
                     os.waitpid(child, 0)
                 self._workers.pop(child, None)
-        if self._folder and os.getppid() != self._launcher:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if os.getppid() != self._launcher:
+            self._read_of_folder()
+            if self._folder:
+                shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _read_of_folder(self) -> None:
+        """Where the launcher has gone before anybody was forked, its requests name the folder."""
+        with suppress(BlockingIOError, ConnectionError):
+            while data := self._link.recv(1 << 16, MSG_DONTWAIT):
+                self._unread += data
+        for line in self._unread.split(b"\n")[:-1]:
+            self._folder = read_start(line).folder
 
     def _heed(self) -> bool:
         """Requests that have come; false where there will be no other."""

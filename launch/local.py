@@ -83,14 +83,18 @@ class ForkServer:
     def ask(self, start: Start) -> None:
         """To fork a worker, as soon as it can."""
         self._unsent += start_line(start)
+        self._send()  # at once: it tells which folder to remove, should this process be killed
+
+    def _send(self) -> None:
+        with suppress(BlockingIOError, ConnectionError):
+            while self._unsent and self._link is not None:
+                self._unsent = self._unsent[self._link.send(self._unsent, MSG_DONTWAIT) :]
 
     def answers(self) -> list[Answer]:
         """What it has said meanwhile."""
         if self._link is None:
             return []
-        with suppress(BlockingIOError, ConnectionError):
-            while self._unsent:
-                self._unsent = self._unsent[self._link.send(self._unsent, MSG_DONTWAIT) :]
+        self._send()
         with suppress(BlockingIOError, ConnectionError):
             while data := self._link.recv(1 << 16, MSG_DONTWAIT):
                 self._unread += data
@@ -160,6 +164,13 @@ class LocalWorkers:
             self._server.close()  # it hangs, or what it imports does
         self._end(before)
         self._workers[stage] = self._asked(stage, attempt)
+
+    def wake(self, stage: int) -> None:
+        """Let the stage's process go on, where somebody has stopped it (SIGSTOP)."""
+        worker = self._workers[stage]
+        if worker.end is None and worker.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGCONT)
 
     def leave(self) -> None:
         """Wait for workers that have said bye."""

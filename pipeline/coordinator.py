@@ -205,6 +205,7 @@ class Coordinator:
             if now - told > _WAITING_EVERY_S:
                 told = now
                 self._run.observer(Waiting(missing, patience.used_s))
+                self._crew.wake(phase)
 
     def _give_up_waiting(self, phase: Phase, waited_s: float) -> None:
         if self._crew.attempt:  # one that lived before may hang; another may take its place

@@ -43,6 +43,9 @@ class Fleet(Protocol):
     def replace(self, stage: int, attempt: int) -> None:
         """End the stage's process, if it still runs, and start another for this attempt."""
 
+    def wake(self, stage: int) -> None:
+        """Let the stage's process go on, where somebody has stopped it (SIGSTOP)."""
+
 
 class Crew:
     """All stages of a run; `attempt` counts how often it has begun again."""
@@ -133,6 +136,11 @@ class Crew:
                 self.replace(life.stage)
             elif life.phase not in (Phase.STARTING, Phase.GREETED):
                 self.recall(life.stage, setup(life.stage))
+
+    def wake(self, phase: Phase) -> None:
+        """Whoever is awaited: what is stopped before it could greet is silent, but not found so."""
+        for stage in self.behind(phase):
+            self._fleet.wake(stage)
 
     def name(self, stage: int) -> str:
         """How people call it: `stage 1 (blocks 2–3, cuda:0)`."""

@@ -222,6 +222,9 @@ class Fleet:
         self.fates[stage] = (before.next if before else None) or Fate()
         self._begin(stage, attempt, self.fates[stage])
 
+    def wake(self, stage: int) -> None:
+        """As `coordinator.Fleet` says: threads can't be stopped."""
+
     def start(self) -> None:
         for stage in range(self._stages):
             self._begin(stage, 0, self.fates.get(stage, Fate()))
