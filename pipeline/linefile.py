@@ -73,7 +73,8 @@ class LineFile:
             self._write()
         except OSError as error:
             path, why = self._folder.path / self._name, reason(error, self._folder)
-            self._trouble.refused(f"{path}: can't be written: {why}")
+            lost = "its lines are lost" if self._folder.deleted else ""
+            self._trouble.refused(f"{path}: can't be written: {why}", for_good=lost)
         else:
             self._trouble.over()
 

@@ -56,7 +56,7 @@ class Recorder:
         start: StartState,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
-        self._course, self._devices = course, devices
+        self._folder, self._course, self._devices = folder, course, devices
         self._keeper, self._observer, self._clock = keeper, observer, clock
         self._reports: dict[tuple[int, bool], dict[int, PassReport]] = {}
         self._snapshots: dict[int, dict[int, StageSnapshot]] = {}
@@ -167,7 +167,7 @@ class Recorder:
             )
 
     def _on_disk(self) -> str:
-        if self.last_checkpoint is None:
+        if self.last_checkpoint is None or self._folder.deleted:
             return "there is no complete checkpoint"
         return f"the newest complete checkpoint is of step {self.last_checkpoint}"
 

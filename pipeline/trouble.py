@@ -23,14 +23,18 @@ class Trouble:
         self.reason: str | None = None
         """Why it is refused now; None: it is not."""
 
-    def refused(self, reason: str) -> None:
-        """It was refused, again or for the first time."""
+    def refused(self, reason: str, *, for_good: str = "") -> None:
+        """It was refused, again or for the first time.
+
+        Args:
+            for_good: what that means, where it will not end; in place of what goes on meanwhile.
+        """
         if reason == self.reason:
             self._times += 1
             return
         before = f" (before that, {self._count()}: {self.reason})" if self.reason else ""
         self.reason, self._times = reason, 1
-        self._tell(f"{reason}; {self._meanwhile}{before}")
+        self._tell(f"{reason}; {for_good or self._meanwhile}{before}")
 
     def over(self) -> None:
         """It worked."""

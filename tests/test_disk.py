@@ -175,7 +175,9 @@ def test_a_run_directory_that_was_deleted_is_told_and_not_made_again(
     checkpoints, lines = sorted(trained.notes)
     assert lines.startswith(f"{folder}/metrics.jsonl: can't be written: the folder was deleted")
     assert checkpoints.startswith(f"{folder}/checkpoints: can't be written: the folder was deleted")
-    assert "the last checkpoint, of step 12, is lost" in str(trained.error)
+    assert str(trained.error).endswith(
+        "the last checkpoint, of step 12, is lost; there is no complete checkpoint"
+    )
 
 
 def test_a_full_disk_at_the_end(job: Job, tmp_path: Path, undisturbed: Path) -> None:

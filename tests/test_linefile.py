@@ -202,7 +202,7 @@ def test_a_folder_that_was_deleted_is_told_once(tmp_path: Path) -> None:
     for line in ("one", "two"):
         lines.file.append(line)
     (said,) = lines.said
-    assert said.startswith(f"{folder}/lines: can't be written: the folder was deleted; its lines")
+    assert said == (f"{folder}/lines: can't be written: the folder was deleted; its lines are lost")
     assert not folder.exists()
 
 
