@@ -12,7 +12,7 @@ from rich.console import Console
 from launch.foresight import cautions
 from launch.interrupts import interrupts_noted
 from launch.output import lost_output, wait_for_no_reader
-from launch.reading import reading_shown
+from launch.progress import reading_shown
 from launch.run_log import open_log
 from launch.rundir import IMAGES
 from launch.samedata import check_same_data, list_files
@@ -99,7 +99,7 @@ def train(
             tell = _both(log, _while_it_is_read(console, show, log))
             run = make_run(job, held.folder, start, batches, course, keeper, tell)
             run.observer(_started(job, held.path, run, linked=engine is not None))
-            seen = (record.summary(), *record.gaps(), *_left_out(batches))
+            seen = (record.summary(), *record.gaps(), *_left_out(batches), *_measured(job, batches))
             for note in (*notes, *seen, *cautions(job), *_unlocked(held)):
                 run.observer(Note(note))
             for bad in batches.left_out:
@@ -129,6 +129,13 @@ def _left_out(batches: Batches) -> list[str]:
         f"data.on_bad_image skip: {len(bad)} image files can't be decoded and are left out, "
         f"{bad[0].path} first ({bad[0].why}); run.log lists them"
     ]
+
+
+def _measured(job: Job, batches: Batches) -> list[str]:
+    if job.config.data.normalise == "known":
+        return []
+    mean, std = list(batches.facts.mean), list(batches.facts.std)
+    return [f"data.normalise measured: mean {mean}, standard deviation {std}"]
 
 
 def _carry_out_logged(run: Run, engine: Engine | None, log: Observer) -> None:

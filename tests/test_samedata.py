@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from processes import launch
 
-from launch.reading import reading_shown
+from launch.progress import reading_shown
 from launch.samedata import check_same_data, list_files
 from pipeline.checkpoint import StartState
 from pipeline.config import DataConfig
