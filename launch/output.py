@@ -104,6 +104,9 @@ class Outlet(io.TextIOBase):
             text, self._begun = self._begun, ""
             self._hand_over(text)
 
+    def reconfigure(self, **options: object) -> None:
+        """As of standard streams, for users' own modules that ask; nothing changes."""
+
     def wait_for_no_reader(self) -> None:
         """From now on a thread writes."""
         with self._changed:

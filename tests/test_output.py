@@ -90,6 +90,7 @@ def test_what_is_taken_arrives() -> None:
     outlet = Outlet(writer, "utf-8")
     print("one", file=outlet)
     assert os.read(reader, 10) == b"one\n"
+    outlet.reconfigure(line_buffering=True)
     outlet.wait_for_no_reader()
     print("two", end="", file=outlet, flush=True)
     assert os.read(reader, 10) == b"two"
