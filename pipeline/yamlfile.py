@@ -288,9 +288,10 @@ def parsed(text: str, source: str, loader: type[_Loader] = _Loader) -> Any:
     try:
         return yaml.load(text, Loader=loader)  # builds plain values only
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        what = "" if isinstance(error, _RefusedError) else "YAML syntax: "
+        mark, refused = error.problem_mark, isinstance(error, _RefusedError)
+        named = refused and "\n" not in text.rstrip()  # what is wrong of a line, as of --set
+        where = f":{mark.line + 1}:{mark.column + 1}" if mark and not named else ""
+        what = "" if refused else "YAML syntax: "
         raise ConfigError(f"{source}{where}: {what}{_problem(error)}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: YAML syntax: {' '.join(str(error).split())}") from None

@@ -512,6 +512,25 @@ def test_override_whose_value_is_no_yaml(file: Path) -> None:
     assert text.startswith("--set schedule.milestones=[1:1:3: YAML syntax: expected ',' or ']'")
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("schedule.epochs=1:30", "1:30 would be read as 90 (base 60): write a number in plain"),
+        ("data.batch_size=0x10", "0x10 would be read as 16 (hexadecimal): write"),
+        (
+            "data.root=010",
+            "010 would be read as 8 (octal): write a number in plain decimal digits,",
+        ),
+    ],
+)
+def test_override_that_would_be_misread(file: Path, override: str, said: str) -> None:
+    assert complaint(written(file, SMALLEST), [override]).startswith(f"--set {override}: {said}")
+    key, _, value = override.partition("=")
+    name = key.rpartition(".")[2]
+    text = complaint(written(file, f"{SMALLEST}extra: {{{name}: {value}}}\n"))
+    assert text.startswith(f"{file}:4:{11 + len(name)}: {said}")
+
+
 def test_override_of_unknown_places(file: Path) -> None:
     path = written(file, SMALLEST)
     assert complaint(path, ["train.lr=1"]).startswith(f"{file}: train: unknown key; ")
