@@ -36,13 +36,17 @@ class Folder:
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self._path, self._descriptor = path, descriptor
-        self.close = finalize(self, os.close, descriptor)
-        """To call it again does nothing."""
+        self._close = finalize(self, os.close, descriptor)
 
     @classmethod
     def open(cls, path: Path) -> Folder:
         """The folder that a path leads to now."""
         return cls(path, os.open(path, _FOLDER))
+
+    def close(self) -> None:
+        """Let go of it; to do so again does nothing."""
+        self._descriptor = -1  # the number may soon be another's: what still comes must fail
+        self._close()
 
     def __enter__(self) -> Folder:
         return self

@@ -117,6 +117,17 @@ def test_what_is_removed_is_removed_without_following_links(here: Path) -> None:
     assert (here / "precious").read_text() == "precious"
 
 
+def test_a_closed_one_is_no_other_that_gets_its_number(here: Path) -> None:
+    folder = Folder.open(here / "run")
+    folder.close()
+    folder.close()
+    (here / "other").mkdir()
+    others = [Folder.open(here / "other") for _ in range(3)]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        write_synced(folder, "file", b"")
+    assert others[0].names() == []
+
+
 # --- one at a time ------------------------------------------------------------------------
 
 
