@@ -65,9 +65,16 @@ def config_of(
     model: dict[str, Any] | None = None,
     schedule: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
+    optimizer: dict[str, Any] | None = None,
     **runtime: Any,
 ) -> Config:
-    given = {"loss": loss, "model": model, "schedule": schedule, "data": data}
+    given = {
+        "loss": loss,
+        "model": model,
+        "schedule": schedule,
+        "data": data,
+        "optimizer": optimizer,
+    }
     chosen = {section: values for section, values in given.items() if values is not None}
     return build_config({**TREE, **chosen, "runtime": runtime}, "test")
 
