@@ -15,6 +15,7 @@ from pipeline.datasets import data_facts
 from pipeline.layout import SLICE_BYTES
 from pipeline.models import build_specs, network_specs
 from pipeline.plan import stage_cost
+from pipeline.processor import processor_fact
 from pipeline.specs import stage_units
 
 if TYPE_CHECKING:
@@ -172,6 +173,8 @@ def test_activations_are_estimated_as_they_are_measured(
     model: dict[str, Any], loss: dict[str, Any], precision: str
 ) -> None:
     """Within 15 %, stage by stage, gradients of weights aside."""
+    if precision == "bf16" and "bf16" not in processor_fact("flags"):
+        pytest.skip("without bf16 instructions oneDNN gathers weights' gradients in fp32 first")
     data = {"name": "synthetic", "batch_size": 64}
     tree = {"model": model, "loss": loss, "data": data, "runtime": {"precision": precision}}
     config = build_config(tree, "test")

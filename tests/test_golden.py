@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parents[2] / "shared" / "golden"))
 CASES = sorted(FOLDER.glob("*.npz"))
+assert CASES or "GOLDEN_DIR" not in os.environ, f"GOLDEN_DIR: no golden cases in {FOLDER}"
 
 pytestmark = pytest.mark.skipif(not CASES, reason=f"no golden cases in {FOLDER} (set GOLDEN_DIR)")
 
