@@ -113,7 +113,6 @@ class SingleTrainer:
         run.recorder.start_clock()
         speedometer, looked = Speedometer(run, monotonic()), monotonic()
         reading = Reading(run, run.heed_interruption, run.observer)
-        run.heed_interruption()
         for item in run.feed:
             arrays = reading.arrays(item)
             if arrays is not None:
