@@ -6,26 +6,29 @@ each says what a step takes it.
 
 from __future__ import annotations
 
+import os
 import signal
 from contextlib import contextmanager, suppress
 from multiprocessing import Pipe, get_context, parent_process
 from multiprocessing.connection import Connection, wait
+from tempfile import TemporaryDirectory
 from threading import BrokenBarrierError
 from time import perf_counter, thread_time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pipeline.assembly import prepare_process
 from pipeline.config import build_config, config_tree
 from pipeline.errors import TimedOutError
+from pipeline.interpreter import current_folder
 from pipeline.measure import WARM_UP, UnitTrainer
 from pipeline.models import network_specs
 from pipeline.signals import signals_held
 from pipeline.specs import stage_units
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from multiprocessing.synchronize import Barrier
 
     from pipeline.config import Config
@@ -67,22 +70,45 @@ def _crowd(
     config: Config, facts: DataFacts, units: Sequence[int]
 ) -> Iterator[dict[Connection, int]]:
     """Processes at work, heard through these connections."""
-    spawn, tree = get_context("spawn"), config_tree(config)
-    begin, pairs = spawn.Barrier(len(units)), [Pipe(duplex=False) for _ in units]
-    processes = [
-        spawn.Process(target=_work, args=(unit, SECONDS, tree, facts, begin, theirs), daemon=True)
-        for unit, (_, theirs) in zip(units, pairs, strict=True)
-    ]
+    spawn, tree, here = get_context("spawn"), config_tree(config), current_folder()
+    with TemporaryDirectory(prefix="pipeline-") as empty:
+        with _working_in(empty):
+            begin, pairs = spawn.Barrier(len(units)), [Pipe(duplex=False) for _ in units]
+        given = [(unit, SECONDS, tree, facts, begin, pairs[k][1]) for k, unit in enumerate(units)]
+        processes = [
+            spawn.Process(target=_begin, args=(here, _work, *one), daemon=True) for one in given
+        ]
+        try:
+            # Ctrl-C is for who measures, and ends them
+            with signals_held(signal.SIGINT), _working_in(empty):
+                for process, (_, theirs) in zip(processes, pairs, strict=True):
+                    process.start()
+                    theirs.close()  # so that its end is heard of
+            yield dict(zip((ours for ours, _ in pairs), units, strict=True))
+        finally:
+            for process in filter(lambda process: process.pid, processes):
+                process.kill()
+                process.join()
+
+
+@contextmanager
+def _working_in(empty: str) -> Iterator[None]:
+    """A process that is spawned in here looks for modules in the current folder first, even for
+    Python's own: there are none."""
+    before = os.open(".", os.O_RDONLY)
     try:
-        with signals_held(signal.SIGINT):  # Ctrl-C is for who measures, and ends them
-            for process, (_, theirs) in zip(processes, pairs, strict=True):
-                process.start()
-                theirs.close()  # so that its end is heard of
-        yield dict(zip((ours for ours, _ in pairs), units, strict=True))
+        os.chdir(empty)
+        yield
     finally:
-        for process in filter(lambda process: process.pid, processes):
-            process.kill()
-            process.join()
+        os.fchdir(before)
+        os.close(before)
+
+
+def _begin(here: str | None, work: Callable[..., None], *given: Any) -> None:
+    """In the process, back in the folder of who measures."""
+    if here is not None:
+        os.chdir(here)
+    work(*given)
 
 
 def _told(unit: int, one: Connection) -> float:
