@@ -33,7 +33,7 @@ from launch.starting import (
     read_answer,
     read_start,
 )
-from pipeline.limits import with_cure
+from pipeline.limits import cure_of, with_cure
 
 if TYPE_CHECKING:
     from launch.starting import Answer, Start
@@ -60,7 +60,7 @@ def main(descriptor: int, launcher: int) -> None:
             _import_what_workers_need()
         except (Exception, SystemExit) as error:  # the process boundary; MemoryError, ImportError …
             with suppress(OSError):
-                link.sendall(answer_line(Broken(_named(error), traceback.format_exc()[-20_000:])))
+                link.sendall(answer_line(Broken(_named(error), _traceback(error))))
         else:
             server.serve()
     finally:
@@ -169,7 +169,7 @@ class ForkServer:
             _follow(os.getppid())
             code = _work(start, self._launcher)
         except BaseException as error:  # the process boundary: told as data
-            answer = Failed(start.worker, _named(error)[:500], traceback.format_exc())
+            answer = Failed(start.worker, _named(error)[:500], _traceback(error))
             os.write(self._word, _short_enough(answer))
         finally:
             with suppress(OSError, ValueError):
@@ -255,6 +255,12 @@ def _children() -> list[int]:
 
 def _named(error: BaseException) -> str:
     return with_cure(error) if isinstance(error, Exception) else repr(error)
+
+
+def _traceback(error: BaseException) -> str:
+    """For who looks for a bug; empty where it is none."""
+    bug = cure_of(error) is None
+    return "".join(traceback.format_exception(error))[-20_000:] if bug else ""
 
 
 def _short_enough(answer: Failed) -> bytes:

@@ -15,9 +15,11 @@ from launch.foresight import foresee
 from launch.gpus import devices
 from launch.room import needs, too_large
 from launch.rundir import RunDirectory
+from launch.usercode import awaited
 from pipeline.configfile import load_config
 from pipeline.cost import block_costs
 from pipeline.datasets import check_data, data_facts
+from pipeline.descriptors import check_enough
 from pipeline.errors import ConfigError
 from pipeline.handwritten import load_plan
 from pipeline.models import network_specs
@@ -99,7 +101,9 @@ def make_job(options: Options) -> Job:
     path = _config_path(options)
     config = load_config(path, options.overrides)
     facts = data_facts(config.data)
-    specs = network_specs(config, facts)
+    factory = config.model.factory
+    with awaited(factory, "planning"):
+        specs = network_specs(config, facts)
     own = own_code(config.model.factory)
     check_data(config.data, facts, batch_norm=any(spec.normalises for spec in specs))
     _check_normalised(config.data.batch_size, specs)
@@ -115,11 +119,14 @@ def make_job(options: Options) -> Job:
     plan = _plan(options, specs, costs, stages, devices, known)
     if not options.single:
         _check_address(config)
+    if not (options.single or options.dry_run):
+        check_enough(plan.n_stages, reserved=config.runtime.transport != "ipc")
     why = _too_large(config, facts, specs, costs, plan)
     if why and not options.dry_run:
         raise ConfigError(why)
     # that trains a step: not where memory can't hold it
-    rehearsal = _rehearsed(config, facts, specs) if config.model.factory and not why else None
+    with awaited(factory, "trying the network"):
+        rehearsal = _rehearsed(config, facts, specs) if factory and not why else None
     name = _name(path, options)
     return Job(name, config, specs, costs, plan, known, options.single, own, rehearsal, why)
 

@@ -16,6 +16,7 @@ from launch.progress import reading_shown
 from launch.run_log import open_log
 from launch.rundir import IMAGES
 from launch.samedata import check_same_data, list_files
+from launch.usercode import awaited
 from launch.view import open_view
 from pipeline.data import load_batches
 from pipeline.datasets import check_data
@@ -211,7 +212,9 @@ def _train_on(engine: Engine | None, run: Run) -> None:
     if engine is None:
         from pipeline.single import SingleTrainer
 
-        SingleTrainer(run).run()
+        with awaited(run.config.model.factory, "before the first step"):
+            trainer = SingleTrainer(run)
+        trainer.run()
     else:
         from launch.supervisor import run_pipeline
 

@@ -212,12 +212,18 @@ class Coordinator:
             late = self._crew.behind(phase)[0]
             name = self._crew.name(late)
             raise StageLostError(late, f"{name} did not come back in {waited_s:.1f} s")
-        missing = ", ".join(self._missing(phase))
-        raise TimedOutError(f"waited {waited_s:.1f} s for {missing}")
+        missing, most_s = ", ".join(self._missing(phase)), self._run.config.runtime.start_timeout_s
+        raise TimedOutError(
+            f"waited {waited_s:.1f} s for {missing} (runtime.start_timeout_s {most_s:g})"
+        )
 
     def _missing(self, phase: Phase) -> tuple[str, ...]:
-        behind = self._crew.behind(phase)
-        return tuple(f"stage {stage} on {self._crew.device(stage)}" for stage in behind)
+        factory, building = self._run.config.model.factory, self._crew.building
+        return tuple(
+            f"stage {stage} on {self._crew.device(stage)}"
+            + (f" (making the network with model.factory {factory})" if stage in building else "")
+            for stage in self._crew.behind(phase)
+        )
 
     def _pump(self) -> None:
         """Hear everything that has been said, then look for trouble.
@@ -251,7 +257,9 @@ class Coordinator:
         if self._starting:
             return  # the first start-up has a time-out of its own
         feed_waits = self._feeding is not None and not self._feeding.reading
-        problem = self._watch.problem(self._clock(), feed_waits=feed_waits)
+        problem = self._watch.problem(
+            self._clock(), feed_waits=feed_waits, silent=self._crew.building
+        )
         if problem:
             stage, what = problem
             raise StageLostError(stage, f"{self._crew.name(stage)} {what}")

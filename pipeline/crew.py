@@ -62,6 +62,7 @@ class Crew:
         self._watch, self._clock = watch, clock
         self._lives = [LifeCycle(plan.stage) for plan in run.plan.stages]
         self._recalled: set[int] = set()
+        self._has_factory = run.config.model.factory is not None
         self.attempt = 0
         for stage in range(len(self._lives)):
             control.expect(stage, self.attempt)
@@ -81,6 +82,14 @@ class Crew:
             for life in self._lives
             if life.phase.value < phase.value or life.stage in absent
         ]
+
+    @property
+    def building(self) -> list[int]:
+        """Stages that may be in a user's `model.factory`, which may hold the interpreter: they say
+        nothing meanwhile, and `runtime.start_timeout_s` ends the wait."""
+        if not self._has_factory:
+            return []
+        return [life.stage for life in self._lives if life.phase is Phase.BUILDING]
 
     @property
     def done(self) -> bool:

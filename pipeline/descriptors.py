@@ -10,7 +10,11 @@ import os
 import resource
 from contextlib import suppress
 
+from pipeline.errors import ConfigError
+
 MOST_RESERVED = 256
+_OF_A_RUN, _OF_A_STAGE = 40, 2
+"""Measured: 27 with one stage over tcp, and two connections of each (control and heartbeat)."""
 
 
 def raise_limit() -> int:
@@ -43,3 +47,22 @@ class Reserve:
         """From now on the run can have them."""
         while self._held:
             os.close(self._held.pop())
+
+
+def check_enough(stages: int, *, reserved: bool) -> None:
+    """Whether this process may open what a run of so many stages needs.
+
+    Args:
+        reserved: whether a `Reserve` is held back from it.
+
+    Raises:
+        ConfigError: naming the limit, what is needed, and what to do.
+    """
+    limit, needed = raise_limit(), _OF_A_RUN + _OF_A_STAGE * stages
+    if reserved:
+        needed += needed // 3  # a quarter of the limit is held back
+    if 0 <= limit < needed:
+        raise ConfigError(
+            f"{stages} processes: this one needs {needed} descriptors of files and sockets, and "
+            f"may have {limit} (ulimit -n): raise that, or use fewer --stages"
+        )

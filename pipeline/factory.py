@@ -17,6 +17,7 @@ from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from pipeline.children import no_process_left
 from pipeline.errors import ConfigError, one_line
 from pipeline.interpreter import look_here_last
 from pipeline.specs import BlockSpec, CustomSpec, LayerSpec
@@ -120,13 +121,16 @@ def _network(model: ModelConfig) -> nn.Sequential:
     module, _, name = str(model.factory).partition(":")
     look_here_last()
     try:
-        make: Callable[..., Any] = getattr(importlib.import_module(module), name)
-        network = make(**model.kwargs)
+        with no_process_left():
+            make: Callable[..., Any] = getattr(importlib.import_module(module), name)
+            network = make(**model.kwargs)
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"model.factory {model.factory}: {one_line(error)}; install it, or start from the "
             "folder that holds it"
         ) from error
+    except ConfigError as error:  # of what the call left behind
+        raise ConfigError(f"model.factory {model.factory}: {error}") from error
     except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise ConfigError(f"model.factory {model.factory}: {_named(error)}") from error
     if not isinstance(network, nn.Sequential):

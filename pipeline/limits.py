@@ -32,8 +32,11 @@ _SAYINGS: Mapping[str, str] = {
     "can't start new thread": _PROCESSES,
     "can't allocate memory": _MEMORY,
     "out of memory": _MEMORY,
+    "failed to map segment": _MEMORY,
+    "cannot allocate memory": _MEMORY,
+    "Cannot allocate memory": _MEMORY,
 }
-"""Of RuntimeErrors that have no type or number of their own."""
+"""Of errors without a type or number of their own, as of a library that can't be loaded."""
 
 
 def cure_of(error: BaseException) -> str | None:
@@ -43,7 +46,7 @@ def cure_of(error: BaseException) -> str | None:
     """
     if isinstance(error, MemoryError):
         return _MEMORY
-    if isinstance(error, RuntimeError):
+    if isinstance(error, RuntimeError | ImportError):
         text = str(error)
         return next((cure for saying, cure in _SAYINGS.items() if saying in text), None)
     number = getattr(error, "errno", None)  # of OSError and of zmq's own errors

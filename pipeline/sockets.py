@@ -271,14 +271,29 @@ class _AllowList:
 
 @contextmanager
 def socket_folder() -> Iterator[Path]:
-    """A folder for `ipc`, which only its owner can enter, with a path short enough for sockets."""
-    default = tempfile.gettempdir()
-    base = default if len(default) < _LONGEST_FOLDER else "/tmp"
-    folder = Path(tempfile.mkdtemp(prefix="pipeline-", dir=base))
+    """A folder for `ipc`, which only its owner can enter, with a path short enough for sockets.
+
+    Raises:
+        ConfigError: where there is no place for one.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="pipeline-", dir=_temporary()))
+    except OSError as error:
+        raise ConfigError(
+            f"no folder for the sockets of this run can be made: {error.strerror}; let TMPDIR name "
+            "a folder that can be written to, or use runtime.transport tcp"
+        ) from None
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _temporary() -> str:
+    """TMPDIR, unless sockets can't lie there: their paths are short, and text for libzmq."""
+    named = tempfile.gettempdir()
+    text = os.fsencode(named).decode(errors="replace")
+    return named if text == named and len(os.fsencode(named)) < _LONGEST_FOLDER else "/tmp"
 
 
 def make_keys(stages: int) -> tuple[Keys, ...]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from pipeline.messages import Heartbeat
 
 SLOWEST_STEP = 20.0
@@ -82,21 +84,24 @@ class Watch:
         known = self._stages.get(stage)
         return known.heartbeat.phase if known and known.heartbeat else "starting"
 
-    def problem(self, now: float, *, feed_waits: bool) -> tuple[int, str] | None:
+    def problem(
+        self, now: float, *, feed_waits: bool, silent: Collection[int] = ()
+    ) -> tuple[int, str] | None:
         """The stage that holds the run up, and why, or None.
 
         Args:
             feed_waits: for the first stage to take what was sent, or all has been taken.
+            silent: stages that need not say anything for now.
         """
         if self._waits_since is None or not feed_waits:
             self._waits_since = now
         waits_since = self._waits_since if feed_waits else None
-        return self._silent(now) or self._stuck(now) or self._deadlock(now, waits_since)
+        return self._silent(now, silent) or self._stuck(now) or self._deadlock(now, waits_since)
 
-    def _silent(self, now: float) -> tuple[int, str] | None:
+    def _silent(self, now: float, allowed: Collection[int]) -> tuple[int, str] | None:
         for stage, known in sorted(self._stages.items()):
             silence_s = now - known.heard_at
-            if silence_s > self._heartbeat_timeout_s:
+            if stage not in allowed and silence_s > self._heartbeat_timeout_s:
                 return stage, f"hangs: no sign of life for {silence_s:.1f} s"
         return None
 

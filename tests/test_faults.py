@@ -127,6 +127,22 @@ def test_workers_that_could_be_started_are_stopped_where_one_can_not(
     assert no_workers_here()
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV])
+def test_the_process_that_starts_workers_is_lost(
+    launcher: Start, tmp_path: Path, number: signal.Signals
+) -> None:
+    """It is started, or woken, again; a stopped one when another worker is needed."""
+    run = training(launcher)
+    run.fork_servers()[0].send_signal(number)
+    if number == signal.SIGSTOP:
+        run.workers()[1].kill()
+    run.wait_for("run/run.log", "training again")
+    run.wait_for_more("run/metrics.jsonl")
+    os.killpg(run.process.pid, signal.SIGTERM)
+    assert run.exit_status(15.0) == 130
+    assert "Traceback" not in run.stderr + run.stdout
+
+
 def test_the_launcher_is_killed(launcher: Start) -> None:
     run = training(launcher)
     family = run.family()

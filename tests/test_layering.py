@@ -37,7 +37,8 @@ MEETING = {
 }
 NEUTRAL = {
     "datarecord", "imagecheck", "imagelist", "imagereading", "plainfile", "published",
-    "__init__", "activity", "arguments", "blame", "blockfile", "checkpoint", "config", "configfile",
+    "__init__", "activity", "arguments", "blame", "blockfile", "checkpoint", "children",
+    "config", "configfile",
     "cost", "daemonpool", "reading",
     "data", "datasets", "descriptors", "door", "durable", "errors", "events", "feed", "folder",
     "handwritten",

@@ -276,7 +276,7 @@ def test_workers_that_never_come(folder: Callable[[], Path]) -> None:
     kind, said = failure(job, fleet, clock=ticking(3.0))
     assert kind is TimedOutError
     assert said.startswith("waited 5")
-    assert said.endswith(" s for stage 0 on cpu, stage 1 on cpu")
+    assert said.endswith(" s for stage 0 on cpu, stage 1 on cpu (runtime.start_timeout_s 50)")
     waiting = [event for event in job.events if isinstance(event, Waiting)]
     assert waiting[0].missing == ("stage 0 on cpu", "stage 1 on cpu")
 

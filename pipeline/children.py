@@ -1,0 +1,57 @@
+"""Processes that a user's code starts in this one: nobody else would end them. Linux only."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_HARMLESS = "resource_tracker"
+"""multiprocessing's own helper, which ends with the process that it serves."""
+
+
+@contextmanager
+def no_process_left() -> Iterator[None]:
+    """No child of this process that is started in here may live on; a copy of it ends here.
+
+    Raises:
+        ConfigError: naming what was left, which is ended.
+    """
+    before, own = _children(), os.getpid()
+    yield
+    if os.getpid() != own:  # a fork that came back from the call, too
+        os._exit(1)
+    left = {pid: _command(pid) for pid in _children() - before}
+    left = {pid: command for pid, command in left.items() if command and _HARMLESS not in command}
+    for pid in left:
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    if left:
+        pid, command = min(left.items())
+        raise ConfigError(
+            f"leaves a process running ({pid}: {command[:80]}), and every process of a run would; "
+            "it is to end what it starts before it returns"
+        )
+
+
+def _children() -> set[int]:
+    found: set[int] = set()
+    for thread in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):
+            found.update(map(int, thread.read_text(encoding="ascii").split()))
+    return found
+
+
+def _command(pid: int) -> str:
+    """Empty for what has ended."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text("utf-8", "replace").replace("\0", " ").strip()
+    return ""

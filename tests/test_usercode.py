@@ -1,0 +1,100 @@
+"""A user's function that leaves processes behind, hangs, or holds the interpreter."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from launch import usercode
+from launch.usercode import awaited
+from pipeline.children import no_process_left
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def started_by_fork() -> int:
+    pid = os.fork()
+    if not pid:
+        time.sleep(60)
+    return pid
+
+
+def started_by_subprocess() -> int:
+    return subprocess.Popen(["sleep", "60"]).pid
+
+
+def started_in_a_session() -> int:
+    return subprocess.Popen(["sleep", "60"], start_new_session=True).pid
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("start", [started_by_fork, started_by_subprocess, started_in_a_session])
+def test_a_process_that_is_left_running_is_ended_and_named(start: Callable[[], int]) -> None:
+    pids = []
+    with (
+        pytest.raises(ConfigError, match=r"^leaves a process running \(\d+: .+\)"),
+        no_process_left(),
+    ):
+        pids.append(start())
+    with pytest.raises(ProcessLookupError):
+        os.kill(pids[0], 0)
+
+
+def test_one_that_was_ended_or_was_there_before_is_no_matter() -> None:
+    with subprocess.Popen(["sleep", "60"]) as before:
+        with no_process_left():
+            subprocess.run(["true"], check=True)
+        assert before.poll() is None
+        before.kill()
+
+
+def test_what_is_awaited_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(usercode, "TOLD_AFTER_S", 0.01)
+    said, give_up = "", time.monotonic() + 20
+    with awaited("my:net", "planning"):
+        while not said.endswith("\n") and time.monotonic() < give_up:
+            time.sleep(0.01)
+            said += capsys.readouterr().err
+    assert said == "planning: waiting for model.factory my:net since 0.01 s (Ctrl-C ends it)\n"
+    with awaited(None, "planning"):
+        assert signal.getsignal(signal.SIGINT) is not signal.SIG_DFL
+
+
+HOLDS = """\
+import ctypes, signal, sys
+from launch.usercode import awaited
+signal.signal(signal.SIGTERM, lambda *given: None)
+with awaited("my:net", "planning"):
+    print("holds", flush=True)
+    ctypes.PyDLL(None).sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_who_holds_the_interpreter(number: signal.Signals) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLDS], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"holds\n"
+        process.send_signal(number)
+        assert process.wait(20) == -number
+
+
+def test_handlers_are_put_back_and_what_was_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with awaited("my:net", "planning"):
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
