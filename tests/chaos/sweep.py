@@ -3,10 +3,11 @@
     python tests/chaos/sweep.py --step-ms 50        # from the root of a clone; a line per strike
 
 A run of two workers is started anew for each strike: at each of its processes (the launcher, the
-process that starts workers, each worker), with each of SIGKILL and SIGSTOP, at each moment from
-its first to its last, a step apart. It must end with exit status 0 and the weights that it would
-have had undisturbed; where the launcher was killed, after `--resume`. A launcher that was stopped
-goes on after a while, nobody else does. Nothing may be left, and nobody sees a traceback.
+process that starts workers, each worker), with each of SIGKILL and SIGSTOP, at each moment of
+that process's life, from its first to its last, a step apart. It must end with exit status 0 and
+the weights that it would have had undisturbed; where the launcher was killed, after `--resume`.
+A launcher that was stopped goes on after a while, nobody else does. Nothing may be left, and
+nobody sees a traceback.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ DEADLINE_S = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Strike:
-    """What hits a run, and how long after its start."""
+    """What hits a process of a run, and how long after the start of that process."""
 
     target: str
     signal: str
@@ -64,21 +65,18 @@ def strike(folder: Path, start: Start, blow: Strike) -> str | None:
     """One run in `folder`, struck once.
 
     Returns:
-        None where it ended as it must, but for its weights; "ended before", "not there".
+        None where it ended as it must, but for its weights; else "ended before".
 
     Raises:
         AssertionError: saying what went wrong.
     """
     (folder / "digits.yaml").write_text(DIGITS, encoding="utf-8")
     run = start(*_COMMAND)
-    began = run.process.create_time()
-    time.sleep(max(0.0, began + blow.after_s - time.time()))
-    if run.process.poll() is not None:
+    found = until(lambda: _find(run, blow.target), f"the {blow.target}", DEADLINE_S)
+    time.sleep(max(0.0, found.create_time() + blow.after_s - time.time()))
+    if not _lives(found):
+        assert run.exit_status(DEADLINE_S) == 0, run.stderr
         return "ended before"
-    found = _find(run, blow.target)
-    if found is None:
-        run.end()
-        return "not there"
     with suppress(psutil.NoSuchProcess):
         found.send_signal(signal.Signals[blow.signal])
     if blow.target == "launcher":
@@ -88,6 +86,12 @@ def strike(folder: Path, start: Start, blow: Strike) -> str | None:
 
 
 _COMMAND = ("digits.yaml", "--run-dir", "run", "--stages", "2")
+
+
+def _lives(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def _find(run: Launcher, target: str) -> psutil.Process | None:
@@ -153,8 +157,7 @@ def alone(folder: Path, work: Callable[[Path, Start], str | None]) -> str | None
 
     try:
         said = work(folder, start)
-        if said != "not there":
-            until(lambda: not list(temp.iterdir()), f"no files in {list(temp.iterdir())}", 10.0)
+        until(lambda: not list(temp.iterdir()), f"no files in {list(temp.iterdir())}", 10.0)
         return said
     finally:
         for one in started:
@@ -198,9 +201,9 @@ def main(step_ms: int, first_ms: int, targets: tuple[str, ...], names: tuple[str
                 said = _one(temp, calm, blow)
                 if said == "ended before":
                     break
-                struck += said != "not there"
-                if said not in (None, "not there"):
-                    faults.append(str(said))
+                struck += 1
+                if said:
+                    faults.append(said)
                 print(f"{blow}: {said or 'equal'}", flush=True)
     print(f"{struck} strikes, {len(faults)} faults")
     sys.exit(bool(faults))

@@ -37,8 +37,8 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
     "blow",
     [
         Strike("launcher", "SIGKILL", 1.1),
-        Strike("fork server", "SIGKILL", 2.0),
-        Strike("stage 1", "SIGSTOP", 2.3),
+        Strike("fork server", "SIGKILL", 1.9),
+        Strike("stage 1", "SIGSTOP", 0.5),
     ],
     ids=str,
 )
