@@ -194,9 +194,10 @@ class Launcher:
 
     def workers(self) -> list[psutil.Process]:
         """Its workers, by stage: the fork server's children, in the order of their start."""
-        servers = {server.pid for server in self.fork_servers()}
+        forks = self.fork_servers()  # of which workers are copies, under the same name
+        servers = {fork.pid for fork in forks}
         with suppress(psutil.Error):  # one of them ended meanwhile
-            return sorted((p for p in self.family() if p.ppid() in servers), key=lambda p: p.pid)
+            return sorted((p for p in forks if p.ppid() in servers), key=lambda p: p.pid)
         return []
 
     def end(self) -> None:
