@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch._C._profiler import _ProfilerEvent
 
-    from pipeline.optimizers import Optimizer
+    from pipeline.learning.optimizers import Optimizer
 
 _MARK = "gradients at "
 

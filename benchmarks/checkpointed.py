@@ -23,8 +23,8 @@ from benchmarks.plain import Layer
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from pipeline.optimizers import Optimizer
-    from pipeline.specs import BlockSpec
+    from pipeline.learning.optimizers import Optimizer
+    from pipeline.network.specs import BlockSpec
 
 
 def numbers_of_segments(depth: int) -> tuple[int, ...]:

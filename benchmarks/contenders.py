@@ -15,16 +15,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from launch.job import network_costs
-from pipeline.configfile import load_config
-from pipeline.datasets import data_facts
+from launch.plan.checks import network_costs
+from pipeline.config.config_file import load_config
+from pipeline.data.facts import data_facts
 from pipeline.errors import ConfigError
-from pipeline.models import network_specs
-from pipeline.plan import make_plan
-from pipeline.recorder import METRICS_FILE
+from pipeline.network.from_config import network_specs
+from pipeline.planning.plan import make_plan
+from pipeline.run.recorder import METRICS_FILE
 
 if TYPE_CHECKING:
-    from pipeline.config import Config
+    from pipeline.config.sections import Config
 
 Way: TypeAlias = Literal["single", "pipeline", "1f1b", "plain", "products"]
 Lap: TypeAlias = dict[str, Any]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.contenders import NETWORKS
-from launch.pictures import COLORS, save_svg
+from launch.paper.plotting import COLORS, save_svg
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

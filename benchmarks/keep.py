@@ -14,13 +14,13 @@ from typing import Any
 import click
 
 from benchmarks.machine import check_is_of_a_run, check_name, told_in_a_line, write_result
-from launch.paper_results import all_epochs
-from launch.provenance import provenance
-from pipeline.config import config_tree
-from pipeline.configfile import load_config
+from launch.machine.provenance import provenance
+from launch.paper.results import all_epochs
+from pipeline.config.config_file import load_config
+from pipeline.config.sections import config_tree
+from pipeline.config.yaml_file import load_tree
 from pipeline.errors import ConfigError
-from pipeline.recorder import METRICS_FILE
-from pipeline.yamlfile import load_tree
+from pipeline.run.recorder import METRICS_FILE
 
 
 @click.command()

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
-from pipeline.datasets import data_facts
+from pipeline.data.facts import data_facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pipeline.config import Config
+    from pipeline.config.sections import Config
 
     Batch: TypeAlias = tuple[Tensor, Tensor]
     Step: TypeAlias = Callable[[Tensor, Tensor], object]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.contenders import Contender, Task
 from benchmarks.machine import check_can_be_kept
 from benchmarks.speeds import rows_of
-from launch.gpus import devices
+from launch.machine.gpus import devices
 
 if TYPE_CHECKING:
     from pathlib import Path

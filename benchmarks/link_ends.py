@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.assembly import prepare_process
-from pipeline.carriers import ALIGNMENT
-from pipeline.devicering import DeviceRing, Driver
-from pipeline.door import Door
-from pipeline.inband import TrainBatch
-from pipeline.sockets import Sockets, make_keys
-from pipeline.streams import Incoming, side_stream
-from pipeline.tensors import arrived_tensor, payloads
-from pipeline.transport import ZmqReceiver, ZmqSender
+from pipeline.device.cuda_streams import Incoming, side_stream
+from pipeline.learning.build import prepare_process
+from pipeline.schedule.items import TrainBatch
+from pipeline.transport.cuda_ipc import DeviceRing, Driver
+from pipeline.transport.payloads import ALIGNMENT
+from pipeline.transport.rejections import Door
+from pipeline.transport.sockets import Sockets, make_keys
+from pipeline.transport.zmq_link import ZmqReceiver, ZmqSender
+from pipeline.worker.tensors import arrived_tensor, payloads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from pipeline.invitation import Keys
+    from pipeline.protocol.credentials import Keys
 
 IMAGES = 128
 _TIMEOUT_S = 120.0

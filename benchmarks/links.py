@@ -32,9 +32,9 @@ from benchmarks.machine import (
     write_result,
 )
 from benchmarks.tables import README, markdown, no_table, write_section
-from launch.provenance import provenance
-from pipeline.assembly import prepare_process
-from pipeline.sockets import socket_folder
+from launch.machine.provenance import provenance
+from pipeline.learning.build import prepare_process
+from pipeline.transport.sockets import socket_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias
 import click
 
 from benchmarks.tables import README, with_section
-from launch.gpus import visible_gpus
-from pipeline.durable import replace_file
+from launch.machine.gpus import visible_gpus
 from pipeline.errors import ConfigError
+from pipeline.storage.atomic import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -32,22 +32,22 @@ from benchmarks.machine import (
 )
 from benchmarks.memory_report import draw, megabytes, report, table, verdicts
 from benchmarks.tables import no_table
-from launch.provenance import provenance
-from pipeline.assembly import build_stage, prepare_process
-from pipeline.config import build_config
-from pipeline.datasets import data_facts
-from pipeline.models import network_specs
-from pipeline.optimizers import make_optimizer
-from pipeline.specs import stage_units
+from launch.machine.provenance import provenance
+from pipeline.config.sections import build_config
+from pipeline.data.facts import data_facts
+from pipeline.learning.build import build_stage, prepare_process
+from pipeline.learning.optimizers import make_optimizer
+from pipeline.network.from_config import network_specs
+from pipeline.network.specs import stage_units
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
-    from pipeline.config import Config
-    from pipeline.optimizers import Optimizer
-    from pipeline.specs import Shape
+    from pipeline.config.sections import Config
+    from pipeline.learning.optimizers import Optimizer
+    from pipeline.network.specs import Shape
 
 WARM_UP_IMAGES = 8
 """In the first step, after which the optimizers hold their state."""

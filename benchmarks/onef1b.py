@@ -4,7 +4,7 @@
     process 1   .. F0 B0 F1 B1 F2 B2 F3 B3 ..  Adam | next batch      by Schedule1F1B
 
 The same layers, divided by our planner, with fused Adam, convolutions channels-last, products of
-matrices by the library that ours asks (`pipeline/linear.py`), the same
+matrices by the library that ours asks (`pipeline/kernels/linear.py`), the same
 autocast under bf16, the same settings of the allocator, batches that lie ready. Batch norm sees
 micro-batches. Fewer micro-batches than stages are refused by Schedule1F1B; they go through
 ScheduleGPipe, which is then the same.
@@ -28,20 +28,20 @@ from torch.nn import functional as F
 from benchmarks.contenders import task_of
 from benchmarks.laps import made_up_batches, timed
 from benchmarks.plain import Layer
-from launch.gpus import devices
-from launch.job import network_costs
-from pipeline.allocator import keep_freed_memory
-from pipeline.assembly import without_tf32
-from pipeline.datasets import data_facts
-from pipeline.linear import Linear
-from pipeline.models import network_specs
-from pipeline.plan import make_plan
+from launch.machine.gpus import devices
+from launch.plan.checks import network_costs
+from pipeline.data.facts import data_facts
+from pipeline.device.allocator import keep_freed_memory
+from pipeline.kernels.linear import Linear
+from pipeline.learning.build import without_tf32
+from pipeline.network.from_config import network_specs
+from pipeline.planning.plan import make_plan
 
 if TYPE_CHECKING:
     from benchmarks.contenders import Task
-    from pipeline.config import Config
-    from pipeline.plan import Plan
-    from pipeline.specs import BlockSpec
+    from pipeline.config.sections import Config
+    from pipeline.network.specs import BlockSpec
+    from pipeline.planning.plan import Plan
 
 _TIMEOUT = timedelta(seconds=300)
 ANSWER = "answer.json"

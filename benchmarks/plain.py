@@ -22,22 +22,22 @@ from torch.nn import functional as F
 
 from benchmarks.contenders import task_of
 from benchmarks.laps import made_up_batches, timed
-from launch.gpus import devices
-from pipeline.assembly import without_tf32
-from pipeline.datasets import data_facts
-from pipeline.models import network_specs
+from launch.machine.gpus import devices
+from pipeline.data.facts import data_facts
+from pipeline.learning.build import without_tf32
+from pipeline.network.from_config import network_specs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipeline.specs import BlockSpec, PoolSpec
+    from pipeline.network.specs import BlockSpec, PoolSpec
 
 
 class Layer(nn.Module):
     """Linear layer or convolution, batch norm, non-linearity; dropout and pooling after it.
 
-    The names of its parts, and so of its state, are those of `pipeline.block`. `linear`: what makes
-    linear layers.
+    The names of its parts, and so of its state, are those of `pipeline.learning.block`. `linear`:
+    what makes linear layers.
     """
 
     def __init__(self, spec: BlockSpec, linear: type[nn.Linear] = nn.Linear) -> None:

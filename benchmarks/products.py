@@ -16,12 +16,12 @@ import torch
 
 from benchmarks.contenders import Lap, Task, task_of
 from benchmarks.laps import timed
-from launch.gpus import devices
-from launch.job import network_costs
-from pipeline.assembly import prepare_process
-from pipeline.datasets import data_facts
-from pipeline.linear import product
-from pipeline.models import network_specs
+from launch.machine.gpus import devices
+from launch.plan.checks import network_costs
+from pipeline.data.facts import data_facts
+from pipeline.kernels.linear import product
+from pipeline.learning.build import prepare_process
+from pipeline.network.from_config import network_specs
 
 SIDE = {"cpu": 1024, "cuda": 8192}
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

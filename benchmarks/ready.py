@@ -19,7 +19,7 @@ import click
 import psutil
 
 from benchmarks.machine import check_can_be_kept, told_in_a_line, write_result
-from launch.provenance import provenance
+from launch.machine.provenance import provenance
 
 NAME = "ready"
 STAGES = 10

@@ -31,9 +31,9 @@ import click
 import psutil
 
 from benchmarks.machine import check_can_be_kept, make_writable, told_in_a_line, write_result
-from benchmarks.recovery_report import show_kills, show_speeds
-from launch.provenance import provenance
-from pipeline.recorder import METRICS_FILE
+from benchmarks.recovery_report import Kill, show_kills, show_speeds
+from launch.machine.provenance import provenance
+from pipeline.run.recorder import METRICS_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -198,18 +198,6 @@ def ratios(runs: Mapping[str, Sequence[Timed]]) -> dict[str, list[float]]:
         for name, timed in runs.items()
         if name != NONE
     }
-
-
-@dataclass(frozen=True, slots=True)
-class Kill:
-    """Seconds from the kill of a stage's worker until it was noticed, all were back, and had
-    trained; `said_s` is what the run itself says that they took to be back."""
-
-    stage: int
-    said_s: float
-    noticed_s: float
-    back_s: float
-    trained_s: float
 
 
 def kills(disk: Path, count: int, seed: int) -> list[Kill]:

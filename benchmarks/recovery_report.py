@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from benchmarks.recovery import Kill
-
 ASKED_RATIO = 0.97
 ASKED_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """Seconds from the kill of a stage's worker until it was noticed, all were back, and had
+    trained; `said_s` is what the run itself says that they took to be back."""
+
+    stage: int
+    said_s: float
+    noticed_s: float
+    back_s: float
+    trained_s: float
 
 
 def show_kills(found: Sequence[Kill]) -> None:

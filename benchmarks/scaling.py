@@ -34,11 +34,12 @@ from benchmarks.machine import (
 )
 from benchmarks.scaling_report import Division, Round, division_of, report, rows_in, summary
 from benchmarks.tables import counts_of, no_table
-from launch.interrupts import INTERRUPTED
-from launch.job import Options, make_job
+from launch.engines.interrupts import INTERRUPTED
+from launch.job import Options
 from launch.launcher import launch
-from launch.provenance import provenance
-from pipeline.recorder import METRICS_FILE
+from launch.machine.provenance import provenance
+from launch.plan.checks import make_job
+from pipeline.run.recorder import METRICS_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

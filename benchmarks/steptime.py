@@ -35,17 +35,17 @@ from benchmarks.machine import (
 from benchmarks.plain import PlainBlock, PlainTrainer
 from benchmarks.tables import NOTHING, README, markdown, no_table, write_section
 from benchmarks.turns import WARM_UP, seconds_of, taken_in_turn, times_as_fast
-from launch.provenance import provenance
-from pipeline.assembly import prepare_process
-from pipeline.datasets import data_facts
-from pipeline.measure import UnitTrainer
-from pipeline.models import network_specs
+from launch.machine.provenance import provenance
+from pipeline.data.facts import data_facts
+from pipeline.learning.build import prepare_process
+from pipeline.network.from_config import network_specs
+from pipeline.profiling.blocks import UnitTrainer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from benchmarks.turns import Step
-    from pipeline.config import Config
+    from pipeline.config.sections import Config
 
 NAME, ROUNDS = "steptime", 3
 BETWEEN = "between"

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.durable import replace_file
 from pipeline.errors import ConfigError
+from pipeline.storage.atomic import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence

@@ -32,9 +32,9 @@ from benchmarks.machine import (
 )
 from benchmarks.speeds import Row, answers, network_text, rows_of
 from benchmarks.tables import README, counts_of, no_table, write_section
-from launch.gpus import devices
-from launch.provenance import provenance
-from pipeline.config import config_tree
+from launch.machine.gpus import devices
+from launch.machine.provenance import provenance
+from pipeline.config.sections import config_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from launch.interrupts import INTERRUPTED
-from launch.output import end_output, tolerate_streams, wait_for_no_reader
+from launch.display.streams import end_output, tolerate_streams, wait_for_no_reader
+from launch.engines.interrupts import INTERRUPTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,7 +121,7 @@ def main(**options: Any) -> None:
 def _launched(options: dict[str, Any]) -> int:
     from launch.job import Options
     from launch.launcher import guarded, launch
-    from launch.rundir import folder_named
+    from launch.run_directory import folder_named
 
     def named() -> int:
         given = options["run_dir"]

@@ -8,12 +8,11 @@ import traceback
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from launch.interrupts import INTERRUPTED
-from launch.job import check_engine, make_job
-from launch.output import settle_output, wait_for_no_reader
+from launch.display.streams import settle_output, wait_for_no_reader
+from launch.engines.interrupts import INTERRUPTED
+from launch.plan.checks import check_engine, make_job
 from launch.resume import look, nothing_left
-from launch.rundir import HeldRun, RunDirectory, hold, hold_new
-from pipeline.checkpoint import StartState
+from launch.run_directory import HeldRun, RunDirectory, hold, hold_new
 from pipeline.errors import (
     ConfigError,
     CutShortError,
@@ -21,14 +20,15 @@ from pipeline.errors import (
     PipelineError,
     StageFailedError,
 )
-from pipeline.limits import cure_of, with_cure
+from pipeline.storage.checkpoint import StartState
+from pipeline.system.limits import cure_of, with_cure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from launch.engine import Engine
     from launch.job import Job, Options
+    from pipeline.coordinator.engine import Engine
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 
@@ -88,13 +88,13 @@ def _held(options: Options, name: str) -> AbstractContextManager[HeldRun]:
 def _print_plan(job: Job) -> int:
     from rich.console import Console
 
-    from launch.dry_run import dry_run_report, say
-    from launch.foresight import cautions
+    from launch.plan.dry_run import dry_run_report, say
+    from launch.plan.foresight import cautions
 
     console = Console()
     dry_run_report(job.config, job.specs, job.costs, job.plan, console, single=job.single)
     if job.foresight:
-        from launch.forecast import print_forecast
+        from launch.plan.forecast import print_forecast
 
         print_forecast(job, job.foresight, console)
     for caution in cautions(job):
@@ -125,7 +125,7 @@ def engine_for(options: Options) -> Iterator[Engine | None]:
     if options.single:
         yield None
         return
-    from launch.local import LocalEngine
+    from launch.engines.local import LocalEngine
 
     engine = LocalEngine()
     try:

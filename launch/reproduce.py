@@ -9,7 +9,7 @@ import gc
 import math
 import shlex
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -17,28 +17,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launch.cli import end_with, launch_options
+from launch.paper.request import DEFAULT_RESULTS, DEFAULT_RUNS, Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from launch.job import Options
-    from launch.paper import Cell, Entry, Table
-    from launch.paper_tasks import Task
-    from launch.rundir import HeldRun, RunDirectory
-
-DEFAULT_RUNS, DEFAULT_RESULTS = "runs/paper", "benchmarks"
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What the command line said. `launch`: how to train; the config comes with each entry."""
-
-    selector: str
-    launch: Options
-    epochs_scale: float = 1.0
-    runs: Path = Path(DEFAULT_RUNS)
-    results: Path = Path(DEFAULT_RESULTS)
-    command: str = "pipeline-reproduce"
+    from launch.paper.table import Cell, Entry, Table
+    from launch.paper.tasks import Task
+    from launch.run_directory import HeldRun, RunDirectory
 
 
 def reproduce(tables: Sequence[Table], request: Request) -> int:
@@ -53,8 +39,8 @@ def reproduce(tables: Sequence[Table], request: Request) -> int:
         PipelineError: what ended the first run that fails.
     """
     from launch.launcher import DONE
-    from launch.paper_tasks import check_results, make_tasks
-    from launch.rundir import hold
+    from launch.paper.tasks import check_results, make_tasks
+    from launch.run_directory import hold
 
     tasks = make_tasks(tables, request)
     check_results(request.results)
@@ -79,7 +65,7 @@ def show_plans(tables: Sequence[Table], request: Request) -> int:
         ConfigError: for the first thing that is wrong.
     """
     from launch.launcher import DONE, launch
-    from launch.paper_tasks import make_tasks
+    from launch.paper.tasks import make_tasks
 
     with TemporaryDirectory(prefix="pipeline-") as folder:
         tasks = make_tasks(tables, replace(request, runs=Path(folder)))
@@ -94,9 +80,9 @@ def show_plans(tables: Sequence[Table], request: Request) -> int:
 
 def _train(task: Task, run: HeldRun, command: str) -> int:
     """Train a task to its end in its folder; `command` goes into its provenance."""
-    from launch.interrupts import INTERRUPTED
+    from launch.engines.interrupts import INTERRUPTED
     from launch.launcher import DONE, ended_at_once, engine_for
-    from launch.provenance import provenance, read_starts, write_starts
+    from launch.machine.provenance import provenance, read_starts, write_starts
     from pipeline.errors import CutShortError, InterruptedRunError, StageFailedError
 
     if task.finished_in(run.directory):  # by another command, before this one held the folder
@@ -136,8 +122,8 @@ def _give_memory_back() -> None:
 
 def _keep(tables: Sequence[Table], entry: Entry, directory: RunDirectory, results: Path) -> str:
     """Record a finished run and write the report; what it gave, in a line."""
-    from launch.paper_report import RESULTS, write_report
-    from launch.paper_results import alone_in, keep_record, record_of
+    from launch.paper.report import RESULTS, write_report
+    from launch.paper.results import alone_in, keep_record, record_of
 
     record = record_of(entry, directory)
     with alone_in(results):
@@ -148,9 +134,9 @@ def _keep(tables: Sequence[Table], entry: Entry, directory: RunDirectory, result
 
 def list_cells(cells: Iterable[Cell], results: Path) -> None:
     """Print what there is to reproduce: selector, paper's error, ours, config."""
-    from launch.paper_config import CONFIGS, epochs_text
-    from launch.paper_report import RESULTS
-    from launch.paper_results import best_record, read_records
+    from launch.paper.configs import CONFIGS, epochs_text
+    from launch.paper.report import RESULTS
+    from launch.paper.results import best_record, read_records
 
     records = read_records(results / RESULTS)
     for cell in cells:
@@ -175,11 +161,11 @@ def answer(
     tables: Sequence[Table], request: Request, *, listing: bool, write: bool, report: bool
 ) -> int:
     """Do what needs no training: print a list, write the configs, write the report."""
-    from launch.paper import all_cells, select
-    from launch.paper_config import write_configs
-    from launch.paper_report import write_report
-    from launch.paper_results import alone_in
-    from launch.paper_tasks import writing
+    from launch.paper.configs import write_configs
+    from launch.paper.report import write_report
+    from launch.paper.results import alone_in
+    from launch.paper.table import all_cells, select
+    from launch.paper.tasks import writing
 
     if listing:
         cells = select(tables, request.selector) if request.selector else all_cells(tables)
@@ -193,7 +179,7 @@ def answer(
 
 
 def _carry_out(request: Request, *, listing: bool, write: bool, report: bool) -> int:
-    from launch.paper import read_tables
+    from launch.paper.table import read_tables
     from pipeline.errors import ConfigError
 
     tables = read_tables()
@@ -269,7 +255,7 @@ def main(
     def body() -> int:
         from launch.job import Options
         from launch.launcher import guarded
-        from launch.rundir import folder_named
+        from launch.run_directory import folder_named
 
         def named() -> int:
             command = shlex.join(["pipeline-reproduce", *sys.argv[1:]])

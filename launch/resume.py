@@ -5,21 +5,27 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from pipeline.checkpoint import Checkpoint, StartState, checkpoint_in, complete_names, way_back
-from pipeline.config import build_config, differing_keys
-from pipeline.configfile import load_config
+from pipeline.config.config_file import load_config
+from pipeline.config.sections import build_config, differing_keys
+from pipeline.config.yaml_file import word_for
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.feed import Feed, course_of
-from pipeline.folder import Folder
-from pipeline.inband import Stop
-from pipeline.store import CONFIG, checkpoints_of
-from pipeline.yamlfile import word_for
+from pipeline.schedule.feed import Feed, course_of
+from pipeline.schedule.items import Stop
+from pipeline.storage.checkpoint import (
+    Checkpoint,
+    StartState,
+    checkpoint_in,
+    complete_names,
+    way_back,
+)
+from pipeline.storage.checkpoint_writer import CONFIG, checkpoints_of
+from pipeline.storage.folder import Folder
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from launch.job import Job
-    from pipeline.config import Config
+    from pipeline.config.sections import Config
 
 _FREE_TO_CHANGE = (
     "schedule.", "runtime.", "optimizer.lr", "data.root", "data.download", "data.on_bad_image",

@@ -9,39 +9,38 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from launch.foresight import cautions
-from launch.interrupts import interrupts_noted
-from launch.output import lost_output, wait_for_no_reader
-from launch.progress import reading_shown
-from launch.run_log import open_log
-from launch.rundir import IMAGES
-from launch.samedata import check_same_data, list_files
-from launch.usercode import awaited
-from launch.view import open_view
-from pipeline.data import load_batches
-from pipeline.datasets import check_data
+from launch.display.progress import reading_shown
+from launch.display.run_log import open_log
+from launch.display.streams import lost_output, wait_for_no_reader
+from launch.display.view import open_view
+from launch.engines.interrupts import interrupts_noted
+from launch.plan.foresight import cautions
+from launch.plan.user_code import awaited
+from launch.run_directory import IMAGES
+from launch.same_data import check_same_data, list_files
+from pipeline.data.batches import load_batches
+from pipeline.data.facts import check_data
 from pipeline.errors import InterruptedRunError, one_line
-from pipeline.events import Note, RunStarted
-from pipeline.feed import Feed, course_of
-from pipeline.keeper import BackgroundKeeper
-from pipeline.plan import received_bytes
-from pipeline.recorder import Recorder
-from pipeline.run import Run
+from pipeline.planning.plan import received_bytes
+from pipeline.run.events import Note, RunStarted
+from pipeline.run.recorder import Recorder
+from pipeline.run.run import Run
+from pipeline.schedule.feed import Feed, course_of
+from pipeline.storage.background_writer import BackgroundKeeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from launch.engine import Engine
-    from launch.job import Job
-    from launch.rundir import HeldRun
-    from launch.view import ViewKind
-    from pipeline.checkpoint import StartState
-    from pipeline.data import Batches
-    from pipeline.events import Event, Observer
-    from pipeline.feed import Course
-    from pipeline.folder import Folder
-    from pipeline.keeper import Keeper
+    from launch.job import Job, ViewKind
+    from launch.run_directory import HeldRun
+    from pipeline.coordinator.engine import Engine
+    from pipeline.data.batches import Batches
+    from pipeline.run.events import Event, Observer
+    from pipeline.schedule.feed import Course
+    from pipeline.storage.background_writer import Keeper
+    from pipeline.storage.checkpoint import StartState
+    from pipeline.storage.folder import Folder
 
 _PROGRESS_EVERY_S = 0.5
 _FILE_OVERHEAD_BYTES = 1 << 24
@@ -216,7 +215,7 @@ def _train_on(engine: Engine | None, run: Run) -> None:
             trainer = SingleTrainer(run)
         trainer.run()
     else:
-        from launch.supervisor import run_pipeline
+        from pipeline.coordinator.session import run_pipeline
 
         run_pipeline(run, engine)
 

@@ -22,9 +22,9 @@ from launch.cli import end_with
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from launch.engine import Engine
     from launch.job import Job
-    from pipeline.records import RunSnapshot
+    from pipeline.coordinator.engine import Engine
+    from pipeline.schedule.reports import RunSnapshot
 
 
 @dataclass(slots=True)
@@ -37,7 +37,7 @@ class DigestStore:
         """Digest a snapshot instead of writing it."""
         from torch import uint8
 
-        from pipeline.blockfile import decode_block
+        from pipeline.learning.block_file import decode_block
 
         for block, data in snapshot.files.items():
             for name, tensor in decode_block(bytes(data)).items():
@@ -56,15 +56,15 @@ def first_difference(
 
 def digests_of(job: Job, steps: int, engine: Engine | None) -> dict[tuple[int, int, str], str]:
     """Train `steps` steps of a job; engine None is single mode."""
-    from launch.interrupts import interrupts_noted
+    from launch.engines.interrupts import interrupts_noted
     from launch.training import carry_out, make_run
-    from pipeline.checkpoint import StartState
-    from pipeline.data import load_batches
+    from pipeline.data.batches import load_batches
     from pipeline.errors import InterruptedRunError
-    from pipeline.events import ignore
-    from pipeline.feed import course_of
-    from pipeline.folder import Folder
-    from pipeline.keeper import DirectKeeper
+    from pipeline.run.events import ignore
+    from pipeline.schedule.feed import course_of
+    from pipeline.storage.background_writer import DirectKeeper
+    from pipeline.storage.checkpoint import StartState
+    from pipeline.storage.folder import Folder
 
     store = DigestStore()
     batches = load_batches(job.config.data, job.config.runtime.seed)
@@ -96,7 +96,7 @@ def _folder() -> Iterator[Path]:
 
 def verify(job: Job, steps: int) -> int:
     """Print whether single mode and the pipeline agree; 0 if they do, 1 if not."""
-    from launch.local import LocalEngine
+    from launch.engines.local import LocalEngine
 
     engine = LocalEngine()
     try:
@@ -143,9 +143,10 @@ def main(
 
 
 def _verified(config: Path, steps: int, given: Mapping[str, Any]) -> int:
-    from launch.job import Options, make_job
+    from launch.display.streams import wait_for_no_reader
+    from launch.job import Options
     from launch.launcher import guarded
-    from launch.output import wait_for_no_reader
+    from launch.plan.checks import make_job
 
     wait_for_no_reader()
     return guarded(lambda: verify(make_job(Options(config, **given)), steps))

@@ -14,27 +14,27 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.assembly import build_stage, prepare_process
-from pipeline.blockfile import decode_block
+from pipeline.device.cuda_graphs import CudaRecorder
+from pipeline.device.cuda_streams import Incoming
+from pipeline.device.meter import meter_of
 from pipeline.errors import NonFiniteLossError, PipelineError, StageFailedError, one_line
-from pipeline.events import Note, StageProgress
-from pipeline.fingerprints import initial_fingerprints
-from pipeline.graphs import CudaRecorder
-from pipeline.meter import meter_of
-from pipeline.reading import Reading
-from pipeline.run import Speedometer
-from pipeline.runner import StageRunner
-from pipeline.streams import Incoming
+from pipeline.learning.block_file import decode_block
+from pipeline.learning.build import build_stage, prepare_process
+from pipeline.rehearsal.fingerprints import initial_fingerprints
+from pipeline.run.events import Note, StageProgress
+from pipeline.run.reading import Reading
+from pipeline.run.run import Speedometer
+from pipeline.worker.stage_runner import StageRunner
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.inband import Item
-    from pipeline.plan import StagePlan
-    from pipeline.reading import Arrays
-    from pipeline.recorder import Recorder
-    from pipeline.records import PassReport, StageSnapshot
-    from pipeline.run import Run
+    from pipeline.planning.plan import StagePlan
+    from pipeline.run.reading import Arrays
+    from pipeline.run.recorder import Recorder
+    from pipeline.run.run import Run
+    from pipeline.schedule.items import Item
+    from pipeline.schedule.reports import PassReport, StageSnapshot
 
 
 class _Outlet:

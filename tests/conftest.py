@@ -18,7 +18,7 @@ from processes import TINY, Launcher, until
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pipeline.sockets import Sockets
+    from pipeline.transport.sockets import Sockets
 
 settings.register_profile("same_everywhere", derandomize=True, deadline=None, database=None)
 settings.load_profile("same_everywhere")
@@ -37,7 +37,7 @@ def sockets() -> Iterator[Sockets]:
     """Closes every socket at the end, however the test went."""
     from kept_sockets import KeptSockets
 
-    from pipeline.door import Door
+    from pipeline.transport.rejections import Door
 
     sockets = KeptSockets(Door("here"))
     yield sockets
@@ -119,7 +119,7 @@ def sockets_gone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Runs in this process may leave no folder of sockets and nothing in shared memory."""
     with _nothing_left() as temp:
         elsewhere = SimpleNamespace(gettempdir=lambda: str(temp), mkdtemp=tempfile.mkdtemp)
-        monkeypatch.setattr("pipeline.sockets.tempfile", elsewhere)
+        monkeypatch.setattr("pipeline.transport.sockets.tempfile", elsewhere)
         yield
 
 
@@ -128,12 +128,12 @@ def one_fork_server() -> Iterator[None]:
     """Runs in this process share a fork server: each would import torch anew."""
     from unittest.mock import patch
 
-    from launch.local import ForkServer
+    from launch.engines.local import ForkServer
 
     shared = ForkServer()
     with (
-        patch("launch.local.ForkServer", lambda: shared),
-        patch("launch.local.LocalEngine.close", lambda engine: None),
+        patch("launch.engines.local.ForkServer", lambda: shared),
+        patch("launch.engines.local.LocalEngine.close", lambda engine: None),
     ):
         yield
     shared.close()
@@ -155,7 +155,7 @@ def _nothing_left() -> Iterator[Path]:
 @pytest.fixture
 def one_builder_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads share torch's global generator, which processes don't; initial weights use it."""
-    from pipeline import worker
+    from pipeline.worker import worker
 
     lock, build = Lock(), worker.build_stage
 

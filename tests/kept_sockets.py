@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.sockets import Sockets
+from pipeline.transport.sockets import Sockets
 
 if TYPE_CHECKING:
-    from pipeline.door import Door
-    from pipeline.invitation import Keys
-    from pipeline.sockets import Socket
+    from pipeline.protocol.credentials import Keys
+    from pipeline.transport.rejections import Door
+    from pipeline.transport.sockets import Socket
 
 
 class KeptSockets(Sockets):

@@ -9,37 +9,37 @@ from threading import Event as Signal
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from pipeline.activity import Activity
-from pipeline.addresses import LinkAddress
-from pipeline.checkpoint import StartState
-from pipeline.config import Config, build_config
-from pipeline.coordinator import Coordinator
-from pipeline.cost import block_costs
-from pipeline.crew import End
-from pipeline.data import load_batches
-from pipeline.datasets import data_facts
-from pipeline.door import Door
-from pipeline.feed import Feed, Position, course_of
-from pipeline.folder import Folder
-from pipeline.inband import Stop
-from pipeline.invitation import Invitation
-from pipeline.keeper import DirectKeeper
-from pipeline.memory import MemoryControl, MemorySender, memory_link
-from pipeline.messages import Complete
-from pipeline.models import network_specs
-from pipeline.plan import make_plan
-from pipeline.recorder import Recorder
-from pipeline.run import Run
-from pipeline.watch import Watch
-from pipeline.worker import Worker
-from pipeline.workerprocess import failure_of
+from pipeline.config.sections import Config, build_config
+from pipeline.coordinator.coordinator import Coordinator
+from pipeline.coordinator.stages import End
+from pipeline.coordinator.watchdog import Watch
+from pipeline.data.batches import load_batches
+from pipeline.data.facts import data_facts
+from pipeline.network.from_config import network_specs
+from pipeline.planning.cost import block_costs
+from pipeline.planning.plan import make_plan
+from pipeline.protocol.addresses import LinkAddress
+from pipeline.protocol.credentials import Invitation
+from pipeline.protocol.messages import Complete
+from pipeline.run.recorder import Recorder
+from pipeline.run.run import Run
+from pipeline.schedule.feed import Feed, Position, course_of
+from pipeline.schedule.items import Stop
+from pipeline.storage.background_writer import DirectKeeper
+from pipeline.storage.checkpoint import StartState
+from pipeline.storage.folder import Folder
+from pipeline.transport.in_memory import MemoryControl, MemorySender, memory_link
+from pipeline.transport.rejections import Door
+from pipeline.worker.heartbeat import Activity
+from pipeline.worker.process import failure_of
+from pipeline.worker.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.events import Event
-    from pipeline.links import Sender
-    from pipeline.records import RunSnapshot
+    from pipeline.run.events import Event
+    from pipeline.schedule.reports import RunSnapshot
+    from pipeline.transport.interfaces import Sender
 
 
 TREE: dict[str, Any] = {

@@ -21,12 +21,12 @@ from unittest.mock import patch
 
 import psutil
 
-from launch.interrupts import INTERRUPTIONS
+from launch.engines.interrupts import INTERRUPTIONS
 from launch.job import Options
 from launch.launcher import launch as launch_options
-from pipeline.checkpoint import complete_checkpoints, open_checkpoint
-from pipeline.inband import TrainBatch
-from pipeline.keeper import BackgroundKeeper
+from pipeline.schedule.items import TrainBatch
+from pipeline.storage.background_writer import BackgroundKeeper
+from pipeline.storage.checkpoint import complete_checkpoints, open_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from numpy import generic
     from numpy.typing import NDArray
 
-    from pipeline.inband import Item
-    from pipeline.records import RunSnapshot
-    from pipeline.run import Run
+    from pipeline.run.run import Run
+    from pipeline.schedule.items import Item
+    from pipeline.schedule.reports import RunSnapshot
 
     Found = TypeVar("Found")
 
@@ -189,7 +189,7 @@ class Launcher:
     def fork_servers(self) -> list[psutil.Process]:
         """Its fork server, once there is one."""
         with suppress(psutil.Error):  # one of them ended meanwhile
-            return [p for p in self.family() if any("forkserver" in arg for arg in p.cmdline())]
+            return [p for p in self.family() if any("fork_server" in arg for arg in p.cmdline())]
         return []
 
     def workers(self) -> list[psutil.Process]:
@@ -236,7 +236,7 @@ HELD = "from processes import hold_feed; hold_feed({step}); from launch.cli impo
 def hold_feed(step: int) -> None:
     """Plant in this process: before training batch `step` is fed, make the file `held` and wait
     until the interruption has been heeded. The run then ends after exactly this step."""
-    from pipeline.run import Run  # the class is changed, in a process that is made for it
+    from pipeline.run.run import Run  # the class is changed, in a process that is made for it
 
     arrays = Run.arrays
 
@@ -262,7 +262,7 @@ def work_without_shared_memory(*arguments: Any) -> int:
 
 def work_that_raises(*arguments: Any) -> int:
     """A worker whose block 2 fails at batch 3."""
-    from pipeline.block import Block
+    from pipeline.learning.block import Block
 
     transfer = Block.transfer
 
@@ -284,7 +284,7 @@ def work_that_exits(*arguments: Any) -> int:
 
 def work_that_differs(*arguments: Any) -> int:
     """A worker whose block 1 moves one number of its bias at its second step."""
-    from pipeline.block import Block
+    from pipeline.learning.block import Block
 
     update, steps = Block.update, []
 

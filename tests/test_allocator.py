@@ -9,7 +9,7 @@ import pytest
 
 SCRIPT = """
 import resource, torch
-from pipeline.allocator import keep_freed_memory
+from pipeline.device.allocator import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline import assembly
-from pipeline.assembly import WITHOUT_BF16, build_stage, computes_bf16
-from pipeline.config import build_config
-from pipeline.datasets import data_facts
+from pipeline.config.sections import build_config
+from pipeline.data.facts import data_facts
+from pipeline.learning import build as assembly
+from pipeline.learning.build import WITHOUT_BF16, build_stage, computes_bf16
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.augment import Preprocess
+from pipeline.learning.augment import Preprocess
 from pipeline.seeding import Purpose, generator
 
 MEAN, STD = (0.4, 0.5, 0.3), (0.2, 0.25, 0.3)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline import blame
-from pipeline.blame import Blame
 from pipeline.errors import StageFailedError
-from pipeline.feed import Course
+from pipeline.run import blame
+from pipeline.run.blame import Blame
+from pipeline.schedule.feed import Course
 
 EVERY = 4
 """Steps from one snapshot to the next."""

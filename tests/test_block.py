@@ -12,23 +12,23 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pipeline import dropout
-from pipeline.augment import Preprocess
-from pipeline.block import Block
-from pipeline.blockfile import decode_block, encode_block
-from pipeline.config import build_config
+from pipeline.config.sections import build_config
 from pipeline.errors import CheckpointError
-from pipeline.layout import is_channels_last
-from pipeline.models import build_specs
-from pipeline.optimizers import make_optimizer
+from pipeline.kernels import dropout
+from pipeline.kernels.memory_layout import is_channels_last
+from pipeline.learning.augment import Preprocess
+from pipeline.learning.block import Block
+from pipeline.learning.block_file import decode_block, encode_block
+from pipeline.learning.optimizers import make_optimizer
+from pipeline.learning.stage import Stage, learn
+from pipeline.network.from_config import build_specs
+from pipeline.network.specs import PoolSpec
 from pipeline.seeding import Purpose, derived_seed, generator
-from pipeline.specs import PoolSpec
-from pipeline.stage import Stage, learn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.specs import BlockSpec
+    from pipeline.network.specs import BlockSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,8 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.addresses import LinkAddress
-from pipeline.carriers import (
+from pipeline.device.cuda_streams import Incoming
+from pipeline.errors import ProtocolError
+from pipeline.kernels.memory_layout import channels_last
+from pipeline.protocol.addresses import LinkAddress
+from pipeline.protocol.messages import ITEM_BYTES, TensorSpec
+from pipeline.transport.interfaces import Arrived
+from pipeline.transport.payloads import (
     ALIGNMENT,
     ArrayPayload,
     Ring,
@@ -23,18 +28,13 @@ from pipeline.carriers import (
     make_ring,
     slot_parts,
 )
-from pipeline.errors import ProtocolError
-from pipeline.layout import channels_last
-from pipeline.links import Arrived
-from pipeline.messages import ITEM_BYTES, TensorSpec
-from pipeline.streams import Incoming
-from pipeline.tensors import TensorPayload, arrived_tensor
-from pipeline.writers import open_writer
+from pipeline.transport.writers import open_writer
+from pipeline.worker.tensors import TensorPayload, arrived_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pipeline.carriers import Payload
+    from pipeline.transport.payloads import Payload
 
 HERE = Incoming(torch.device("cpu"))
 
@@ -223,7 +223,7 @@ def test_a_ring_that_the_system_refuses_leaves_nothing_open(
         raise OSError(12, "Cannot allocate memory")
 
     before = open_descriptors()
-    monkeypatch.setattr(f"pipeline.carriers.{call}", refuses)
+    monkeypatch.setattr(f"pipeline.transport.payloads.{call}", refuses)
     ring, reason = make_ring(slots=2, slot_bytes=4096)
     assert (ring, reason) == (None, "Cannot allocate memory")
     assert open_descriptors() == before
@@ -247,7 +247,7 @@ def test_a_ring_for_which_there_is_no_memory_is_not_used(
         raise OSError(28, "No space left on device")
 
     before = open_descriptors()
-    monkeypatch.setattr("pipeline.carriers.os.posix_fallocate", refuses)
+    monkeypatch.setattr("pipeline.transport.payloads.os.posix_fallocate", refuses)
     address = LinkAddress("ipc://x", ring.handle(), "word")
     assert open_writer(address, None)[1] == "frames (No space left on device)"
     assert open_descriptors() == before

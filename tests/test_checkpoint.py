@@ -11,19 +11,19 @@ from typing import Any
 
 import pytest
 
-from pipeline.blockfile import decode_block
-from pipeline.checkpoint import (
+from pipeline.errors import CheckpointError
+from pipeline.learning.block_file import decode_block
+from pipeline.schedule.feed import Position
+from pipeline.schedule.reports import RunSnapshot, Tally
+from pipeline.storage.checkpoint import (
     FORMAT,
     Checkpoint,
     complete_checkpoints,
     open_checkpoint,
     way_back,
 )
-from pipeline.errors import CheckpointError
-from pipeline.feed import Position
-from pipeline.folder import Folder
-from pipeline.records import RunSnapshot, Tally
-from pipeline.store import CheckpointStore
+from pipeline.storage.checkpoint_writer import CheckpointStore
+from pipeline.storage.folder import Folder
 
 CONFIG = {"runtime": {"seed": 7}, "model": {"name": "mlp"}}
 FILES: dict[int, bytes | memoryview] = {0: b"first block", 1: memoryview(b"second"), 2: b"last"}

@@ -13,16 +13,16 @@ from click.testing import CliRunner
 from processes import TINY
 
 from launch.cli import main
-from launch.gpus import devices
-from launch.local import LocalEngine
-from launch.rundir import RunDirectory
-from pipeline.config import config_tree
-from pipeline.configfile import dump_config, load_config
-from pipeline.datasets import data_facts
-from pipeline.folder import Folder
-from pipeline.models import network_specs
-from pipeline.records import RunSnapshot
-from pipeline.store import CheckpointStore
+from launch.engines.local import LocalEngine
+from launch.machine.gpus import devices
+from launch.run_directory import RunDirectory
+from pipeline.config.config_file import dump_config, load_config
+from pipeline.config.sections import config_tree
+from pipeline.data.facts import data_facts
+from pipeline.network.from_config import network_specs
+from pipeline.schedule.reports import RunSnapshot
+from pipeline.storage.checkpoint_writer import CheckpointStore
+from pipeline.storage.folder import Folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,7 +50,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(LocalEngine, "warm_up", start)
     monkeypatch.setattr("launch.training.load_batches", start)
-    monkeypatch.setattr("launch.job.devices", partial(devices, count=lambda: 0))
+    monkeypatch.setattr("launch.plan.checks.devices", partial(devices, count=lambda: 0))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text(TINY, encoding="utf-8")
     return tmp_path

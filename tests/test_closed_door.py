@@ -18,15 +18,23 @@ import zmq
 from kept_sockets import KeptSockets
 from processes import final_digests, launch, until
 
-from pipeline.codec import encode
-from pipeline.control import ZmqControlClient, ZmqControlServer
-from pipeline.door import MOST_PEERS, Door
 from pipeline.errors import TimedOutError
-from pipeline.inband import Stop, TrainBatch
-from pipeline.invitation import Invitation
-from pipeline.messages import PROTOCOL_VERSION, Bye, Connect, Header, Hello, OpenLink, TensorSpec
-from pipeline.sockets import make_keys, socket_folder
-from pipeline.transport import ZmqReceiver, ZmqSender
+from pipeline.protocol.codec import encode
+from pipeline.protocol.credentials import Invitation
+from pipeline.protocol.messages import (
+    PROTOCOL_VERSION,
+    Bye,
+    Connect,
+    Header,
+    Hello,
+    OpenLink,
+    TensorSpec,
+)
+from pipeline.schedule.items import Stop, TrainBatch
+from pipeline.transport.rejections import MOST_PEERS, Door
+from pipeline.transport.sockets import make_keys, socket_folder
+from pipeline.transport.zmq_control import ZmqControlClient, ZmqControlServer
+from pipeline.transport.zmq_link import ZmqReceiver, ZmqSender
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,7 +42,7 @@ if TYPE_CHECKING:
 
     from processes import Launcher
 
-    from pipeline.invitation import Keys
+    from pipeline.protocol.credentials import Keys
 
     Start = Callable[..., Launcher]
 

@@ -14,12 +14,11 @@ from fuzz.trees import WRONG, as_tree, at, places, replaced
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import inband
-from pipeline.addresses import DeviceRingHandle, LinkAddress, RingHandle, reason_of
-from pipeline.codec import MAX_HEADER_BYTES, MAX_ITEMS, decode, encode
-from pipeline.datasets import DataFacts
+from pipeline.data.facts import DataFacts
 from pipeline.errors import ProtocolError
-from pipeline.messages import (
+from pipeline.protocol.addresses import DeviceRingHandle, LinkAddress, RingHandle, reason_of
+from pipeline.protocol.codec import MAX_HEADER_BYTES, MAX_ITEMS, decode, encode
+from pipeline.protocol.messages import (
     ITEM_BYTES,
     MAX_DIMENSIONS,
     MAX_TENSORS,
@@ -44,7 +43,8 @@ from pipeline.messages import (
     State,
     TensorSpec,
 )
-from pipeline.records import PassReport, Tally, Usage
+from pipeline.schedule import items as inband
+from pipeline.schedule.reports import PassReport, Tally, Usage
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -359,7 +359,7 @@ def test_headers_refuse_to_be_built_wrong() -> None:
 # --- no pickle ----------------------------------------------------------------------------
 
 EXECUTES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
-SOURCES = [*(REPOSITORY / "pipeline").glob("*.py"), *(REPOSITORY / "launch").glob("*.py")]
+SOURCES = [*(REPOSITORY / "pipeline").rglob("*.py"), *(REPOSITORY / "launch").rglob("*.py")]
 
 
 @pytest.mark.parametrize("reason", ["x" * 201, "two\nlines", "\x1b[31mred"])
@@ -409,11 +409,12 @@ def test_nothing_is_executed_that_came_from_a_socket_or_a_file(path: Path) -> No
     assert not torch_files
 
 
-def test_one_file_imports_by_name_and_only_what_the_command_line_named() -> None:
-    """`factory.py`; a worker refuses a name that it was not started with (test_factory.py)."""
+def test_two_files_import_by_name_and_only_what_the_launcher_named() -> None:
+    """A worker refuses a network that it was not started with (test_factory.py); the process that
+    starts workers hears of them from the launcher alone, whose child it is."""
     importing = [p.name for p in SOURCES if "import_module" in p.read_text(encoding="utf-8")]
-    assert importing == ["factory.py"]
+    assert sorted(importing) == ["fork_server.py", "user_network.py"]
 
 
 def test_sources_are_found() -> None:
-    assert {"codec.py", "transport.py", "local.py"} <= {path.name for path in SOURCES}
+    assert {"codec.py", "zmq_link.py", "local.py"} <= {path.name for path in SOURCES}

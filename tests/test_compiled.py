@@ -9,20 +9,21 @@ import pytest
 import torch
 from memory_run import Job
 
-from pipeline import compiled, dropout
-from pipeline.assembly import build_stage
-from pipeline.compiled import Compiler
-from pipeline.config import build_config
-from pipeline.datasets import data_facts
-from pipeline.events import Note
-from pipeline.models import network_specs
+from pipeline.config.sections import build_config
+from pipeline.data.facts import data_facts
+from pipeline.device import compiler as compiled
+from pipeline.device.compiler import Compiler
+from pipeline.kernels import dropout
+from pipeline.learning.build import build_stage
+from pipeline.network.from_config import network_specs
+from pipeline.run.events import Note
 from pipeline.single import SingleTrainer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from pipeline.stage import Stage
+    from pipeline.learning.stage import Stage
 
 pytestmark = [
     pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time"),

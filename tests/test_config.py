@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import Config, build_config, config_tree, differing_keys
-from pipeline.configfile import dump_config, load_config
+from pipeline.config.config_file import dump_config, load_config
+from pipeline.config.schema import brief
+from pipeline.config.sections import Config, build_config, config_tree, differing_keys
+from pipeline.config.yaml_file import value_of, word_for
 from pipeline.errors import ConfigError
-from pipeline.schema import brief
-from pipeline.yamlfile import value_of, word_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.codec import encode
-from pipeline.control import ZmqControlClient, ZmqControlServer
 from pipeline.errors import TimedOutError
-from pipeline.invitation import Invitation
-from pipeline.messages import PROTOCOL_VERSION, Bye, Connect, Connected, Failure, Heartbeat
+from pipeline.protocol.codec import encode
+from pipeline.protocol.credentials import Invitation
+from pipeline.protocol.messages import PROTOCOL_VERSION, Bye, Connect, Connected, Failure, Heartbeat
+from pipeline.transport.zmq_control import ZmqControlClient, ZmqControlServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from pipeline.sockets import Socket, Sockets
+    from pipeline.transport.sockets import Socket, Sockets
 
 SOON_S = 5.0  # a time-out that is not expected to be used up
 TINY_S = 0.01

@@ -8,18 +8,18 @@ import pytest
 import torch
 
 from benchmarks.memory import peaks_of_blocks
-from launch.job import network_costs
-from pipeline.config import build_config
-from pipeline.cost import _SLICES, BlockCost, arithmetic_ratio, block_costs, memory_bytes
-from pipeline.datasets import data_facts
-from pipeline.layout import SLICE_BYTES
-from pipeline.models import build_specs, network_specs
-from pipeline.plan import stage_cost
-from pipeline.processor import processor_fact
-from pipeline.specs import stage_units
+from launch.plan.checks import network_costs
+from pipeline.config.sections import build_config
+from pipeline.data.facts import data_facts
+from pipeline.device.host import processor_fact
+from pipeline.kernels.memory_layout import SLICE_BYTES
+from pipeline.network.from_config import build_specs, network_specs
+from pipeline.network.specs import stage_units
+from pipeline.planning.cost import _SLICES, BlockCost, arithmetic_ratio, block_costs, memory_bytes
+from pipeline.planning.plan import stage_cost
 
 if TYPE_CHECKING:
-    from pipeline.specs import BlockSpec
+    from pipeline.network.specs import BlockSpec
 
 MLP_1024 = {"name": "mlp", "hidden_layers": 3}
 WIDE_VGG = {"name": "vgg11b", "feat_mult": 3}

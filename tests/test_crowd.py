@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from launch import costfile
-from launch.job import Job, Options, make_job
-from pipeline import crowd
-from pipeline.crowd import crowded_seconds
-from pipeline.datasets import data_facts
+from launch.job import Job, Options
+from launch.plan import cost_cache as costfile
+from launch.plan.checks import make_job
+from pipeline.data.facts import data_facts
 from pipeline.errors import TimedOutError
-from pipeline.simulate import NO_CROWD, Crowd
-from pipeline.timing import BlockTimes
+from pipeline.planning.prediction import BlockTimes
+from pipeline.planning.simulate import NO_CROWD, Crowd
+from pipeline.profiling import crowd
+from pipeline.profiling.crowd import crowded_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

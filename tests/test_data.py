@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from pipeline import datasets as facts_of
-from pipeline import published
-from pipeline.config import DataConfig
-from pipeline.data import Batches, load_batches
-from pipeline.datasets import check_data, data_facts
+from pipeline.config.sections import DataConfig
+from pipeline.data import facts as facts_of
+from pipeline.data import published
+from pipeline.data.batches import Batches, load_batches
+from pipeline.data.facts import check_data, data_facts
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -179,7 +179,8 @@ def test_digits_fit_their_facts() -> None:
 
 def test_digits_and_synthetic_need_neither_torch_nor_torchvision() -> None:
     code = (
-        "import sys; from pipeline.config import DataConfig; from pipeline.data import *\n"
+        "import sys; from pipeline.data.batches import *\n"
+        "from pipeline.config.sections import DataConfig\n"
         "for name in ('digits', 'synthetic'): load_batches(DataConfig(name=name), 1).train(1, 0)\n"
         "assert not {'torch', 'torchvision'} & set(sys.modules)"
     )

@@ -14,24 +14,24 @@ import pytest
 import torch
 from fake_cuda import FakeCuda
 
-from pipeline.addresses import DeviceRingHandle
-from pipeline.carriers import ALIGNMENT, ArrayPayload, DeviceBytes
-from pipeline.devicering import DeviceMemory, DeviceRing, Driver
-from pipeline.endpoints import ZmqEndpoints
+from pipeline.device.cuda_streams import Glances, Incoming, Releases, marks_of, side_stream
 from pipeline.errors import ProtocolError
-from pipeline.inband import EndEpoch, TrainBatch
-from pipeline.invitation import Invitation
-from pipeline.messages import TensorSpec
-from pipeline.streams import Glances, Incoming, Releases, marks_of, side_stream
-from pipeline.tensors import TensorPayload, payloads
-from pipeline.transport import ZmqReceiver, ZmqSender
+from pipeline.protocol.addresses import DeviceRingHandle
+from pipeline.protocol.credentials import Invitation
+from pipeline.protocol.messages import TensorSpec
+from pipeline.schedule.items import EndEpoch, TrainBatch
+from pipeline.transport.cuda_ipc import DeviceMemory, DeviceRing, Driver
+from pipeline.transport.payloads import ALIGNMENT, ArrayPayload, DeviceBytes
+from pipeline.transport.zmq_endpoints import ZmqEndpoints
+from pipeline.transport.zmq_link import ZmqReceiver, ZmqSender
+from pipeline.worker.tensors import TensorPayload, payloads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from pipeline.links import Delivery
-    from pipeline.sockets import Sockets
+    from pipeline.transport.interfaces import Delivery
+    from pipeline.transport.sockets import Sockets
 
 SOON_S = 5.0
 SLOTS, SLOT_BYTES = 2, 4096

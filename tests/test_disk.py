@@ -15,23 +15,24 @@ import pytest
 from disk import fill, immutable, no_space, remount, small_disk
 from processes import UnhurriedKeeper, digests, epochs, final_digests, launch
 
-from launch.job import Options, make_job
-from launch.rundir import hold
+from launch.job import Options
+from launch.plan.checks import make_job
+from launch.run_directory import hold
 from launch.training import carry_out, make_run
-from pipeline import store as store_module
-from pipeline.checkpoint import StartState
-from pipeline.data import load_batches
+from pipeline.data.batches import load_batches
 from pipeline.errors import CheckpointError, ConfigError, RunError
-from pipeline.events import CheckpointWritten, EpochDone, Note, ignore
-from pipeline.feed import course_of
+from pipeline.run.events import CheckpointWritten, EpochDone, Note, ignore
+from pipeline.schedule.feed import course_of
+from pipeline.storage import checkpoint_writer as store_module
+from pipeline.storage.checkpoint import StartState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from launch.job import Job
-    from pipeline.events import Event
-    from pipeline.folder import Folder
+    from pipeline.run.events import Event
+    from pipeline.storage.folder import Folder
 
 pytestmark = pytest.mark.processes
 

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from rich.console import Console
 
-from launch.dry_run import dry_run_report
-from launch.job import network_costs
-from pipeline.config import build_config
-from pipeline.datasets import data_facts
-from pipeline.models import network_specs
-from pipeline.plan import make_plan
-from pipeline.specs import CustomSpec
+from launch.plan.checks import network_costs
+from launch.plan.dry_run import dry_run_report
+from pipeline.config.sections import build_config
+from pipeline.data.facts import data_facts
+from pipeline.network.from_config import network_specs
+from pipeline.network.specs import CustomSpec
+from pipeline.planning.plan import make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipeline.config import Config
-    from pipeline.specs import BlockSpec
+    from pipeline.config.sections import Config
+    from pipeline.network.specs import BlockSpec
 
 WIDE_VGG = {"name": "vgg11b", "feat_mult": 3}
 MLP = {"name": "mlp", "hidden_layers": 2, "hidden": 4}
@@ -172,7 +172,7 @@ def test_of_single_mode_one_process_is_told_and_nothing_between_stages(greedy: b
 
 def test_planning_loads_neither_torch_nor_numpy() -> None:
     program = (
-        "import sys, launch.dry_run, launch.gpus, pipeline.plan\n"
+        "import sys, launch.plan.dry_run, launch.machine.gpus, pipeline.planning.plan\n"
         "sys.exit(bool({'torch', 'numpy', 'yaml', 'pydantic'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], check=False, timeout=60)

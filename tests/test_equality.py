@@ -15,7 +15,7 @@ from processes import digests, epochs, launch
 
 from launch.verify import first_difference
 from launch.verify import main as verify
-from pipeline.feed import Course
+from pipeline.schedule.feed import Course
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -165,7 +165,7 @@ def test_evaluation_changes_nothing(run: Runner, options: dict[str, Any]) -> Non
 
 
 def test_frames_carry_the_same_bytes(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launch.local._work", processes.work_without_shared_memory)
+    monkeypatch.setattr("launch.engines.local._work", processes.work_without_shared_memory)
     framed = run("digits", "runtime.max_in_flight=3", stages=3)
     log = (framed / "run.log").read_text(encoding="utf-8")
     reason = "the next stage has no shared memory: this system has no memfd"
@@ -213,7 +213,7 @@ def test_verify_has_every_greedy_learner_at_work(
 
 
 def test_verify_finds_a_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launch.local._work", processes.work_that_differs)
+    monkeypatch.setattr("launch.engines.local._work", processes.work_that_differs)
     status, says = run_verify(tmp_path, "--stages", "2", "--steps", "4")
     assert status == 1
     assert says == "different: block 1, tensor encoder.bias, first at step 2 (2 stages)\n"

@@ -9,21 +9,21 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.activity import Activity
-from pipeline.assembly import build_stage
-from pipeline.config import Config, build_config
-from pipeline.configfile import config_tree
-from pipeline.cost import block_costs
-from pipeline.datasets import data_facts
+from pipeline.config.config_file import config_tree
+from pipeline.config.sections import Config, build_config
+from pipeline.data.facts import data_facts
 from pipeline.errors import ConfigError, ProtocolError
-from pipeline.factory import build_parts
-from pipeline.invitation import Invitation
-from pipeline.models import network_specs
-from pipeline.worker import Worker
+from pipeline.learning.build import build_stage
+from pipeline.network.from_config import network_specs
+from pipeline.network.user_network import build_parts
+from pipeline.planning.cost import block_costs
+from pipeline.protocol.credentials import Invitation
+from pipeline.worker.heartbeat import Activity
+from pipeline.worker.worker import Worker
 
 if TYPE_CHECKING:
-    from pipeline.specs import BlockSpec
-    from pipeline.stage import Stage
+    from pipeline.learning.stage import Stage
+    from pipeline.network.specs import BlockSpec
 
 CPU = torch.device("cpu")
 DATA = {

@@ -16,8 +16,8 @@ import psutil
 import pytest
 from processes import digests, launch, until
 
-from launch.local import ForkServer, LocalEngine
-from pipeline.invitation import Invitation
+from launch.engines.local import ForkServer, LocalEngine
+from pipeline.protocol.credentials import Invitation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -202,7 +202,7 @@ def test_the_launcher_is_killed_while_workers_start(launcher: Start) -> None:
 def test_a_worker_raises(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("launch.local._work", processes.work_that_raises)
+    monkeypatch.setattr("launch.engines.local._work", processes.work_that_raises)
     no_restarts = ("runtime.max_restarts=0",)
     assert launch(tiny, tiny.parent / "run", stages=2, overrides=no_restarts) == 1
     first, second, *others = capsys.readouterr().err.splitlines()
@@ -219,7 +219,7 @@ def test_a_worker_raises(
 def test_a_worker_ends_without_a_word(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("launch.local._work", processes.work_that_exits)
+    monkeypatch.setattr("launch.engines.local._work", processes.work_that_exits)
     assert launch(tiny, tiny.parent / "run", overrides=("runtime.max_restarts=1",)) == 1
     assert capsys.readouterr().err == ("error: stage 1 (block 1, cpu) ended with exit status 3\n")
     assert no_workers_here()

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.config import ScheduleConfig, build_config
-from pipeline.datasets import data_facts
-from pipeline.feed import Course, Feed, Position, course_of
-from pipeline.inband import (
+from pipeline.config.sections import ScheduleConfig, build_config
+from pipeline.data.facts import data_facts
+from pipeline.network.from_config import network_specs
+from pipeline.schedule.feed import Course, Feed, Position, course_of
+from pipeline.schedule.items import (
     EndEpoch,
     EndEvaluation,
     EvaluationBatch,
@@ -19,12 +20,11 @@ from pipeline.inband import (
     Stop,
     TrainBatch,
 )
-from pipeline.models import network_specs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pipeline.inband import Item
+    from pipeline.schedule.items import Item
 
 DRAWN = Course(epochs=2, steps_per_epoch=3, evaluation_batches=2, lr=1.0)
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from memory_run import Job, train_pipelined
 
-from pipeline.block import Block
 from pipeline.errors import InterruptedRunError, NonFiniteLossError, StageFailedError
-from pipeline.events import Note
-from pipeline.feed import Feed
-from pipeline.finite import FiniteCheck, StateCheck
-from pipeline.losses import LossValue
+from pipeline.learning.block import Block
+from pipeline.learning.losses import LossValue
+from pipeline.learning.nonfinite import FiniteCheck, StateCheck
+from pipeline.run.events import Note
+from pipeline.schedule.feed import Feed
 from pipeline.single import SingleTrainer
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def test_a_run_that_diverges_ends_all_the_same(
         return LossValue(value.loss * nan, value.errors)
 
     monkeypatch.setattr(Block, "local_loss", spoils)
-    monkeypatch.setattr("pipeline.blame.MOST_LEFT_OUT", 2)
+    monkeypatch.setattr("pipeline.run.blame.MOST_LEFT_OUT", 2)
     job = Job(folder(), 2, on_nonfinite="rollback", **COURSE)
     with pytest.raises(StageFailedError, match="3 batches gave losses or states that are not"):
         train(job)

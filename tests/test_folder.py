@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from processes import until
 
-from pipeline.durable import replace_in, write_synced
-from pipeline.folder import Folder
+from pipeline.storage.atomic import replace_in, write_synced
+from pipeline.storage.folder import Folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -157,7 +157,7 @@ def test_a_file_system_without_locks(
 LEFT_BEHIND = """
 import os, signal, sys
 from pathlib import Path
-from pipeline.folder import Folder
+from pipeline.storage.folder import Folder
 folder = Folder.open(Path("run"))
 same = folder.again()
 assert folder.lock()

@@ -12,16 +12,17 @@ import pytest
 import yaml
 from rich.console import Console
 
-from launch import costfile
-from launch.costfile import cost_file
-from launch.forecast import print_forecast
-from launch.foresight import Foresight, cautions
-from launch.job import Job, Options, make_job
+from launch.job import Foresight, Job, Options
+from launch.plan import cost_cache as costfile
+from launch.plan.checks import make_job
+from launch.plan.cost_cache import cost_file
+from launch.plan.forecast import print_forecast
+from launch.plan.foresight import cautions
 from pipeline.errors import ConfigError
-from pipeline.handwritten import MeasuredBlock, MeasuredCosts
-from pipeline.plan import make_plan
-from pipeline.simulate import Crowd
-from pipeline.timing import BlockTimes, Links, Timing
+from pipeline.planning.plan import make_plan
+from pipeline.planning.plan_files import MeasuredBlock, MeasuredCosts
+from pipeline.planning.prediction import BlockTimes, Links, Timing
+from pipeline.planning.simulate import Crowd
 
 VGG19 = """\
 model: {name: vgg19}
@@ -172,7 +173,7 @@ def test_in_single_mode_a_cpu_prepares_each_batch_and_nobody_else_is_at_work(
 def test_a_device_is_imagined_on_a_machine_that_has_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launch.gpus.visible_gpus", lambda *_: 0)
+    monkeypatch.setattr("launch.machine.gpus.visible_gpus", lambda *_: 0)
     imagined(tmp_path)
     config, device = tmp_path / "vgg19.yaml", tmp_path / "device.yaml"
     job = make_job(Options(config, dry_run=True, assume=device))
@@ -276,9 +277,9 @@ def test_assumptions_are_for_dry_runs(tmp_path: Path) -> None:
 def test_what_was_measured_is_kept_and_used_and_may_be_edited(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.measure.SECONDS", 0.02)
-    monkeypatch.setattr("pipeline.hop.SECONDS", 0.0)
-    monkeypatch.setattr("pipeline.crowd.SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.profiling.blocks.SECONDS", 0.02)
+    monkeypatch.setattr("pipeline.profiling.hop.SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.profiling.crowd.SECONDS", 0.0)
     config = tmp_path / "tiny.yaml"
     assert make_job(Options(config, gpus="cpu", stages=2)).foresight is None
     measured = make_job(Options(config, gpus="cpu", stages=2, measure=True))
@@ -349,13 +350,13 @@ def test_what_can_not_be_kept_is_not_measured(
 
 @pytest.mark.usefixtures("tiny")
 def test_only_what_is_there_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launch.gpus.visible_gpus", lambda *_: 0)
+    monkeypatch.setattr("launch.machine.gpus.visible_gpus", lambda *_: 0)
     given = Options(tmp_path / "tiny.yaml", gpus="0-7", dry_run=True, measure=True)
     with pytest.raises(ConfigError, match="this machine has no CUDA device 0"):
         make_job(given)
     names = {"cuda:0": "an H100", "cuda:1": "an H200"}
-    monkeypatch.setattr("launch.costfile.device_kind", names.__getitem__)
-    monkeypatch.setattr("launch.job.devices", lambda spec: tuple(names))
+    monkeypatch.setattr("launch.plan.cost_cache.device_kind", names.__getitem__)
+    monkeypatch.setattr("launch.plan.checks.devices", lambda spec: tuple(names))
     with pytest.raises(ConfigError, match="cuda:0 is an H100, cuda:1 is an H200; name devices of"):
         make_job(given)
 

@@ -12,13 +12,13 @@ from gradients import check_gradients
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.block import Block
-from pipeline.lossconfig import LossConfig
-from pipeline.losses import similarity_matrix
-from pipeline.modelconfig import ModelConfig
-from pipeline.models import build_specs
-from pipeline.optimizers import make_optimizer
-from pipeline.stage import Stage
+from pipeline.config.loss import LossConfig
+from pipeline.config.model import ModelConfig
+from pipeline.learning.block import Block
+from pipeline.learning.losses import similarity_matrix
+from pipeline.learning.optimizers import make_optimizer
+from pipeline.learning.stage import Stage
+from pipeline.network.from_config import build_specs
 
 CLASSES, EXAMPLES = 4, 6
 CPU = torch.device("cpu")

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 from fuzz.imagefiles import FORMATS, files, is_read_or_refused, readers, sources
 
-from pipeline.imagereading import ImageError
+from pipeline.data.image_reading import ImageError
 
 if TYPE_CHECKING:
-    from pipeline.imagereading import ImageReader
+    from pipeline.data.image_reading import ImageReader
 
 SCRIPT = Path(__file__).parent / "fuzz" / "images.py"
 

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.block import Block
-from pipeline.config import Config, DataConfig, OptimizerConfig
-from pipeline.lossconfig import LossConfig
-from pipeline.modelconfig import ModelConfig
-from pipeline.models import build_specs
-from pipeline.optimizers import make_optimizer
-from pipeline.stage import Stage
+from pipeline.config.loss import LossConfig
+from pipeline.config.model import ModelConfig
+from pipeline.config.sections import Config, DataConfig, OptimizerConfig
+from pipeline.learning.block import Block
+from pipeline.learning.optimizers import make_optimizer
+from pipeline.learning.stage import Stage
+from pipeline.network.from_config import build_specs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from launch.gpus import devices, gpu_names, visible_gpus
+from launch.machine.gpus import devices, gpu_names, visible_gpus
 from pipeline.errors import ConfigError, cut
 
 

@@ -9,19 +9,21 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from pipeline import dropout, layout, optimizers
-from pipeline.assembly import build_stage, graphs_prevented_by, prepare_process
-from pipeline.block import Block
-from pipeline.config import build_config
-from pipeline.datasets import data_facts
-from pipeline.dropout import Dropout
-from pipeline.graphs import PLAIN_STEPS, CudaRecorder
+from pipeline.config.sections import build_config
+from pipeline.data.facts import data_facts
+from pipeline.device.cuda_graphs import PLAIN_STEPS, CudaRecorder
+from pipeline.kernels import dropout
+from pipeline.kernels import memory_layout as layout
+from pipeline.kernels.dropout import Dropout
+from pipeline.learning import optimizers
+from pipeline.learning.block import Block
+from pipeline.learning.build import build_stage, graphs_prevented_by, prepare_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pipeline.graphs import Recorder
-    from pipeline.stage import Stage
+    from pipeline.device.cuda_graphs import Recorder
+    from pipeline.learning.stage import Stage
 
 pytestmark = pytest.mark.usefixtures("torch_settings")
 

@@ -10,15 +10,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.block import Block
-from pipeline.config import LossConfig, ModelConfig, build_config
-from pipeline.cost import block_costs
+from pipeline.config.sections import LossConfig, ModelConfig, build_config
 from pipeline.errors import ConfigError
-from pipeline.models import build_specs
-from pipeline.optimizers import make_optimizer
-from pipeline.pooling import pool
-from pipeline.specs import BlockSpec, LayerSpec, stage_units
-from pipeline.stage import Stage
+from pipeline.kernels.pooling import pool
+from pipeline.learning.block import Block
+from pipeline.learning.optimizers import make_optimizer
+from pipeline.learning.stage import Stage
+from pipeline.network.from_config import build_specs
+from pipeline.network.specs import BlockSpec, LayerSpec, stage_units
+from pipeline.planning.cost import block_costs
 
 CLASSES, CPU = 4, torch.device("cpu")
 RESNET = {"name": "resnet18", "feat_mult": 0.05}

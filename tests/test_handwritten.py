@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from launch.job import Options, make_job
+from launch.job import Options
+from launch.plan.checks import make_job
 from pipeline.errors import ConfigError
-from pipeline.handwritten import load_costs, load_device, load_plan
-from pipeline.plan import Plan, StagePlan
-from pipeline.specs import BlockSpec, LayerSpec
+from pipeline.network.specs import BlockSpec, LayerSpec
+from pipeline.planning.plan import Plan, StagePlan
+from pipeline.planning.plan_files import load_costs, load_device, load_plan
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,14 +12,14 @@ import pytest
 from kept_sockets import KeptSockets
 from processes import DEADLINE_S, final_digests, launch, until
 
-from pipeline.control import ZmqControlClient, ZmqControlServer
-from pipeline.descriptors import MOST_RESERVED, Reserve
-from pipeline.door import Door
-from pipeline.inband import Stop
-from pipeline.invitation import Invitation
-from pipeline.messages import Bye, Heartbeat
-from pipeline.tcpport import TcpPort
-from pipeline.transport import ZmqReceiver, ZmqSender
+from pipeline.protocol.credentials import Invitation
+from pipeline.protocol.messages import Bye, Heartbeat
+from pipeline.schedule.items import Stop
+from pipeline.system.descriptors import MOST_RESERVED, Reserve
+from pipeline.transport.rejections import Door
+from pipeline.transport.tcp_port import TcpPort
+from pipeline.transport.zmq_control import ZmqControlClient, ZmqControlServer
+from pipeline.transport.zmq_link import ZmqReceiver, ZmqSender
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -177,7 +177,7 @@ def test_control_is_shut_once_all_have_come_and_open_while_one_is_awaited(
 def test_who_does_not_greet_in_time_is_cut_off(
     here: KeptSockets, monkeypatch: pytest.MonkeyPatch, said: bytes
 ) -> None:
-    monkeypatch.setattr("pipeline.sockets._GREETING_MS", 50)
+    monkeypatch.setattr("pipeline.transport.sockets._GREETING_MS", 50)
     server = ZmqControlServer(here, "tcp://127.0.0.1:*", "run", most_bytes=1000)
     server.expect(0, 0)
     assert server.receive(0.0) is None

@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from launch import costfile
-from launch.job import Job, Options, make_job
-from pipeline import hop
-from pipeline.datasets import data_facts
-from pipeline.measure import BATCHES, WARM_UP
+from launch.job import Job, Options
+from launch.plan import cost_cache as costfile
+from launch.plan.checks import make_job
+from pipeline.data.facts import data_facts
+from pipeline.profiling import hop
+from pipeline.profiling.blocks import BATCHES, WARM_UP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from pipeline.specs import BlockSpec
+    from pipeline.network.specs import BlockSpec
 
 
 @pytest.fixture(autouse=True)

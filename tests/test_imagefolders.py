@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.config import DataConfig
-from pipeline.data import Batches, load_batches
-from pipeline.datasets import data_facts
+from pipeline.config.sections import DataConfig
+from pipeline.data.batches import Batches, load_batches
+from pipeline.data.class_limited import share_of_every_class
+from pipeline.data.facts import data_facts
+from pipeline.data.image_check import check_images
+from pipeline.data.image_folder import crop_box
+from pipeline.data.image_list import list_images
+from pipeline.data.image_reading import ImageError, ImageReader, Wanted
 from pipeline.errors import ConfigError, RunError
-from pipeline.imagecheck import check_images
-from pipeline.imagefiles import crop_box
-from pipeline.imagelist import list_images
-from pipeline.imagereading import ImageError, ImageReader, Wanted
-from pipeline.sampling import share_of_every_class
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -498,7 +498,7 @@ def test_looking_is_told_and_the_same_in_threads(
     reader, listed = ImageReader(IN_COLOUR), list_images(tmp_path)
     found, told = [], list[tuple[str, int, int]]()
     for slow_s in (1.0, 0.0):
-        monkeypatch.setattr("pipeline.imagecheck._SLOW_S", slow_s)
+        monkeypatch.setattr("pipeline.data.image_check._SLOW_S", slow_s)
         with pytest.raises(ConfigError, match="1 of 304 image files"):
             check_images(listed, reader, skip=False, told=lambda *what: told.append(what))
         assert told[-1] == ("looking at images", 304, 304)

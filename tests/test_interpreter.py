@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from launch.entry import leave_current_folder
-from pipeline.interpreter import (
+from pipeline.system.interpreter import (
     elsewhere,
     look_here_last,
     module_path,

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from processes import HELD
 
 from launch.cli import main as launch
-from launch.interrupts import INTERRUPTIONS, interrupts_noted
+from launch.engines.interrupts import INTERRUPTIONS, interrupts_noted
 from launch.reproduce import main as reproduce
 from launch.verify import main as verify
 from pipeline.signals import signals_held

@@ -12,13 +12,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.keeper import BackgroundKeeper, DirectKeeper, LeftOut, Refused, Written
-from pipeline.records import RunSnapshot
+from pipeline.schedule.reports import RunSnapshot
+from pipeline.storage.background_writer import (
+    BackgroundKeeper,
+    DirectKeeper,
+    LeftOut,
+    Refused,
+    Written,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pipeline.keeper import Outcome
+    from pipeline.storage.background_writer import Outcome
 
 WAIT_S = 60.0
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from launch.launcher import guarded
-from pipeline import descriptors, sockets
-from pipeline.crew import End
-from pipeline.descriptors import check_enough
+from pipeline.coordinator.stages import End
+from pipeline.coordinator.watchdog import Watch
 from pipeline.errors import ConfigError, StageFailedError
-from pipeline.limits import cure_of, with_cure
-from pipeline.watch import Watch
+from pipeline.system import descriptors
+from pipeline.system.descriptors import check_enough
+from pipeline.system.limits import cure_of, with_cure
+from pipeline.transport import sockets
 
 if TYPE_CHECKING:
     from collections.abc import Callable

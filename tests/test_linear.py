@@ -9,8 +9,8 @@ import torch
 from memory_run import Job, train_pipelined
 from torch.nn import functional as F
 
-from pipeline import linear as module
-from pipeline.linear import Linear, linear, onednn_is_wider, product
+from pipeline.kernels import linear as module
+from pipeline.kernels.linear import Linear, linear, onednn_is_wider, product
 from pipeline.single import SingleTrainer
 
 if TYPE_CHECKING:

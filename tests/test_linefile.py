@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 import pytest
 from disk import CHANGING, Dead, FailingDisk, fill, no_space, small_disk
 
-from launch.run_log import open_log
-from pipeline.durable import replace_file
-from pipeline.events import Note
-from pipeline.folder import Folder
-from pipeline.linefile import LineFile, trim_lines
-from pipeline.trouble import Trouble
+from launch.display.run_log import open_log
+from pipeline.run.events import Note
+from pipeline.storage.atomic import replace_file
+from pipeline.storage.folder import Folder
+from pipeline.storage.line_log import LineFile, trim_lines
+from pipeline.storage.trouble import Trouble
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.events import Event
+    from pipeline.run.events import Event
 
 # --- trouble is told once -----------------------------------------------------------------
 

@@ -10,23 +10,23 @@ from gradients import check_gradients
 from torch import Tensor
 from torch.nn.functional import mse_loss, one_hot
 
-from pipeline import block as block_module
-from pipeline.block import Block
-from pipeline.config import build_config
-from pipeline.heads import PredHead, similarity_map
-from pipeline.losses import (
+from pipeline.config.sections import build_config
+from pipeline.learning import block as block_module
+from pipeline.learning.block import Block
+from pipeline.learning.heads import PredHead, similarity_map
+from pipeline.learning.losses import (
     prediction_loss,
     similarity_loss,
     similarity_matrix,
     wide,
 )
-from pipeline.models import build_specs, decoder_pool
-from pipeline.specs import PredSpec, SimSpec
+from pipeline.network.from_config import build_specs, decoder_pool
+from pipeline.network.specs import PredSpec, SimSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.specs import BlockSpec
+    from pipeline.network.specs import BlockSpec
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

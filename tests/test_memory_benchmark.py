@@ -33,19 +33,19 @@ from benchmarks.memory import (
     single,
 )
 from benchmarks.memory_report import growths, table, verdicts
-from pipeline.assembly import build_stage
-from pipeline.datasets import data_facts
-from pipeline.inband import TrainBatch
-from pipeline.meter import Meter
-from pipeline.models import network_specs
-from pipeline.runner import StageRunner
+from pipeline.data.facts import data_facts
+from pipeline.device.meter import Meter
+from pipeline.learning.build import build_stage
+from pipeline.network.from_config import network_specs
+from pipeline.schedule.items import TrainBatch
+from pipeline.worker.stage_runner import StageRunner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
-    from pipeline.inband import Item
+    from pipeline.schedule.items import Item
 
     Queue: TypeAlias = deque[tuple[int, Item, tuple[Tensor, ...]]]
 

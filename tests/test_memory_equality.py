@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from memory_run import TREE, Job, train_pipelined
 
-from pipeline.blockfile import decode_block
 from pipeline.errors import (
     InterruptedRunError,
 )
-from pipeline.events import CheckpointWritten
+from pipeline.learning.block_file import decode_block
+from pipeline.run.events import CheckpointWritten
 from pipeline.single import SingleTrainer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from pipeline.checkpoint import StartState
-    from pipeline.events import Event
+    from pipeline.run.events import Event
+    from pipeline.storage.checkpoint import StartState
 
 pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
 

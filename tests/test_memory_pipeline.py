@@ -12,10 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from memory_run import KILLED, Fleet, Job, coordinator, train_pipelined
 
-from pipeline.assembly import build_stage
-from pipeline.block import Block
-from pipeline.cost import block_costs
-from pipeline.datasets import data_facts
+from pipeline.data.facts import data_facts
 from pipeline.errors import (
     InterruptedRunError,
     PipelineError,
@@ -23,8 +20,12 @@ from pipeline.errors import (
     StageLostError,
     TimedOutError,
 )
-from pipeline.events import CheckpointWritten, EpochDone, Note, Progress, Waiting
-from pipeline.messages import (
+from pipeline.learning.block import Block
+from pipeline.learning.build import build_stage
+from pipeline.network.from_config import network_specs
+from pipeline.planning.cost import block_costs
+from pipeline.planning.plan import received_bytes
+from pipeline.protocol.messages import (
     PROTOCOL_VERSION,
     Bye,
     Complete,
@@ -34,11 +35,10 @@ from pipeline.messages import (
     Report,
     State,
 )
-from pipeline.models import network_specs
-from pipeline.plan import received_bytes
-from pipeline.records import PassReport, Tally, Usage
+from pipeline.run.events import CheckpointWritten, EpochDone, Note, Progress, Waiting
+from pipeline.schedule.reports import PassReport, Tally, Usage
 from pipeline.single import SingleTrainer
-from pipeline.sources import running_code
+from pipeline.system.sources import running_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from pipeline.checkpoint import StartState
-    from pipeline.events import Event
-    from pipeline.stage import Stage
+    from pipeline.learning.stage import Stage
+    from pipeline.run.events import Event
+    from pipeline.storage.checkpoint import StartState
 
 pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
 
@@ -98,7 +98,7 @@ def test_slots_that_a_device_reads_come_back_while_the_next_batch_is_taken(
             }
             return SimpleNamespace(query=done[max_in_flight])
 
-    monkeypatch.setattr("pipeline.worker.marks_of", lambda device: Device().mark)
+    monkeypatch.setattr("pipeline.worker.worker.marks_of", lambda device: Device().mark)
     job = Job(folder(), 3, checkpoint_every_steps=1, max_in_flight=max_in_flight)
     train_pipelined(job)
     assert job.store.files == single.store.files

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from pipeline.assembly import prepare_process
-from pipeline.meter import DeviceStopwatch, Meter, meter_of
+from pipeline.device.meter import DeviceStopwatch, Meter, meter_of
+from pipeline.learning.build import prepare_process
 
 
 @dataclass

@@ -11,12 +11,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from pipeline.config import build_config
-from pipeline.datasets import data_facts
+from pipeline.config.sections import build_config
+from pipeline.data.facts import data_facts
 from pipeline.errors import ConfigError
-from pipeline.models import build_specs, decoder_pool, network_specs
-from pipeline.pooling import pool
-from pipeline.specs import BlockSpec, LayerSpec, PoolSpec, stage_units
+from pipeline.kernels.pooling import pool
+from pipeline.network.from_config import build_specs, decoder_pool, network_specs
+from pipeline.network.specs import BlockSpec, LayerSpec, PoolSpec, stage_units
 
 CIFAR = (3, 32, 32)
 

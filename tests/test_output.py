@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from processes import HELD, digests
 
-from launch.output import Backlog, Outlet, lost_output
+from launch.display.streams import Backlog, Outlet, lost_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -123,7 +123,7 @@ def test_who_does_not_read_holds_up_nobody(paused: Callable[[], Iterator[tuple[i
 def test_the_end_does_not_wait_for_ever(
     paused: Callable[[], Iterator[tuple[int, int]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launch.output.LAST_WORDS_S", 0.05)
+    monkeypatch.setattr("launch.display.streams.LAST_WORDS_S", 0.05)
     with paused() as (_, writer):
         outlet = Outlet(writer, "utf-8")
         outlet.wait_for_no_reader()
@@ -169,7 +169,7 @@ def test_of_lines_that_wait_the_oldest_go(most: int, texts: list[str], kept: str
     assert backlog.take() == ""
 
 
-UNWAITING = "import launch.output as o; o.LAST_WORDS_S = 0.1; "
+UNWAITING = "import launch.display.streams as o; o.LAST_WORDS_S = 0.1; "
 
 
 @pytest.mark.processes

@@ -9,21 +9,21 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.assembly import build_stage
-from pipeline.blockfile import decode_block, encode_block
-from pipeline.config import Config, build_config
-from pipeline.datasets import data_facts
+from pipeline.config.sections import Config, build_config
+from pipeline.data.facts import data_facts
 from pipeline.errors import CheckpointError, ConfigError, one_line
-from pipeline.factory import build_parts
-from pipeline.models import network_specs
-from pipeline.optimizers import make_optimizer
-from pipeline.ownership import retyped
-from pipeline.placing import _Placed, memory_of
+from pipeline.learning.block_file import decode_block, encode_block
+from pipeline.learning.build import build_stage
+from pipeline.learning.optimizers import make_optimizer
+from pipeline.network.from_config import network_specs
+from pipeline.network.ownership import retyped
+from pipeline.network.placing import _Placed, memory_of
+from pipeline.network.user_network import build_parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.stage import Stage
+    from pipeline.learning.stage import Stage
 
 CPU = torch.device("cpu")
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from launch.paper import Cell, Entry, Setting, all_cells, entries_of, read_tables, select
-from launch.paper_config import (
+from launch.paper.configs import (
     CONFIGS,
     config_files,
     config_text,
@@ -18,11 +17,12 @@ from launch.paper_config import (
     shortened,
     write_configs,
 )
-from pipeline.config import config_tree
-from pipeline.configfile import load_config
-from pipeline.datasets import check_data, data_facts
+from launch.paper.table import Cell, Entry, Setting, all_cells, entries_of, read_tables, select
+from pipeline.config.config_file import load_config
+from pipeline.config.sections import config_tree
+from pipeline.data.facts import check_data, data_facts
 from pipeline.errors import ConfigError
-from pipeline.models import network_specs
+from pipeline.network.from_config import network_specs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TABLES = read_tables()

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from launch import costfile
-from launch.job import Options, make_job
-from pipeline.config import DataConfig
-from pipeline.datasets import data_root
+from launch.job import Options
+from launch.plan import cost_cache as costfile
+from launch.plan.checks import make_job
+from pipeline.config.sections import DataConfig
+from pipeline.data.facts import data_root
 from pipeline.errors import ConfigError
-from pipeline.paths import expanded
+from pipeline.system.paths import expanded
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.patience import LOOK_S, Patience
+from pipeline.transport.timeout import LOOK_S, Patience
 
 
 def test_it_is_used_up_look_by_look() -> None:

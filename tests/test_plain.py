@@ -19,12 +19,12 @@ from benchmarks.plain import PlainBlock, PlainTrainer
 from benchmarks.speeds import Row, answers, network_text, onef1b, plain, ratio, rows_of
 from benchmarks.tables import markdown, with_section
 from benchmarks.throughput import report, size_of_run
-from pipeline.block import Block
-from pipeline.config import build_config
+from pipeline.config.sections import build_config
 from pipeline.errors import ConfigError
-from pipeline.models import build_specs
-from pipeline.optimizers import make_optimizer
-from pipeline.stage import Stage
+from pipeline.learning.block import Block
+from pipeline.learning.optimizers import make_optimizer
+from pipeline.learning.stage import Stage
+from pipeline.network.from_config import build_specs
 
 LR, STEPS, CPU = 5e-4, 3, torch.device("cpu")
 MODELS = {

@@ -12,16 +12,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import placement as planning
-from pipeline.config import build_config
-from pipeline.cost import BlockCost, block_costs
-from pipeline.datasets import data_facts
+from pipeline.config.sections import build_config
+from pipeline.data.facts import data_facts
 from pipeline.errors import ConfigError
-from pipeline.models import build_specs
-from pipeline.moves import drawn_together, relieved
-from pipeline.placement import busiest, most_even_cuts, place
-from pipeline.plan import Plan, make_plan, speedup_bound_consecutive, speedup_bound_free, stage_cost
-from pipeline.specs import BlockSpec, LayerSpec
+from pipeline.network.from_config import build_specs
+from pipeline.network.specs import BlockSpec, LayerSpec
+from pipeline.planning import placement as planning
+from pipeline.planning.cost import BlockCost, block_costs
+from pipeline.planning.moves import drawn_together, relieved
+from pipeline.planning.placement import busiest, most_even_cuts, place
+from pipeline.planning.plan import (
+    Plan,
+    make_plan,
+    speedup_bound_consecutive,
+    speedup_bound_free,
+    stage_cost,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from launch.job import network_costs
-from pipeline.block import Block
-from pipeline.config import build_config
-from pipeline.configfile import load_config
-from pipeline.datasets import data_facts
+from launch.plan.checks import network_costs
+from pipeline.config.config_file import load_config
+from pipeline.config.loss import LossConfig
+from pipeline.config.model import ModelConfig
+from pipeline.config.sections import build_config
+from pipeline.data.facts import data_facts
 from pipeline.errors import ConfigError
-from pipeline.lossconfig import LossConfig
-from pipeline.modelconfig import ModelConfig
-from pipeline.models import build_specs, network_specs
-from pipeline.optimizers import make_optimizer
-from pipeline.specs import BlockSpec, stage_units
-from pipeline.stage import Stage
+from pipeline.learning.block import Block
+from pipeline.learning.optimizers import make_optimizer
+from pipeline.learning.stage import Stage
+from pipeline.network.from_config import build_specs, network_specs
+from pipeline.network.specs import BlockSpec, stage_units
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CLASSES, CPU = 4, torch.device("cpu")

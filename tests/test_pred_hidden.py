@@ -9,14 +9,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.block import Block
-from pipeline.config import build_config
-from pipeline.cost import block_costs
+from pipeline.config.sections import build_config
 from pipeline.errors import ConfigError
-from pipeline.models import build_specs
+from pipeline.learning.block import Block
+from pipeline.network.from_config import build_specs
+from pipeline.planning.cost import block_costs
 
 if TYPE_CHECKING:
-    from pipeline.specs import BlockSpec
+    from pipeline.network.specs import BlockSpec
 
 SMALL_VGG = {"name": "vgg", "layers": [4, "M", 6], "hidden": 5}
 """Three hidden blocks; with 16 inputs their classifiers see 4x2x2, 6x1x2 and 5 numbers."""

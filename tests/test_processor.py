@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from launch.provenance import processor
-from pipeline import processor as module
-from pipeline.processor import processor_fact
+from launch.machine.provenance import processor
+from pipeline.device import host as module
+from pipeline.device.host import processor_fact
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, get_args
 
 import pytest
 
-from pipeline.addresses import LinkAddress
-from pipeline.datasets import DataFacts
+from pipeline.data.facts import DataFacts
 from pipeline.errors import ProtocolError
-from pipeline.inband import Stop
-from pipeline.messages import (
+from pipeline.protocol.addresses import LinkAddress
+from pipeline.protocol.life_cycle import TABLE, LifeCycle, Phase
+from pipeline.protocol.messages import (
     Bye,
     CloseLink,
     Complete,
@@ -33,8 +33,8 @@ from pipeline.messages import (
     State,
     WorkerMessage,
 )
-from pipeline.protocol import TABLE, LifeCycle, Phase
-from pipeline.records import PassReport, Usage
+from pipeline.schedule.items import Stop
+from pipeline.schedule.reports import PassReport, Usage
 
 if TYPE_CHECKING:
     from typing import Any

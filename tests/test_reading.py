@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from memory_run import Job, train_pipelined
 
-from pipeline.daemonpool import DaemonPool
 from pipeline.errors import CutShortError, InterruptedRunError, PipelineError, RunError
-from pipeline.events import Waiting
+from pipeline.run.events import Waiting
 from pipeline.single import SingleTrainer
+from pipeline.system.daemon_pool import DaemonPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -104,9 +104,9 @@ def test_so_does_whatever_else_goes_wrong_with_an_item(train: Train, folder: Fol
 def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Job, int], None]]:
     """Have batch `index` of epoch 1 read from a disk that gives nothing, until the test is over."""
     over = Event()
-    monkeypatch.setattr("pipeline.data.Batches.in_memory", False)
-    monkeypatch.setattr("pipeline.reading._ENDS_S", 0.3)
-    monkeypatch.setattr("pipeline.reading._TELLS_EVERY_S", 0.1)
+    monkeypatch.setattr("pipeline.data.batches.Batches.in_memory", False)
+    monkeypatch.setattr("pipeline.run.reading._ENDS_S", 0.3)
+    monkeypatch.setattr("pipeline.run.reading._TELLS_EVERY_S", 0.1)
 
     def hang(job: Job, index: int) -> None:
         failing(job, TRAIN, (1, index), lambda: over.wait(60.0))
@@ -119,7 +119,7 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Job, int], No
 def test_what_is_read_from_a_disk_gives_the_same(
     train: Train, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.data.Batches.in_memory", False)
+    monkeypatch.setattr("pipeline.data.batches.Batches.in_memory", False)
     read, held = Job(folder(), 3), Job(folder(), 3)
     train(read)
     monkeypatch.undo()
@@ -150,7 +150,7 @@ def test_a_disk_that_hangs_for_too_long_ends_the_run(
     train: Train, folder: Folder, hanging: Callable[[Job, int], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("pipeline.reading.LONGEST_WAIT_S", 0.3)
+    monkeypatch.setattr("pipeline.run.reading.LONGEST_WAIT_S", 0.3)
     job = Job(folder(), 3)
     hanging(job, 1)
     with pytest.raises(CutShortError, match="for the images of batch 2: the disk gave none"):
@@ -177,7 +177,7 @@ def _fails_at_7(number: int) -> int:
 
 def test_a_thread_that_hangs_does_not_keep_the_process() -> None:
     program = (
-        "from threading import Event; from pipeline.daemonpool import DaemonPool; "
+        "from threading import Event; from pipeline.system.daemon_pool import DaemonPool; "
         "DaemonPool(2, 'decode').submit(Event().wait)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -9,12 +9,13 @@ import torch
 from gradients import check_gradients
 from torch.nn import functional as F
 
-from pipeline import layout, readout
-from pipeline.layout import channels_last, flattened, is_channels_last, pixels
-from pipeline.models import decoder_pool
-from pipeline.pooling import pool
-from pipeline.readout import read_out
-from pipeline.specs import PoolSpec
+from pipeline.kernels import memory_layout as layout
+from pipeline.kernels import spatial_std as readout
+from pipeline.kernels.memory_layout import channels_last, flattened, is_channels_last, pixels
+from pipeline.kernels.pooling import pool
+from pipeline.kernels.spatial_std import read_out
+from pipeline.network.from_config import decoder_pool
+from pipeline.network.specs import PoolSpec
 
 if TYPE_CHECKING:
     from torch import Tensor

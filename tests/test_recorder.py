@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pipeline.checkpoint import StartState
 from pipeline.errors import CheckpointError, RunError, TimedOutError
-from pipeline.events import CheckpointWritten, EpochDone, Note, Waiting
-from pipeline.feed import Course, Position
-from pipeline.folder import Folder
-from pipeline.keeper import LeftOut, Refused, Written
-from pipeline.recorder import Recorder, trim_metrics
-from pipeline.records import PassReport, RunSnapshot, StageSnapshot, Tally, Usage
+from pipeline.run.events import CheckpointWritten, EpochDone, Note, Waiting
+from pipeline.run.recorder import Recorder, trim_metrics
+from pipeline.schedule.feed import Course, Position
+from pipeline.schedule.reports import PassReport, RunSnapshot, StageSnapshot, Tally, Usage
+from pipeline.storage.background_writer import LeftOut, Refused, Written
+from pipeline.storage.checkpoint import StartState
+from pipeline.storage.folder import Folder
 
 if TYPE_CHECKING:
-    from pipeline.events import Event
-    from pipeline.keeper import Outcome
+    from pipeline.run.events import Event
+    from pipeline.storage.background_writer import Outcome
 
 COURSE = Course(
     epochs=3, steps_per_epoch=4, evaluation_batches=2, lr=0.5, milestones=(1,), factor=0.25

@@ -14,24 +14,24 @@ import numpy as np
 import pytest
 from memory_run import Fate, Fleet, Job, coordinator, train_pipelined
 
-from pipeline import worker as worker_module
+from pipeline.coordinator.restarts import WITHIN_S, Restarts
 from pipeline.errors import InterruptedRunError, StageFailedError, StageLostError
-from pipeline.events import Note
-from pipeline.inband import Stop
-from pipeline.kept import KeptStates
-from pipeline.messages import Bye, State
-from pipeline.recovery import WITHIN_S, Restarts
+from pipeline.protocol.messages import Bye, State
+from pipeline.run.events import Note
+from pipeline.schedule.items import Stop
 from pipeline.single import SingleTrainer
+from pipeline.worker import worker as worker_module
+from pipeline.worker.kept_snapshots import KeptStates
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from pipeline.carriers import Payload
-    from pipeline.coordinator import Coordinator
-    from pipeline.events import Event
-    from pipeline.inband import Item
-    from pipeline.links import Said, Sender
+    from pipeline.coordinator.coordinator import Coordinator
+    from pipeline.run.events import Event
+    from pipeline.schedule.items import Item
+    from pipeline.transport.interfaces import Said, Sender
+    from pipeline.transport.payloads import Payload
 
     Folder = Callable[[], Path]
 
@@ -297,7 +297,7 @@ def test_an_interrupted_run_whose_stop_marker_never_arrives_ends(
 def test_a_fault_that_comes_back_at_the_same_batch_ends_the_run(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.block import Block
+    from pipeline.learning.block import Block
 
     transfer = Block.transfer
 

@@ -16,9 +16,9 @@ from benchmarks.recovery import (
     snapshots_in,
     timed_config,
 )
-from pipeline.config import build_config
-from pipeline.feed import Feed, Position, course_of
-from pipeline.inband import Snapshot
+from pipeline.config.sections import build_config
+from pipeline.schedule.feed import Feed, Position, course_of
+from pipeline.schedule.items import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

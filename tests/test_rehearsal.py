@@ -16,21 +16,21 @@ import torch
 from processes import digests, final_digests, launch
 from torch import Tensor, nn
 
-from pipeline.assembly import build_stage
-from pipeline.config import Config, build_config
-from pipeline.datasets import data_facts
+from pipeline.config.sections import Config, build_config
+from pipeline.data.facts import data_facts
 from pipeline.errors import ConfigError
-from pipeline.layout import as_it_arrives
-from pipeline.models import network_specs
-from pipeline.placing import memory_of
-from pipeline.rehearsal import rehearse
+from pipeline.kernels.memory_layout import as_it_arrives
+from pipeline.learning.build import build_stage
+from pipeline.network.from_config import network_specs
+from pipeline.network.placing import memory_of
+from pipeline.rehearsal.rehearsal import rehearse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from pipeline.rehearsal import Rehearsal
-    from pipeline.stage import Stage
+    from pipeline.learning.stage import Stage
+    from pipeline.rehearsal.rehearsal import Rehearsal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

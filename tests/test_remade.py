@@ -10,28 +10,28 @@ import torch
 from torch import nn
 
 from benchmarks.allocations import peak, pieces_of, recorded
-from pipeline import block as blocks
-from pipeline import layout
-from pipeline.assembly import build_stage
-from pipeline.block import Block
-from pipeline.config import build_config
-from pipeline.datasets import data_facts
-from pipeline.groups import Pending
-from pipeline.layout import channels_last
-from pipeline.models import network_specs
-from pipeline.nonlinearity import activate
-from pipeline.optimizers import make_optimizer
-from pipeline.pooling import pool, pool_values
-from pipeline.readout import pool_over, read_out
-from pipeline.remade import normalised, remake
-from pipeline.specs import PoolSpec
-from pipeline.stage import Stage
+from pipeline.config.sections import build_config
+from pipeline.data.facts import data_facts
+from pipeline.kernels import memory_layout as layout
+from pipeline.kernels.memory_layout import channels_last
+from pipeline.kernels.nonlinearity import activate
+from pipeline.kernels.pooling import pool, pool_values
+from pipeline.kernels.recompute import normalised, remake
+from pipeline.kernels.spatial_std import pool_over, read_out
+from pipeline.learning import block as blocks
+from pipeline.learning.block import Block
+from pipeline.learning.build import build_stage
+from pipeline.learning.groups import Pending
+from pipeline.learning.optimizers import make_optimizer
+from pipeline.learning.stage import Stage
+from pipeline.network.from_config import network_specs
+from pipeline.network.specs import PoolSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.config import Config
-    from pipeline.nonlinearity import Nonlinearity
+    from pipeline.config.sections import Config
+    from pipeline.kernels.nonlinearity import Nonlinearity
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -17,12 +17,13 @@ import pytest
 from click.testing import CliRunner
 from processes import final_digests
 
+from launch.engines.local import LocalEngine
 from launch.job import Options
-from launch.local import LocalEngine
-from launch.paper import read_tables, select
-from launch.paper_config import config_text, shortened
-from launch.paper_report import RESULTS, difference, report_text, write_report
-from launch.paper_results import (
+from launch.machine.provenance import is_provenance, provenance, read_starts, write_starts
+from launch.paper.configs import config_text, shortened
+from launch.paper.report import RESULTS, difference, report_text, write_report
+from launch.paper.request import Request
+from launch.paper.results import (
     Record,
     best_record,
     keep_record,
@@ -30,13 +31,13 @@ from launch.paper_results import (
     record_of,
     what_differs,
 )
-from launch.paper_tasks import make_task
-from launch.provenance import is_provenance, provenance, read_starts, write_starts
-from launch.reproduce import Request, main, reproduce
-from launch.rundir import RunDirectory, hold
-from pipeline.configfile import load_config
+from launch.paper.table import read_tables, select
+from launch.paper.tasks import make_task
+from launch.reproduce import main, reproduce
+from launch.run_directory import RunDirectory, hold
+from pipeline.config.config_file import load_config
 from pipeline.errors import ConfigError
-from pipeline.folder import Folder
+from pipeline.storage.folder import Folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from click.testing import Result
     from processes import Launcher
 
-    from launch.paper import Entry, Table
+    from launch.paper.table import Entry, Table
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -88,7 +89,7 @@ tables:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder whose paper has one tiny table."""
     (tmp_path / "tiny_paper.yaml").write_text(TINY_PAPER, encoding="utf-8")
-    monkeypatch.setattr("launch.paper.TABLE", tmp_path / "tiny_paper.yaml")
+    monkeypatch.setattr("launch.paper.table.TABLE", tmp_path / "tiny_paper.yaml")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -223,8 +224,8 @@ PLANTED = """
 from pathlib import Path
 from processes import hold_feed
 hold_feed({step})
-import launch.paper
-launch.paper.TABLE = Path("tiny_paper.yaml")
+import launch.paper.table
+launch.paper.table.TABLE = Path("tiny_paper.yaml")
 from launch.reproduce import main
 main()
 """
@@ -470,7 +471,7 @@ def test_a_clone_that_is_not_installed_has_no_version(monkeypatch: pytest.Monkey
             raise PackageNotFoundError(package)
         return "1"
 
-    monkeypatch.setattr("launch.provenance.version", version)
+    monkeypatch.setattr("launch.machine.provenance.version", version)
     where = provenance("command")
     assert (where["versions"]["local-loss-pipeline"], where["versions"]["torch"]) == ("", "1")
     assert is_provenance(where)
@@ -510,7 +511,7 @@ def test_what_another_command_finishes_meanwhile_is_not_trained_again(
         before.update(contents(folder))
         return hold(path)
 
-    monkeypatch.setattr("launch.rundir.hold", late)
+    monkeypatch.setattr("launch.run_directory.hold", late)
     assert reproduce(tables, request_of("1/mlp/glob")) == 0
     assert contents(folder) == before
     assert [found.entry for found in read_records(here / "benchmarks" / RESULTS)] == [
@@ -683,7 +684,7 @@ def test_no_other_writes_between_a_record_and_its_report(
         finally:
             os.close(descriptor)
 
-    monkeypatch.setattr("launch.paper_report.draw_figures", look)
+    monkeypatch.setattr("launch.paper.report.draw_figures", look)
     finished_run(here / "runs/paper/digits/mlp_predsim", entry_of(tables, "1/mlp/predsim"))
     assert reproduce(tables, request_of("1/mlp/predsim")) == 0
     assert run("--report").exit_code == 0

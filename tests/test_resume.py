@@ -19,19 +19,20 @@ from processes import HELD, TINY, TINY_EPOCH, digests, epochs, final_digests, la
 
 from launch import resume
 from launch.cli import main
-from launch.interrupts import ONE_S
-from launch.job import Options, make_job
-from launch.local import LocalEngine
+from launch.engines.interrupts import ONE_S
+from launch.engines.local import LocalEngine
+from launch.job import Options
+from launch.plan.checks import make_job
 from launch.resume import nothing_left
-from launch.rundir import hold
+from launch.run_directory import hold
 from launch.training import carry_out, make_run
-from pipeline.checkpoint import StartState
-from pipeline.data import load_batches
+from pipeline.data.batches import load_batches
 from pipeline.errors import InterruptedRunError
-from pipeline.events import ignore
-from pipeline.feed import Feed, course_of
-from pipeline.inband import EndEvaluation, EvaluationBatch, Item, Snapshot, Stop, TrainBatch
-from pipeline.keeper import BackgroundKeeper
+from pipeline.run.events import ignore
+from pipeline.schedule.feed import Feed, course_of
+from pipeline.schedule.items import EndEvaluation, EvaluationBatch, Item, Snapshot, Stop, TrainBatch
+from pipeline.storage.background_writer import BackgroundKeeper
+from pipeline.storage.checkpoint import StartState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
     from processes import Launcher
 
     from launch.job import Job
-    from pipeline.checkpoint import Checkpoint
-    from pipeline.folder import Folder
+    from pipeline.storage.checkpoint import Checkpoint
+    from pipeline.storage.folder import Folder
 
     Start = Callable[..., Launcher]
 

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from launch import room
-from launch.foresight import cautions
-from launch.gpus import devices, gpu_memory
-from launch.job import Options, make_job
-from launch.room import host_memory
+from launch.job import Options
+from launch.machine.gpus import devices, gpu_memory
+from launch.plan import memory as room
+from launch.plan.checks import make_job
+from launch.plan.foresight import cautions
+from launch.plan.memory import host_memory
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def places(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """A machine with 16 GiB and a GPU of 8."""
     has = {"cpu": 16 * GIB, "cuda:0": 8 * GIB}
     monkeypatch.setattr(room, "memory_of_places", lambda: has)
-    monkeypatch.setattr("launch.job.devices", partial(devices, count=lambda: 1))
+    monkeypatch.setattr("launch.plan.checks.devices", partial(devices, count=lambda: 1))
     return has
 
 
@@ -118,7 +119,7 @@ def test_other_machines_are_not_compared_with_this_one(
     tmp_path: Path, places: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     del places["cuda:0"]
-    monkeypatch.setattr("launch.job.devices", devices)
+    monkeypatch.setattr("launch.plan.checks.devices", devices)
     wide = ("model.hidden=1000000", "data.size=256")
     assert cautions(job(tmp_path, *wide, gpus="0-3", dry_run=True)) == []
     device = tmp_path / "device.yaml"

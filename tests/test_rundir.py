@@ -12,12 +12,12 @@ import pytest
 from disk import fill, remount, small_disk
 from processes import TINY_EPOCH, launch
 
-from launch import rundir
-from launch.local import LocalEngine
-from launch.rundir import folder_named, hold, hold_new
-from pipeline.durable import write_synced
+from launch import run_directory as rundir
+from launch.engines.local import LocalEngine
+from launch.run_directory import folder_named, hold, hold_new
 from pipeline.errors import ConfigError
-from pipeline.folder import Folder
+from pipeline.storage.atomic import write_synced
+from pipeline.storage.folder import Folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable

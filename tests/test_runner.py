@@ -11,12 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.block import Block
-from pipeline.blockfile import decode_block, encode_block
-from pipeline.config import build_config
+from pipeline.config.sections import build_config
+from pipeline.device.meter import Meter
 from pipeline.errors import ProtocolError
-from pipeline.feed import Course, Feed, Position
-from pipeline.inband import (
+from pipeline.learning.block import Block
+from pipeline.learning.block_file import decode_block, encode_block
+from pipeline.learning.optimizers import make_optimizer
+from pipeline.learning.stage import Stage
+from pipeline.network.from_config import build_specs
+from pipeline.schedule.feed import Course, Feed, Position
+from pipeline.schedule.items import (
     EndEpoch,
     EndEvaluation,
     EvaluationBatch,
@@ -25,15 +29,11 @@ from pipeline.inband import (
     Stop,
     TrainBatch,
 )
-from pipeline.meter import Meter
-from pipeline.models import build_specs
-from pipeline.optimizers import make_optimizer
-from pipeline.records import PassReport, StageSnapshot, Tally, Usage
-from pipeline.runner import StageRunner
-from pipeline.stage import Stage
+from pipeline.schedule.reports import PassReport, StageSnapshot, Tally, Usage
+from pipeline.worker.stage_runner import StageRunner
 
 if TYPE_CHECKING:
-    from pipeline.inband import Item
+    from pipeline.schedule.items import Item
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

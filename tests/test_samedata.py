@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 from processes import launch
 
-from launch.progress import reading_shown
-from launch.samedata import check_same_data, list_files
-from pipeline.checkpoint import StartState
-from pipeline.config import DataConfig
-from pipeline.data import Batches, load_batches
-from pipeline.datarecord import record_of_tree
+from launch.display.progress import reading_shown
+from launch.same_data import check_same_data, list_files
+from pipeline.config.sections import DataConfig
+from pipeline.data.batches import Batches, load_batches
+from pipeline.data.record import record_of_tree
 from pipeline.errors import ConfigError
+from pipeline.storage.checkpoint import StartState
 
 if TYPE_CHECKING:
     from collections.abc import Callable

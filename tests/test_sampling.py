@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import DataConfig
-from pipeline.data import load_batches
-from pipeline.sampling import ClassLimit, class_limited_order, scanned_order
+from pipeline.config.sections import DataConfig
+from pipeline.data.batches import load_batches
+from pipeline.data.class_limited import ClassLimit, class_limited_order, scanned_order
 
 if TYPE_CHECKING:
     from pathlib import Path

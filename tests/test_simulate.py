@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.simulate import Crowd, Forecast, StageWork, simulate
+from pipeline.planning.simulate import Crowd, Forecast, StageWork, simulate
 
 
 def forecast(stages: list[StageWork], devices: int = 0, **more: Any) -> Forecast:

@@ -10,8 +10,8 @@ import pytest
 from memory_run import Fleet, Job, coordinator
 
 from pipeline.errors import StageFailedError, StageLostError
-from pipeline.messages import PROTOCOL_VERSION, Hello
-from pipeline.sources import difference, own_code, running_code
+from pipeline.protocol.messages import PROTOCOL_VERSION, Hello
+from pipeline.system.sources import difference, own_code, running_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 def test_every_source_file_and_version_is_named() -> None:
     names = [line.rpartition(" ")[0] for line in running_code()]
     assert len(names) == len(set(names))
-    assert {"pipeline/block.py", "pipeline/__init__.py", "launch/local.py"} <= {*names}
+    assert {"pipeline/learning/block.py", "pipeline/__init__.py", "launch/engines/local.py"} <= {
+        *names
+    }
     assert [name.split()[0] for name in names[:3]] == ["python", "torch", "numpy"]
 
 
@@ -81,7 +83,7 @@ def test_a_worker_of_other_code_ends_the_run_and_is_not_replaced(
     fleet = Fleet(2)
     fleet.control.client(1).send(Hello("run", PROTOCOL_VERSION, 1, other))
     with pytest.raises(
-        StageFailedError, match=r"runs other code .* pipeline/block\.py is "
+        StageFailedError, match=r"runs other code .* pipeline/learning/block\.py is "
     ) as said:
         coordinator(Job(folder(), 2), fleet).run()
     assert not isinstance(said.value, StageLostError)

@@ -23,12 +23,12 @@ from benchmarks.kernels import (
 )
 from benchmarks.steptime import BETWEEN, WAYS, Timed, measured, table, timed
 from benchmarks.turns import taken_in_turn, times_as_fast
-from pipeline.config import build_config
+from pipeline.config.sections import build_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.config import Config
+    from pipeline.config.sections import Config
 
 pytestmark = pytest.mark.usefixtures("torch_settings", "one_thread")
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from disk import TAKING_SPACE, Dead, FailingDisk, fill, immutable, no_space, remount, small_disk
 
-from pipeline.checkpoint import complete_checkpoints, open_checkpoint
 from pipeline.errors import CheckpointError
-from pipeline.folder import Folder
-from pipeline.records import RunSnapshot
-from pipeline.store import CheckpointStore
+from pipeline.schedule.reports import RunSnapshot
+from pipeline.storage.checkpoint import complete_checkpoints, open_checkpoint
+from pipeline.storage.checkpoint_writer import CheckpointStore
+from pipeline.storage.folder import Folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable

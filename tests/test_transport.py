@@ -13,14 +13,9 @@ import numpy as np
 import pytest
 import zmq
 
-from pipeline.carriers import ALIGNMENT, ArrayPayload
-from pipeline.codec import decode, encode
-from pipeline.door import Door
 from pipeline.errors import CalledOffError, ProtocolError, TimedOutError
-from pipeline.inband import EndEpoch, EvaluationBatch, Snapshot, Stop, TrainBatch
-from pipeline.links import LinkStatistics
-from pipeline.memory import MemoryControl, memory_link
-from pipeline.messages import (
+from pipeline.protocol.codec import decode, encode
+from pipeline.protocol.messages import (
     PROTOCOL_VERSION,
     Bye,
     CloseLink,
@@ -30,15 +25,20 @@ from pipeline.messages import (
     OpenLink,
     TensorSpec,
 )
-from pipeline.sockets import Sockets
-from pipeline.transport import ZmqReceiver, ZmqSender
+from pipeline.schedule.items import EndEpoch, EvaluationBatch, Snapshot, Stop, TrainBatch
+from pipeline.transport.in_memory import MemoryControl, memory_link
+from pipeline.transport.interfaces import LinkStatistics
+from pipeline.transport.payloads import ALIGNMENT, ArrayPayload
+from pipeline.transport.rejections import Door
+from pipeline.transport.sockets import Sockets
+from pipeline.transport.zmq_link import ZmqReceiver, ZmqSender
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from pipeline.inband import Item
-    from pipeline.links import Delivery, Receiver, Sender
+    from pipeline.schedule.items import Item
+    from pipeline.transport.interfaces import Delivery, Receiver, Sender
 
 SOON_S = 5.0  # a time-out that is not expected to be used up
 TINY_S = 0.01
@@ -523,7 +523,7 @@ def test_a_ring_that_the_system_refuses_is_done_without_and_it_says_why(
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"pipeline.carriers.{call}", refuses)
+        patch.setattr(f"pipeline.transport.payloads.{call}", refuses)
         link = Link(sockets, tmp_path)
     sender = link.sender()
     assert sender.carrier == f"frames (the next stage has no shared memory: {reason})"

@@ -14,8 +14,8 @@ import pytest
 from processes import HELD, TINY_EPOCH, digests, epochs, final_digests, launch
 
 from launch import launcher as launcher_module
-from launch.rundir import HeldRun
-from pipeline.folder import Folder
+from launch.run_directory import HeldRun
+from pipeline.storage.folder import Folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -157,7 +157,7 @@ def test_without_locks_a_run_says_so_and_goes_on(
 
 FIVE = """
 import datetime, sys
-from launch import rundir
+from launch import run_directory as rundir
 moment = datetime.datetime(2026, 1, 2, 3, 4, 5)
 rundir.datetime = type("SameSecond", (), {"now": lambda: moment})
 print("ready", flush=True)

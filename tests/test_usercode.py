@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from launch import usercode
-from launch.usercode import awaited
-from pipeline.children import no_process_left
+from launch.plan import user_code as usercode
+from launch.plan.user_code import awaited
 from pipeline.errors import ConfigError
+from pipeline.system.children import no_process_left
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,7 +72,7 @@ def test_what_is_awaited_is_said(
 
 HOLDS = """\
 import ctypes, signal, sys
-from launch.usercode import awaited
+from launch.plan.user_code import awaited
 signal.signal(signal.SIGTERM, lambda *given: None)
 with awaited("my:net", "planning"):
     print("holds", flush=True)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, get_args
 import pytest
 from rich.console import Console
 
-from launch.view import LiveView, PlainView, can_redraw, open_view
-from launch.wording import count_text, duration_text, lr_text, number_text, size_text
-from pipeline.events import (
+from launch.display.format import count_text, duration_text, lr_text, number_text, size_text
+from launch.display.view import LiveView, PlainView, can_redraw, open_view
+from pipeline.run.events import (
     CheckpointWritten,
     EpochDone,
     Event,
@@ -23,7 +23,7 @@ from pipeline.events import (
     Waiting,
     ignore,
 )
-from pipeline.records import Tally
+from pipeline.schedule.reports import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.messages import Heartbeat
-from pipeline.watch import SLOWEST_STEP, Watch
+from pipeline.coordinator.watchdog import SLOWEST_STEP, Watch
+from pipeline.protocol.messages import Heartbeat
 
 SILENCE_S, STALL_S = 10.0, 60.0
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import yamlfile
+from pipeline.config import yaml_file as yamlfile
+from pipeline.config.yaml_file import dump_tree, load_tree, load_words, value_of, word_for
 from pipeline.errors import ConfigError
-from pipeline.yamlfile import dump_tree, load_tree, load_words, value_of, word_for
 
 if TYPE_CHECKING:
     from pathlib import Path

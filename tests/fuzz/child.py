@@ -13,17 +13,17 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 READS_SOCKETS = (
     "errors",
-    "records",
-    "inband",
-    "datasets",
-    "messages",
-    "codec",
-    "carriers",
-    "transport",
+    "schedule.reports",
+    "schedule.items",
+    "data.facts",
+    "protocol.messages",
+    "protocol.codec",
+    "transport.payloads",
+    "transport.zmq_link",
 )
 READS = {
     "codec": READS_SOCKETS,
-    "checkpoint": (*READS_SOCKETS, "checkpoint", "blockfile"),
+    "checkpoint": (*READS_SOCKETS, "storage.checkpoint", "learning.block_file"),
 }
 """Modules of which libFuzzer is told what of them has run."""
 
@@ -31,7 +31,11 @@ READS = {
 def main() -> None:
     """Returns never: libFuzzer ends the process."""
     target, *flags = sys.argv[1:]
-    names = {path.stem for path in (REPOSITORY / "pipeline").glob("*.py")}
+    folder = REPOSITORY / "pipeline"
+    names = {
+        ".".join(path.relative_to(folder).with_suffix("").parts)
+        for path in folder.rglob("[!_]*.py")
+    }
     others = [f"pipeline.{name}" for name in sorted(names - {*READS[target]})]
     with atheris.instrument_imports(include=["pipeline"], exclude=others):
         for name in READS[target]:

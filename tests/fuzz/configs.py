@@ -27,17 +27,17 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where a script finds `memory_run`
 from memory_run import Fate, Job, train_pipelined
 
-from pipeline import worker
-from pipeline.events import CheckpointWritten
+from pipeline.run.events import CheckpointWritten
 from pipeline.single import SingleTrainer
+from pipeline.worker import worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from hypothesis.strategies import DrawFn
 
-    from pipeline.checkpoint import StartState
-    from pipeline.events import Event
+    from pipeline.run.events import Event
+    from pipeline.storage.checkpoint import StartState
 
 BLOCKWISE: list[dict[str, Any]] = [
     {"bio": True, "name": "pred"},
@@ -184,7 +184,7 @@ def folders() -> Iterator[Callable[[], Path]]:
 
     with (
         tempfile.TemporaryDirectory() as base,
-        patch("pipeline.worker.build_stage", locked),
+        patch("pipeline.worker.worker.build_stage", locked),
     ):
         yield lambda: Path(tempfile.mkdtemp(dir=base))
 

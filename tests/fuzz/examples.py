@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline import inband
-from pipeline.addresses import DeviceRingHandle, LinkAddress, RingHandle
-from pipeline.datasets import DataFacts
-from pipeline.messages import (
+from pipeline.data.facts import DataFacts
+from pipeline.protocol.addresses import DeviceRingHandle, LinkAddress, RingHandle
+from pipeline.protocol.messages import (
     Bye,
     CloseLink,
     Complete,
@@ -27,7 +26,8 @@ from pipeline.messages import (
     State,
     TensorSpec,
 )
-from pipeline.records import PassReport, Tally, Usage
+from pipeline.schedule import items as inband
+from pipeline.schedule.reports import PassReport, Tally, Usage
 
 FACTS = DataFacts(1, 8, 10, 100, 20, (0.5,), (0.25,))
 ADDRESS = LinkAddress(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from pipeline.imagereading import DeepPixelsError, ImageError, ImageReader, Wanted
+from pipeline.data.image_reading import DeepPixelsError, ImageError, ImageReader, Wanted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -2,7 +2,7 @@
 
     python tests/fuzz/images.py --minutes 5
 
-`imagefiles.py` says which rules hold. Each round is a process with bounded memory and time. The
+`image_folder.py` says which rules hold. Each round is a process with bounded memory and time. The
 last line is JSON; exit status 1: a file broke a rule and lies, named, in build/fuzz/images.
 `tests/test_fuzz_images.py` tries a few of them.
 """

@@ -9,12 +9,12 @@ from tempfile import TemporaryDirectory
 
 from fuzz.examples import EXAMPLES
 from fuzz.targets import SEPARATOR, STEP, framed
-from pipeline.addresses import LinkAddress, RingHandle
-from pipeline.codec import encode
-from pipeline.folder import Folder
-from pipeline.messages import PROTOCOL_VERSION, Connect, OpenLink
-from pipeline.records import RunSnapshot, Tally
-from pipeline.store import CheckpointStore
+from pipeline.protocol.addresses import LinkAddress, RingHandle
+from pipeline.protocol.codec import encode
+from pipeline.protocol.messages import PROTOCOL_VERSION, Connect, OpenLink
+from pipeline.schedule.reports import RunSnapshot, Tally
+from pipeline.storage.checkpoint_writer import CheckpointStore
+from pipeline.storage.folder import Folder
 
 _PLAIN = {"a": {"dtype": "F32", "shape": [2, 1], "data_offsets": [0, 8]}}
 _ODD = {

@@ -23,21 +23,21 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from pipeline.carriers import ArrayPayload, Ring, RingWriter
-from pipeline.checkpoint import MANIFEST, block_file_name, open_checkpoint
-from pipeline.codec import MAX_HEADER_BYTES, decode, encode
-from pipeline.door import Door
 from pipeline.errors import CheckpointError, ProtocolError
-from pipeline.messages import CloseLink, Connect, Credit, Header, Ready, State
-from pipeline.transport import ZmqReceiver
+from pipeline.protocol.codec import MAX_HEADER_BYTES, decode, encode
+from pipeline.protocol.messages import CloseLink, Connect, Credit, Header, Ready, State
+from pipeline.storage.checkpoint import MANIFEST, block_file_name, open_checkpoint
+from pipeline.transport.payloads import ArrayPayload, Ring, RingWriter
+from pipeline.transport.rejections import Door
+from pipeline.transport.zmq_link import ZmqReceiver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pipeline.addresses import RingHandle
-    from pipeline.checkpoint import StartState
-    from pipeline.messages import Message
-    from pipeline.sockets import Letter, Sockets
+    from pipeline.protocol.addresses import RingHandle
+    from pipeline.protocol.messages import Message
+    from pipeline.storage.checkpoint import StartState
+    from pipeline.transport.sockets import Letter, Sockets
 
 SEPARATOR = b"\n--\n"
 """Between the files of a checkpoint: the manifest, then block files."""
@@ -238,7 +238,7 @@ def _can_travel(start: StartState) -> None:
 
 
 def _is_decoded_or_refused(data: bytes) -> None:
-    from pipeline.blockfile import decode_block  # torch, which the codec does not need
+    from pipeline.learning.block_file import decode_block  # torch, which the codec does not need
 
     try:
         tensors = decode_block(data)

@@ -1,0 +1,270 @@
+"""The process that starts workers. It imports torch once, never touches CUDA, and forks a worker
+whenever it is asked: ten are ready in the time that one import takes, and share its memory.
+
+    launcher ─▶ fork server ─▶ workers
+
+Nobody outlives the one before it: the kernel ends a worker whose fork server is gone, a stopped
+one too; a fork server whose launcher is gone ends its workers, and removes the folder of their
+sockets. What a worker's own children leave behind falls to the fork server, which ends it, too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import selectors
+import shutil
+import signal
+import sys
+import traceback
+from contextlib import suppress
+from importlib import import_module
+from socket import MSG_DONTWAIT, socket
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from launch.engines.starting import (
+    Broken,
+    Ended,
+    Failed,
+    Ready,
+    Started,
+    answer_line,
+    read_answer,
+    read_start,
+)
+from pipeline.system.limits import cure_of, with_cure
+
+if TYPE_CHECKING:
+    from launch.engines.starting import Answer, Start
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # of <sys/prctl.h>
+_LOOK_S = 1.0
+"""How often it looks whether the launcher lives, whose socket a process of the user's may hold."""
+_ATOMIC = 4096
+"""PIPE_BUF: writes of so many bytes by several processes do not mix."""
+
+
+def main(descriptor: int, launcher: int) -> None:
+    """The whole process.
+
+    Args:
+        descriptor: of its end of the socket to the launcher.
+        launcher: process id.
+    """
+    link = socket(fileno=descriptor)
+    link.set_inheritable(False)
+    server = ForkServer(link, launcher)
+    try:
+        try:
+            _import_what_workers_need()
+        except (Exception, SystemExit) as error:  # the process boundary; MemoryError, ImportError …
+            with suppress(OSError):
+                link.sendall(answer_line(Broken(_named(error), _traceback(error))))
+        else:
+            server.serve()
+    finally:
+        server.end_all()
+
+
+def _import_what_workers_need() -> None:
+    """Whatever the garbage collector tracks by then is set aside: a collection in a worker would
+    write to every object that it visits, and so copy the memory that the workers share."""
+    import pipeline.worker.process  # noqa: F401 - for the sake of having been imported
+    from pipeline.system.sources import running_code
+
+    running_code()  # what was imported, not what may take its place while the run goes on
+    gc.collect()
+    gc.freeze()
+
+
+class ForkServer:
+    """Forks on request, and tells what became of its children."""
+
+    def __init__(self, link: socket, launcher: int) -> None:
+        self._link, self._launcher = link, launcher
+        self._workers: dict[int, int] = {}
+        """Numbers by process id."""
+        self._folder = ""
+        self._unread = b""
+        self._words, self._word = os.pipe()
+        self._alarm, self._bell = os.pipe()
+        self._selector = selectors.DefaultSelector()
+        for source in (link.fileno(), self._words, self._alarm):
+            self._selector.register(source, selectors.EVENT_READ)
+
+    def serve(self) -> None:
+        """Until the launcher has closed its end, or is gone."""
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        os.set_blocking(self._bell, False)
+        signal.set_wakeup_fd(self._bell, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, _only_wake)
+        self._say(Ready())
+        while os.getppid() == self._launcher:
+            ready = {key.fd for key, _ in self._selector.select(_LOOK_S)}
+            if self._alarm in ready:
+                os.read(self._alarm, _ATOMIC)
+            if self._words in ready:
+                self._pass_on()
+            self._reap()
+            if self._link.fileno() in ready and not self._heed():
+                return
+
+    def end_all(self) -> None:
+        """Kill all children, those that workers have left behind included; clean up."""
+        signal.set_wakeup_fd(-1)
+        for _ in range(100):  # a child may have children of its own, which then fall to this one
+            children = _children() or list(self._workers)
+            if not children:
+                break
+            for child in children:
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+            for child in children:
+                with suppress(ChildProcessError):
+                    os.waitpid(child, 0)
+                self._workers.pop(child, None)
+        if os.getppid() != self._launcher:
+            self._read_of_folder()
+            if self._folder:
+                shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _read_of_folder(self) -> None:
+        """Where the launcher has gone before anybody was forked, its requests name the folder."""
+        with suppress(BlockingIOError, ConnectionError):
+            while data := self._link.recv(1 << 16, MSG_DONTWAIT):
+                self._unread += data
+        for line in self._unread.split(b"\n")[:-1]:
+            self._folder = read_start(line).folder
+
+    def _heed(self) -> bool:
+        """Requests that have come; false where there will be no other."""
+        try:
+            data = self._link.recv(1 << 16)
+        except ConnectionError:
+            return False
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        for line in lines:
+            self._fork(read_start(line))
+        return bool(data)
+
+    def _fork(self, start: Start) -> None:
+        self._folder = start.folder
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self._say(Failed(start.worker, with_cure(error), ""))
+            self._say(Ended(start.worker, 1))
+            return
+        if not pid:
+            self._become(start)
+        self._workers[pid] = start.worker
+        self._say(Started(start.worker, pid))
+
+    def _become(self, start: Start) -> NoReturn:
+        """In the child: be that worker."""
+        code = 1
+        try:
+            self._let_go()
+            _follow(os.getppid())
+            code = _work(start, self._launcher)
+        except BaseException as error:  # the process boundary: told as data
+            answer = Failed(start.worker, _named(error)[:500], _traceback(error))
+            os.write(self._word, _short_enough(answer))
+        finally:
+            with suppress(OSError, ValueError):
+                sys.stdout.flush()
+            os._exit(code)
+
+    def _let_go(self) -> None:
+        """Of what belongs to the fork server."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._selector.close()
+        self._link.close()
+        for descriptor in (self._words, self._alarm, self._bell):
+            os.close(descriptor)
+
+    def _reap(self) -> None:
+        with suppress(ChildProcessError):  # there is none
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if not pid:
+                    break
+                if pid in self._workers:
+                    self._pass_on()  # its last words come before its end
+                    worker = self._workers.pop(pid)
+                    self._say(Ended(worker, os.waitstatus_to_exitcode(status)))
+
+    def _pass_on(self) -> None:
+        while self._selector_has(self._words):
+            for line in os.read(self._words, 1 << 16).splitlines():
+                self._say(read_answer(line))
+
+    def _selector_has(self, descriptor: int) -> bool:
+        return any(key.fd == descriptor for key, _ in self._selector.select(0))
+
+    def _say(self, answer: Answer) -> None:
+        with suppress(ConnectionError):  # the launcher is gone, which is found out anyway
+            self._link.sendall(answer_line(answer))
+
+
+def _work(start: Start, launcher: int) -> int:
+    server = os.getppid()
+    if start.here is not None:
+        with suppress(OSError):  # it was deleted meanwhile
+            os.chdir(start.here)
+    sys.path[:] = start.path
+    module, _, name = start.target.partition(":")
+
+    def forsaken() -> bool:
+        if os.getppid() == server:
+            return False
+        with suppress(ProcessLookupError):
+            os.kill(launcher, 0)
+            return True  # the launcher will start others
+        shutil.rmtree(start.folder, ignore_errors=True)
+        return True
+
+    work: Any = getattr(import_module(module), name)
+    return int(work(start.invitation, forsaken))
+
+
+def _follow(parent: int) -> None:
+    """Die with the process that started this one."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _prctl(option: int, value: int) -> None:
+    ctypes.CDLL(None).prctl(option, value)
+
+
+def _only_wake(number: int, frame: object) -> None:
+    """SIGCHLD must have a handler to wake up the selector."""
+
+
+def _children() -> list[int]:
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
+            return [int(child) for child in file.read().split()]
+    except OSError:  # a kernel that does not list them
+        return []
+
+
+def _named(error: BaseException) -> str:
+    return with_cure(error) if isinstance(error, Exception) else repr(error)
+
+
+def _traceback(error: BaseException) -> str:
+    """For who looks for a bug; empty where it is none."""
+    bug = cure_of(error) is None
+    return "".join(traceback.format_exception(error))[-20_000:] if bug else ""
+
+
+def _short_enough(answer: Failed) -> bytes:
+    trace = answer.traceback
+    while len(line := answer_line(Failed(answer.worker, answer.why, trace))) > _ATOMIC:
+        trace = trace[len(trace) // 4 + 1 :]
+    return line

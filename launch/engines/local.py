@@ -1,0 +1,309 @@
+"""Workers on this machine, forked by a process that has imported torch and never touched CUDA."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from socket import MSG_DONTWAIT, socketpair
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from launch.display.streams import settle_output, tolerate_streams, wait_for_no_reader
+from launch.engines.interrupts import INTERRUPTIONS
+from launch.engines.starting import (
+    Broken,
+    Ended,
+    Failed,
+    Ready,
+    Start,
+    Started,
+    read_answer,
+    start_line,
+)
+from pipeline.coordinator.stages import End
+from pipeline.errors import ConfigError
+from pipeline.signals import signals_held
+from pipeline.system.interpreter import (
+    current_folder,
+    module_path,
+    python_command,
+    python_environment,
+)
+from pipeline.system.limits import with_cure
+from pipeline.system.sources import running_code
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+    from socket import socket
+
+    from launch.engines.starting import Answer
+    from pipeline.protocol.credentials import Invitation
+
+_LEAVE_S = 5.0  # a worker that has said bye gets so long to exit by itself
+_KILLED_S = 5.0
+_LOOK_S = 0.01
+_WAKE_EVERY_S = 1.0
+_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""Signals that a process gets from others; the rest come of what it did itself."""
+
+
+class ForkServer:
+    """The launcher's end of the fork server. No call waits for it: it may be busy, or stopped."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._link: socket | None = None
+        self._unsent = self._unread = b""
+        self._woken_at = 0.0
+        self.generation = 0
+        """Changes when one takes the place of another."""
+
+    def run(self) -> None:
+        """Start it, unless it runs."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        self.close()
+        ours, theirs = socketpair()
+        number = theirs.fileno()
+        with theirs, signals_held(*INTERRUPTIONS):
+            self._process = subprocess.Popen(
+                python_command("launch.engines.fork_server", number, os.getpid()),
+                env=python_environment(),
+                stdin=subprocess.DEVNULL,
+                pass_fds=(number,),
+            )
+        self._link = ours
+
+    def ask(self, start: Start) -> None:
+        """To fork a worker, as soon as it can."""
+        self._unsent += start_line(start)
+        self._send()  # at once: it tells which folder to remove, should this process be killed
+
+    def _send(self) -> None:
+        with suppress(BlockingIOError, ConnectionError):
+            while self._unsent and self._link is not None:
+                self._unsent = self._unsent[self._link.send(self._unsent, MSG_DONTWAIT) :]
+
+    def answers(self) -> list[Answer]:
+        """What it has said meanwhile."""
+        if self._link is None:
+            return []
+        self._send()
+        with suppress(BlockingIOError, ConnectionError):
+            while data := self._link.recv(1 << 16, MSG_DONTWAIT):
+                self._unread += data
+        *lines, self._unread = self._unread.split(b"\n")
+        return [read_answer(line) for line in lines]
+
+    def wake(self) -> None:
+        """It is awaited; where somebody has stopped it, it goes on."""
+        if self._process is not None and monotonic() > self._woken_at + _WAKE_EVERY_S:
+            self._woken_at = monotonic()
+            self._process.send_signal(signal.SIGCONT)
+
+    def how_it_ended(self) -> str | None:
+        """None while it runs."""
+        code = None if self._process is None else self._process.poll()
+        return None if code is None else f"the process that starts workers {_how(code)}"
+
+    def close(self) -> None:
+        """End it; its workers end with it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        if self._link is not None:
+            self._link.close()
+        self._process = self._link = None
+        self._unsent = self._unread = b""
+        self.generation += 1
+
+
+@dataclass(slots=True)
+class _Worker:
+    """A process that was asked for; `pid` is known once it was forked."""
+
+    number: int
+    generation: int
+    pid: int | None = None
+    failure: Failed | Broken | None = None
+    end: End | None = None
+
+
+class LocalWorkers:
+    """Worker processes of this machine, by stage.
+
+    Args:
+        start: asks for the process of (its number, stage, attempt).
+    """
+
+    def __init__(self, server: ForkServer, start: Callable[[int, int, int], None]) -> None:
+        self._server, self._start = server, start
+        self._workers: list[_Worker] = []
+        self._asked_for = 0
+
+    def dead(self) -> dict[int, End]:
+        """Stages whose process has ended, each with how."""
+        self._look()
+        return {stage: worker.end for stage, worker in enumerate(self._workers) if worker.end}
+
+    def add(self) -> None:
+        """One more, of the next stage."""
+        self._workers.append(self._asked(len(self._workers), 0))
+
+    def replace(self, stage: int, attempt: int) -> None:
+        """End the stage's process, if it still runs, and start another for this attempt."""
+        self._look()
+        before = self._workers[stage]
+        if before.pid is None and before.end is None:
+            self._server.close()  # it hangs, or what it imports does
+        self._end(before)
+        self._workers[stage] = self._asked(stage, attempt)
+
+    def wake(self, stage: int) -> None:
+        """Let the stage's process go on, where somebody has stopped it (SIGSTOP)."""
+        worker = self._workers[stage]
+        if worker.end is None and worker.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGCONT)
+
+    def leave(self) -> None:
+        """Wait for workers that have said bye."""
+        self._join(_LEAVE_S)
+
+    def stop(self) -> None:
+        """End whatever still runs, a stopped (SIGSTOP) process included.
+
+        Killing is clean: workers leave nothing behind that the kernel does not free.
+        """
+        self._look()
+        if any(worker.pid is None and worker.end is None for worker in self._workers):
+            self._server.close()  # some are still to be forked; all that were end with it
+        for worker in self._workers:
+            self._end(worker)
+        self._join(_KILLED_S)
+
+    def _asked(self, stage: int, attempt: int) -> _Worker:
+        self._asked_for += 1
+        try:
+            self._start(self._asked_for, stage, attempt)
+        except OSError as error:  # of the fork server
+            why = f"can't be started: {with_cure(error)}"
+            return _Worker(self._asked_for, 0, end=End(why, comes_back=True))
+        return _Worker(self._asked_for, self._server.generation)
+
+    def _end(self, worker: _Worker) -> None:
+        if worker.end is None and worker.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGKILL)
+
+    def _join(self, timeout_s: float) -> None:
+        until = monotonic() + timeout_s
+        while len(self.dead()) < len(self._workers) and monotonic() < until:
+            time.sleep(_LOOK_S)
+
+    def _look(self) -> None:
+        """Take in what the fork server says; where it is gone, so are its workers."""
+        how = self._server.how_it_ended()  # first: what it said before its end is still read
+        for answer in self._server.answers():
+            self._take(answer)
+        for worker in [worker for worker in self._workers if worker.end is None]:
+            if how is not None or worker.generation != self._server.generation:
+                self._end(worker)
+                worker.end = _end_of(worker, how or "the process that starts workers was replaced")
+            elif worker.pid is None:
+                self._server.wake()
+
+    def _take(self, answer: Answer) -> None:
+        if isinstance(answer, Ready):
+            return
+        for worker in self._workers:
+            if isinstance(answer, Broken):
+                worker.failure = answer
+            elif worker.number != answer.worker:
+                continue
+            elif isinstance(answer, Started):
+                worker.pid = answer.pid
+            elif isinstance(answer, Failed):
+                worker.failure = answer
+            else:
+                worker.end = _end_of(worker, _how(answer.code), answer)
+
+
+class LocalEngine:
+    """Starts workers through a fork server of its own."""
+
+    def __init__(self) -> None:
+        self._server = ForkServer()
+
+    def warm_up(self) -> None:
+        """Start the fork server; it imports torch while this process does other things.
+
+        Raises:
+            ConfigError: on a system that has none.
+        """
+        if sys.platform != "linux":
+            raise ConfigError(f"workers need Linux, this is {sys.platform}; use --single")
+        running_code()  # what this process has imported, before other files can take their place
+        self._server.run()
+
+    def start(self, invitations: Sequence[Invitation], folder: Path) -> LocalWorkers:
+        """One process per stage; if one can't be started, none is left."""
+
+        def start_one(number: int, stage: int, attempt: int) -> None:
+            self.warm_up()  # the fork server may have been killed, too
+            self._server.ask(
+                Start(
+                    number,
+                    f"{_work.__module__}:{_work.__qualname__}",
+                    replace(invitations[stage], attempt=attempt),
+                    str(folder),
+                    current_folder(),
+                    tuple(module_path()),
+                )
+            )
+
+        workers = LocalWorkers(self._server, start_one)
+        try:
+            for _ in invitations:
+                workers.add()
+        except BaseException:
+            workers.stop()
+            raise
+        return workers
+
+    def close(self) -> None:
+        """End the fork server."""
+        self._server.close()
+
+
+def _work(invitation: Invitation, launcher_gone: Callable[[], bool]) -> int:
+    from pipeline.worker.process import run_worker  # torch: only the fork server may pay for it
+
+    tolerate_streams()  # what a user's own modules print
+    wait_for_no_reader()
+    status = run_worker(invitation, launcher_gone)
+    settle_output()
+    return status
+
+
+def _end_of(worker: _Worker, how: str, ended: Ended | None = None) -> End:
+    if worker.failure is not None:
+        why = f"can't be started: {worker.failure.why}"
+        return End(why, comes_back=True, traceback=worker.failure.traceback)
+    if ended is None:
+        return End(f"is gone: {how}", silent=True)
+    itself = ended.code > 0 or (ended.code < 0 and -ended.code not in _FROM_OUTSIDE)
+    return End(how, silent=ended.code < 0, comes_back=itself)
+
+
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit status {code}"
+    known = -code in set(signal.Signals)
+    return f"was killed by {signal.Signals(-code).name if known else f'signal {-code}'}"

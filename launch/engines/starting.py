@@ -1,0 +1,105 @@
+"""What launcher and fork server say to each other: a line of JSON each.
+
+launcher ──── Start ───▶ fork server
+         ◀─── Ready, once it has imported what workers need; or Broken, and it ends
+         ◀─── Started ─▶ Ended, perhaps with Failed before: of each worker, by its number
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import TypeAlias
+
+from pipeline.protocol.credentials import Invitation, Keys
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Fork a worker that calls `target` (module:function) with its invitation and `folder`.
+
+    `here`: the folder to work in, None for the fork server's own. `path`: where to look for
+    modules.
+    """
+
+    worker: int
+    target: str
+    invitation: Invitation
+    folder: str
+    here: str | None
+    path: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """All is imported."""
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """What all workers need can't be imported."""
+
+    why: str
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The worker is this process."""
+
+    worker: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The worker can't be forked, or failed before it could tell the coordinator so."""
+
+    worker: int
+    why: str
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The worker's process is gone; a negative `code` is the signal that ended it."""
+
+    worker: int
+    code: int
+
+
+Answer: TypeAlias = Ready | Broken | Started | Failed | Ended
+_ANSWERS: dict[str, type[Answer]] = {
+    kind.__name__: kind for kind in (Ready, Broken, Started, Failed, Ended)
+}
+
+
+def answer_line(answer: Answer) -> bytes:
+    """An answer as it travels."""
+    return json.dumps([type(answer).__name__, asdict(answer)]).encode() + b"\n"
+
+
+def read_answer(line: bytes) -> Answer:
+    """What `answer_line` has written."""
+    name, fields = json.loads(line)
+    return _ANSWERS[name](**fields)
+
+
+def start_line(start: Start) -> bytes:
+    """A request as it travels."""
+    tree = asdict(start)
+    keys = tree["invitation"]["keys"]
+    if keys:
+        keys["run"] = sorted(keys["run"])
+    return json.dumps(tree).encode() + b"\n"
+
+
+def read_start(line: bytes) -> Start:
+    """What `start_line` has written."""
+    tree = json.loads(line)
+    invitation, keys = tree.pop("invitation"), None
+    if invitation["keys"]:
+        given = invitation["keys"]
+        keys = Keys(**{**given, "run": frozenset(given["run"])})
+    path = tuple(tree.pop("path"))
+    return Start(**tree, path=path, invitation=Invitation(**{**invitation, "keys": keys}))

@@ -1,0 +1,1 @@
+"""Which devices this machine has, and what a result was made on."""

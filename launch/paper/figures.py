@@ -1,0 +1,99 @@
+"""Learning curves as in the paper's figure 2, one picture per network: error over epochs by loss.
+
+They need matplotlib, which is optional: pip install '.[figures]'
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from launch.paper.configs import epochs_text
+from launch.paper.plotting import COLORS, save_svg
+from launch.paper.results import best_record
+from launch.paper.table import all_cells, entries_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+
+    from launch.paper.results import Record
+    from launch.paper.table import Entry, Table
+
+FIGURES = "figures"
+_INCHES = (10.0, 4.0)
+_GLOB_AND_LOCAL = "tab:purple"
+_FEW_EPOCHS = 30
+"""With fewer each is marked: a single one would draw no line."""
+
+
+def draw_figures(
+    tables: Iterable[Table],
+    records: Sequence[Record],
+    folder: Path,
+    say: Callable[[str], None],
+    only: set[str] | None = None,
+) -> list[Path]:
+    """Draw each network that has results into `folder`; says which files were written.
+
+    Args:
+        say: is told, in a line, where matplotlib is missing: nothing is drawn then.
+        only: names of the pictures to draw; None: all.
+    """
+    curves: dict[str, list[tuple[Entry, Record]]] = {}
+    for entry in entries_of(all_cells(tables)):
+        record = best_record(entry, records)
+        if record and (only is None or entry.figure in only):
+            curves.setdefault(entry.figure, []).append((entry, record))
+    if not curves:
+        return []
+    try:
+        import matplotlib as _  # noqa: F401
+    except ImportError:
+        say("no learning curves are drawn: they need matplotlib (pip install '.[figures]')")
+        return []
+    return [_draw(folder / f"{name}.svg", found) for name, found in curves.items()]
+
+
+def _draw(path: Path, curves: Sequence[tuple[Entry, Record]]) -> Path:
+    """Two panels with a common scale: training errors, test errors."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_INCHES, layout="constrained")
+    train, test = figure.subplots(1, 2, sharey=True)
+    for entry, record in curves:
+        epochs = "" if record.epochs == entry.epochs else f", {_epochs(entry, record)}"
+        _curve(train, entry, record.train, f"{entry.loss}{epochs}")
+        _curve(test, entry, record.test, f"{entry.loss} {record.error_pct:.2f} %")
+    _name_axes(train, "training error, %")
+    _name_axes(test, "test error, %")
+    figure.suptitle(curves[0][0].title.rpartition(", ")[0])
+    return save_svg(figure, path)
+
+
+def _epochs(entry: Entry, record: Record) -> str:
+    return f"{epochs_text(record.epochs, entry.epochs)} epochs"
+
+
+def _curve(axes: Axes, entry: Entry, errors: Sequence[float | None], label: str) -> None:
+    """A curve over epochs; an error of 0 or an epoch without a test is a gap (logarithms)."""
+    values = [error or float("nan") for error in errors]
+    color = COLORS.get(entry.loss.removesuffix("-bio"), _GLOB_AND_LOCAL)
+    marker = "." if len(values) < _FEW_EPOCHS else ""
+    axes.plot(
+        range(1, len(values) + 1), values, color=color, linewidth=1.0, marker=marker, label=label
+    )
+
+
+def _name_axes(axes: Axes, errors: str) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(errors)
+    axes.grid(visible=True, linewidth=0.3)
+    axes.legend(fontsize="small")

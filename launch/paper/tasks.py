@@ -1,0 +1,161 @@
+"""Entries of the paper as tasks: all that can be known before training is checked here."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING
+
+from launch.machine.provenance import read_starts
+from launch.paper.configs import config_text, scaled_epochs, shortened
+from launch.paper.figures import FIGURES
+from launch.paper.report import RESULTS
+from launch.paper.results import alone_in, is_finished, read_records, what_differs
+from launch.paper.table import all_cells, entries_of, select
+from launch.plan.checks import check_engine, make_job
+from launch.run_directory import RunDirectory
+from pipeline.config.config_file import load_config
+from pipeline.errors import ConfigError
+from pipeline.storage.atomic import replace_file
+from pipeline.storage.checkpoint import StartState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from launch.job import Job, Options
+    from launch.paper.request import Request
+    from launch.paper.table import Entry, Table
+    from launch.run_directory import HeldRun
+    from pipeline.config.sections import Config
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One entry, checked: it can be trained, gone on with, or is finished."""
+
+    entry: Entry
+    directory: RunDirectory
+    options: Options
+    job: Job
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to train, now."""
+        return self.finished_in(self.directory)
+
+    def finished_in(self, directory: RunDirectory) -> bool:
+        """As `finished`, of the run in another folder, or under another name."""
+        return is_finished(directory, self.job.config)
+
+    def origin(self, run: HeldRun) -> tuple[StartState, list[str]]:
+        """What to train from in its folder, which is held now, and notes on that: another command
+        may have been here meanwhile.
+
+        Raises:
+            ConfigError: where the folder holds another run.
+            CheckpointError: naming the damaged file, with a way back.
+        """
+        if not run.holds_run:
+            run.refuse_to_overwrite()
+            return StartState(), []
+        _check_same_run(run.directory, self.job.config)
+        return run.start_state(self.job)
+
+
+def make_tasks(tables: Sequence[Table], request: Request) -> list[Task]:
+    """Check the selected entries; writes their configs beside their run directories.
+
+    Raises:
+        ConfigError: for the first thing that is wrong.
+    """
+    check_engine(request.launch)
+    entries = entries_of(select(tables, request.selector))
+    return [make_task(tables, entry, request) for entry in entries]
+
+
+def make_task(tables: Sequence[Table], entry: Entry, request: Request) -> Task:
+    """Check one entry; writes its config beside its run directory, and nothing else.
+
+    Raises:
+        ConfigError: where it can't be trained as asked, or its folder holds another run.
+    """
+    with writing("--runs", request.runs):
+        config, directory = _config_of(tables, entry, request)
+        run = RunDirectory(directory)
+        # to list it tells a file, or a folder of others, from a folder that holds no run
+        held = directory.exists() and any(directory.iterdir()) and run.holds_run
+    options = replace(
+        request.launch,
+        config=config,
+        run_dir=directory,
+        resume=held,
+        single=request.launch.single or entry.backprop,
+        stages=None if entry.backprop else request.launch.stages,
+    )
+    job = make_job(options)
+    _check_tested(job.config)
+    if held:
+        _check_same_run(run, job.config)
+        read_starts(directory)
+    return Task(entry, run, options, job)
+
+
+def check_results(folder: Path) -> None:
+    """See that results can be kept in a folder, which is made; and that those in it can be read.
+
+    Raises:
+        ConfigError: naming the folder or the file, and the cure.
+    """
+    path = folder / RESULTS
+    with writing("--results", folder):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for place in (folder, path.parent, folder / FIGURES):
+            if place.exists():
+                TemporaryFile(dir=place).close()
+    read_records(path)
+
+
+@contextmanager
+def writing(flag: str, folder: Path) -> Iterator[None]:
+    """Turn what the disk refuses into an error of whoever chose the folder.
+
+    Raises:
+        ConfigError: naming option, folder, reason and cure.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{flag} {folder}: can't be written: {error}; make it writable, or choose "
+            f"another folder with {flag}"
+        ) from None
+
+
+def _config_of(tables: Sequence[Table], entry: Entry, request: Request) -> tuple[Path, Path]:
+    """The entry's config, written as <name>.yaml, and its run directory <name> beside it."""
+    epochs = scaled_epochs(entry, request.epochs_scale)
+    suffix = "" if epochs == entry.epochs else f"-{epochs}_epochs"
+    directory = request.runs / f"{entry.key}{suffix}"
+    cells = [cell for cell in all_cells(tables) if cell.entry.key == entry.key]
+    config = directory.with_name(f"{directory.name}.yaml")
+    with alone_in(config.parent):  # another command may read it, or write it, too
+        replace_file(config, config_text(shortened(entry, epochs), cells).encode())
+    return config, directory
+
+
+def _check_tested(config: Config) -> None:
+    if config.runtime.eval_every_epochs == 0:
+        raise ConfigError(
+            "runtime.eval_every_epochs 0: a result needs the test of the last epoch; use 1, or "
+            "as many epochs as the run has for that test alone"
+        )
+
+
+def _check_same_run(run: RunDirectory, config: Config) -> None:
+    for key, (before, now) in what_differs(load_config(run.config), config).items():
+        raise ConfigError(
+            f"{run.path}: holds a run with {key} {before}, but {now} is asked for: "
+            "choose another folder with --runs, or move that run away"
+        )

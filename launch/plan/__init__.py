@@ -1,0 +1,1 @@
+"""Everything that is checked, measured and predicted before a run."""

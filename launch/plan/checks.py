@@ -1,0 +1,227 @@
+"""Options -> a job: everything that can be checked before anything starts.
+
+Without torch, unless the network is a user's own (`model.factory`), which has to be made.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from math import prod
+from socket import socket
+from typing import TYPE_CHECKING
+
+from launch.job import Job
+from launch.machine.gpus import devices
+from launch.plan.foresight import foresee
+from launch.plan.memory import needs, too_large
+from launch.plan.user_code import awaited
+from launch.run_directory import RunDirectory
+from pipeline.config.config_file import load_config
+from pipeline.data.facts import check_data, data_facts
+from pipeline.errors import ConfigError
+from pipeline.network.from_config import network_specs
+from pipeline.planning.cost import block_costs
+from pipeline.planning.plan import make_plan
+from pipeline.planning.plan_files import load_plan
+from pipeline.system.descriptors import check_enough
+from pipeline.system.paths import expanded
+from pipeline.system.sources import own_code
+from pipeline.transport.tcp_port import bound
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from launch.job import Foresight, Options
+    from pipeline.config.sections import Config
+    from pipeline.data.facts import DataFacts
+    from pipeline.network.specs import BlockSpec
+    from pipeline.planning.cost import BlockCost
+    from pipeline.planning.plan import Plan
+    from pipeline.rehearsal.rehearsal import Rehearsal
+
+_CONNECTS_S = 5.0
+"""To an address of this very machine; what takes longer is none, or a firewall's."""
+
+
+def check_engine(options: Options) -> None:
+    """Raises ConfigError where the engine is not there."""
+    if options.engine == "ray":
+        raise ConfigError("--engine ray: not available yet; use --engine local (the default)")
+
+
+def make_job(options: Options) -> Job:
+    """Check everything that can be checked before anything starts.
+
+    Raises:
+        ConfigError: for the first thing that is wrong.
+    """
+    options = _written_out(options)
+    path = _config_path(options)
+    config = load_config(path, options.overrides)
+    facts = data_facts(config.data)
+    factory = config.model.factory
+    with awaited(factory, "planning"):
+        specs = network_specs(config, facts)
+    own = own_code(config.model.factory)
+    check_data(config.data, facts, batch_norm=any(spec.normalises for spec in specs))
+    _check_normalised(config.data.batch_size, specs)
+    backprop = config.loss.is_global
+    if backprop:
+        _check_one_process(config, options)
+    costs = network_costs(config, specs)
+    devices = _devices(options)
+    if options.measure:
+        _check_each_block_fits(config, facts, specs, costs, devices[0])
+    known = foresee(options, config, facts, specs, costs, devices)
+    stages = 1 if backprop else options.stages
+    plan = _plan(options, specs, costs, stages, devices, known)
+    if not options.single:
+        _check_address(config)
+    if not (options.single or options.dry_run):
+        check_enough(plan.n_stages, reserved=config.runtime.transport != "ipc")
+    why = _too_large(config, facts, specs, costs, plan)
+    if why and not options.dry_run:
+        raise ConfigError(why)
+    # that trains a step: not where memory can't hold it
+    with awaited(factory, "trying the network"):
+        rehearsal = _rehearsed(config, facts, specs) if factory and not why else None
+    name = _name(path, options)
+    return Job(name, config, specs, costs, plan, known, options.single, own, rehearsal, why)
+
+
+def _rehearsed(config: Config, facts: DataFacts, specs: Sequence[BlockSpec]) -> Rehearsal:
+    from pipeline.rehearsal.rehearsal import rehearse  # torch, which the function needs anyway
+
+    return rehearse(config, facts, specs)
+
+
+def _written_out(options: Options) -> Options:
+    """With home folders in place of `~`; that of the run directory has been replaced before."""
+    return replace(
+        options,
+        config=None if options.config is None else expanded("CONFIG.yaml", options.config),
+        plan=None if options.plan is None else expanded("--plan", options.plan),
+        assume=None if options.assume is None else expanded("--assume", options.assume),
+    )
+
+
+def _plan(
+    options: Options,
+    specs: tuple[BlockSpec, ...],
+    costs: tuple[BlockCost, ...],
+    stages: int | None,
+    devices: tuple[str, ...],
+    known: Foresight | None,
+) -> Plan:
+    if options.plan is None:
+        loads = known.timing.loads if known else None
+        return make_plan(specs, costs, stages=stages, devices=devices, loads=loads)
+    if options.stages is not None:
+        raise ConfigError("--plan says how many stages there are: leave --stages out")
+    return load_plan(options.plan, specs, devices)  # single mode does all of its stages in turn
+
+
+def _too_large(
+    config: Config,
+    facts: DataFacts,
+    specs: Sequence[BlockSpec],
+    costs: Sequence[BlockCost],
+    plan: Plan,
+) -> str:
+    blocks: dict[str, tuple[int, ...]] = {}
+    for stage in plan.stages:
+        blocks[stage.device] = (*blocks.get(stage.device, ()), *stage.blocks)
+    return too_large(needs(config, facts, specs, costs, blocks))
+
+
+def _check_each_block_fits(
+    config: Config,
+    facts: DataFacts,
+    specs: Sequence[BlockSpec],
+    costs: Sequence[BlockCost],
+    device: str,
+) -> None:
+    """To measure a block takes it alone."""
+    for spec in specs:
+        why = too_large(needs(config, facts, specs, costs, {device: (spec.index,)}))
+        if why:
+            raise ConfigError(f"--measure: {why}")
+
+
+def _check_normalised(batch_size: int, specs: Sequence[BlockSpec]) -> None:
+    """One image has a variance where its feature maps have several pixels."""
+    for spec in specs:
+        if batch_size == 1 and spec.batch_norm and prod(spec.shape[1:]) == 1:
+            raise ConfigError(
+                f"data.batch_size 1: block {spec.index} ({spec.name}) gives a number per feature, "
+                "and batch normalisation needs several; use data.batch_size 2 or more, or "
+                "model.batch_norm false"
+            )
+
+
+def _check_address(config: Config) -> None:
+    """Sockets are opened when the run directory is there; whether they can be, and others can
+    connect to them (not so at a network's broadcast address), is found out now."""
+    address = config.runtime.bind_address
+    if config.runtime.transport == "ipc":
+        return
+    try:
+        with bound(address, 0) as trial, socket(trial.family) as visitor:
+            trial.listen()
+            visitor.settimeout(_CONNECTS_S)
+            visitor.connect(trial.getsockname())
+    except OSError as error:
+        raise ConfigError(
+            f"runtime.bind_address {address}: {error.strerror or error}; give an address of this "
+            "machine (`ip address` lists them), one that begins with fe80 with its interface, as "
+            "fe80::1%eth0"
+        ) from None
+
+
+def network_costs(config: Config, specs: Sequence[BlockSpec]) -> tuple[BlockCost, ...]:
+    """What each block of the configured network costs."""
+    return block_costs(
+        specs,
+        batch_size=config.data.batch_size,
+        element_bytes=2 if config.runtime.precision == "bf16" else 4,
+        optimizer_name=config.optimizer.name,
+        backprop=config.loss.is_global,
+    )
+
+
+def _check_one_process(config: Config, options: Options) -> None:
+    why = (
+        f"loss.name {config.loss.name} is global backprop: its gradient flows through all blocks, "
+        "so they can't be divided into stages"
+    )
+    if options.stages not in (None, 1):
+        raise ConfigError(f"--stages {options.stages}: {why}; leave --stages out, add --single")
+    if not options.single and not options.dry_run:
+        raise ConfigError(f"{why}: train it with pipeline-launch --single")
+
+
+def _name(path: Path, options: Options) -> str:
+    """What people call the run: after its config, or after its folder where that holds it."""
+    if options.run_dir is not None and path == RunDirectory(options.run_dir).config:
+        return options.run_dir.resolve().name
+    return path.stem
+
+
+def _devices(options: Options) -> tuple[str, ...]:
+    if options.dry_run and options.gpus and not options.measure:
+        found = devices(options.gpus, count=lambda: sys.maxsize)  # a plan for another machine
+    else:
+        found = devices(options.gpus)
+    if options.assume is not None and options.gpus is None and found == ("cpu",):
+        found = ("cuda:0",)  # one such device is imagined, on whatever machine
+    return found[:1] if options.single else found
+
+
+def _config_path(options: Options) -> Path:
+    if options.config is not None:
+        return options.config
+    if options.resume and options.run_dir is not None:
+        return RunDirectory(options.run_dir).config
+    raise ConfigError("which config? give CONFIG.yaml, or --resume with --run-dir DIR")

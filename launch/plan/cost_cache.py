@@ -1,0 +1,266 @@
+"""Measured costs of a network, kept in a file that a person can read and edit.
+
+One file for each network, batch size, precision, threads and kind of device, in
+`~/.cache/local-loss-pipeline/` (or below `XDG_CACHE_HOME`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import date
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launch.machine.gpus import gpu_names
+from launch.machine.provenance import processor
+from pipeline.config.sections import config_tree
+from pipeline.config.yaml_file import dump_tree
+from pipeline.errors import ConfigError
+from pipeline.network.specs import stage_units
+from pipeline.planning.plan_files import load_costs
+from pipeline.planning.prediction import BlockTimes, Links, Timing
+from pipeline.planning.simulate import NO_CROWD, Crowd
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from pipeline.config.sections import Config
+    from pipeline.data.facts import DataFacts
+    from pipeline.network.specs import BlockSpec
+    from pipeline.planning.cost import BlockCost
+    from pipeline.planning.plan_files import MeasuredCosts
+
+_FOLDER = "local-loss-pipeline"
+_INDIFFERENT = frozenset(
+    {"accept", "download", "mean", "normalise", "on_bad_image", "random_crop", "resize", "std",
+     "test_images", "test_limit", "train_images", "train_limit", "white"}
+)  # fmt: skip
+"""Keys of `data` that no block's time depends on."""
+
+
+def cost_file(config: Config, specs: Sequence[BlockSpec], device: str) -> Path | None:
+    """Where the costs of this network on this kind of device are kept; None where nothing says
+    which folder that would be, as for a user without a home (a container's, a service's)."""
+    cache = _cache()
+    if cache is None:
+        return None
+    key = json.dumps([_key(config), repr(specs), device_kind(device)])
+    digest = sha256(key.encode()).hexdigest()[:12]
+    return cache / _FOLDER / f"{config.model.name}-{config.loss.name}-{digest}.yaml"
+
+
+def _cache() -> Path | None:
+    named = os.environ.get("XDG_CACHE_HOME")
+    if named:
+        return Path(named)
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:  # HOME is not set, and the user is not known by name
+        return None
+
+
+def device_kind(device: str) -> str:
+    """What a device calls itself: devices of one kind take the same time."""
+    if device == "cpu":
+        return processor()
+    names, number = gpu_names(), int(device.partition(":")[2])
+    return names[number] if number < len(names) else device
+
+
+def known_timing(
+    config: Config,
+    specs: Sequence[BlockSpec],
+    costs: tuple[BlockCost, ...],
+    devices: Sequence[str],
+) -> tuple[Timing, Path] | None:
+    """What was measured earlier, where all devices are of one kind; and where it is kept.
+
+    Raises:
+        ConfigError: where the file was spoilt.
+    """
+    path = cost_file(config, specs, devices[0])
+    if path is None or not path.is_file() or len({device_kind(device) for device in devices}) > 1:
+        return None
+    kept = load_costs(path, specs, config.data.batch_size)
+    timing = Timing(
+        tuple(BlockTimes(b.block, b.forward_s, b.learn_s) for b in kept.blocks),
+        costs,
+        config.data.batch_size,
+        _links(devices[0], kept),
+        _capacity(config, devices[0]),
+        kept.feed_s,
+        Crowd(kept.crowded_speed, kept.crowd),
+    )
+    return timing, path
+
+
+def _links(device: str, kept: MeasuredCosts) -> Links:
+    """A CPU sends with the thread that trains, a CUDA device beside what it computes."""
+    if device == "cpu":
+        return Links(kept.copied_per_s, hop_s=kept.hop_s)
+    return Links(sent_per_s=kept.copied_per_s)
+
+
+def measure(
+    config: Config,
+    facts: DataFacts,
+    specs: Sequence[BlockSpec],
+    devices: Sequence[str],
+    told: Callable[[str], None],
+) -> Path:
+    """Measure every block on the first device, and keep it for all of its kind.
+
+    Raises:
+        ConfigError: where devices are of several kinds, there is no data set, or it can't be kept.
+    """
+    from pipeline.profiling.blocks import feed_s, measure_blocks  # torch
+
+    path = _place_for(cost_file(config, specs, devices[0]))
+    _check_one_kind(devices)
+    told("the feed")  # first: it needs the data set
+    fed_s = feed_s(config)
+    times = measure_blocks(config, facts, devices[0], told)
+    units = _units(specs, times)
+    crowd = _crowd(config, facts, units, devices[0], told)
+    hopped_s = _hop_s(config, facts, specs, units, devices[0], told)
+    _keep(path, dump_tree(_tree(config, specs, devices, times, fed_s, hopped_s, crowd)))
+    return path
+
+
+def _tree(
+    config: Config,
+    specs: Sequence[BlockSpec],
+    devices: Sequence[str],
+    times: Sequence[BlockTimes],
+    fed_s: float,
+    hopped_s: float,
+    crowd: Crowd,
+) -> dict[str, object]:
+    from pipeline.profiling.blocks import copied_per_s  # torch
+
+    threads = config.runtime.threads_per_stage
+    rows = [
+        {
+            "block": block.block,
+            "name": specs[block.block].name,
+            "forward_s": _rounded(block.forward_s),
+            "learn_s": _rounded(block.learn_s),
+        }
+        for block in times
+    ]
+    return {
+        "network": f"{config.model.name}, {config.loss.name}, {config.runtime.precision}",
+        "device": f"{devices[0]}: {device_kind(devices[0])}, {threads} threads",
+        "batch_size": config.data.batch_size,
+        "measured": f"{date.today().isoformat()}, torch {version('torch')}",
+        "copied_per_s": float(f"{copied_per_s(devices):.3g}"),
+        "feed_s": _rounded(fed_s),
+        "hop_s": _rounded(hopped_s),
+        "crowded_speed": _rounded(crowd.speed),
+        "crowd": crowd.at_work,
+        "blocks": rows,
+    }
+
+
+def _check_one_kind(devices: Sequence[str]) -> None:
+    kinds = {device_kind(device): device for device in devices}
+    if len(kinds) > 1:
+        named = ", ".join(f"{device} is {kind}" for kind, device in kinds.items())
+        raise ConfigError(
+            f"--measure: devices of one kind are measured, by the first of them, but {named}; "
+            "name devices of one kind with --gpus"
+        )
+
+
+def _place_for(path: Path | None) -> Path:
+    """Found out before anything is measured."""
+    if path is None:
+        raise ConfigError(
+            "--measure: what is measured can't be kept: this user has no home folder; let "
+            "XDG_CACHE_HOME name a folder that can be written to"
+        )
+    _guarded(path, lambda: path.parent.mkdir(parents=True, exist_ok=True))
+    return path
+
+
+def _keep(path: Path, text: str) -> None:
+    _guarded(path, lambda: path.write_text(text, encoding="utf-8"))
+
+
+def _guarded(path: Path, work: Callable[[], object]) -> None:
+    try:
+        work()
+    except OSError as error:
+        raise ConfigError(
+            f"--measure: what is measured can't be kept in {path}: {error.strerror}; let "
+            "XDG_CACHE_HOME name a folder that can be written to"
+        ) from None
+
+
+def _units(specs: Sequence[BlockSpec], times: Sequence[BlockTimes]) -> dict[int, float]:
+    """Seconds of each smallest part that can be a stage, the longest first."""
+    seconds = [sum(times[spec.index].total_s for spec in unit) for unit in stage_units(specs)]
+    return dict(sorted(enumerate(seconds), key=lambda pair: pair[1], reverse=True))
+
+
+def _crowd(
+    config: Config,
+    facts: DataFacts,
+    alone: Mapping[int, float],
+    device: str,
+    told: Callable[[str], None],
+) -> Crowd:
+    """How fast stages are while all cores are at work: on as many stages as the network can be
+    made into, or as there is room for, where more would hold each other up. On a GPU they take
+    turns."""
+    from pipeline.profiling.crowd import crowded_seconds  # torch
+
+    room = min(len(alone), int(_capacity(config, device)))
+    if device != "cpu" or room < 2:
+        return NO_CROWD
+    units = list(alone)
+    if config.runtime.threads_per_stage > 1:
+        units = units[:room]
+    told(f"how {len(units)} stages at once slow each other down")
+    crowded = crowded_seconds(config, facts, units)
+    return Crowd(sum(alone[unit] for unit in units) / sum(crowded.values()), room)
+
+
+def _hop_s(
+    config: Config,
+    facts: DataFacts,
+    specs: Sequence[BlockSpec],
+    alone: Mapping[int, float],
+    device: str,
+    told: Callable[[str], None],
+) -> float:
+    """Beside the part of the network that is done soonest. On a GPU nobody waits for a hop."""
+    from pipeline.profiling.hop import hop_s  # torch
+
+    if device != "cpu":
+        return 0.0
+    told("what a hop from stage to stage takes")
+    return hop_s(config, facts, stage_units(specs)[list(alone)[-1]])
+
+
+def _capacity(config: Config, device: str) -> float:
+    """Stages that a device runs at once."""
+    if device != "cpu":
+        return 1.0
+    return max(1.0, len(os.sched_getaffinity(0)) / config.runtime.threads_per_stage)
+
+
+def _key(config: Config) -> list[object]:
+    """Everything of a config that times depend on, but for what `specs` say of the network."""
+    tree = config_tree(config)
+    decisive = ("precision", "compile", "cuda_graphs", "threads_per_stage", "on_nonfinite")
+    runtime = {key: tree["runtime"][key] for key in decisive}
+    data = {key: value for key, value in tree["data"].items() if key not in _INDIFFERENT}
+    return [tree["model"], tree["loss"], tree["optimizer"]["name"], data, runtime]
+
+
+def _rounded(seconds: float) -> float:
+    return float(f"{seconds:.4g}")

@@ -1,0 +1,230 @@
+"""What `--dry-run` prints: the plan, and the speed and memory to expect from it.
+
+Estimates from shapes alone: nothing is started, no data set is read, no device is touched, but for
+`--measure`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from launch.display.format import count_text, size_text
+from pipeline.planning.cost import LABEL_BYTES, arithmetic_ratio, memory_bytes
+from pipeline.planning.placement import busiest
+from pipeline.planning.plan import (
+    StageCost,
+    received_bytes,
+    speedup_bound_consecutive,
+    speedup_bound_free,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from pipeline.config.sections import Config
+    from pipeline.network.specs import BlockSpec
+    from pipeline.planning.cost import BlockCost
+    from pipeline.planning.plan import Plan, StagePlan
+
+_DEVICE_COUNTS = (1, 2, 4, 10)
+_NUMBERS = ("layer\nparams", "head\nparams", "multiply-\nadds", "sent per\nbatch", "memory")
+_NOTE = (
+    "Multiply-adds: all that training does for one image. Memory: an estimate of weights, "
+    "gradients, optimizer state and what a step holds at its peak on a CPU, without a device's "
+    "context, library workspaces and link buffers."
+)
+_GREEDY = (
+    "Greedy training: one block learns at a time, those before it only pass on. The memory above "
+    "is that of training all blocks at once: only the block that learns needs gradients, "
+    "optimizer state and held activations."
+)
+_GREEDY_STAGES = (
+    "Stages spread the memory and bring no speed-up; a link carries batches only in the phases of "
+    "blocks further down."
+)
+_MACS_SCALES = {"G": 10**9, "M": 10**6, "k": 10**3}
+_MACS_FROM = {"G": 10**11, "M": 10**7, "k": 10**4}
+"""All multiply-adds are written in the largest unit whose number here the slowest stage has."""
+
+
+def dry_run_report(
+    config: Config,
+    specs: Sequence[BlockSpec],
+    costs: Sequence[BlockCost],
+    plan: Plan,
+    console: Console,
+    *,
+    single: bool = False,
+) -> None:
+    """Print the plan's stages, the arithmetic of the loss and the bounds of the speed-up.
+
+    `single`: one process will do all of it, whatever stages the plan has: without links or bounds.
+    """
+    backprop = config.loss.is_global
+    plan = plan.in_one_process() if single else plan
+    stages, images = plan.stage_costs(costs), config.data.batch_size
+    console.print(_stage_table(specs, plan, stages, images))
+    links = "" if single or backprop else f"{_feed_sentence(specs, stages, images)} "
+    say(console, f"Batches of {images} images. {links}{_NOTE}")
+    ratio = arithmetic_ratio(costs)
+    if ratio is not None and not config.schedule.greedy:
+        say(console, _ratio_sentence(config, ratio))
+    if backprop:
+        say(console, _backprop_sentence(costs))
+        return
+    if config.schedule.greedy:
+        say(console, _GREEDY if single else f"{_GREEDY} {_GREEDY_STAGES}")
+        return
+    if not single and _sum(stages).train_macs:  # those of a user's own modules may not be known
+        _print_bounds(specs, plan, stages, console)
+
+
+def _print_bounds(
+    specs: Sequence[BlockSpec], plan: Plan, stages: Sequence[StageCost], console: Console
+) -> None:
+    say(console, _bottleneck_sentence(specs, plan, stages))
+    say(console, _placement_sentence(plan, stages))
+    console.print()
+    console.print(_bound_table(stages))
+
+
+def say(console: Console, sentence: str) -> None:
+    """A paragraph of its own; brackets in it are no markup."""
+    console.print()
+    console.print(sentence, markup=False, highlight=False)
+
+
+def _stage_table(
+    specs: Sequence[BlockSpec], plan: Plan, stages: Sequence[StageCost], batch_size: int
+) -> Table:
+    table = plain_table(("stage", "device", "blocks"), _NUMBERS)
+    unit = _macs_unit(stages)
+    stages = [_with_labels(stage) for stage in stages]
+    for planned, cost in zip(plan.stages, stages, strict=True):
+        names = "\n".join(_names(specs, planned))
+        cells = _cells(cost, unit, batch_size)
+        table.add_row(str(planned.stage), planned.device, names, *cells)
+    table.add_row("total", "", "", *_cells(_sum(stages), unit, batch_size))
+    return table
+
+
+def plain_table(words: Sequence[str], numbers: Sequence[str]) -> Table:
+    """Headings and their alignment; a cell folds rather than lose digits in a narrow terminal."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in words:
+        table.add_column(heading, overflow="fold")
+    for heading in numbers:
+        table.add_column(heading, justify="right", overflow="fold")
+    return table
+
+
+def _cells(cost: StageCost, unit: str, batch_size: int) -> tuple[str, ...]:
+    return (
+        count_text(cost.parameters),
+        count_text(cost.head_parameters),
+        _macs(cost.train_macs, unit),
+        size_text(cost.sent_bytes * batch_size) if cost.sent_bytes else "–",
+        size_text(cost.memory_bytes),
+    )
+
+
+def _with_labels(stage: StageCost) -> StageCost:
+    sent_bytes = stage.sent_bytes + LABEL_BYTES if stage.sent_bytes else 0
+    return replace(stage, sent_bytes=sent_bytes)
+
+
+def _sum(stages: Sequence[StageCost]) -> StageCost:
+    return StageCost(
+        parameters=sum(stage.parameters for stage in stages),
+        head_parameters=sum(stage.head_parameters for stage in stages),
+        train_macs=sum(stage.train_macs for stage in stages),
+        sent_bytes=sum(stage.sent_bytes for stage in stages),
+        memory_bytes=sum(stage.memory_bytes for stage in stages),
+    )
+
+
+def _feed_sentence(specs: Sequence[BlockSpec], stages: Sequence[StageCost], images: int) -> str:
+    first, *_ = received_bytes(specs, stages, images)
+    return (
+        f"Stage 0 is sent {size_text(first)} with each, a byte per pixel and colour; labels, "
+        f"{LABEL_BYTES} bytes an image, travel on every link and are counted."
+    )
+
+
+def _ratio_sentence(config: Config, ratio: float) -> str:
+    return (
+        f"Arithmetic: {config.loss.name} does {ratio:.2f} times the "
+        "multiply-adds of global backprop on the same layers (3 forward passes)."
+    )
+
+
+def _backprop_sentence(costs: Sequence[BlockCost]) -> str:
+    return (
+        "Global backprop needs all blocks in one process (--single): "
+        f"{size_text(memory_bytes(costs))} there, and no speed-up from stages."
+    )
+
+
+def _bottleneck_sentence(
+    specs: Sequence[BlockSpec], plan: Plan, stages: Sequence[StageCost]
+) -> str:
+    slowest = max(plan.stages, key=lambda planned: stages[planned.stage].train_macs)
+    unit, names = _macs_unit(stages), ", ".join(_names(specs, slowest))
+    macs = _macs(stages[slowest.stage].train_macs, unit)
+    return (
+        f"Speed: bound by stage {slowest.stage} ({names}): {macs} multiply-adds of "
+        f"{_macs(_sum(stages).train_macs, unit)}."
+    )
+
+
+def _placement_sentence(plan: Plan, stages: Sequence[StageCost]) -> str:
+    names = [planned.device for planned in plan.stages]
+    devices = list(dict.fromkeys(names))
+    if devices == ["cpu"]:
+        return "On the CPU, read 'device' below as the cores that one stage has to itself."
+    loads = [stage.train_macs for stage in stages]
+    peak = busiest(loads, [devices.index(name) for name in names])
+    memory = memory_by_device(plan, stages)
+    fullest = max(devices, key=lambda name: memory[name])
+    return (
+        f"This plan, on {len(devices)} of the devices: by its multiply-adds at most "
+        f"{sum(loads) / peak:.2f}× the speed of one; the most memory is on {fullest}: "
+        f"{size_text(memory[fullest])}."
+    )
+
+
+def memory_by_device(plan: Plan, stages: Sequence[StageCost]) -> dict[str, int]:
+    """Bytes that training needs on each device of the plan."""
+    memory = {planned.device: 0 for planned in plan.stages}
+    for planned, stage in zip(plan.stages, stages, strict=True):
+        memory[planned.device] += stage.memory_bytes
+    return memory
+
+
+def _bound_table(stages: Sequence[StageCost]) -> Table:
+    table = plain_table((), ("equal devices", "speed-up, consecutive", "speed-up, free placement"))
+    for count in _DEVICE_COUNTS:
+        consecutive = speedup_bound_consecutive(stages, count)
+        free = speedup_bound_free(stages, count)
+        table.add_row(str(count), f"{consecutive:.2f}×", f"{free:.2f}×")
+    return table
+
+
+def _names(specs: Sequence[BlockSpec], planned: StagePlan) -> list[str]:
+    return [specs[block].name for block in planned.blocks]
+
+
+def _macs_unit(stages: Sequence[StageCost]) -> str:
+    """One unit for the whole report, so that its numbers can be compared at a glance."""
+    largest = max(stage.train_macs for stage in stages)
+    return next((unit for unit, least in _MACS_FROM.items() if largest >= least), "")
+
+
+def _macs(number: int, unit: str) -> str:
+    scaled = number / _MACS_SCALES.get(unit, 1)
+    return f"{scaled:.0f} {unit}".rstrip() if scaled >= 10 or not unit else f"{scaled:.2g} {unit}"

@@ -1,0 +1,126 @@
+"""What is known of a network's speed before it trains: measured, or assumed of a device."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from launch.job import Foresight
+from launch.plan.cost_cache import known_timing, measure
+from launch.plan.memory import tight
+from pipeline.errors import ConfigError
+from pipeline.planning.plan_files import load_device
+from pipeline.planning.prediction import assumed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from launch.job import Job, Options
+    from pipeline.config.sections import Config, ScheduleConfig
+    from pipeline.data.facts import DataFacts
+    from pipeline.network.specs import BlockSpec
+    from pipeline.planning.cost import BlockCost
+
+
+_PAPERS_SHARES = (0.5, 0.75, 0.89, 0.94)
+"""Of the epochs, at which the learning rate drops (section 4 of the paper)."""
+
+
+def foresee(
+    options: Options,
+    config: Config,
+    facts: DataFacts,
+    specs: Sequence[BlockSpec],
+    costs: tuple[BlockCost, ...],
+    devices: Sequence[str],
+) -> Foresight | None:
+    """Block times from `--assume FILE`, or as measured on devices of this kind, now (`--measure`)
+    or earlier; None where there are none.
+
+    Raises:
+        ConfigError: for a file that is wrong, or options that don't go together.
+    """
+    if options.assume is not None:
+        return _assumed(options, config, costs)
+    if options.measure:
+        print(f"kept in {measure(config, facts, specs, devices, _tell)}", file=sys.stderr)
+    known = known_timing(config, specs, costs, devices)
+    return Foresight(known[0], f"measured: {known[1]}") if known else None
+
+
+def cautions(job: Job) -> list[str]:
+    """What a user should hear before it trains: that it will be slow, learn little, or end, and
+    what was found of a network of their own."""
+    rehearsed = job.rehearsal.notes if job.rehearsal else ()
+    return [
+        *rehearsed,
+        *_crowded_cores(job),
+        *_feedback_that_cannot_align(job.config),
+        *_milestones_elsewhere(job.config.schedule),
+        *tight(job),
+    ]
+
+
+def _crowded_cores(job: Job) -> list[str]:
+    """A CPU whose stages have more threads than it has cores: threads that wait for their like,
+    which has no core, keep those busy that work."""
+    stages = [stage for stage in job.plan.stages if stage.device == "cpu"]
+    processes = min(1, len(stages)) if job.single else len(stages)
+    threads, cores = job.config.runtime.threads_per_stage, len(os.sched_getaffinity(0))
+    if threads == 1 or processes * threads <= cores:
+        return []
+    return [
+        f"runtime.threads_per_stage: {processes} stage{'s' * (processes > 1)} of {threads} threads "
+        f"on {cores} core{'s' * (cores > 1)} hold each other up, and may train many times slower, "
+        "which no prediction counts; use fewer threads, or fewer stages"
+    ]
+
+
+def _feedback_that_cannot_align(config: Config) -> list[str]:
+    """Feedback alignment needs weights that learn to fit the feedback; fixed ones never do."""
+    if config.loss.feedback != "random":  # which only fixed classifiers have
+        return []
+    return [
+        "loss.feedback random: a classifier that is never trained can't align with random feedback;"
+        " after 4 epochs of 6,000 images 16.5 % errors were measured, 6.2 % with transpose, 7.4 %"
+        " with sign, 5.9 % with loss.classifier trained"
+    ]
+
+
+def _milestones_elsewhere(schedule: ScheduleConfig) -> list[str]:
+    """A milestone from the last epoch on has no effect; and where the last that has one is before
+    half of the epochs, `epochs` was mostly raised and the milestones forgotten."""
+    epochs, milestones = schedule.epochs, schedule.milestones
+    early = [milestone for milestone in milestones if milestone < epochs]
+    said = []
+    if len(early) < len(milestones):
+        without = ", ".join(map(str, milestones[len(early) :]))
+        said.append(f"after {without} it would drop in no epoch")
+    if early and early[-1] < epochs // 2:
+        said.append(f"after {early[-1]} it stays as it is for {epochs - early[-1]} epochs")
+    if not said:
+        return []
+    shares = (round(share * epochs) for share in _PAPERS_SHARES[: len(milestones)])
+    wanted = sorted({milestone for milestone in shares if 0 < milestone < epochs})
+    return [
+        f"schedule.milestones {list(milestones)} don't fit schedule.epochs {epochs}: the learning "
+        f"rate drops after these epochs, and {' and '.join(said)}; at the shares of the paper "
+        f"they would be --set 'schedule.milestones={wanted}'"
+    ]
+
+
+def _assumed(options: Options, config: Config, costs: tuple[BlockCost, ...]) -> Foresight:
+    assert options.assume, "called with a file"
+    if not options.dry_run or options.measure:
+        raise ConfigError("--assume imagines a device: it goes with --dry-run, without --measure")
+    device = load_device(options.assume)
+    precision = config.runtime.precision
+    speed = device.speed(precision, str(options.assume))
+    timing = assumed(costs, device, speed, config.data.batch_size)
+    source = f"assumed: {options.assume}, {precision}"
+    return Foresight(timing, source, device.memory_bytes)
+
+
+def _tell(text: str) -> None:
+    print(f"measuring {text}", file=sys.stderr)

@@ -1,0 +1,331 @@
+"""The run directory: config.yaml, plan.json, metrics.jsonl, run.log, checkpoints/.
+
+Whoever looks on has its path (`RunDirectory`). The one command that changes it holds the folder
+itself, locked (`hold`): what it has seen before that, it looks at again, since another command may
+have been at work in between.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import unicodedata
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from errno import ENOENT
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launch.resume import no_run, start_state
+from pipeline.config.config_file import dump_config
+from pipeline.config.sections import config_tree
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.run.recorder import METRICS_FILE, trim_metrics
+from pipeline.storage.atomic import TEMPORARY, replace_in, write_synced
+from pipeline.storage.checkpoint import complete_names, step_of
+from pipeline.storage.checkpoint_writer import CHECKPOINTS, CONFIG, CheckpointStore, checkpoints_of
+from pipeline.storage.folder import Folder
+from pipeline.system.paths import expanded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from launch.job import Job
+    from pipeline.data.record import DataRecord
+    from pipeline.storage.checkpoint import StartState
+
+PLAN, LOG = "plan.json", "run.log"
+"""The plan; what the run said, with times."""
+DATA, IMAGES = "data.json", "images.jsonl"
+"""Number of images, classes and digests; of an image folder, every file with size and digest."""
+RUNS = Path("runs")
+"""Where runs go whose folder nobody has named."""
+_A_RUN = (CONFIG, METRICS_FILE, CHECKPOINTS)
+_WRITTEN = (*_A_RUN, PLAN, LOG, DATA, IMAGES)
+_UNSHOWN = {"Cc", "Cs", "Zl", "Zp"}
+"""Unicode's control characters, bytes that are no UTF-8, line and paragraph separators."""
+_LONGEST_NAME = 200
+"""Bytes of a config's name in that of a folder; a file system takes 255 for the whole."""
+_ATTEMPTS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """One run's folder, for whoever looks on."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / CHECKPOINTS
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line per epoch."""
+        return self.path / METRICS_FILE
+
+    @property
+    def plan(self) -> Path:
+        """Stages, their devices and costs; whether one process trains them all."""
+        return self.path / PLAN
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / CONFIG
+
+    @property
+    def holds_run(self) -> bool:
+        """Whether a command has begun a run in it."""
+        return any((self.path / name).exists() for name in _A_RUN)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldRun:
+    """A run directory that this command alone may change; `hold` gives it."""
+
+    folder: Folder
+    locked: bool = True
+    """False where its file system has no locks."""
+
+    @property
+    def directory(self) -> RunDirectory:
+        """Where it is now: people move folders while a run trains."""
+        return RunDirectory(self.folder.path)
+
+    @property
+    def path(self) -> Path:
+        """Where it is now."""
+        return self.folder.path
+
+    @property
+    def holds_run(self) -> bool:
+        """Whether a command has begun a run in it."""
+        return any(map(self.folder.has, _A_RUN))
+
+    @property
+    def newest_step(self) -> int | None:
+        """Of its newest complete checkpoint; None where there is none."""
+        with suppress(OSError, CheckpointError), checkpoints_of(self.folder) as checkpoints:
+            return max(map(step_of, complete_names(checkpoints)), default=None)
+        return None
+
+    def refuse_to_overwrite(self) -> None:
+        """Raises ConfigError where a new run would take the place of anything, be it a run that
+        never trained: the config in it may be the only copy."""
+        found = [name for name in _WRITTEN if self.folder.has(name)]
+        if self.holds_run:
+            raise ConfigError(
+                f"--run-dir {self.path}: already holds a run ({found[0]}); "
+                "add --resume to go on with it, or choose another folder"
+            )
+        if found:
+            raise ConfigError(
+                f"--run-dir {self.path}: holds {found[0]}, which a run writes itself; choose "
+                "another folder"
+            )
+        if _is_at_work_here(self.folder):
+            raise ConfigError(
+                f"--run-dir {self.path}: is the current folder, or holds it; a new run needs a "
+                f"folder of its own, as --run-dir {RUNS / 'my-run'}"
+            )
+
+    def check_writable(self) -> None:
+        """Raises ConfigError where nothing can be written: its disk may be full, or read-only."""
+        trial = f"{TEMPORARY}trial"
+        try:
+            write_synced(self.folder, trial, b"written\n")
+        except OSError as error:
+            raise self._not_writable(error) from None
+        finally:
+            with suppress(OSError):
+                self.folder.remove(trial)
+
+    def start_state(self, job: Job) -> tuple[StartState, list[str]]:
+        """As `resume.start_state`."""
+        return start_state(self.folder, job)
+
+    def prepare(
+        self,
+        job: Job,
+        start: StartState,
+        steps_per_epoch: int,
+        *,
+        single: bool = False,
+        data: DataRecord | None = None,
+        files: bytes = b"",
+    ) -> CheckpointStore:
+        """Clear away what a killed run has left half done, and write what is known before
+        training.
+
+        Args:
+            data: which images the run has; files: of an image folder, each of them.
+
+        Raises:
+            ConfigError: where it can't be written; what was in it is as it was.
+        """
+        config, folder = job.config, self.folder
+        store = CheckpointStore(
+            folder, config_tree(config), config.runtime.keep_checkpoints, steps_per_epoch, data
+        )
+        tree = {"single": single, **job.plan.tree(job.costs)}
+        try:
+            for left in folder.names():
+                if left.startswith(TEMPORARY):
+                    folder.remove(left)
+            replace_in(folder, CONFIG, dump_config(config).encode())
+            replace_in(folder, PLAN, (json.dumps(tree, indent=1) + "\n").encode())
+            if data:
+                replace_in(folder, DATA, (json.dumps(data.tree, indent=1) + "\n").encode())
+            if files:
+                replace_in(folder, IMAGES, files)
+            trim_metrics(folder, start.position)
+            store.prepare()
+        except OSError as error:
+            raise self._not_writable(error) from None
+        except CheckpointError as error:
+            raise ConfigError(str(error)) from None
+        return store
+
+    def _not_writable(self, error: OSError) -> ConfigError:
+        return ConfigError(
+            f"--run-dir {self.path}: can't be written: {error.strerror or error}; make room, or "
+            "choose another folder"
+        )
+
+
+@contextmanager
+def hold(path: Path, *, make: bool = True) -> Iterator[HeldRun]:
+    """Keep all other commands out of a run directory for as long as this one uses it.
+
+    With `make`, it is made where it is not there, and removed again if nothing was put into it.
+
+    Raises:
+        ConfigError: where another is at work in it, or it can't be opened or made.
+    """
+    folder, made, locked = _acquired(path, make=make)
+    with folder, _removed_if_empty(folder, made):
+        yield HeldRun(folder, locked)
+
+
+@contextmanager
+def hold_new(name: str) -> Iterator[HeldRun]:
+    """As `hold`, of a folder that no other command has: `runs/<name>-<date>-<time>`, with -2, -3,
+    … where others begin within the same second."""
+    made = _made_new(name)
+    with hold(made[-1], make=False) as run, _removed_if_empty(run.folder, made):
+        yield run
+
+
+def folder_named(flag: str, text: str) -> Path:
+    """The folder that an option names.
+
+    Raises:
+        ConfigError: where the name is empty, as that of a variable that was not set, could not
+            be shown in the line to resume by, or begins with a home folder that is not known.
+    """
+    if not text:
+        raise ConfigError(f"{flag} '': is empty; name a folder, as {RUNS / 'my-run'}")
+    if any(unicodedata.category(character) in _UNSHOWN for character in text):
+        raise ConfigError(
+            f"{flag} {text!a}: holds a line break, another control character or bytes that are "
+            "not UTF-8, and so could not be named in one line; choose another name"
+        )
+    return expanded(flag, text)
+
+
+def _acquired(path: Path, *, make: bool) -> tuple[Folder, list[Path], bool]:
+    """The folder, open and locked; the folders made for that; whether it could be locked."""
+    for _ in range(_ATTEMPTS):
+        made = _make(path) if make else []
+        with suppress(FileNotFoundError):  # another command has just removed what it had made
+            folder = _opened(path)
+            locked = _lock(folder, path)
+            if folder.is_at(path):  # else it was moved, or removed, before it was locked
+                return folder, made, locked
+            folder.close()
+    if not make:
+        raise no_run(path)
+    raise _not_a_folder(path, "opened", FileNotFoundError(ENOENT, os.strerror(ENOENT)))
+
+
+def _opened(path: Path) -> Folder:
+    try:
+        return Folder.open(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _not_a_folder(path, "opened", error) from None
+
+
+def _lock(folder: Folder, path: Path) -> bool:
+    try:
+        return folder.lock()
+    except BlockingIOError as error:
+        raise ConfigError(f"--run-dir {path}: {error.strerror}") from None
+
+
+def _make(path: Path) -> list[Path]:
+    """Make a folder, and those above it; gives those that were not there, from above."""
+    made: list[Path] = []
+    try:
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        for folder in reversed(missing):
+            with suppress(FileExistsError):  # another command was quicker
+                folder.mkdir()
+                made.append(folder)
+    except OSError as error:
+        _remove_empty(made)
+        raise _not_a_folder(path, "made", error) from None
+    return made
+
+
+def _made_new(name: str) -> list[Path]:
+    short = name.encode(errors="replace")[:_LONGEST_NAME].decode(errors="ignore")
+    plain = RUNS / f"{short}-{datetime.now():%Y%m%d-%H%M%S}"
+    made = _make(RUNS)
+    for number in count(1):
+        path = plain if number == 1 else plain.with_name(f"{plain.name}-{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        except OSError as error:
+            _remove_empty(made)
+            raise _not_a_folder(path, "made", error) from None
+        return [*made, path]
+    raise AssertionError("there is always one more number")
+
+
+def _remove_empty(made: Sequence[Path]) -> None:
+    with suppress(OSError):  # one is not empty: as it should be
+        for path in reversed(made):
+            path.rmdir()
+
+
+def _not_a_folder(path: Path, done: str, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"--run-dir {path}: can't be {done}: {error.strerror or error}; choose another folder"
+    )
+
+
+@contextmanager
+def _removed_if_empty(folder: Folder, made: Sequence[Path]) -> Iterator[None]:
+    """A command that fails before it has written anything leaves no empty folders."""
+    try:
+        yield
+    finally:
+        if made and folder.is_at(made[-1]):
+            _remove_empty(made)
+
+
+def _is_at_work_here(folder: Folder) -> bool:
+    """Whether the current folder is this one or in it, as it is in `.` and in `/`."""
+    try:
+        here = Path.cwd()
+    except OSError:  # it was deleted
+        return False
+    return any(map(folder.is_at, (here, *here.parents)))

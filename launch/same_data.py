@@ -1,0 +1,93 @@
+"""Does a resumed run see the images that it began with? If not: what is other, and what to do."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from pipeline.data.record import differences
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from pipeline.data.batches import Batches
+    from pipeline.data.record import DataRecord
+    from pipeline.storage.checkpoint import StartState
+
+_UNKNOWN = (
+    "the checkpoint is of an earlier version, which kept no digest of the images: whether they are "
+    "those that the run began with is not known"
+)
+_SHARES = (
+    "; a limit on an image folder took its first images then, and takes some of each class now"
+)
+
+
+def check_same_data(
+    start: StartState, batches: Batches, record: DataRecord, accept: str | None, kept: Path
+) -> list[str]:
+    """Notes on the images of a run that goes on from `start`.
+
+    Args:
+        accept: the digest of other images that the person has agreed to.
+        kept: the list of files that the run began with; it may be missing.
+
+    Raises:
+        ConfigError: where the images are others, naming what differs.
+    """
+    steps, before = batches.steps_per_epoch, start.data
+    if start.steps_per_epoch is None:
+        return []  # a fresh start
+    if before is None and start.steps_per_epoch == steps:
+        return [_UNKNOWN + (_SHARES if record.name == "imagefolder" else "")]
+    if before == record:
+        return []
+    other = differences(before, record) if before else []
+    what = "; ".join([*other, *_files_differing(kept, batches)])
+    if start.steps_per_epoch != steps:
+        raise ConfigError(
+            f"--resume: the data set now gives {steps} batches an epoch, the run began with "
+            f"{start.steps_per_epoch}{f' ({what})' if what else ''}: bring back as many images as "
+            "it had (where a file is broken, another image of its class can take its place), or "
+            "start a new run"
+        )
+    if before and len(before.training.per_class) != len(record.training.per_class):
+        raise ConfigError(f"--resume: {what}: bring back these classes, or start a new run")
+    if accept != record.digest:
+        raise ConfigError(
+            f"--resume: the images are others than the run began with ({what}): bring them back, "
+            f"or go on with these (--set data.accept={record.digest}), or start a new run"
+        )
+    return [f"data.accept: from here on the run has other images: {what}"]
+
+
+def list_files(batches: Batches) -> bytes:
+    """A JSON line for each image file of a run: part, path, bytes, digest."""
+    return "".join(f"{json.dumps(entry)}\n" for entry in batches.files()).encode()
+
+
+def _files_differing(kept: Path, batches: Batches) -> list[str]:
+    """Of an image folder: which files have gone, come, or changed, the first of each."""
+    try:
+        lines = [json.loads(line) for line in kept.read_bytes().splitlines()]
+        before = {(part, path): tuple(rest) for part, path, *rest in lines}
+    except (OSError, ValueError, TypeError):
+        return []  # of a run without files, or nothing that we wrote
+    now = {(part, path): tuple(rest) for part, path, *rest in batches.files()}
+    changed = (key for key in before.keys() & now.keys() if before[key] != now[key])
+    kinds = (
+        (before.keys() - now.keys(), "is gone"),
+        (now.keys() - before.keys(), "is new"),
+        (changed, "has changed"),
+    )
+    return [said for keys, how in kinds if (said := _first_of(keys, how))]
+
+
+def _first_of(keys: Iterable[tuple[str, str]], how: str) -> str:
+    found = sorted(keys)
+    if not found:
+        return ""
+    more = f" (the first of {len(found)})" if len(found) > 1 else ""
+    return f"{'/'.join(found[0])} {how}{more}"

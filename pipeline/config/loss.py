@@ -1,0 +1,98 @@
+"""The `loss` section of a configuration: what hidden blocks learn from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pipeline.config.model import MAX_LAYERS, MAX_UNITS
+from pipeline.config.schema import BeforeValidator, Field, Section, brief, model_validator
+
+_MAX_HIDDEN = 16
+"""Hidden layers of a local classifier."""
+
+
+def _are_units(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(
+        type(units) is int and 1 <= units <= MAX_UNITS for units in value
+    )
+
+
+def _hidden_widths(value: Any) -> Any:
+    nested = isinstance(value, (list, tuple)) and all(map(_are_units, value))
+    if not (_are_units([value]) or _are_units(value) or nested):
+        raise ValueError(
+            f"loss.pred_hidden: {brief(value)} is neither a number of units (1 to {MAX_UNITS}),"
+            " nor a list of them, nor a list of such lists"
+        )
+    lists = value if nested else [value if isinstance(value, (list, tuple)) else [value]]
+    if len(lists) > MAX_LAYERS or any(len(units) > _MAX_HIDDEN for units in lists):
+        raise ValueError(
+            f"loss.pred_hidden: {brief(value)} is too much: at most {_MAX_HIDDEN} hidden layers in "
+            f"a classifier, and lists for {MAX_LAYERS} blocks"
+        )
+    return value
+
+
+Widths: TypeAlias = Annotated[tuple[int, ...], Field(strict=False)]
+HiddenWidths: TypeAlias = Annotated[
+    int | Widths | Annotated[tuple[Widths, ...], Field(strict=False)],
+    BeforeValidator(_hidden_widths),
+]
+
+
+class LossConfig(Section):
+    """What every hidden block learns from."""
+
+    name: Literal["pred", "sim", "predsim", "glob", "glob+pred", "glob+sim", "glob+predsim"]
+    """Local classifier, similarity matching, both; global backprop alone or with one of them
+    (single mode only)."""
+    beta: float = Field(default=0.99, ge=0, le=1)
+    """Weight of `sim` in `predsim`; `pred` gets 1 - beta."""
+    dim_in_decoder: int = Field(default=4096, ge=1, le=1 << 30)
+    """Average pooling before a local classifier goes on until at most so many inputs remain."""
+    pred_hidden: HiddenWidths = ()
+    """Units of hidden layers in the local classifiers (Belilovsky et al. 2020): 128 for one layer
+    in each, [128, 64] for two, [[128], []] for each hidden block its own, [] for none."""
+    bio: bool = False
+    """The backprop-free forms of sections 3.3 and 3.4: no g, feedback alignment, and a fixed
+    random projection of the label as target. The paper's beta for them is 0.01."""
+    target_projection: int = Field(default=128, ge=1, le=MAX_UNITS)
+    """Size of the projected label, for `bio`."""
+    classifier: Literal["trained", "fixed"] = "trained"
+    """`fixed`: local classifiers are drawn once and never trained (Mostafa et al. 2017)."""
+    feedback: Literal["transpose", "random", "sign"] = "transpose"
+    """What carries the error of a `fixed` classifier back: its transpose, an independent random
+    matrix, with which it can't align and learns less, or a random one with its signs."""
+    unsupervised: Literal["none", "sim", "recon"] = "none"
+    """A part that needs no labels: match the similarities of the block's input, or rebuild it."""
+    alpha: float = Field(default=0.0, ge=0, le=1)
+    """Weight of the unsupervised part; the supervised part gets 1 - alpha."""
+
+    @property
+    def local(self) -> Literal["pred", "sim", "predsim"] | None:
+        """What hidden blocks have of their own; None under plain `glob`."""
+        name = self.name.removeprefix("glob+")
+        return None if name == "glob" else name  # type: ignore[return-value]
+
+    @property
+    def is_global(self) -> bool:
+        """Whether gradients flow through the whole network."""
+        return self.name.startswith("glob")
+
+    @model_validator(mode="after")
+    def _forms_fit_together(self) -> LossConfig:
+        predicts = self.local in ("pred", "predsim")
+        if self.local is None and (self.bio or self.unsupervised != "none"):
+            raise ValueError("loss.name glob has no local losses: bio and unsupervised need one")
+        if self.classifier == "fixed" and (self.bio or not predicts):
+            raise ValueError("loss.classifier fixed needs loss.name pred or predsim without bio")
+        if self.pred_hidden and (self.bio or self.classifier == "fixed" or not predicts):
+            raise ValueError(
+                "loss.pred_hidden needs loss.name pred or predsim with trained classifiers, so"
+                " neither loss.bio nor loss.classifier fixed"
+            )
+        if self.feedback != "transpose" and self.classifier != "fixed":
+            raise ValueError(f"loss.feedback {self.feedback} needs loss.classifier fixed")
+        if self.alpha and self.unsupervised == "none":
+            raise ValueError("loss.alpha needs loss.unsupervised sim or recon")
+        return self

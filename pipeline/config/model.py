@@ -1,0 +1,174 @@
+"""The `model` section of a configuration: which network."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pipeline.config.arguments import checked_arguments
+from pipeline.config.schema import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    JsonValue,
+    Section,
+    brief,
+    model_validator,
+)
+
+MODEL_NAMES = (
+    "mlp", "vgg", "vgg6a", "vgg6b", "vgg8", "vgg8a", "vgg8b", "vgg11", "vgg11b", "vgg13", "vgg16",
+    "vgg19", "resnet18", "resnet34", "factory",
+)  # fmt: skip
+RESIDUAL_NAMES = ("resnet", "wrn-")
+"""How the names of networks with shortcuts begin."""
+POOLING_NAMES = ("M", "M3", "M4", "A", "A3", "A4")
+MAX_UNITS = 1 << 20
+"""Of a fully connected layer, or channels of a convolution."""
+MAX_LAYERS = 1 << 10
+"""Hidden layers of a network: each is a process unless --stages says otherwise."""
+
+
+def _model_name(name: str) -> str:
+    if name in MODEL_NAMES:
+        return name
+    wide = re.fullmatch(r"wrn-([0-9]{2,4})-([0-9]{1,2})", name)
+    if wide and _is_depth(int(wide[1])) and 1 <= int(wide[2]) <= 64:
+        return name
+    raise ValueError(
+        f"model.name: {brief(name)} is not allowed: use one of {', '.join(MODEL_NAMES)}, or "
+        "wrn-DEPTH-WIDTH, a wide residual network as wrn-28-10 (DEPTH is 6n + 4 and at most "
+        f"{MAX_LAYERS}, WIDTH at most 64)"
+    )
+
+
+def _is_depth(number: int) -> bool:
+    return 10 <= number <= MAX_LAYERS and number % 6 == 4
+
+
+ModelName: TypeAlias = Annotated[str, AfterValidator(_model_name)]
+
+
+def _factory_name(name: str) -> str:
+    if not re.fullmatch(r"\w+(\.\w+)*:\w+", name):
+        raise ValueError(
+            f"model.factory: {brief(name)} is not allowed: input should be as "
+            "package.module:function"
+        )
+    return name
+
+
+def _group_size(value: Any) -> Any:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if not whole and value != "all":
+        raise ValueError(
+            f"model.group: {brief(value)} is not allowed: use a number of layers from 1, or all"
+        )
+    return value
+
+
+def _layer_item(value: Any) -> Any:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not (whole and 1 <= value <= MAX_UNITS) and value not in POOLING_NAMES:
+        allowed = ", ".join(POOLING_NAMES)
+        raise ValueError(
+            f"model.layers: {brief(value)} is neither a number of channels (1 to {MAX_UNITS}) nor "
+            f"{allowed}"
+        )
+    return value
+
+
+LayerItem: TypeAlias = Annotated[int | str, BeforeValidator(_layer_item)]
+
+
+class ModelConfig(Section):
+    """The network: a stack of hidden blocks and an output layer."""
+
+    name: ModelName
+    """`mlp`, a VGG preset, `vgg` with explicit `layers`, `resnet18`, `resnet34`, or a wide
+    residual network `wrn-DEPTH-WIDTH`, as `wrn-28-10`: post-activation, unless `preactivation`."""
+    layers: (
+        Annotated[tuple[LayerItem, ...], Field(strict=False, max_length=2 * MAX_LAYERS)] | None
+    ) = None
+    """Only for `vgg`: channels, and M M3 M4 (max) or A A3 A4 (average) for pooling."""
+    feat_mult: float = Field(default=1.0, gt=0, le=64)
+    """Multiplies the channels of every convolution."""
+    hidden_layers: int = Field(default=1, ge=0, le=MAX_LAYERS)
+    """Fully connected hidden blocks: all of an MLP's, or those after the convolutions. Residual
+    networks have none unless told."""
+    hidden: int = Field(default=1024, ge=1, le=MAX_UNITS)
+    """Units of a fully connected block."""
+    nonlinearity: Literal["auto", "relu", "leaky_relu"] = "auto"
+    """`auto`: leaky ReLU (slope 0.01) for `sim` and `predsim`, ReLU otherwise, as in the paper."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of units (of whole channels after a convolution) set to zero in training."""
+    batch_norm: bool = True
+    """Batch normalisation before every non-linearity."""
+    residual: bool = True
+    """For `resnet…` and `wrn-…`: shortcuts around each two convolutions. The paper found that
+    local losses do better without them (section 5.1)."""
+    preactivation: bool = False
+    """For `wrn-…`: batch norm and non-linearity before each convolution of a unit instead of after
+    it, as in the literature (Zagoruyko & Komodakis 2016); `dropout` then drops single units, and
+    only between the two convolutions."""
+    group: Annotated[int | str, BeforeValidator(_group_size)] = 1
+    """Hidden layers that learn together by backprop, from the local loss of the last of them;
+    1: the paper's local learning, `all`: global backprop with one local head."""
+    factory: Annotated[str, AfterValidator(_factory_name)] | None = None
+    """A network of your own, as `package.module:function`, installed or in the current folder:
+    the function gives an `nn.Sequential`, of which every child with parameters is a block."""
+    kwargs: Annotated[dict[str, JsonValue], BeforeValidator(checked_arguments)] = Field(default={})
+    """What `factory` is called with."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_a_kind(cls, tree: Any) -> Any:
+        """Residual networks end in an average over space; a factory is its own name."""
+        if isinstance(tree, dict) and str(tree.get("name")).startswith(RESIDUAL_NAMES):
+            return {"hidden_layers": 0, **tree}
+        if isinstance(tree, dict) and tree.get("factory") is not None:
+            return {"name": "factory", **tree}
+        return tree
+
+    @model_validator(mode="after")
+    def _a_factory_decides_alone(self) -> ModelConfig:
+        if (self.factory is None) != (self.name != "factory"):
+            raise ValueError(
+                "model.factory: leave model.name out, the function says what the network is"
+                if self.factory
+                else "model.name factory needs model.factory, as package.module:function"
+            )
+        allowed = {"name", "factory", "kwargs", "group", "nonlinearity"}
+        for key, field in type(self).model_fields.items():
+            if self.factory and key not in allowed and getattr(self, key) != field.default:
+                raise ValueError(f"model.{key}: with model.factory the function decides this")
+        if self.kwargs and not self.factory:
+            raise ValueError("model.kwargs needs model.factory, as package.module:function")
+        return self
+
+    @model_validator(mode="after")
+    def _shortcuts_belong_to_residual_networks(self) -> ModelConfig:
+        if not self.residual and not self.name.startswith(RESIDUAL_NAMES):
+            raise ValueError(f"model.residual: model.name {self.name} has no shortcuts to remove")
+        return self
+
+    @model_validator(mode="after")
+    def _preactivation_belongs_to_wide_residual_networks(self) -> ModelConfig:
+        if self.preactivation and not self.name.startswith("wrn-"):
+            raise ValueError(
+                f"model.preactivation: model.name {self.name} has no such form, wrn-DEPTH-WIDTH has"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _layers_belong_to_vgg(self) -> ModelConfig:
+        if self.name != "vgg" and self.layers is not None:
+            raise ValueError(f"model.layers belongs to model.name vgg, not to {self.name}")
+        if self.name == "vgg" and not self.layers:
+            raise ValueError("model.name vgg needs model.layers, as [128, M, 256, M]")
+        for before, item in zip((None, *(self.layers or ())), self.layers or (), strict=False):
+            if isinstance(item, str) and not isinstance(before, int):
+                raise ValueError(f"model.layers: the pooling {item} must follow a convolution")
+        if self.name == "mlp" and self.hidden_layers < 1:
+            raise ValueError("model.name mlp needs model.hidden_layers of at least 1")
+        return self

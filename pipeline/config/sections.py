@@ -1,0 +1,325 @@
+"""The YAML schema, declared once: typed sections with a sentence under each field.
+
+Here are all sections but the two longest: `model.py` and `loss.py`.
+
+Checked before any process starts. Unknown keys, wrong types and impossible combinations are
+`ConfigError`s that name file, key, value and what is allowed. Everything below the coordinator
+takes plain arguments. `config_file.py` reads and writes the YAML.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv6Address, ip_address
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pipeline.config.loss import LossConfig  # noqa: TC001  pydantic reads it at run time
+from pipeline.config.model import MAX_UNITS, RESIDUAL_NAMES, ModelConfig
+from pipeline.config.schema import Field, Section, checked, field_validator, model_validator
+
+DataName: TypeAlias = Literal[
+    "digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "svhn", "stl10",
+    "imagefolder", "synthetic",
+]  # fmt: skip
+ClassOrder: TypeAlias = Literal["drawn", "scan"]
+LEAST_SCANNED = 10
+"""Classes up to which `data.class_order: scan` widens a batch, whatever its limit."""
+
+MAX_EPOCHS = 1_000_000
+MAX_COUNT = 1_000_000_000
+"""Of images and of steps."""
+_MAX_SIDE = 1 << 16
+_MAX_CHANNELS = 1 << 16
+_MAX_WHITE = 2.0**32
+_MAX_MILESTONES = 1000
+_MAX_S = 1e6
+"""Seconds of a time-out, some 11 days: more milliseconds than this don't go into 32 bits."""
+
+_BROADCAST = "255.255.255.255"
+
+
+class OptimizerConfig(Section):
+    """Every block has an optimizer of its own."""
+
+    name: Literal["adam", "amsgrad", "sgd"] = "adam"
+    """Adam, Adam with AMSGrad, or stochastic gradient descent."""
+    lr: float = Field(default=5e-4, gt=0)
+    """Learning rate of the first epoch."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """L2 penalty, added to the gradient."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Used by `sgd` only."""
+
+
+class ScheduleConfig(Section):
+    """How long, and when the learning rate drops."""
+
+    epochs: int = Field(default=100, ge=1, le=MAX_EPOCHS)
+    """Passes over the training set."""
+    milestones: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=MAX_EPOCHS)], ...],
+        Field(strict=False, max_length=_MAX_MILESTONES),
+    ] = ()
+    """The learning rate is multiplied by `factor` after each of these epochs (from 1)."""
+    factor: float = Field(default=0.25, gt=0, le=1)
+    """What a milestone multiplies the learning rate by."""
+    greedy: bool = False
+    """Blocks learn one after another, each for `epochs` (and its milestones), from the input
+    that the finished ones before it give as in a test: frozen, without dropout. The test error
+    of a phase is that of the local classifier at work."""
+
+    @model_validator(mode="after")
+    def _milestones_increase(self) -> ScheduleConfig:
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"schedule.milestones {list(self.milestones)} must increase strictly")
+        return self
+
+
+class DataConfig(Section):
+    """The images, and what is done to them."""
+
+    name: DataName
+    """Which data set; `digits` comes with the installation, `synthetic` is random."""
+    root: str = "data"
+    """Folder of the data sets (`imagefolder`: the folder that holds train/ and val/)."""
+    download: bool = True
+    """Fetch a data set that is not under `root`."""
+    batch_size: int = Field(default=128, ge=1, le=1 << 20)
+    """Images per batch; the smaller last batch of an epoch is trained too."""
+    crop_padding: int = Field(default=0, ge=0, le=_MAX_SIDE)
+    """Pad each training image with so many zeros per side, then crop at a random place."""
+    flip: bool = False
+    """Mirror each training image with probability 1/2."""
+    cutout: int = Field(default=0, ge=0, le=_MAX_SIDE)
+    """Side of the square set to zero at a random place of each training image; 0 is off. (The
+    authors' is one less where it is odd.)"""
+    train_limit: int | None = Field(default=None, ge=1, le=MAX_COUNT)
+    """Use only the first so many training images; of an `imagefolder`, whose images lie class by
+    class, a share of every class, the same whatever `runtime.seed` is."""
+    test_limit: int | None = Field(default=None, ge=1, le=MAX_COUNT)
+    """Use only so many test images, chosen as for `train_limit`."""
+    classes_per_batch: int | None = Field(default=None, ge=2)
+    """Fill a training batch with images of about so many classes (section 4.5 of the paper)."""
+    classes_per_batch_until_epoch: int | None = Field(default=None, ge=1, le=MAX_EPOCHS)
+    """The last epoch of the run with `classes_per_batch`; without this key, all have it."""
+    class_order: ClassOrder = "drawn"
+    """How batches of few classes are put together: `drawn` at random from all unused images, or,
+    as by the paper's authors, by a `scan` of one shuffled list, which widens a batch to 10 classes
+    and leaves about two thirds of `classes_per_batch` together (docs/differences.md)."""
+    size: int | None = Field(default=None, ge=1, le=_MAX_SIDE)
+    """Side in pixels: of `synthetic` images (32), and of those seen of an `imagefolder` (224)."""
+    channels: int | None = Field(default=None, ge=1, le=_MAX_CHANNELS)
+    """Channels of `synthetic` images (3); `imagefolder` is read in colour (3) or grey (1)."""
+    classes: int | None = Field(default=None, ge=2, le=MAX_UNITS)
+    """Classes of `synthetic` labels (10)."""
+    train_images: int | None = Field(default=None, ge=1, le=MAX_COUNT)
+    """Number of `synthetic` training images (1024)."""
+    test_images: int | None = Field(default=None, ge=1, le=MAX_COUNT)
+    """Number of `synthetic` test images (256)."""
+    normalise: Literal["known", "measured"] = "known"
+    """Mean and standard deviation to normalise by: those known of the data set (`imagefolder`: of
+    ImageNet), or measured before training on up to 10,000 of the training images."""
+    mean: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(strict=False)] | None = (
+        None
+    )
+    """Mean of each channel, of pixels from 0 to 1, where `normalise` is to know another."""
+    std: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(strict=False)] | None = (
+        None
+    )
+    """Standard deviation of each channel; it comes with `mean`."""
+    random_crop: bool | None = None
+    """`imagefolder`: train on random parts of images, scaled to `size` (true, as for ImageNet), or
+    on what is seen in a test, the middle (false)."""
+    resize: int | None = Field(default=None, ge=1, le=_MAX_SIDE)
+    """`imagefolder`: the shorter side is scaled to so many pixels before the middle is cut out
+    (256/224 of `size`); with the value of `size`, nothing of a square image is cut off."""
+    white: float | None = Field(default=None, gt=0, le=_MAX_WHITE)
+    """`imagefolder`: the value that is white in images of more than 8 bits: 65535 for all of 16
+    bits, 4095 for 12, 1.0 for floats from 0 to 1. 0 is black. Without it they are refused."""
+    on_bad_image: Literal["stop", "skip"] | None = None
+    """`imagefolder`: where files can't be decoded, say so and start nothing (stop), or decode all
+    before training and leave these out (skip)."""
+    accept: str | None = Field(default=None, pattern="^sha256:[0-9a-f]{12}$")
+    """Resume with images other than the run began with: their digest, which --resume names."""
+
+    @model_validator(mode="after")
+    def _keys_belong_to_the_data_set(self) -> DataConfig:
+        made = ("size", "channels", "classes", "train_images", "test_images")
+        folders = ("size", "channels", "random_crop", "resize", "white", "on_bad_image")
+        allowed = {"synthetic": made, "imagefolder": folders}.get(self.name, ())
+        for key in (*made, *folders):
+            if getattr(self, key) is not None and key not in allowed:
+                raise ValueError(f"data.{key} can't be chosen for data.name {self.name}")
+        return self
+
+    @model_validator(mode="after")
+    def _normalises_one_way(self) -> DataConfig:
+        mean, std = self.mean, self.std
+        if (mean is None) != (std is None) or (mean and std and len(mean) != len(std)):
+            raise ValueError("data.mean and data.std: give both, a number for each channel")
+        if mean is not None and self.normalise == "measured":
+            raise ValueError("data.mean is given: leave it and data.std out, or normalise: known")
+        return self
+
+    @model_validator(mode="after")
+    def _views_are_possible(self) -> DataConfig:
+        size = self.size or 224
+        if self.resize is not None and self.resize < size:
+            raise ValueError(f"data.resize {self.resize} can't be less than data.size {size}")
+        if self.name == "imagefolder" and self.channels not in (None, 1, 3):
+            raise ValueError(f"data.channels {self.channels}: images of imagefolder have 1 or 3")
+        return self
+
+    @model_validator(mode="after")
+    def _classes_fit_into_a_batch(self) -> DataConfig:
+        classes, until = self.classes_per_batch, self.classes_per_batch_until_epoch
+        if classes is None and until is not None:
+            raise ValueError(
+                f"data.classes_per_batch_until_epoch {until} needs data.classes_per_batch"
+            )
+        if self.class_order == "scan" and (classes or 0) < LEAST_SCANNED:
+            raise ValueError(
+                f"data.class_order scan needs data.classes_per_batch of at least {LEAST_SCANNED}, "
+                "to which it widens every batch"
+            )
+        if classes is not None and classes > self.batch_size:
+            raise ValueError(
+                f"data.classes_per_batch {classes} can't be more than the images of a batch"
+                f" (data.batch_size {self.batch_size})"
+            )
+        return self
+
+
+class RuntimeConfig(Section):
+    """How the run is carried out; of these, only `seed`, `precision`, `compile`,
+    `threads_per_stage` and `on_nonfinite` may change a result."""
+
+    seed: int = Field(default=1, ge=0, lt=2**63)
+    """Decides initial weights, order of images, dropout and augmentation."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16`: autocast for layers and local classifiers; similarity and losses stay fp32."""
+    compile: bool = False
+    """Let torch.compile make kernels of each block, at the first batches; where it fails, the block
+    goes on without and the run says so. On a CPU it needs a C++ compiler."""
+    cuda_graphs: bool = True
+    """On CUDA devices, record a stage's step and replay it for other batches; where that can't be
+    done the stage goes on without and the run says so."""
+    threads_per_stage: int = Field(default=1, ge=1, le=1024)
+    """CPU threads of each stage, and of single mode."""
+    max_in_flight: int = Field(default=2, ge=1, le=64)
+    """Batches that may wait between two neighbouring stages."""
+    checkpoint_every_steps: int = Field(default=0, ge=0, le=MAX_COUNT)
+    """Steps between checkpoints; 0: at the end of every epoch. One is always written last."""
+    keep_checkpoints: int = Field(default=3, ge=1, le=MAX_COUNT)
+    """How many of the newest complete checkpoints stay on disk."""
+    eval_every_epochs: int = Field(default=1, ge=0, le=MAX_EPOCHS)
+    """Epochs between tests (the last epoch is always tested); 0: never."""
+    eval_before_training: bool = False
+    """Test the untrained network too, as epoch 0."""
+    transport: Literal["ipc", "tcp", "tcp-plain"] = "ipc"
+    """How processes of a run are connected. `ipc`: socket files in a folder that only their owner
+    can enter; `tcp`: encrypted, open to the keys of this run only; `tcp-plain`: neither."""
+    bind_address: str = "127.0.0.1"
+    """IP address at which the sockets of `tcp` and `tcp-plain` listen."""
+    start_timeout_s: float = Field(default=120.0, gt=0, le=_MAX_S)
+    """How long the workers may take to report for work."""
+    heartbeat_timeout_s: float = Field(default=10.0, ge=1, le=_MAX_S)
+    """A worker silent for so long is taken for dead."""
+    on_nonfinite: Literal["stop", "skip_batch", "rollback"] = "stop"
+    """Where a block's loss is not finite: end the run; let the block, and those after it, learn
+    nothing from the batch; or go back to the newest snapshot and leave out the batch that is to
+    blame, ten batches at most."""
+    max_restarts: int = Field(default=3, ge=0, le=MAX_COUNT)
+    """How often within an hour a lost worker is replaced, and the run goes back to its newest
+    snapshot, before it ends with the first cause; 0: it ends at once."""
+    stall_timeout_s: float = Field(default=20.0, ge=1, le=_MAX_S)
+    """A worker that sits on a batch for so long without using the processor is taken for stuck;
+    one that does use it, after 20 times as long. To wait for a GPU counts as using it."""
+
+    @field_validator("bind_address")
+    @classmethod
+    def _others_can_connect_to_it(cls, text: str) -> str:
+        try:
+            address = ip_address(text)
+        except ValueError:
+            usable = False
+        else:
+            usable = not isinstance(address, IPv6Address) or address.ipv4_mapped is None
+            usable &= not (address.is_unspecified or address.is_multicast or text == _BROADCAST)
+        if not usable:
+            raise ValueError(
+                f"runtime.bind_address {text!r}: give the one IP address of this machine that "
+                "others are to connect to, as `ip address` shows it: no name, port, network, "
+                "broadcast, multicast or mapped address"
+            )
+        return text
+
+
+class Config(Section):
+    """A whole run."""
+
+    model: ModelConfig
+    loss: LossConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    data: DataConfig
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _batch_norm_needs_a_batch(self) -> Config:
+        flat = self.model.hidden_layers or self.model.name.startswith(RESIDUAL_NAMES)
+        normalises = self.model.batch_norm and self.model.factory is None
+        if self.data.batch_size == 1 and normalises and flat:
+            raise ValueError("data.batch_size 1 leaves model.batch_norm nothing to normalise by")
+        return self
+
+    @model_validator(mode="after")
+    def _losses_fit_the_network(self) -> Config:
+        if self.loss.local is None and self.model.group != 1:
+            raise ValueError("model.group needs local losses; loss.name glob has none")
+        if self.loss.unsupervised == "recon" and self.model.group != 1:
+            raise ValueError(
+                "loss.unsupervised recon rebuilds the input of one layer: model.group must be 1"
+            )
+        if self.loss.unsupervised != "none" and self.model.preactivation:
+            raise ValueError(
+                "model.preactivation passes on sums instead of activations: loss.unsupervised must "
+                "be none"
+            )
+        if self.loss.is_global and self.schedule.greedy:
+            raise ValueError(
+                f"schedule.greedy needs blocks that learn alone; loss.name {self.loss.name} "
+                "trains them together"
+            )
+        return self
+
+    @property
+    def nonlinearity(self) -> Literal["relu", "leaky_relu"]:
+        """The non-linearity of the hidden blocks, `auto` resolved by the loss (section 4)."""
+        if self.model.nonlinearity != "auto":
+            return self.model.nonlinearity
+        return "leaky_relu" if self.loss.local in ("sim", "predsim") else "relu"
+
+
+def build_config(tree: dict[str, Any], source: str) -> Config:
+    """Check a tree of plain values; `source` is named in the error.
+
+    Raises:
+        ConfigError: for the first thing that is wrong.
+    """
+    return checked(Config, tree, source)
+
+
+def config_tree(config: Config) -> dict[str, Any]:
+    """The configuration as plain JSON values, for manifests and messages."""
+    return config.model_dump(mode="json", exclude_none=True)
+
+
+def differing_keys(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys at which two configurations differ, each with both values."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for section in type(one).model_fields:
+        left, right = getattr(one, section), getattr(other, section)
+        for key in type(left).model_fields:
+            if getattr(left, key) != getattr(right, key):
+                found[f"{section}.{key}"] = (getattr(left, key), getattr(right, key))
+    return found

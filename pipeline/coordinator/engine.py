@@ -1,0 +1,52 @@
+"""Where workers run: what an engine must offer. `local` is this machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from pipeline.coordinator.stages import End
+    from pipeline.protocol.credentials import Invitation
+
+
+class Workers(Protocol):
+    """The started processes, one per stage."""
+
+    def dead(self) -> dict[int, End]:
+        """Stages whose process has ended, each with how."""
+
+    def replace(self, stage: int, attempt: int) -> None:
+        """End the stage's process, if it still runs, and start another.
+
+        Args:
+            attempt: how often the run has begun again; the process says so in its hello.
+        """
+
+    def wake(self, stage: int) -> None:
+        """Let the stage's process go on, where somebody has stopped it (SIGSTOP)."""
+
+    def leave(self) -> None:
+        """Wait a while for workers that have said bye."""
+
+    def stop(self) -> None:
+        """End whatever still runs; returns when nothing does."""
+
+
+class Engine(Protocol):
+    """Starts worker processes."""
+
+    def warm_up(self) -> None:
+        """Begin what takes long (importing torch) without waiting for it."""
+
+    def start(self, invitations: Sequence[Invitation], folder: Path) -> Workers:
+        """Start one process per stage; each is given its invitation, in a private way.
+
+        Args:
+            folder: holds the sockets; who is left when the launcher is gone removes it.
+        """
+
+    def close(self) -> None:
+        """Let go of what was begun; there are no workers any more."""

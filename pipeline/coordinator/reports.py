@@ -1,0 +1,90 @@
+"""Takes what running stages report: to the recorder, and to the person who watches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline.protocol.messages import Complete, Connected, ProgressNow, Remark, Report, State
+from pipeline.run.events import Note, StageProgress
+from pipeline.run.run import Speedometer
+from pipeline.schedule.reports import StageSnapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipeline.coordinator.stages import Crew
+    from pipeline.coordinator.watchdog import Watch
+    from pipeline.run.run import Run
+    from pipeline.transport.interfaces import Said
+
+
+class Gathering:
+    """For one run, through all its attempts."""
+
+    def __init__(self, run: Run, crew: Crew, watch: Watch, clock: Callable[[], float]) -> None:
+        self._recorder, self._observer = run.recorder, run.observer
+        self._crew, self._watch, self._clock = crew, watch, clock
+        self._progress: dict[int, ProgressNow] = {}
+        self._speedometer: Speedometer | None = None
+        self.handlers: dict[type, Callable[[Said, Any], None]] = {
+            Connected: self._on_connected,
+            Report: self._on_report,
+            State: self._on_state,
+            ProgressNow: self._on_progress,
+            Remark: self._on_remark,
+        }
+
+    def begin(self, run: Run) -> None:
+        """Training begins, or begins again."""
+        self._recorder.start_clock()
+        self._speedometer = Speedometer(run, self._clock())
+
+    def tell(self, *texts: str) -> None:
+        """To the person who watches."""
+        for text in texts:
+            self._observer(Note(text))
+
+    def tell_carrier(self, link: str, carrier: str) -> None:
+        """Only where it is not the best one."""
+        if "(" in carrier:  # the reason why it is not
+            self.tell(f"link {link}: tensors travel as {carrier}")
+
+    def _on_connected(self, said: Said, connected: Connected) -> None:
+        self.tell_carrier(f"{said.stage} → {said.stage + 1}", connected.carrier)
+
+    def _on_report(self, said: Said, report: Report) -> None:
+        self._recorder.report(report.report)
+
+    def _on_state(self, said: Said, state: State) -> None:
+        before = self._recorder.newest
+        self._recorder.snapshot(_snapshot(said, state))
+        if self._recorder.newest is not before:
+            for stage in self._crew.serving:
+                self._crew.say(stage, Complete(state.step))
+
+    def _on_progress(self, said: Said, progress: ProgressNow) -> None:
+        self._progress[said.stage] = progress
+        if said.stage == len(self._crew) - 1:
+            stages = [self._stage(stage) for stage in sorted(self._progress)]
+            assert self._speedometer, "a stage runs before the run has begun"
+            self._speedometer.tell(progress.batch_id, self._clock(), stages)
+
+    def _stage(self, stage: int) -> StageProgress:
+        seen = self._progress[stage]
+        phase = self._watch.phase(stage)
+        return StageProgress(stage, seen.batch_id, phase, seen.busy, seen.queue, seen.tallies)
+
+    def _on_remark(self, said: Said, remark: Remark) -> None:
+        self.tell(f"{self._crew.name(said.stage)}: {remark.text}")
+
+
+def _snapshot(said: Said, state: State) -> StageSnapshot:
+    return StageSnapshot(
+        stage=said.stage,
+        step=state.step,
+        epoch=state.epoch,
+        epoch_reported=state.epoch_reported,
+        blocks=state.blocks,
+        files=said.attached,
+        tallies=state.tallies,
+    )

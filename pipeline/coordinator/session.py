@@ -1,0 +1,127 @@
+"""Holds a run together: sockets, worker processes, coordinator; and leaves nothing behind."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from pipeline.coordinator.coordinator import Coordinator
+from pipeline.coordinator.watchdog import Watch
+from pipeline.protocol.credentials import Invitation, Keys
+from pipeline.run.events import Note
+from pipeline.transport.interfaces import PATIENCE_S
+from pipeline.transport.rejections import Door
+from pipeline.transport.sockets import Sockets, make_keys, socket_folder
+from pipeline.transport.zmq_control import ZmqControlServer
+from pipeline.transport.zmq_link import ZmqSender
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from pipeline.coordinator.engine import Engine
+    from pipeline.protocol.addresses import LinkAddress
+    from pipeline.run.run import Run
+    from pipeline.transport.interfaces import Sender
+
+_SLOWEST_BYTES_PER_S = 1e6
+"""Of a network that is still worth training over."""
+
+
+def run_pipeline(run: Run, engine: Engine) -> None:
+    """Train with one worker process per stage.
+
+    Raises:
+        PipelineError: as `Coordinator.run`; by then every process and socket file is gone.
+        ConfigError: where `runtime.bind_address` is none of this machine's.
+    """
+    keys, watch = _keys(run), _watch(run)
+    with socket_folder() as folder, _open_sockets(keys[0]) as sockets:
+        place = _places(run, folder)
+        control = ZmqControlServer(
+            sockets, place("control"), run.id, most_bytes=run.most_file_bytes
+        )
+        workers = engine.start(_invitations(run, control.endpoint, keys[1:]), folder)
+        coordinator = Coordinator(
+            run,
+            control,
+            _connect_to_first(run, sockets),
+            lambda stage, attempt: place(f"link-{stage}-{attempt}"),
+            workers,
+            watch,
+        )
+        try:
+            coordinator.run()
+            workers.leave()
+        finally:
+            workers.stop()
+            coordinator.close()
+
+
+def _watch(run: Run) -> Watch:
+    """Over a network, what travels may take its time."""
+    runtime = run.config.runtime
+    transfer_s = 0.0 if runtime.transport == "ipc" else run.most_sent_bytes / _SLOWEST_BYTES_PER_S
+    return Watch(
+        heartbeat_timeout_s=runtime.heartbeat_timeout_s,
+        stall_timeout_s=runtime.stall_timeout_s,
+        transfer_s=transfer_s,
+    )
+
+
+def _keys(run: Run) -> tuple[Keys | None, ...]:
+    """The coordinator's, then those of the stages."""
+    transport = run.config.runtime.transport
+    if transport == "tcp":
+        return make_keys(run.plan.n_stages)
+    if transport == "tcp-plain":
+        run.observer(
+            Note(
+                "runtime.transport tcp-plain: nothing is encrypted, and whoever reaches "
+                f"{run.config.runtime.bind_address} can read and write to this run; "
+                "tcp is safe from that"
+            )
+        )
+    return (None,) * (run.plan.n_stages + 1)
+
+
+def _places(run: Run, folder: Path) -> Callable[[str], str]:
+    """Where the socket of a name is to listen."""
+    runtime = run.config.runtime
+    if runtime.transport == "ipc":
+        return lambda name: f"ipc://{folder}/{name}"
+    address = runtime.bind_address
+    return lambda name: f"tcp://[{address}]:*" if ":" in address else f"tcp://{address}:*"
+
+
+def _invitations(run: Run, control: str, keys: tuple[Keys | None, ...]) -> list[Invitation]:
+    return [
+        Invitation(run.id, stage.stage, 0, control, run.config.model.factory, keys[stage.stage])
+        for stage in run.plan.stages
+    ]
+
+
+def _connect_to_first(
+    run: Run, sockets: Sockets
+) -> Callable[[LinkAddress, Callable[[], bool]], tuple[Sender, str]]:
+    def connect(address: LinkAddress, cancelled: Callable[[], bool]) -> tuple[Sender, str]:
+        sender = ZmqSender(
+            sockets,
+            address,
+            run.id,
+            names=("the coordinator", "stage 0"),
+            timeout_s=PATIENCE_S,
+            cancelled=cancelled,
+        )
+        return sender, sender.carrier
+
+    return connect
+
+
+@contextmanager
+def _open_sockets(keys: Keys | None) -> Iterator[Sockets]:
+    sockets = Sockets(Door("the control socket"), keys)
+    try:
+        yield sockets
+    finally:
+        sockets.close()

@@ -1,0 +1,176 @@
+"""What is known of each data set before it is read: shapes, sizes, the paper's normalisation.
+
+Pure facts (design of the paper, section 4; values per data set as published with it), so that
+a plan can be made and a config refused without loading an image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import TYPE_CHECKING
+
+from pipeline.data.image_list import list_images
+from pipeline.errors import ConfigError
+from pipeline.system.paths import expanded
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.config.sections import DataConfig
+
+
+@dataclass(frozen=True, slots=True)
+class DataFacts:
+    """Shapes and counts of a data set, and mean and standard deviation per channel in [0, 1]."""
+
+    channels: int
+    size: int
+    classes: int
+    train_images: int
+    test_images: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+        return (self.channels, self.size, self.size)
+
+
+_KNOWN = {
+    # digits: every fifth image is for testing; mean and deviation of the 1437 training images
+    "digits": DataFacts(1, 8, 10, 1437, 360, (0.3053,), (0.3762,)),
+    "mnist": DataFacts(1, 28, 10, 60000, 10000, (0.1307,), (0.3081,)),
+    "fashion_mnist": DataFacts(1, 28, 10, 60000, 10000, (0.286,), (0.353,)),
+    "kmnist": DataFacts(1, 28, 10, 60000, 10000, (0.1904,), (0.3475,)),
+    "cifar10": DataFacts(
+        3, 32, 10, 50000, 10000, (0.424, 0.415, 0.384), (0.283, 0.278, 0.284)
+    ),
+    "cifar100": DataFacts(
+        3, 32, 100, 50000, 10000, (0.438, 0.418, 0.377), (0.300, 0.287, 0.294)
+    ),
+    # svhn: 73257 training images and the 531131 of the extra set, as in section 4.6
+    "svhn": DataFacts(3, 32, 10, 604388, 26032, (0.431, 0.430, 0.446), (0.197, 0.198, 0.199)),
+    "stl10": DataFacts(3, 96, 10, 5000, 8000, (0.447, 0.440, 0.407), (0.260, 0.257, 0.271)),
+}  # fmt: skip
+_IMAGENET = {  # mean and deviation by the number of channels: of colours, or of their luma
+    3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    1: ((0.459,), (0.226,)),
+}
+
+
+def data_facts(config: DataConfig) -> DataFacts:
+    """Facts of the configured data set, `train_limit` and `test_limit` applied.
+
+    Images of an `imagefolder` are counted, not opened; where `data.normalise` is `measured`, mean
+    and deviation are not known yet.
+
+    Raises:
+        ConfigError: where the folders of an `imagefolder` are missing or hold no classes, and for
+            a mean that has not a number for each channel.
+    """
+    facts = _made_or_known(config)
+    train, test = facts.train_images, facts.test_images
+    facts = replace(
+        facts,
+        train_images=min(train, config.train_limit or train),
+        test_images=min(test, config.test_limit or test),
+    )
+    if config.mean is None or config.std is None:
+        return facts
+    if len(config.mean) != facts.channels:
+        raise ConfigError(
+            f"data.mean: {len(config.mean)} numbers for the {facts.channels} channels of "
+            f"{config.name}: give one for each, in data.std too"
+        )
+    return replace(facts, mean=config.mean, std=config.std)
+
+
+def known_facts(name: str) -> DataFacts:
+    """Facts of a published data set, without limits."""
+    return _KNOWN[name]
+
+
+def data_root(config: DataConfig) -> Path:
+    """The folder of the data sets.
+
+    Raises:
+        ConfigError: where it begins with a home folder that is not known.
+    """
+    return expanded("data.root", config.root).absolute()
+
+
+def check_data(config: DataConfig, facts: DataFacts, *, batch_norm: bool) -> None:
+    """Refuse what the shapes and counts of a data set make impossible; reads no image.
+
+    Args:
+        batch_norm: whether the network normalises by batches, which takes several images.
+
+    Raises:
+        ConfigError: for crops or holes larger than an image, for batches limited to more
+            classes than there are, and where one image is left for the last batch of an epoch.
+    """
+    for key, pixels in (("crop_padding", config.crop_padding), ("cutout", config.cutout)):
+        if pixels > facts.size:
+            raise ConfigError(
+                f"data.{key} {pixels}: more than the {facts.size} pixels of an image's side"
+                f" ({config.name}); allowed: 0 to {facts.size}"
+            )
+    if (config.classes_per_batch or 0) > facts.classes:
+        raise ConfigError(
+            f"data.classes_per_batch {config.classes_per_batch}: more than the {facts.classes}"
+            f" classes of {config.name}; allowed: 2 to {facts.classes}, or leave it out"
+        )
+    if batch_norm:
+        _check_last_batch(facts.train_images, config.batch_size)
+
+
+def _check_last_batch(images: int, batch_size: int) -> None:
+    # the variance that batch normalisation divides by is that of several images
+    if images == 1:
+        raise ConfigError(
+            "data: 1 training image; batch normalisation can't train on one image: use at least 2"
+            " (data.train_limit 2 or more, data.train_images 2 or more for synthetic)"
+        )
+    if batch_size > 1 and images % batch_size == 1:
+        other = next(size for size in count(batch_size + 1) if images % size != 1)
+        raise ConfigError(
+            f"data.batch_size {batch_size}: leaves 1 of {images} training images for the last"
+            " batch of an epoch, and batch normalisation can't train on one image; use"
+            f" data.batch_size {other} or data.train_limit {images - 1}"
+        )
+
+
+def _made_or_known(config: DataConfig) -> DataFacts:
+    if config.name == "synthetic":
+        return _synthetic(config)
+    if config.name == "imagefolder":
+        return _imagefolder(config)
+    return _KNOWN[config.name]
+
+
+def _synthetic(config: DataConfig) -> DataFacts:
+    channels = config.channels or 3
+    return DataFacts(
+        channels,
+        config.size or 32,
+        config.classes or 10,
+        config.train_images or 1024,
+        config.test_images or 256,
+        (0.5,) * channels,
+        (0.29,) * channels,
+    )
+
+
+def _imagefolder(config: DataConfig) -> DataFacts:
+    folder = list_images(data_root(config))
+    channels = config.channels or 3
+    return DataFacts(
+        channels,
+        config.size or 224,
+        len(folder.classes),
+        len(folder.training.files),
+        len(folder.test.files),
+        *_IMAGENET[channels],
+    )

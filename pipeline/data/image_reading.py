@@ -1,0 +1,228 @@
+"""Image files in, images of 8 bits out, or an error that names the file.
+
+The door to Pillow, with `image_folder.py`. A file may hold anything: it is opened only where it is
+a regular one, read only as a format of images, and decoded only up to a size.
+
+Pixels of 8 bits are as torchvision's loader has them: the first frame, transparency dropped,
+EXIF orientation not applied. Deeper grey ones become round(255 * pixel / white); which value is
+white, a file doesn't say, so it must be given. Of 16-bit colour Pillow gives the upper 8 bits.
+"""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from hashlib import blake2b
+from threading import Lock
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from pipeline.errors import RunError
+from pipeline.system.plain_file import open_regular
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What is looked for in a file, whatever its name: others of Pillow's start programs (EPS)."""
+MOST_PIXELS = 178_956_970
+"""Of an image, and of what it is scaled to: Pillow's own bound, half a gigabyte of RGB."""
+_LARGE_PIXELS = 1 << 24
+"""Above, images are decoded one at a time: threads must not take a gigabyte each."""
+_DEEP_MODES = ("I", "F")
+_SAMPLE_BYTES = 4096
+_END_MARKS = {"PNG": b"\0\0\0\0IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
+_REFUSALS = (
+    ArithmeticError, AssertionError, AttributeError, EOFError, Image.DecompressionBombError,
+    LookupError, MemoryError, OSError, RuntimeError, SyntaxError, TypeError, ValueError,
+    struct.error, zlib.error,
+)  # fmt: skip
+"""What Pillow raises for damaged files: each was seen, none is promised."""
+
+
+class ImageError(RunError):
+    """A file that can't be decoded as an image: `path`, `why`."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"{path}: can't be decoded as an image: {why}")
+        self.path, self.why = path, why
+
+
+class DeepPixelsError(RunError):
+    """An image of more than 8 bits, and nobody has said which value is white."""
+
+    def __init__(self, path: str, mode: str) -> None:
+        super().__init__(
+            f"{path}: pixels of mode {mode} have more than 8 bits: give the value that is white "
+            "(--set data.white=65535 for all of 16 bits, 4095 for 12, 1.0 for floats from 0 to 1)"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A look at a file: its size, and a digest of its beginning, middle and end."""
+
+    nbytes: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """`channels`: 3 for RGB, 1 for grey. `white`: of images deeper than 8 bits. `shorter`: pixels
+    of the side to which an image will be scaled."""
+
+    channels: int
+    white: float | None
+    shorter: int
+
+
+class ImageReader:
+    """Looks at image files, and decodes them, from any number of threads."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        self._wanted = wanted
+        self._one_at_a_time = Lock()
+        # what is only odd in a file is no news; warnings would be shown among a run's own lines
+        for kind in (UserWarning, Image.DecompressionBombWarning):
+            warnings.filterwarnings("ignore", category=kind, module=r"PIL\.")
+
+    def look(self, path: str, *, whole: bool = False) -> Seen:
+        """Check what can be known cheaply: the header, the size, that the end is there.
+
+        Files without a mark at their end are decoded, and all are if `whole`.
+
+        Raises:
+            ImageError: where it can't be decoded.
+            DeepPixelsError: where the value of white is missing.
+        """
+        with _naming(path), open_regular(path) as file:
+            seen = _glance(file)
+            with Image.open(file, formats=FORMATS) as image:
+                self._check(image, path)
+                known_whole = _ends_as_it_should(file, image.format or "", seen.nbytes)
+                if whole or not known_whole or _is_deep(image):
+                    self._decoded(image, path)
+        return seen
+
+    def decode(self, path: str) -> Image.Image:
+        """An image of mode RGB or L.
+
+        Raises:
+            ImageError: where it can't be decoded.
+            DeepPixelsError: where the value of white is missing.
+        """
+        with (
+            _naming(path),
+            open_regular(path) as file,
+            Image.open(file, formats=FORMATS) as image,
+        ):
+            self._check(image, path)
+            return self._decoded(image, path)
+
+    def _check(self, image: Image.Image, path: str) -> None:
+        wide, high = image.size
+        scaled = wide * high * max(1.0, self._wanted.shorter / max(1, min(image.size))) ** 2
+        if scaled > MOST_PIXELS:
+            raise ImageError(
+                path,
+                f"{wide} × {high} pixels, scaled to a shorter side of {self._wanted.shorter}, are "
+                f"more than {MOST_PIXELS:,}",
+            )
+        raw = _raw_mode(image)
+        if _is_deep(image) and self._wanted.white is None:
+            raise DeepPixelsError(path, image.mode)
+        if not _is_deep(image) and ";16" in raw and self._wanted.white not in (None, 65535):
+            raise ImageError(
+                path,
+                f"pixels of mode {raw} are read as the upper 8 of 16 bits, which is no scale from "
+                f"0 to data.white {self._wanted.white:g}",
+            )
+
+    def _decoded(self, image: Image.Image, path: str) -> Image.Image:
+        large = image.width * image.height > _LARGE_PIXELS
+        with self._one_at_a_time if large else nullcontext():
+            image.load()
+            plain = self._of_8_bits(image, path) if _is_deep(image) else image
+            return plain.convert("RGB" if self._wanted.channels == 3 else "L")
+
+    def _of_8_bits(self, image: Image.Image, path: str) -> Image.Image:
+        white = self._wanted.white
+        assert white, "checked before"
+        pixels = np.asarray(image).astype(np.float64)
+        darkest, brightest = float(pixels.min()), float(pixels.max())
+        # values that are cut off would be lost without a word; so would be those that are no
+        # numbers, which compare with nothing
+        if not (darkest >= 0 and brightest <= white * (1 + 1e-6)):
+            raise ImageError(
+                path,
+                f"pixels of mode {image.mode} from {darkest:g} to {brightest:g} are not between 0 "
+                f"and data.white {white:g}",
+            )
+        np.rint(np.multiply(pixels, 255 / white, out=pixels), out=pixels)
+        return Image.fromarray(np.minimum(pixels, 255, out=pixels).astype(np.uint8))
+
+
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    try:
+        yield
+    except _REFUSALS as error:
+        raise ImageError(path, _why(error)) from error
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return f"it is of no format that is read ({', '.join(FORMATS)})"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more than {MOST_PIXELS:,} pixels"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, MemoryError):
+        return "it takes more memory than there is"
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _glance(file: BinaryIO) -> Seen:
+    nbytes = file.seek(0, 2)
+    if not nbytes:
+        raise ValueError("it is empty")
+    digest = blake2b(str(nbytes).encode(), digest_size=8)
+    places = (0, nbytes // 2, nbytes - _SAMPLE_BYTES) if nbytes > 4 * _SAMPLE_BYTES else (0,)
+    for place in places:
+        file.seek(place)
+        digest.update(file.read(_SAMPLE_BYTES if len(places) > 1 else nbytes))
+    file.seek(0)
+    return Seen(nbytes, digest.hexdigest())
+
+
+def _ends_as_it_should(file: BinaryIO, kind: str, nbytes: int) -> bool:
+    """Whether the file says of itself that nothing is cut off; where it stands is kept."""
+    here = file.tell()
+    try:
+        if kind == "WEBP":
+            file.seek(4)
+            return int.from_bytes(file.read(4), "little") + 8 <= nbytes
+        mark = _END_MARKS.get(kind)
+        if mark is None or nbytes < len(mark):
+            return False
+        file.seek(nbytes - len(mark))
+        return file.read() == mark
+    finally:
+        file.seek(here)
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode in _DEEP_MODES or image.mode.startswith("I;")
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How pixels lie in the file, as Pillow calls it; empty where it doesn't say."""
+    tiles = getattr(image, "tile", None)
+    given = tiles[0][3] if tiles else ""
+    first = given[0] if isinstance(given, tuple) and given else given
+    return first if isinstance(first, str) else ""

@@ -1,0 +1,124 @@
+"""Activations of convolution blocks that can be made again, so that nobody has to keep them.
+
+    x ──convolution──▶ z ──batch norm, non-linearity──▶ h ──▶ heads, dropout, pooling
+
+What the convolution gives, z, is kept for the backward pass of the batch norm anyway; h is made
+from it again, some examples at a time, at the cost of a product and a sum per unit. So the memory
+of h is free once it was passed on, and the gradient of h becomes that of z where it lies: two of
+the five tensors of that size that a step holds at its peak are spared. That is for the CPU: on
+CUDA a way through the device's memory takes time that the convolutions there don't.
+
+Legend of shapes: n examples, C channels, H×W pixels.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from pipeline.kernels.linear import wide
+from pipeline.kernels.memory_layout import channels_last, pixels, slices
+from pipeline.kernels.nonlinearity import activate_, activate_backward_
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+    from pipeline.kernels.nonlinearity import Nonlinearity
+
+    Remake: TypeAlias = Callable[[slice], Tensor]
+    """Some examples of an activation, bit for bit as they were."""
+
+DEVICES = frozenset({"cpu"})
+
+
+def normalised(z: Tensor, norm: nn.BatchNorm2d, nonlinearity: Nonlinearity) -> Tensor:
+    """The activation of z (n, C, H, W) in training: one for which there is a `remake`.
+
+    The running statistics of `norm` move as by calling it. The backward pass overwrites the
+    gradient of the activation.
+    """
+    assert norm.num_batches_tracked is not None, "as for every batch norm of ours"
+    norm.num_batches_tracked.add_(1)
+    with torch.no_grad():
+        running = norm.running_mean, norm.running_var, norm.momentum
+        mean, variance = torch.ops.aten.batch_norm_update_stats(z, *running)
+    how = _How(norm.eps, nonlinearity)
+    h: Tensor = _Normalised.apply(z, norm.weight, norm.bias, mean, variance, how)
+    return h
+
+
+def remake(h: Tensor) -> Remake | None:
+    """What makes an activation again, until its backward pass is over; None: keep it."""
+    is_ours = isinstance(getattr(h.grad_fn, "how", None), _How)
+    return partial(_made, h.grad_fn) if is_ours else None
+
+
+class _How(NamedTuple):
+    eps: float
+    nonlinearity: Nonlinearity
+
+
+class _Normalised(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        how: _How,
+    ) -> Tensor:
+        ctx.save_for_backward(z, mean, variance, weight, bias)
+        ctx.how = how
+        return activate_(_affine(z, mean, variance, weight, bias, how), how.nonlinearity)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_h: Tensor) -> tuple[Tensor | None, ...]:
+        z, mean, variance, weight, _ = ctx.saved_tensors
+        by_h = channels_last(by_h)
+        for at in slices(z):
+            activate_backward_(by_h[at], _normal(ctx, at), ctx.how.nonlinearity)
+        inverse = (variance + ctx.how.eps).rsqrt()
+        _, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
+            by_h, z, weight, None, None, mean, inverse, True, ctx.how.eps, [False, True, True]
+        )
+        scale, per_channel = weight * inverse, z.numel() // z.size(1)
+        slope = -scale * inverse * by_weight / per_channel
+        offset = -scale * by_bias / per_channel - slope * mean
+        for at in slices(z):
+            _combine_(pixels(by_h[at]), scale, pixels(z[at]), slope, offset)
+        return by_h, by_weight, by_bias, None, None, None
+
+
+def _made(node: Any, at: slice) -> Tensor:
+    return activate_(_normal(node, at), node.how.nonlinearity)
+
+
+def _normal(node: Any, at: slice) -> Tensor:
+    """Before the non-linearity, which leaves the sign as it is."""
+    z, mean, variance, weight, bias = node.saved_tensors
+    return _affine(z[at], mean, variance, weight, bias, node.how)
+
+
+@torch.no_grad()
+def _affine(
+    z: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, how: _How
+) -> Tensor:
+    return F.batch_norm(z, mean, variance, weight, bias, training=False, eps=how.eps)
+
+
+def _combine_(by_h: Tensor, scale: Tensor, z: Tensor, slope: Tensor, offset: Tensor) -> None:
+    """by_h · scale + z · slope + offset, in place of by_h; (n, H·W, C) and (C,)."""
+    correction = torch.addcmul(offset, wide(z), slope)
+    if by_h.dtype == correction.dtype:
+        torch.addcmul(correction, by_h, scale, out=by_h)
+    else:
+        by_h.copy_(correction.addcmul_(wide(by_h), scale))

@@ -1,0 +1,1 @@
+"""The method: blocks, heads, local losses and optimizers, grouped into stages."""

@@ -1,0 +1,316 @@
+"""A block: one layer with its heads and its own optimizer; the unit of learning.
+
+`forward` gives the activation h that the heads see; `transfer` gives what is sent downstream
+(after dropout and pooling); `update` moves the weights; `stage.py` says from which loss.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.errors import CheckpointError
+from pipeline.kernels.dropout import Dropout
+from pipeline.kernels.linear import Linear, wide
+from pipeline.kernels.memory_layout import channels_last, flattened
+from pipeline.kernels.nonlinearity import activate
+from pipeline.kernels.pooling import pool, pool_values
+from pipeline.kernels.recompute import DEVICES as REMAKING_DEVICES
+from pipeline.kernels.recompute import normalised
+from pipeline.learning.heads import (
+    PredHead,
+    heads_of,
+    label_projection,
+    reconstruction,
+    similarity_map,
+)
+from pipeline.learning.losses import (
+    LossValue,
+    is_reduced,
+    prediction_loss,
+    projected_prediction_loss,
+    similarity_loss,
+)
+from pipeline.seeding import Purpose, derived_seed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from pipeline.device.compiler import Compiler
+    from pipeline.learning.optimizers import Optimizer
+    from pipeline.network.specs import BlockSpec, LayerSpec
+
+
+class Block(nn.Module):
+    """One hidden layer with its local heads, or the output layer with its cross-entropy.
+
+    State keys: `encoder.*` (the layer), `bn.*`, `bn_input.*` where the input is activated,
+    `shortcut.*`, and those of `heads.py`.
+    Initial weights are PyTorch's defaults, drawn for (seed, block index), but for classifiers
+    that are trained beside local losses, the output layer among them: their weights start at zero.
+    """
+
+    def __init__(
+        self, spec: BlockSpec, *, seed: int, device: torch.device, dtype: torch.dtype, bf16: bool
+    ) -> None:
+        super().__init__()
+        self.spec, self.seed, self.device, self.dtype, self.bf16 = spec, seed, device, dtype, bf16
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derived_seed(seed, Purpose.INITIAL, spec.index))
+            self._build(spec)
+        self.to(device=device, dtype=dtype)
+        self.to(memory_format=torch.channels_last)
+        self.dropout = Dropout(spec.dropout, seed=seed, block=spec.index, of_units=spec.drops_units)
+        self._optimizer: Optimizer | None = None
+        self.learned: list[Tensor] = []
+        """The parameters that are trained, once there is an optimizer, in its order."""
+
+    def _build(self, spec: BlockSpec) -> None:
+        if spec.custom is None:
+            self.encoder = _layer(spec.layer)
+        if spec.zero_start:
+            nn.init.zeros_(cast("Tensor", self.encoder.weight))
+        before = spec.batch_norm and spec.activates_input
+        self.bn_input = _batch_norm(spec, spec.layer.in_features) if before else None
+        self.bn = _batch_norm(spec, spec.layer.out_features) if spec.norms_output else None
+        if self.bn is not None and spec.passes_raw and not spec.has_loss:
+            self.bn.requires_grad_(False)  # nobody reads it, so nothing would teach it
+        self.shortcut = _shortcut(spec)
+        self.pred = PredHead(spec.pred) if spec.pred else None
+        self.sim = similarity_map(spec.sim) if spec.sim else None
+        self.projection = label_projection(spec)
+        self.recon = reconstruction(spec)
+
+    def attach(self, make_optimizer: Callable[[Mapping[str, Tensor]], Optimizer]) -> None:
+        """Give the block the optimizer of its own parameters."""
+        learned = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        self.learned = list(learned.values())
+        self._optimizer = make_optimizer(learned)
+
+    def use(self, compiler: Compiler) -> None:
+        """Let it compile what computes the activation, what is passed on and the loss."""
+        self._activation = compiler.compiled(self._activation)  # type: ignore[method-assign]
+        self._passed = compiler.compiled(self._passed)  # type: ignore[method-assign]
+        self._loss = compiler.compiled(self._loss)  # type: ignore[method-assign]
+        self.dropout.use(compiler)
+
+    def forward(self, x: Tensor, *, batch_id: int | None, shortcut: Tensor | None = None) -> Tensor:
+        """The activation h (logits for the output block), before dropout and pooling.
+
+        Args:
+            x: (n, *spec.in_shape), of the block's dtype (bfloat16 allowed under bf16).
+            batch_id: in training, which uses and updates the batch statistics; None in
+                evaluation, which uses the running ones and leaves them as they are.
+            shortcut: what a residual connection adds, where one ends in this block.
+        """
+        if self.training != (batch_id is not None):
+            self.train(batch_id is not None)
+        return self._activation(x, shortcut)
+
+    def _activation(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
+        with self._autocast():
+            flat = self.spec.layer.kind == "linear"
+            x = flattened(x) if flat else channels_last(x)
+            if self.spec.activates_input:
+                x = self._normed(x, self.bn_input)
+            h: Tensor = self.encoder(x)
+            if self.spec.is_output or (self.spec.passes_raw and shortcut is None):
+                return h
+            if self._can_remake(h):
+                return normalised(h, cast("nn.BatchNorm2d", self.bn), self.spec.nonlinearity)
+            adds_first = self.spec.activates_input
+            if self.bn is not None and not adds_first:
+                h = self.bn(h)
+            if shortcut is not None:
+                h = h + (self.shortcut(shortcut) if self.shortcut is not None else shortcut)
+            if self.spec.passes_raw:
+                return h
+            return self._normed(h, self.bn) if adds_first else self._activate(h)
+
+    def _normed(self, x: Tensor, norm: nn.Module | None) -> Tensor:
+        """The activation of a sum x, which stays as it is: others read it, too."""
+        return self._activate(x.clone() if norm is None else norm(x))
+
+    def _can_remake(self, z: Tensor) -> bool:
+        """Whether it pays here to do without the activation for a while (`recompute.py`)."""
+        return (
+            self.training
+            and self.spec.remakable
+            and self.device.type in REMAKING_DEVICES
+            and is_reduced(z)
+            and not torch.compiler.is_compiling()
+        )
+
+    def transfer(self, h: Tensor, *, batch_id: int | None) -> Tensor:
+        """What the next block receives: h after dropout and pooling, as `memory_layout` has it.
+
+        Dropout draws for (seed, block, batch id); None, in evaluation, drops nothing. It drops
+        whole channels of feature maps, so pooling may come first, and leaves it less to do.
+        """
+        if batch_id is None or self.spec.dropout == 0:
+            return self._passed(h, None)
+        return self._passed(h, self.dropout.mask(h, batch_id))
+
+    def _passed(self, h: Tensor, mask: Tensor | None) -> Tensor:
+        passed = (pool if h.requires_grad else pool_values)(h, self.spec.pool)
+        if mask is not None:
+            passed = passed * mask if self.spec.pool is None else passed.mul_(mask)
+            passed = passed.mul_(self.dropout.scale)
+        return channels_last(passed)
+
+    def local_loss(
+        self, h: Tensor, labels: Tensor, x: Tensor, *, overwrite: bool = False
+    ) -> LossValue:
+        """The loss of this block for its activation h and its input x (equations 4, 6, 7, 8).
+
+        `overwrite`: nobody else needs h, and it may be gone afterwards.
+        """
+        return self._loss(h, labels, x, overwrite)
+
+    def _loss(self, h: Tensor, labels: Tensor, x: Tensor, overwrite: bool) -> LossValue:
+        if self.spec.output_weight is not None:
+            value = prediction_loss(wide(h), labels)
+            return LossValue(self.spec.output_weight * value.loss, value.errors)
+        with self._autocast():
+            h = self._normed(h, self.bn) if self.spec.passes_raw else h
+            logits, mapped = heads_of(h, self.pred, self.sim, overwrite=overwrite)
+        value = self._supervised(logits, mapped, labels)
+        if self.spec.unsupervised == "none":
+            return value
+        unsupervised = self._unsupervised(h, mapped, x)
+        alpha = self.spec.alpha
+        return LossValue(alpha * unsupervised + (1 - alpha) * value.loss, value.errors)
+
+    def _target(self, labels: Tensor) -> Tensor:
+        """Labels one-hot, or projected for the bio forms: (n, k)."""
+        one_hot = F.one_hot(labels, self.spec.classes).to(self.dtype)
+        if self.projection is None:
+            return one_hot
+        projected: Tensor = self.projection(one_hot)
+        return projected
+
+    def _supervised(
+        self, logits: Tensor | None, mapped: Tensor | None, labels: Tensor
+    ) -> LossValue:
+        needed = mapped is not None or self.projection is not None
+        target = self._target(labels) if needed else labels
+        terms: list[Tensor] = []
+        errors = None
+        if logits is not None and self.spec.pred is not None:
+            value = (
+                projected_prediction_loss(wide(logits), target)
+                if self.projection is not None
+                else prediction_loss(wide(logits), labels)
+            )
+            terms.append(self.spec.pred.weight * value.loss)
+            errors = value.errors
+        if mapped is not None and self.spec.sim is not None:
+            terms.append(self.spec.sim.weight * similarity_loss(wide(mapped), target))
+        return LossValue(sum(terms[1:], start=terms[0]), errors)
+
+    def _unsupervised(self, h: Tensor, mapped: Tensor | None, x: Tensor) -> Tensor:
+        """Mean squared difference of similarities, or of the rebuilt input; 0 for neither."""
+        x = wide(x.detach())
+        if self.spec.unsupervised == "sim" and mapped is not None:
+            flat = self.spec.layer.kind == "linear"  # its input is flat before it arrives
+            return similarity_loss(wide(mapped), x.flatten(1) if flat else x)
+        if self.recon is None:
+            return torch.zeros((), dtype=x.dtype, device=x.device)
+        with self._autocast():
+            rebuilt = self._activate(self.recon(h))
+        return F.mse_loss(wide(rebuilt), x.reshape(rebuilt.shape))
+
+    def update(self, gradients: Sequence[Tensor | None], lr: float | Tensor) -> None:
+        """Let the optimizer use `gradients`, one per parameter in order; None: no step for it."""
+        assert self._optimizer is not None, "attach an optimizer before training"
+        self._optimizer.step(gradients, lr)
+
+    def rest(self) -> None:
+        """The block learns no more, or not yet: its optimizer needs no memory."""
+        if self._optimizer is not None:
+            self._optimizer.release()
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor of the block by name: weights, heads, statistics, optimizer."""
+        return self._live_state()
+
+    def _live_state(self) -> dict[str, Tensor]:
+        tensors = self.module_state()
+        if self._optimizer is not None:
+            named = self._optimizer.state().items()
+            tensors.update({f"optimizer.{name}": tensor for name, tensor in named})
+        return tensors
+
+    def module_state(self) -> dict[str, Tensor]:
+        """Of that, what belongs to modules: all but the optimizer's."""
+        return dict(self.state_dict())
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Overwrite the whole state.
+
+        Raises:
+            CheckpointError: where names, shapes or dtypes are not this block's.
+        """
+        if self._optimizer is not None:
+            self._optimizer.hold()
+        own = self._live_state()
+        if own.keys() != tensors.keys():
+            odd = sorted(own.keys() ^ tensors.keys())
+            raise CheckpointError(
+                f"block {self.spec.index}: checkpoint and network differ in {odd}"
+            )
+        for name, tensor in own.items():
+            self._check_alike(name, tensor, tensors[name])
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(tensors[name])
+
+    def _check_alike(self, name: str, own: Tensor, given: Tensor) -> None:
+        if own.shape != given.shape or own.dtype != given.dtype:
+            raise CheckpointError(
+                f"block {self.spec.index}: {name} is {given.dtype} {tuple(given.shape)} in the "
+                f"checkpoint, {own.dtype} {tuple(own.shape)} in the network"
+            )
+
+    def _activate(self, x: Tensor) -> Tensor:
+        return activate(x, self.spec.nonlinearity)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+
+def _layer(spec: LayerSpec) -> nn.Module:
+    if spec.kind == "linear":
+        return Linear(spec.in_features, spec.out_features)
+    return nn.Conv2d(
+        spec.in_features, spec.out_features, spec.kernel, stride=spec.stride, padding=spec.padding
+    )
+
+
+def _batch_norm(spec: BlockSpec, features: int) -> nn.Module:
+    make = nn.BatchNorm1d if spec.layer.kind == "linear" else nn.BatchNorm2d
+    return make(features)
+
+
+def _shortcut(spec: BlockSpec) -> nn.Module | None:
+    """What gives a residual connection the shape of the activation; None for the identity."""
+    if spec.shortcut is None or spec.shortcut.layer is None:
+        return None
+    normed = spec.batch_norm and not spec.activates_input
+    norm = [_batch_norm(spec, spec.layer.out_features)] if normed else []
+    return nn.Sequential(_Pointwise(spec.shortcut.layer), *norm)
+
+
+class _Pointwise(nn.Conv2d):
+    """A 1×1 convolution that takes every stride-th pixel itself: where the convolution does and
+    channels come last, oneDNN (PyTorch 2.15) writes beyond the gradient of few channels."""
+
+    def __init__(self, spec: LayerSpec) -> None:
+        super().__init__(spec.in_features, spec.out_features, 1)
+        self._every = spec.stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(channels_last(x[:, :, :: self._every, :: self._every]))

@@ -1,0 +1,152 @@
+"""Config -> a stage that can train; and the settings that make two runs equal bit for bit."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from pipeline.device.allocator import keep_freed_memory
+from pipeline.device.cuda_graphs import CudaRecorder, without_graphs
+from pipeline.learning.augment import Preprocess
+from pipeline.learning.block import Block
+from pipeline.learning.optimizers import make_optimizer
+from pipeline.learning.stage import Stage
+from pipeline.learning.user_block import CustomBlock
+from pipeline.network.from_config import network_specs
+from pipeline.network.user_network import build_parts
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.config.sections import Config
+    from pipeline.data.facts import DataFacts
+    from pipeline.device.cuda_graphs import Recorder
+    from pipeline.network.specs import BlockSpec
+    from pipeline.network.user_network import Part
+
+WITHOUT_BF16 = (
+    "runtime.precision: this device has no bf16 instructions, and may train several times slower "
+    "than with fp32"
+)
+
+
+def prepare_process(device: torch.device, threads: int) -> None:
+    """Fix what could make this process round differently from another: call before anything else.
+
+    Threads change how sums are split; TensorFloat-32 and non-deterministic kernels change bits.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    # as use_deterministic_algorithms(True), which would also import torch._inductor: 2 s, 80 MB
+    torch.set_deterministic_debug_mode("error")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False
+    without_tf32()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def without_tf32() -> None:
+    """On GPUs convolutions in fp32 would be TensorFloat-32 by default."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def build_stage(
+    config: Config,
+    facts: DataFacts,
+    indices: Sequence[int],
+    device: torch.device,
+    recorder: Recorder | None = None,
+) -> Stage:
+    """The stage that holds the blocks `indices` (consecutive) of the configured network.
+
+    `recorder`: of CUDA graphs, shared with other stages of this process; None: one of its own.
+    """
+    blocks = build_blocks(config, network_specs(config, facts), indices, device)
+    preprocess = build_preprocess(config, facts, device) if indices[0] == 0 else None
+    stage = Stage(blocks, preprocess, config.runtime.on_nonfinite)
+    if config.runtime.compile:
+        stage.compile()
+    if config.runtime.cuda_graphs and device.type == "cuda":
+        _record(stage, config, recorder or CudaRecorder(device))
+    if config.runtime.precision == "bf16" and indices[0] == 0 and not computes_bf16(device):
+        stage.remark(WITHOUT_BF16)
+    return stage
+
+
+def build_blocks(
+    config: Config, specs: Sequence[BlockSpec], indices: Sequence[int], device: torch.device
+) -> list[Block]:
+    """The blocks `indices` of the network that `specs` describe, each with its optimizer."""
+    parts = build_parts(config.model, config.runtime.seed) if config.model.factory else None
+    return [
+        _block(config, specs[index], parts[index] if parts else None, device) for index in indices
+    ]
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether it has instructions for bf16; a processor without converts number by number."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    known = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return device.type != "cpu" or known is None or bool(known())
+
+
+def _record(stage: Stage, config: Config, recorder: Recorder) -> None:
+    """Let it record its steps, unless every step is another program."""
+    reason = graphs_prevented_by(config)
+    if reason is None:
+        stage.record(recorder)
+    elif stage.blocks[0].spec.index == 0:  # once for the run
+        stage.remark(without_graphs(reason))
+
+
+def graphs_prevented_by(config: Config) -> str | None:
+    """What of a config asks for more in a step than a recorded one can do; None for nothing."""
+    if config.model.factory:
+        return "model.factory: a user's own modules may do anything from batch to batch"
+    if config.schedule.greedy:
+        return "schedule.greedy: what learns changes from phase to phase"
+    if config.runtime.on_nonfinite == "skip_batch":
+        return "runtime.on_nonfinite skip_batch looks at each loss before it learns"
+    return None
+
+
+def _block(config: Config, spec: BlockSpec, part: Part | None, device: torch.device) -> Block:
+    make = Block if part is None else partial(CustomBlock, part=part)
+    block = make(
+        spec,
+        seed=config.runtime.seed,
+        device=device,
+        dtype=torch.float32,
+        bf16=config.runtime.precision == "bf16",
+    )
+    optimizer = config.optimizer
+    block.attach(
+        partial(
+            make_optimizer,
+            optimizer.name,
+            weight_decay=optimizer.weight_decay,
+            momentum=optimizer.momentum,
+        )
+    )
+    return block
+
+
+def build_preprocess(config: Config, facts: DataFacts, device: torch.device) -> Preprocess:
+    """What turns images into the input of the first block."""
+    data = config.data
+    return Preprocess(
+        facts.mean,
+        facts.std,
+        crop_padding=data.crop_padding,
+        flip=data.flip,
+        cutout=data.cutout,
+        seed=config.runtime.seed,
+        device=device,
+    )

@@ -1,0 +1,105 @@
+"""The local losses of Nøkland & Eidnes (2019), section 3: functions of activations and targets.
+
+Shapes: n examples in the batch; an activation h is (n, C, H, W) after a convolution block and
+(n, D) after a linear one, taken after batch norm and non-linearity, before dropout and pooling.
+Labels y are (n,) int64. Losses are scalars, computed in at least float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from pipeline.kernels.linear import product
+
+_LEAST_LENGTH = 1e-8
+"""Added to the length of a vector, so that none is divided by zero."""
+
+
+class LossValue(NamedTuple):
+    """A scalar loss, and the number of wrong predictions (None where nothing is predicted)."""
+
+    loss: Tensor
+    errors: Tensor | None
+
+
+def similarity_matrix(x: Tensor) -> Tensor:
+    """S(x): adjusted cosine similarity of the examples in a batch, (n, n), within [-1, 1].
+
+    Equation 5. Feature maps of more than 3 channels are first reduced to their standard
+    deviation over space (section 3.1); anything else is flattened.
+    """
+    directions, _ = _directions(_vectors(x))
+    return (directions @ directions.T).clamp(-1.0, 1.0)
+
+
+def is_reduced(x: Tensor) -> bool:
+    """Whether a similarity matrix sees x through its standard deviation over space."""
+    return x.dim() == 4 and x.size(1) > 3 and x.size(2) > 1
+
+
+def similarity_loss(features: Tensor, target: Tensor) -> Tensor:
+    """L_sim: mean over the n×n entries of (S(features) - S(target))² (equation 4).
+
+    Args:
+        features: g(h) or its spread, or for the bio form the pooled h.
+        target: (n, k): labels one-hot, or for the bio form projected; it gets no gradient.
+    """
+    wanted = similarity_matrix(target.detach())
+    if torch.compiler.is_compiling():
+        return F.mse_loss(similarity_matrix(features), wanted)
+    loss: Tensor = _Matching.apply(_vectors(features), wanted)
+    return loss
+
+
+def _vectors(x: Tensor) -> Tensor:
+    """What is compared of each example: (n, D)."""
+    return x.flatten(2).std(dim=2) if is_reduced(x) else x.flatten(1)
+
+
+def _directions(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x (n, D) centred and divided by its length (n, 1)."""
+    x = x - x.mean(dim=1, keepdim=True)
+    length = x.norm(dim=1, keepdim=True)
+    return x / (length + _LEAST_LENGTH), length
+
+
+class _Matching(torch.autograd.Function):
+    """Mean of (S - wanted)², S and wanted symmetric: half the work of what autograd would do."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, wanted: Tensor) -> Tensor:
+        directions, length = _directions(x)
+        cosines = product(directions, directions)
+        off = cosines.clamp(-1.0, 1.0).sub_(wanted)
+        ctx.save_for_backward(directions, length, cosines, off)
+        return off.square().mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_loss: Tensor) -> tuple[Tensor, None]:
+        directions, length, cosines, off = ctx.saved_tensors
+        by_cosines = (off * (by_loss * (4 / off.numel()))).masked_fill_(cosines.abs() > 1, 0.0)
+        by_x = product(by_cosines, directions.T)
+        along = (by_x * directions).sum(dim=1, keepdim=True)
+        # finite where a length is infinite, as the loss is; the gradient of a length of 0 is 0
+        along = (along * (1 + _LEAST_LENGTH / length)).masked_fill_(length == 0, 0.0)
+        by_x.addcmul_(directions, along, value=-1.0).div_(length + _LEAST_LENGTH)
+        return by_x.sub_(by_x.mean(dim=1, keepdim=True)), None
+
+
+def prediction_loss(logits: Tensor, labels: Tensor) -> LossValue:
+    """L_pred: cross-entropy of logits (n, classes) with the labels (equation 6)."""
+    wrong = (logits.detach().argmax(dim=1) != labels).sum()
+    return LossValue(F.cross_entropy(logits, labels), wrong)
+
+
+def projected_prediction_loss(logits: Tensor, projected: Tensor) -> LossValue:
+    """L_pred-bio: binary cross-entropy of logits with the signs of the projected label, mean
+    over all entries; both (n, k). Section 3.3. It predicts no class."""
+    target = (projected > 0).to(logits.dtype)
+    return LossValue(F.binary_cross_entropy_with_logits(logits, target), None)

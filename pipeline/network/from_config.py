@@ -1,0 +1,243 @@
+"""Config -> list of block specifications: shapes and sizes, no tensors, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import ceil, prod
+from typing import TYPE_CHECKING, Literal
+
+from pipeline.config.model import MAX_LAYERS
+from pipeline.errors import ConfigError
+from pipeline.network.architectures import hidden_layers
+from pipeline.network.specs import BlockSpec, LayerSpec, PoolSpec, PredSpec, SimSpec
+from pipeline.network.user_network import traced_specs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from pipeline.config.loss import LossConfig
+    from pipeline.config.model import ModelConfig
+    from pipeline.config.sections import Config
+    from pipeline.data.facts import DataFacts
+    from pipeline.network.specs import Shape
+
+
+def network_specs(config: Config, facts: DataFacts) -> tuple[BlockSpec, ...]:
+    """The blocks of the configured network for a data set.
+
+    Raises:
+        ConfigError: as `build_specs`.
+    """
+    return build_specs(config.model, config.loss, config.nonlinearity, facts.shape, facts.classes)
+
+
+def build_specs(
+    model: ModelConfig,
+    loss: LossConfig,
+    nonlinearity: Literal["relu", "leaky_relu"],
+    image_shape: Shape,
+    classes: int,
+) -> tuple[BlockSpec, ...]:
+    """Hidden blocks in order, then the output block.
+
+    Args:
+        image_shape: (channels, height, width) of one image.
+
+    Raises:
+        ConfigError: where pooling leaves nothing of the image, or `loss.pred_hidden` is not
+            for as many blocks as there are.
+    """
+    if model.factory is not None:
+        *hidden, output = traced_specs(model, nonlinearity, image_shape, classes)
+        _check_recon(model, loss)
+    else:
+        hidden = _hidden(model, nonlinearity, image_shape, classes)
+        last_shape = hidden[-1].out_shape if hidden else image_shape
+        output = _output(len(hidden), last_shape, classes)
+    if len(hidden) > MAX_LAYERS:
+        raise ConfigError(
+            f"model.{'factory' if model.factory else 'layers'}: a network of {len(hidden)} hidden "
+            f"layers; at most {MAX_LAYERS} are allowed: several can be one block in a module of "
+            "your own (model.factory)"
+        )
+    return (*_grouped(hidden, model, loss), _as_output(output, loss))
+
+
+def _check_recon(model: ModelConfig, loss: LossConfig) -> None:
+    if loss.unsupervised == "recon":
+        raise ConfigError(
+            f"loss.unsupervised recon rebuilds a block's input by its layer backwards, which is "
+            f"not known of the modules of model.factory {model.factory}; use sim or none"
+        )
+
+
+def _hidden(
+    model: ModelConfig,
+    nonlinearity: Literal["relu", "leaky_relu"],
+    image_shape: Shape,
+    classes: int,
+) -> list[BlockSpec]:
+    """The hidden blocks, before anything is said of how they learn."""
+    specs: list[BlockSpec] = []
+    shape = image_shape
+    for index, hidden in enumerate(hidden_layers(model, image_shape)):
+        layer, pool = hidden.layer, hidden.pool
+        if layer.kind == "linear":
+            layer = LayerSpec("linear", prod(shape), model.hidden)
+        activation = layer.out_shape(shape)
+        spec = BlockSpec(
+            index=index,
+            in_shape=shape,
+            layer=layer,
+            shape=activation,
+            out_shape=pool.out_shape(activation) if pool else activation,
+            classes=classes,
+            nonlinearity=nonlinearity,
+            batch_norm=model.batch_norm,
+            dropout=0.0 if hidden.drops == "nothing" else model.dropout,
+            pool=pool,
+            shortcut=hidden.shortcut,
+            activates_input=hidden.activates_input,
+            passes_raw=hidden.passes_raw,
+            drops_units=hidden.drops == "units",
+        )
+        _check_size(model, spec, image_shape)
+        specs.append(spec)
+        shape = spec.out_shape
+    return specs
+
+
+def _grouped(
+    hidden: Sequence[BlockSpec], model: ModelConfig, loss: LossConfig
+) -> Iterator[BlockSpec]:
+    """The hidden blocks in their groups: which of them have a local loss, where gradients stop."""
+    ends = _group_ends(len(hidden), model, loss)
+    widths = dict(zip(sorted(ends), _classifier_widths(loss, len(ends)), strict=True))
+    for spec in hidden:
+        same_group = spec.index > 0 and (loss.is_global or spec.index - 1 not in ends)
+        same_stage = same_group or _within_shortcut(hidden, spec.index)
+        linked = replace(spec, same_group=same_group, same_stage=same_stage)
+        yield _with_heads(linked, loss, widths[spec.index]) if spec.index in ends else linked
+
+
+def _classifier_widths(loss: LossConfig, blocks: int) -> list[tuple[int, ...]]:
+    """Units of the hidden layers of each local classifier, for `blocks` that have a local loss."""
+    given = loss.pred_hidden
+    entries = (given,) if isinstance(given, int) else given
+    nested = [entry for entry in entries if isinstance(entry, tuple)]
+    if not nested:
+        return [tuple(units for units in entries if isinstance(units, int))] * blocks
+    if len(nested) != blocks:
+        raise ConfigError(
+            f"loss.pred_hidden: {len(nested)} lists for {blocks} hidden blocks with a local loss;"
+            " give one list for each ([] for a linear classifier), or one list for all"
+        )
+    return nested
+
+
+def _group_ends(hidden: int, model: ModelConfig, loss: LossConfig) -> set[int]:
+    """The hidden blocks that have a local loss: the last of each group of `model.group`."""
+    if loss.local is None or not hidden:
+        return set()
+    size = model.group if isinstance(model.group, int) else hidden
+    return {*range(size - 1, hidden, size), hidden - 1}
+
+
+def _within_shortcut(hidden: Sequence[BlockSpec], index: int) -> bool:
+    """Whether a stage boundary just before a block would cut a residual connection."""
+    return any(
+        spec.shortcut is not None and spec.shortcut.source < index <= spec.index for spec in hidden
+    )
+
+
+def _check_size(model: ModelConfig, spec: BlockSpec, image_shape: Shape) -> None:
+    if min(spec.out_shape) < 1:
+        raise ConfigError(
+            f"model {model.name}: block {spec.index} would pool {spec.shape} to {spec.out_shape}: "
+            f"images of {image_shape[1]}×{image_shape[2]} pixels are too small for it"
+        )
+
+
+def _with_heads(spec: BlockSpec, loss: LossConfig, hidden: tuple[int, ...]) -> BlockSpec:
+    pred, sim = _heads(spec, loss, hidden)
+    return replace(
+        spec,
+        pred=pred,
+        sim=sim,
+        projection=loss.target_projection if loss.bio else 0,
+        unsupervised=loss.unsupervised,
+        alpha=loss.alpha,
+    )
+
+
+def decoder_pool(shape: Shape, limit: int) -> PoolSpec | None:
+    """Average pooling before a local classifier, so that at most `limit` inputs remain.
+
+    The kernel's height, then its width, is doubled while C·⌈H/k_h⌉·⌈W/k_w⌉ exceeds `limit`;
+    zeros of the padding count in the average. None where no pooling is needed.
+    """
+    channels, height, width = shape
+    kernel_h = kernel_w = 1
+
+    def inputs() -> int:
+        return channels * ceil(height / kernel_h) * ceil(width / kernel_w)
+
+    while inputs() > limit and kernel_h < height:
+        kernel_h *= 2
+        if inputs() > limit:
+            kernel_w *= 2
+    if kernel_h == kernel_w == 1:
+        return None
+    padding = (_decoder_padding(height, kernel_h), _decoder_padding(width, kernel_w))
+    return PoolSpec("average", (kernel_h, kernel_w), (kernel_h, kernel_w), padding)
+
+
+def _decoder_padding(side: int, kernel: int) -> int:
+    return (kernel * (ceil(side / kernel) - side // kernel)) // 2
+
+
+def _heads(
+    spec: BlockSpec, loss: LossConfig, hidden: tuple[int, ...]
+) -> tuple[PredSpec | None, SimSpec | None]:
+    pred_weight = {"pred": 1.0, "predsim": 1.0 - loss.beta}
+    sim_weight = {"sim": 1.0, "predsim": loss.beta}
+    pred = sim = None
+    if loss.local in pred_weight:
+        plain = _pred(loss, spec.shape, spec.classes, pred_weight[loss.local])
+        pred = replace(plain, hidden=hidden, nonlinearity=spec.nonlinearity)
+    if loss.local in sim_weight or loss.unsupervised == "sim":
+        sim = _sim(loss, spec.shape, sim_weight.get(loss.local or "", 0.0))
+    return pred, sim
+
+
+def _pred(loss: LossConfig, shape: Shape, classes: int, weight: float) -> PredSpec:
+    pool = decoder_pool(shape, loss.dim_in_decoder) if len(shape) == 3 else None
+    features = prod(pool.out_shape(shape) if pool else shape)
+    if loss.bio:
+        return PredSpec(pool, features, loss.target_projection, weight, "aligned")
+    feedback = loss.feedback if loss.classifier == "fixed" else "learned"
+    return PredSpec(pool, features, classes, weight, feedback)
+
+
+def _sim(loss: LossConfig, shape: Shape, weight: float) -> SimSpec:
+    kind: Literal["linear", "conv"] = "conv" if len(shape) == 3 else "linear"
+    if loss.bio:
+        pool = decoder_pool(shape, loss.dim_in_decoder) if len(shape) == 3 else None
+        return SimSpec(kind, 0, weight, pool)
+    return SimSpec(kind, shape[0], weight)
+
+
+def _output(index: int, shape: Shape, classes: int) -> BlockSpec:
+    layer = LayerSpec("linear", prod(shape), classes)
+    return BlockSpec(index, shape, layer, (classes,), (classes,), classes)
+
+
+def _as_output(spec: BlockSpec, loss: LossConfig) -> BlockSpec:
+    """The last block: a classifier like the local ones, always in the last stage."""
+    return replace(
+        spec,
+        zero_start=loss.local is not None and spec.custom is None,
+        output_weight=1.0 - loss.beta if loss.local == "predsim" else 1.0,
+        same_group=loss.is_global,
+        same_stage=True,
+    )

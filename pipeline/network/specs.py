@@ -1,0 +1,226 @@
+"""What a block is, in shapes and sizes: no tensors, no torch.
+
+A block is one hidden layer with its heads, its dropout and the pooling that follows it; the
+output layer is the last block (section 4 of the paper). `from_config.py` makes these from a
+configuration, `block.py` builds modules from them, `cost.py` reckons what they cost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+Shape: TypeAlias = tuple[int, ...]
+"""Shape of one example: (channels, height, width) or (features,)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSpec:
+    """Pooling over space: kernel and padding as (height, width)."""
+
+    kind: Literal["max", "average"]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """Shape of one pooled example; sizes round down."""
+        channels, *sides = shape
+        pooled = [
+            (side + 2 * pad - kernel) // stride + 1
+            for side, pad, kernel, stride in zip(
+                sides, self.padding, self.kernel, self.stride, strict=True
+            )
+        ]
+        return (channels, *pooled)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """The layer itself, with bias. `kernel` is 0 for a linear layer; a `custom` one is a user's
+    own, of which only the numbers of features are known."""
+
+    kind: Literal["linear", "conv", "custom"]
+    in_features: int
+    out_features: int
+    kernel: int = 0
+    stride: int = 1
+    padding: int = 0
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """Shape of one example after the layer."""
+        if self.kind == "linear":
+            return (self.out_features,)
+        height, width = (
+            (side + 2 * self.padding - self.kernel) // self.stride + 1 for side in shape[1:]
+        )
+        return (self.out_features, height, width)
+
+
+@dataclass(frozen=True, slots=True)
+class CustomSpec:
+    """What is known of a user's own modules: parameters, multiply-adds for one image, whether
+    they normalise by batches."""
+
+    parameters: int
+    forward_macs: int
+    normalises: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ShortcutSpec:
+    """A residual connection: the input of block `source` is added before the non-linearity.
+
+    `layer`: the 1×1 convolution that gives it the right shape, followed by a batch norm where the
+    network has them, but for units whose input is activated; None: as it is.
+    """
+
+    source: int
+    layer: LayerSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PredSpec:
+    """The local classifier: optional average pooling, then linear `features` -> `outputs`.
+
+    `hidden`: units of further linear layers in between, each with `nonlinearity`.
+
+    `feedback`: what carries the error back to the block: `learned` (the transpose of weights
+    that are trained), `aligned` (a fixed random matrix, for the bio form), or, for a classifier
+    that is never trained, `transpose`, `random` or `sign`.
+    """
+
+    pool: PoolSpec | None
+    features: int
+    outputs: int
+    weight: float
+    feedback: Literal["learned", "aligned", "transpose", "random", "sign"] = "learned"
+    hidden: tuple[int, ...] = ()
+    nonlinearity: Literal["relu", "leaky_relu"] = "relu"
+
+    @property
+    def layers(self) -> tuple[tuple[int, int], ...]:
+        """Inputs and outputs of its linear layers, in order."""
+        return tuple(pairwise((self.features, *self.hidden, self.outputs)))
+
+
+@dataclass(frozen=True, slots=True)
+class SimSpec:
+    """The similarity head: a map g of the activation onto its own shape, without bias.
+
+    The bio form has no map (`features` 0) and pools the activation as a classifier does.
+    """
+
+    kind: Literal["linear", "conv"]
+    features: int
+    weight: float
+    pool: PoolSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSpec:
+    """Everything needed to build one block and to reckon what it costs.
+
+    `in_shape`: what arrives; `shape`: the activation the heads see; `out_shape`: what is sent.
+    """
+
+    index: int
+    in_shape: Shape
+    layer: LayerSpec
+    shape: Shape
+    out_shape: Shape
+    classes: int
+    nonlinearity: Literal["relu", "leaky_relu"] = "relu"
+    batch_norm: bool = False
+    dropout: float = 0.0
+    pool: PoolSpec | None = None
+    pred: PredSpec | None = None
+    sim: SimSpec | None = None
+    projection: int = 0
+    """Size of the fixed random projection of the label (bio forms); 0: the label itself."""
+    unsupervised: Literal["none", "sim", "recon"] = "none"
+    alpha: float = 0.0
+    """Weight of the unsupervised part of the loss."""
+    zero_start: bool = False
+    """Whether the layer's weight starts at zero, as that of the output does where hidden blocks
+    have local losses, `glob+…` among them: it is then a classifier like the local ones."""
+    output_weight: float | None = None
+    """Factor of the output block's cross-entropy; None for hidden blocks."""
+    shortcut: ShortcutSpec | None = None
+    """The residual connection that ends in this block."""
+    activates_input: bool = False
+    """Whether batch norm and non-linearity come before the layer (`model.preactivation`)."""
+    passes_raw: bool = False
+    """Whether none come after it: the sum itself is passed on, and heads see it through a batch
+    norm and non-linearity of their own."""
+    drops_units: bool = False
+    """Whether dropout drops single units of feature maps instead of whole channels."""
+    custom: CustomSpec | None = None
+    """Where the layer is a user's own (`user_network.py`)."""
+    same_group: bool = False
+    """Whether it learns together with the block before: its gradient flows on into that one."""
+    same_stage: bool = False
+    """Whether it must be in the stage of the block before: a boundary would cut a group of
+    layers that learn together, or a shortcut, or leave a stage without a hidden layer."""
+
+    @property
+    def is_output(self) -> bool:
+        """Whether this is the output layer."""
+        return self.output_weight is not None
+
+    @property
+    def normalises(self) -> bool:
+        """Whether it normalises by batches, which takes several images."""
+        return self.batch_norm or (self.custom is not None and self.custom.normalises)
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether it has a loss of its own: of a group only the last has, under plain `glob` only
+        the output."""
+        return self.is_output or self.pred is not None or self.sim is not None
+
+    @property
+    def norms_output(self) -> bool:
+        """Whether it holds a batch norm for what the layer gives. The first block of a
+        pre-activation network always does, as by the paper's authors, who count it: under plain
+        `glob` nobody reads it."""
+        is_read = self.has_loss or not (self.activates_input and self.passes_raw)
+        return self.batch_norm and is_read
+
+    @property
+    def remakable(self) -> bool:
+        """Whether only heads read the activation that can make it again where they need it, from
+        batch norm's input (`recompute.py`)."""
+        is_read = self.sim.features > 0 if self.sim else self.pred is not None
+        is_plain = self.shortcut is None and self.unsupervised == "none" and not self.passes_raw
+        return self.batch_norm and len(self.shape) > 1 and is_read and is_plain
+
+    @property
+    def name(self) -> str:
+        """How people call it: `conv 3→128` or `linear 2048→1024`."""
+        what = "output" if self.is_output else self.layer.kind
+        return f"{what} {self.layer.in_features}→{self.layer.out_features}"
+
+
+Part = TypeVar("Part")
+
+
+def in_runs(parts: Sequence[Part], joins: Callable[[Part], bool]) -> list[tuple[Part, ...]]:
+    """Consecutive parts together: each run goes on for as long as the next one joins it."""
+    runs: list[list[Part]] = []
+    for part in parts:
+        if runs and joins(part):
+            runs[-1].append(part)
+        else:
+            runs.append([part])
+    return [tuple(run) for run in runs]
+
+
+def stage_units(specs: Sequence[BlockSpec]) -> list[tuple[BlockSpec, ...]]:
+    """The smallest parts that stages can be made of; their number is the most stages there can
+    be: one per hidden layer, unless layers learn in groups or a shortcut spans them."""
+    return in_runs(specs, lambda spec: spec.same_stage)

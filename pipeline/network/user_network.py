@@ -1,0 +1,258 @@
+"""A user's own network: `model.factory` names a function that gives an `nn.Sequential`.
+
+    Flatten  Linear  ReLU  Dropout  Linear  ReLU  Linear
+    ─────── block 0 ──────────────  ─ block 1 ──  output
+
+Every child with parameters to learn becomes a block, the last one the output: a batch norm
+belongs into one child with its layer. Children without belong to the block before them (at the
+start, to the first). The heads see what comes before the first dropout, pooling or flattening;
+these are the block's way to the next. The function is called in every process, and must give the
+same network each time.
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import partial
+from math import prod
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from pipeline.errors import ConfigError, one_line
+from pipeline.network.specs import BlockSpec, CustomSpec, LayerSpec
+from pipeline.system.children import no_process_left
+from pipeline.system.interpreter import look_here_last
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+    from pipeline.config.model import ModelConfig
+    from pipeline.network.specs import Shape
+
+
+_IMAGES = 2
+"""Passed through to find the shapes: enough to see whether images are kept apart."""
+
+
+class Part(NamedTuple):
+    """The modules of one block: up to what its heads see, and from there to the next block."""
+
+    body: nn.Sequential
+    tail: nn.Sequential
+
+
+def build_parts(model: ModelConfig, seed: int) -> list[Part]:
+    """The blocks' modules with the initial weights of `seed`, on the CPU.
+
+    Raises:
+        ConfigError: as `build_children`.
+    """
+    *hidden, output = (list(children.values()) for children in build_children(model, seed))
+    return [*map(_part, hidden), Part(_sequence(output), _sequence([]))]
+
+
+def build_children(model: ModelConfig, seed: int) -> list[dict[str, nn.Module]]:
+    """The children of the user's network that make up each block, by name, as they were made.
+
+    Raises:
+        ConfigError: where there is no such function, it gives what can't be cut into blocks, or a
+            block holds what can't be trained or saved.
+    """
+    import torch
+
+    from pipeline.network.draws import seeded_draws
+    from pipeline.network.ownership import check_blocks
+    from pipeline.seeding import Purpose, derived_seed
+
+    with seeded_draws(derived_seed(seed, Purpose.FACTORY), torch.device("cpu")):
+        blocks = _split(_network(model), str(model.factory))
+    try:
+        check_blocks(blocks, torch.float32)
+    except ConfigError as error:
+        raise ConfigError(f"model.factory {model.factory}: {error}") from error
+    return blocks
+
+
+def traced_specs(
+    model: ModelConfig,
+    nonlinearity: Literal["relu", "leaky_relu"],
+    image_shape: Shape,
+    classes: int,
+) -> list[BlockSpec]:
+    """The blocks as they come out of the function, found by passing blank images through.
+
+    Raises:
+        ConfigError: where the network does not take such images, gives other than one number per
+            class, or holds a shape that no local loss is made for.
+    """
+    import torch
+
+    from pipeline.network.placing import place
+
+    specs: list[BlockSpec] = []
+    x = torch.zeros(_IMAGES, *image_shape)
+    for index, part in enumerate(build_parts(model, 0)):
+        macs: list[int] = []
+        place(part, x.device, x.dtype)
+        h, passed = _traced(part, x, macs, f"model.factory {model.factory}: block {index}")
+        layer = LayerSpec("custom", prod(x.shape[1:2]), prod(h.shape[1:2]))
+        parameters = sum(p.numel() for module in part for p in module.parameters())
+        specs.append(
+            BlockSpec(
+                index=index,
+                in_shape=tuple(x.shape[1:]),
+                layer=layer,
+                shape=tuple(h.shape[1:]),
+                out_shape=tuple(passed.shape[1:]),
+                classes=classes,
+                nonlinearity=nonlinearity,
+                custom=CustomSpec(parameters, sum(macs), _normalises(part)),
+            )
+        )
+        x = passed
+    _check_shapes(specs, model, classes)
+    return specs
+
+
+def _network(model: ModelConfig) -> nn.Sequential:
+    from torch import nn
+
+    module, _, name = str(model.factory).partition(":")
+    look_here_last()
+    try:
+        with no_process_left():
+            make: Callable[..., Any] = getattr(importlib.import_module(module), name)
+            network = make(**model.kwargs)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"model.factory {model.factory}: {one_line(error)}; install it, or start from the "
+            "folder that holds it"
+        ) from error
+    except ConfigError as error:  # of what the call left behind
+        raise ConfigError(f"model.factory {model.factory}: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
+        raise ConfigError(f"model.factory {model.factory}: {_named(error)}") from error
+    if not isinstance(network, nn.Sequential):
+        raise ConfigError(
+            f"model.factory {model.factory}: gave a {type(network).__name__}; an nn.Sequential "
+            "whose children are the blocks is needed"
+        )
+    return network
+
+
+def _split(network: nn.Sequential, factory: str) -> list[dict[str, nn.Module]]:
+    """The children of each block, by name."""
+    blocks: list[dict[str, nn.Module]] = [{}]
+    learning = 0
+    for name in network._modules:  # named_children leaves out what occurs again
+        child = network.get_submodule(name)
+        if _learns(child):
+            learning += 1
+            if learning > 1:
+                blocks.append({})
+        blocks[-1][name] = child
+    if learning < 2:
+        raise ConfigError(
+            f"model.factory {factory}: {learning} children with parameters; at least a hidden "
+            "one and the output are needed"
+        )
+    return blocks
+
+
+def _learns(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _part(children: list[nn.Module]) -> Part:
+    """Cut where what follows only passes on: dropout, pooling, flattening."""
+    first = next(i for i, child in enumerate(children) if _learns(child))
+    cut = next(
+        (i for i, child in enumerate(children) if i > first and _only_passes_on(child)),
+        len(children),
+    )
+    return Part(_sequence(children[:cut]), _sequence(children[cut:]))
+
+
+def _sequence(children: list[nn.Module]) -> nn.Sequential:
+    from torch import nn
+
+    return nn.Sequential(*children)
+
+
+def _only_passes_on(module: nn.Module) -> bool:
+    name = type(module).__name__
+    return "Dropout" in name or "Pool" in name or name in ("Flatten", "Unflatten")
+
+
+def _normalises(part: Part) -> bool:
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    modules = (module for own in part for module in own.modules())
+    return any(isinstance(module, _BatchNorm) for module in modules)
+
+
+def _traced(part: Part, x: Tensor, macs: list[int], where: str) -> tuple[Tensor, Tensor]:
+    import torch
+
+    hooks = [
+        module.register_forward_hook(partial(_count_macs, macs))
+        for module in part.body.modules()
+        if isinstance(getattr(module, "weight", None), torch.Tensor)
+        and not isinstance(module, torch.jit.ScriptModule)  # which takes no hooks
+    ]
+    try:
+        with torch.no_grad():
+            h = _one_each(part.body.train(False)(x))
+            passed = _one_each(part.tail.train(False)(h.clone()))
+    except Exception as error:  # whatever the user's modules raise
+        shape = tuple(x.shape[1:])
+        raise ConfigError(f"{where}, for inputs of shape {shape}: {one_line(error)}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return h, passed
+
+
+def _one_each(result: Any) -> Tensor:
+    import torch
+
+    if not isinstance(result, torch.Tensor):
+        raise TypeError(f"gives a {type(result).__name__}, a tensor is needed")
+    if result.shape[:1] != (_IMAGES,):
+        raise ValueError(
+            f"gives {tuple(result.shape)} for {_IMAGES} images; one row for each is needed"
+        )
+    return result
+
+
+def _named(error: BaseException) -> str:
+    return one_line(error) if isinstance(error, Exception) else f"{type(error).__name__}: {error}"
+
+
+def _count_macs(macs: list[int], module: nn.Module, inputs: tuple[Tensor, ...], y: Any) -> None:
+    """Multiply-adds of a linear layer or convolution for an image; others count as nothing. A
+    transposed convolution uses its weights for each pixel that it reads, not for each it gives."""
+    weight: Any = module.weight
+    if not hasattr(y, "shape"):
+        return
+    if weight.dim() == 2:
+        macs.append(weight.numel() * prod(y.shape[1:-1]))
+    elif weight.dim() > 2:
+        pixels = inputs[0] if getattr(module, "transposed", False) else y
+        macs.append(weight.numel() * prod(pixels.shape[2:]))
+
+
+def _check_shapes(specs: list[BlockSpec], model: ModelConfig, classes: int) -> None:
+    *hidden, output = specs
+    if output.shape != (classes,):
+        raise ConfigError(
+            f"model.factory {model.factory}: its last child gives {output.shape} per image, the "
+            f"data has {classes} classes; ({classes},) is needed"
+        )
+    for spec in hidden:
+        if len(spec.shape) not in (1, 3):
+            raise ConfigError(
+                f"model.factory {model.factory}: block {spec.index} gives {spec.shape} per image; "
+                "local losses need (features,) or (channels, height, width)"
+            )

@@ -1,0 +1,1 @@
+"""What blocks cost, which stages and devices they go to, and how fast that will be. Pure."""

@@ -1,0 +1,293 @@
+"""What a block costs: parameters, multiply-adds, bytes sent and bytes held. Pure arithmetic.
+
+A multiply-add is one product and one sum of a forward pass; a backward pass costs one forward
+for the gradient of the weights and one for the gradient of the input. So, per image:
+
+    global backprop   3 x the layer
+    local losses      2 x the layer (its input is detached: no gradient of the input)
+                      3 x where it learns together with the block before
+                      3 x the similarity map g, 3 x the local classifier's linear layers
+
+Batch norm, non-linearity, pooling and the similarity matrices are left out: they are at most a
+few per cent of a wide layer (section 8 of the design).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from math import prod
+from typing import TYPE_CHECKING, Literal
+
+from pipeline.network.specs import in_runs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.network.specs import BlockSpec
+
+_G_KERNEL = 3
+"""Side of the similarity map's kernel after a convolution."""
+_PARAMETER_BYTES = 4
+"""Weights, gradients, optimizer state and losses are fp32, under bf16 autocast too."""
+LABEL_BYTES = 8
+"""Of an image, beside its activation: its class travels through all stages."""
+_SLICES = 3 << 19
+"""Numbers that hand-written backward passes work on at a time on a CPU (`memory_layout.py`)."""
+_SIMILARITY_MATRICES = 4
+"""Of a batch's images with each other: two, their difference, its gradient."""
+_OPTIMIZER_COPIES = {"adam": 2, "amsgrad": 3, "sgd": 1}
+"""Numbers an optimizer keeps per parameter (sgd: the momentum)."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCost:
+    """Costs of one block; multiply-adds and sent bytes are per image.
+
+    `parameters`: the layer with bias and batch norm; `head_parameters`: classifier and g.
+    `forward_macs`: the layer's forward pass; `train_macs`: everything training does.
+    `sent_bytes`: what leaves the block after pooling; 0 for the output block.
+    `state_bytes`, `activation_bytes`, `working_bytes`: the parts of `memory_bytes`, for one batch:
+    what stays, what is held for the backward pass, what comes and goes with it.
+    `same_group`: whether it learns together with the block before it.
+    """
+
+    block: int
+    parameters: int
+    head_parameters: int
+    forward_macs: int
+    train_macs: int
+    sent_bytes: int
+    state_bytes: int
+    activation_bytes: int
+    same_group: bool = False
+    working_bytes: int = 0
+
+    @property
+    def memory_bytes(self) -> int:
+        """Estimate of what training this block alone holds at its peak, in bytes."""
+        return self.state_bytes + self.activation_bytes + self.working_bytes
+
+    def tree(self) -> dict[str, int]:
+        """Plain JSON values, for plan.json."""
+        return {**asdict(self), "memory_bytes": self.memory_bytes}
+
+
+def block_costs(
+    specs: Sequence[BlockSpec],
+    *,
+    batch_size: int,
+    element_bytes: int,
+    optimizer_name: Literal["adam", "amsgrad", "sgd"],
+    backprop: bool,
+) -> tuple[BlockCost, ...]:
+    """Cost of each block, in order.
+
+    Args:
+        element_bytes: size of one number of an activation: 4 for fp32, 2 for bf16.
+        backprop: whether a global loss is sent back through all blocks.
+    """
+    return tuple(
+        BlockCost(
+            block=spec.index,
+            parameters=_parameters(spec),
+            head_parameters=_head_parameters(spec),
+            forward_macs=_forward_macs(spec),
+            train_macs=_train_macs(spec, backprop=backprop),
+            sent_bytes=0 if spec.is_output else prod(spec.out_shape) * element_bytes,
+            state_bytes=_state_bytes(spec, optimizer_name),
+            activation_bytes=_activation_bytes(spec, batch_size, element_bytes),
+            same_group=spec.same_group,
+            working_bytes=_working_bytes(spec, batch_size, element_bytes),
+        )
+        for spec in specs
+    )
+
+
+def memory_bytes(costs: Sequence[BlockCost]) -> int:
+    """Estimate of what one process holds that trains these blocks, at its peak, in bytes.
+
+    Blocks that learn together (all of them under global backprop) hold their activations until
+    their backward pass, which goes through one block at a time; with local losses a block's
+    activations are gone before the next block of the process starts. Activations are mostly within
+    15 % of what tensors take on a CPU; libraries' workspaces, which on CUDA can be several times
+    as much, links' slots and what is inside of a user's own modules are left out.
+    """
+    groups = in_runs(costs, lambda cost: cost.same_group)
+    return sum(cost.state_bytes for cost in costs) + max(map(_peak_bytes, groups))
+
+
+def arithmetic_ratio(costs: Sequence[BlockCost]) -> float | None:
+    """Multiply-adds of training over those of global backprop of the same layers.
+
+    About 5/3 for `predsim` where a layer keeps its width, 2/3 for `pred`, 1 for `glob`; None where
+    those of a user's own modules are not known.
+    """
+    backprop = 3 * sum(cost.forward_macs for cost in costs)
+    return sum(cost.train_macs for cost in costs) / backprop if backprop else None
+
+
+def _peak_bytes(group: Sequence[BlockCost]) -> int:
+    """Where in its backward pass a group takes the most: blocks after that place are done."""
+    held = accumulate(cost.activation_bytes for cost in group)
+    return max(below + cost.working_bytes for below, cost in zip(held, group, strict=True))
+
+
+def _weights(spec: BlockSpec) -> int:
+    layer = spec.layer
+    return layer.in_features * layer.out_features * max(layer.kernel, 1) ** 2
+
+
+def _g_weights(spec: BlockSpec) -> int:
+    if spec.sim is None:
+        return 0
+    return spec.sim.features**2 * (_G_KERNEL**2 if spec.sim.kind == "conv" else 1)
+
+
+def _classifier(spec: BlockSpec) -> tuple[tuple[int, int], ...]:
+    return spec.pred.layers if spec.pred else ()
+
+
+def _rebuilds(spec: BlockSpec) -> bool:
+    """Whether a layer as large as its own rebuilds the block's input."""
+    return spec.unsupervised == "recon" and spec.index > 0 and not spec.is_output
+
+
+def _parameters(spec: BlockSpec) -> int:
+    if spec.custom is not None:
+        return spec.custom.parameters
+    layers = 1 + (_shortcut_weights(spec) > 0)
+    biases = layers * spec.layer.out_features
+    return _weights(spec) + _shortcut_weights(spec) + biases + 2 * _normed_features(spec)
+
+
+def _normed_features(spec: BlockSpec) -> int:
+    """Those that a batch norm scales and shifts."""
+    output = spec.norms_output + (_shortcut_weights(spec) > 0 and not spec.activates_input)
+    features = output * spec.layer.out_features + spec.activates_input * spec.layer.in_features
+    return features * spec.batch_norm
+
+
+def _shortcut_weights(spec: BlockSpec) -> int:
+    layer = spec.shortcut.layer if spec.shortcut else None
+    return layer.in_features * layer.out_features * layer.kernel**2 if layer else 0
+
+
+def _train_macs(spec: BlockSpec, *, backprop: bool) -> int:
+    """Forward, gradient of the weights and, where a block before learns from it, of the input."""
+    passes = 3 if backprop or spec.same_group else 2
+    return passes * _forward_macs(spec) + 3 * _head_macs(spec)
+
+
+def _head_parameters(spec: BlockSpec) -> int:
+    classifier = sum((n_in + 1) * n_out for n_in, n_out in _classifier(spec))
+    projection = spec.projection * spec.classes
+    rebuilding = (_weights(spec) + spec.layer.in_features) * _rebuilds(spec)
+    return _g_weights(spec) + classifier + projection + rebuilding
+
+
+def _forward_macs(spec: BlockSpec) -> int:
+    if spec.custom is not None:
+        return spec.custom.forward_macs
+    return (_weights(spec) + _shortcut_weights(spec)) * prod(spec.shape[1:])
+
+
+def _head_macs(spec: BlockSpec) -> int:
+    classifier = sum(n_in * n_out for n_in, n_out in _classifier(spec))
+    maps = _g_weights(spec) + _weights(spec) * _rebuilds(spec)
+    return maps * prod(spec.shape[1:]) + classifier
+
+
+def _state_bytes(spec: BlockSpec, optimizer_name: Literal["adam", "amsgrad", "sgd"]) -> int:
+    """Weights, gradients and optimizer state of layer and heads."""
+    copies = 2 + _OPTIMIZER_COPIES[optimizer_name]
+    return copies * (_parameters(spec) + _head_parameters(spec)) * _PARAMETER_BYTES
+
+
+def _activation_bytes(spec: BlockSpec, batch_size: int, element_bytes: int) -> int:
+    """From the forward pass to the backward pass; under autocast with weights as it reads them."""
+    cast = element_bytes * (element_bytes < _PARAMETER_BYTES)
+    weights = cast * (_parameters(spec) + _head_parameters(spec))
+    return weights + _held_numbers(spec) * batch_size * element_bytes
+
+
+def _held_numbers(spec: BlockSpec) -> int:
+    """Per image: what arrives, batch norm's input, the activation (non-linearities work in place,
+    but in a user's own modules), what is passed on, a classifier's hidden layers."""
+    is_normed = spec.custom.normalises if spec.custom else spec.norms_output and _is_read(spec)
+    tensors = 1 + is_normed + (spec.custom is not None)
+    hidden = sum(spec.pred.hidden) if spec.pred else 0
+    held = tensors * prod(spec.shape) + _passed_numbers(spec) + hidden
+    held += spec.activates_input * prod(spec.in_shape)
+    return _arrived_numbers(spec) + _shortcut_numbers(spec) + held
+
+
+def _is_read(spec: BlockSpec) -> bool:
+    """Whether anybody asks for the activation of a block that passes on its sum."""
+    return spec.has_loss or not spec.passes_raw
+
+
+def _arrived_numbers(spec: BlockSpec) -> int:
+    """The input, unless the block before holds it, and its copy where a linear layer reads feature
+    maps, which lie channels last, or a convolution reads images, which don't."""
+    wants_maps, are_maps = spec.layer.kind == "conv", spec.index > 0
+    is_copied = prod(spec.in_shape[1:]) > 1 and wants_maps != are_maps and spec.custom is None
+    return prod(spec.in_shape) * ((not spec.same_group) + is_copied)
+
+
+def _shortcut_numbers(spec: BlockSpec) -> int:
+    """What a residual connection brings, every stride-th pixel of it, and what its layer gives."""
+    if spec.shortcut is None:
+        return 0
+    layer, size = spec.shortcut.layer, prod(spec.shape)
+    if layer is None:
+        return size * (not spec.same_group)
+    taken = layer.in_features * prod(spec.shape[1:])
+    copies = (not spec.same_group) * layer.stride**2 + (layer.stride > 1)
+    return taken * copies + size * (spec.batch_norm and not spec.activates_input)
+
+
+def _passed_numbers(spec: BlockSpec) -> int:
+    """What dropout and pooling make of the activation; where it learns from later blocks, also
+    the mask, or the places of the maxima (two numbers wide)."""
+    if _passes_all(spec):
+        return 0
+    learns_later = spec.pred is None and spec.sim is None
+    has_mask = spec.layer.kind == "linear" or spec.drops_units  # one of channels takes nothing
+    places = 2 if spec.pool and spec.pool.kind == "max" else has_mask
+    return prod(spec.out_shape) * (1 + learns_later * places)
+
+
+def _passes_all(spec: BlockSpec) -> bool:
+    """Whether the next block receives the activation itself, which then stays to the end."""
+    return spec.pool is None and spec.dropout == 0 and spec.shape == spec.out_shape
+
+
+def _working_bytes(spec: BlockSpec, batch_size: int, element_bytes: int) -> int:
+    """What comes and goes with the backward pass: for the losses first, then for the layer."""
+    for_losses, for_layer = (n * prod(spec.shape) for n in _working_tensors(spec))
+    if spec.pred and len(spec.shape) > 1:
+        for_losses += 2 * spec.pred.features  # pooled maps and their gradient
+    size = batch_size * element_bytes
+    return max(for_losses * size + _compared_bytes(spec, batch_size), for_layer * size)
+
+
+def _working_tensors(spec: BlockSpec) -> tuple[int, int]:
+    """Of the activation's size: g(h), its directions and gradients, those of h and of batch norm's
+    input. Of feature maps, gradients take the place of g(h) or, if it is free, of h."""
+    stays = int(_passes_all(spec) and not spec.passes_raw)
+    if spec.remakable:  # as it is on a CPU
+        return stays, stays
+    has_map = spec.sim is not None and spec.sim.features > 0
+    return has_map * (1 if len(spec.shape) > 1 else 3), 2 + stays if spec.normalises else 1
+
+
+def _compared_bytes(spec: BlockSpec, batch_size: int) -> int:
+    """Similarities and what they are of, or the rebuilt input and its copies, all in fp32."""
+    copies = {"none": 0, "sim": 3 * (spec.layer.kind == "linear"), "recon": 4 * _rebuilds(spec)}
+    numbers = copies[spec.unsupervised] * prod(spec.in_shape) * batch_size
+    if spec.sim is not None:
+        numbers += _SIMILARITY_MATRICES * batch_size**2
+        if spec.sim.features and len(spec.shape) > 1:
+            numbers += min(2 * prod(spec.shape) * batch_size, _SLICES)
+    return numbers * _PARAMETER_BYTES

@@ -1,0 +1,230 @@
+"""Consecutive groups of stages, and stages on devices: searches over loads. Pure."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
+
+from pipeline.planning.moves import device_loads, drawn_together, relieved, renumbered
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_SEARCHED_STAGES = 40
+"""With more stages than this the best quick placement is only improved move by move."""
+_NODE_LIMIT = 20_000
+"""Steps of each search, some 50 ms; beyond it the best placement found so far is used."""
+
+
+def busiest(loads: Sequence[int], placement: Sequence[int]) -> int:
+    """Load of the busiest device; `placement` holds a device number for each load."""
+    return max(device_loads(loads, placement))
+
+
+def place(
+    loads: Sequence[int], n_devices: int, traffic: Sequence[int] | None = None
+) -> tuple[int, ...]:
+    """A device number for each stage, in the order of first use; `_merit` says what is best.
+
+    The best of all where the searches end before their limits: with ten stages, as a rule. Beyond,
+    no single move or exchange makes it better.
+
+    Args:
+        traffic: what each stage but the last sends to the next; None: all the same.
+    """
+    n_devices = min(n_devices, len(loads))
+    traffic = [1] * (len(loads) - 1) if traffic is None else traffic
+    placements = _placed_longest_first(loads, n_devices), _placed_consecutively(loads, n_devices)
+    improved = [relieved(loads, placement) for placement in placements]
+    best = min((*placements, *improved), key=lambda placement: _merit(loads, placement, traffic))
+    if n_devices == 1:
+        return best
+    if len(loads) > _SEARCHED_STAGES:
+        return drawn_together(loads, best, traffic)
+    best = _PeakSearch(loads, n_devices, best).run()
+    best = _TrafficSearch(loads, n_devices, traffic, best).run()
+    return drawn_together(loads, best, traffic)
+
+
+def most_even_cuts(loads: Sequence[int], n_groups: int) -> tuple[int, ...]:
+    """Where to cut: (0, …, len(loads)), the heaviest group as light as can be.
+
+    Among the divisions with the lightest heaviest group it takes the least sum of squares, then
+    the earliest cuts. Dynamic programming from the end, over where the last groups begin: only
+    where those before it fit into what is left of the limit.
+    """
+    limit, last = smallest_peak(loads, n_groups), len(loads)
+    sums = [0, *accumulate(loads)]
+    squares = [{last: 0}]
+    """Least sum of squares of the last 0, 1, 2, … groups, by where they begin."""
+    for before in reversed(range(n_groups)):
+        most = min(bisect_right(sums, before * limit), last - n_groups + before + 1)
+        least = (
+            (start, _least_squares(sums, start, limit, squares[-1]))
+            for start in range(before, most)
+        )
+        squares.append({start: found for start, found in least if found is not None})
+    cuts = [0]
+    for ours, rest in pairwise(reversed(squares)):
+        start = cuts[-1]
+        cuts.append(
+            next(
+                end
+                for end in range(start + 1, last + 1)
+                if end in rest and (sums[end] - sums[start]) ** 2 + rest[end] == ours[start]
+            )
+        )
+    return tuple(cuts)
+
+
+def _least_squares(
+    sums: Sequence[int], start: int, limit: int, rest: Mapping[int, int]
+) -> int | None:
+    """Of a group that begins at `start` and the best groups after it; None where none fits."""
+    ends = range(start + 1, bisect_right(sums, sums[start] + limit))
+    found = [(sums[end] - sums[start]) ** 2 + rest[end] for end in ends if end in rest]
+    return min(found, default=None)
+
+
+def smallest_peak(loads: Sequence[int], n_groups: int) -> int:
+    """Least heaviest group of at most `n_groups` consecutive ones; exact, by bisection."""
+    low, high = max(loads), sum(loads)
+    while low < high:
+        middle = (low + high) // 2
+        if _groups_needed(loads, middle) <= n_groups:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _groups_needed(loads: Sequence[int], limit: int) -> int:
+    groups, filled = 1, 0
+    for load in loads:
+        if filled + load > limit:
+            groups, filled = groups + 1, 0
+        filled += load
+    return groups
+
+
+def _merit(
+    loads: Sequence[int], placement: Sequence[int], traffic: Sequence[int]
+) -> tuple[int, int, int]:
+    """What `place` makes small: the busiest device; then traffic between devices; then
+    unevenness."""
+    totals = device_loads(loads, placement)
+    parted = (before != after for before, after in pairwise(placement))
+    crossing = sum(sent for sent, apart in zip(traffic, parted, strict=True) if apart)
+    return max(totals), crossing, sum(total**2 for total in totals)
+
+
+def _placed_consecutively(loads: Sequence[int], n_devices: int) -> tuple[int, ...]:
+    cuts = most_even_cuts(loads, n_devices)
+    return tuple(
+        device for device, (start, end) in enumerate(pairwise(cuts)) for _ in range(start, end)
+    )
+
+
+def _placed_longest_first(loads: Sequence[int], n_devices: int) -> tuple[int, ...]:
+    """Graham's longest processing time: each stage goes where least waits, the longest first."""
+    totals, devices = [0] * n_devices, [0] * len(loads)
+    for stage in _longest_first(loads):
+        devices[stage] = totals.index(min(totals))
+        totals[devices[stage]] += loads[stage]
+    return renumbered(devices)
+
+
+def _longest_first(loads: Sequence[int]) -> list[int]:
+    return sorted(range(len(loads)), key=lambda stage: (-loads[stage], stage))
+
+
+class _PeakSearch:
+    """Branch and bound for the least busy busiest device, longest stages first."""
+
+    def __init__(self, loads: Sequence[int], n_devices: int, start: tuple[int, ...]) -> None:
+        self._loads, self._best = loads, start
+        self._peak = busiest(loads, start)
+        self._floor = max(*loads, -(-sum(loads) // n_devices))
+        self._order = _longest_first(loads)
+        self._totals, self._devices = [0] * n_devices, [0] * len(loads)
+        self._nodes = 0
+
+    def run(self) -> tuple[int, ...]:
+        self._descend(0)
+        return self._best
+
+    def _descend(self, depth: int) -> None:
+        self._nodes += 1
+        if depth == len(self._order):
+            self._peak, self._best = max(self._totals), renumbered(self._devices)
+            return
+        stage = self._order[depth]
+        for total in sorted(set(self._totals)):  # equally busy devices are interchangeable
+            done = self._peak == self._floor or self._nodes > _NODE_LIMIT
+            if done or total + self._loads[stage] >= self._peak:
+                return
+            device = self._totals.index(total)
+            self._devices[stage] = device
+            self._totals[device] += self._loads[stage]
+            self._descend(depth + 1)
+            self._totals[device] -= self._loads[stage]
+
+
+class _TrafficSearch:
+    """Branch and bound, in pipeline order, for little traffic between devices, and even ones.
+
+    No device gets busier than the busiest of `start`, and none stays idle.
+    """
+
+    def __init__(
+        self,
+        loads: Sequence[int],
+        n_devices: int,
+        traffic: Sequence[int],
+        start: tuple[int, ...],
+    ) -> None:
+        self._loads, self._n_devices, self._best = loads, n_devices, start
+        self._limit, *merit = _merit(loads, start, traffic)
+        self._merit = tuple(merit)
+        self._sent = [0, *traffic]
+        self._least = [_least_sums(self._sent[max(1, stage) :]) for stage in range(len(loads) + 1)]
+        self._totals: list[int] = []
+        self._devices: list[int] = []
+        self._nodes = 0
+
+    def run(self) -> tuple[int, ...]:
+        self._descend(0, 0)
+        return self._best
+
+    def _descend(self, crossing: int, squares: int) -> None:
+        self._nodes += 1
+        stage, idle = len(self._devices), self._n_devices - len(self._totals)
+        if idle > len(self._loads) - stage or self._nodes > _NODE_LIMIT:
+            return
+        parted = idle - (stage == 0)  # at least: each idle device is yet to part two neighbours
+        if (crossing + self._least[stage][parted], squares) >= self._merit:
+            return
+        if stage == len(self._loads):
+            self._merit, self._best = (crossing, squares), tuple(self._devices)
+            return
+        self._branch(crossing, squares, self._loads[stage])
+
+    def _branch(self, crossing: int, squares: int, load: int) -> None:
+        before = self._devices[-1] if self._devices else 0
+        used, sent = len(self._totals), self._sent[len(self._devices)]
+        for device in sorted(range(used + (used < self._n_devices)), key=lambda d: d != before):
+            total = self._totals[device] if device < used else 0
+            if total + load > self._limit:
+                continue
+            self._totals[device : device + 1] = [total + load]
+            self._devices.append(device)
+            more = squares + (total + load) ** 2 - total**2
+            self._descend(crossing + sent * (device != before), more)
+            self._devices.pop()
+            self._totals[device : device + 1] = [total] if device < used else []
+
+
+def _least_sums(values: Sequence[int]) -> list[int]:
+    """Sum of the 0, 1, 2, … smallest."""
+    return [0, *accumulate(sorted(values))]

@@ -1,0 +1,182 @@
+"""Blocks -> stages -> devices, from what each block costs; and how fast that can be. Pure.
+
+    blocks   0  1  2  3  4  5        a stage is consecutive blocks: the slowest made fastest
+    stages   0  0  1  2  2  3
+    devices  a  a  b  c  c  a        a stage goes on any device: the busiest made least busy,
+                                     then little sent from one to another
+
+Nothing flows upstream and there is no bubble, so a pipeline is as fast as its busiest device
+(section 8 of the design). Devices count as equally fast, and all of them are used. Every
+choice is a function of the costs alone: the same costs are planned the same way everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import ConfigError
+from pipeline.network.specs import stage_units
+from pipeline.planning.cost import LABEL_BYTES, memory_bytes
+from pipeline.planning.placement import busiest, most_even_cuts, place, smallest_peak
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.network.specs import BlockSpec
+    from pipeline.planning.cost import BlockCost
+
+
+@dataclass(frozen=True, slots=True)
+class StageCost:
+    """Costs of consecutive blocks together, in the units of `BlockCost`."""
+
+    parameters: int
+    head_parameters: int
+    train_macs: int
+    sent_bytes: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """One stage: which blocks (by index, consecutive) on which device."""
+
+    stage: int
+    blocks: tuple[int, ...]
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where every block is trained."""
+
+    stages: tuple[StagePlan, ...]
+
+    @property
+    def n_stages(self) -> int:
+        """How many worker processes this plan needs."""
+        return len(self.stages)
+
+    def in_one_process(self) -> Plan:
+        """What single mode does: one block after the other, on the device of the first stage."""
+        blocks = tuple(block for stage in self.stages for block in stage.blocks)
+        return Plan((StagePlan(0, blocks, self.stages[0].device),))
+
+    def stage_costs(self, costs: Sequence[BlockCost]) -> list[StageCost]:
+        """What each stage costs, given what the blocks do."""
+        return [stage_cost([costs[block] for block in stage.blocks]) for stage in self.stages]
+
+    def tree(self, costs: Sequence[BlockCost] = ()) -> dict[str, Any]:
+        """Plain JSON values, for plan.json."""
+        stages = [
+            {"stage": plan.stage, "device": plan.device, "blocks": list(plan.blocks)}
+            for plan in self.stages
+        ]
+        return {"stages": stages, "costs": [cost.tree() for cost in costs]}
+
+
+def stage_cost(costs: Sequence[BlockCost]) -> StageCost:
+    """Cost of a stage that holds these consecutive blocks; it sends what its last block sends."""
+    return StageCost(
+        parameters=sum(cost.parameters for cost in costs),
+        head_parameters=sum(cost.head_parameters for cost in costs),
+        train_macs=sum(cost.train_macs for cost in costs),
+        sent_bytes=costs[-1].sent_bytes,
+        memory_bytes=memory_bytes(costs),
+    )
+
+
+def received_bytes(
+    specs: Sequence[BlockSpec], stages: Sequence[StageCost], images: int
+) -> tuple[int, ...]:
+    """What crosses the link to each stage with a batch, headers aside: the first is sent uint8
+    images, each other what the one before it passes on; all are sent labels."""
+    per_image = (prod(specs[0].in_shape), *(stage.sent_bytes for stage in stages[:-1]))
+    return tuple(images * (nbytes + LABEL_BYTES) for nbytes in per_image)
+
+
+def make_plan(
+    specs: Sequence[BlockSpec],
+    costs: Sequence[BlockCost],
+    *,
+    stages: int | None,
+    devices: Sequence[str],
+    loads: Sequence[int] | None = None,
+) -> Plan:
+    """Divide the blocks into stages and place these on devices.
+
+    Args:
+        stages: how many; None means as many as there can be, one per hidden layer unless layers
+            learn in groups or a shortcut spans them. The output block joins the last.
+        devices: at least one; stage 0 gets the first.
+        loads: what each block costs, in any unit; None: its multiply-adds.
+
+    Raises:
+        ConfigError: where there is no stage, or more stages than the network can be cut into.
+    """
+    assert devices, "no device to place stages on"
+    units = stage_units(specs)
+    n_stages = len(units) if stages is None else stages
+    _check_stages(n_stages, specs, len(units))
+    loads = [cost.train_macs for cost in costs] if loads is None else loads
+    groups = _divide(units, loads, n_stages)
+    # a stage of which nothing is known counts as something, or a device might be left without
+    sums = [max(1, sum(loads[block] for block in group)) for group in groups]
+    traffic = [costs[group[-1]].sent_bytes for group in groups[:-1]]
+    placement = place(sums, len(devices), traffic)
+    return Plan(
+        tuple(
+            StagePlan(stage, group, devices[device])
+            for stage, (group, device) in enumerate(zip(groups, placement, strict=True))
+        )
+    )
+
+
+def speedup_bound_consecutive(costs: Sequence[BlockCost | StageCost], n_devices: int) -> float:
+    """How many times faster than one device, where each device takes consecutive parts."""
+    loads = [cost.train_macs for cost in costs]
+    return sum(loads) / smallest_peak(loads, n_devices)
+
+
+def speedup_bound_free(costs: Sequence[BlockCost | StageCost], n_devices: int) -> float:
+    """How many times faster than one device, where any device takes any part.
+
+    Exact unless the search meets its limits; then what the best placement found gives.
+    """
+    loads = [cost.train_macs for cost in costs]
+    return sum(loads) / busiest(loads, place(loads, n_devices))
+
+
+def _check_stages(n_stages: int, specs: Sequence[BlockSpec], most: int) -> None:
+    if n_stages < 1:
+        raise ConfigError(f"--stages {n_stages}: at least 1 stage is needed; use 1 to {most}")
+    if n_stages > most:
+        raise ConfigError(
+            f"--stages {n_stages}: {_why_so_few(specs, most)}; use --stages {most} or fewer"
+        )
+
+
+def _why_so_few(specs: Sequence[BlockSpec], most: int) -> str:
+    hidden = sum(not spec.is_output for spec in specs)
+    model = f"the model ({specs[0].name} … {specs[-1].name})"
+    if hidden == most:
+        return f"every stage needs a hidden layer, and {model} has {hidden}"
+    return (
+        f"{model} has {hidden} hidden layers in {most} parts that can't be divided, because "
+        "layers learn in groups (model.group) or a residual connection spans them (model.residual)"
+    )
+
+
+def _divide(
+    units: Sequence[tuple[BlockSpec, ...]], loads: Sequence[int], n_stages: int
+) -> list[tuple[int, ...]]:
+    """Block numbers of each stage."""
+    sums = [sum(loads[spec.index] for spec in unit) for unit in units]
+    cuts = most_even_cuts(sums, n_stages)
+    return [
+        tuple(spec.index for unit in units[start:end] for spec in unit)
+        for start, end in pairwise(cuts)
+    ]

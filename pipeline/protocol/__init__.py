@@ -1,0 +1,1 @@
+"""Messages, their bytes, and the life cycle that they follow. No sockets."""

@@ -1,0 +1,1 @@
+"""Whether a user's own network trains the same in every process."""

@@ -1,0 +1,109 @@
+"""What the items of a feed hold, read so that neither a bad file nor a disk that hangs costs what
+was learned: the feed then ends before the item, with a snapshot, as if it were interrupted.
+"""
+
+from __future__ import annotations
+
+import traceback
+from queue import Empty, SimpleQueue
+from threading import Thread
+from time import monotonic
+from typing import TYPE_CHECKING, TypeAlias
+
+from pipeline.errors import CalledOffError, PipelineError, StageFailedError, TimedOutError, one_line
+from pipeline.run.events import Waiting
+from pipeline.schedule.items import EvaluationBatch, TrainBatch
+from pipeline.transport.timeout import LOOK_S, Patience
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pipeline.run.events import Observer
+    from pipeline.run.run import Run
+    from pipeline.schedule.items import Item
+
+    Arrays: TypeAlias = "tuple[NDArray[np.generic], ...]"
+
+LONGEST_WAIT_S = 600.0
+"""For a disk that gives nothing; the same that one gets to take the last checkpoint."""
+_ENDS_S = 5.0
+"""For what is being read when the run is to end."""
+_TELLS_EVERY_S = 2.0
+
+
+class Reading:
+    """Reads for one feed.
+
+    Args:
+        look: called while it waits; may raise CalledOffError, or have the feed interrupted.
+        tell: of long waits.
+    """
+
+    def __init__(self, run: Run, look: Callable[[], None], tell: Observer) -> None:
+        self._run, self._look, self._tell = run, look, tell
+        self._asked: SimpleQueue[Item] = SimpleQueue()
+        self._answers: SimpleQueue[Arrays | Exception] = SimpleQueue()
+        self._thread: Thread | None = None
+
+    def arrays(self, item: Item) -> Arrays | None:
+        """What the item holds; None where it can't be had: then the feed ends, and knows why.
+
+        Raises:
+            CalledOffError: as `look`.
+        """
+        try:
+            return self._read(item)
+        except CalledOffError:
+            raise
+        except PipelineError as error:
+            self._run.feed.give_up(error)
+        except Exception as error:  # of whatever kind: the stages are sound
+            text = "".join(traceback.format_exception(error))
+            self._run.feed.give_up(StageFailedError(f"the feed failed: {one_line(error)}", text))
+        return None
+
+    def _read(self, item: Item) -> Arrays | None:
+        if self._run.batches.in_memory or not isinstance(item, TrainBatch | EvaluationBatch):
+            return self._run.arrays(item)
+        if self._thread is None:
+            # a daemon: nobody waits for a disk that hangs
+            self._thread = Thread(target=self._answer, name="reading", daemon=True)
+            self._thread.start()
+        self._asked.put(item)
+        return self._awaited(f"the images of batch {item.batch_id}")
+
+    def _awaited(self, what: str) -> Arrays | None:
+        patience, told, ends = Patience(LONGEST_WAIT_S), monotonic(), False
+        while (answer := self._answered()) is None:
+            self._look()
+            if self._run.feed.interrupted and not ends:
+                ends, patience = True, Patience(_ENDS_S)
+            if patience.next_look_s():
+                if monotonic() - told > _TELLS_EVERY_S:
+                    told = monotonic()
+                    self._tell(Waiting((what,), patience.used_s))
+            elif ends:
+                self._run.feed.give_up(None)
+                return None
+            else:
+                raise TimedOutError(f"waited {LONGEST_WAIT_S:.0f} s for {what}: the disk gave none")
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _answered(self) -> Arrays | Exception | None:
+        try:
+            return self._answers.get(timeout=LOOK_S)
+        except Empty:
+            return None
+
+    def _answer(self) -> None:
+        while True:
+            item = self._asked.get()
+            try:
+                self._answers.put(self._run.arrays(item))
+            except Exception as error:  # for the thread that has asked
+                self._answers.put(error)

@@ -1,0 +1,196 @@
+"""What is to be done, and whom to tell: the same for single mode and the pipeline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.errors import ConfigError, CutShortError, InterruptedRunError, PipelineError
+from pipeline.run.blame import Blame
+from pipeline.run.events import Note, Progress, StageProgress
+from pipeline.schedule.feed import Feed, Position
+from pipeline.schedule.items import EvaluationBatch, TrainBatch
+from pipeline.storage.atomic import replace_in
+from pipeline.storage.checkpoint import StartState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from pipeline.config.sections import Config
+    from pipeline.data.batches import Batches
+    from pipeline.planning.plan import Plan
+    from pipeline.run.events import Observer
+    from pipeline.run.recorder import Recorder
+    from pipeline.schedule.items import Item
+    from pipeline.schedule.reports import Fingerprint
+    from pipeline.storage.checkpoint import StartState
+    from pipeline.storage.folder import Folder
+
+
+def never() -> bool:
+    """Nobody interrupts."""
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run. `interrupted` is asked between items; `id` tells runs on one machine apart."""
+
+    id: str
+    config: Config
+    plan: Plan
+    batches: Batches
+    feed: Feed
+    start: StartState
+    recorder: Recorder
+    observer: Observer
+    interrupted: Callable[[], bool] = never
+    progress_interval_s: float = 0.0
+    folder: Folder | None = None
+    """The run directory, for what is left for inspection."""
+    most_file_bytes: int = 1 << 36
+    """No block file is larger."""
+    own_code: tuple[str, ...] = ()
+    """Of a user's modules, as `sources.own_code` gave it when the network was planned."""
+    initial: tuple[Fingerprint, ...] = ()
+    """What every process must find the blocks of a user's own network to be at first."""
+    most_sent_bytes: int = 0
+    """That are on their way between processes at once: a batch on every link, or all states."""
+    blame: Blame = field(default_factory=Blame)
+    """What `runtime.on_nonfinite: rollback` has left out, and how closely stages look."""
+
+    def heed_interruption(self) -> None:
+        """End the feed, once, if the person or the cluster asked for it."""
+        if self.interrupted() and not self.feed.interrupted:
+            self.feed.interrupt()
+            self.observer(Note("interrupted: finishing what is under way, writing a checkpoint"))
+
+    def interruption(self) -> InterruptedRunError:
+        """What to raise once the run has been interrupted; names the step that is on the disk.
+
+        Raises:
+            RunError: as `Recorder.finish`, where the last state is not.
+        """
+        self.recorder.finish()
+        saved = self.recorder.last_checkpoint
+        if saved is None:
+            return InterruptedRunError(self.start.position.step, saved=False)
+        return InterruptedRunError(saved)
+
+    def check_whole(self) -> None:
+        """After the stop marker: whether the whole course was fed.
+
+        Raises:
+            InterruptedRunError: after the checkpoint of an interruption.
+            CutShortError: after that of a feed which an item has ended.
+            RunError: as `Recorder.finish`.
+        """
+        failure = self.feed.failure
+        if failure is not None:
+            self.recorder.report_untested()
+            raise CutShortError(failure, self.interruption().step)
+        if self.feed.cut_short:
+            raise self.interruption()
+
+    def end_if_interrupted(self, fault: str) -> None:
+        """A run that was about to end does so where a fault comes first: nothing is tried again.
+
+        Raises:
+            InterruptedRunError: naming the newest snapshot, which is from before the fault.
+        """
+        if self.interrupted():
+            self.observer(Note(f"{fault}; the run was to end, and goes back to nothing any more"))
+            raise self.interruption()
+
+    def rewound(self, nonfinite: int | None = None) -> Run:
+        """The run as it begins again from its newest complete snapshot, or from its start.
+
+        Args:
+            nonfinite: the batch at which a loss or a state was found not to be finite, where that
+                is why.
+
+        Raises:
+            StageFailedError: where leaving out batches does not help.
+        """
+        newest, start = self.recorder.newest, self.start
+        if newest is not None:
+            position = Position(newest.step, newest.epoch_reported)
+            start = replace(start, position=position, files=newest.files, tallies=newest.tallies)
+        self.recorder.rewind(start.position)
+        step, course = start.position.step, self.feed.course
+        blame = self.blame if step == self.start.position.step else replace(self.blame, tries=0)
+        if nonfinite is not None:
+            blame = blame.after(nonfinite, step, course.snapshot_after(nonfinite))
+        feed = Feed(course, start.position, left_out=blame.left_out)
+        return replace(self, start=start, feed=feed, blame=blame)
+
+    def check_initial(self, found: Sequence[Fingerprint], who: str) -> None:
+        """Every process makes a user's own network for itself: `who` must have made the same.
+
+        Raises:
+            ConfigError: naming the first tensor that starts otherwise.
+        """
+        expected = {(each.block, each.tensor): each.digest for each in self.initial}
+        for each in found:
+            if expected and expected.get((each.block, each.tensor)) != each.digest:
+                raise ConfigError(
+                    f"model.factory {self.config.model.factory}: block {each.block}: {each.tensor} "
+                    f"starts otherwise in {who} than where the run was started: the function "
+                    "must give the same network in every process, so draw initial weights from "
+                    "torch.rand, numpy.random.rand or random.random, whose seed is set, and depend "
+                    "on no process id, time or order of sets"
+                )
+
+    def arrays(self, item: Item) -> tuple[NDArray[np.generic], ...]:
+        """(uint8 images (n, C, H, W), int64 labels (n,)) of a batch; nothing for a marker."""
+        if isinstance(item, TrainBatch):
+            return self.batches.train(
+                item.epoch, (item.batch_id - 1) % self.batches.steps_per_epoch
+            )
+        if isinstance(item, EvaluationBatch):
+            return self.batches.evaluation(item.batch_id - 1)
+        return ()
+
+    def keep_batch(self, batch_id: int) -> str:
+        """Leave a training batch as a file; says where, as the end of a sentence."""
+        if self.folder is None:
+            return ""
+        steps = self.batches.steps_per_epoch
+        epoch, index = (batch_id - 1) // steps + 1, (batch_id - 1) % steps
+        name, file = f"batch-{batch_id:08d}.npz", BytesIO()
+        try:
+            images, labels = self.batches.train(epoch, index)
+            np.savez_compressed(file, images=images, labels=labels)
+            replace_in(self.folder, name, file.getvalue())
+        except (OSError, PipelineError) as error:  # what went wrong with the batch matters more
+            return f"; the batch can't be kept for inspection: {error}"
+        return f"; the batch, before augmentation: {self.folder.path / name}"
+
+
+class Speedometer:
+    """Turns steps and times into what the person who watches sees."""
+
+    def __init__(self, run: Run, now: float) -> None:
+        self._run = run
+        self._now, self._step = now, run.start.position.step
+
+    def tell(self, step: int, now: float, stages: Sequence[StageProgress]) -> None:
+        """A look at the run: `step` steps have left the last stage."""
+        passed_s, images = now - self._now, (step - self._step) * self._run.batches.batch_size
+        self._now, self._step = now, step
+        course = self._run.feed.course
+        epoch = max(1, course.epoch_of(step))
+        self._run.observer(
+            Progress(
+                epoch=epoch,
+                step=step,
+                lr=course.learning_rate(epoch),
+                images_per_s=images / passed_s if passed_s > 0 else 0.0,
+                stages=tuple(stages),
+            )
+        )

@@ -1,0 +1,219 @@
+"""The order of everything that travels downstream, as one sequence.
+
+Single mode and the pipeline consume the same sequence, so they do the same things in the same
+order by construction. For 2 epochs of 3 steps, tested with 2 batches after every epoch, a
+snapshot at the end of each (t: training batch, E: end of epoch, ( ): evaluation, S: snapshot):
+
+    t1 t2 t3 E1 (e1 e2) S3 | t4 t5 t6 E2 (e1 e2) S6 | Stop
+
+With a snapshot every 2 steps: t1 t2 S2 t3 E1 (e1 e2) | t4 S4 t5 t6 E2 (e1 e2) S6 | Stop
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.network.specs import in_runs
+from pipeline.schedule.items import (
+    EndEpoch,
+    EndEvaluation,
+    EvaluationBatch,
+    Item,
+    PassedBatch,
+    Snapshot,
+    StartEvaluation,
+    Stop,
+    TrainBatch,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from pipeline.config.sections import Config
+    from pipeline.errors import PipelineError
+    from pipeline.network.specs import BlockSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """What a run does, in steps: batches per epoch, learning rates, tests, snapshots."""
+
+    epochs: int
+    steps_per_epoch: int
+    evaluation_batches: int
+    lr: float
+    milestones: tuple[int, ...] = ()
+    factor: float = 0.25
+    eval_every_epochs: int = 1
+    eval_before_training: bool = False
+    checkpoint_every_steps: int = 0
+    learners: tuple[int, ...] = ()
+    """In greedy training, the block that learns in each phase; empty: all learn at once."""
+    last_step: int | None = None
+    """End early, after this step, as a check of a few steps does."""
+
+    @property
+    def all_epochs(self) -> int:
+        """Epochs of the whole run: greedy training takes `epochs` for each of its phases."""
+        return self.epochs * max(1, len(self.learners))
+
+    @property
+    def steps(self) -> int:
+        """Training steps of the whole run."""
+        steps = self.all_epochs * self.steps_per_epoch
+        return steps if self.last_step is None else min(steps, self.last_step)
+
+    def snapshot_after(self, step: int) -> int:
+        """The first step from `step` (from 1) on after which a snapshot is taken."""
+        every = self.checkpoint_every_steps or self.steps_per_epoch
+        return min(self.steps, (step + every - 1) // every * every)
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch (from 1) that step (from 1) belongs to; 0 before the first step."""
+        return (step + self.steps_per_epoch - 1) // self.steps_per_epoch
+
+    def learning_rate(self, epoch: int) -> float:
+        """A milestone m takes effect from epoch m + 1."""
+        within_phase = (max(epoch, 1) - 1) % self.epochs + 1
+        passed = sum(within_phase > milestone for milestone in self.milestones)
+        return self.lr * self.factor**passed
+
+    def learner(self, epoch: int) -> int | None:
+        """The block that learns in an epoch of greedy training; None: all blocks."""
+        return self.learners[(max(epoch, 1) - 1) // self.epochs] if self.learners else None
+
+    def evaluates(self, epoch: int) -> bool:
+        """Whether `epoch` is followed by a test; the last one of a phase is, unless tests are
+        off."""
+        if epoch == 0:
+            return self.eval_before_training
+        every = self.eval_every_epochs
+        return every > 0 and (epoch % every == 0 or epoch % self.epochs == 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a run is: `step` steps done; was the epoch of that step reported and tested?"""
+
+    step: int = 0
+    epoch_reported: bool = True
+
+
+def course_of(
+    config: Config, specs: Sequence[BlockSpec], steps_per_epoch: int, evaluation_batches: int
+) -> Course:
+    """The course of a configured run of a network on its data."""
+    groups = in_runs(specs, lambda spec: spec.same_group)
+    return Course(
+        epochs=config.schedule.epochs,
+        steps_per_epoch=steps_per_epoch,
+        evaluation_batches=evaluation_batches,
+        lr=config.optimizer.lr,
+        milestones=config.schedule.milestones,
+        factor=config.schedule.factor,
+        eval_every_epochs=config.runtime.eval_every_epochs,
+        eval_before_training=config.runtime.eval_before_training,
+        checkpoint_every_steps=config.runtime.checkpoint_every_steps,
+        learners=tuple(group[-1].index for group in groups) if config.schedule.greedy else (),
+    )
+
+
+class Feed:
+    """The items of a run from `start` to the end, or to an interruption.
+
+    `interrupt` may be called from any thread: the next item is then a snapshot of what has been
+    fed so far, and the last one a stop. Of the training batches `left_out` only the count is fed.
+    """
+
+    def __init__(
+        self, course: Course, start: Position, *, left_out: frozenset[int] = frozenset()
+    ) -> None:
+        self.course, self.left_out = course, left_out
+        self.interrupted = False
+        self.cut_short = False
+        """Whether part of the course was left out: an interruption, or an item that failed."""
+        self.failure: PipelineError | None = None
+        """Why an item could not be had, where that is what ended the feed."""
+        self._position, self._given_up = start, False
+
+    @property
+    def position(self) -> Position:
+        """How far it has been fed."""
+        return self._position
+
+    def interrupt(self) -> None:
+        """End the feed early, with a snapshot."""
+        self.interrupted = True
+
+    def give_up(self, failure: PipelineError | None) -> None:
+        """The item at hand can't be had: it does not count, and the feed ends with a snapshot.
+
+        Args:
+            failure: why; None where an interruption did not wait for it.
+        """
+        self._given_up, self.failure = True, failure
+
+    def __iter__(self) -> Iterator[Item]:
+        """Yields each item once; an item counts as fed when the next is asked for."""
+        for item in _items(self.course, self._position):
+            if not self.interrupted:
+                yield self._without_left_out(item)
+                if not self._given_up:
+                    self._advance(item)
+                    continue
+            self.cut_short = True
+            step, reported = self._position.step, self._position.epoch_reported
+            yield Snapshot(step, self.course.epoch_of(step), reported)
+            break
+        yield Stop()
+
+    def _without_left_out(self, item: Item) -> Item:
+        if isinstance(item, TrainBatch) and item.batch_id in self.left_out:
+            return PassedBatch(item.batch_id, item.epoch)
+        return item
+
+    def _advance(self, item: Item) -> None:
+        if isinstance(item, TrainBatch):
+            self._position = Position(item.batch_id, epoch_reported=False)
+        elif _closes_epoch(self.course, item):
+            self._position = Position(self._position.step, epoch_reported=True)
+
+
+def _closes_epoch(course: Course, item: Item) -> bool:
+    """An epoch is complete with its test, or with its end where it is not tested."""
+    if isinstance(item, EndEpoch):
+        return not course.evaluates(item.epoch)
+    return isinstance(item, EndEvaluation)
+
+
+def _items(course: Course, start: Position) -> Iterator[Item]:
+    step = start.step
+    if step == 0:
+        yield from _evaluation(course, 0)
+    elif not start.epoch_reported and step % course.steps_per_epoch == 0:
+        yield from _epoch_end(course, course.epoch_of(step))
+    while step < course.steps:
+        step += 1
+        epoch = course.epoch_of(step)
+        yield TrainBatch(step, epoch, course.learning_rate(epoch), course.learner(epoch))
+        if step % course.steps_per_epoch == 0:
+            yield from _epoch_end(course, epoch)
+        elif course.checkpoint_every_steps and step % course.checkpoint_every_steps == 0:
+            yield Snapshot(step, epoch, epoch_reported=False)
+
+
+def _epoch_end(course: Course, epoch: int) -> Iterator[Item]:
+    yield EndEpoch(epoch)
+    yield from _evaluation(course, epoch)
+    step, every = epoch * course.steps_per_epoch, course.checkpoint_every_steps
+    if not every or step % every == 0 or epoch == course.all_epochs:
+        yield Snapshot(step, epoch, epoch_reported=True)
+
+
+def _evaluation(course: Course, epoch: int) -> Iterator[Item]:
+    if course.evaluates(epoch):
+        yield StartEvaluation(epoch)
+        for batch in range(1, course.evaluation_batches + 1):
+            yield EvaluationBatch(batch, epoch, course.learner(epoch))
+        yield EndEvaluation(epoch)

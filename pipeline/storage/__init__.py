@@ -1,0 +1,1 @@
+"""Files that survive crashes: checkpoints, lines, and the folder that is held open."""

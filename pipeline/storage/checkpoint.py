@@ -1,0 +1,246 @@
+"""Checkpoints on disk: find, verify, load; `checkpoint_writer.py` writes them. Files, no tensors.
+
+    checkpoints/step-00000469/block-00.safetensors … manifest.json
+
+A checkpoint exists if and only if its manifest does (invariant 6). It holds one file per block,
+so a run resumes with any number of stages.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pipeline.data.record import record_of_tree
+from pipeline.errors import CheckpointError
+from pipeline.schedule.feed import Position
+from pipeline.schedule.reports import Tally
+from pipeline.storage.folder import Folder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from pipeline.data.record import DataRecord
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+REPLACED = ".replaced-"
+"""Before the name of a checkpoint while another of the same step takes its place: it counts for
+as long as the other is not there."""
+Kind = TypeVar("Kind")
+
+
+@dataclass(frozen=True, slots=True)
+class StartState:
+    """What a run starts from: a position, and block files and counters where it resumes."""
+
+    position: Position = field(default_factory=Position)
+    files: Mapping[int, bytes | memoryview] = field(default_factory=dict)
+    tallies: tuple[Tally, ...] = ()
+    steps_per_epoch: int | None = None
+    """Of the run so far; None for a fresh start."""
+    data: DataRecord | None = None
+    """The images of the run so far; None for a fresh start, or where that was not kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A complete checkpoint; its block files have not been read yet."""
+
+    folder: Folder
+    manifest: dict[str, Any]
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self.folder.path
+
+    @property
+    def step(self) -> int:
+        """Training steps done."""
+        return _count(self.manifest["step"])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch; with the step it says where in the data the run is."""
+        return _count(self.manifest["steps_per_epoch"])
+
+    @property
+    def epoch_reported(self) -> bool:
+        """Whether the epoch of the step has been reported and tested."""
+        return _of_type(bool, self.manifest["epoch_reported"])
+
+    @property
+    def tallies(self) -> tuple[Tally, ...]:
+        """Counters of the epoch under way."""
+        return tuple(_tally(tree) for tree in self.manifest["tallies"])
+
+    @property
+    def data(self) -> DataRecord | None:
+        """Which images the run has; None for checkpoints of versions that did not keep that."""
+        tree = self.manifest.get("data")
+        return None if tree is None else record_of_tree(tree)
+
+    @property
+    def digests(self) -> dict[int, str]:
+        """SHA-256 per block file."""
+        entries = self.manifest["blocks"]
+        return {_count(entry["block"]): _of_type(str, entry["sha256"]) for entry in entries}
+
+    def start(self) -> StartState:
+        """Everything a run needs to go on from here.
+
+        Raises:
+            CheckpointError: as `read`.
+        """
+        position = Position(self.step, self.epoch_reported)
+        return StartState(position, self.read(), self.tallies, self.steps_per_epoch, self.data)
+
+    def read(self) -> dict[int, bytes]:
+        """Every block file, verified.
+
+        Raises:
+            CheckpointError: naming the first file that is missing or not as it was written.
+        """
+        return {block: self._read_block(block, digest) for block, digest in self.digests.items()}
+
+    def verify(self) -> None:
+        """Check every block file, one after another.
+
+        Raises:
+            CheckpointError: as `read`.
+        """
+        for block, digest in self.digests.items():
+            self._read_block(block, digest)
+
+    def _read_block(self, block: int, digest: str) -> bytes:
+        name = block_file_name(block)
+        try:
+            data = self.folder.read(name)
+        except OSError as error:
+            raise CheckpointError(f"{self.path / name}: can't be read: {error.strerror}") from None
+        if sha256(data).hexdigest() != digest:
+            raise CheckpointError(
+                f"{self.path / name}: is damaged: its SHA-256 is not the manifest's"
+            )
+        return data
+
+
+def block_file_name(block: int) -> str:
+    """`block-07.safetensors`; the name is never taken from a manifest."""
+    return f"block-{block:02d}.safetensors"
+
+
+def complete_names(folder: Folder) -> list[str]:
+    """Names of the complete checkpoints in a folder, oldest first."""
+    found = {}
+    for name in folder.names():  # a replaced one comes first, and gives way
+        step = name.removeprefix(REPLACED)
+        if re.fullmatch(r"step-\d{8,}", step) and folder.has_file(f"{name}/{MANIFEST}"):
+            found[step] = name
+    return sorted(found.values(), key=step_of)
+
+
+def complete_checkpoints(path: Path) -> list[Path]:
+    """Folders of complete checkpoints, oldest first; none where there is no folder."""
+    try:
+        with Folder.open(path) as folder:
+            return [path / name for name in complete_names(folder)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in `path`, its manifest checked, its block files not yet.
+
+    Raises:
+        CheckpointError: where the manifest is damaged or of another format.
+    """
+    try:
+        folder = Folder.open(path)
+    except OSError as error:
+        raise _damaged(path, error) from None
+    return _opened(folder)
+
+
+def checkpoint_in(folder: Folder, name: str) -> Checkpoint:
+    """As `open_checkpoint`, of that name in a folder."""
+    try:
+        child = folder.child(name)
+    except OSError as error:
+        raise _damaged(folder.path / name, error) from None
+    return _opened(child)
+
+
+def _opened(folder: Folder) -> Checkpoint:
+    try:
+        checkpoint = Checkpoint(folder, json.loads(folder.read(MANIFEST)))
+        _check(checkpoint)
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+        raise _damaged(folder.path, error) from None
+    return checkpoint
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path / MANIFEST}: is damaged: {error!r:.300}")
+
+
+def _check(checkpoint: Checkpoint) -> None:
+    """Read all that is read of a manifest later: each part refuses to be of another type."""
+    _ = (checkpoint.epoch_reported, checkpoint.steps_per_epoch, checkpoint.tallies)
+    _ = (checkpoint.manifest["config"], checkpoint.data)
+    if sorted(checkpoint.digests) != list(range(max(1, len(checkpoint.digests)))):
+        raise ValueError(f"blocks {sorted(checkpoint.digests)[:20]} are not 0, 1, 2, …")
+    if not checkpoint.path.name.endswith(f"step-{checkpoint.step:08d}"):
+        raise ValueError(f"step {checkpoint.step} is not that of the folder")
+    found = checkpoint.manifest.get("format")
+    if found != FORMAT:
+        raise CheckpointError(
+            f"{checkpoint.path / MANIFEST}: format {found!r:.40}, this version reads {FORMAT}"
+        )
+
+
+def _count(value: Any) -> int:
+    """A number that a message can carry, too: ValueError for any other."""
+    if not 0 <= _of_type(int, value) < 1 << 63:
+        raise ValueError(f"{value!r:.40} is not a count")
+    return int(value)
+
+
+def _of_type(kind: type[Kind], value: Any) -> Kind:
+    if type(value) is not kind:
+        raise TypeError(f"{value!r:.40} is no {kind.__name__}")
+    return value
+
+
+def _tally(tree: Any) -> Tally:
+    tally = Tally(**tree)
+    if type(tally.loss_sum) is not int:  # JSON may leave out the fraction of a whole number
+        _of_type(float, tally.loss_sum)
+    errors = None if tally.errors is None else _count(tally.errors)
+    return Tally(_count(tally.block), _count(tally.images), float(tally.loss_sum), errors)
+
+
+def way_back(folder: Path, damaged: Path) -> str:
+    """What a person can do about a damaged checkpoint, as a sentence with a command."""
+    earlier = [
+        path for path in complete_checkpoints(folder) if step_of(path.name) < step_of(damaged.name)
+    ]
+    if not earlier:
+        return "there is no earlier checkpoint in this run directory"
+    aside = damaged.with_name(f"damaged-{damaged.name}")
+    return (
+        f"the previous complete checkpoint is {earlier[-1].name}: to go on from it, set the "
+        f"damaged one aside ({shlex.join(['mv', str(damaged), str(aside)])}) "
+        "and repeat the command"
+    )
+
+
+def step_of(name: str) -> int:
+    """Of the name of a complete checkpoint."""
+    return int(name.removeprefix(REPLACED).removeprefix("step-"))

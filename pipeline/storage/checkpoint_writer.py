@@ -1,0 +1,244 @@
+"""Writes checkpoints: whole or not at all.
+
+Everything is written and synced under a temporary name, the manifest last, and one rename makes
+it appear (invariant 6). Whatever call fails, and wherever the process ends, the complete
+checkpoints are those from before, or those and the new one; old ones are dropped after that.
+
+    .writing-step-00000012/  ──rename──▶  step-00000012/
+                                          step-00000012/  ──▶  .replaced-step-00000012/
+
+The second line is for another checkpoint of the same step, which gives way: under its new name it
+counts until the new one is there, and if the process ends in between, the next start renames it.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import asdict
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import CheckpointError
+from pipeline.storage.atomic import TEMPORARY, reason, write_synced
+from pipeline.storage.checkpoint import (
+    FORMAT,
+    MANIFEST,
+    REPLACED,
+    block_file_name,
+    checkpoint_in,
+    complete_names,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.data.record import DataRecord
+    from pipeline.schedule.reports import RunSnapshot
+    from pipeline.storage.folder import Folder
+
+CHECKPOINTS = "checkpoints"
+"""Name of their folder in a run directory."""
+CONFIG = "config.yaml"
+"""In every run directory: the resolved configuration."""
+
+
+class CheckpointStore:
+    """The checkpoints of one run directory. `write` is called by one thread at a time.
+
+    Args:
+        run: the run directory, which the store holds open until it is closed.
+    """
+
+    def __init__(
+        self,
+        run: Folder,
+        config_tree: dict[str, Any],
+        keep: int,
+        steps_per_epoch: int,
+        data: DataRecord | None = None,
+    ) -> None:
+        self._run, self._config_tree, self._keep = run.again(), config_tree, keep
+        self._steps_per_epoch, self._data = steps_per_epoch, data
+        self._folder: Folder | None = None
+
+    def prepare(self) -> None:
+        """Make the folder, and clear away what a killed run has left half done in it.
+
+        Raises:
+            OSError: where the disk refuses.
+            CheckpointError: as `checkpoints_of`.
+        """
+        _clear_away(self._at_hand())
+
+    def close(self) -> None:
+        """Let go of the run directory. Not while it may be written to: its lock must last."""
+        self._run.close()
+        if self._folder is not None:
+            self._folder.close()
+
+    def write(self, snapshot: RunSnapshot) -> Path:
+        """Write a complete checkpoint, then drop the oldest beyond the number to keep.
+
+        A run directory that is gone is not made again: its name may lead to another by now.
+
+        Raises:
+            CheckpointError: where the disk refuses; earlier checkpoints stay as they are, and
+                nothing is left of this one.
+        """
+        final = f"step-{snapshot.step:08d}"
+        try:
+            folder = self._at_hand()
+            _clear_away(folder)
+            self._write_whole(folder, final, snapshot)
+        except OSError as error:
+            path, why = self._run.path / CHECKPOINTS, reason(error, self._run)
+            raise CheckpointError(f"{path}: can't be written: {why}") from error
+        self._drop_oldest(folder, final)
+        return folder.path / final
+
+    def _at_hand(self) -> Folder:
+        """The folder `checkpoints` of the run as it is now: it may have been moved to another
+        disk, with a link in its place, or removed."""
+        if self._folder is not None:
+            if self._run.leads_to(CHECKPOINTS, self._folder):
+                return self._folder
+            self._folder.close()
+        self._folder = None
+        folder = checkpoints_of(self._run, make=True)
+        folder.lock()  # links of two runs may lead to it
+        self._folder = folder
+        return folder
+
+    def _write_whole(self, folder: Folder, final: str, snapshot: RunSnapshot) -> None:
+        temporary = f"{TEMPORARY}{final}"
+        try:
+            folder.make(temporary)
+            with folder.child(temporary) as aside:
+                self._write_files(aside, snapshot)
+            _make_appear(folder, temporary, final)
+        except OSError:
+            with suppress(OSError):
+                folder.remove(temporary)
+            raise
+
+    def _write_files(self, folder: Folder, snapshot: RunSnapshot) -> None:
+        files = sorted(snapshot.files.items())
+        entries = [_write_block(folder, block, data) for block, data in files]
+        manifest = self._manifest(snapshot, entries)
+        write_synced(folder, MANIFEST, json.dumps(manifest, indent=1).encode())
+        folder.sync()
+
+    def _manifest(self, snapshot: RunSnapshot, entries: list[dict[str, Any]]) -> dict[str, Any]:
+        before_epoch = max(0, snapshot.epoch - 1) * self._steps_per_epoch
+        return {
+            "format": FORMAT,
+            "step": snapshot.step,
+            "epoch": snapshot.epoch,
+            "epoch_reported": snapshot.epoch_reported,
+            "steps_per_epoch": self._steps_per_epoch,
+            "batch_in_epoch": snapshot.step - before_epoch,
+            "seed": self._config_tree["runtime"]["seed"],
+            "blocks": entries,
+            "tallies": [asdict(tally) for tally in snapshot.tallies],
+            **({"data": self._data.tree} if self._data else {}),
+            "config": self._config_tree,
+        }
+
+    def _drop_oldest(self, folder: Folder, newest: str) -> None:
+        """The new one is complete and synced by now. Where the disk refuses to drop an old one,
+        that is no reason to call the new one unwritten: the next write tries again."""
+        with suppress(OSError):
+            for name in complete_names(folder)[: -self._keep]:
+                if name != newest:
+                    aside = f"{TEMPORARY}dropped-{name}"
+                    folder.rename(name, aside)  # at once: no half of it is taken for a whole
+                    folder.remove(aside)
+
+
+def checkpoints_of(run: Folder, *, make: bool = False) -> Folder:
+    """The folder of a run's checkpoints, on another disk if a link leads there.
+
+    Raises:
+        OSError: where there is none, or it can't be made.
+        CheckpointError: where it is another run's, whose checkpoints would be mixed with these.
+    """
+    folder = run.child(CHECKPOINTS, make=make)
+    with folder.child("..") as parent:
+        if not run.leads_to(".", parent) and parent.has_file(CONFIG):
+            raise CheckpointError(
+                f"{run.path / CHECKPOINTS}: leads to the checkpoints of another run, in "
+                f"{parent.path.resolve()}; each run needs its own"
+            )
+    return folder
+
+
+def _write_block(folder: Folder, block: int, data: bytes | memoryview) -> dict[str, Any]:
+    name = block_file_name(block)
+    write_synced(folder, name, data)
+    return {
+        "block": block,
+        "file": name,
+        "bytes": memoryview(data).nbytes,
+        "sha256": sha256(data).hexdigest(),
+    }
+
+
+def _make_appear(folder: Folder, temporary: str, final: str) -> None:
+    """Give a new checkpoint its name; an older one of the same step gives way.
+
+    Its blocks are normally the same, and then only the manifest is replaced.
+    """
+    if _same_blocks(folder, temporary, final):
+        folder.rename(f"{temporary}/{MANIFEST}", f"{final}/{MANIFEST}")
+        with folder.child(final) as whole:
+            whole.sync()
+        with suppress(OSError):
+            folder.remove(temporary)
+    elif folder.has(final):
+        _replace_folder(folder, temporary, final)
+    else:
+        folder.rename(temporary, final)
+        folder.sync()
+
+
+def _replace_folder(folder: Folder, temporary: str, final: str) -> None:
+    aside = f"{REPLACED}{final}"
+    folder.rename(final, aside)
+    try:
+        folder.rename(temporary, final)
+    except OSError:
+        folder.rename(aside, final)
+        raise
+    folder.sync()
+    with suppress(OSError):
+        folder.remove(aside)
+
+
+def _clear_away(folder: Folder) -> None:
+    """Put right what an earlier write could not finish, because its process ended or the disk
+    refused: a replaced checkpoint without a successor gets its name back, the rest goes."""
+    for aside in folder.names():
+        final = aside.removeprefix(REPLACED)
+        if aside != final and _is_whole(folder, aside) and not _is_whole(folder, final):
+            with suppress(OSError):
+                folder.remove(final)
+            folder.rename(aside, final)
+    for left in folder.names():
+        if left.startswith((TEMPORARY, REPLACED)):
+            with suppress(OSError):
+                folder.remove(left)
+
+
+def _is_whole(folder: Folder, name: str) -> bool:
+    return folder.has_file(f"{name}/{MANIFEST}")
+
+
+def _same_blocks(folder: Folder, temporary: str, final: str) -> bool:
+    """Whether `final` is whole, its files included, and holds what is to be written."""
+    try:
+        before = checkpoint_in(folder, final)
+        before.verify()
+        return before.digests == checkpoint_in(folder, temporary).digests
+    except CheckpointError:
+        return False

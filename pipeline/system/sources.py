@@ -1,0 +1,96 @@
+"""Which code a process runs: versions, and a digest of every source file. The processes of a run
+compare theirs, since N of them equal one only where all run the same.
+
+Files can be replaced while a run goes on (pip install, git pull), and a worker that is started
+later then runs others than those before it.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+_OWN = ("pipeline", "launch")
+_OTHERS = ("torch", "numpy")
+_DIGITS = 16
+
+
+@cache
+def running_code() -> tuple[str, ...]:
+    """A line `name what` for each version and source file, as they were when it was first asked:
+    ask early, before others could take their place."""
+    flags = "-" + "O" * sys.flags.optimize if sys.flags.optimize else ""
+    versions = [f"python {platform.python_version()}{flags}", *map(_version, _OTHERS)]
+    folders = [Path(str(sys.modules[name].__file__)).parent for name in _OWN if name in sys.modules]
+    lines = (
+        _line(path.relative_to(folder.parent).as_posix(), path)
+        for folder in folders
+        for path in sorted(folder.rglob("*.py"))
+    )
+    return (*versions, *lines)
+
+
+def own_code(factory: str | None) -> tuple[str, ...]:
+    """The like for the modules of a user's `model.factory` that this process has imported: those
+    of its package, and those that lie beside its file."""
+    module = sys.modules.get(str(factory).partition(":")[0])
+    file = getattr(module, "__file__", None)
+    if module is None or file is None:
+        return ()
+    root, folder = module.__name__.partition(".")[0], Path(file).parent
+    found = {Path(other) for other in map(_file_of, list(sys.modules)) if other}
+    beside = (path for path in found if path.parent == folder or path == Path(file))
+    package = (_file_of(name) for name in list(sys.modules) if name.partition(".")[0] == root)
+    paths = {*beside, *(Path(path) for path in package if path)}
+    return tuple(_line(str(path), path) for path in sorted(paths))
+
+
+def difference(ours: Sequence[str], theirs: Sequence[str], *, common: bool = False) -> str | None:
+    """The first thing of which two processes have different versions; None where they agree.
+
+    Args:
+        common: what only one of them has is no difference.
+    """
+    one, other = _table(ours), _table(theirs)
+    for name in [*one, *(name for name in other if name not in one)]:
+        if one.get(name) != other.get(name) and not (
+            common and (one.keys() ^ other.keys()) & {name}
+        ):
+            return (
+                f"{name} is {one.get(name, 'not there')} here, {other.get(name, 'not there')} there"
+            )
+    return None
+
+
+def _table(lines: Iterable[str]) -> dict[str, str]:
+    return {name: what for name, _, what in (line.rpartition(" ") for line in lines)}
+
+
+def _version(package: str) -> str:
+    spec = find_spec(package)
+    try:
+        number = version(package)
+    except PackageNotFoundError:
+        number = "of-no-version"
+    return f"{package} {number}:{spec.origin if spec else None}"
+
+
+def _line(name: str, path: Path) -> str:
+    try:
+        return f"{name} {sha256(path.read_bytes()).hexdigest()[:_DIGITS]}"
+    except OSError as error:
+        return f"{name} {error.strerror or 'unreadable'}"
+
+
+def _file_of(name: str) -> str | None:
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return file if isinstance(file, str) and file.endswith(".py") else None

@@ -1,0 +1,1 @@
+"""How messages and tensors cross from one process to the next."""

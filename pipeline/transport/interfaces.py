@@ -1,0 +1,169 @@
+"""What a link and the control connection are, whatever carries them.
+
+The two ends of a link are two types: a stage cannot send upstream by accident. Every wait has a
+time-out, and its error says who waited for whom, for what, how long (invariant 9).
+`zmq_link.py` and `zmq_control.py` have those between processes, `in_memory.py` those within one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pipeline.protocol.addresses import LinkAddress
+    from pipeline.protocol.messages import Message, TensorSpec
+    from pipeline.schedule.items import Item
+    from pipeline.transport.cuda_ipc import DeviceMemory, Driver
+    from pipeline.transport.payloads import Payload
+    from pipeline.transport.rejections import Door
+
+
+PATIENCE_S = 3600.0
+"""Of a link: the watch ends a stalled run long before; this ends an orphan's wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkStatistics:
+    """What has crossed a link so far, and how long its end waited."""
+
+    batches: int
+    nbytes: int
+    waited_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A tensor as it came, in host memory or on a CUDA device: its bytes are aligned, and valid
+    until the delivery is released."""
+
+    spec: TensorSpec
+    data: memoryview | DeviceMemory
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """An item and its tensors. `release` gives the sender its credit back."""
+
+    item: Item
+    tensors: tuple[Arrived, ...]
+    release: Callable[[], None]
+
+    @property
+    def on_device(self) -> bool:
+        """Whether its tensors lie in a slot of a ring on a CUDA device, as later ones will."""
+        return any(not isinstance(tensor.data, memoryview) for tensor in self.tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A control message of one stage, with its attached frames."""
+
+    stage: int
+    message: Message
+    attached: tuple[memoryview, ...] = ()
+
+
+def never() -> bool:
+    """For waits that nobody calls off."""
+    return False
+
+
+def no_credit() -> None:
+    """For deliveries that used up none: markers."""
+
+
+class Sender(Protocol):
+    """The upstream end of a link: what it sends goes downstream."""
+
+    def wait_for_room(self) -> None:
+        """Returns when a batch may be sent. Raises TimedOutError, CalledOffError."""
+
+    def send(self, item: Item, payloads: Sequence[Payload] = ()) -> None:
+        """Send in order; a batch waits for room. Raises TimedOutError, CalledOffError."""
+
+    def flush(self) -> None:
+        """Returns when the batch that was sent last is on its way: a device may copy it while
+        others go on."""
+
+    def finish(self) -> None:
+        """After the stop marker: returns when all has arrived. Raises as `send` does."""
+
+    def statistics(self) -> LinkStatistics:
+        """Counted since the link was opened."""
+
+    def close(self) -> None:
+        """Let go; what has not arrived yet may be lost."""
+
+
+class Receiver(Protocol):
+    """The downstream end of a link: it can only receive, and grant credits."""
+
+    @property
+    def queued(self) -> int:
+        """Items that have arrived and wait to be received."""
+
+    def receive(self, timeout_s: float, called_off: Callable[[], bool] = never) -> Delivery:
+        """The next item. Raises TimedOutError; CalledOffError where `called_off` says so."""
+
+    def statistics(self) -> LinkStatistics:
+        """Counted since the link was opened."""
+
+    def close(self) -> None:
+        """Let go."""
+
+
+class Endpoints(Protocol):
+    """How a worker reaches its neighbours; `zmq_endpoints.py` has the real one."""
+
+    @property
+    def door(self) -> Door:
+        """Where others are turned away."""
+
+    def use_cuda(self, driver: Driver) -> None:
+        """What is sent and received from now on lies on the driver's device."""
+
+    def listen(self, bind: str, slots: int, slot_bytes: int) -> tuple[Receiver, LinkAddress]:
+        """The link from the stage before."""
+
+    def connect(self, address: LinkAddress, called_off: Callable[[], bool]) -> tuple[Sender, str]:
+        """The link to the stage after, and what carries its tensors."""
+
+
+class ControlClient(Protocol):
+    """A stage's end of the control connection."""
+
+    def send(self, message: Message, attached: Sequence[bytes | memoryview] = ()) -> None:
+        """To the coordinator."""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the coordinator has said something that was not received yet."""
+
+    def receive(self, timeout_s: float) -> Said:
+        """From the coordinator. Raises TimedOutError."""
+
+
+class ControlServer(Protocol):
+    """The coordinator's end of every stage's control connection."""
+
+    @property
+    def door(self) -> Door:
+        """Where others are turned away."""
+
+    def send(
+        self, stage: int, message: Message, attached: Sequence[bytes | memoryview] = ()
+    ) -> None:
+        """To one stage."""
+
+    def receive(self, timeout_s: float) -> Said | None:
+        """What any stage said, None after `timeout_s` of silence."""
+
+    def expect(self, stage: int, attempt: int) -> None:
+        """From now on the process started for `attempt` speaks for the stage, and no other."""
+
+    @property
+    def absent(self) -> frozenset[int]:
+        """Stages of which a connection has not been heard yet."""

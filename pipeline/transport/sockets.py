@@ -1,0 +1,335 @@
+"""The sockets of a process: who may open one to it, and how much it may send. The only file that
+imports zmq.
+
+Sockets that listen are ROUTERs, which know each peer by a name; those that connect are DEALERs.
+Over `ipc` the folder of the socket keeps others out. Over `tcp` it is CURVE: what travels is
+encrypted, a peer proves that it holds a key of the run (ZAP), and the listener that it is the
+one that was meant. Plain `tcp` keeps nobody out.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, TypeAlias
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from pipeline.errors import ConfigError
+from pipeline.protocol.credentials import Keys
+from pipeline.transport.tcp_port import TcpPort
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from zmq.auth.thread import ThreadAuthenticator
+
+    from pipeline.transport.rejections import Door
+
+Socket: TypeAlias = "zmq.Socket[bytes]"
+Frames: TypeAlias = "Sequence[bytes | memoryview]"
+
+LINGER_MS = 2000
+_GREETING_MS = 2000
+"""A peer gets so long to greet a TCP listener: whoever holds a connection and says nothing, or
+half of it, takes a descriptor for no longer. One of ours that is late connects again."""
+_LOCAL = re.compile(r"localhost:(?P<uid>\d+):\d+:(?P<pid>\d+)")
+_FAILED_GREETINGS = (
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+_LEFT = (errno.EPIPE, errno.ECONNRESET)
+"""Why a greeting failed whose peer was gone before its end, as a worker that is killed then."""
+_CUT_OFF_EVERY_S = 0.5
+"""Strangers who connect again and again wait in the kernel meanwhile, and take no time of ours."""
+_WAITING_MESSAGES = 1000
+"""That a peer may have waiting at a listener; ours have a few."""
+_LONGEST_FOLDER = 70
+"""The kernel takes a path of 107 bytes; the folder's own name and the socket's are added to it."""
+
+
+class Letter:
+    """A message as it came: from whom, by the name the peer gave itself, and its frames."""
+
+    def __init__(self, frames: list[zmq.Frame]) -> None:
+        self.name = frames[0].bytes
+        self.frames = [frame.buffer for frame in frames[1:]]
+        self._last = frames[-1]
+
+    @property
+    def peer(self) -> str:
+        """The peer as people may be told of it: its IP address, or its process."""
+        try:
+            address = str(self._last.get("Peer-Address"))
+        except zmq.ZMQError:  # libzmq does not always know
+            return "somebody"
+        local = _LOCAL.fullmatch(address)
+        return f"process {local['pid']} (user {local['uid']})" if local else address
+
+
+class Listener:
+    """A socket to which others connect, and which knows each by the name that it gave itself.
+
+    Over `tcp` nobody is let in before it is opened, and nobody after it was shut: who comes then
+    is cut off. Over `ipc` the folder keeps others out, and it is always open.
+
+    Args:
+        failures: what libzmq says of those who could not greet.
+        port: where it listens over `tcp`.
+        door: hears of those who could not even greet.
+    """
+
+    def __init__(
+        self, socket: Socket, failures: Socket, endpoint: str, port: TcpPort | None, door: Door
+    ) -> None:
+        self._socket, self._failures, self._port, self._door = socket, failures, port, door
+        self._is_open, self._was_open = port is None, port is None
+        self._cut_off_again = 0.0
+        self.endpoint = endpoint
+        """Where it listens, the port that the system chose included."""
+
+    def open(self) -> None:
+        """Let peers in, for the first time or again."""
+        if self._port is None or self._is_open:
+            return
+        self._port.open()
+        if not self._was_open:
+            self._socket.setsockopt(zmq.USE_FD, self._port.hand_over())
+            _bind(self._socket, self.endpoint)
+        self._is_open = self._was_open = True
+
+    def shut(self) -> None:
+        """Go on with the peers that are in; let in no others."""
+        if self._port is not None and self._is_open:
+            self._port.shut()
+            self._is_open = False
+
+    def poll(self, timeout_s: float) -> bool:
+        """Wait for a message; whether one is there."""
+        self._turn_away()
+        return waits(self._socket) or bool(timeout_s > 0 and self._socket.poll(ms(timeout_s)))
+
+    def _turn_away(self) -> None:
+        while waits(self._failures):
+            if parse_monitor_message(self._failures.recv_multipart())["value"] not in _LEFT:
+                self._door.turn_away(
+                    "somebody", "it did not greet in time as a process of this run does"
+                )
+        if self._port and monotonic() > self._cut_off_again:
+            self._cut_off_again = monotonic() + _CUT_OFF_EVERY_S
+            for address in self._port.cut_off():
+                self._door.turn_away(address, "all processes of this run that connect here have")
+
+    def take(self) -> Letter:
+        """What waits here."""
+        return Letter(self._socket.recv_multipart(copy=False))
+
+    def send(self, name: bytes, frames: Frames) -> None:
+        """To the peer of that name, which may have gone: whoever watches processes will tell."""
+        try:
+            self._socket.send_multipart([name, *frames], zmq.DONTWAIT, copy=len(frames) == 1)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                raise
+
+    def close(self, linger_ms: int = 0) -> None:
+        """Let go."""
+        self._socket.disable_monitor()
+        self._failures.close(linger=0)
+        self._socket.close(linger=linger_ms)
+        if self._port:
+            self._port.close()
+
+
+class Sockets:
+    """The ZeroMQ context of a process.
+
+    Args:
+        door: hears of those who are kept out.
+        keys: of this process; None: no encryption.
+    """
+
+    def __init__(self, door: Door, keys: Keys | None = None) -> None:
+        self._context: zmq.Context[Socket] = zmq.Context()
+        self.door, self._keys = door, keys
+        self._guard: ThreadAuthenticator | None = None
+        self._ports: list[TcpPort] = []
+
+    def listen(self, endpoint: str, most_bytes: int) -> Listener:
+        """A socket to which others connect.
+
+        Args:
+            most_bytes: no frame may be larger: whoever announces more is cut off before memory
+                is taken for it.
+
+        Raises:
+            ConfigError: where the address can't be bound.
+        """
+        socket = self._socket(zmq.ROUTER, endpoint)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        socket.setsockopt(zmq.MAXMSGSIZE, most_bytes)
+        socket.set_hwm(0)
+        socket.setsockopt(zmq.RCVHWM, _WAITING_MESSAGES)
+        if self._keys:
+            self._guard_with(self._keys)
+            socket.curve_server = True
+            socket.curve_secretkey = self._keys.secret.encode()
+        if endpoint.startswith("tcp:"):
+            socket.setsockopt(zmq.HANDSHAKE_IVL, _GREETING_MS)
+            port = self._port_of(endpoint)
+            endpoint = f"{endpoint.rpartition(':')[0]}:{port.number}"
+            return Listener(socket, self._failures(socket), endpoint, port, self.door)
+        _bind(socket, endpoint)
+        endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        return Listener(socket, self._failures(socket), endpoint, None, self.door)
+
+    def connect(self, endpoint: str, name: bytes, key: str | None) -> Socket:
+        """A socket connected to a listener.
+
+        Args:
+            name: by which the listener shall know this end.
+            key: the public key that the listener must prove to hold.
+        """
+        socket = self._socket(zmq.DEALER, endpoint)
+        socket.set_hwm(0)  # credits bound what is in flight; high-water marks are approximate
+        socket.setsockopt(zmq.IDENTITY, name)
+        if self._keys:
+            assert key, "a process with keys connects to those whose key it knows"
+            socket.curve_serverkey = key.encode()
+            socket.curve_publickey = self._keys.public.encode()
+            socket.curve_secretkey = self._keys.secret.encode()
+        socket.connect(endpoint)
+        return socket
+
+    @property
+    def key(self) -> str | None:
+        """The public key by which others know this process."""
+        return self._keys.public if self._keys else None
+
+    def close(self, linger_ms: int = LINGER_MS) -> None:
+        """Close every socket, giving what was sent a moment to leave."""
+        if self._guard:
+            self._guard.stop()
+        self._context.destroy(linger=linger_ms)
+        for port in self._ports:
+            port.close()
+
+    def _failures(self, socket: Socket) -> Socket:
+        """As many as there are may wait to be read: libzmq would have its one thread, which all
+        sockets share, wait for room."""
+        endpoint = f"inproc://failures-{socket.getsockopt(zmq.FD)!r}"
+        socket.monitor(endpoint, _FAILED_GREETINGS)
+        failures = self._socket(zmq.PAIR, endpoint)
+        failures.setsockopt(zmq.RCVHWM, 0)
+        failures.connect(endpoint)
+        return failures
+
+    def _port_of(self, endpoint: str) -> TcpPort:
+        host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+        try:
+            self._ports.append(TcpPort(host))
+        except OSError as error:
+            raise ConfigError(f"can't listen at {endpoint}: {error.strerror}") from None
+        return self._ports[-1]
+
+    def _socket(self, kind: int, endpoint: str) -> Socket:
+        socket = self._context.socket(kind)
+        socket.setsockopt(zmq.IPV6, int("[" in endpoint))
+        return socket
+
+    def _guard_with(self, keys: Keys) -> None:
+        """ZAP is asked once for each connection; one thread answers for the process."""
+        if self._guard is None:
+            from zmq.auth.thread import ThreadAuthenticator  # asyncio: only where it is needed
+
+            self._guard = ThreadAuthenticator(self._context)
+            self._guard.configure_curve_callback("*", _AllowList(keys.run, self.door))
+            self._guard.start()
+
+
+class _AllowList:
+    """Answers whether a key belongs to the run."""
+
+    def __init__(self, keys: frozenset[str], door: Door) -> None:
+        self._keys, self._door = keys, door
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        """As `configure_curve_callback` wants it."""
+        known = key.decode("ascii") in self._keys
+        if not known:
+            self._door.turn_away(f"key {key.decode('ascii')}", "no process of this run holds it")
+        return known
+
+
+@contextmanager
+def socket_folder() -> Iterator[Path]:
+    """A folder for `ipc`, which only its owner can enter, with a path short enough for sockets.
+
+    Raises:
+        ConfigError: where there is no place for one.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="pipeline-", dir=_temporary()))
+    except OSError as error:
+        raise ConfigError(
+            f"no folder for the sockets of this run can be made: {error.strerror}; let TMPDIR name "
+            "a folder that can be written to, or use runtime.transport tcp"
+        ) from None
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _temporary() -> str:
+    """TMPDIR, unless sockets can't lie there: their paths are short, and text for libzmq."""
+    named = tempfile.gettempdir()
+    text = os.fsencode(named).decode(errors="replace")
+    return named if text == named and len(os.fsencode(named)) < _LONGEST_FOLDER else "/tmp"
+
+
+def make_keys(stages: int) -> tuple[Keys, ...]:
+    """Key pairs for a run: the coordinator's, then one for each stage.
+
+    Raises:
+        ConfigError: where this libzmq was built without CURVE.
+    """
+    if not zmq.has("curve"):
+        raise ConfigError(
+            "runtime.transport tcp: this libzmq has no CURVE; install pyzmq's own wheel, or use ipc"
+        )
+    pairs = [tuple(key.decode("ascii") for key in zmq.curve_keypair()) for _ in range(stages + 1)]
+    run, coordinator = frozenset(public for public, _ in pairs), pairs[0][0]
+    return tuple(Keys(public, secret, coordinator, run) for public, secret in pairs)
+
+
+def send(socket: Socket, frames: Frames) -> None:
+    """All in one message; frames after the header are not copied, and may not change."""
+    socket.send_multipart(list(frames), copy=len(frames) == 1)
+
+
+def waits(socket: Socket) -> bool:
+    """Whether a message is there; a poll that does not wait takes ten times as long."""
+    events = socket.getsockopt(zmq.EVENTS)
+    assert isinstance(events, int), "a set of flags"
+    return bool(events & zmq.POLLIN)
+
+
+def ms(seconds: float) -> int:
+    """As polls want it."""
+    return round(seconds * 1000)
+
+
+def _bind(socket: Socket, endpoint: str) -> None:
+    try:
+        socket.bind(endpoint)
+    except zmq.ZMQError as error:
+        raise ConfigError(f"can't listen at {endpoint}: {os.strerror(error.errno or 0)}") from None

@@ -1,0 +1,145 @@
+"""Control over ZeroMQ: a listener at the coordinator, two connections of each stage.
+
+A stage is known by the name of its connection, which tells protocol and run, too. What comes
+from others, and from workers that have been replaced, is turned away. No call waits for ever.
+"""
+
+from __future__ import annotations
+
+import re
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from pipeline.errors import ProtocolError, TimedOutError
+from pipeline.protocol.codec import decode, encode
+from pipeline.protocol.messages import PROTOCOL_VERSION, name_of_run
+from pipeline.transport.interfaces import Said
+from pipeline.transport.sockets import LINGER_MS, Sockets, ms, send, waits
+from pipeline.transport.timeout import Patience
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.protocol.credentials import Invitation
+    from pipeline.protocol.messages import Message
+    from pipeline.transport.sockets import Letter
+
+_ROLES = ("stage", "heartbeat")
+"""Of the connections that every stage makes."""
+_NAME = re.compile(rb"pipeline-(\d{1,9})-(\w{1,40})-(stage|heartbeat)-(\d{1,4})-(\d{1,6})")
+
+
+class ZmqControlClient:
+    """A stage's end of control."""
+
+    def __init__(self, sockets: Sockets, invitation: Invitation, role: str = "stage") -> None:
+        self._stage = invitation.stage
+        name = _name(invitation.run, role, invitation.stage, invitation.attempt)
+        key = invitation.keys.coordinator if invitation.keys else None
+        self._socket = sockets.connect(invitation.control, name, key)
+
+    def send(self, message: Message, attached: Sequence[bytes | memoryview] = ()) -> None:
+        """To the coordinator."""
+        send(self._socket, [encode(message), *attached])
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the coordinator has said something that was not received yet."""
+        return waits(self._socket)
+
+    def receive(self, timeout_s: float) -> Said:
+        """From the coordinator.
+
+        Raises:
+            TimedOutError: where nothing came in time.
+            ProtocolError: where it said what is no message.
+        """
+        patience = Patience(timeout_s)
+        while not self._socket.poll(ms(look_s := patience.next_look_s())):
+            if not look_s:
+                raise TimedOutError(
+                    f"stage {self._stage} waited {timeout_s:.1f} s for the coordinator: "
+                    "it said nothing"
+                )
+        head, *attached = self._socket.recv_multipart(copy=False)
+        return Said(self._stage, decode(head.buffer), tuple(f.buffer for f in attached))
+
+    def close(self) -> None:
+        """Let go; what has been said is still delivered."""
+        self._socket.close(linger=LINGER_MS)
+
+
+class ZmqControlServer:
+    """The coordinator's end of control. It listens while a stage is expected: once all have been
+    heard nobody else gets in.
+
+    Args:
+        most_bytes: of a block file, the largest thing that a stage sends.
+    """
+
+    def __init__(self, sockets: Sockets, bind: str, run: str, *, most_bytes: int) -> None:
+        self._listener = sockets.listen(bind, most_bytes)
+        self._run, self._attempts = run, dict[int, int]()
+        self._awaited = set[tuple[str, int]]()
+        self.door, self.endpoint = sockets.door, self._listener.endpoint
+
+    def expect(self, stage: int, attempt: int) -> None:
+        """From now on the process started for `attempt` speaks for the stage, and no other."""
+        self._attempts[stage] = attempt
+        self._awaited.update((role, stage) for role in _ROLES)
+
+    @property
+    def absent(self) -> frozenset[int]:
+        """Stages of which a connection has not been heard yet."""
+        return frozenset(stage for _, stage in self._awaited)
+
+    def send(
+        self, stage: int, message: Message, attached: Sequence[bytes | memoryview] = ()
+    ) -> None:
+        """To one stage, which must have said hello."""
+        name = _name(self._run, "stage", stage, self._attempts.get(stage, 0))
+        self._listener.send(name, [encode(message), *attached])
+
+    def receive(self, timeout_s: float) -> Said | None:
+        """What any stage said, None after `timeout_s` of silence."""
+        until = monotonic() + timeout_s
+        if self._awaited:  # and not before: a process that is started needs descriptors
+            self._listener.open()
+        while self._listener.poll(max(0.0, until - monotonic())):
+            said = self._admitted(self._listener.take())
+            if said or monotonic() >= until:  # strangers may talk without end
+                return said
+        return None
+
+    def close(self) -> None:
+        """Let go."""
+        self._listener.close(LINGER_MS)
+
+    def _admitted(self, letter: Letter) -> Said | None:
+        known = _NAME.fullmatch(letter.name)
+        if not known:
+            self.door.turn_away(letter.peer, "it is no stage of this run")
+        elif (int(known[1]), known[2].decode()) != (PROTOCOL_VERSION, self._run):
+            other = name_of_run(known[2].decode(), int(known[1]))
+            self.door.turn_away(f"{letter.peer} of {other}", f"this is {name_of_run(self._run)}")
+        elif int(known[5]) == self._attempts.get(int(known[4]), 0):
+            self._has_come(known[3].decode(), int(known[4]))
+            return self._read(int(known[4]), letter)
+        return None  # the last words of a worker that was replaced
+
+    def _has_come(self, role: str, stage: int) -> None:
+        self._awaited.discard((role, stage))
+        if not self._awaited:
+            self._listener.shut()
+
+    def _read(self, stage: int, letter: Letter) -> Said | None:
+        try:
+            message = decode(letter.frames[0] if letter.frames else b"")
+        except ProtocolError as error:
+            self.door.turn_away(f"stage {stage}", str(error))
+            return None
+        return Said(stage, message, tuple(letter.frames[1:]))
+
+
+def _name(run: str, role: str, stage: int, attempt: int) -> bytes:
+    return f"pipeline-{PROTOCOL_VERSION}-{run}-{role}-{stage}-{attempt}".encode()

@@ -1,0 +1,77 @@
+"""How a worker reaches its neighbours."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.protocol.addresses import reason_of
+from pipeline.transport.cuda_ipc import DeviceRing, Driver
+from pipeline.transport.interfaces import PATIENCE_S
+from pipeline.transport.rejections import Door
+from pipeline.transport.sockets import Sockets
+from pipeline.transport.zmq_link import ZmqReceiver, ZmqSender
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipeline.protocol.addresses import LinkAddress
+    from pipeline.protocol.credentials import Invitation
+    from pipeline.transport.interfaces import Receiver, Sender
+
+
+class ZmqEndpoints:
+    """Links over ZeroMQ, from the sockets of this process."""
+
+    def __init__(self, invitation: Invitation) -> None:
+        self._run, self._stage = invitation.run, invitation.stage
+        self.door = Door(f"the link to stage {self._stage}")
+        self.sockets = Sockets(self.door, invitation.keys)
+        self._driver: Driver | None = None
+        self._device_ring: DeviceRing | None = None
+        self._no_device_ring = ""
+
+    def use_cuda(self, driver: Driver) -> None:
+        """What is sent and received from now on lies on the driver's device."""
+        self._driver = driver
+
+    def listen(self, bind: str, slots: int, slot_bytes: int) -> tuple[Receiver, LinkAddress]:
+        """The link from the stage before."""
+        ring = self._shared_device_memory(slots, slot_bytes)
+        before = f"stage {self._stage - 1}" if self._stage else "the coordinator"
+        receiver = ZmqReceiver(
+            self.sockets,
+            bind,
+            self._run,
+            names=(f"stage {self._stage}", before),
+            slots=slots,
+            slot_bytes=slot_bytes,
+            device_ring=ring,
+            no_device_ring=self._no_device_ring,
+        )
+        return receiver, receiver.address
+
+    def connect(self, address: LinkAddress, called_off: Callable[[], bool]) -> tuple[Sender, str]:
+        """The link to the stage after, and what carries its tensors."""
+        names = (f"stage {self._stage}", f"stage {self._stage + 1}")
+        sender = ZmqSender(
+            self.sockets,
+            address,
+            self._run,
+            names=names,
+            timeout_s=PATIENCE_S,
+            cancelled=called_off,
+            driver=self._driver,
+        )
+        return sender, sender.carrier
+
+    def _shared_device_memory(self, slots: int, slot_bytes: int) -> DeviceRing | None:
+        """One ring for all attempts of the run; none before the first stage, which is fed from
+        host memory, nor where the driver has refused once: the sender will say why."""
+        if self._driver is None:
+            self._no_device_ring = "it is on no CUDA device"
+        elif self._stage > 0 and not (self._device_ring or self._no_device_ring):
+            try:
+                self._device_ring = DeviceRing(slots, slot_bytes, self._driver)
+            except OSError as error:
+                self._no_device_ring = reason_of(error)
+        return self._device_ring

@@ -1,0 +1,308 @@
+"""Links over ZeroMQ.
+
+The receiver listens and makes a secret name for its one sender, which learns it, with the
+address, from the coordinator: what comes under another name is turned away. The sender opens
+the link, the receiver grants one credit per slot, and tells when the stop marker has arrived: a
+socket that is closed before may lose what it still holds. No call waits for ever. A socket is
+used by one thread at a time.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from pipeline.errors import CalledOffError, ProtocolError, TimedOutError
+from pipeline.protocol.addresses import LinkAddress
+from pipeline.protocol.codec import MAX_HEADER_BYTES, decode, encode
+from pipeline.protocol.messages import (
+    PROTOCOL_VERSION,
+    CloseLink,
+    Credit,
+    Header,
+    OpenLink,
+    name_of_run,
+)
+from pipeline.schedule.items import Stop
+from pipeline.transport.interfaces import Arrived, Delivery, LinkStatistics, never, no_credit
+from pipeline.transport.payloads import framed_parts, make_ring, slot_parts
+from pipeline.transport.sockets import LINGER_MS, Sockets, ms, send, waits
+from pipeline.transport.timeout import Patience
+from pipeline.transport.writers import open_writer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pipeline.schedule.items import Item
+    from pipeline.transport.cuda_ipc import DeviceMemory, DeviceRing, Driver
+    from pipeline.transport.payloads import Payload
+    from pipeline.transport.sockets import Letter
+
+_LETTERS_AT_ONCE = 1000  # read before the caller may go on: strangers may talk without end
+
+
+class ZmqSender:
+    """Upstream end of a link: connects to where the next stage listens.
+
+    `driver`: of CUDA, where what is sent lies on one of its devices.
+    """
+
+    def __init__(
+        self,
+        sockets: Sockets,
+        address: LinkAddress,
+        run: str,
+        *,
+        names: tuple[str, str],
+        timeout_s: float,
+        cancelled: Callable[[], bool] = never,
+        driver: Driver | None = None,
+    ) -> None:
+        self._me, self._peer = names
+        self._timeout_s, self._cancelled = timeout_s, cancelled
+        self._landing: list[bytes | memoryview] = []
+        self._credits: deque[int] = deque()
+        self._slot: int | None = None
+        self._all_arrived = False
+        self._batches, self._nbytes, self._waited_s = 0, 0, 0.0
+        self._writer, self.carrier = open_writer(address, driver)
+        self._socket = sockets.connect(address.endpoint, address.word.encode(), address.key)
+        send(self._socket, [encode(OpenLink(run, PROTOCOL_VERSION))])
+
+    def send(self, item: Item, payloads: Sequence[Payload] = ()) -> None:
+        """Send in order; a batch first waits for room. What still is being copied then is told
+        by `flush`, or before what is sent next.
+
+        Raises:
+            TimedOutError, CalledOffError: as `wait_for_room`; CalledOffError at once, too.
+        """
+        self._check_wanted()
+        self.flush()
+        specs = tuple(payload.spec for payload in payloads)
+        if not payloads:
+            send(self._socket, [encode(Header(item))])
+            return
+        self.wait_for_room()
+        slot, self._slot = self._slot, None
+        assert slot is not None, "there is room"
+        self._batches += 1
+        self._nbytes += sum(spec.nbytes for spec in specs)
+        frames = self._writer.write(slot, payloads)
+        self._landing = [encode(Header(item, specs, slot, self._writer.way)), *frames]
+        if not self._writer.lands_later:
+            self.flush()
+
+    def flush(self) -> None:
+        """Tell of the batch that was sent last, once it has landed in its slot."""
+        if self._landing:
+            self._writer.land()
+            frames, self._landing = self._landing, []
+            send(self._socket, frames)
+
+    def finish(self) -> None:
+        """After the stop marker: returns when it has arrived, and so all before it.
+
+        Raises:
+            TimedOutError, CalledOffError: as `wait_for_room`.
+        """
+        self._hear_until(lambda: self._all_arrived, "the last items")
+
+    def statistics(self) -> LinkStatistics:
+        """Counted since the link was opened."""
+        return LinkStatistics(self._batches, self._nbytes, self._waited_s)
+
+    def close(self) -> None:
+        """Let go; what has not arrived yet has a moment left."""
+        self._landing = []
+        self._writer.close()
+        self._socket.close(linger=LINGER_MS)
+
+    def wait_for_room(self) -> None:
+        """Returns when a batch may be sent (invariant 4).
+
+        Raises:
+            TimedOutError: where the peer takes none in time.
+            CalledOffError: where the wait was cancelled.
+        """
+        if self._slot is None:
+            self._hear_until(lambda: bool(self._credits), "a batch")
+            self._slot = self._credits.popleft()
+
+    def _hear_until(self, heard: Callable[[], bool], wanted: str) -> None:
+        began, patience = monotonic(), Patience(self._timeout_s)
+        while not heard() or waits(self._socket):
+            look_s = patience.next_look_s()
+            if heard() or self._socket.poll(ms(look_s)):
+                self._hear()
+                continue
+            self._check_wanted()
+            if not look_s:
+                raise TimedOutError(
+                    f"{self._me} waited {monotonic() - began:.1f} s for {self._peer} to take "
+                    f"{wanted}: it took none"
+                )
+        self._waited_s += monotonic() - began
+
+    def _check_wanted(self) -> None:
+        if self._cancelled():
+            raise CalledOffError(f"{self._me} is told to stop sending to {self._peer}")
+
+    def _hear(self) -> None:
+        message = decode(self._socket.recv())
+        if isinstance(message, CloseLink):
+            self._all_arrived = True
+        elif not isinstance(message, Credit):
+            raise ProtocolError(f"{self._me}: {self._peer} sent {type(message).__name__} upstream")
+        elif message.slot in self._credits:
+            raise ProtocolError(f"{self._me}: {self._peer} granted slot {message.slot} twice")
+        else:
+            self._credits.append(message.slot)
+
+
+class ZmqReceiver:
+    """Downstream end of a link: listens, makes the ring, grants credits."""
+
+    def __init__(
+        self,
+        sockets: Sockets,
+        bind: str,
+        run: str,
+        *,
+        names: tuple[str, str],
+        slots: int,
+        slot_bytes: int,
+        device_ring: DeviceRing | None = None,
+        no_device_ring: str = "",
+    ) -> None:
+        self._me, self._peer = names
+        self._run, self._slots, self._device_ring = run, slots, device_ring
+        self._ring, no_ring = make_ring(slots, slot_bytes)
+        self._arrived: deque[Delivery] = deque()
+        self._is_open = False
+        self._batches, self._nbytes, self._waited_s = 0, 0, 0.0
+        self._door, self._word = sockets.door, secrets.token_hex(16)
+        self._listener = sockets.listen(bind, max(slot_bytes, MAX_HEADER_BYTES))
+        self.address = LinkAddress(
+            self._listener.endpoint,
+            self._ring.handle() if self._ring else None,
+            self._word,
+            sockets.key,
+            device_ring.handle() if device_ring else None,
+            no_ring,
+            no_device_ring,
+        )
+
+    @property
+    def queued(self) -> int:
+        """Items that have arrived and wait to be received."""
+        self._drain()
+        return len(self._arrived)
+
+    def receive(self, timeout_s: float, called_off: Callable[[], bool] = never) -> Delivery:
+        """The next item.
+
+        Raises:
+            TimedOutError: where none came in time.
+            CalledOffError: where `called_off` says so.
+            ProtocolError: where the peer is of another run or says what it may not.
+        """
+        began, patience = monotonic(), Patience(timeout_s)
+        if not self._is_open:
+            self._listener.open()
+        self._drain()
+        while not self._arrived:
+            if called_off():
+                raise CalledOffError(f"{self._me} is told to stop waiting for {self._peer}")
+            look_s = patience.next_look_s()
+            if not look_s:
+                raise TimedOutError(
+                    f"{self._me} waited {timeout_s:.1f} s for {self._peer} to send: nothing came"
+                )
+            self._listener.poll(look_s)
+            self._drain()
+        self._waited_s += monotonic() - began
+        return self._arrived.popleft()
+
+    def statistics(self) -> LinkStatistics:
+        """Counted since the link was opened."""
+        return LinkStatistics(self._batches, self._nbytes, self._waited_s)
+
+    def close(self) -> None:
+        """Let go of the socket and of the ring's descriptor."""
+        self._listener.close()
+        self._arrived.clear()
+        if self._ring:
+            self._ring.close()
+
+    def _drain(self) -> None:
+        for _ in range(_LETTERS_AT_ONCE):
+            if not self._listener.poll(0.0):
+                return
+            letter = self._listener.take()
+            if letter.name == self._word.encode():
+                self._hear(letter.frames)
+            else:
+                self._turn_away(letter)
+
+    def _hear(self, frames: list[memoryview]) -> None:
+        """What comes in-band from the right sender must be right: to drop it would leave a hole."""
+        message = decode(frames[0] if frames else b"")
+        if isinstance(message, OpenLink):
+            self._open(message)
+        elif isinstance(message, Header):
+            self._arrived.append(self._delivery(message, frames[1:]))
+            if isinstance(message.item, Stop):
+                self._say(CloseLink())
+        else:
+            raise ProtocolError(f"{self._me}: {self._peer} sent {type(message).__name__}")
+
+    def _turn_away(self, letter: Letter) -> None:
+        peer, why = letter.peer, ""
+        try:
+            message = decode(letter.frames[0] if letter.frames else b"")
+            why = f"it sent {type(message).__name__}, but is not {self._peer}"
+            if isinstance(message, OpenLink) and self._is_foreign(message):
+                peer = f"{peer} of {name_of_run(message.run, message.protocol)}"
+                why = f"this is {name_of_run(self._run)}"
+        except ProtocolError as error:
+            why = str(error)
+        self._door.turn_away(peer, why)
+
+    def _open(self, message: OpenLink) -> None:
+        if self._is_foreign(message):
+            raise ProtocolError(
+                f"{self._me}: link opened by {name_of_run(message.run, message.protocol)}, "
+                f"this is {name_of_run(self._run)}"
+            )
+        self._is_open = True
+        self._listener.shut()  # its one sender is in
+        for slot in range(self._slots):
+            self._say(Credit(slot))
+
+    def _is_foreign(self, message: OpenLink) -> bool:
+        return (message.run, message.protocol) != (self._run, PROTOCOL_VERSION)
+
+    def _say(self, message: Credit | CloseLink) -> None:
+        # a sender that knows of its stop marker may be gone: then nobody needs the credit
+        self._listener.send(self._word.encode(), [encode(message)])
+
+    def _delivery(self, header: Header, frames: list[memoryview]) -> Delivery:
+        if header.slot is None:
+            return Delivery(header.item, (), no_credit)
+        slot = header.slot
+        parts = self._parts(header, slot, frames)
+        tensors = tuple(map(Arrived, header.tensors, parts))
+        self._batches += 1
+        self._nbytes += sum(spec.nbytes for spec in header.tensors)
+        return Delivery(header.item, tensors, lambda: self._say(Credit(slot)))
+
+    def _parts(
+        self, header: Header, slot: int, frames: list[memoryview]
+    ) -> Sequence[memoryview | DeviceMemory]:
+        if header.way == "device" and self._device_ring:
+            return self._device_ring.parts(slot, header.tensors)
+        if header.way == "shared" and self._ring:
+            return slot_parts(self._ring.slot(slot), header.tensors)
+        return framed_parts(frames, header.tensors)

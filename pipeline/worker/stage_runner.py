@@ -1,0 +1,210 @@
+"""Obeys what travels in-band: trains, evaluates, answers markers. One per stage.
+
+The worker puts it between two links, single mode chains one after another; both see the same
+calls in the same order, which is why they give the same weights.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from pipeline.errors import ProtocolError
+from pipeline.learning.block_file import encode_block
+from pipeline.schedule.items import (
+    EndEpoch,
+    EndEvaluation,
+    EvaluationBatch,
+    PassedBatch,
+    Snapshot,
+    StartEvaluation,
+    Stop,
+    TrainBatch,
+)
+from pipeline.schedule.reports import PassReport, StageSnapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from torch import Tensor
+
+    from pipeline.device.meter import Meter
+    from pipeline.learning.stage import Stage
+    from pipeline.schedule.items import Item
+    from pipeline.schedule.reports import Tally
+
+
+class Outlet(Protocol):
+    """Where a stage's results go."""
+
+    def forward(self, item: Item, tensors: tuple[Tensor, ...]) -> None:
+        """Downstream: an item and, for batches, (activation, labels)."""
+
+    def report(self, report: PassReport) -> None:
+        """To the coordinator: the counters of a pass."""
+
+    def snapshot(self, snapshot: StageSnapshot) -> None:
+        """To the coordinator: the state at a marker."""
+
+    def remark(self, text: str) -> None:
+        """To the person who watches."""
+
+
+class StageRunner:
+    """One stage at work. `last_batch_id` is the last training step that its state includes.
+
+    `close_until`: the last batch after which it looks whether its state is finite, beside
+    snapshots.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        stage: Stage,
+        outlet: Outlet,
+        *,
+        meter: Meter,
+        last_batch_id: int = 0,
+        close_until: int = 0,
+    ) -> None:
+        self.index, self.stage, self.meter = index, stage, meter
+        self.last_batch_id = last_batch_id
+        self.stopped = False
+        self.at_batch = 0
+        """The training batch at work, 0 between them; after an error the one that it hit."""
+        self._outlet, self._in_slot, self._close_until = outlet, False, close_until
+        self._last_evaluated = 0
+        self._epoch: int | None = None
+        self._handlers: dict[type, Callable[..., None]] = {
+            TrainBatch: self._train,
+            PassedBatch: self._pass,
+            EvaluationBatch: self._evaluate,
+            StartEvaluation: self._start_evaluation,
+            EndEvaluation: self._end_evaluation,
+            EndEpoch: self._end_epoch,
+            Snapshot: self._snapshot,
+            Stop: self._stop,
+        }
+
+    def resume(self, epoch: int, tallies: Iterable[Tally]) -> None:
+        """Go on counting the epoch that a snapshot was taken in."""
+        self._epoch = epoch
+        self.stage.training.reset(tallies)
+
+    def handle(
+        self, item: Item, tensors: tuple[Tensor, ...] = (), *, in_slot: bool = False
+    ) -> None:
+        """Do what one item asks for.
+
+        Args:
+            tensors: for batches, what arrived: (activation or uint8 images, labels).
+            in_slot: whether the first of them is as `Stage.train` says.
+
+        Raises:
+            ProtocolError: where a batch is missing, repeated or out of order (invariant 1).
+        """
+        self._in_slot = in_slot
+        with self.meter.working():
+            self._handlers[type(item)](item, *tensors)
+        for text in self.stage.take_remarks():
+            self._outlet.remark(text)
+
+    def _train(self, item: TrainBatch, x: Tensor, labels: Tensor) -> None:
+        self._must_follow("training batch", self.last_batch_id, item.batch_id)
+        self._open_epoch(item.epoch)
+        self.at_batch = item.batch_id
+        self.stage.train(
+            x,
+            labels,
+            batch_id=item.batch_id,
+            lr=item.lr,
+            send=lambda passed: self._outlet.forward(item, (passed, labels)),
+            learner=item.learner,
+            in_slot=self._in_slot,
+        )
+        self.last_batch_id, self.at_batch = item.batch_id, 0
+        if item.batch_id <= self._close_until:
+            self.stage.settle()
+            self.stage.check_state(item.batch_id)
+        if self.stage.ends_at(item.learner):
+            self._outlet.forward(PassedBatch(item.batch_id, item.epoch), ())
+
+    def _pass(self, item: PassedBatch) -> None:
+        self._must_follow("training batch", self.last_batch_id, item.batch_id)
+        self._open_epoch(item.epoch)
+        self.last_batch_id = item.batch_id
+        self._outlet.forward(item, ())
+
+    def _evaluate(self, item: EvaluationBatch, x: Tensor, labels: Tensor) -> None:
+        self._must_follow("evaluation batch", self._last_evaluated, item.batch_id)
+        self.stage.evaluate(
+            x,
+            labels,
+            send=lambda passed: self._outlet.forward(item, (passed, labels)),
+            learner=item.learner,
+        )
+        self._last_evaluated = item.batch_id
+
+    def _start_evaluation(self, item: StartEvaluation) -> None:
+        self._last_evaluated = 0
+        self.stage.evaluation.reset()
+        self._outlet.forward(item, ())
+
+    def _end_evaluation(self, item: EndEvaluation) -> None:
+        self._report(item.epoch, training=False)
+        self._outlet.forward(item, ())
+
+    def _end_epoch(self, item: EndEpoch) -> None:
+        for block, batches in self.stage.take_skipped().items():
+            self._outlet.remark(
+                f"block {block} skipped {len(batches)} batches of epoch {item.epoch}, whose loss "
+                f"was not finite; the first was {batches[0]}"
+            )
+        self._report(item.epoch, training=True)
+        self._outlet.forward(item, ())
+
+    def _snapshot(self, item: Snapshot) -> None:
+        self._must_be("snapshot", self.last_batch_id, item.step)
+        self.stage.settle()
+        self.stage.check_state(item.step)
+        states = self.stage.state()
+        self._outlet.snapshot(
+            StageSnapshot(
+                stage=self.index,
+                step=item.step,
+                epoch=item.epoch,
+                epoch_reported=item.epoch_reported,
+                blocks=tuple(states),
+                files=tuple(
+                    encode_block(states[block.spec.index])
+                    for block in self.stage.in_turn(self.stage.blocks)
+                ),
+                tallies=self.stage.training.read(),
+            )
+        )
+        self._outlet.forward(item, ())
+
+    def _stop(self, item: Stop) -> None:
+        self.stopped = True
+        self._outlet.forward(item, ())
+
+    def _report(self, epoch: int, *, training: bool) -> None:
+        self.stage.settle()
+        counters = self.stage.training if training else self.stage.evaluation
+        tallies = counters.read()
+        self._outlet.report(PassReport(self.index, epoch, training, tallies, self.meter.take()))
+
+    def _open_epoch(self, epoch: int) -> None:
+        """Counters start again with the first batch of an epoch, not at its end: a snapshot
+        taken while the epoch is being tested still holds them."""
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self.stage.training.reset()
+
+    def _must_follow(self, what: str, before: int, now: int) -> None:
+        self._must_be(what, before + 1, now)
+
+    def _must_be(self, what: str, expected: int, got: int) -> None:
+        if got != expected:
+            raise ProtocolError(
+                f"stage {self.index}: expected {what} {expected}, received {what} {got}"
+            )

@@ -1,0 +1,94 @@
+"""Torch tensors <-> what travels: the bridge between the learning and the message half."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pipeline.kernels.memory_layout import is_channels_last, pixels
+from pipeline.protocol.messages import ITEM_BYTES, TensorSpec
+from pipeline.transport.cuda_ipc import DeviceMemory
+from pipeline.transport.payloads import DeviceBytes
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from pipeline.device.cuda_streams import Incoming
+    from pipeline.transport.interfaces import Arrived
+
+_TYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ITEM_BYTES}
+_NAMES = {dtype: name for name, dtype in _TYPES.items()}
+
+
+@dataclass(frozen=True)
+class TensorPayload:
+    """A detached tensor, contiguous or channels last, about to travel; nobody changes it.
+
+    `stream`: beside the one that computes, where copies are made; None on the CPU.
+    """
+
+    tensor: Tensor
+    stream: torch.cuda.Stream | None = None
+
+    @cached_property
+    def spec(self) -> TensorSpec:
+        """Its type and shape."""
+        shape, ordered = tuple(self.tensor.shape), is_channels_last(self.tensor)
+        return TensorSpec(_NAMES[self.tensor.dtype], shape, channels_last=ordered)
+
+    def copy_into(self, target: memoryview) -> None:
+        """Copy its bytes, straight from its device."""
+        with self._aside():
+            _tensor(self.spec, target).copy_(self.tensor)
+
+    def view(self) -> memoryview:
+        """Its bytes in host memory."""
+        with self._aside():
+            here = self.tensor.cpu()
+        flat = pixels(here) if is_channels_last(here) else here
+        return flat.reshape(-1).view(torch.uint8).numpy().data
+
+    @property
+    def device(self) -> DeviceBytes | None:
+        """Where it lies on a CUDA device."""
+        if self.stream is None:
+            return None
+        stream = self.stream
+        return DeviceBytes(self.tensor.data_ptr(), stream.cuda_stream, stream.synchronize)
+
+    def _aside(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+
+
+def payloads(tensors: tuple[Tensor, ...], stream: torch.cuda.Stream | None) -> list[TensorPayload]:
+    """As they are now: what the compute stream is given later, copies don't wait for."""
+    if stream is not None:
+        stream.wait_stream(torch.cuda.current_stream(stream.device))
+    return [TensorPayload(tensor, stream) for tensor in tensors]
+
+
+def arrived_tensor(arrived: Arrived, incoming: Incoming) -> Tensor:
+    """What came, on the device of `incoming`; where it lies there already it is the arrived
+    memory itself, to be read only."""
+    if isinstance(arrived.data, DeviceMemory):
+        flat: Tensor = torch.as_tensor(arrived.data, device=incoming.device)
+        return _shaped(arrived.spec, flat.view(_TYPES[arrived.spec.dtype]))
+    return incoming.bring(_tensor(arrived.spec, arrived.data))
+
+
+def _tensor(spec: TensorSpec, data: memoryview) -> Tensor:
+    dtype = _TYPES[spec.dtype]
+    flat = torch.frombuffer(data, dtype=dtype) if spec.nbytes else torch.empty(0, dtype=dtype)
+    return _shaped(spec, flat)
+
+
+def _shaped(spec: TensorSpec, flat: Tensor) -> Tensor:
+    if not spec.channels_last:
+        return flat.view(spec.shape)
+    n, channels, height, width = spec.shape
+    return flat.view(n, height, width, channels).permute(0, 3, 1, 2)
