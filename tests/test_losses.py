@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss, one_hot
 
 from pipeline.config.sections import build_config
+from pipeline.kernels.linear import wide
 from pipeline.learning import block as block_module
 from pipeline.learning.block import Block
 from pipeline.learning.heads import PredHead, similarity_map
@@ -18,7 +19,6 @@ from pipeline.learning.losses import (
     prediction_loss,
     similarity_loss,
     similarity_matrix,
-    wide,
 )
 from pipeline.network.from_config import build_specs, decoder_pool
 from pipeline.network.specs import PredSpec, SimSpec
