@@ -187,7 +187,7 @@ class Mortal:
 
 @dataclass
 class MemoryEndpoints:
-    """Replaces `links.Endpoints`: links by their address, within this process."""
+    """Replaces `interfaces.Endpoints`: links by their address, within this process."""
 
     senders: dict[str, MemorySender]
     fate: Fate = field(default_factory=Fate)

@@ -44,7 +44,7 @@ def value(entry: Entry, key: str) -> Any:
 
 
 def test_the_configs_are_those_of_the_tables() -> None:
-    """After a change of launch/paper.yaml: pipeline-reproduce --write-configs."""
+    """After a change of launch/paper/paper.yaml: pipeline-reproduce --write-configs."""
     there = {
         str(path.relative_to(REPOSITORY)): path.read_text(encoding="utf-8")
         for path in (REPOSITORY / CONFIGS).rglob("*")
@@ -183,7 +183,7 @@ PRINTED = {
         STL-10,_VGG8B           12M    33.1   20.5   25.6
     """),
 }  # fmt: skip
-"""Typed from the paper, not from launch/paper.yaml: what its authors trained, as they print it."""
+"""Typed from the paper, not from paper.yaml: what its authors trained, as they print it."""
 
 
 @pytest.mark.parametrize("number", PRINTED)

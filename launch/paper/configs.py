@@ -139,7 +139,7 @@ def _heading(entry: Entry, cells: Sequence[Cell]) -> list[str]:
     single = " --single" if entry.backprop else ""
     sentences = [
         f"{entry.title}. Test error in Nøkland & Eidnes (2019): {errors}.",
-        "Made from launch/paper.yaml by pipeline-reproduce --write-configs: change it there.",
+        "Made from launch/paper/paper.yaml by pipeline-reproduce --write-configs: change it there.",
         f"Run it: pipeline-reproduce {cells[0].selector}",
         f"    or: pipeline-launch{single} {CONFIGS}/{entry.key}.yaml",
     ]

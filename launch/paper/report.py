@@ -44,7 +44,7 @@ def write_report(
 ) -> Path:
     """Write PAPER.md and the learning curves below `folder`, from its results/paper.json.
 
-    Where others may do so at the same time: only within `paper_results.alone_in`.
+    Where others may do so at the same time: only within `results.alone_in`.
 
     Args:
         say: is told where no pictures can be drawn.

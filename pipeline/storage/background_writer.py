@@ -48,7 +48,7 @@ Outcome: TypeAlias = Written | Refused | LeftOut
 
 
 class SnapshotStore(Protocol):
-    """Where complete snapshots go; `store.CheckpointStore` is the usual one."""
+    """Where complete snapshots go; `checkpoint_writer.CheckpointStore` is the usual one."""
 
     def write(self, snapshot: RunSnapshot) -> Path:
         """Keep the state of every block after `step`; says where."""

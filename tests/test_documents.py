@@ -1,0 +1,105 @@
+"""Documents, and what modules say of each other: every file, class and function named exists."""
+
+from __future__ import annotations
+
+import ast
+import re
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DOCUMENTS = sorted(
+    path.relative_to(REPOSITORY).as_posix()
+    for path in chain(
+        [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md"],
+        *((REPOSITORY / folder).rglob("*.md") for folder in ("pipeline", "docs", "benchmarks")),
+    )
+)
+SOURCES = ("pipeline", "launch", "benchmarks", "configs", "docs", "tests")
+USERS = {"my_networks.py", "queue.py"}
+"""Files of a user's, as in examples."""
+OTHERS = {"nn", "torch", "np"}
+"""Modules that are not ours."""
+
+A_PATH = re.compile(r"(?<![\w/.*…-])(?:[\w-]+/)*[\w-]+\.(?:py|ya?ml|md|toml)(?![\w/])")
+A_LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
+A_MEMBER = re.compile(r"`((?:\w+/)*[a-z]\w*)\.([A-Z]\w*[a-z]\w*)(?:\.(\w+))?`")
+"""A class of a module and, if there is a third group, what it has: `learning/stage.Stage.step`."""
+
+
+def files() -> list[str]:
+    """Paths of the repository, each with a slash before it."""
+    found = chain(REPOSITORY.glob("*.*"), *((REPOSITORY / top).rglob("*.*") for top in SOURCES))
+    return [f"/{path.relative_to(REPOSITORY).as_posix()}" for path in found if path.is_file()]
+
+
+def unknown(text: str, known: list[str]) -> list[str]:
+    """What `text` names and `known` lacks. A YAML file without a folder is one of a run's."""
+    paths = (name for name in A_PATH.findall(text) if "/" in name or name.endswith(".py"))
+    wrong = [
+        name
+        for name in paths
+        if name not in USERS and not any(path.endswith(f"/{name}") for path in known)
+    ]
+    for module, owner, member in A_MEMBER.findall(text):
+        if module in OTHERS:
+            continue
+        sources = [path for path in known if path.endswith(f"/{module}.py")]
+        if not any(owner in members and member in members[owner] for members in map(of, sources)):
+            wrong.append(f"{module}.{owner}.{member}".rstrip("."))
+    return wrong
+
+
+def of(path: str) -> dict[str, set[str]]:
+    """Classes of a module and what each defines, the empty name included."""
+    tree = ast.parse((REPOSITORY / path[1:]).read_text(encoding="utf-8"))
+    return {
+        node.name: {"", *(part.name for part in node.body if isinstance(part, ast.FunctionDef))}
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+    }
+
+
+def docstrings() -> Iterator[tuple[Path, str]]:
+    for path in chain(*((REPOSITORY / top).rglob("*.py") for top in ("pipeline", "launch"))):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+        nodes = [node for node in ast.walk(tree) if isinstance(node, kinds)]
+        yield path, "\n".join(ast.get_docstring(node) or "" for node in nodes)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_documents_name_what_exists(document: str) -> None:
+    path = REPOSITORY / document
+    text = path.read_text(encoding="utf-8")
+    assert unknown(text, files()) == []
+    assert [link for link in A_LINK.findall(text) if not (path.parent / link).exists()] == []
+
+
+def test_docstrings_name_what_exists() -> None:
+    known = files()
+    wrong = {path.name: unknown(text, known) for path, text in docstrings()}
+    assert {name: names for name, names in wrong.items() if names} == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("see `pipeline/no_such.py`", ["pipeline/no_such.py"]),
+        ("`losses.py` and `lossez.py`", ["lossez.py"]),
+        ("in learning/losses.py, not in kernels/losses.py", ["kernels/losses.py"]),
+        ("made from launch/paper.yaml", ["launch/paper.yaml"]),
+        ("`stage.Stage.step`, `learning/stage.Stage`", []),
+        ("`stage.Stage.stepp`", ["stage.Stage.stepp"]),
+        ("`runner.Stage.step`", ["runner.Stage.step"]),
+        ("a run's `config.yaml`, `my_networks.py`", []),
+    ],
+)
+def test_a_wrong_name_is_found(text: str, wrong: list[str]) -> None:
+    assert unknown(text, files()) == wrong
