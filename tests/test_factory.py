@@ -319,9 +319,58 @@ def masked() -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), Masked(768, 6), nn.ReLU(), nn.Linear(6, 5))
 
 
+class Scaled(nn.Sequential):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+class Plain(nn.Sequential):
+    """As torchvision's are: it only says how its children are made."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(
+            nn.Flatten(), nn.Linear(768, width), nn.BatchNorm1d(width), nn.Linear(width, 5)
+        )
+
+
+def scaled() -> nn.Sequential:
+    return Scaled(*without_norm())
+
+
+def replaced() -> nn.Sequential:
+    network = without_norm()
+    network.forward = lambda x: nn.Sequential.forward(network, x) / 3  # type: ignore[method-assign]
+    return network
+
+
+def hooked() -> nn.Sequential:
+    network = without_norm()
+    network.register_forward_hook(lambda module, given, result: result * 2)
+    return network
+
+
+def tempered() -> nn.Sequential:
+    network = without_norm()
+    network.register_parameter("temperature", nn.Parameter(torch.ones(())))
+    network.register_buffer("shift", torch.zeros(5))
+    return network
+
+
+def plain() -> nn.Sequential:
+    return Plain(6)
+
+
+def test_a_class_of_its_own_that_only_makes_children_is_taken() -> None:
+    assert [spec.shape for spec in specs_of(config_of("plain"))] == [(6,), (6,), (5,)]
+
+
 @pytest.mark.parametrize(
     ("function", "complaint"),
     [
+        ("scaled", r"its Scaled has a forward\(\) of its own, which would not be used"),
+        ("replaced", r"its Sequential has a forward\(\) of its own"),
+        ("hooked", "its Sequential has hooks, which would not be used"),
+        ("tempered", r"has parameters or buffers of its own \(temperature, shift\)"),
         ("spoilt", r"block 1: a parameter of shape \(5,\) is not finite from the start"),
         ("tied", "blocks 1 and 2 share a tensor; every block learns alone"),
         ("lazy", "block 0 holds a lazy module; give its sizes"),

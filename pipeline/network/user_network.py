@@ -138,7 +138,32 @@ def _network(model: ModelConfig) -> nn.Sequential:
             f"model.factory {model.factory}: gave a {type(network).__name__}; an nn.Sequential "
             "whose children are the blocks is needed"
         )
+    if own := _own_parts(network):
+        raise ConfigError(
+            f"model.factory {model.factory}: its {type(network).__name__} has {own}, which would "
+            "not be used, since each of its children is called by itself: put that into a child"
+        )
     return network
+
+
+def _own_parts(network: nn.Sequential) -> str:
+    """What it computes or holds beside its children, in words; empty as a rule."""
+    from torch import nn
+
+    hooks = (
+        *(network._forward_pre_hooks, network._forward_hooks),
+        *(network._backward_pre_hooks, network._backward_hooks),
+    )
+    tensors = ", ".join([*network._parameters, *network._buffers])
+    plain = nn.Sequential
+    found = {
+        "a forward() of its own": type(network).forward is not plain.forward
+        or type(network).__call__ is not plain.__call__
+        or "forward" in vars(network),
+        "hooks": any(hooks),
+        f"parameters or buffers of its own ({tensors})": bool(tensors),
+    }
+    return " and ".join(what for what, is_so in found.items() if is_so)
 
 
 def _split(network: nn.Sequential, factory: str) -> list[dict[str, nn.Module]]:
