@@ -251,7 +251,7 @@ def hold_feed(step: int) -> None:
     Run.arrays = held  # type: ignore[method-assign]
 
 
-# --- workers with something planted: each stands for launch.local._work --------------------
+# --- workers with something planted: each stands for launch.engines.local._work ---------
 
 
 def work_without_shared_memory(*arguments: Any) -> int:
@@ -300,6 +300,8 @@ def work_that_differs(*arguments: Any) -> int:
 
 
 def _work(*arguments: Any) -> int:
-    from launch import local  # in a worker this is the true one: the test's patch stays behind
+    from launch.engines import (
+        local,
+    )  # in a worker this is the true one: the test's patch stays behind
 
     return local._work(*arguments)
