@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import pytest
 from processes import digests, launch, until
 
 from launch.engines.local import ForkServer, LocalEngine
+from launch.engines.starting import Ended, Start
 from pipeline.protocol.credentials import Invitation
 
 if TYPE_CHECKING:
@@ -225,10 +227,48 @@ def test_a_worker_ends_without_a_word(
     assert no_workers_here()
 
 
+STREAMS = """
+import sys, time
+
+class Stream:
+    def __init__(self, error):
+        self.error = error
+    def flush(self):
+        raise self.error
+
+def work(invitation, gone):
+    if invitation.stage == 3:
+        time.sleep(100)
+    errors = (RuntimeError(), KeyboardInterrupt())
+    sys.stdout = None if invitation.stage == 2 else Stream(errors[invitation.stage])
+    return 5
+"""
+
+
+def test_a_worker_whose_stdout_fails_ends_alone(tmp_path: Path) -> None:
+    """It does not become another fork server, which would end its siblings."""
+    (tmp_path / "streams.py").write_text(STREAMS)
+    folder = tmp_path / "sockets"
+    folder.mkdir()
+    server, path = ForkServer(), (str(tmp_path), *sys.path)
+    server.run()
+    for stage in (3, 0, 1, 2):
+        one = Invitation("run", stage, 0, "ipc://nobody")
+        server.ask(Start(stage, "streams:work", one, str(folder), None, path))
+    answers: list[Any] = []
+    until(lambda: answers.extend(server.answers()) or len(answers) == 8, "their ends")
+    try:
+        ends = {one.worker: one.code for one in answers if isinstance(one, Ended)}
+        assert ends == {0: 5, 1: 5, 2: 5}
+        assert folder.exists()
+    finally:
+        server.close()
+
+
 def no_workers_here() -> bool:
     """Whether this process's fork server has no children left."""
     children = psutil.Process().children(recursive=True)
-    servers = [child for child in children if "forkserver" in " ".join(child.cmdline())]
+    servers = [child for child in children if "fork_server" in " ".join(child.cmdline())]
     return not [child for server in servers for child in server.children()]
 
 

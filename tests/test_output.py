@@ -252,6 +252,33 @@ def test_a_list_that_a_disk_does_not_take() -> None:
     assert done.stderr == "the output can't be written: No space left on device\n"
 
 
+CLOSED = """
+import os, sys
+from launch.display.streams import end_output, tolerate_streams
+tolerate_streams()
+file = open("file", "w")
+os.system("echo of a child; echo of a child >&2")
+print("printed", flush=True)
+print("printed", file=sys.stderr)
+os.write(1, b"by a library"), os.write(2, b"by a library")
+end_output()
+file.write(f"kept {file.fileno() > 2}")
+"""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_no_file_gets_the_number_of_a_closed_stream(closed: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, CLOSED],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    shown = "of a child\nprinted\nby a library"
+    assert done.returncode == 0
+    assert done.stdout == ("" if ">&-" in closed.replace("2>&-", "") else shown)
+    assert done.stderr == ("" if "2>&-" in closed else shown)
+    assert (tmp_path / "file").read_text() == "kept True"
+
+
 def test_what_is_wrong_is_said_without_a_stdout(tmp_path: Path) -> None:
     done = subprocess.run(
         ["sh", "-c", 'exec "$0" -m launch.cli absent.yaml >&-', sys.executable],

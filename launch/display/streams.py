@@ -182,8 +182,9 @@ class Outlet(io.TextIOBase):
 
 def tolerate_streams() -> None:
     """Make stdout and stderr outlets. Block names hold arrows: a stream that can't show one gets a
-    question mark instead."""
-    sys.stdout, sys.stderr = _outlet(sys.stdout), _outlet(sys.stderr)
+    question mark instead. Where the shell has closed one (`>&-`), it leads to /dev/null."""
+    _open_closed()
+    sys.stdout, sys.stderr = _outlet(sys.stdout, 1), _outlet(sys.stderr, 2)
 
 
 def wait_for_no_reader() -> None:
@@ -224,9 +225,22 @@ def _outlets() -> list[Outlet]:
     return [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, Outlet)]
 
 
-def _outlet(stream: TextIO) -> TextIO:
+def _open_closed() -> None:
+    """The number of a closed standard stream would be the next file's, and what any library
+    prints, here or in a worker, would go into that."""
+    for number, flags in enumerate((os.O_RDONLY, os.O_WRONLY, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            with suppress(OSError):  # a root folder without /dev
+                os.set_inheritable(os.open(os.devnull, flags), True)  # the least number is free
+
+
+def _outlet(stream: TextIO | None, number: int) -> TextIO:
+    if stream is None:  # it was closed
+        return Outlet(number, "utf-8")  # type: ignore[return-value]
     if not isinstance(stream, io.TextIOWrapper):
-        return stream  # nobody's, a test's, or an outlet already
+        return stream  # a test's, or an outlet already
     try:
         descriptor = stream.fileno()
     except (OSError, ValueError):  # it has none, or is closed

@@ -172,9 +172,11 @@ class ForkServer:
             answer = Failed(start.worker, _named(error)[:500], _traceback(error))
             os.write(self._word, _short_enough(answer))
         finally:
-            with suppress(OSError, ValueError):
-                sys.stdout.flush()
-            os._exit(code)
+            try:
+                with suppress(OSError, ValueError):
+                    sys.stdout.flush()
+            finally:  # whatever a user's own stream raises: there may be no second fork server,
+                os._exit(code)  # which would end its siblings and remove their folder
 
     def _let_go(self) -> None:
         """Of what belongs to the fork server."""
