@@ -18,6 +18,7 @@ import numpy as np
 def main(folder: Path) -> None:
     """Write DIR/train/CLASS/NUMBER.png and DIR/val/CLASS/NUMBER.png."""
     write_digits(folder)
+    click.echo(f"{folder}: 1437 training and 360 test images of 10 classes")
 
 
 def write_digits(folder: Path) -> None:

@@ -43,7 +43,11 @@ _HOW_TO_LAUNCH = (
         metavar="SPEC",
         help="Devices: 0-3, or 0,2,5, or cpu. [default: every visible GPU, else cpu]",
     ),
-    click.option("--single", is_flag=True, help="Train all blocks in one process, on one device."),
+    click.option(
+        "--single",
+        is_flag=True,
+        help="Train all blocks in one process, on one device; stages take turns there.",
+    ),
     click.option(
         "--set",
         "overrides",
@@ -56,7 +60,7 @@ _HOW_TO_LAUNCH = (
         type=click.Choice(["local", "ray"]),
         default="local",
         show_default=True,
-        help="Where workers run: this machine, or a Ray cluster.",
+        help="Where workers run: this machine; a Ray cluster is not available yet.",
     ),
     click.option(
         "--view",

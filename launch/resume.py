@@ -66,7 +66,7 @@ def look(path: Path, job: Job) -> None:
     try:
         run = Folder.open(path)
     except FileNotFoundError:
-        raise no_run(path) from None
+        raise no_folder(path) from None
     except OSError as error:
         raise ConfigError(f"--run-dir {path}: can't be opened: {error.strerror}") from None
     with run:
@@ -96,6 +96,14 @@ def nothing_left(job: Job, start: StartState, path: Path) -> str:
     if job.config.schedule.greedy:
         return said
     return f"{said}; to go on, raise schedule.epochs, as --set schedule.epochs={2 * trained}"
+
+
+def no_folder(path: Path) -> ConfigError:
+    """The error of resuming in a folder that isn't there."""
+    return ConfigError(
+        f"--resume: there is no folder {path}; "
+        "name the run's folder with --run-dir, or start without --resume"
+    )
 
 
 def no_run(path: Path) -> ConfigError:

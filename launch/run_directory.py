@@ -18,7 +18,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.resume import no_run, start_state
+from launch.resume import no_folder, start_state
 from pipeline.config.config_file import dump_config
 from pipeline.config.sections import config_tree
 from pipeline.errors import CheckpointError, ConfigError
@@ -248,7 +248,7 @@ def _acquired(path: Path, *, make: bool) -> tuple[Folder, list[Path], bool]:
                 return folder, made, locked
             folder.close()
     if not make:
-        raise no_run(path)
+        raise no_folder(path)
     raise _not_a_folder(path, "opened", FileNotFoundError(ENOENT, os.strerror(ENOENT)))
 
 

@@ -126,8 +126,8 @@ def _left_out(batches: Batches) -> list[str]:
     if not bad:
         return []
     return [
-        f"data.on_bad_image skip: {len(bad)} image files can't be decoded and are left out, "
-        f"{bad[0].path} first ({bad[0].why}); run.log lists them"
+        f"data.on_bad_image skip: left out as they can't be decoded: {len(bad)} image "
+        f"file{'s' * (len(bad) > 1)}, {bad[0].path} first ({bad[0].why}); run.log lists all"
     ]
 
 

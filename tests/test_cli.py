@@ -224,7 +224,7 @@ def test_a_run_is_not_overwritten(here: Path, held: str) -> None:
 @pytest.mark.parametrize("mode", [(), ("--single",)])
 def test_nothing_to_resume(here: Path, mode: tuple[str, ...]) -> None:
     says = refused(here, "tiny.yaml", "--resume", "--run-dir", "absent", *mode)
-    assert says.startswith("--resume: absent holds no complete checkpoint; start without")
+    assert says.startswith("--resume: there is no folder absent; name the run's folder")
     (here / "empty").mkdir()
     refused(here, "tiny.yaml", "--resume", "--run-dir", "empty", *mode)
     assert refused(here, "--resume", "--run-dir", "empty", *mode).startswith("empty/config.yaml")
@@ -400,7 +400,7 @@ def test_dry_run_checks_what_is_to_be_resumed(here: Path) -> None:
     again = ("tiny.yaml", "--resume", "--dry-run")
     assert refused(here, *again).startswith("--resume: which run? name its folder")
     says = refused(here, *again, "--run-dir", "absent")
-    assert says.startswith("--resume: absent holds no complete checkpoint")
+    assert says.startswith("--resume: there is no folder absent; ")
     a_run(here)
     assert run(*again, "--run-dir", "run").exit_code == 0
     says = refused(here, *again, "--run-dir", "run", "--set", "model.hidden=8")

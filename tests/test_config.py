@@ -265,11 +265,11 @@ def test_missing_section_and_missing_name(file: Path, section: str) -> None:
         ),
         (
             {"data": {"size": 16}},
-            "data.size can't be chosen for data.name digits",
+            "data.size is for data.name synthetic and imagefolder, not for digits",
         ),
         (
             {"data": {"name": "imagefolder", "classes": 3}},
-            "data.classes can't be chosen for data.name imagefolder",
+            "data.classes is for data.name synthetic, not for imagefolder",
         ),
         (
             {"data": {"classes_per_batch": 65, "batch_size": 64}},

@@ -420,13 +420,21 @@ def test_stages_are_timed_by_hand(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("epochs", "milestones", "said"),
     [
-        (60, "[6, 9, 11]", "after 11 it stays as it is for 49 epochs; at the shares"),
-        (10, "[50, 75, 89, 94]", "after 50, 75, 89, 94 it would drop in no epoch"),
-        (10, "[3, 20]", "after 20 it would drop in no epoch and after 3 it stays as it is for 7"),
-        (12, "[12]", "after 12 it would drop in no epoch"),
-        (1000, "[10]", "they would be --set 'schedule.milestones=[500]'"),
-        (60, "[6, 9, 11]", "they would be --set 'schedule.milestones=[30, 45, 53]'"),
-        (1, "[2]", "they would be --set 'schedule.milestones=[]'"),
+        (60, "[6, 9, 11]", "60: after epoch 11 the rate stays the same for 49; at the same shares"),
+        (
+            10,
+            "[50, 75, 89, 94]",
+            "10: the run is over before the learning rate drops after epoch 50, 75, 89, 94; at",
+        ),
+        (
+            10,
+            "[3, 20]",
+            "drops after epoch 20, and after epoch 3 the rate stays the same for 7; at",
+        ),
+        (12, "[12]", "the run is over before the learning rate drops after epoch 12; at"),
+        (1000, "[10]", "as in the paper: --set 'schedule.milestones=[500]'"),
+        (60, "[6, 9, 11]", "as in the paper: --set 'schedule.milestones=[30, 45, 53]'"),
+        (1, "[2]", "as in the paper: --set 'schedule.milestones=[]'"),
         (12, "[6, 9, 11]", ""),
         (12, "[11]", ""),
         (12, "[6]", ""),

@@ -243,6 +243,6 @@ def test_a_run_keeps_its_images_and_goes_on_without_a_broken_one(
     log = (run / "run.log").read_text()
     assert f"left out: {broken}: it is of no format" in log
     assert "data.accept: from here on the run has other images" in log
-    assert "1 image files can't be decoded and are left out" in log
+    assert "left out as they can't be decoded: 1 image file, " in log
     resumed = {**more, "overrides": ("schedule.epochs=3", "data.on_bad_image=skip")}
     assert launch(config, run, **resumed) == 0  # now these are the images of the run

@@ -253,6 +253,7 @@ class TestPlain:
         assert self.lines(start) == [f"digits-mlp  /srv/runs/digits-mlp-1  {plan}"]
         assert self.lines(resumed)[0].endswith("1 stage on cuda:0  10 epochs of 469 steps, "
                                                "going on after step 9")  # fmt: skip
+        assert self.lines(replace(start, epochs=1))[0].endswith("cuda:1  1 epoch of 469 steps")
 
     def test_an_epoch_is_one_line_however_narrow_the_console(self) -> None:
         assert self.lines(a_start(one_each(1)), an_epoch())[1:] == [

@@ -277,7 +277,8 @@ def _plan_text(event: RunStarted) -> str:
     devices = [device for device, _ in event.stages]
     where = devices[0] if len(set(devices)) == 1 else " ".join(devices)
     stages = "1 stage" if len(devices) == 1 else f"{len(devices)} stages"
-    text = f"{stages} on {where}  {event.epochs} epochs of {event.steps_per_epoch} steps"
+    epochs = "1 epoch" if event.epochs == 1 else f"{event.epochs} epochs"
+    text = f"{stages} on {where}  {epochs} of {event.steps_per_epoch} steps"
     return f"{text}, going on after step {event.step}" if event.step else text
 
 

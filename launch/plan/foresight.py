@@ -95,18 +95,18 @@ def _milestones_elsewhere(schedule: ScheduleConfig) -> list[str]:
     early = [milestone for milestone in milestones if milestone < epochs]
     said = []
     if len(early) < len(milestones):
-        without = ", ".join(map(str, milestones[len(early) :]))
-        said.append(f"after {without} it would drop in no epoch")
+        late = ", ".join(map(str, milestones[len(early) :]))
+        said.append(f"the run is over before the learning rate drops after epoch {late}")
     if early and early[-1] < epochs // 2:
-        said.append(f"after {early[-1]} it stays as it is for {epochs - early[-1]} epochs")
+        said.append(f"after epoch {early[-1]} the rate stays the same for {epochs - early[-1]}")
     if not said:
         return []
     shares = (round(share * epochs) for share in _PAPERS_SHARES[: len(milestones)])
     wanted = sorted({milestone for milestone in shares if 0 < milestone < epochs})
     return [
-        f"schedule.milestones {list(milestones)} don't fit schedule.epochs {epochs}: the learning "
-        f"rate drops after these epochs, and {' and '.join(said)}; at the shares of the paper "
-        f"they would be --set 'schedule.milestones={wanted}'"
+        f"schedule.milestones {list(milestones)} don't fit schedule.epochs {epochs}: "
+        f"{', and '.join(said)}; at the same shares of the run as in the paper: "
+        f"--set 'schedule.milestones={wanted}'"
     ]
 
 

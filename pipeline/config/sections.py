@@ -145,10 +145,11 @@ class DataConfig(Section):
     def _keys_belong_to_the_data_set(self) -> DataConfig:
         made = ("size", "channels", "classes", "train_images", "test_images")
         folders = ("size", "channels", "random_crop", "resize", "white", "on_bad_image")
-        allowed = {"synthetic": made, "imagefolder": folders}.get(self.name, ())
+        have = {"synthetic": made, "imagefolder": folders}
         for key in (*made, *folders):
-            if getattr(self, key) is not None and key not in allowed:
-                raise ValueError(f"data.{key} can't be chosen for data.name {self.name}")
+            if getattr(self, key) is not None and key not in have.get(self.name, ()):
+                names = " and ".join(name for name, keys in have.items() if key in keys)
+                raise ValueError(f"data.{key} is for data.name {names}, not for {self.name}")
         return self
 
     @model_validator(mode="after")

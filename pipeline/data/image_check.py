@@ -70,9 +70,9 @@ def check_images(
     bad = [image for part in checked for image in part.bad]
     if bad and not skip:
         raise ConfigError(
-            f"{bad[0].path}: can't be decoded as an image: {bad[0].why}; so it is with "
-            f"{len(bad)} of {of + sum(len(part.odd) for part in parts)} image files: mend or "
-            "remove them, or leave them out with --set data.on_bad_image=skip"
+            f"{bad[0].path}: can't be decoded as an image: {bad[0].why}; {len(bad)} of "
+            f"{of + sum(len(part.odd) for part in parts)} image files can't: mend or remove them, "
+            "or leave them out with --set data.on_bad_image=skip"
         )
     for before, after in zip(parts, checked, strict=True):
         _check_classes(before, after, folder.classes)
