@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from launch.job import Job
     from pipeline.config.sections import Config
+    from pipeline.rehearsal.rehearsal import Rehearsal
 
 _FREE_TO_CHANGE = (
     "schedule.", "runtime.", "optimizer.lr", "data.root", "data.download", "data.on_bad_image",
@@ -129,7 +130,9 @@ def _from_checkpoint(run: Folder, checkpoint: Checkpoint, job: Job) -> tuple[Sta
     before = build_config(checkpoint.manifest["config"], str(checkpoint.path))
     notes = _compare(before, job.config, run.path)
     _check_blocks(checkpoint, len(job.specs))
-    return checkpoint.start(), [f"resuming from {checkpoint.path.name}", *notes]
+    start = checkpoint.start()
+    _check_kept(checkpoint, start, job.rehearsal)
+    return start, [f"resuming from {checkpoint.path.name}", *notes]
 
 
 def _from_the_beginning(run: Folder, config: Config) -> tuple[StartState, list[str]]:
@@ -147,6 +150,24 @@ def _check_blocks(checkpoint: Checkpoint, blocks: int) -> None:
         raise CheckpointError(
             f"{checkpoint.path}: holds {len(checkpoint.digests)} blocks, the network has {blocks}"
         )
+
+
+def _check_kept(checkpoint: Checkpoint, start: StartState, rehearsal: Rehearsal | None) -> None:
+    """Earlier versions did not keep buffers that are not persistent: what training has made of
+    these is lost, and to go on would give other weights without a word."""
+    if rehearsal is None:
+        return
+    from pipeline.learning.block_file import decode_block  # torch, which a rehearsal needed anyway
+
+    for block, data in start.files.items():
+        moving = {name for of, name in rehearsal.moving if of == block}
+        lost = sorted(moving - decode_block(bytes(data)).keys())
+        if lost:
+            raise ConfigError(
+                f"--resume: {checkpoint.path}: is of an earlier version, which did not keep "
+                f"{lost[0]} of block {block} (a buffer that is not persistent), though training "
+                "changes it: it would start anew and give other weights; start a new run"
+            )
 
 
 def _compare(before: Config, now: Config, path: Path) -> list[str]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from pipeline.config.sections import DataConfig
     from pipeline.data.batches import Batches
     from pipeline.data.record import DataRecord
     from pipeline.storage.checkpoint import StartState
@@ -21,17 +22,19 @@ _UNKNOWN = (
     "those that the run began with is not known"
 )
 _SHARES = (
-    "; a limit on an image folder took its first images then, and takes some of each class now"
+    "the checkpoint is of an earlier version, whose limits took the first images of a folder, "
+    "where they take some of each class now"
 )
 
 
 def check_same_data(
-    start: StartState, batches: Batches, record: DataRecord, accept: str | None, kept: Path
+    start: StartState, batches: Batches, record: DataRecord, data: DataConfig, kept: Path
 ) -> list[str]:
     """Notes on the images of a run that goes on from `start`.
 
     Args:
-        accept: the digest of other images that the person has agreed to.
+        data: which images are wanted; `accept` is the digest of others than it began with that
+            the person has agreed to.
         kept: the list of files that the run began with; it may be missing.
 
     Raises:
@@ -40,11 +43,12 @@ def check_same_data(
     steps, before = batches.steps_per_epoch, start.data
     if start.steps_per_epoch is None:
         return []  # a fresh start
-    if before is None and start.steps_per_epoch == steps:
-        return [_UNKNOWN + (_SHARES if record.name == "imagefolder" else "")]
+    took_others = before is None and _is_share(record, data)
+    if before is None and start.steps_per_epoch == steps and not took_others:
+        return [_UNKNOWN]
     if before == record:
         return []
-    other = differences(before, record) if before else []
+    other = differences(before, record) if before else [_SHARES] if took_others else []
     what = "; ".join([*other, *_files_differing(kept, batches)])
     if start.steps_per_epoch != steps:
         raise ConfigError(
@@ -55,12 +59,18 @@ def check_same_data(
         )
     if before and len(before.training.per_class) != len(record.training.per_class):
         raise ConfigError(f"--resume: {what}: bring back these classes, or start a new run")
-    if accept != record.digest:
+    if data.accept != record.digest:
         raise ConfigError(
             f"--resume: the images are others than the run began with ({what}): bring them back, "
             f"or go on with these (--set data.accept={record.digest}), or start a new run"
         )
     return [f"data.accept: from here on the run has other images: {what}"]
+
+
+def _is_share(record: DataRecord, data: DataConfig) -> bool:
+    """Whether a limit has chosen among the images of a folder."""
+    limits = ((record.training, data.train_limit), (record.test, data.test_limit))
+    return record.name == "imagefolder" and any(part.images == limit for part, limit in limits)
 
 
 def list_files(batches: Batches) -> bytes:

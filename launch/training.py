@@ -77,7 +77,7 @@ def train(
         batches = load_batches(data, job.config.runtime.seed, told)
     course = course_of(job.config, job.specs, batches.steps_per_epoch, batches.evaluation_batches)
     record, kept = batches.record(data.name), held.path / IMAGES
-    notes = [*notes, *check_same_data(start, batches, record, data.accept, kept)]
+    notes = [*notes, *check_same_data(start, batches, record, data, kept)]
     # files that can't be read may have been left out
     check_data(data, batches.facts, batch_norm=any(spec.normalises for spec in job.specs))
     store = held.prepare(

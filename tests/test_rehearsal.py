@@ -4,9 +4,11 @@ holds, draws that no seed sets, sizes that it can't take. None of these may pass
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import time
+from hashlib import sha256
 from os import getpid
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from pipeline.config.sections import Config, build_config
 from pipeline.data.facts import data_facts
 from pipeline.errors import ConfigError
 from pipeline.kernels.memory_layout import as_it_arrives
+from pipeline.learning.block_file import decode_block, encode_block
 from pipeline.learning.build import build_stage
 from pipeline.network.from_config import network_specs
 from pipeline.network.placing import memory_of
@@ -630,6 +633,7 @@ def test_nothing_of_the_process_is_changed() -> None:
 OWN = """\
 import itertools, random, sys
 import numpy as np
+import torch
 from torch import nn
 
 class Noisy(nn.Linear):
@@ -650,6 +654,22 @@ def only_here():
     if "pytest" not in sys.modules:
         raise LookupError("no licence")
     return noisy()
+
+class Kept(nn.Linear):
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs)
+        for name, value in (("mean", 0.0), ("steps", 0), ("scale", 2.0)):
+            self.register_buffer(name, torch.tensor(value), persistent=False)
+
+    def forward(self, x):
+        h = super().forward(x)
+        if self.training:
+            self.mean.lerp_(h.detach().mean(), 0.1)
+            self.steps += 1
+        return self.scale * h - self.mean + 1 / (1 + self.steps)
+
+def not_persistent():
+    return nn.Sequential(nn.Flatten(), Kept(64, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 10))
 
 CALLS = itertools.count(1)
 
@@ -736,3 +756,26 @@ def test_it_is_said_before_the_run_directory_is_touched(
     assert status == 2
     assert "block 1: encoder.0.bias does not start as it did" in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("name", "changes"), [("mean", True), ("steps", True), ("scale", False)])
+def test_what_an_earlier_version_did_not_keep_is_not_made_up(
+    name: str,
+    changes: bool,
+    own_networks: Callable[[str], Path],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    config, run = own_networks("not_persistent"), tmp_path / "run"
+    assert launch(config, run, single=True) == 0
+    (file,) = run.glob("checkpoints/step-*/block-00.safetensors")
+    tensors = decode_block(file.read_bytes())
+    del tensors[f"encoder.1.{name}"]
+    file.write_bytes(encode_block(tensors))
+    manifest = json.loads((file.parent / "manifest.json").read_text())
+    manifest["blocks"][0]["sha256"] = sha256(file.read_bytes()).hexdigest()
+    (file.parent / "manifest.json").write_text(json.dumps(manifest))
+    status = launch(config, run, single=True, resume=True, overrides=("schedule.epochs=2",))
+    said = capfd.readouterr().err
+    assert status == (2 if changes else 0)
+    assert (f"did not keep encoder.1.{name} of block 0" in said) is changes

@@ -48,9 +48,12 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "img"
 
 
+def wanted(**changes: Any) -> DataConfig:
+    return DataConfig(name="imagefolder", size=6, batch_size=4, **changes)
+
+
 def read(root: Path, **changes: Any) -> Batches:
-    config = DataConfig(name="imagefolder", root=str(root), size=6, batch_size=4, **changes)
-    return load_batches(config, seed=1)
+    return load_batches(wanted(root=str(root), **changes), seed=1)
 
 
 def start_of(batches: Batches, name: str = "imagefolder") -> StartState:
@@ -101,17 +104,17 @@ def test_other_images_are_refused_unless_they_are_accepted(
     before, kept = read(root), tmp_path / "images.jsonl"
     kept.write_bytes(list_files(before))
     start = start_of(before)
-    assert check_same_data(start, read(root), before.record("imagefolder"), None, kept) == []
+    assert check_same_data(start, read(root), before.record("imagefolder"), wanted(), kept) == []
     change(root)
     now = read(root)
     record = now.record("imagefolder")
     for accepted in (None, before.record("imagefolder").digest):
         with pytest.raises(ConfigError) as caught:
-            check_same_data(start, now, record, accepted, kept)
+            check_same_data(start, now, record, wanted(accept=accepted), kept)
         for word in (*CHANGES[change], f"--set data.accept={record.digest}", "bring them back"):
             assert word in str(caught.value)
         assert "\n" not in str(caught.value)
-    (note,) = check_same_data(start, now, record, record.digest, kept)
+    (note,) = check_same_data(start, now, record, wanted(accept=record.digest), kept)
     assert CHANGES[change][0] in note
 
 
@@ -125,14 +128,14 @@ def test_without_the_list_of_files_the_rest_is_said(root: Path, tmp_path: Path) 
             kept.write_bytes(contents)
         now = read(root)
         with pytest.raises(ConfigError, match="13 training images instead of 14"):
-            check_same_data(start, now, now.record("imagefolder"), None, kept)
+            check_same_data(start, now, now.record("imagefolder"), wanted(), kept)
 
 
 def test_a_folder_that_moved_is_the_same(root: Path, tmp_path: Path) -> None:
     start = start_of(read(root))
     root.rename(tmp_path / "elsewhere")
     now = read(tmp_path / "elsewhere")
-    assert not check_same_data(start, now, now.record("imagefolder"), None, tmp_path / "none")
+    assert not check_same_data(start, now, now.record("imagefolder"), wanted(), tmp_path / "none")
 
 
 def test_another_number_of_batches_can_not_be_accepted(root: Path, tmp_path: Path) -> None:
@@ -142,7 +145,7 @@ def test_another_number_of_batches_can_not_be_accepted(root: Path, tmp_path: Pat
     now = read(root)
     record = now.record("imagefolder")
     with pytest.raises(ConfigError, match="now gives 3 batches an epoch, the run began with 4"):
-        check_same_data(start, now, record, record.digest, tmp_path / "none")
+        check_same_data(start, now, record, wanted(accept=record.digest), tmp_path / "none")
 
 
 def test_another_number_of_classes_can_not_be_accepted(root: Path, tmp_path: Path) -> None:
@@ -153,18 +156,35 @@ def test_another_number_of_classes_can_not_be_accepted(root: Path, tmp_path: Pat
     now = read(root)
     record = now.record("imagefolder")
     with pytest.raises(ConfigError, match=r"classes cat, dog, eel instead of .* bring back"):
-        check_same_data(start, now, record, record.digest, tmp_path / "none")
+        check_same_data(start, now, record, wanted(accept=record.digest), tmp_path / "none")
 
 
 def test_a_checkpoint_without_a_digest_goes_on_with_a_note(root: Path, tmp_path: Path) -> None:
     now = read(root)
     start = replace(start_of(now), data=None)
     record = now.record("imagefolder")
-    (note,) = check_same_data(start, now, record, None, tmp_path / "none")
+    (note,) = check_same_data(start, now, record, wanted(), tmp_path / "none")
     assert "kept no digest" in note
     with pytest.raises(ConfigError, match="now gives 4 batches an epoch, the run began with 9"):
-        check_same_data(replace(start, steps_per_epoch=9), now, record, None, tmp_path / "none")
-    assert not check_same_data(StartState(), now, record, None, tmp_path / "none")
+        check_same_data(replace(start, steps_per_epoch=9), now, record, wanted(), tmp_path / "none")
+    assert not check_same_data(StartState(), now, record, wanted(), tmp_path / "none")
+
+
+@pytest.mark.parametrize("limit", [{"train_limit": 13}, {"test_limit": 5}, {"train_limit": 15}])
+def test_a_checkpoint_without_a_digest_had_other_images_under_a_limit(
+    limit: dict[str, int], root: Path, tmp_path: Path
+) -> None:
+    """Earlier versions took the first images, which are of the first classes."""
+    now, none = read(root, **limit), tmp_path / "none"
+    start, record = replace(start_of(now), data=None), now.record("imagefolder")
+    if limit == {"train_limit": 15}:  # more than there are
+        (note,) = check_same_data(start, now, record, wanted(**limit), none)
+        assert "kept no digest" in note
+        return
+    with pytest.raises(ConfigError, match=f"took the first images.*accept={record.digest}"):
+        check_same_data(start, now, record, wanted(**limit), none)
+    (note,) = check_same_data(start, now, record, wanted(accept=record.digest, **limit), none)
+    assert "from here on the run has other images" in note
 
 
 @pytest.mark.parametrize("changes", [{"size": 5}, {"classes": 3}, {"test_images": 9}])

@@ -62,6 +62,8 @@ class Rehearsal:
 
     initial: tuple[Fingerprint, ...]
     notes: tuple[str, ...]
+    moving: frozenset[tuple[int, str]] = frozenset()
+    """Block and name of the tensors that training changes."""
 
 
 def rehearse(config: Config, facts: DataFacts, specs: Sequence[BlockSpec]) -> Rehearsal:
@@ -91,7 +93,10 @@ def _rehearsed(config: Config, facts: DataFacts, specs: Sequence[BlockSpec]) -> 
     del another
     one.try_sizes()
     children = build_children(config.model, config.runtime.seed)
-    return Rehearsal(initial, (*retyped(children, torch.float32), *_idle(one.blocks)))
+    notes = (*retyped(children, torch.float32), *_idle(one.blocks))
+    trained = set(initial_fingerprints(one.blocks))
+    moving = frozenset((each.block, each.tensor) for each in initial if each not in trained)
+    return Rehearsal(initial, notes, moving)
 
 
 class _Network:
