@@ -318,7 +318,7 @@ class Odd(torch.nn.Linear):
 
 def a_check() -> tuple[StateCheck, dict[str, torch.Tensor]]:
     block: Any = Odd()
-    block.spec = SimpleNamespace(index=2)
+    block.spec = SimpleNamespace(index=2, custom=True)
     return StateCheck([block]), dict(block.state_dict())
 
 

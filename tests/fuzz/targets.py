@@ -125,6 +125,12 @@ class _Socket:
     def listen(self, endpoint: str, most_bytes: int) -> _Socket:
         return self
 
+    def open(self) -> None:
+        """Whoever is to come is in already."""
+
+    def shut(self) -> None:
+        """There are no others."""
+
     def poll(self, timeout_s: float) -> bool:
         return bool(self._letters)
 
