@@ -155,9 +155,14 @@ def test_the_launcher_is_killed(launcher: Start) -> None:
     until(lambda: not list(run.temp.glob("pipeline-*")), "the end of the socket folder", 5.0)
 
 
-def test_the_launcher_is_killed_while_a_worker_is_stopped(launcher: Start) -> None:
+@pytest.mark.parametrize("stopped", ["a worker", "the fork server", "all"])
+def test_the_launcher_is_killed_while_others_are_stopped(launcher: Start, stopped: str) -> None:
     run = training(launcher, "--set", "runtime.heartbeat_timeout_s=60")
-    run.workers()[1].suspend()
+    workers, servers = run.workers(), run.fork_servers()
+    servers = [process for process in servers if process not in workers]
+    found = {"a worker": workers[1:2], "the fork server": servers, "all": servers + workers}
+    for process in found[stopped]:
+        process.suspend()
     run.process.kill()
     assert run.exit_status() == -9
     until(lambda: not run.family(), "the end of workers and fork server", 5.0)

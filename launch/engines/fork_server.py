@@ -4,8 +4,9 @@ whenever it is asked: ten are ready in the time that one import takes, and share
     launcher ─▶ fork server ─▶ workers
 
 Nobody outlives the one before it: the kernel ends a worker whose fork server is gone, a stopped
-one too; a fork server whose launcher is gone ends its workers, and removes the folder of their
-sockets. What a worker's own children leave behind falls to the fork server, which ends it, too.
+one too; a fork server whose launcher is gone, which the kernel wakes for that if it is stopped,
+ends its workers, and removes the folder of their sockets. What a worker's own children leave
+behind falls to the fork server, which ends it, too.
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ def main(descriptor: int, launcher: int) -> None:
         descriptor: of its end of the socket to the launcher.
         launcher: process id.
     """
+    _prctl(
+        _PR_SET_PDEATHSIG, signal.SIGCONT
+    )  # when the launcher dies; ignored but by a stopped one
     link = socket(fileno=descriptor)
     link.set_inheritable(False)
     server = ForkServer(link, launcher)
@@ -149,7 +153,7 @@ class ForkServer:
         return bool(data)
 
     def _fork(self, start: Start) -> None:
-        self._folder = start.folder
+        self._folder, server = start.folder, os.getpid()
         try:
             pid = os.fork()
         except OSError as error:
@@ -157,17 +161,17 @@ class ForkServer:
             self._say(Ended(start.worker, 1))
             return
         if not pid:
-            self._become(start)
+            self._become(start, server)
         self._workers[pid] = start.worker
         self._say(Started(start.worker, pid))
 
-    def _become(self, start: Start) -> NoReturn:
-        """In the child: be that worker."""
+    def _become(self, start: Start, server: int) -> NoReturn:
+        """In the child: be that worker, for as long as the process `server` lives."""
         code = 1
         try:
+            _follow(server)
             self._let_go()
-            _follow(os.getppid())
-            code = _work(start, self._launcher)
+            code = _work(start, self._launcher, server)
         except BaseException as error:  # the process boundary: told as data
             answer = Failed(start.worker, _named(error)[:500], _traceback(error))
             os.write(self._word, _short_enough(answer))
@@ -211,8 +215,7 @@ class ForkServer:
             self._link.sendall(answer_line(answer))
 
 
-def _work(start: Start, launcher: int) -> int:
-    server = os.getppid()
+def _work(start: Start, launcher: int, server: int) -> int:
     if start.here is not None:
         with suppress(OSError):  # it was deleted meanwhile
             os.chdir(start.here)
