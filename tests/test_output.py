@@ -9,6 +9,7 @@ import sys
 import termios
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import pytest
@@ -95,6 +96,42 @@ def test_what_is_taken_arrives() -> None:
     print("two", end="", file=outlet, flush=True)
     assert os.read(reader, 10) == b"two"
     assert lost_output(outlet) == ""
+    os.close(reader)
+    os.close(writer)
+
+
+@pytest.mark.parametrize(
+    "data", [b"plain\n", "→\n".encode(), bytearray(b"more\n"), memoryview(b"m\n")]
+)
+def test_bytes_go_the_way_of_text(data: bytes) -> None:
+    reader, writer = os.pipe()
+    outlet = Outlet(writer, "utf-8")
+    print("first", end=" ", file=outlet)
+    assert outlet.buffer.write(data) == len(data)
+    outlet.buffer.flush()
+    assert os.read(reader, 100) == b"first " + bytes(data)
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_line_that_comes_while_the_output_ends() -> None:
+    """It is written by its own thread: no other would be there to write it."""
+    late: list[Thread] = []
+
+    class Ending(Outlet):
+        def settle(self) -> bool:
+            settled = super().settle()
+            late.append(Thread(target=print, args=("late",), kwargs={"file": self}))
+            late[-1].start()
+            return settled
+
+    reader, writer = os.pipe()
+    outlet = Ending(writer, "utf-8")
+    outlet.wait_for_no_reader()
+    outlet.end()
+    late[0].join()
+    assert not outlet.is_behind
+    assert os.read(reader, 10) == b"late\n"
     os.close(reader)
     os.close(writer)
 

@@ -18,7 +18,7 @@ from collections import deque
 from contextlib import suppress
 from threading import Condition, Thread
 from time import monotonic
-from typing import TextIO
+from typing import Any, TextIO
 
 MOST_CHARS = 1 << 18
 """Of lines that wait for a reader: hours of those that tell of progress."""
@@ -77,6 +77,11 @@ class Outlet(io.TextIOBase):
         """A character that the encoding does not have becomes a question mark."""
         return "replace"
 
+    @property
+    def buffer(self) -> io.RawIOBase:
+        """As of standard streams, for users' own modules that write bytes."""
+        return _Bytes(self)
+
     def writable(self) -> bool:
         """As every stream."""
         return True
@@ -129,9 +134,9 @@ class Outlet(io.TextIOBase):
     def end(self) -> None:
         """As `settle`. What is written after that, by whatever goes on to the end of Python, waits
         for the reader again, or is dropped where that takes nothing: no thread would write it."""
-        if not self.settle():
-            self.lost = self.lost or TimeoutError("nobody reads it")
-        with self._changed:
+        with self._changed:  # throughout: a line of another thread would start the writer again
+            if not self.settle():
+                self.lost = self.lost or TimeoutError("nobody reads it")
             self._backlog = None if self.lost is None else self._backlog
 
     def _hand_over(self, text: str) -> None:
@@ -178,6 +183,27 @@ class Outlet(io.TextIOBase):
             room.register(self._descriptor, select.POLLOUT)
             room.poll()
             return 0
+
+
+class _Bytes(io.RawIOBase):
+    """Bytes for an outlet, in the order of its text."""
+
+    def __init__(self, outlet: Outlet) -> None:
+        self._outlet = outlet
+
+    def writable(self) -> bool:
+        """As every stream."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """As every stream; what is no text in the outlet's encoding is replaced."""
+        found = memoryview(data).tobytes()
+        self._outlet.write(found.decode(self._outlet.encoding, "replace"))
+        return len(found)
+
+    def flush(self) -> None:
+        """As every stream."""
+        self._outlet.flush()
 
 
 def tolerate_streams() -> None:
