@@ -171,14 +171,15 @@ def _places(gradients: Sequence[Tensor | None]) -> list[int]:
     return [i for i, gradient in enumerate(gradients) if gradient is not None]
 
 
-def _of(tensors: Sequence[Tensor], at: Sequence[int]) -> list[Tensor]:
-    return [tensors[i] for i in at] if tensors else []
+def _of(tensors: Sequence[Tensor | None], at: Sequence[int]) -> list[Tensor]:
+    """Those at these places: nearly always all of them, in every step of every block."""
+    chosen = tensors if len(at) >= len(tensors) else [tensors[i] for i in at]
+    return list(cast("Sequence[Tensor]", chosen))
 
 
 def _real(tensors: Sequence[Tensor | None], at: Sequence[int]) -> list[Tensor]:
     """Those at these places; complex ones as pairs of real numbers, over the same memory."""
-    chosen = [cast("Tensor", tensors[i]) for i in at]
-    return [torch.view_as_real(t) if t.is_complex() else t for t in chosen]
+    return [torch.view_as_real(t) if t.is_complex() else t for t in _of(tensors, at)]
 
 
 def _zeros_like(parameters: Sequence[Tensor]) -> list[Tensor]:
