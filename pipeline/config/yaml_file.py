@@ -360,7 +360,7 @@ def _read(path: Path, most: int) -> str:
 def _read_bytes(path: Path, most: int) -> bytes:
     """Never waits for long: a pipe that nobody writes to would be waited for when opened."""
     found, until = bytearray(), monotonic() + _PIPE_PATIENCE_S
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
+    with open(path, "rb", buffering=0, opener=_without_waiting) as file:
         while len(found) <= most:
             if not select([file], [], [], max(0.0, until - monotonic()))[0]:
                 raise ConfigError(
@@ -372,6 +372,10 @@ def _read_bytes(path: Path, most: int) -> bytes:
                 return bytes(found)
             found += some or b""
     raise ConfigError(f"{path}: more than {most:,} bytes; {_at_most(most)}")
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _at_most(most: int) -> str:

@@ -159,7 +159,8 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """All of a file."""
-        with open(self.open_file(name, os.O_RDONLY), "rb") as file:
+        # which closes the descriptor where `name` is a folder, too
+        with open(name, "rb", opener=self.open_file) as file:
             return file.read()
 
     # --- changing it ----------------------------------------------------------------------
