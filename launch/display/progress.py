@@ -6,14 +6,13 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from launch.display.view import PLAIN_EVERY_S, can_redraw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from rich.console import Console
+    from rich.progress import Progress
 
     from launch.job import ViewKind
 
@@ -31,11 +30,17 @@ def reading_shown(
         yield lambda what, done, of: None
     elif view == "plain" or not can_redraw(console):
         yield _Lines(console, clock)
-    else:
+    else:  # what few need is imported only here
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(
-            *columns, TimeRemainingColumn(), console=console, transient=True, disable=False
-        ) as bar:
+        with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
             yield _Bar(bar, clock)
 
 
