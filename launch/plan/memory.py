@@ -18,7 +18,7 @@ from launch.machine.gpus import gpu_memory
 from pipeline.data.facts import data_facts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from launch.job import Job
     from pipeline.config.sections import Config
@@ -112,7 +112,7 @@ def _image_bytes(config: Config) -> int:
 def too_large(needed: Sequence[Need]) -> str:
     """The first line on what this machine can't hold; empty where it may hold all, or where a
     place is not of this machine."""
-    has = memory_of_places()
+    has = memory_of_places(need.place for need in needed)
     problems = (need.problem(has[need.place]) for need in needed if _exceeds(need, has))
     return next(problems, "")
 
@@ -131,7 +131,7 @@ def tight(job: Job) -> list[str]:
     estimates: dict[str, int] = {}
     for stage, cost in zip(plan.stages, plan.stage_costs(job.costs), strict=True):
         estimates[stage.device] = estimates.get(stage.device, 0) + cost.memory_bytes
-    has = memory_of_places()
+    has = memory_of_places(estimates)
     return [
         f"memory: training is estimated to need {size_text(needed)} on {place}, which has "
         f"{size_text(has[place])}: it may end for lack of memory; a smaller data.batch_size, or "
@@ -141,10 +141,13 @@ def tight(job: Job) -> list[str]:
     ]
 
 
-def memory_of_places() -> dict[str, int]:
-    """Bytes of memory, with swap, that this process may use, and of each visible CUDA device."""
-    gpus = {f"cuda:{number}": size for number, size in enumerate(gpu_memory())}
-    return {"cpu": host_memory(), **gpus}
+def memory_of_places(places: Iterable[str]) -> dict[str, int]:
+    """Bytes of memory, with swap, that this process may use, and of each visible CUDA device, if
+    one is among `places`: to ask the driver takes it up to seconds to begin."""
+    has = {"cpu": host_memory()}
+    if any(place != "cpu" for place in places):
+        has |= {f"cuda:{number}": size for number, size in enumerate(gpu_memory())}
+    return has
 
 
 def host_memory(cgroups: Path = _CGROUPS, meminfo: Path = Path("/proc/meminfo")) -> int:
