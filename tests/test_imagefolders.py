@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pipeline.data.image_list import ImageFolder
+
     Images = NDArray[np.uint8]
 
 IN_COLOUR = Wanted(3, None, 8)
@@ -64,6 +66,21 @@ def all_tests(batches: Batches) -> tuple[Images, NDArray[np.int64]]:
 
 
 # --- what is seen -------------------------------------------------------------------------
+
+
+def test_a_folder_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a million files on a network disk it takes minutes, and they may change meanwhile."""
+    write_folder(tmp_path)
+    listed: list[Path] = []
+
+    def listing(root: Path) -> ImageFolder:
+        listed.append(root)
+        return list_images(root)
+
+    for module in ("batches", "facts"):
+        monkeypatch.setattr(f"pipeline.data.{module}.list_images", listing)
+    load_batches(folder_config(tmp_path), seed=1)
+    assert listed == [tmp_path]
 
 
 def test_image_folders_are_read(tmp_path: Path) -> None:

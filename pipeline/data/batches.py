@@ -144,9 +144,9 @@ def load_batches(config: DataConfig, seed: int, told: Progress = _nobody) -> Bat
         ConfigError: for a data set that is missing, damaged or can't be fetched, or that holds
             other images than its facts say.
     """
-    facts = data_facts(config)
     if config.name == "imagefolder":
-        return _folder_batches(config, facts, seed, told)
+        return _folder_batches(config, seed, told)
+    facts = data_facts(config)
     if config.name == "digits":
         training, test = _digits()
     elif config.name == "synthetic":
@@ -158,8 +158,9 @@ def load_batches(config: DataConfig, seed: int, told: Progress = _nobody) -> Bat
     return Batches(facts, config.batch_size, seed, training, test, _limit(config))
 
 
-def _folder_batches(config: DataConfig, facts: DataFacts, seed: int, told: Progress) -> Batches:
+def _folder_batches(config: DataConfig, seed: int, told: Progress) -> Batches:
     folder = list_images(data_root(config))
+    facts = data_facts(config, folder)
     chosen = replace(
         folder,
         training=_limited(folder.training, config.train_limit, facts.classes),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.config.sections import DataConfig
+    from pipeline.data.image_list import ImageFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +61,20 @@ _IMAGENET = {  # mean and deviation by the number of channels: of colours, or of
 }
 
 
-def data_facts(config: DataConfig) -> DataFacts:
+def data_facts(config: DataConfig, folder: ImageFolder | None = None) -> DataFacts:
     """Facts of the configured data set, `train_limit` and `test_limit` applied.
 
     Images of an `imagefolder` are counted, not opened; where `data.normalise` is `measured`, mean
     and deviation are not known yet.
 
+    Args:
+        folder: the list of an `imagefolder`, where that was made already.
+
     Raises:
         ConfigError: where the folders of an `imagefolder` are missing or hold no classes, and for
             a mean that has not a number for each channel.
     """
-    facts = _made_or_known(config)
+    facts = _made_or_known(config, folder)
     train, test = facts.train_images, facts.test_images
     facts = replace(
         facts,
@@ -142,11 +146,11 @@ def _check_last_batch(images: int, batch_size: int) -> None:
         )
 
 
-def _made_or_known(config: DataConfig) -> DataFacts:
+def _made_or_known(config: DataConfig, folder: ImageFolder | None) -> DataFacts:
     if config.name == "synthetic":
         return _synthetic(config)
     if config.name == "imagefolder":
-        return _imagefolder(config)
+        return _imagefolder(config, folder or list_images(data_root(config)))
     return _KNOWN[config.name]
 
 
@@ -163,8 +167,7 @@ def _synthetic(config: DataConfig) -> DataFacts:
     )
 
 
-def _imagefolder(config: DataConfig) -> DataFacts:
-    folder = list_images(data_root(config))
+def _imagefolder(config: DataConfig, folder: ImageFolder) -> DataFacts:
     channels = config.channels or 3
     return DataFacts(
         channels,
