@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import traceback
 from collections import deque
+from contextlib import closing
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -112,17 +113,17 @@ class SingleTrainer:
         run = self._run
         run.recorder.start_clock()
         speedometer, looked = Speedometer(run, monotonic()), monotonic()
-        reading = Reading(run, run.heed_interruption, run.observer)
-        for item in run.feed:
-            arrays = reading.arrays(item)
-            if arrays is not None:
-                self._pass_through(item, arrays)
-            run.recorder.tell_written()
-            run.heed_interruption()
-            if run.progress_interval_s and monotonic() - looked > run.progress_interval_s:
-                looked = monotonic()
-                step = self._runners[-1].last_batch_id
-                speedometer.tell(step, looked, [_progress(runner) for runner in self._runners])
+        with closing(Reading(run, run.heed_interruption, run.observer)) as reading:
+            for item in run.feed:
+                arrays = reading.arrays(item)
+                if arrays is not None:
+                    self._pass_through(item, arrays)
+                run.recorder.tell_written()
+                run.heed_interruption()
+                if run.progress_interval_s and monotonic() - looked > run.progress_interval_s:
+                    looked = monotonic()
+                    step = self._runners[-1].last_batch_id
+                    speedometer.tell(step, looked, [_progress(runner) for runner in self._runners])
 
     def _built(self) -> list[StageRunner]:
         recorder = CudaRecorder(self._device)

@@ -55,7 +55,7 @@ PIPELINE: dict[str, Row] = {  # from the ground up
     "device": torch("schedule"),
     "kernels": torch("seeding network device"),
     "transport": row("errors system schedule protocol"),
-    "run": row("errors config data planning schedule storage transport"),
+    "run": row("errors system config data planning schedule storage transport"),
     "learning": torch("errors seeding config data network schedule device kernels"),
     "rehearsal": torch("errors config data network schedule learning"),
     "worker": torch(

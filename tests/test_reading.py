@@ -6,6 +6,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from threading import Event
+from threading import enumerate as enumerate_threads
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -156,6 +157,19 @@ def test_a_disk_that_hangs_for_too_long_ends_the_run(
     with pytest.raises(CutShortError, match="for the images of batch 2: the disk gave none"):
         train(job)
     assert max(job.store.files) == 1
+
+
+@WAYS
+def test_the_thread_that_reads_ends_with_the_run(
+    train: Train, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.data.batches.Batches.in_memory", False)
+    before = set(enumerate_threads())
+    train(Job(folder(), 3))
+    left = [one for one in enumerate_threads() if one not in before and "reading" in one.name]
+    for one in left:
+        one.join(10.0)
+    assert not any(one.is_alive() for one in left)
 
 
 # --- threads that nobody waits for ----------------------------------------------------------

@@ -50,6 +50,7 @@ class FeedThread(Thread):
             self._error = error
         finally:
             self.reading = False
+            self._from_disk.close()
             self._link.close()
 
     def news(self) -> Iterator[RunEvent]:

@@ -5,18 +5,19 @@ was learned: the feed then ends before the item, with a snapshot, as if it were 
 from __future__ import annotations
 
 import traceback
-from queue import Empty, SimpleQueue
-from threading import Thread
+from concurrent.futures import wait
 from time import monotonic
 from typing import TYPE_CHECKING, TypeAlias
 
 from pipeline.errors import CalledOffError, PipelineError, StageFailedError, TimedOutError, one_line
 from pipeline.run.events import Waiting
 from pipeline.schedule.items import EvaluationBatch, TrainBatch
+from pipeline.system.daemon_pool import DaemonPool
 from pipeline.transport.timeout import LOOK_S, Patience
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
 
     import numpy as np
     from numpy.typing import NDArray
@@ -44,9 +45,11 @@ class Reading:
 
     def __init__(self, run: Run, look: Callable[[], None], tell: Observer) -> None:
         self._run, self._look, self._tell = run, look, tell
-        self._asked: SimpleQueue[Item] = SimpleQueue()
-        self._answers: SimpleQueue[Arrays | Exception] = SimpleQueue()
-        self._thread: Thread | None = None
+        self._disk = DaemonPool(1, "reading")  # whose thread starts with the first batch read
+
+    def close(self) -> None:
+        """Nothing more will be asked for; what hangs in a disk is not waited for."""
+        self._disk.shutdown()
 
     def arrays(self, item: Item) -> Arrays | None:
         """What the item holds; None where it can't be had: then the feed ends, and knows why.
@@ -68,16 +71,12 @@ class Reading:
     def _read(self, item: Item) -> Arrays | None:
         if self._run.batches.in_memory or not isinstance(item, TrainBatch | EvaluationBatch):
             return self._run.arrays(item)
-        if self._thread is None:
-            # a daemon: nobody waits for a disk that hangs
-            self._thread = Thread(target=self._answer, name="reading", daemon=True)
-            self._thread.start()
-        self._asked.put(item)
-        return self._awaited(f"the images of batch {item.batch_id}")
+        reading = self._disk.submit(self._run.arrays, item)
+        return self._awaited(reading, f"the images of batch {item.batch_id}")
 
-    def _awaited(self, what: str) -> Arrays | None:
+    def _awaited(self, reading: Future[Arrays], what: str) -> Arrays | None:
         patience, told, ends = Patience(LONGEST_WAIT_S), monotonic(), False
-        while (answer := self._answered()) is None:
+        while not wait([reading], LOOK_S).done:
             self._look()
             if self._run.feed.interrupted and not ends:
                 ends, patience = True, Patience(_ENDS_S)
@@ -90,20 +89,4 @@ class Reading:
                 return None
             else:
                 raise TimedOutError(f"waited {LONGEST_WAIT_S:.0f} s for {what}: the disk gave none")
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    def _answered(self) -> Arrays | Exception | None:
-        try:
-            return self._answers.get(timeout=LOOK_S)
-        except Empty:
-            return None
-
-    def _answer(self) -> None:
-        while True:
-            item = self._asked.get()
-            try:
-                self._answers.put(self._run.arrays(item))
-            except Exception as error:  # for the thread that has asked
-                self._answers.put(error)
+        return reading.result()

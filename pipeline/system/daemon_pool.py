@@ -1,4 +1,4 @@
-"""Threads that decode images, and that the end of the process does not wait for.
+"""Threads that read and decode images, and that the end of the process does not wait for.
 
 Python joins the threads of its own pools before it ends: one that reads from a disk which hangs
 would keep the process, whatever signal it gets.
@@ -43,6 +43,7 @@ class DaemonPool(Executor):
     def _run(self) -> None:
         while work := self._work.get():
             work()
+            del work  # and with it the result, which may be large, until more is asked for
 
 
 def _carry_out(future: Future[Any], work: Callable[[], Any]) -> None:
