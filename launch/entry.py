@@ -16,13 +16,13 @@ def leave_current_folder() -> None:
     `pipeline` is the one beside this package, wherever that lies."""
     path = os.environ.get("PYTHONPATH")
     if path:
-        os.environ["PYTHONPATH"] = os.pathsep.join(_elsewhere(path.split(os.pathsep)))
+        os.environ["PYTHONPATH"] = os.pathsep.join(_without_current_folder(path.split(os.pathsep)))
     before = sys.path[:]
     sys.path[:] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
     try:
         import pipeline  # noqa: F401
     finally:
-        sys.path[:] = _elsewhere(before)
+        sys.path[:] = _without_current_folder(before)
 
 
 def pipeline_launch() -> None:
@@ -49,8 +49,8 @@ def pipeline_reproduce() -> None:
     main()
 
 
-def _elsewhere(entries: list[str]) -> list[str]:
-    """As `pipeline.interpreter.elsewhere`, which could not be imported safely before this."""
+def _without_current_folder(entries: list[str]) -> list[str]:
+    """As `pipeline.system.interpreter`, which could not be imported safely before this."""
     try:
         here = os.path.realpath(os.getcwd())
     except FileNotFoundError:  # it was deleted

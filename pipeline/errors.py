@@ -57,7 +57,7 @@ class StageLostError(StageFailedError):
 
     `batch_id`: the training batch at which it failed by its own account; 0 where it gave none.
     `nonfinite`: whether it was a loss or a state that is not finite, for which the run is to begin
-    again (`blame.py`).
+    again (`bad_batches.py`).
     """
 
     def __init__(

@@ -106,7 +106,7 @@ class SingleTrainer:
         gc.collect()  # the old stages must be gone before the new ones are built
         self._run = self._run.rewound(fault.batch_id)
         step = self._run.start.position.step
-        self._run.observer(Note(f"{fault}: back to step {step} {self._run.blame}"))
+        self._run.observer(Note(f"{fault}: back to step {step} {self._run.bad_batches}"))
         self._runners = self._built()
 
     def _train(self) -> None:
@@ -162,7 +162,7 @@ class SingleTrainer:
             _Outlet(plan.stage + 1, self._queue, run.recorder),
             meter=meter_of(self._device),
             last_batch_id=start.position.step,
-            close_until=run.blame.close_until,
+            check_until=run.bad_batches.check_until,
         )
         if start.files:
             stage.load({block: decode_block(bytes(start.files[block])) for block in plan.blocks})

@@ -128,11 +128,11 @@ def one_fork_server() -> Iterator[None]:
     """Runs in this process share a fork server: each would import torch anew."""
     from unittest.mock import patch
 
-    from launch.engines.local import ForkServer
+    from launch.engines.local import ForkServerClient
 
-    shared = ForkServer()
+    shared = ForkServerClient()
     with (
-        patch("launch.engines.local.ForkServer", lambda: shared),
+        patch("launch.engines.local.ForkServerClient", lambda: shared),
         patch("launch.engines.local.LocalEngine.close", lambda engine: None),
     ):
         yield

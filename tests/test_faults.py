@@ -17,8 +17,8 @@ import psutil
 import pytest
 from processes import digests, launch, until
 
-from launch.engines.local import ForkServer, LocalEngine
-from launch.engines.starting import Ended, Start
+from launch.engines.fork_messages import Ended, Start
+from launch.engines.local import ForkServerClient, LocalEngine
 from pipeline.protocol.credentials import Invitation
 
 if TYPE_CHECKING:
@@ -116,14 +116,14 @@ def test_workers_that_could_be_started_are_stopped_where_one_can_not(
 ) -> None:
     engine, asked = LocalEngine(), list[Any]()
 
-    def reluctant(server: ForkServer, start: Any) -> None:
+    def reluctant(server: ForkServerClient, start: Any) -> None:
         if len(asked) == 2:
             raise KeyboardInterrupt
         asked.append(start)
         ask(server, start)
 
-    ask = ForkServer.ask
-    monkeypatch.setattr(ForkServer, "ask", reluctant)
+    ask = ForkServerClient.ask
+    monkeypatch.setattr(ForkServerClient, "ask", reluctant)
     with pytest.raises(KeyboardInterrupt):
         engine.start([Invitation("run", stage, 0, "ipc://nobody") for stage in range(3)], tmp_path)
     assert no_workers_here()
@@ -255,7 +255,7 @@ def test_a_worker_whose_stdout_fails_ends_alone(tmp_path: Path) -> None:
     (tmp_path / "streams.py").write_text(STREAMS)
     folder = tmp_path / "sockets"
     folder.mkdir()
-    server, path = ForkServer(), (str(tmp_path), *sys.path)
+    server, path = ForkServerClient(), (str(tmp_path), *sys.path)
     server.run()
     for stage in (3, 0, 1, 2):
         one = Invitation("run", stage, 0, "ipc://nobody")

@@ -167,7 +167,7 @@ def test_a_run_that_diverges_ends_all_the_same(
         return LossValue(value.loss * nan, value.errors)
 
     monkeypatch.setattr(Block, "local_loss", spoils)
-    monkeypatch.setattr("pipeline.run.blame.MOST_LEFT_OUT", 2)
+    monkeypatch.setattr("pipeline.run.bad_batches.MOST_LEFT_OUT", 2)
     job = Job(folder(), 2, on_nonfinite="rollback", **COURSE)
     with pytest.raises(StageFailedError, match="3 batches gave losses or states that are not"):
         train(job)

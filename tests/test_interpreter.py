@@ -13,11 +13,11 @@ import pytest
 
 from launch.entry import leave_current_folder
 from pipeline.system.interpreter import (
-    elsewhere,
     look_here_last,
     module_path,
     python_command,
     python_environment,
+    without_current_folder,
 )
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def test_the_rest_of_the_path_keeps_its_order(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to(tmp_path)
     given = ["/b", "", "lib", ".", str(tmp_path), f"{tmp_path}/link", "/a"]
-    assert elsewhere(given) == ["/b", f"{tmp_path}/lib", "/a"]
+    assert without_current_folder(given) == ["/b", f"{tmp_path}/lib", "/a"]
 
 
 def test_the_current_folder_is_looked_at_last_and_once(

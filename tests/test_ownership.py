@@ -17,7 +17,7 @@ from pipeline.learning.build import build_stage
 from pipeline.learning.optimizers import make_optimizer
 from pipeline.network.from_config import network_specs
 from pipeline.network.ownership import retyped
-from pipeline.network.placing import _Placed, memory_of
+from pipeline.network.to_device import _Moved, memory_of
 from pipeline.network.user_network import build_parts
 
 if TYPE_CHECKING:
@@ -271,7 +271,7 @@ def test_a_state_of_an_older_version_lacks_only_buffers_that_it_did_not_keep() -
 def test_copies_on_another_device_share_memory_as_the_originals_do() -> None:
     table = torch.arange(12, dtype=torch.float32)
     views = [table, table[4:], table.view(3, 4).t(), table.view(torch.int32)[2:]]
-    placed = _Placed(views, CPU, torch.float32)
+    placed = _Moved(views, CPU, torch.float32)
     copies = [placed._beside_its_like(view) for view in views]
     copies[0].add_(1)
     table.add_(1)

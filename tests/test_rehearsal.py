@@ -25,7 +25,7 @@ from pipeline.kernels.memory_layout import as_it_arrives
 from pipeline.learning.block_file import decode_block, encode_block
 from pipeline.learning.build import build_stage
 from pipeline.network.from_config import network_specs
-from pipeline.network.placing import memory_of
+from pipeline.network.to_device import memory_of
 from pipeline.rehearsal.rehearsal import rehearse
 
 if TYPE_CHECKING:

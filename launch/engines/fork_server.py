@@ -24,7 +24,7 @@ from importlib import import_module
 from socket import MSG_DONTWAIT, socket
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from launch.engines.starting import (
+from launch.engines.fork_messages import (
     Broken,
     Ended,
     Failed,
@@ -37,7 +37,7 @@ from launch.engines.starting import (
 from pipeline.system.limits import cure_of, with_cure
 
 if TYPE_CHECKING:
-    from launch.engines.starting import Answer, Start
+    from launch.engines.fork_messages import Answer, Start
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # of <sys/prctl.h>
 _LOOK_S = 1.0

@@ -14,8 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from launch.display.streams import settle_output, tolerate_streams, wait_for_no_reader
-from launch.engines.interrupts import INTERRUPTIONS
-from launch.engines.starting import (
+from launch.engines.fork_messages import (
     Broken,
     Ended,
     Failed,
@@ -25,6 +24,7 @@ from launch.engines.starting import (
     read_answer,
     start_line,
 )
+from launch.engines.interrupts import INTERRUPTIONS
 from pipeline.coordinator.stages import End
 from pipeline.errors import ConfigError
 from pipeline.signals import signals_held
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from socket import socket
 
-    from launch.engines.starting import Answer
+    from launch.engines.fork_messages import Answer
     from pipeline.protocol.credentials import Invitation
 
 _LEAVE_S = 5.0  # a worker that has said bye gets so long to exit by itself
@@ -53,7 +53,7 @@ _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, s
 """Signals that a process gets from others; the rest come of what it did itself."""
 
 
-class ForkServer:
+class ForkServerClient:
     """The launcher's end of the fork server. No call waits for it: it may be busy, or stopped."""
 
     def __init__(self) -> None:
@@ -142,7 +142,7 @@ class LocalWorkers:
         start: asks for the process of (its number, stage, attempt).
     """
 
-    def __init__(self, server: ForkServer, start: Callable[[int, int, int], None]) -> None:
+    def __init__(self, server: ForkServerClient, start: Callable[[int, int, int], None]) -> None:
         self._server, self._start = server, start
         self._workers: list[_Worker] = []
         self._asked_for = 0
@@ -239,7 +239,7 @@ class LocalEngine:
     """Starts workers through a fork server of its own."""
 
     def __init__(self) -> None:
-        self._server = ForkServer()
+        self._server = ForkServerClient()
 
     def warm_up(self) -> None:
         """Start the fork server; it imports torch while this process does other things.

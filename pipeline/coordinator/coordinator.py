@@ -185,7 +185,7 @@ class Coordinator:
         step, restarts = self._run.start.position.step, self._restarts
         again = f"back to step {step}, {repeated} fed steps are repeated"
         if fault.nonfinite:
-            self._gathering.tell(f"{fault.summary}: {again}, {self._run.blame}")
+            self._gathering.tell(f"{fault.summary}: {again}, {self._run.bad_batches}")
         else:
             count = f"restart {restarts.count} of {restarts.most} within an hour"
             self._gathering.tell(f"{fault.summary}: replaced; all go {again} ({count})")

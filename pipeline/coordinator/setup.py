@@ -35,5 +35,5 @@ def setup_of(run: Run, stage: int, attempt: int, bind: str, *, kept: bool) -> Se
         tallies=tuple(tally for tally in start.tallies if tally.block in plan.blocks),
         max_in_flight=run.config.runtime.max_in_flight,
         progress_interval_s=run.progress_interval_s,
-        close_until=run.blame.close_until,
+        check_until=run.bad_batches.check_until,
     )

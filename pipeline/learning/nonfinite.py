@@ -3,7 +3,7 @@
 stop         the run ends, naming block and batch
 skip_batch   the block, and those after it, learn nothing from the batch
 rollback     the run goes back to its newest snapshot, and leaves out the batch that is to blame
-             (`blame.py`)
+             (`bad_batches.py`)
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from pipeline.kernels.memory_layout import as_it_arrives
 from pipeline.learning.block import Block
 from pipeline.network.draws import seeded_draws
 from pipeline.network.ownership import extra_states
-from pipeline.network.placing import memory_of, place, tensors_of
+from pipeline.network.to_device import memory_of, tensors_of, to_device
 from pipeline.seeding import Purpose, derived_seed
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class CustomBlock(Block):
         """Where the memory of the input begins."""
         self._idle: set[int] = set()
         self._check_same(spec)
-        place(part, self.device, self.dtype)
+        to_device(part, self.device, self.dtype)
 
     def _check_same(self, spec: BlockSpec) -> None:
         found = sum(p.numel() for own in (self.encoder, self.tail) for p in own.parameters())

@@ -12,7 +12,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.errors import ConfigError
-from pipeline.network.placing import memory_of, repeats_itself, trained_type
+from pipeline.network.to_device import memory_of, repeats_itself, trained_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

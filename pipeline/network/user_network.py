@@ -88,13 +88,13 @@ def traced_specs(
     """
     import torch
 
-    from pipeline.network.placing import place
+    from pipeline.network.to_device import to_device
 
     specs: list[BlockSpec] = []
     x = torch.zeros(_IMAGES, *image_shape)
     for index, part in enumerate(build_parts(model, 0)):
         macs: list[int] = []
-        place(part, x.device, x.dtype)
+        to_device(part, x.device, x.dtype)
         h, passed = _traced(part, x, macs, f"model.factory {model.factory}: block {index}")
         layer = LayerSpec("custom", prod(x.shape[1:2]), prod(h.shape[1:2]))
         parameters = sum(p.numel() for module in part for p in module.parameters())

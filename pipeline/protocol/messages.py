@@ -134,7 +134,7 @@ class Setup:
 
     If `resumed`, there is a state to start from, that of step `last_batch_id`: block files in
     the order of `blocks`, attached or, if `kept`, in the worker's own memory. `attempt` counts
-    how often the run has begun again. The state is looked at after each batch to `close_until`.
+    how often the run has begun again. The state is looked at after each batch to `check_until`.
     """
 
     attempt: int
@@ -150,7 +150,7 @@ class Setup:
     tallies: tuple[Tally, ...]
     max_in_flight: int
     progress_interval_s: float
-    close_until: int = 0
+    check_until: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,9 +31,9 @@ from pipeline.learning.user_block import CustomBlock
 from pipeline.network.ownership import extra_states, retyped
 from pipeline.network.specs import in_runs
 from pipeline.network.user_network import build_children
-from pipeline.rehearsal.elsewhere import elsewhere
 from pipeline.rehearsal.fingerprints import digest, fingerprints, initial_fingerprints
-from pipeline.rehearsal.outside import attributes, files_of, shared_values
+from pipeline.rehearsal.other_process import as_another_process
+from pipeline.rehearsal.unsaved_state import attributes, files_of, shared_values
 from pipeline.schedule.reports import Fingerprint
 
 if TYPE_CHECKING:
@@ -83,13 +83,13 @@ def _rehearsed(config: Config, facts: DataFacts, specs: Sequence[BlockSpec]) -> 
     one = _Network(config, facts, specs)
     initial = initial_fingerprints(one.blocks)
     files = files_of(_users(one.blocks).values())
-    with elsewhere(files):
+    with as_another_process(files):
         another = _Network(config, facts, specs)
         _check_alike_at_first(initial, initial_fingerprints(another.blocks))
-    performances = one.performed()
-    with elsewhere(files):
-        for stage, performance in reversed(list(zip(another.stages, performances, strict=True))):
-            performance.compare(stage)
+    references = one.trained()
+    with as_another_process(files):
+        for stage, reference in reversed(list(zip(another.stages, references, strict=True))):
+            reference.compare(stage)
     del another
     one.try_sizes()
     children = build_children(config.model, config.runtime.seed)
@@ -113,19 +113,19 @@ class _Network:
             *(Stage(group, None, "skip_batch") for group in others),
         ]
 
-    def performed(self) -> list[_Performance]:
+    def trained(self) -> list[_Reference]:
         """Two steps of every group and a test; what others are compared with."""
         n = min(_IMAGES, max(2, _STEP_MACS // self._macs), self._config.data.batch_size)
         inputs = [self._images(n, number) for number in (1, 2)]
         labels = self._labels(n)
-        performances = []
+        references = []
         for stage in self.stages:
-            performance = _Performance(stage, inputs, labels, self._config.optimizer.lr)
+            reference = _Reference(stage, inputs, labels, self._config.optimizer.lr)
             if self._config.runtime.on_nonfinite == "skip_batch":
-                performance.check_skippable(stage)
-            performances.append(performance)
-            inputs = performance.sent
-        return performances
+                reference.check_skippable(stage)
+            references.append(reference)
+            inputs = reference.sent
+        return references
 
     @torch.no_grad()
     def try_sizes(self) -> None:
@@ -156,7 +156,7 @@ class _Network:
         return torch.arange(n) % self._facts.classes
 
 
-class _Performance:
+class _Reference:
     """Two steps and a test of one group."""
 
     def __init__(self, stage: Stage, inputs: Sequence[Tensor], labels: Tensor, lr: float) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.errors import ConfigError, CutShortError, InterruptedRunError, PipelineError
-from pipeline.run.blame import Blame
+from pipeline.run.bad_batches import BadBatchSearch
 from pipeline.run.events import Note, Progress, StageProgress
 from pipeline.schedule.feed import Feed, Position
 from pipeline.schedule.items import EvaluationBatch, TrainBatch
@@ -61,7 +61,7 @@ class Run:
     """What every process must find the blocks of a user's own network to be at first."""
     most_sent_bytes: int = 0
     """That are on their way between processes at once: a batch on every link, or all states."""
-    blame: Blame = field(default_factory=Blame)
+    bad_batches: BadBatchSearch = field(default_factory=BadBatchSearch)
     """What `runtime.on_nonfinite: rollback` has left out, and how closely stages look."""
 
     def heed_interruption(self) -> None:
@@ -123,11 +123,13 @@ class Run:
             start = replace(start, position=position, files=newest.files, tallies=newest.tallies)
         self.recorder.rewind(start.position)
         step, course = start.position.step, self.feed.course
-        blame = self.blame if step == self.start.position.step else replace(self.blame, tries=0)
+        search = self.bad_batches
+        if step != self.start.position.step:
+            search = replace(search, tries=0)
         if nonfinite is not None:
-            blame = blame.after(nonfinite, step, course.snapshot_after(nonfinite))
-        feed = Feed(course, start.position, left_out=blame.left_out)
-        return replace(self, start=start, feed=feed, blame=blame)
+            search = search.after(nonfinite, step, course.snapshot_after(nonfinite))
+        feed = Feed(course, start.position, left_out=search.left_out)
+        return replace(self, start=start, feed=feed, bad_batches=search)
 
     def check_initial(self, found: Sequence[Fingerprint], who: str) -> None:
         """Every process makes a user's own network for itself: `who` must have made the same.

@@ -50,16 +50,16 @@ def python_command(module: str, *arguments: int | str) -> list[str]:
 def python_environment() -> dict[str, str]:
     """For such a process: Python reads PYTHONPATH before its first statement."""
     kept = os.environ.get("PYTHONPATH", "")
-    path = os.pathsep.join(elsewhere(kept.split(os.pathsep))) if kept else ""
+    path = os.pathsep.join(without_current_folder(kept.split(os.pathsep))) if kept else ""
     return {**os.environ, "PYTHONPATH": path}
 
 
 def module_path() -> list[str]:
     """Where modules are looked for, the current folder left out."""
-    return elsewhere(sys.path)
+    return without_current_folder(sys.path)
 
 
-def elsewhere(entries: Iterable[str]) -> list[str]:
+def without_current_folder(entries: Iterable[str]) -> list[str]:
     """Entries of a module path, absolute, without the current folder."""
     here = current_folder()
     if here is None:  # it was deleted: nothing can be relative to it

@@ -52,7 +52,7 @@ class Outlet(Protocol):
 class StageRunner:
     """One stage at work. `last_batch_id` is the last training step that its state includes.
 
-    `close_until`: the last batch after which it looks whether its state is finite, beside
+    `check_until`: the last batch after which it looks whether its state is finite, beside
     snapshots.
     """
 
@@ -64,14 +64,14 @@ class StageRunner:
         *,
         meter: Meter,
         last_batch_id: int = 0,
-        close_until: int = 0,
+        check_until: int = 0,
     ) -> None:
         self.index, self.stage, self.meter = index, stage, meter
         self.last_batch_id = last_batch_id
         self.stopped = False
         self.at_batch = 0
         """The training batch at work, 0 between them; after an error the one that it hit."""
-        self._outlet, self._in_slot, self._close_until = outlet, False, close_until
+        self._outlet, self._in_slot, self._check_until = outlet, False, check_until
         self._last_evaluated = 0
         self._epoch: int | None = None
         self._handlers: dict[type, Callable[..., None]] = {
@@ -122,7 +122,7 @@ class StageRunner:
             in_slot=self._in_slot,
         )
         self.last_batch_id, self.at_batch = item.batch_id, 0
-        if item.batch_id <= self._close_until:
+        if item.batch_id <= self._check_until:
             self.stage.settle()
             self.stage.check_state(item.batch_id)
         if self.stage.ends_at(item.learner):

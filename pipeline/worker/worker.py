@@ -251,7 +251,7 @@ class Worker:
             self,
             meter=self._meter,
             last_batch_id=last,
-            close_until=setup.close_until,
+            check_until=setup.check_until,
         )
         if setup.resumed:
             files = zip(setup.blocks, self._kept.at(last), strict=True)

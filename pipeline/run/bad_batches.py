@@ -25,19 +25,19 @@ _CURE = "try a lower optimizer.lr"
 
 
 @dataclass(frozen=True, slots=True)
-class Blame:
+class BadBatchSearch:
     """What was decided so far, for the attempt that comes next."""
 
     left_out: frozenset[int] = frozenset()
     """Training batches of which only the count is fed."""
-    close_until: int = 0
+    check_until: int = 0
     """Up to this batch the state is looked at after each."""
     tries: int = 0
     """How often the run has gone back to the same snapshot."""
     last: int | None = None
     """The batch that was left out last; None: the one to blame is still to be found."""
 
-    def after(self, found: int, start: int, next_snapshot: int) -> Blame:
+    def after(self, found: int, start: int, next_snapshot: int) -> BadBatchSearch:
         """What to do about a fault that was found at batch `found`.
 
         Args:
@@ -58,14 +58,14 @@ class Blame:
                 f"the run went back to step {start} {MOST_TRIES} times for losses or states that "
                 f"are not finite, the last at batch {found}; {_CURE}"
             )
-        until, tries = max(self.close_until, next_snapshot), self.tries + 1
+        until, tries = max(self.check_until, next_snapshot), self.tries + 1
         if len(suspects) > 1:
-            return Blame(self.left_out, until, tries)
-        return Blame(self._with(suspects[0]), until, tries, suspects[0])
+            return BadBatchSearch(self.left_out, until, tries)
+        return BadBatchSearch(self._with(suspects[0]), until, tries, suspects[0])
 
     def _suspects(self, found: int, start: int) -> list[int]:
         """After a batch that was looked at closely, all before it are cleared."""
-        first = found if found <= self.close_until else start + 1
+        first = found if found <= self.check_until else start + 1
         return [batch for batch in range(first, found + 1) if batch not in self.left_out]
 
     def _with(self, bad: int) -> frozenset[int]:
@@ -82,5 +82,5 @@ class Blame:
     def __str__(self) -> str:
         """As the end of a sentence: how the run goes on."""
         if self.last is None:
-            return f"to look after every batch, up to {self.close_until}, for the one to blame"
+            return f"to look after every batch, up to {self.check_until}, for the one to blame"
         return f"without batch {self.last}"

@@ -5,29 +5,29 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import StageFailedError
-from pipeline.run import blame
-from pipeline.run.blame import Blame
+from pipeline.run import bad_batches
+from pipeline.run.bad_batches import BadBatchSearch
 from pipeline.schedule.feed import Course
 
 EVERY = 4
 """Steps from one snapshot to the next."""
 
 
-def told(bad: set[int], steps: int, every: int = EVERY) -> Blame:
+def told(bad: set[int], steps: int, every: int = EVERY) -> BadBatchSearch:
     """The blame of a run in which the states after the batches `bad` are not finite, and no loss
     is ever: found at snapshots, or where it is looked for closely."""
     course = Course(1, steps, 1, lr=1.0, checkpoint_every_steps=every)
-    decided, start = Blame(), 0
+    decided, start = BadBatchSearch(), 0
     for _ in range(1000):
         found = None
         for batch in range(start + 1, steps + 1):
             spoilt = any(start < one <= batch and one not in decided.left_out for one in bad)
-            looks = batch <= decided.close_until or batch % every == 0
+            looks = batch <= decided.check_until or batch % every == 0
             if spoilt and looks:
                 found = batch
                 break
             if batch % every == 0 and start != batch:
-                start, decided = batch, Blame(decided.left_out, decided.close_until)
+                start, decided = batch, BadBatchSearch(decided.left_out, decided.check_until)
         if found is None:
             return decided
         decided = decided.after(found, start, course.snapshot_after(found))
@@ -52,20 +52,20 @@ def test_a_run_that_can_learn_nothing_gives_up() -> None:
 
 
 def test_the_first_finding_only_has_it_look_more_closely() -> None:
-    first = Blame().after(7, start=4, next_snapshot=8)
-    assert (first.left_out, first.close_until, first.last) == (frozenset(), 8, None)
+    first = BadBatchSearch().after(7, start=4, next_snapshot=8)
+    assert (first.left_out, first.check_until, first.last) == (frozenset(), 8, None)
     assert "up to 8" in str(first)
     second = first.after(6, start=4, next_snapshot=8)
     assert (second.left_out, str(second)) == ({6}, "without batch 6")
 
 
 def test_the_only_batch_since_the_snapshot_is_to_blame_at_once() -> None:
-    assert Blame().after(5, start=4, next_snapshot=8).left_out == {5}
-    assert Blame(frozenset({6})).after(6, start=4, next_snapshot=8).left_out == {5}
+    assert BadBatchSearch().after(5, start=4, next_snapshot=8).left_out == {5}
+    assert BadBatchSearch(frozenset({6})).after(6, start=4, next_snapshot=8).left_out == {5}
 
 
 def test_in_whatever_order_stages_find_out() -> None:
-    close = Blame(close_until=8)
+    close = BadBatchSearch(check_until=8)
     one = close.after(7, 4, 8).after(5, 4, 8).after(7, 4, 8)
     other = close.after(5, 4, 8).after(7, 4, 8)
     assert one.left_out == other.left_out == {5, 7}
@@ -74,12 +74,12 @@ def test_in_whatever_order_stages_find_out() -> None:
 def test_what_no_batch_has_done_ends_the_run() -> None:
     """Looked at closely, batch 8 was sound or left out; the snapshot after it is not."""
     with pytest.raises(StageFailedError, match="batch 8 comes of no batch after step 4"):
-        Blame(frozenset({8}), close_until=8).after(8, 4, 8)
+        BadBatchSearch(frozenset({8}), check_until=8).after(8, 4, 8)
 
 
 def test_a_fault_that_comes_and_goes_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blame, "MOST_TRIES", 3)
-    decided = Blame()
+    monkeypatch.setattr(bad_batches, "MOST_TRIES", 3)
+    decided = BadBatchSearch()
     for found in (7, 11, 15):  # always beyond what was looked at closely
         decided = decided.after(found, 4, found + 1)
     with pytest.raises(StageFailedError, match=r"back to step 4 3 times .* batch 20; try a lower"):

@@ -19,7 +19,7 @@ _ANOTHER_PID, _LATER_S = 1_000_003, 98_765.4
 
 
 @contextmanager
-def elsewhere(files: Iterable[str]) -> Iterator[None]:
+def as_another_process(files: Iterable[str]) -> Iterator[None]:
     """Inside, the process id and the time of day are others, and so is what the generators that
     all share would draw next.
 

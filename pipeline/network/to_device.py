@@ -20,14 +20,14 @@ def trained_type(kept: torch.dtype, dtype: torch.dtype) -> torch.dtype:
     return dtype if kept.is_floating_point else kept
 
 
-def place(modules: Iterable[nn.Module], device: torch.device, dtype: torch.dtype) -> None:
+def to_device(modules: Iterable[nn.Module], device: torch.device, dtype: torch.dtype) -> None:
     """Bring the parameters and buffers of `modules` to `device`, as `trained_type` says.
 
     Tensors that share memory still do, so of these none may have to change its type
     (`ownership.py` has refused that).
     """
     modules = list(modules)
-    placed = _Placed(tensors_of(modules), device, dtype)
+    placed = _Moved(tensors_of(modules), device, dtype)
     for module in modules:
         module._apply(placed.of)  # type: ignore[no-untyped-call]
 
@@ -50,7 +50,7 @@ def repeats_itself(tensor: Tensor) -> bool:
     return any(stride == 0 and side > 1 for side, stride in sides)
 
 
-class _Placed:
+class _Moved:
     """Gives what each tensor becomes: the same one whenever it is asked for the same again."""
 
     def __init__(self, tensors: list[Tensor], device: torch.device, dtype: torch.dtype) -> None:
