@@ -31,7 +31,8 @@ Lap: TypeAlias = dict[str, Any]
 """What one measurement gave: `images_per_s` and what it was worked out from, or `failed`."""
 
 BATCH = 128
-NEVER = 1 << 40
+NEVER = 1_000_000_000
+"""Steps between checkpoints: as many as a config may say."""
 _CONFIGS = Path(__file__).parents[1] / "configs"
 _RIVALS = {
     "1f1b": "benchmarks.onef1b", "plain": "benchmarks.plain", "products": "benchmarks.products",

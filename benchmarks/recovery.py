@@ -45,7 +45,7 @@ EPOCH_S = 2.5
 """About how long an epoch is to last: the grain of what is timed, and of snapshots."""
 WARM_UP = 4
 BATCH = 128
-NEVER, NONE = 1 << 40, "none"
+NEVER, NONE = 1 << 20, "none"
 PROBE_STEPS, PROBE_EPOCHS = 5, 20
 TIMED_STAGES = 3
 TIMED: dict[str, Any] = {

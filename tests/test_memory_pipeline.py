@@ -381,7 +381,7 @@ def test_silent_worker(folder: Callable[[], Path]) -> None:
     kind, said = failure(job, fleet, clock=ticking(5.0))
     assert kind is TimedOutError
     assert said.startswith("waited 1")
-    assert said.endswith(" s for stage 0 on cpu, stage 1 on cpu")
+    assert said.endswith(" s for stage 0 on cpu, stage 1 on cpu (runtime.start_timeout_s 100)")
 
 
 def test_interrupted_before_the_workers_came(folder: Callable[[], Path]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from launch.plan import user_code as usercode
 from launch.plan.user_code import awaited
 from pipeline.errors import ConfigError
+from pipeline.system import children
 from pipeline.system.children import no_process_left
 
 if TYPE_CHECKING:
@@ -48,6 +51,24 @@ def test_a_process_that_is_left_running_is_ended_and_named(start: Callable[[], i
         os.kill(pids[0], 0)
 
 
+def test_one_that_says_no_command_line_is_named_all_the_same() -> None:
+    """As every process does for a moment, when it has just become another program."""
+    pid = os.fork()
+    if not pid:
+        start, end = map(int, Path("/proc/self/stat").read_text().rpartition(")")[2].split()[45:47])
+        ctypes.memset(start, 0, end - start)
+        time.sleep(60)
+        os._exit(0)
+    try:
+        while Path(f"/proc/{pid}/cmdline").read_text().strip("\0"):
+            time.sleep(0.01)
+        assert children._command(pid)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert not children._command(pid)
+
+
 def test_one_that_was_ended_or_was_there_before_is_no_matter() -> None:
     with subprocess.Popen(["sleep", "60"]) as before:
         with no_process_left():
@@ -74,6 +95,8 @@ HOLDS = """\
 import ctypes, signal, sys
 from launch.plan.user_code import awaited
 signal.signal(signal.SIGTERM, lambda *given: None)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests' own is ignored
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 with awaited("my:net", "planning"):
     print("holds", flush=True)
     ctypes.PyDLL(None).sleep(60)
@@ -91,6 +114,7 @@ def test_a_signal_ends_who_holds_the_interpreter(number: signal.Signals) -> None
 
 def test_handlers_are_put_back_and_what_was_ignored_stays_so() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with awaited("my:net", "planning"):
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -98,3 +122,4 @@ def test_handlers_are_put_back_and_what_was_ignored_stays_so() -> None:
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGHUP, before)
+        signal.signal(signal.SIGINT, interrupt)

@@ -6,6 +6,7 @@ import os
 import signal
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from time import sleep
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError
@@ -13,6 +14,7 @@ from pipeline.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_LOOKS, _LOOK_S = 50, 0.002
 _HARMLESS = "resource_tracker"
 """multiprocessing's own helper, which ends with the process that it serves."""
 
@@ -51,7 +53,19 @@ def _children() -> set[int]:
 
 
 def _command(pid: int) -> str:
-    """Empty for what has ended."""
+    """Empty for what has ended, and for nothing else: the line of a process that has just become
+    another program is there a moment later, and it may have none at all."""
     with suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_text("utf-8", "replace").replace("\0", " ").strip()
+        for _ in range(_LOOKS):
+            line = Path(f"/proc/{pid}/cmdline").read_text("utf-8", "replace")
+            if line.strip("\0 ") or _has_ended(pid):
+                return line.replace("\0", " ").strip()
+            sleep(_LOOK_S)
+        return Path(f"/proc/{pid}/comm").read_text("utf-8", "replace").strip() or str(pid)
     return ""
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether only its exit status is left of it."""
+    state = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[0]
+    return state in "ZX"
