@@ -1,4 +1,4 @@
-"""Where results are kept; each begins with `launch.provenance.provenance`.
+"""Where results are kept; each begins with `launch.machine.provenance.provenance`.
 
 What can't be kept, or would take the place of something larger, is refused before anything is
 measured; what is measured lies in results/NAME.partial.json until it is whole.

@@ -27,26 +27,38 @@ def leave_current_folder() -> None:
 
 def pipeline_launch() -> None:
     """The command of that name."""
-    leave_current_folder()
-    from launch.cli import main
-
+    try:
+        leave_current_folder()
+        from launch.cli import main
+    except KeyboardInterrupt:
+        raise _interrupted() from None
     main()
 
 
 def pipeline_verify() -> None:
     """The command of that name."""
-    leave_current_folder()
-    from launch.verify import main
-
+    try:
+        leave_current_folder()
+        from launch.verify import main
+    except KeyboardInterrupt:
+        raise _interrupted() from None
     main()
 
 
 def pipeline_reproduce() -> None:
     """The command of that name."""
-    leave_current_folder()
-    from launch.reproduce import main
-
+    try:
+        leave_current_folder()
+        from launch.reproduce import main
+    except KeyboardInterrupt:
+        raise _interrupted() from None
     main()
+
+
+def _interrupted() -> SystemExit:
+    """Ctrl-C while modules are imported, before anything of the command's own could hear it."""
+    print("interrupted", file=sys.stderr)
+    return SystemExit(130)
 
 
 def _without_current_folder(entries: list[str]) -> list[str]:

@@ -80,6 +80,8 @@ def digests_of(job: Job, steps: int, engine: Engine | None) -> dict[tuple[int, i
             carry_out(replace(run, interrupted=interrupted), engine)
         except InterruptedRunError:  # with nothing to go on from
             raise KeyboardInterrupt from None
+        if interrupted():  # too late to end this run, not to leave out the next
+            raise KeyboardInterrupt
     return store.digests
 
 

@@ -11,9 +11,14 @@ import pytest
 from click.testing import CliRunner
 from processes import HELD
 
+from launch import entry
 from launch.cli import main as launch
 from launch.engines.interrupts import INTERRUPTIONS, interrupts_noted
+from launch.job import Options
+from launch.plan.checks import make_job
 from launch.reproduce import main as reproduce
+from launch.training import carry_out
+from launch.verify import digests_of
 from launch.verify import main as verify
 from pipeline.signals import signals_held
 
@@ -85,6 +90,22 @@ def test_verifying_ends_at_a_signal_and_leaves_nothing(
     assert not list(run.temp.glob("pipeline-verify-*"))
 
 
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("number", INTERRUPTIONS)
+def test_a_signal_at_the_end_of_one_run_leaves_out_the_next(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: signal.Signals
+) -> None:
+    """To verify takes two runs; the first has no step left that could end it."""
+
+    def and_a_signal(*given: Any) -> None:
+        carry_out(*given)
+        signal.raise_signal(number)
+
+    monkeypatch.setattr("launch.training.carry_out", and_a_signal)
+    with pytest.raises(KeyboardInterrupt):
+        digests_of(make_job(Options(tmp_path / "tiny.yaml", single=True)), 1, None)
+
+
 @pytest.mark.parametrize("number", INTERRUPTIONS)
 def test_what_was_ignored_stays_ignored(number: signal.Signals) -> None:
     signal.signal(number, signal.SIG_IGN)
@@ -111,3 +132,22 @@ def test_ctrl_c_before_anything_has_begun(
     monkeypatch.setattr("launch.job.Options", interrupted)
     result = CliRunner().invoke(command, arguments)
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize(
+    "command", [entry.pipeline_launch, entry.pipeline_verify, entry.pipeline_reproduce]
+)
+def test_ctrl_c_while_the_first_modules_are_imported(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: Callable[[], None],
+) -> None:
+    """Click takes most of this time, before it can do anything about a signal."""
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(entry, "leave_current_folder", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        command()
+    assert (ended.value.code, capsys.readouterr().err) == (130, "interrupted\n")
