@@ -32,6 +32,8 @@ _FREE_TO_CHANGE = (
     "schedule.", "runtime.", "optimizer.lr", "data.root", "data.download", "data.on_bad_image",
     "data.accept",
 )  # fmt: skip
+_OF_A_NETWORK = ("encoder.", "tail.")
+"""How the names of a user's tensors begin in a block's file."""
 _BOUND = ("runtime.seed", "runtime.precision", "schedule.greedy")
 
 
@@ -147,27 +149,50 @@ def _from_the_beginning(run: Folder, config: Config) -> tuple[StartState, list[s
 
 def _check_blocks(checkpoint: Checkpoint, blocks: int) -> None:
     if len(checkpoint.digests) != blocks:
-        raise CheckpointError(
-            f"{checkpoint.path}: holds {len(checkpoint.digests)} blocks, the network has {blocks}"
-        )
+        found = len(checkpoint.digests)
+        raise _another_network(checkpoint, f"{found} blocks, the network has {blocks}")
 
 
 def _check_kept(checkpoint: Checkpoint, start: StartState, rehearsal: Rehearsal | None) -> None:
-    """Earlier versions did not keep buffers that are not persistent: what training has made of
-    these is lost, and to go on would give other weights without a word."""
+    """A user's function gives the network that the checkpoint is of, and all that training has
+    made of it is there: earlier versions did not keep buffers that are not persistent."""
     if rehearsal is None:
         return
-    from pipeline.learning.block_file import decode_block  # torch, which a rehearsal needed anyway
+    from pipeline.learning.block_file import decode_block, kind_of  # torch, as in the rehearsal
 
     for block, data in start.files.items():
-        moving = {name for of, name in rehearsal.moving if of == block}
-        lost = sorted(moving - decode_block(bytes(data)).keys())
-        if lost:
-            raise ConfigError(
-                f"--resume: {checkpoint.path}: is of an earlier version, which did not keep "
-                f"{lost[0]} of block {block} (a buffer that is not persistent), though training "
-                "changes it: it would start anew and give other weights; start a new run"
-            )
+        kinds = {name: kind_of(tensor) for name, tensor in decode_block(bytes(data)).items()}
+        own = [held for held in rehearsal.held if held.block == block]
+        # rather what the user wrote than a head that follows from it
+        for held in sorted(own, key=lambda held: not held.name.startswith(_OF_A_NETWORK)):
+            found = kinds.pop(held.name, None)
+            if found is None and held.moves and not held.persistent:
+                raise ConfigError(
+                    f"--resume: {checkpoint.path}: is of an earlier version, which did not keep "
+                    f"{held.name} of block {block} (a buffer that is not persistent), though "
+                    "training changes it: it would start anew and give other weights; start a new "
+                    "run"
+                )
+            if found != held.kind and (found or held.persistent):
+                raise _another_network(
+                    checkpoint,
+                    f"{held.name} of block {block} is {found or 'missing'}, in the network it is "
+                    f"{held.kind}",
+                )
+        more = [name for name in kinds if name.startswith(_OF_A_NETWORK) and _is_kept(name)]
+        if more:
+            raise _another_network(checkpoint, f"the network has no {more[0]} in block {block}")
+
+
+def _is_kept(name: str) -> bool:
+    return not name.endswith("._extra_state")
+
+
+def _another_network(checkpoint: Checkpoint, what: str) -> ConfigError:
+    return ConfigError(
+        f"--resume: {checkpoint.path}: {what}: model.factory gives another network than the run "
+        "began with; bring that one back, or start a new run"
+    )
 
 
 def _compare(before: Config, now: Config, path: Path) -> list[str]:

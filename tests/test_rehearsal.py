@@ -3,10 +3,13 @@ holds, draws that no seed sets, sizes that it can't take. None of these may pass
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import os
 import random
+import re
+import sys
 import time
 from hashlib import sha256
 from os import getpid
@@ -19,6 +22,7 @@ from processes import digests, final_digests, launch
 from torch import Tensor, nn
 
 from pipeline.config.sections import Config, build_config
+from pipeline.config.yaml_file import load_tree
 from pipeline.data.facts import data_facts
 from pipeline.errors import ConfigError
 from pipeline.kernels.memory_layout import as_it_arrives
@@ -671,6 +675,21 @@ class Kept(nn.Linear):
 def not_persistent():
     return nn.Sequential(nn.Flatten(), Kept(64, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 10))
 
+def edited(changed):
+    hidden, last = [nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 8)], nn.Linear(8, 10)
+    if changed == "narrower":
+        hidden[0], hidden[2] = nn.Linear(64, 6), nn.Linear(6, 8)
+    if changed == "without a bias":
+        hidden[2] = nn.Linear(8, 8, bias=False)
+    if changed == "with a norm":
+        hidden[2] = nn.Sequential(hidden[2], nn.BatchNorm1d(8, affine=False))
+    if changed == "complex":
+        hidden[2].bias = nn.Parameter(hidden[2].bias.detach().cfloat())
+        hidden[2].forward = lambda x: x @ hidden[2].weight.T + hidden[2].bias.real
+    if changed == "deeper":
+        hidden.append(nn.Linear(8, 8))
+    return nn.Sequential(nn.Flatten(), *hidden, last)
+
 CALLS = itertools.count(1)
 
 def by_call(before):
@@ -779,3 +798,40 @@ def test_what_an_earlier_version_did_not_keep_is_not_made_up(
     said = capfd.readouterr().err
     assert status == (2 if changes else 0)
     assert (f"did not keep encoder.1.{name} of block 0" in said) is changes
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (
+            "narrower",
+            r"encoder.1.weight of block 0 is float32 \(8, 64\), in the network .* \(6, 64\)",
+        ),
+        ("without a bias", "the network has no encoder.0.bias in block 1"),
+        ("with a norm", "of block 1 is missing, in the network it is float32"),
+        ("complex", r"encoder.0.bias of block 1 is float32 \(8,\), in the .* complex64 \(8,\)"),
+        ("deeper", "3 blocks, the network has 4"),
+    ],
+)
+def test_another_network_does_not_go_on_from_a_checkpoint(
+    change: str,
+    complaint: str,
+    own_networks: Callable[[str], Path],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """As where somebody has edited the file since."""
+    config, run = own_networks("edited"), tmp_path / "run"
+    kwargs = "model.kwargs={changed: WHAT}"
+    given: dict[str, Any] = {"single": True, "overrides": (kwargs.replace("WHAT", "nothing"),)}
+    assert launch(config, run, **given) == 0
+    own = config.parent / f"{build_config(load_tree(config), '').model.factory}".partition(":")[0]
+    source = own.with_suffix(".py")
+    source.write_text(OWN.replace("(changed):", f"(changed):\n    changed = {change!r}"))
+    importlib.invalidate_caches()
+    sys.modules.pop(own.name)
+    more = {**given, "overrides": (*given["overrides"], "schedule.epochs=2")}
+    assert launch(config, run, resume=True, **more) == 2
+    (said,) = capfd.readouterr().err.splitlines()
+    assert re.search(complaint, said)
+    assert "model.factory gives another network than the run began with; bring that one" in said

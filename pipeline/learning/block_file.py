@@ -50,3 +50,8 @@ def decode_block(data: bytes) -> dict[str, Tensor]:
     # have a side (TypeError) or strides (RuntimeError) beyond an int64
     except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"not a block file: {one_line(error)}") from None
+
+
+def kind_of(tensor: Tensor) -> str:
+    """Its type and shape, for people: `float32 (3, 4)`."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import ConfigError, one_line
-from pipeline.learning.block_file import decode_block, encode_block
+from pipeline.learning.block_file import decode_block, encode_block, kind_of
 from pipeline.learning.build import build_blocks, build_preprocess
 from pipeline.learning.groups import rest
 from pipeline.learning.stage import Stage
@@ -37,7 +37,7 @@ from pipeline.rehearsal.unsaved_state import attributes, files_of, shared_values
 from pipeline.schedule.reports import Fingerprint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence, Set
 
     from torch import Tensor
 
@@ -57,13 +57,25 @@ _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """A tensor of a block. `kind`: its type and shape, for people. `moves`: whether training
+    changes it. `persistent`: whether a state dict has it."""
+
+    block: int
+    name: str
+    kind: str
+    moves: bool
+    persistent: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Rehearsal:
     """What every process must find its network to be; and what the user should know."""
 
     initial: tuple[Fingerprint, ...]
     notes: tuple[str, ...]
-    moving: frozenset[tuple[int, str]] = frozenset()
-    """Block and name of the tensors that training changes."""
+    held: tuple[Held, ...] = ()
+    """Every parameter and buffer, of the heads too."""
 
 
 def rehearse(config: Config, facts: DataFacts, specs: Sequence[BlockSpec]) -> Rehearsal:
@@ -94,9 +106,7 @@ def _rehearsed(config: Config, facts: DataFacts, specs: Sequence[BlockSpec]) -> 
     one.try_sizes()
     children = build_children(config.model, config.runtime.seed)
     notes = (*retyped(children, torch.float32), *_idle(one.blocks))
-    trained = set(initial_fingerprints(one.blocks))
-    moving = frozenset((each.block, each.tensor) for each in initial if each not in trained)
-    return Rehearsal(initial, notes, moving)
+    return Rehearsal(initial, notes, tuple(_held(one.blocks, set(initial))))
 
 
 class _Network:
@@ -377,6 +387,17 @@ def _idle(blocks: Sequence[Block]) -> Iterator[str]:
                 f"block {block.spec.index}: {_some(block.idle)} got no gradient in a trial: a "
                 "parameter stays as it is until a batch gives it one"
             )
+
+
+def _held(blocks: Sequence[Block], initial: Set[Fingerprint]) -> Iterator[Held]:
+    for block in blocks:
+        if block.spec.custom is None:
+            continue
+        in_state_dict = block.state_dict(keep_vars=True).keys()
+        for name, tensor in block.module_state().items():
+            now = Fingerprint(block.spec.index, name, digest(tensor))
+            persistent = name in in_state_dict
+            yield Held(now.block, name, kind_of(tensor), now not in initial, persistent)
 
 
 def _attributes(modules: Mapping[int, nn.Module]) -> dict[str, str]:
