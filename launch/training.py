@@ -99,8 +99,9 @@ def train(
             tell = _both(log, _while_it_is_read(console, show, log))
             run = make_run(job, held.folder, start, batches, course, keeper, tell)
             run.observer(_started(job, held.path, run, linked=engine is not None))
-            seen = (record.summary(), *record.gaps(), *_left_out(batches), *_measured(job, batches))
-            for note in (*notes, *seen, *cautions(job), *_unlocked(held)):
+            seen = (record.summary(), *record.gaps(), *batches.passed_over, *_left_out(batches))
+            more = (*_measured(job, batches), *cautions(job), *_unlocked(held))
+            for note in (*notes, *seen, *more):
                 run.observer(Note(note))
             for bad in batches.left_out:
                 log(Note(f"left out: {bad.path}: {bad.why}"))

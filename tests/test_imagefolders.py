@@ -211,8 +211,8 @@ def test_images_of_one_colour_have_no_deviation(tmp_path: Path) -> None:
 
 
 def copy_image(tmp_path: Path, *names: str) -> None:
-    data = (tmp_path / "train" / "cat" / "0.png").read_bytes()
     for name in names:
+        data = (tmp_path / "train" / "cat" / "0.png").read_bytes()
         path = tmp_path / "train" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
@@ -237,6 +237,29 @@ def test_files_come_in_torchvisions_order(tmp_path: Path) -> None:
     assert [(listed.training.path(f), f.label) for f in listed.training.files] == theirs.samples
     assert list(listed.classes) == theirs.classes
     assert data_facts(folder_config(tmp_path)).train_images == len(theirs) == 16
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["cat/0.gif", "dog/1.GIF", "dog/in/x.jfif"], [".gif (2), .jfif (1); images are .jpg"]),
+        (["cat/7", "cat/8.tfrecord.gz"], ["nothing (1), .gz (1); images are"]),
+        ([f"dog/{n}.{n % 7}" for n in range(70)], [".0 (10), .1 (10)", "and 2 more; images"]),
+        (["loose.png", "x.JPG", "notes.txt"], ["2 image files in train or val itself, beside"]),
+        (["one.webp", "dog/heic.heic"], [".heic (1)", "not read: 1 image file in train or val"]),
+        (["cat/.DS_Store", ".a.png", "cat/@eaDir/0.gif"], []),
+    ],
+)
+def test_files_that_are_passed_over_are_told(
+    names: list[str], said: list[str], tmp_path: Path
+) -> None:
+    """Somebody may take them for images of the run."""
+    write_folder(tmp_path)
+    copy_image(tmp_path, *names)
+    told = load_batches(folder_config(tmp_path), seed=1).passed_over
+    assert bool(told) is bool(said)
+    for words in said:
+        assert words in " ".join(told)
 
 
 @pytest.mark.parametrize(
@@ -302,6 +325,10 @@ def test_links_in_circles_lead_nowhere(loop: Callable[[Path], None], tmp_path: P
         ({"remove": ["val/dog"]}, ["in only one of train and val: dog"]),
         ({"make": ["train/cow"]}, ["in only one of train and val: cow"]),
         ({"make": ["train/cow", "val/cow"]}, ["without an image: cow", ".png"]),
+        (
+            {"make": ["train/cow", "val/cow"], "write": ["cow/0.gif"]},
+            ["cow (files not read end in .gif (1)"],
+        ),
         ({"remove": ["val"]}, ["imagefolder needs", "val with one folder per class"]),
     ],
 )
@@ -315,6 +342,7 @@ def test_classes_that_do_not_fit_are_refused(
         shutil.rmtree(tmp_path / name)
     for name in change.get("make", []):
         (tmp_path / name).mkdir()
+    copy_image(tmp_path, *change.get("write", []))
     for ask in (data_facts, lambda config: load_batches(config, seed=1)):
         with pytest.raises(ConfigError) as caught:
             ask(folder_config(tmp_path))

@@ -30,7 +30,7 @@ from pipeline.seeding import Purpose, generator
 from pipeline.system.daemon_pool import DaemonPool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -62,8 +62,9 @@ class Batches:
         test: _Part,
         limit: ClassLimit | None = None,
         classes: tuple[str, ...] = (),
+        passed_over: Sequence[str] = (),
     ) -> None:
-        self.facts, self.classes = facts, classes
+        self.facts, self.classes, self.passed_over = facts, classes, passed_over
         self.batch_size = batch_size
         self.steps_per_epoch = math.ceil(len(training) / batch_size)
         self.evaluation_batches = math.ceil(len(test) / batch_size)
@@ -178,7 +179,16 @@ def _folder_batches(config: DataConfig, seed: int, told: Progress) -> Batches:
     training, test = (ImageFiles(part, view, seed, reader, pool) for part in checked)
     facts = replace(facts, train_images=len(training), test_images=len(test))
     facts = _normalised(config, facts, training, told)
-    return Batches(facts, config.batch_size, seed, training, test, _limit(config), folder.classes)
+    return Batches(
+        facts,
+        config.batch_size,
+        seed,
+        training,
+        test,
+        _limit(config),
+        folder.classes,
+        folder.passed_over(),
+    )
 
 
 def _limited(images: ImageList, limit: int | None, classes: int) -> ImageList:

@@ -9,10 +9,11 @@ editor keeps for itself (`.ipynb_checkpoints`, `@eaDir`, `._0.png`) is neither c
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, cut
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 PARTS = ("train", "val")
+_MOST_ENDS = 5
+"""Of names, that are told."""
 _NOBODYS = frozenset(
     {"@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN", "__MACOSX", "lost+found",
      "System Volume Information"}
@@ -36,11 +39,14 @@ class ImageFile(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ImageList:
-    """The images of one part. `odd`: what is called like an image but is no file."""
+    """The images of one part. `odd`: what is called like an image but is no file. `others`: how
+    many files are not, by the end of their names. `beside`: how many images are in no class."""
 
     folder: str
     files: tuple[ImageFile, ...]
     odd: tuple[ImageFile, ...] = ()
+    others: tuple[tuple[str, int], ...] = ()
+    beside: int = 0
 
     def path(self, file: ImageFile) -> str:
         """Where it lies."""
@@ -54,6 +60,25 @@ class ImageFolder:
     classes: tuple[str, ...]
     training: ImageList
     test: ImageList
+
+    def passed_over(self) -> list[str]:
+        """A line for each kind of files that people may take for images of the run."""
+        others: Counter[str] = Counter()
+        for part in (self.training, self.test):
+            others.update(dict(part.others))
+        beside = self.training.beside + self.test.beside
+        said = []
+        if others:
+            said.append(
+                f"data.root: not read: files in class folders whose names end in "
+                f"{_counted(others)}; images are {' '.join(IMAGE_SUFFIXES)}"
+            )
+        if beside:
+            said.append(
+                f"data.root: not read: {beside} image file{'s' * (beside > 1)} in "
+                f"{' or '.join(PARTS)} itself, beside the folders of classes"
+            )
+        return said
 
 
 def list_images(root: Path) -> ImageFolder:
@@ -105,25 +130,43 @@ def _part(folder: Path, classes: Sequence[str]) -> ImageList:
     files: list[ImageFile] = []
     odd: list[ImageFile] = []
     empty: list[str] = []
+    others: Counter[str] = Counter()
     # a link from a class to a folder that holds it would bring in all the other classes
     above = {_identity(path) for path in (folder, *folder.resolve().parents)}
     start = len(os.path.join(folder, ""))
     for label, name in enumerate(classes):
-        images, others = _images_below(os.path.join(folder, name), set(above))
+        images, not_files = _images_below(os.path.join(folder, name), set(above), others)
         files += [ImageFile(path[start:], label) for path in images]
-        odd += [ImageFile(path[start:], label) for path in others]
-        if not images and not others:
+        odd += [ImageFile(path[start:], label) for path in not_files]
+        if not images and not not_files:
             empty.append(name)
     if empty:
+        there = f" (files not read end in {_counted(others)})" if others else ""
         raise ConfigError(
-            f"data.root: {folder} has classes without an image: {shortened(empty)}; put images "
-            f"({' '.join(IMAGE_SUFFIXES)}) into these folders, or remove them from train and val"
+            f"data.root: {folder} has classes without an image: {shortened(empty)}{there}; put "
+            f"images ({' '.join(IMAGE_SUFFIXES)}) into these folders, or remove them from train "
+            "and val"
         )
-    return ImageList(str(folder), tuple(files), tuple(odd))
+    beside = sum(_is_image(entry) and _is_file(entry) for entry in _visible(folder))
+    return ImageList(str(folder), tuple(files), tuple(odd), tuple(others.items()), beside)
 
 
-def _images_below(top: str, seen: set[tuple[int, int]]) -> tuple[list[str], list[str]]:
-    """Images of a class, and what only has the name of one.
+def _counted(others: Counter[str]) -> str:
+    most = others.most_common(_MOST_ENDS)
+    more = f" and {len(others) - len(most)} more" if len(others) > len(most) else ""
+    return ", ".join(f"{cut(end, 20)} ({files})" for end, files in most) + more
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    """Whether it has the name of one."""
+    return entry.name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _images_below(
+    top: str, seen: set[tuple[int, int]], others: Counter[str]
+) -> tuple[list[str], list[str]]:
+    """Images of a class, and what only has the name of one; the ends of other files' names are
+    counted in `others`.
 
     Each folder counts once, however many links lead to it: so there are no loops, and no more
     folders than the disk has.
@@ -143,7 +186,9 @@ def _images_below(top: str, seen: set[tuple[int, int]]) -> tuple[list[str], list
             raise _unreadable(folder, error) from None
         inner = [entry.path for entry in entries if _is_folder(entry)]
         waiting += reversed(inner)
-        named = [entry for entry in entries if entry.name.lower().endswith(IMAGE_SUFFIXES)]
+        named = [entry for entry in entries if _is_image(entry)]
+        rest = (entry for entry in entries if not _is_image(entry) and not _is_folder(entry))
+        others.update(os.path.splitext(entry.name)[1].lower() or "nothing" for entry in rest)
         found.append((folder, [entry.path for entry in named if _is_file(entry)]))
         odd += [entry.path for entry in named if not (_is_file(entry) or _is_folder(entry))]
     # torchvision's order: by the folders' whole paths, not as a walk meets them
