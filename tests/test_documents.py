@@ -28,7 +28,8 @@ OTHERS = {"nn", "torch", "np"}
 """Modules that are not ours."""
 
 A_PATH = re.compile(r"(?<![\w/.*…-])(?:[\w-]+/)*[\w-]+\.(?:py|ya?ml|md|toml)(?![\w/])")
-A_LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
+A_LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
+A_HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 A_MEMBER = re.compile(r"`((?:\w+/)*[a-z]\w*)\.([A-Z]\w*[a-z]\w*)(?:\.(\w+))?`")
 """A class of a module and, if there is a third group, what it has: `learning/stage.Stage.step`."""
 
@@ -66,6 +67,15 @@ def of(path: str) -> dict[str, set[str]]:
     }
 
 
+def leads(document: Path, link: str, anchor: str) -> bool:
+    """Whether a link of a document leads to a file and, if it has an anchor, to a heading there."""
+    path = document.parent / link if link else document
+    if not path.exists() or not anchor:
+        return path.exists()
+    headings = A_HEADING.findall(path.read_text(encoding="utf-8"))
+    return anchor in (re.sub(r"[^\w -]", "", name.lower()).replace(" ", "-") for name in headings)
+
+
 def docstrings() -> Iterator[tuple[Path, str]]:
     for path in chain(*((REPOSITORY / top).rglob("*.py") for top in ("pipeline", "launch"))):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -79,7 +89,7 @@ def test_documents_name_what_exists(document: str) -> None:
     path = REPOSITORY / document
     text = path.read_text(encoding="utf-8")
     assert unknown(text, files()) == []
-    assert [link for link in A_LINK.findall(text) if not (path.parent / link).exists()] == []
+    assert [link for link in A_LINK.findall(text) if not leads(path, *link)] == []
 
 
 def test_docstrings_name_what_exists() -> None:
@@ -103,3 +113,18 @@ def test_docstrings_name_what_exists() -> None:
 )
 def test_a_wrong_name_is_found(text: str, wrong: list[str]) -> None:
     assert unknown(text, files()) == wrong
+
+
+@pytest.mark.parametrize(
+    ("link", "right"),
+    [
+        (("pipeline/README.md", "a-users-own-network"), True),
+        (("pipeline/README.md", "a-users-own-network-factorypy"), False),
+        (("", "image-folders"), True),
+        (("", "image-files"), False),
+        (("docs/differences.md", ""), True),
+        (("docs/sameness.md", ""), False),
+    ],
+)
+def test_a_link_that_leads_nowhere_is_found(link: tuple[str, str], right: bool) -> None:
+    assert leads(REPOSITORY / "README.md", *link) is right
