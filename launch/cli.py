@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from launch.display.streams import end_output, tolerate_streams, wait_for_no_reader
-from launch.engines.interrupts import INTERRUPTED
+from launch.engines.interrupts import INTERRUPTED, catch_interruptions, end_at_once_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,14 +18,16 @@ if TYPE_CHECKING:
 
 def end_with(body: Callable[[], int]) -> NoReturn:
     """Carry out a whole command, imports included, and exit with its status."""
-    tolerate_streams()
     try:
+        catch_interruptions()
+        tolerate_streams()
         status = body()
     except KeyboardInterrupt:
         wait_for_no_reader()
         print("interrupted", file=sys.stderr)
         status = INTERRUPTED
     with suppress(KeyboardInterrupt):
+        end_at_once_with(status)
         end_output()
     sys.exit(status)
 

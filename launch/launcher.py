@@ -104,18 +104,21 @@ def _print_plan(job: Job) -> int:
 
 def _start(job: Job, run: HeldRun, origin: tuple[StartState, list[str]], options: Options) -> int:
     run.check_writable()
+    trained = False
     try:
         with engine_for(options) as engine:
             from launch.training import train  # numpy, and much more: only now that it is needed
 
             train(job, run, origin, engine, view=options.view)
+            trained = True
     except InterruptedRunError as error:
         return _complain(_how_to_resume(str(error), run, options), INTERRUPTED)
     except CutShortError as error:
         said = _how_to_resume(error.summary, run, options)
         return _complain(said, FAILED, error.remote_traceback)
     except KeyboardInterrupt:
-        return _complain(_how_to_resume(ended_at_once(run), run, options), INTERRUPTED)
+        if not trained:  # else only the engine was still to be closed, and nothing is left to do
+            return _complain(_how_to_resume(ended_at_once(run), run, options), INTERRUPTED)
     return DONE
 
 

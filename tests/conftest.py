@@ -32,6 +32,19 @@ def same_draws() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def handlers_as_before() -> Iterator[None]:
+    """A command that is carried out in this process lets signals end it once it is done."""
+    import signal
+
+    from launch.engines.interrupts import INTERRUPTIONS
+
+    before = {number: signal.getsignal(number) for number in INTERRUPTIONS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def sockets() -> Iterator[Sockets]:
     """Closes every socket at the end, however the test went."""

@@ -300,8 +300,6 @@ def work_that_differs(*arguments: Any) -> int:
 
 
 def _work(*arguments: Any) -> int:
-    from launch.engines import (
-        local,
-    )  # in a worker this is the true one: the test's patch stays behind
+    from launch.engines import local  # in a worker the true one: the test's patch stays behind
 
     return local._work(*arguments)

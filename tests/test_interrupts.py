@@ -14,6 +14,7 @@ from processes import HELD
 from launch import entry
 from launch.cli import main as launch
 from launch.engines.interrupts import INTERRUPTIONS, interrupts_noted
+from launch.engines.local import LocalEngine
 from launch.job import Options
 from launch.plan.checks import make_job
 from launch.reproduce import main as reproduce
@@ -151,3 +152,62 @@ def test_ctrl_c_while_the_first_modules_are_imported(
     with pytest.raises(SystemExit) as ended:
         command()
     assert (ended.value.code, capsys.readouterr().err) == (130, "interrupted\n")
+
+
+BEGINNING = """
+import os, signal
+from launch.cli import end_with
+
+def body():
+    try:
+        os.kill(os.getpid(), signal.{number})
+    finally:
+        os.kill(os.getpid(), signal.{number})  # as `timeout` does, to its child and its group
+
+end_with(body)
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_before_training_unwinds_the_command(number: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BEGINNING.format(number=number)], preexec_fn=default_signals,
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+ENDING = """
+import atexit, os, signal
+from launch.cli import end_with
+atexit.register(os.kill, os.getpid(), signal.{number})
+end_with(lambda: {status})
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [("SIGINT", 0), ("SIGTERM", 1), ("SIGHUP", 2)])
+def test_a_signal_at_the_end_of_python_changes_nothing(number: str, status: int) -> None:
+    program = ENDING.format(number=number, status=status)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
+
+
+def test_ctrl_c_while_the_engine_is_closed_leaves_a_run_done(
+    monkeypatch: pytest.MonkeyPatch, tiny: Path
+) -> None:
+    def interrupted(engine: LocalEngine) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LocalEngine, "warm_up", lambda engine: None)
+    monkeypatch.setattr(LocalEngine, "close", interrupted)
+    monkeypatch.setattr("launch.training.train", lambda *given, **options: None)
+    result = CliRunner().invoke(launch, [str(tiny)])
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+
+
+def default_signals() -> None:
+    """Tests that a shell has started in the background, or under nohup, ignore some."""
+    for number in INTERRUPTIONS:
+        signal.signal(number, signal.SIG_DFL)

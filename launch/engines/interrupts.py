@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from contextlib import contextmanager
@@ -17,6 +18,33 @@ INTERRUPTED = 130
 """Exit status of a command that one of them has ended."""
 ONE_S = 1.0
 """Signals so close together are one: `timeout` sends its own to the child and to its group."""
+
+
+def catch_interruptions() -> None:
+    """Those that end a process without a word become KeyboardInterrupt, as Ctrl-C is: it unwinds
+    through all that cleans up. Signals close together are one."""
+    last = [-ONE_S]
+
+    def interrupt(number: int, frame: object) -> None:
+        before, last[0] = last[0], time.monotonic()
+        if last[0] - before >= ONE_S:
+            raise KeyboardInterrupt
+
+    for number in INTERRUPTIONS:
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, interrupt)
+
+
+def end_at_once_with(status: int) -> None:
+    """From now on a signal ends this process with the status that the command has anyway: while
+    Python takes down its modules, nobody catches a KeyboardInterrupt."""
+
+    def end(number: int, frame: object) -> None:
+        os._exit(status)
+
+    for number in INTERRUPTIONS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, end)
 
 
 @contextmanager
