@@ -227,6 +227,4 @@ def shortened(names: Iterable[str], most: int = 8) -> str:
     """Names in a line, the first `most` of them."""
     known = list(names)
     more = [f"… ({len(known)} in all)"] if len(known) > most else []
-    return ", ".join(
-        [*(name if len(name) <= 40 else f"{name[:39]}…" for name in known[:most]), *more]
-    )
+    return ", ".join([*(cut(name, 40) for name in known[:most]), *more])

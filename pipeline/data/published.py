@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 
 from pipeline.data.facts import data_root, known_facts
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, cut
 from pipeline.system.plain_file import open_regular
 
 if TYPE_CHECKING:
@@ -219,13 +219,9 @@ def _unavailable(config: DataConfig, damaged: str, error: Exception) -> str:
     problem, cure = "can't be read from or fetched into", "check the network"
     if not config.download:
         problem, cure = "missing or damaged, with data.download false, in", "set data.download true"
+    said = cut(" ".join(str(error).split()) or type(error).__name__, 240)
     return (
-        f"data.name {config.name}: {problem} {data_root(config)} ({damaged}{_one_line(error)}); "
+        f"data.name {config.name}: {problem} {data_root(config)} ({damaged}{said}); "
         f"{cure}, or name the folder where it lies (--set data.root=DIR), or use data.name digits "
         "or synthetic, which need no download"
     )
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 240 else text[:239] + "…"
