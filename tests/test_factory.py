@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,6 +23,8 @@ from pipeline.worker.heartbeat import Activity
 from pipeline.worker.worker import Worker
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pipeline.learning.stage import Stage
     from pipeline.network.specs import BlockSpec
 
@@ -164,7 +167,7 @@ def test_initial_weights_and_dropout_belong_to_the_seed() -> None:
 @pytest.mark.parametrize(
     ("function", "complaint"),
     [
-        ("missing", "has no attribute 'missing'"),
+        ("missing", "has no missing"),
         ("lonely", "1 children with parameters; at least a hidden one and the output"),
         ("not_sequential", r"gave a Linear; an nn\.Sequential"),
         ("wrong_classes", r"its last child gives \(4,\) per image, the data has 5 classes"),
@@ -181,6 +184,21 @@ def test_a_module_that_is_not_there_is_named() -> None:
     config = config_of(model={"factory": "no.such.module:make"})
     with pytest.raises(ConfigError, match=r"model.factory no.such.module:make: .*No module"):
         specs_of(config)
+
+
+@pytest.mark.parametrize(
+    ("module", "where"), [("queue", "/queue.py"), ("sys", "of Python itself"), ("yaml", "/yaml/")]
+)
+def test_an_installed_module_of_the_users_name_is_told(
+    module: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"{module}.py").write_text("raise AssertionError('it is looked for last')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", sys.path[:])
+    with pytest.raises(
+        ConfigError, match=rf"{module} \(.*{where}.*\) has no make; .* needs a name"
+    ):
+        specs_of(config_of(model={"factory": f"{module}:make"}))
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from pipeline.system.interpreter import look_here_last
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
 
     from torch import Tensor, nn
 
@@ -122,14 +123,14 @@ def _network(model: ModelConfig) -> nn.Sequential:
     look_here_last()
     try:
         with no_process_left():
-            make: Callable[..., Any] = getattr(importlib.import_module(module), name)
+            make = _function(importlib.import_module(module), name)
             network = make(**model.kwargs)
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"model.factory {model.factory}: {one_line(error)}; install it, or start from the "
             "folder that holds it"
         ) from error
-    except ConfigError as error:  # of what the call left behind
+    except ConfigError as error:  # no such function, or of what the call left behind
         raise ConfigError(f"model.factory {model.factory}: {error}") from error
     except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise ConfigError(f"model.factory {model.factory}: {_named(error)}") from error
@@ -144,6 +145,16 @@ def _network(model: ModelConfig) -> nn.Sequential:
             "not be used, since each of its children is called by itself: put that into a child"
         )
     return network
+
+
+def _function(module: ModuleType, name: str) -> Callable[..., Any]:
+    if not hasattr(module, name):
+        raise ConfigError(
+            f"{module.__name__} ({getattr(module, '__file__', 'of Python itself')}) has no {name}; "
+            "a module of yours needs a name that no installed one has, which would go before it"
+        )
+    found: Callable[..., Any] = getattr(module, name)
+    return found
 
 
 def _own_parts(network: nn.Sequential) -> str:
