@@ -373,6 +373,20 @@ def test_a_block_that_is_left_out_at_random_is_not() -> None:
     assert not rehearsed(lambda: around(Block(maybe))).notes
 
 
+@pytest.mark.parametrize("table", [nn.Embedding, nn.EmbeddingBag])
+def test_a_sparse_gradient_is_refused_with_the_cure(table: Callable[..., nn.Module]) -> None:
+    def looked_up(own: Any, h: Tensor) -> Tensor:
+        found: Tensor = own.table(h.abs().long().clamp(0, 5))
+        return h + (found if found.dim() == 2 else found.mean(1))
+
+    refused(
+        lambda: around(
+            Block(looked_up, lambda own: setattr(own, "table", table(6, 12, sparse=True)))
+        ),
+        "block 1, in training, .*gives a sparse gradient.* sparse=False",
+    )
+
+
 def test_parameters_without_a_gradient_are_named_once() -> None:
     def make() -> nn.Sequential:
         return around(Block(make=lambda own: setattr(own, "spare", nn.Linear(2, 2))))

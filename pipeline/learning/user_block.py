@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.kernels.memory_layout import as_it_arrives
 from pipeline.learning.block import Block
@@ -58,7 +60,16 @@ class CustomBlock(Block):
         self._idle = set(range(len(self.learned)))
 
     def update(self, gradients: Sequence[Tensor | None], lr: float | Tensor) -> None:
-        """As `Block.update`; takes note of the parameters that have learned."""
+        """As `Block.update`; takes note of the parameters that have learned.
+
+        Raises:
+            ConfigError: for a gradient that is sparse, as `nn.Embedding(…, sparse=True)` gives it.
+        """
+        if any(each is not None and each.layout != torch.strided for each in gradients):
+            raise ConfigError(
+                "gives a sparse gradient, and the optimizers take dense ones: make its layers with "
+                "sparse=False"
+            )
         self._idle = {at for at in self._idle if gradients[at] is None}
         super().update(gradients, lr)
 
