@@ -193,7 +193,7 @@ def test_the_launcher_is_killed_before_there_are_workers(launcher: Start) -> Non
     until(run.fork_servers, "the fork server")
     run.process.kill()
     assert run.exit_status() == -9
-    until(lambda: not run.family(), "the end of the fork server", 10.0)
+    until(lambda: not run.family(), "the end of the fork server")  # that imports torch first
     until(lambda: not list(run.temp.iterdir()), "the end of its folder", 5.0)
 
 
