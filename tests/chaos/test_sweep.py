@@ -63,7 +63,7 @@ def test_workers_that_are_stopped_as_soon_as_they_live_go_on(
                 if worker.pid not in stopped:
                     os.kill(worker.pid, signal.SIGSTOP)
                     stopped.add(worker.pid)
-        return len(stopped) == 2
+        return len(stopped) >= 2  # more where one was taken for stuck and replaced meanwhile
 
     until(all_were_stopped, "two workers")
     assert run.exit_status(2 * DEADLINE_S) == 0, run.stderr
