@@ -120,10 +120,10 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Job, int], No
 def test_what_is_read_from_a_disk_gives_the_same(
     train: Train, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.data.batches.Batches.in_memory", False)
     read, held = Job(folder(), 3), Job(folder(), 3)
-    train(read)
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.data.batches.Batches.in_memory", False)
+        train(read)
     train(held)
     assert read.store.files == held.store.files
 
