@@ -7,7 +7,7 @@
                      x = pool(dropout(h.detach()))
 
 Correct, and in no way tuned: one process, contiguous format, fp32, no fused kernel. Its losses
-are compared with ours in tests/test_plain.py.
+are compared with ours in tests/benchmarks/test_plain.py.
 """
 
 from __future__ import annotations

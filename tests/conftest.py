@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
-from processes import TINY, Launcher, until
+from support.processes import TINY, Launcher, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,7 +48,7 @@ def handlers_as_before() -> Iterator[None]:
 @pytest.fixture
 def sockets() -> Iterator[Sockets]:
     """Closes every socket at the end, however the test went."""
-    from kept_sockets import KeptSockets
+    from support.kept_sockets import KeptSockets
 
     from pipeline.transport.rejections import Door
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import ast
 import re
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from support import REPOSITORY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
     path.relative_to(REPOSITORY).as_posix()
     for path in chain(

@@ -11,13 +11,13 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from support import REPOSITORY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-
-REPOSITORY = Path(__file__).resolve().parents[1]
+    from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import psutil
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where a script finds `processes`
-from processes import Launcher, epochs, final_digests, until
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where a script finds `support`
+from support.processes import Launcher, epochs, final_digests, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING
 import click
 import psutil
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where a script finds `processes`
-from processes import Launcher, final_digests, until
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where a script finds `support`
+from support.processes import Launcher, final_digests, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

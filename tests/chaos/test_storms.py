@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from storm import Storm, outcome, undisturbed
+
+from chaos.storm import Storm, outcome, undisturbed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from processes import Launcher
+    from support.processes import Launcher
 
     Start = Callable[..., Launcher]
 

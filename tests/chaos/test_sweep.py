@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from processes import DEADLINE_S, final_digests, until
-from sweep import DIGITS, Strike, strike, undisturbed
+from support.processes import DEADLINE_S, final_digests, until
+
+from chaos.sweep import DIGITS, Strike, strike, undisturbed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from processes import Launcher
+    from support.processes import Launcher
 
     Start = Callable[..., Launcher]
 
@@ -26,7 +27,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
     """Weights of the run that nobody strikes."""
-    from processes import Launcher
+    from support.processes import Launcher
 
     folder = tmp_path_factory.mktemp("calm")
     undisturbed(folder, lambda *arguments: Launcher(folder, folder, *arguments))

@@ -4,8 +4,8 @@
 
 Each config that hypothesis draws is small and valid. It is trained in single mode, in several
 stages, resumed in another number of stages from each kind of snapshot, and with a worker lost:
-SHA-256 of every block's file must be equal. In threads, over links in memory (`memory_run.py`);
-what processes add is for `tests/chaos`.
+SHA-256 of every block's file must be equal. In threads, over links in memory
+(`support/run_in_threads.py`); what processes add is for `tests/chaos`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import click
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where a script finds `memory_run`
-from memory_run import Fate, Job, train_pipelined
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where a script finds `support`
+from support.run_in_threads import Fate, Job, train_pipelined
 
 from pipeline.run.events import CheckpointWritten
 from pipeline.single import SingleTrainer

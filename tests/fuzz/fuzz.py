@@ -5,7 +5,7 @@
     python tests/fuzz/fuzz.py checkpoint --minutes 15
 
 `targets.py` says which rules hold. The last line is JSON; exit status 1: an input broke a rule and
-lies, named, beside the corpus. `tests/test_fuzz_targets.py` tries the same targets in no time.
+lies, named, beside the corpus. `tests/fuzz/test_targets.py` tries the same targets in no time.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main(target: str, minutes: float, corpus: Path | None) -> None:
     if importlib.util.find_spec("atheris") is None:
         raise click.ClickException(
             "atheris, which drives libFuzzer, is not installed: pip install atheris "
-            "(Linux, CPython 3.11 to 3.13), or run pytest tests/test_fuzz_targets.py without it"
+            "(Linux, CPython 3.11 to 3.13), or run pytest tests/fuzz/test_targets.py without it"
         )
     corpus = corpus or REPOSITORY / "build" / "fuzz" / target
     sow(target, corpus)

@@ -4,7 +4,7 @@
 
 `image_folder.py` says which rules hold. Each round is a process with bounded memory and time. The
 last line is JSON; exit status 1: a file broke a rule and lies, named, in build/fuzz/images.
-`tests/test_fuzz_images.py` tries a few of them.
+`tests/fuzz/test_images.py` tries a few of them.
 """
 
 from __future__ import annotations

@@ -1,0 +1,461 @@
+"""What is known of speed before training: measured and kept, or assumed; and what is printed."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from rich.console import Console
+from support import REPOSITORY
+
+from launch.job import Foresight, Job, Options
+from launch.plan import cost_cache as costfile
+from launch.plan.checks import make_job
+from launch.plan.cost_cache import cost_file
+from launch.plan.forecast import print_forecast
+from launch.plan.foresight import cautions
+from pipeline.errors import ConfigError
+from pipeline.planning.plan import make_plan
+from pipeline.planning.plan_files import MeasuredBlock, MeasuredCosts
+from pipeline.planning.prediction import BlockTimes, Links, Timing
+from pipeline.planning.simulate import Crowd
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+VGG19 = """\
+model: {name: vgg19}
+loss: {name: predsim}
+data: {name: cifar10, download: false}
+"""
+DEVICE = (
+    "{macs_per_s: {fp32: 1.5e14}, memory_bytes: %s, link_bytes_per_s: %s, link_latency_s: %s}\n"
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def imagined(
+    folder: Path,
+    memory: str = "80e9",
+    link: str = "1e15",
+    latency: str = "1e-5",
+    gpus: str = "0-7",
+    **more: Any,
+) -> Job:
+    (folder / "vgg19.yaml").write_text(VGG19, encoding="utf-8")
+    (folder / "device.yaml").write_text(DEVICE % (memory, link, latency), encoding="utf-8")
+    config, device = folder / "vgg19.yaml", folder / "device.yaml"
+    return make_job(Options(config, gpus=gpus, dry_run=True, assume=device, **more))
+
+
+def printed(job: Job) -> str:
+    assert job.foresight
+    stream = io.StringIO()
+    print_forecast(job, job.foresight, Console(file=stream, width=200))
+    return stream.getvalue()
+
+
+def test_speed_grows_until_one_layer_is_all_that_its_device_does(tmp_path: Path) -> None:
+    """17 hidden layers; the slowest five have 189 of 2,274 million multiply-adds each: 8.3 %."""
+    text = printed(imagined(tmp_path))
+    rows = [line.split() for line in text.splitlines() if line.strip()[:2].strip().isdigit()]
+    speedups = {int(row[0]): float(row[3].rstrip("×")) for row in rows}
+    assert list(speedups) == [1, 2, 4, 8, 16, 32, 64]
+    assert speedups[2] == pytest.approx(2, abs=0.02)
+    assert speedups[64] == speedups[32]
+    assert speedups[64] == pytest.approx(2274 / 189, rel=0.01)
+    assert "With 17 stages, divided and placed anew for each number of devices:" in text
+    assert "More than 13 devices bring nothing: stage 1 (conv 64→64) alone is 8 % of" in text
+
+
+def test_no_fewer_devices_bring_as_much(tmp_path: Path) -> None:
+    """By the same simulation, count by count; the table only has powers of two."""
+    job = imagined(tmp_path)
+    assert job.foresight
+    timing, speeds = job.foresight.timing, {}
+    for count in (12, 13, 16):
+        names = [f"device {n}" for n in range(count)]
+        plan = make_plan(job.specs, job.costs, stages=17, devices=names, loads=timing.loads)
+        speeds[count] = timing.prospect(plan, 2).images_per_s
+    assert 1.01 * speeds[12] < speeds[16] <= 1.01 * speeds[13]
+
+
+def test_growth_is_that_of_the_stages_asked_for(tmp_path: Path) -> None:
+    text = printed(imagined(tmp_path, stages=2))
+    assert "With 2 stages, divided and placed anew" in text
+    assert "More than 2 devices bring nothing: stage 0 (" in text
+    assert "% of the work, which more --stages would divide." in " ".join(text.split())
+
+
+def test_single_mode_is_one_process_on_one_device(tmp_path: Path) -> None:
+    many, one = imagined(tmp_path), imagined(tmp_path, single=True)
+    assert {stage.device for stage in one.plan.stages} == {"cuda:0"}
+    assert many.foresight
+    seconds = sum(block.total_s for block in many.foresight.timing.times)
+    assert (
+        f"Predicted (assumed: {tmp_path / 'device.yaml'}, fp32): {128 / seconds:,.0f} "
+        in printed(one)
+    )
+    assert "equal devices" not in printed(one)
+
+
+def test_global_backprop_is_predicted_too_and_greedy_training_says_why_not(tmp_path: Path) -> None:
+    text = printed(imagined(tmp_path, single=True, overrides=("loss.name=glob",)))
+    assert re.search(r"Predicted \(assumed: .*\): [\d,]+ images/s", text)
+    text = printed(imagined(tmp_path, overrides=("schedule.greedy=true",)))
+    assert "No speed is predicted: in greedy training one block learns at a time" in text
+
+
+def test_of_many_stages_the_bound_is_told(tmp_path: Path) -> None:
+    """Simulated, each number of devices would take minutes."""
+    deep = ("model.name=mlp", "model.hidden_layers=100", "model.hidden=64")
+    text = printed(imagined(tmp_path, overrides=deep, gpus="0-3"))
+    assert re.search(r"at most [\d,]+ images/s; of more than 40 stages only the bound is", text)
+    few = printed(imagined(tmp_path, overrides=deep, gpus="0-3", stages=4))
+    assert re.search(r"device.yaml, fp32\): [\d,]+ images/s\.", few)
+
+
+def test_a_feed_that_is_the_bound_is_named(tmp_path: Path) -> None:
+    job = imagined(tmp_path)
+    assert job.foresight
+    slow = replace(job.foresight, timing=replace(job.foresight.timing, feed_s=0.1))
+    text = printed(replace(job, foresight=slow))
+    assert "More than 1 device brings nothing: the coordinator prepares a batch every 1e+02" in text
+
+
+@pytest.mark.parametrize(
+    ("link", "latency", "cure"),
+    [("5e10", "1e-5", "with more bytes per second"), ("1e15", "1e-2", "that answer sooner")],
+)
+def test_slow_links_are_named_as_the_reason(
+    tmp_path: Path, link: str, latency: str, cure: str
+) -> None:
+    overrides = ("runtime.max_in_flight=1",)
+    job = imagined(tmp_path, link=link, latency=latency, overrides=overrides)
+    text = " ".join(printed(job).split())
+    assert re.search(r"batches wait for links: from stage \d+ to the next one takes", text)
+    assert f"a larger runtime.max_in_flight would help, or links {cure}." in text
+
+
+def test_a_link_that_is_the_bound_is_named_and_credits_do_not_help(tmp_path: Path) -> None:
+    """Stage 4, a convolution 128→256, passes on 256 maps of 8×8: 8.4 MB a batch."""
+    for in_flight in (2, 32):
+        overrides = (f"runtime.max_in_flight={in_flight}",)
+        text = " ".join(printed(imagined(tmp_path, link="5e8", overrides=overrides)).split())
+        assert "stage 4 sends keeps the link to the next one busy for 17 ms with each batch" in text
+        assert "max_in_flight would help" not in text
+        assert " 2 2 7,629 " in text  # 128 images every 16.8 ms
+
+
+def test_a_device_that_is_too_small_is_named(tmp_path: Path) -> None:
+    text = printed(imagined(tmp_path, memory="1e8", gpus="0-3"))
+    assert re.search(r"cuda:0 needs \d+ MiB and has 95\.4 MiB: use more devices", text)
+    assert re.search(r" 1 +1 +[\d,]+ +1\.00× +100 % +too much: 1\.28 GiB", text)
+    assert "too much" not in printed(imagined(tmp_path, memory="1e12"))
+
+
+@pytest.mark.usefixtures("tiny")
+def test_in_single_mode_a_cpu_prepares_each_batch_and_nobody_else_is_at_work(
+    tmp_path: Path,
+) -> None:
+    job = make_job(Options(tmp_path / "tiny.yaml", gpus="cpu", single=True))
+    times = tuple(BlockTimes(n, 1, 1) for n in range(4))
+    crowded = Timing(times, job.costs, 32, capacity=2.0, feed_s=2.0, crowd=Crowd(0.5))
+    foresight = Foresight(crowded, "measured: here")
+    assert "Predicted (measured: here): 3 images/s" in printed(replace(job, foresight=foresight))
+
+
+def test_a_device_is_imagined_on_a_machine_that_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.machine.gpus.visible_gpus", lambda *_: 0)
+    imagined(tmp_path)
+    config, device = tmp_path / "vgg19.yaml", tmp_path / "device.yaml"
+    job = make_job(Options(config, dry_run=True, assume=device))
+    assert {stage.device for stage in job.plan.stages} == {"cuda:0"}
+    assert "equal devices" in printed(job)
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    ("single", "threads", "said"),
+    [
+        (False, 1, ""),
+        (False, 2, "2 stages of 2 threads on 3 cores hold each other up"),
+        (True, 3, ""),
+        (True, 4, "1 stage of 4 threads on 3 cores hold each other up"),
+    ],
+)
+def test_more_threads_than_cores_are_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, single: bool, threads: int, said: str
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2})
+    overrides = (f"runtime.threads_per_stage={threads}",)
+    options = Options(tmp_path / "tiny.yaml", gpus="cpu", single=single, overrides=overrides)
+    told = cautions(make_job(replace(options, stages=None if single else 2)))
+    assert said in "".join(told)
+    assert bool(told) is bool(said)
+
+
+FIXED = ("loss.classifier=fixed",)
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    ("overrides", "warned"),
+    [
+        ((), False),
+        (FIXED, False),
+        ((*FIXED, "loss.feedback=sign"), False),
+        ((*FIXED, "loss.feedback=random"), True),
+        ((*FIXED, "loss.feedback=random", "loss.name=predsim"), True),
+        (("loss.bio=true",), False),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("single", [False, True])
+def test_feedback_that_cannot_align_is_warned_of(
+    tmp_path: Path, overrides: tuple[str, ...], warned: bool, single: bool
+) -> None:
+    overrides = ("loss.name=pred", *overrides)
+    job = make_job(Options(tmp_path / "tiny.yaml", gpus="cpu", single=single, overrides=overrides))
+    told = "".join(cautions(job))
+    assert ("loss.feedback random: a classifier that is never trained" in told) is warned
+    assert ("16.5 % errors" in told) is warned
+
+
+@pytest.mark.parametrize(
+    ("precision", "has", "said"),
+    [
+        ("bf16", "fp32: 1e14", "macs_per_s.bf16: is missing, and runtime.precision is bf16: add"),
+        ("fp32", "bf16: 1e14", "reaches in fp32, or --set runtime.precision=bf16"),
+        ("fp32", "", "macs_per_s.fp32: is missing"),
+    ],
+)
+def test_the_speed_of_another_precision_is_not_taken(
+    tmp_path: Path, precision: str, has: str, said: str
+) -> None:
+    imagined(tmp_path)
+    device = tmp_path / "device.yaml"
+    device.write_text(device.read_text().replace("fp32: 1.5e14", has), encoding="utf-8")
+    given = Options(
+        tmp_path / "vgg19.yaml",
+        dry_run=True,
+        assume=device,
+        overrides=(f"runtime.precision={precision}",),
+    )
+    with pytest.raises(ConfigError) as caught:
+        make_job(given)
+    assert str(caught.value).startswith(f"{device}: macs_per_s.{precision}: ")
+    assert said in str(caught.value)
+
+
+def test_the_h200_predicts_what_was_measured_on_it(tmp_path: Path) -> None:
+    """22,896 images/s: VGG8B, CIFAR's shape, predsim in bf16 (throughput_cuda)."""
+    cifar = ("data.name=cifar10", "loss.name=predsim", "runtime.precision=bf16")
+    config, device = REPOSITORY / "configs/vgg8b.yaml", REPOSITORY / "configs/devices/h200.yaml"
+    job = make_job(Options(config, single=True, dry_run=True, assume=device, overrides=cifar))
+    assert job.foresight
+    found = job.foresight.timing.prospect(job.plan.in_one_process(), 2)
+    assert found.images_per_s == pytest.approx(22_900, rel=0.02)
+
+
+def test_assumptions_are_for_dry_runs(tmp_path: Path) -> None:
+    imagined(tmp_path)
+    given = Options(tmp_path / "vgg19.yaml", gpus="cpu", assume=tmp_path / "device.yaml")
+    with pytest.raises(ConfigError, match="--assume imagines a device: it goes with --dry-run"):
+        make_job(given)
+
+
+@pytest.mark.usefixtures("tiny", "torch_settings")
+def test_what_was_measured_is_kept_and_used_and_may_be_edited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.profiling.blocks.SECONDS", 0.02)
+    monkeypatch.setattr("pipeline.profiling.hop.SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.profiling.crowd.SECONDS", 0.0)
+    config = tmp_path / "tiny.yaml"
+    assert make_job(Options(config, gpus="cpu", stages=2)).foresight is None
+    measured = make_job(Options(config, gpus="cpu", stages=2, measure=True))
+    assert measured.foresight
+    path = cost_file(measured.config, measured.specs, "cpu")
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert [block["name"] for block in tree["blocks"]] == [
+        "linear 64→16",
+        "linear 16→16",
+        "linear 16→16",
+        "output 16→10",
+    ]
+    assert tree["crowded_speed"] > 0
+    assert tree["hop_s"] > 0
+    assert measured.foresight.timing.links == Links(tree["copied_per_s"], hop_s=tree["hop_s"])
+    assert measured.foresight.timing.crowd == Crowd(tree["crowded_speed"], tree["crowd"])
+    assert all(block["learn_s"] > 0 for block in tree["blocks"] if block["block"] != 2)
+    tree["blocks"][0]["learn_s"] = 1000.0
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    edited = make_job(Options(config, gpus="cpu", stages=2))
+    assert [stage.blocks for stage in edited.plan.stages] == [(0,), (1, 2, 3)]
+    assert edited.foresight
+    assert edited.foresight.timing.loads[0] > 1e12
+
+
+@pytest.mark.usefixtures("tiny")
+def test_costs_are_kept_apart_by_what_they_depend_on(tmp_path: Path) -> None:
+    config = tmp_path / "tiny.yaml"
+    jobs = [
+        make_job(Options(config, gpus="cpu", overrides=overrides))
+        for overrides in (
+            (),
+            ("runtime.seed=7",),
+            ("data.batch_size=8",),
+            ("runtime.threads_per_stage=2",),
+            ("model.hidden=17",),
+            ("runtime.cuda_graphs=false",),
+            ("runtime.on_nonfinite=skip_batch",),  # which records no steps
+            ("data.crop_padding=2",),
+        )
+    ]
+    paths = [cost_file(job.config, job.specs, "cpu") for job in jobs]
+    assert paths[0] == paths[1]
+    assert len(set(paths)) == 7
+    assert cost_file(jobs[0].config, jobs[0].specs, "cuda:0") != paths[0]
+
+
+def test_the_number_of_classes_is_part_of_a_network(tmp_path: Path) -> None:
+    (tmp_path / "made.yaml").write_text(
+        "{model: {name: mlp}, loss: {name: pred}, data: {name: synthetic}}", encoding="utf-8"
+    )
+    jobs = [
+        make_job(Options(tmp_path / "made.yaml", gpus="cpu", overrides=(f"data.classes={n}",)))
+        for n in (10, 20)
+    ]
+    assert len({cost_file(job.config, job.specs, "cpu") for job in jobs}) == 2
+
+
+@pytest.mark.usefixtures("tiny")
+def test_what_can_not_be_kept_is_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match=r"can't be kept in .*: Not a directory; let XDG_CACHE"):
+        make_job(Options(tmp_path / "tiny.yaml", gpus="cpu", measure=True))
+
+
+@pytest.mark.usefixtures("tiny")
+def test_only_what_is_there_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launch.machine.gpus.visible_gpus", lambda *_: 0)
+    given = Options(tmp_path / "tiny.yaml", gpus="0-7", dry_run=True, measure=True)
+    with pytest.raises(ConfigError, match="this machine has no CUDA device 0"):
+        make_job(given)
+    names = {"cuda:0": "an H100", "cuda:1": "an H200"}
+    monkeypatch.setattr("launch.plan.cost_cache.device_kind", names.__getitem__)
+    monkeypatch.setattr("launch.plan.checks.devices", lambda spec: tuple(names))
+    with pytest.raises(ConfigError, match="cuda:0 is an H100, cuda:1 is an H200; name devices of"):
+        make_job(given)
+
+
+@pytest.mark.parametrize(("threads", "capacity"), [(1, 2.0), (2, 1.0), (4, 1.0)])
+@pytest.mark.usefixtures("tiny")
+def test_a_stage_alone_is_never_slower_than_it_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int, capacity: float
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
+    config = make_job(Options(tmp_path / "tiny.yaml", gpus="cpu")).config
+    runtime = config.runtime.model_copy(update={"threads_per_stage": threads})
+    assert costfile._capacity(config.model_copy(update={"runtime": runtime}), "cpu") == capacity
+
+
+def test_devices_copy_beside_what_they_compute() -> None:
+    kept = MeasuredCosts(
+        network="", device="", batch_size=1, measured="", copied_per_s=1e9, hop_s=1e-3,
+        blocks=(MeasuredBlock(block=0, name="", forward_s=1, learn_s=1),),
+    )  # fmt: skip
+    assert costfile._links("cpu", kept) == Links(copied_per_s=1e9, hop_s=1e-3)
+    assert costfile._links("cuda:0", kept) == Links(sent_per_s=1e9)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_speed_is_that_of_full_slots(tmp_path: Path) -> None:
+    """One device is always at work; while slots fill, more goes in than comes out."""
+    job = make_job(Options(tmp_path / "tiny.yaml", gpus="cpu", stages=3))
+    timing = Timing(tuple(BlockTimes(n, 1, 1) for n in range(4)), job.costs, 32)
+    for max_in_flight in (1, 8, 64):
+        found = timing.prospect(job.plan, max_in_flight)
+        assert found.images_per_s == pytest.approx(32 / 8, rel=0.01)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_stages_are_timed_by_hand(tmp_path: Path) -> None:
+    """Blocks of 1 + 2 s, 3 + 4 s, 5 + 6 s, 0 + 7 s; 16 numbers for each of 32 images are sent,
+    2,048 bytes."""
+    job = make_job(Options(tmp_path / "tiny.yaml", gpus="cpu", stages=2))
+    times = tuple(BlockTimes(n, *pair) for n, pair in enumerate([(1, 2), (3, 4), (5, 6), (0, 7)]))
+    timing = Timing(times, job.costs, 32, Links(copied_per_s=1024.0), capacity=2.0)
+    first, last = timing.works(job.plan)
+    assert [stage.blocks for stage in job.plan.stages] == [(0,), (1, 2, 3)]
+    assert (first.forward_s, first.send_s, first.learn_s, first.travel_s) == (1, 2.0, 2, 0.0)
+    assert (last.forward_s, last.send_s, last.learn_s) == (3 + 4 + 5 + 6 + 0, 0.0, 7)
+    hopping = replace(timing, links=Links(copied_per_s=1024.0, hop_s=0.5), feed_s=1.0)
+    first, last = hopping.works(job.plan)
+    assert (hopping.fed_s, first.forward_s, first.send_s, last.forward_s, last.send_s) == (
+        1.25, 1.25, 2.25, 18.25, 0.0,
+    )  # fmt: skip
+    alone = hopping.in_one_process()
+    (work,) = alone.works(job.plan.in_one_process())
+    assert (alone.fed_s, work.total_s) == (0.0, 1 + 28)
+    found = timing.prospect(job.plan, max_in_flight=2)
+    assert found.images_per_s == pytest.approx(32 / 25)
+    assert found.stage_busy == pytest.approx((5 / 25, 1.0))
+    assert found.device_busy == {"cpu": pytest.approx((5 + 25) / 25 / 2)}
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    ("epochs", "milestones", "said"),
+    [
+        (60, "[6, 9, 11]", "60: after epoch 11 the rate stays the same for 49; at the same shares"),
+        (
+            10,
+            "[50, 75, 89, 94]",
+            "10: the run is over before the learning rate drops after epoch 50, 75, 89, 94; at",
+        ),
+        (
+            10,
+            "[3, 20]",
+            "drops after epoch 20, and after epoch 3 the rate stays the same for 7; at",
+        ),
+        (12, "[12]", "the run is over before the learning rate drops after epoch 12; at"),
+        (1000, "[10]", "as in the paper: --set 'schedule.milestones=[500]'"),
+        (60, "[6, 9, 11]", "as in the paper: --set 'schedule.milestones=[30, 45, 53]'"),
+        (1, "[2]", "as in the paper: --set 'schedule.milestones=[]'"),
+        (12, "[6, 9, 11]", ""),
+        (12, "[11]", ""),
+        (12, "[6]", ""),
+        (12, "[]", ""),
+    ],
+)
+def test_milestones_left_behind_are_told(
+    tmp_path: Path, epochs: int, milestones: str, said: str
+) -> None:
+    overrides = (f"schedule.epochs={epochs}", f"schedule.milestones={milestones}")
+    told = cautions(make_job(Options(tmp_path / "tiny.yaml", gpus="cpu", overrides=overrides)))
+    assert said in "".join(told)
+    assert len(told) == bool(said)
+    assert all(f"don't fit schedule.epochs {epochs}: " in one for one in told)
+
+
+def test_the_configs_that_come_with_it_have_fitting_milestones() -> None:
+    paths = [*REPOSITORY.glob("configs/*.yaml"), *REPOSITORY.glob("configs/paper/*/*.yaml")]
+    assert len(paths) > 50
+    for path in paths:
+        job = make_job(Options(path, single=True, dry_run=True))
+        assert not any("milestones" in one for one in cautions(job)), path

@@ -1,0 +1,407 @@
+"""The command line: what is wrong is said in one line, before anything is started or written."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner
+from support.processes import TINY
+
+from launch.cli import main
+from launch.engines.local import LocalEngine
+from launch.machine.gpus import devices
+from launch.run_directory import RunDirectory
+from pipeline.config.config_file import dump_config, load_config
+from pipeline.config.sections import config_tree
+from pipeline.data.facts import data_facts
+from pipeline.network.from_config import network_specs
+from pipeline.schedule.reports import RunSnapshot
+from pipeline.storage.checkpoint_writer import CheckpointStore
+from pipeline.storage.folder import Folder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from click.testing import Result
+
+VGG11B_3X = """\
+model: {name: vgg11b, feat_mult: 3, dropout: 0.3}
+loss: {name: predsim, beta: 0.99, dim_in_decoder: 4096}
+optimizer: {name: adam, lr: 3.0e-4}
+data: {name: cifar10}
+"""
+
+
+class Started(BaseException):
+    """Something was started that should not have been."""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with tiny.yaml, in which nothing may be started."""
+
+    def start(*given: Any) -> None:
+        raise Started
+
+    monkeypatch.setattr(LocalEngine, "warm_up", start)
+    monkeypatch.setattr("launch.training.load_batches", start)
+    monkeypatch.setattr("launch.plan.checks.devices", partial(devices, count=lambda: 0))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(TINY, encoding="utf-8")
+    return tmp_path
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def starts(*arguments: str) -> bool:
+    """Whether a command gets as far as starting something."""
+    try:
+        run(*arguments)
+    except Started:
+        return True
+    return False
+
+
+def refused(here: Path, *arguments: str) -> str:
+    """The one line that a wrong command gives, having changed nothing."""
+    before = contents(here)
+    result = run(*arguments)
+    assert result.exit_code == 2, result.exception
+    assert result.stdout == ""
+    assert contents(here) == before
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.endswith("\n")
+    return result.stderr.removeprefix("error: ").rstrip()
+
+
+def contents(folder: Path) -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def a_run(here: Path, name: str = "run") -> Path:
+    """A run directory as after some steps; its one block file was never trained."""
+    config = load_config(here / "tiny.yaml")
+    directory = RunDirectory(here / name)
+    directory.path.mkdir()
+    directory.config.write_text(dump_config(config), encoding="utf-8")
+    run = Folder.open(directory.path)
+    store = CheckpointStore(run, config_tree(config), 3, steps_per_epoch=4)
+    blocks = len(network_specs(config, data_facts(config.data)))
+    files = dict.fromkeys(range(blocks), b"block")
+    store.write(RunSnapshot(2, 1, epoch_reported=False, files=files, tallies=()))
+    return directory.path
+
+
+# --- folders of runs ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("", "--run-dir '': is empty; name a folder, as runs/my-run"),
+        ("a\nb", r"--run-dir 'a\nb': holds a line break, another control character or bytes that"),
+        ("\udce9t\udce9", r"--run-dir '\udce9t\udce9': holds a line break, another control chara"),
+        ("tiny.yaml", "--run-dir tiny.yaml: can't be opened: Not a directory; choose another"),
+        ("x" * 300, f"--run-dir {'x' * 300}: can't be made: File name too long; choose another"),
+    ],
+)
+def test_a_folder_that_is_none(here: Path, name: str, says: str) -> None:
+    assert refused(here, "tiny.yaml", "--run-dir", name).startswith(says)
+
+
+# --- wrong usage --------------------------------------------------------------------------
+
+
+def test_what_is_refused_would_otherwise_start(here: Path) -> None:
+    assert starts("tiny.yaml")
+    assert starts("tiny.yaml", "--single")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("model.hiden=8", "tiny.yaml: model.hiden: unknown key; allowed here: name, layers"),
+        ("modell.hidden=8", "tiny.yaml: modell: unknown key; allowed here: model, loss"),
+        ("model.hidden=wide", "tiny.yaml: model.hidden: 'wide' is not allowed: input should be"),
+        ("data.flip=1", "tiny.yaml: data.flip: 1 is not allowed: input should be true or"),
+        ("loss.beta=1.5", "tiny.yaml: loss.beta: 1.5 is not allowed: input should be less than"),
+        ("loss.alpha=0.5", "tiny.yaml: loss.alpha needs loss.unsupervised sim or recon"),
+        ("loss.name=hebb", "tiny.yaml: loss.name: 'hebb' is not allowed: input should be 'pred'"),
+        ("hidden=8", "--set hidden=8: expected SECTION.KEY=VALUE"),
+        ("model.hidden=[8", "--set model.hidden=[8:1:3: YAML syntax: "),
+    ],
+)
+def test_wrong_value(here: Path, override: str, says: str) -> None:
+    assert refused(here, "tiny.yaml", "--set", override).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("--stages 0", "--stages 0: at least 1 stage is needed; use 1 to 3"),
+        ("--stages 99", "has 3; use --stages 3 or fewer"),
+        ("--gpus 7", "--gpus 7: this machine has no CUDA device 7 (0 visible); use --gpus cpu"),
+        ("--gpus 0-x", "--gpus 0-x: '0-x' is neither a number nor a range; expected cpu, or"),
+        ("--engine ray", "--engine ray: not available yet; use --engine local (the default)"),
+    ],
+)
+def test_wrong_option(here: Path, arguments: str, says: str) -> None:
+    assert says in refused(here, "tiny.yaml", *arguments.split())
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "255.255.255.255", "224.0.0.1", "ff02::1", "::ffff:0.0.0.0", "::ffff:224.0.0.1",
+        "::ffff:127.0.0.1", "0.0.0.0", "::", "127.1", "0177.0.0.1", "localhost", "127.0.0.1:80",
+        "10.0.0.0/8", "", "127.255.255.255", "198.51.100.1", "2001:db8::1", "fe80::1",
+        "fe80::1%nowhere",
+    ],
+)  # fmt: skip
+def test_an_address_at_which_nobody_can_connect(here: Path, address: str) -> None:
+    over = ("--set", "runtime.transport=tcp", "--set", f"runtime.bind_address={address!r}")
+    assert "runtime.bind_address " in refused(here, "tiny.yaml", *over)
+
+
+@pytest.mark.parametrize("arguments", ["--stages two", "--engine slurm", "--nonsense", "--stages"])
+def test_what_click_refuses(here: Path, arguments: str) -> None:
+    before = contents(here)
+    result = run("tiny.yaml", *arguments.split())
+    assert result.exit_code == 2
+    errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert errors == result.stderr.splitlines()[-1:]  # after what the usage is
+    assert contents(here) == before
+
+
+def test_no_config_file(here: Path) -> None:
+    assert refused(here, "absent.yaml") == "absent.yaml: there is no such file"
+    assert refused(here) == "which config? give CONFIG.yaml, or --resume with --run-dir DIR"
+
+
+def test_help_knows_of_layers_that_stay_together() -> None:
+    words = " ".join(run("--help").output.split())
+    assert "[default: one per hidden layer, or per group that can't be divided]" in words
+
+
+def test_a_folder_is_no_config_file(here: Path) -> None:
+    (here / "folder").mkdir()
+    assert refused(here, "folder").startswith("folder: can't be read as text: ")
+
+
+def test_syntax_error_has_line_and_column(here: Path) -> None:
+    (here / "broken.yaml").write_text("model: {name: mlp}\nloss: {name: pred]\n", encoding="utf-8")
+    assert refused(here, "broken.yaml").startswith("broken.yaml:2:18: YAML syntax: ")
+
+
+def test_global_backprop_needs_single_mode(here: Path) -> None:
+    says = refused(here, "tiny.yaml", "--set", "loss.name=glob")
+    assert "its gradient flows through all blocks" in says
+    assert says.endswith("pipeline-launch --single")
+    assert starts("tiny.yaml", "--set", "loss.name=glob", "--single")
+    stages = refused(here, "tiny.yaml", "--set", "loss.name=glob", "--single", "--stages", "2")
+    assert "--stages 2" in stages
+
+
+# --- run directories ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("held", ["config.yaml", "metrics.jsonl", "checkpoints"])
+def test_a_run_is_not_overwritten(here: Path, held: str) -> None:
+    (here / "run").mkdir()
+    (here / "run" / held).write_text("precious", encoding="utf-8")
+    says = refused(here, "tiny.yaml", "--run-dir", "run")
+    assert says.startswith(f"--run-dir run: already holds a run ({held}); add --resume")
+
+
+@pytest.mark.parametrize("mode", [(), ("--single",)])
+def test_nothing_to_resume(here: Path, mode: tuple[str, ...]) -> None:
+    says = refused(here, "tiny.yaml", "--resume", "--run-dir", "absent", *mode)
+    assert says.startswith("--resume: there is no folder absent; name the run's folder")
+    (here / "empty").mkdir()
+    refused(here, "tiny.yaml", "--resume", "--run-dir", "empty", *mode)
+    assert refused(here, "--resume", "--run-dir", "empty", *mode).startswith("empty/config.yaml")
+
+
+def test_a_checkpoint_without_manifest_is_none(here: Path) -> None:
+    (a_run(here) / "checkpoints" / "step-00000002" / "manifest.json").unlink()
+    says = refused(here, "--resume", "--run-dir", "run")
+    assert says.startswith("--resume: run holds no complete checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("change", "before"),
+    [
+        ("model.hidden=8", 16), ("model.dropout=0.5", 0.2), ("loss.beta=0.5", 0.99),
+        ("data.batch_size=16", 32), ("runtime.seed=2", 1), ("runtime.precision=bf16", "fp32"),
+        ("schedule.greedy=true", "false"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("mode", [(), ("--single",)])
+def test_a_resumed_run_stays_what_it_was(
+    here: Path, change: str, before: Any, mode: tuple[str, ...]
+) -> None:
+    a_run(here)
+    says = refused(here, "tiny.yaml", "--resume", "--run-dir", "run", "--set", change, *mode)
+    key, _, now = change.partition("=")
+    assert says == (
+        f"--resume: {key} is {now}, but the run in run began with {before}; "
+        f"use --set {key}={before}, or start a new run"
+    )
+
+
+NETWORK_OF_LISTS = """\
+model: {name: vgg, layers: [32, M, 16], hidden_layers: 0}
+loss: {name: pred, pred_hidden: [8, 4]}
+data: {name: digits}
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "advised"),
+    [
+        ("model.layers=[32]", "--set 'model.layers=[32, M, 16]'"),
+        ("loss.pred_hidden=8", "--set 'loss.pred_hidden=[8, 4]'"),
+        ("data.train_limit=50", "--set data.train_limit=null"),
+        ("data.flip=true", "--set data.flip=false"),
+    ],
+)
+def test_what_is_advised_to_resume_can_be_pasted(here: Path, change: str, advised: str) -> None:
+    (here / "tiny.yaml").write_text(NETWORK_OF_LISTS, encoding="utf-8")
+    a_run(here)
+    resumed = ("tiny.yaml", "--resume", "--run-dir", "run", "--set", change)
+    assert f"use {advised}, or start a new run" in refused(here, *resumed)
+    assert starts(*resumed, *shlex.split(advised))
+
+
+@pytest.mark.parametrize("change", ["schedule.epochs=5", "optimizer.lr=0.1", "runtime.seed=1"])
+def test_a_resumed_run_may_go_on_differently(here: Path, change: str) -> None:
+    a_run(here)
+    assert starts("tiny.yaml", "--resume", "--run-dir", "run", "--set", change)
+
+
+# --- nothing heavy is imported ------------------------------------------------------------
+
+HEAVY = ("torch", "torchvision", "numpy", "sklearn", "zmq", "safetensors")
+RUN_AND_LIST = f"""
+import os, sys
+def heavy():
+    print("heavy:", *sorted({set(HEAVY)!r} & set(sys.modules)), file=sys.stderr, flush=True)
+leave = os._exit
+os._exit = lambda status: (heavy(), leave(status))
+from launch.cli import main
+try:
+    main(prog_name="pipeline-launch")
+finally:
+    heavy()
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complete", "status", "says"),
+    [
+        (["--help"], "", 0, "Usage: pipeline-launch [OPTIONS] CONFIG.yaml"),
+        (["--version"], "", 0, "pipeline-launch, version "),
+        ([], "bash_source", 0, "complete -o nosort -F"),
+        (["tiny.yaml", "--set", "loss.beta=1.5"], "", 2, "error: tiny.yaml: loss.beta: 1.5"),
+        (["tiny.yaml", "--stages", "99"], "", 2, "error: --stages 99: "),
+        (["tiny.yaml", "--gpus", "0-x"], "", 2, "error: --gpus 0-x: "),
+        (["tiny.yaml", "--resume", "--run-dir", "empty", "--single"], "", 2, "error: --resume: "),
+        (["tiny.yaml", "--dry-run", "--gpus", "0-3"], "", 0, "cuda:1"),
+    ],
+)
+def test_answers_import_nothing_heavy(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    complete: str,
+    status: int,
+    says: str,
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY, encoding="utf-8")
+    if complete:
+        monkeypatch.setenv("_PIPELINE_LAUNCH_COMPLETE", complete)
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_AND_LIST, *arguments],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == status
+    assert says in done.stdout + done.stderr
+    assert done.stderr.splitlines()[-1].strip() == "heavy:"
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+def test_the_list_of_heavy_imports_sees_them() -> None:
+    program = f"import numpy\n{RUN_AND_LIST}"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--help"],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.stderr.splitlines()[-1] == "heavy: numpy"
+
+
+# --- the plan -----------------------------------------------------------------------------
+
+
+def test_dry_run_shows_the_plan_and_starts_nothing(here: Path) -> None:
+    (here / "vgg11b_3x.yaml").write_text(VGG11B_3X, encoding="utf-8")
+    before = contents(here)
+    result = CliRunner(env={"COLUMNS": "110"}).invoke(
+        main, ["vgg11b_3x.yaml", "--dry-run", "--stages", "10", "--gpus", "0-3"]
+    )
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert contents(here) == before
+    rows = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    # stage, device, blocks, parameters of layer and head, multiply-adds, bytes sent, memory
+    assert "3 cuda:1 conv 384→768 2.66 M 5.34 M 21743 M 96 MiB 1.16 GiB" in rows
+    assert "9 cuda:0 linear 6144→1024 6.3 M 1.06 M 16 M – 122 MiB" in rows
+    for stage, macs in enumerate([4098, 6795, 6795, 21743, 6795, 21743, 6795, 6795, 1699, 16]):
+        row = next(row for row in rows if row.startswith(f"{stage} cuda:"))
+        assert f" {macs} M " in row
+    assert "4 2.92× 3.83×" in rows
+    sentences = " ".join(rows)
+    assert "predsim does 2.21 times the multiply-adds of global backprop" in sentences
+    assert "bound by stage 3 (conv 384→768): 21743 M multiply-adds of 83274 M" in sentences
+
+
+def test_dry_run_of_single_mode_shows_one_process(here: Path) -> None:
+    tables = [run("tiny.yaml", "--dry-run", *mode).stdout for mode in ((), ("--single",))]
+    assert ["every link" in table for table in tables] == [True, False]
+
+
+def test_batches_of_one_image_need_pixels_to_normalise_by(here: Path) -> None:
+    layers = ", ".join(["4, M"] * 3)
+    text = f"""
+        model: {{name: vgg, layers: [{layers}, 4], hidden_layers: 0}}
+        loss: {{name: pred}}
+        data: {{name: digits, batch_size: 1}}
+    """
+    (here / "deep.yaml").write_text(text, encoding="utf-8")
+    complaint = refused(here, "deep.yaml", "--single")
+    assert "data.batch_size 1: block 3 (conv 4→4) gives a number per feature" in complaint
+    assert "use data.batch_size 2 or more, or model.batch_norm false" in complaint
+    done = run("deep.yaml", "--dry-run", "--set", f"model.layers=[{layers}]")
+    assert done.exit_code == 0, done.stderr
+
+
+def test_dry_run_checks_as_a_run_does(here: Path) -> None:
+    refused(here, "tiny.yaml", "--dry-run", "--stages", "4")
+    refused(here, "tiny.yaml", "--dry-run", "--set", "loss.beta=2")
+
+
+def test_dry_run_checks_what_is_to_be_resumed(here: Path) -> None:
+    again = ("tiny.yaml", "--resume", "--dry-run")
+    assert refused(here, *again).startswith("--resume: which run? name its folder")
+    says = refused(here, *again, "--run-dir", "absent")
+    assert says.startswith("--resume: there is no folder absent; ")
+    a_run(here)
+    assert run(*again, "--run-dir", "run").exit_code == 0
+    says = refused(here, *again, "--run-dir", "run", "--set", "model.hidden=8")
+    assert says.startswith("--resume: model.hidden is 8, but the run in run began with 16")

@@ -1,0 +1,326 @@
+"""The local losses against slow explicit forms of the equations, and their gradients."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from support.gradients import check_gradients
+from torch import Tensor
+from torch.nn.functional import mse_loss, one_hot
+
+from pipeline.config.sections import build_config
+from pipeline.kernels.linear import wide
+from pipeline.learning import block as block_module
+from pipeline.learning.block import Block
+from pipeline.learning.heads import PredHead, similarity_map
+from pipeline.learning.losses import (
+    prediction_loss,
+    similarity_loss,
+    similarity_matrix,
+)
+from pipeline.network.from_config import build_specs, decoder_pool
+from pipeline.network.specs import PredSpec, SimSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipeline.network.specs import BlockSpec
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def slow_similarity(x: Tensor) -> Tensor:
+    """S(x) entry by entry, in Python's own numbers."""
+    vectors = [_features(example) for example in x]
+    n = len(vectors)
+    matrix = [[_cosine(vectors[i], vectors[j]) for j in range(n)] for i in range(n)]
+    return torch.tensor(matrix, dtype=torch.float64)
+
+
+def _features(example: Tensor) -> list[float]:
+    if example.dim() == 3 and example.size(0) > 3 and example.size(1) > 1:
+        values = [_deviation(channel.flatten().tolist()) for channel in example]
+    else:
+        values = example.flatten().tolist()
+    mean = sum(values) / len(values)
+    centred = [value - mean for value in values]
+    norm = 1e-8 + sum(value * value for value in centred) ** 0.5
+    return [value / norm for value in centred]
+
+
+def _deviation(values: list[float]) -> float:
+    mean = sum(values) / len(values)
+    return (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
+
+
+def _cosine(one: list[float], other: list[float]) -> float:
+    product = sum(a * b for a, b in zip(one, other, strict=True))
+    return max(-1.0, min(1.0, product))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (5, 7),  # after a linear block
+        (4, 6, 3, 3),  # feature maps: deviation over space
+        (4, 4, 2, 1),  # just enough channels and height
+        (3, 3, 4, 4),  # an image of 3 channels is flattened
+        (3, 8, 1, 5),  # no height: flattened
+        (3, 8, 1, 1),
+        (1, 9),
+    ],
+)
+def test_similarity_matrix_is_the_explicit_one(shape: tuple[int, ...]) -> None:
+    x = random(*shape)
+    found = similarity_matrix(x)
+    assert found.shape == (shape[0], shape[0])
+    torch.testing.assert_close(found, slow_similarity(x), rtol=1e-12, atol=1e-12)
+    assert torch.allclose(found, found.T, rtol=0, atol=1e-15)
+    assert found.abs().max() <= 1.0
+
+
+def test_similarity_of_examples_without_any_difference_is_zero_and_has_a_gradient() -> None:
+    for x in (torch.ones(3, 5), torch.zeros(3, 6, 2, 2)):
+        x.requires_grad_()
+        found = similarity_matrix(x)
+        assert torch.equal(found.detach(), torch.zeros(3, 3))
+        (gradient,) = torch.autograd.grad(found.sum(), x)
+        assert gradient.isfinite().all()
+
+
+def test_similarity_loss_is_the_mean_over_all_pairs() -> None:
+    x, labels = random(6, 5), torch.tensor([0, 1, 2, 0, 1, 0])
+    target = slow_similarity(torch.eye(3, dtype=torch.float64)[labels])
+    expected = ((slow_similarity(x) - target) ** 2).sum() / 36
+    torch.testing.assert_close(
+        similarity_loss(x, one_hot(labels, 3).double()), expected, rtol=1e-12, atol=0
+    )
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (6, 6, 3, 3), (6, 3, 4, 4), (1, 9)])
+@pytest.mark.parametrize("weight", [1.0, 0.01])
+def test_similarity_loss_has_the_gradient_of_its_formula(
+    shape: tuple[int, ...], weight: float
+) -> None:
+    x = random(*shape)
+    if len(x) > 2:
+        x[1], x[2] = 3 * x[0], 0.5  # one parallel to another, one without any difference
+    target = one_hot(torch.arange(len(x)) % 3, 3).double()
+    x.requires_grad_()
+    formula = mse_loss(similarity_matrix(x), similarity_matrix(target))
+    (expected,) = torch.autograd.grad(weight * formula, x)
+    loss = similarity_loss(x, target)
+    torch.testing.assert_close(loss, formula, rtol=1e-15, atol=0)
+    (found,) = torch.autograd.grad(weight * loss, x)
+    assert expected.isfinite().all()
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-12, 1.0, 1e12, 1e25])
+def test_one_example_out_of_scale_spoils_no_gradient(scale: float) -> None:
+    """In float32 the length of the largest is infinite, its direction zero, the loss finite."""
+    x = random(6, 5).float()
+    x[2] *= scale
+    target = one_hot(torch.arange(6) % 3, 3).float()
+    x.requires_grad_()
+    formula = mse_loss(similarity_matrix(x), similarity_matrix(target))
+    (expected,) = torch.autograd.grad(formula, x)
+    (found,) = torch.autograd.grad(similarity_loss(x, target), x)
+    assert expected.isfinite().all()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_similarity_of_equal_labels_is_one_and_that_of_others_below_zero() -> None:
+    one_hot = torch.eye(4, dtype=torch.float64)[torch.tensor([2, 2, 3])]
+    expected = torch.tensor([[1, 1, -1 / 3], [1, 1, -1 / 3], [-1 / 3, -1 / 3, 1]])
+    torch.testing.assert_close(similarity_matrix(one_hot), expected.double(), rtol=0, atol=1e-7)
+
+
+def test_prediction_loss_is_cross_entropy_and_counts_what_is_wrong() -> None:
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, -1.0]], dtype=torch.float64)
+    value = prediction_loss(logits, torch.tensor([0, 0, 0]))
+    chosen = [2.0, 0.0, 3.0]
+    sums = [torch.logsumexp(row, 0).item() for row in logits]
+    expected = sum(total - right for total, right in zip(sums, chosen, strict=True)) / 3
+    assert value.loss.item() == pytest.approx(expected, rel=1e-12)
+    assert value.errors is not None
+    assert value.errors.item() == 1
+
+
+def test_local_classifier_pools_flattens_and_starts_with_zero_weights() -> None:
+    spec = PredSpec(decoder_pool((4, 6, 6), 16), 16, 3, 1.0)
+    head = PredHead(spec)
+    assert torch.equal(head.weight, torch.zeros(3, 16))
+    assert head.bias.abs().min() > 0
+    torch.nn.init.ones_(head.weight)
+    h = torch.arange(144, dtype=torch.float32).view(1, 4, 6, 6)
+    pooled = torch.nn.functional.avg_pool2d(h, 4, 4, 2)
+    assert torch.allclose(head(h), pooled.sum() + head.bias)
+
+
+def test_similarity_maps_keep_the_shape_and_have_no_bias() -> None:
+    convolution, linear = (
+        similarity_map(SimSpec("conv", 4, 1.0)),
+        similarity_map(SimSpec("linear", 7, 1.0)),
+    )
+    assert convolution(torch.zeros(2, 4, 5, 3)).shape == (2, 4, 5, 3)
+    assert linear(torch.zeros(2, 7)).shape == (2, 7)
+    assert [name for name, _ in convolution.named_parameters()] == ["weight"]
+    assert [name for name, _ in linear.named_parameters()] == ["weight"]
+    assert convolution.weight.shape == (4, 4, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_wide_is_at_least_float32(given: torch.dtype, expected: torch.dtype) -> None:
+    assert wide(torch.zeros(2, dtype=given)).dtype == expected
+
+
+# --- through a block ----------------------------------------------------------------------
+
+
+def specs_of(loss: str, kind: str, beta: float = 0.99) -> tuple[BlockSpec, ...]:
+    model: dict[str, Any] = (
+        {"name": "vgg", "layers": [5, "M"], "hidden": 6} if kind == "conv" else {"name": "mlp"}
+    )
+    tree = {
+        "model": {"hidden": 6, **model},
+        "loss": {"name": loss, "beta": beta, "dim_in_decoder": 10},
+        "data": {"name": "cifar10"},
+    }
+    config = build_config(tree, "test")
+    return build_specs(config.model, config.loss, config.nonlinearity, (2, 3, 3), 3)
+
+
+def block_of(spec: BlockSpec, dtype: torch.dtype = torch.float64, bf16: bool = False) -> Block:
+    block = Block(spec, seed=1, device=torch.device("cpu"), dtype=dtype, bf16=bf16)
+    if block.pred is not None:  # zero weights would hide the gradient of the activation
+        weight = block.pred.weight
+        torch.nn.init.uniform_(weight, -0.5, 0.5, generator=torch.Generator().manual_seed(2))
+    return block
+
+
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+@pytest.mark.parametrize("loss", ["pred", "sim", "predsim"])
+def test_gradients_of_every_local_loss(loss: str, kind: str) -> None:
+    block = block_of(specs_of(loss, kind, beta=0.6)[0])
+    labels = torch.tensor([0, 1, 2, 0])
+    # far from the kink of the leaky ReLU, as numeric differentiation needs
+    h = random(4, *block.spec.shape, seed=3).requires_grad_()
+    heads = {
+        name: parameter.detach().clone().requires_grad_()
+        for name, parameter in block.named_parameters()
+        if name.startswith(("pred.", "sim."))
+    }
+
+    def local_loss(h: Tensor, *parameters: Tensor) -> Tensor:
+        replaced = dict(zip(heads, parameters, strict=True))
+        return _with_parameters(block, replaced, lambda: block.local_loss(h, labels, h).loss)
+
+    check_gradients(local_loss, h, *heads.values())
+
+
+def _with_parameters(
+    block: Block, parameters: dict[str, Tensor], call: Callable[[], Tensor]
+) -> Tensor:
+    """`call` while the block's named parameters are those given, to differentiate by them."""
+    modules = {name: block.get_submodule(name.rpartition(".")[0]) for name in parameters}
+    own = {name: getattr(module, name.rpartition(".")[2]) for name, module in modules.items()}
+    try:
+        for name, module in modules.items():
+            delattr(module, name.rpartition(".")[2])
+            setattr(module, name.rpartition(".")[2], parameters[name])
+        return call()
+    finally:
+        for name, module in modules.items():
+            delattr(module, name.rpartition(".")[2])
+            setattr(module, name.rpartition(".")[2], own[name])
+
+
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+def test_predsim_is_the_weighted_sum_of_both(kind: str) -> None:
+    block = block_of(specs_of("predsim", kind, beta=0.6)[0])
+    assert block.pred is not None
+    assert block.sim is not None
+    labels, h = torch.tensor([0, 1, 2, 0]), random(4, *block.spec.shape)
+    pred = prediction_loss(block.pred(h), labels)
+    sim = similarity_loss(block.sim(h), one_hot(labels, 3).double())
+    value = block.local_loss(h, labels, h)
+    torch.testing.assert_close(value.loss, 0.4 * pred.loss + 0.6 * sim)
+    assert value.errors is not None
+    assert torch.equal(value.errors, pred.errors)
+
+
+def test_sim_makes_no_prediction() -> None:
+    block = block_of(specs_of("sim", "linear")[0])
+    assert block.local_loss(random(4, 6), torch.tensor([0, 1, 2, 0]), random(4, 6)).errors is None
+
+
+@pytest.mark.parametrize(
+    ("loss", "beta", "factor"), [("predsim", 0.6, 0.4), ("pred", 0.6, 1.0), ("sim", 0.6, 1.0)]
+)
+def test_output_block_has_the_factor_of_predsim(loss: str, beta: float, factor: float) -> None:
+    block = block_of(specs_of(loss, "linear", beta)[-1])
+    labels, logits = torch.tensor([0, 1, 2, 0]), random(4, 3)
+    value, plain = block.local_loss(logits, labels, logits), prediction_loss(logits, labels)
+    torch.testing.assert_close(value.loss, factor * plain.loss)
+    assert value.errors is not None
+    assert torch.equal(value.errors, plain.errors)
+
+
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+def test_losses_are_float32_under_bf16(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, torch.dtype, bool]] = []
+
+    def watched(name: str) -> None:
+        true = getattr(block_module, name)
+
+        def call(x: Tensor, *rest: Any) -> Any:
+            seen.append((name, x.dtype, torch.is_autocast_enabled("cpu")))
+            return true(x, *rest)
+
+        monkeypatch.setattr(block_module, name, call)
+
+    watched("prediction_loss")
+    watched("similarity_loss")
+    specs = specs_of("predsim", kind)
+    hidden, output = (block_of(spec, torch.float32, bf16=True) for spec in (specs[0], specs[-1]))
+    labels = torch.tensor([0, 1, 2, 0])
+    h = hidden(torch.rand(4, 2, 3, 3), batch_id=1)
+    assert h.dtype == torch.bfloat16
+    assert hidden.local_loss(h, labels, h).loss.dtype == torch.float32
+    logits = output(torch.rand(4, *output.spec.in_shape), batch_id=1)
+    assert logits.dtype == torch.bfloat16
+    assert output.local_loss(logits, labels, logits).loss.dtype == torch.float32
+    assert seen == [
+        ("prediction_loss", torch.float32, False),
+        ("similarity_loss", torch.float32, False),
+        ("prediction_loss", torch.float32, False),
+    ]
+
+
+def test_bf16_similarity_is_that_of_the_rounded_activation() -> None:
+    """The similarity adds no rounding of its own to that of its bfloat16 input."""
+    block = block_of(specs_of("sim", "linear")[0], torch.float32, bf16=True)
+    assert block.sim is not None
+    h, labels = random(4, 6).bfloat16(), torch.tensor([0, 1, 2, 0])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mapped = block.sim(h)
+    assert mapped.dtype == torch.bfloat16
+    expected = similarity_loss(mapped.float(), one_hot(labels, 3).float())
+    assert torch.equal(block.local_loss(h, labels, h).loss, expected)

@@ -1,0 +1,246 @@
+"""N stages, one stage and single mode give the same bytes; evaluation changes none of them."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from support import processes
+from support.processes import digests, epochs, launch
+
+from launch.verify import first_difference
+from launch.verify import main as verify
+from pipeline.schedule.feed import Course
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Runner = Callable[..., Path]
+
+pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("sockets_gone")]
+
+CONFIGS = {
+    # dropout of units and of channels, batch norm, pooling, crops, flips, cutout; a last batch
+    # of 8 images; a learning rate that changes
+    "digits": """\
+model: {name: vgg, layers: [8, M, 12], hidden_layers: 1, hidden: 32, dropout: 0.3}
+loss: {name: predsim, dim_in_decoder: 64}
+schedule: {epochs: 3, milestones: [1, 2]}
+data: {name: digits, batch_size: 32, crop_padding: 1, flip: true, cutout: 2,
+       train_limit: 200, test_limit: 70}
+""",
+    "colour": """\
+model: {name: vgg, layers: [8, 16, M, 16, A3], hidden_layers: 1, hidden: 32, dropout: 0.2}
+loss: {name: predsim, dim_in_decoder: 128}
+schedule: {epochs: 2}
+data: {name: synthetic, channels: 3, size: 32, train_images: 72, test_images: 40, batch_size: 32,
+       crop_padding: 4, flip: true}
+""",
+    "bf16": """\
+model: {name: vgg, layers: [8, M, 16], hidden_layers: 1, hidden: 32, dropout: 0.2}
+loss: {name: predsim, dim_in_decoder: 128}
+schedule: {epochs: 2}
+data: {name: synthetic, channels: 3, size: 16, train_images: 72, test_images: 40, batch_size: 32}
+runtime: {precision: bf16}
+""",
+    # shortcuts with and without a convolution
+    "residual": """\
+model: {name: resnet18, feat_mult: 0.1, dropout: 0.1}
+loss: {name: predsim, dim_in_decoder: 128}
+schedule: {epochs: 2}
+data: {name: synthetic, channels: 3, size: 16, train_images: 72, test_images: 40, batch_size: 32}
+""",
+    # a user's own modules, whose dropout draws from torch's own generators
+    "own": """\
+model: {factory: "test_factory:convolutional", kwargs: {width: 8}}
+loss: {name: predsim, dim_in_decoder: 128}
+schedule: {epochs: 2}
+data: {name: synthetic, classes: 5, size: 16, train_images: 72, test_images: 40, batch_size: 32}
+""",
+    "greedy": """\
+model: {name: vgg, layers: [8, M, 12], hidden_layers: 1, hidden: 32, dropout: 0.3}
+loss: {name: pred}
+schedule: {epochs: 1, greedy: true}
+data: {name: digits, batch_size: 32, crop_padding: 1, train_limit: 200, test_limit: 70}
+runtime: {keep_checkpoints: 4}
+""",
+}
+
+
+GPU_WAYS: tuple[dict[str, Any], ...] = ({"single": True}, {"stages": 2})
+BOTH = ("true", "false")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    """Trains a config once for given options; the run directory."""
+    done: dict[tuple[object, ...], Path] = {}
+
+    def train(name: str, *overrides: str, **options: Any) -> Path:
+        key = (name, overrides, *sorted(options.items()))
+        if key not in done:
+            folder = tmp_path_factory.mktemp(name)
+            config = folder / f"{name}.yaml"
+            config.write_text(CONFIGS[name], encoding="utf-8")
+            assert launch(config, folder / "run", overrides=overrides, **options) == 0
+            done[key] = folder / "run"
+        return done[key]
+
+    return train
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        ("digits", 1), ("digits", 2), ("digits", None),
+        ("colour", 2), ("colour", None),
+        ("bf16", 2), ("bf16", None),
+        ("residual", 3), ("own", None), ("greedy", None),
+    ],
+)  # fmt: skip
+def test_n_processes_equal_one(run: Runner, name: str, stages: int | None) -> None:
+    single, pipeline = run(name, single=True), run(name, stages=stages)
+    assert len(digests(single)) == len(epochs(single)) > 1
+    assert digests(pipeline) == digests(single)
+    assert epochs(pipeline) == epochs(single)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("graphs", ["true", "false"])
+@pytest.mark.parametrize("name", ["digits", "colour", "bf16", "residual"])
+def test_n_processes_on_one_gpu_equal_one(run: Runner, name: str, graphs: str) -> None:
+    change = f"runtime.cuda_graphs={graphs}"
+    single, pipeline = (run(name, change, gpus="0", **way) for way in GPU_WAYS)
+    log = (pipeline / "run.log").read_text(encoding="utf-8")
+    assert "tensors travel" not in log  # but in memory of the device
+    assert "cuda_graphs" not in log
+    assert digests(pipeline) == digests(single)
+    assert epochs(pipeline) == epochs(single)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_graphs_change_nothing(run: Runner) -> None:
+    runs = (run("digits", f"runtime.cuda_graphs={g}", gpus="0", single=True) for g in BOTH)
+    with_graphs, without = map(digests, runs)
+    assert with_graphs == without
+
+
+def test_every_block_learns_at_every_epoch(run: Runner) -> None:
+    steps = list(digests(run("digits", single=True)).values())
+    assert [sorted(step) for step in steps] == [[0, 1, 2, 3]] * 3
+    for block in range(4):
+        assert len({step[block] for step in steps}) == 3
+
+
+@pytest.mark.parametrize("change", ["runtime.seed=2", "runtime.precision=bf16", "optimizer.lr=0.1"])
+def test_what_matters_changes_every_block(run: Runner, change: str) -> None:
+    before = list(digests(run("digits", single=True)).values())[-1]
+    after = list(digests(run("digits", change, single=True)).values())[-1]
+    assert [block for block in before if before[block] == after[block]] == []
+
+
+@pytest.mark.parametrize(
+    "change", ["runtime.max_in_flight=1", "runtime.checkpoint_every_steps=2", "data.test_limit=9"]
+)
+def test_what_does_not_matter_changes_nothing(run: Runner, change: str) -> None:
+    before = digests(run("digits", single=True))
+    after = digests(run("digits", change, stages=3))
+    assert after[max(after)] == before[max(before)]
+
+
+@pytest.mark.parametrize("options", [{"single": True}, {"stages": 2}])
+def test_evaluation_changes_nothing(run: Runner, options: dict[str, Any]) -> None:
+    never = run("digits", "runtime.eval_every_epochs=0", **options)
+    first = run("digits", "runtime.eval_before_training=true", **options)
+    assert [line["test"] for line in epochs(never)] == [None] * 3
+    assert [line["epoch"] for line in epochs(first) if line["test"]] == [0, 1, 2, 3]
+    assert digests(first) == digests(never) == digests(run("digits", single=True))
+    for at in (0, 1, 2):
+        assert epochs(never)[at]["train"] == epochs(first)[at + 1]["train"]
+
+
+def test_frames_carry_the_same_bytes(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launch.engines.local._work", processes.work_without_shared_memory)
+    framed = run("digits", "runtime.max_in_flight=3", stages=3)
+    log = (framed / "run.log").read_text(encoding="utf-8")
+    reason = "the next stage has no shared memory: this system has no memfd"
+    assert f"link 0 → 1: tensors travel as frames ({reason})" in log
+    assert "link 1 → 2: tensors travel as frames" in log
+    assert digests(framed) == digests(run("digits", single=True))
+
+
+def test_the_ring_carries_where_it_can(run: Runner) -> None:
+    assert "frames" not in (run("digits", stages=2) / "run.log").read_text(encoding="utf-8")
+
+
+# --- pipeline-verify ----------------------------------------------------------------------
+
+
+def run_verify(tmp_path: Path, *arguments: str) -> tuple[int, str]:
+    config = tmp_path / "digits.yaml"
+    config.write_text(CONFIGS["digits"], encoding="utf-8")
+    result = CliRunner().invoke(verify, [str(config), "--gpus", "cpu", *arguments])
+    return result.exit_code, result.output
+
+
+def test_verify_finds_equality(tmp_path: Path) -> None:
+    status, says = run_verify(tmp_path, "--stages", "3", "--steps", "3")
+    assert (status, says.count("\n")) == (0, 1)
+    assert says.startswith("equal: single mode and 3 stages, ")
+    assert says.endswith("each of 3 steps\n")
+
+
+def test_verify_has_every_greedy_learner_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int | None] = []
+    learner = Course.learner
+
+    def noted(course: Course, epoch: int) -> int | None:
+        seen.append(learner(course, epoch))
+        return seen[-1]
+
+    monkeypatch.setattr(Course, "learner", noted)
+    greedy = ("--set", "schedule.greedy=true")
+    status, _ = run_verify(tmp_path, "--stages", "2", "--steps", "4", *greedy)
+    assert status == 0
+    assert {0, 1, 2, 3} <= set(seen)
+
+
+def test_verify_finds_a_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launch.engines.local._work", processes.work_that_differs)
+    status, says = run_verify(tmp_path, "--stages", "2", "--steps", "4")
+    assert status == 1
+    assert says == "different: block 1, tensor encoder.bias, first at step 2 (2 stages)\n"
+
+
+@pytest.mark.parametrize("lr", ["1e30", "0.1"])
+def test_verify_leaves_nothing_but_what_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lr: str
+) -> None:
+    monkeypatch.setattr("launch.verify.mkdtemp", partial(mkdtemp, dir=tmp_path))
+    how = ("--stages", "2", "--steps", "3", "--set", f"optimizer.lr={lr}")
+    status, says = run_verify(tmp_path, *how)
+    named = Path(says.rpartition("the batch, before augmentation: ")[2].rstrip())
+    left = [path for path in sorted(tmp_path.rglob("*")) if path.suffix != ".yaml"]
+    assert (status, left) == ((1, [named.parent, named]) if lr == "1e30" else (0, []))
+
+
+def test_verify_refuses_what_a_run_refuses(tmp_path: Path) -> None:
+    status, says = run_verify(tmp_path, "--stages", "9")
+    assert status == 2
+    assert says.startswith("error: --stages 9: ")
+
+
+def test_the_first_difference_is_the_earliest() -> None:
+    one = {(1, 0, "a"): "x", (2, 0, "b"): "y", (2, 1, "a"): "z", (10, 0, "a"): "w"}
+    assert first_difference(one, dict(one)) is None
+    assert first_difference(one, {**one, (10, 0, "a"): "-", (2, 1, "a"): "-"}) == (2, 1, "a")
+    assert first_difference({**one, (1, 1, "c"): "v"}, one) == (1, 1, "c")
+    assert first_difference(one, {**one, (1, 1, "c"): "v"}) == (1, 1, "c")
+    assert first_difference({}, {}) is None

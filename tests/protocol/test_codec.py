@@ -1,0 +1,421 @@
+"""Messages survive the wire; whatever is malformed is a ProtocolError and nothing else."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, get_args
+
+import msgpack
+import pytest
+from fuzz.examples import EXAMPLES
+from fuzz.trees import WRONG, as_tree, at, places, replaced
+from hypothesis import given
+from hypothesis import strategies as st
+from support import REPOSITORY
+
+from pipeline.data.facts import DataFacts
+from pipeline.errors import ProtocolError
+from pipeline.protocol.addresses import DeviceRingHandle, LinkAddress, RingHandle, reason_of
+from pipeline.protocol.codec import MAX_HEADER_BYTES, MAX_ITEMS, decode, encode
+from pipeline.protocol.messages import (
+    ITEM_BYTES,
+    MAX_DIMENSIONS,
+    MAX_TENSORS,
+    WAYS,
+    Bye,
+    CloseLink,
+    Complete,
+    Connect,
+    Connected,
+    Credit,
+    Failure,
+    Header,
+    Heartbeat,
+    Hello,
+    Message,
+    OpenLink,
+    ProgressNow,
+    Ready,
+    Remark,
+    Report,
+    Setup,
+    State,
+    TensorSpec,
+)
+from pipeline.schedule import items as inband
+from pipeline.schedule.reports import PassReport, Tally, Usage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# --- every message that can be built ------------------------------------------------------
+
+numbers = st.integers(-(2**63), 2**64 - 1)
+counts = st.integers(0, 2**40)
+reals = st.floats(allow_nan=False)
+texts = st.text(max_size=20)
+tallies = st.lists(st.builds(Tally, counts, counts, reals, st.none() | counts), max_size=3).map(
+    tuple
+)
+blocks = st.lists(counts, max_size=3).map(tuple)
+tensors = st.builds(
+    TensorSpec,
+    st.sampled_from(sorted(ITEM_BYTES)),
+    st.lists(st.integers(0, 9), max_size=MAX_DIMENSIONS).map(tuple),
+)
+batches = st.builds(inband.TrainBatch, counts, counts, reals) | st.builds(
+    inband.EvaluationBatch, counts, counts
+)
+markers = (
+    st.builds(inband.StartEvaluation, counts)
+    | st.builds(inband.EndEvaluation, counts)
+    | st.builds(inband.EndEpoch, counts)
+    | st.builds(inband.PassedBatch, counts, counts)
+    | st.builds(inband.Snapshot, counts, counts, st.booleans())
+    | st.just(inband.Stop())
+)
+headers = st.builds(Header, markers) | st.builds(
+    Header,
+    batches,
+    st.lists(tensors, min_size=1, max_size=3).map(tuple),
+    counts,
+    st.sampled_from(WAYS),
+)
+rings = st.builds(RingHandle, texts, *[numbers] * 5)
+device_rings = st.builds(
+    DeviceRingHandle, texts, st.binary(min_size=64, max_size=64), numbers, numbers
+)
+reasons = texts.filter(str.isprintable)
+addresses = st.builds(
+    LinkAddress,
+    texts,
+    st.none() | rings,
+    texts,
+    st.none() | texts,
+    st.none() | device_rings,
+    reasons,
+    reasons,
+)
+facts = st.builds(DataFacts, *[counts] * 5, st.lists(reals).map(tuple), st.lists(reals).map(tuple))
+usages = st.builds(Usage, reals, reals, counts)
+messages: st.SearchStrategy[Any] = st.one_of(
+    headers,
+    st.builds(OpenLink, texts, numbers),
+    st.builds(Credit, numbers),
+    st.just(CloseLink()),
+    st.builds(Hello, texts, numbers, numbers),
+    st.builds(
+        Setup,
+        attempt=numbers,
+        config=texts,
+        facts=facts,
+        blocks=blocks,
+        device=texts,
+        bind=texts,
+        resumed=st.booleans(),
+        kept=st.booleans(),
+        last_batch_id=numbers,
+        epoch=numbers,
+        tallies=tallies,
+        max_in_flight=numbers,
+        progress_interval_s=reals,
+    ),
+    st.builds(Ready, numbers, addresses),
+    st.builds(Complete, numbers),
+    st.builds(Remark, texts),
+    st.builds(Connect, st.none() | addresses),
+    st.builds(Connected, texts),
+    st.builds(Report, st.builds(PassReport, counts, counts, st.booleans(), tallies, usages)),
+    st.builds(State, numbers, numbers, st.booleans(), blocks, tallies),
+    st.builds(ProgressNow, numbers, reals, numbers, tallies),
+    st.builds(Heartbeat, numbers, numbers, texts, reals),
+    st.builds(Failure, texts, st.none() | numbers, numbers, texts),
+    st.just(Bye()),
+)
+
+
+@given(messages)
+def test_round_trip(message: Message) -> None:
+    assert decode(encode(message)) == message
+    assert decode(memoryview(encode(message))) == message
+
+
+def test_every_kind_of_message_is_tried() -> None:
+    assert {type(message) for message in EXAMPLES} == set(get_args(Message))
+
+
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
+def test_types_survive(message: Any) -> None:
+    again: Any = decode(encode(message))
+    assert again == message
+    assert repr(again) == repr(message)  # 1 == 1.0 == True, but they are printed differently
+
+
+def test_a_whole_number_is_a_float_where_one_is_wanted() -> None:
+    again: Any = decode(encode(Heartbeat(1, 1, "working", 2)))
+    assert repr(again) == "Heartbeat(handled=1, batch_id=1, phase='working', cpu_s=2.0)"
+
+
+def test_no_number_and_infinity_travel() -> None:
+    again: Any = decode(encode(ProgressNow(1, float("nan"), 0, (Tally(0, 1, float("inf"), None),))))
+    assert again.busy != again.busy
+    assert again.tallies[0].loss_sum == float("inf")
+
+
+# --- malformed ----------------------------------------------------------------------------
+
+
+def refused(data: bytes) -> str:
+    """The complaint, which is short whatever came."""
+    with pytest.raises(ProtocolError) as caught:
+        decode(data)
+    assert len(str(caught.value)) < 500
+    return str(caught.value)
+
+
+def outcome(data: bytes) -> Message | ProtocolError:
+    """A message, or the complaint: nothing else may come of any bytes."""
+    try:
+        return decode(data)
+    except ProtocolError as error:
+        return error
+
+
+def decodes_or_is_refused(data: bytes) -> None:
+    found = outcome(data)
+    assert isinstance(found, (ProtocolError, *get_args(Message)))
+    assert isinstance(found, get_args(Message)) or len(str(found)) < 500
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes(data: bytes) -> None:
+    decodes_or_is_refused(data)
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | numbers | st.floats() | st.text(max_size=9) | st.binary(max_size=9),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=12,
+)
+
+
+@given(plain)
+def test_random_values(value: Any) -> None:
+    refused(msgpack.packb(value))
+
+
+@given(message=messages, end=st.floats(0, 1, exclude_max=True))
+def test_truncated_messages(message: Message, end: float) -> None:
+    data = encode(message)
+    refused(data[: int(end * len(data))])
+
+
+@given(message=messages, tail=st.binary(min_size=1, max_size=9))
+def test_messages_with_a_tail(message: Message, tail: bytes) -> None:
+    refused(encode(message) + tail)
+
+
+@given(message=messages, place=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255))
+def test_changed_bytes(message: Message, place: float, byte: int) -> None:
+    data = bytearray(encode(message))
+    data[int(place * len(data))] = byte
+    decodes_or_is_refused(bytes(data))
+
+
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
+def test_every_field_with_every_wrong_type(message: Message) -> None:
+    tree = as_tree(message)
+    assert msgpack.packb(tree) == encode(message)
+    for path in places(tree):
+        for value in WRONG:
+            there = at(tree, path)
+            if type(value) is type(there) or (isinstance(there, float) and value == -1):
+                continue
+            data = msgpack.packb(replaced(tree, path, value))
+            found = outcome(data)
+            # where it is taken, the field may be None, or one of several things
+            assert isinstance(found, ProtocolError) or encode(found) == data
+            assert len(str(found)) < 500
+
+
+def test_wrong_type_is_named_with_message_and_field() -> None:
+    tree = {**as_tree(Credit(0)), "slot": "first"}
+    assert refused(msgpack.packb(tree)) == "Credit.slot: 'first' is not a <class 'int'>"
+    tree = {**as_tree(Credit(0)), "slot": True}
+    assert refused(msgpack.packb(tree)) == "Credit.slot: True is not a <class 'int'>"
+    tree = {**as_tree(Header(inband.Stop())), "item": as_tree(Bye())}
+    assert refused(msgpack.packb(tree)).startswith("Header.item: dict is not a ")
+
+
+def test_missing_and_unknown_fields_are_named() -> None:
+    tree = as_tree(Hello("run", 1, 5))
+    missing = {key: value for key, value in tree.items() if key != "pid"}
+    assert refused(msgpack.packb(missing)) == "Hello: missing or unknown fields ['pid']"
+    assert refused(msgpack.packb({**tree, "uid": 0})) == "Hello: missing or unknown fields ['uid']"
+    many = {**tree, **{f"{number}" * 100: 0 for number in range(100)}}
+    assert refused(msgpack.packb(many)).startswith("Hello: missing or unknown fields ['0000")
+
+
+@pytest.mark.parametrize("name", ["Message", "object", "Path", "system", "", "x" * 10_000])
+def test_unknown_classes(name: str) -> None:
+    assert refused(msgpack.packb({"type": name})).startswith("unknown message type '")
+
+
+@pytest.mark.parametrize(
+    "part", [inband.Stop(), Tally(0, 1, 1.0, None), TensorSpec("uint8", (1,)), Usage(1.0, 1.0, 1)]
+)
+def test_parts_of_messages_are_no_messages(part: Any) -> None:
+    said = refused(msgpack.packb(as_tree(part)))
+    assert said == f"{type(part).__name__} is no message of its own"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        msgpack.packb({**as_tree(Credit(0)), "slot": msgpack.ExtType(5, b"x")}),
+        msgpack.packb({**as_tree(Credit(0)), "slot": msgpack.Timestamp(1)}),
+        msgpack.packb({1: 2}),
+        b"\xc1",
+        b"\xd6\xff\x00\x00\x00\x00",  # a time
+        b"\xc7\x05\xff12345",  # a time of a wrong length
+        b"\x82\xa4type\xa6Credit\xa4slot\xa1\xff",  # text that is not UTF-8
+        b"\x82\xa4type\xa6Credit\xa4type\xa6Credit",
+        b"\xdf\xff\xff\xff\xff",  # a map of 4 thousand million entries
+        b"\xdd\xff\xff\xff\xff",  # a list of as many
+        b"\xc6\xff\xff\xff\xff",  # bytes
+    ],
+    ids=range(11),
+)
+def test_odd_msgpack(data: bytes) -> None:
+    refused(data)
+
+
+@pytest.mark.parametrize("depth", [100, 900, 1020, 5000])
+def test_deep_nesting(depth: int) -> None:
+    deep = b"\x91" * depth + b"\x01"
+    refused(deep)
+    refused(b"\x82\xa4type\xa6Credit\xa4slot" + deep)
+
+
+def test_oversized_headers_are_not_read() -> None:
+    largest = encode(Failure("x" * (MAX_HEADER_BYTES - 100), None, 0, ""))
+    assert decode(largest)
+    data = encode(Failure("x" * MAX_HEADER_BYTES, None, 0, ""))
+    assert refused(data) == f"header of {len(data)} bytes: at most {MAX_HEADER_BYTES} are read"
+
+
+def test_long_lists_are_not_read() -> None:
+    """4 million numbers took 7 s to check, and a list that claims to be long takes memory."""
+    most = State(1, 1, True, tuple(range(MAX_ITEMS)), ())
+    assert decode(encode(most)) == most
+    claim = b"\xdd" + (1 << 21).to_bytes(4, "big")
+    for data in (encode(replace(most, blocks=(*most.blocks, 1))), claim * 1000 + bytes(1 << 21)):
+        assert f"exceeds max_array_len({MAX_ITEMS})" in refused(data)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "says"),
+    [
+        ("float16", (1,), "tensor type 'float16' is none of uint8, "),
+        ("x" * 10_000, (1,), "tensor type 'xxx"),
+        ("uint8", (-1,), "tensor shape (-1,) is not one"),
+        ("uint8", (1,) * 9, "tensor shape (1, 1, 1, 1, 1, 1, 1, 1, 1) is not one"),
+        ("uint8", (1,) * MAX_ITEMS, "tensor shape (1, "),
+        ("uint8", (1,) * 100_000, "100000 exceeds max_array_len(16384)"),
+        ("uint8", (2**63, 2**63), "bytes: at most 68719476736 travel"),
+        ("int64", (2**34,), "tensor of 137438953472 bytes"),
+    ],
+)
+def test_absurd_tensors(dtype: str, shape: tuple[int, ...], says: str) -> None:
+    spec = {"type": "TensorSpec", "dtype": dtype, "shape": list(shape), "channels_last": False}
+    tree = as_tree(Header(inband.TrainBatch(1, 1, 1.0), (TensorSpec("uint8", (1,)),), 0))
+    assert says in refused(msgpack.packb({**tree, "tensors": [spec]}))
+
+
+def test_only_feature_maps_have_channels() -> None:
+    assert TensorSpec("uint8", (2, 3, 4, 4), channels_last=True).nbytes == 96
+    with pytest.raises(ProtocolError, match=r"tensor shape \(2, 3\) has no channels to be last"):
+        TensorSpec("uint8", (2, 3), channels_last=True)
+
+
+def test_headers_refuse_to_be_built_wrong() -> None:
+    batch, spec = inband.TrainBatch(1, 1, 1.0), TensorSpec("uint8", (1,))
+    right = Header(batch, (spec,), slot=0)
+    for wrong in (
+        lambda: replace(right, tensors=()),
+        lambda: replace(right, slot=None),
+        lambda: Header(batch),
+        lambda: Header(inband.EvaluationBatch(1, 1)),
+        lambda: Header(inband.Stop(), (spec,)),
+        lambda: Header(inband.Stop(), (), slot=0),
+    ):
+        with pytest.raises(ProtocolError, match="a batch has tensors and a slot"):
+            wrong()
+    assert replace(right, tensors=(spec,) * MAX_TENSORS)
+    with pytest.raises(ProtocolError, match="17 tensors: at most 16 travel"):
+        replace(right, tensors=(spec,) * (MAX_TENSORS + 1))
+
+
+# --- no pickle ----------------------------------------------------------------------------
+
+EXECUTES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
+SOURCES = [*(REPOSITORY / "pipeline").rglob("*.py"), *(REPOSITORY / "launch").rglob("*.py")]
+
+
+@pytest.mark.parametrize("reason", ["x" * 201, "two\nlines", "\x1b[31mred"])
+@pytest.mark.parametrize("field", ["no_ring", "no_device_ring"])
+def test_reasons_are_a_few_printable_words(field: str, reason: str) -> None:
+    tree = as_tree(Connect(LinkAddress("ipc://x", None, "word")))
+    tree["address"][field] = reason
+    assert refused(msgpack.packb(tree)).endswith("characters: at most 200 travel, all printable")
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("x\n" * 300), OSError(12, "Cannot allocate memory"), OSError(2, "No", "/x")]
+)
+def test_reasons_of_errors_travel(error: OSError) -> None:
+    address = LinkAddress("ipc://x", None, "word", no_ring=reason_of(error))
+    assert decode(encode(Connect(address))) == Connect(address)
+    assert address.no_ring[:4] in ("x x ", "Cann", "[Err")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_nothing_is_executed_that_came_from_a_socket_or_a_file(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    called = {
+        node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+    }
+    imported = {
+        name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+        )
+    }
+    assert not imported & EXECUTES
+    assert not called & {"eval", "exec", "compile_command", "send_pyobj", "recv_pyobj"}
+    torch_files = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and node.attr in ("load", "save")
+        and getattr(node.value, "id", "") in ("torch", "numpy", "np")
+    ]
+    assert not torch_files
+
+
+def test_two_files_import_by_name_and_only_what_the_launcher_named() -> None:
+    """A worker refuses a network that it was not started with (test_factory.py); the process that
+    starts workers hears of them from the launcher alone, whose child it is."""
+    importing = [p.name for p in SOURCES if "import_module" in p.read_text(encoding="utf-8")]
+    assert sorted(importing) == ["fork_server.py", "user_network.py"]
+
+
+def test_sources_are_found() -> None:
+    assert {"codec.py", "zmq_link.py", "local.py"} <= {path.name for path in SOURCES}

@@ -1,0 +1,90 @@
+"""Whether the processes of a run run the same code is found out, and said in a line."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import pytest
+from support.run_in_threads import Fleet, Job, coordinator
+
+from pipeline.errors import StageFailedError, StageLostError
+from pipeline.protocol.messages import PROTOCOL_VERSION, Hello
+from pipeline.system.sources import difference, own_code, running_code
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+
+def test_every_source_file_and_version_is_named() -> None:
+    names = [line.rpartition(" ")[0] for line in running_code()]
+    assert len(names) == len(set(names))
+    assert {"pipeline/learning/block.py", "pipeline/__init__.py", "launch/engines/local.py"} <= {
+        *names
+    }
+    assert [name.split()[0] for name in names[:3]] == ["python", "torch", "numpy"]
+
+
+SAME = ("python 3.11.7", "a/b.py 12")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "common", "said"),
+    [
+        (SAME, False, None),
+        (SAME[::-1], False, None),
+        (("python 3.11.8", "a/b.py 12"), False, "python is 3.11.7 here, 3.11.8 there"),
+        (("python 3.11.7", "a/b.py 13"), False, "a/b.py is 12 here, 13 there"),
+        (SAME[:1], False, "a/b.py is 12 here, not there there"),
+        ((*SAME, "a/c d.py 1"), False, "a/c d.py is not there here, 1 there"),
+        ((*SAME[:1], "a/c d.py 1"), True, None),
+        (("python 3.11.7", "a/b.py 13", "z 1"), True, "a/b.py is 12 here, 13 there"),
+        ((), False, "python is 3.11.7 here, not there there"),
+    ],
+)
+def test_the_first_difference_is_named(
+    theirs: Sequence[str], common: bool, said: str | None
+) -> None:
+    assert difference(SAME, theirs, common=common) == said
+
+
+@pytest.mark.parametrize("changed", ["nets_of_mine", "helper_of_mine", "deep_of_mine.part"])
+def test_modules_of_the_users_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    """The named one, what lies beside it, and what belongs to its package."""
+    (tmp_path / "deep_of_mine").mkdir()
+    texts = {"nets_of_mine": "import helper_of_mine", "helper_of_mine": "W = 1"}
+    texts |= {"deep_of_mine.__init__": "import deep_of_mine.part", "deep_of_mine.part": "W = 2"}
+    for name, text in texts.items():
+        (tmp_path / f"{name.replace('.', '/')}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    for name in ("nets_of_mine", "deep_of_mine"):
+        import_module(name)
+    factory = f"{changed.partition('.')[0]}:net".replace("helper", "nets")
+    before = own_code(factory)
+    assert own_code(factory) == before
+    path = tmp_path / f"{changed.replace('.', '/')}.py"
+    path.write_text("W = 3")
+    assert str(difference(before, own_code(factory))).startswith(f"{path} is ")
+
+
+def test_who_has_no_factory_has_no_code_of_their_own() -> None:
+    assert own_code(None) == own_code("sys:exit") == own_code("not_there:net") == ()
+
+
+def test_a_worker_of_other_code_ends_the_run_and_is_not_replaced(
+    folder: Callable[[], Path],
+) -> None:
+    other = tuple(line.replace("block.py ", "block.py x") for line in running_code())
+    fleet = Fleet(2)
+    fleet.control.client(1).send(Hello("run", PROTOCOL_VERSION, 1, other))
+    with pytest.raises(
+        StageFailedError, match=r"runs other code .* pipeline/learning/block\.py is "
+    ) as said:
+        coordinator(Job(folder(), 2), fleet).run()
+    assert not isinstance(said.value, StageLostError)
+    assert "\n" not in str(said.value)

@@ -1,0 +1,386 @@
+"""CUDA IPC: what is asked of the driver, what travels when, and what happens where it refuses."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import weakref
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from support.fake_cuda import FakeCuda
+
+from pipeline.device.cuda_streams import Glances, Incoming, Releases, marks_of, side_stream
+from pipeline.errors import ProtocolError
+from pipeline.protocol.addresses import DeviceRingHandle
+from pipeline.protocol.credentials import Invitation
+from pipeline.protocol.messages import TensorSpec
+from pipeline.schedule.items import EndEpoch, TrainBatch
+from pipeline.transport.cuda_ipc import DeviceMemory, DeviceRing, Driver
+from pipeline.transport.payloads import ALIGNMENT, ArrayPayload, DeviceBytes
+from pipeline.transport.zmq_endpoints import ZmqEndpoints
+from pipeline.transport.zmq_link import ZmqReceiver, ZmqSender
+from pipeline.worker.tensors import TensorPayload, payloads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from pipeline.transport.interfaces import Delivery
+    from pipeline.transport.sockets import Sockets
+
+SOON_S = 5.0
+SLOTS, SLOT_BYTES = 2, 4096
+STREAM = 7
+
+
+@dataclass
+class DevicePayload:
+    """An array that lies "on the device"; says when its copy has landed."""
+
+    array: np.ndarray[Any, Any]
+    story: list[str] = field(default_factory=list)
+
+    @property
+    def spec(self) -> TensorSpec:
+        return ArrayPayload(self.array).spec
+
+    @property
+    def device(self) -> DeviceBytes:
+        return DeviceBytes(self.array.ctypes.data, STREAM, lambda: self.story.append("landed"))
+
+    def copy_into(self, target: memoryview) -> None:
+        ArrayPayload(self.array).copy_into(target)
+
+    def view(self) -> memoryview:
+        return ArrayPayload(self.array).view()
+
+
+@pytest.fixture
+def cuda() -> FakeCuda:
+    return FakeCuda()
+
+
+class Link:
+    """Both ends of a link, each of which has the fake driver."""
+
+    def __init__(self, sockets: Sockets, folder: Path, cuda: FakeCuda) -> None:
+        self.sockets, self.driver = sockets, Driver(cuda.load)
+        self.receiver = ZmqReceiver(
+            sockets,
+            f"ipc://{folder}/link",
+            "run",
+            names=("stage 1", "stage 0"),
+            slots=SLOTS,
+            slot_bytes=SLOT_BYTES,
+            device_ring=DeviceRing(SLOTS, SLOT_BYTES, self.driver),
+        )
+        self.address = self.receiver.address
+
+    def sender(self) -> ZmqSender:
+        names = ("stage 0", "stage 1")
+        sender = ZmqSender(
+            self.sockets, self.address, "run", names=names, timeout_s=SOON_S, driver=self.driver
+        )
+        assert self.receiver._listener.poll(SOON_S)
+        assert self.receiver.queued == 0
+        return sender
+
+
+@pytest.fixture
+def link(sockets: Sockets, tmp_path: Path, cuda: FakeCuda) -> Iterator[Link]:
+    link = Link(sockets, tmp_path, cuda)
+    yield link
+    link.receiver.close()
+
+
+def batch(number: int) -> TrainBatch:
+    return TrainBatch(number, 1, 0.5)
+
+
+def tensors(value: int, story: list[str] | None = None) -> list[DevicePayload]:
+    story = [] if story is None else story
+    arrays = np.full((5, 3), value, np.float32), np.arange(5) + value
+    return [DevicePayload(array, story) for array in arrays]
+
+
+def contents(delivery: Delivery) -> list[bytes]:
+    found = []
+    for tensor in delivery.tensors:
+        assert isinstance(tensor.data, DeviceMemory)
+        found.append(ctypes.string_at(tensor.data.address, tensor.data.nbytes))
+    return found
+
+
+# --- the ring on a link -------------------------------------------------------------------
+
+
+def test_batches_cross_within_the_device(link: Link, cuda: FakeCuda) -> None:
+    sender = link.sender()
+    assert sender.carrier == "memory of the CUDA device"
+    for number in range(1, 6):
+        sent = tensors(number)
+        sender.send(batch(number), sent)
+        sender.flush()
+        delivery = link.receiver.receive(SOON_S)
+        assert delivery.item == batch(number)
+        assert delivery.on_device
+        assert contents(delivery) == [payload.array.tobytes() for payload in sent]
+        assert [tensor.data.address % ALIGNMENT for tensor in delivery.tensors] == [0, 0]
+        delivery.release()
+    assert cuda.calls.count("cuMemAlloc_v2") == cuda.calls.count("cuIpcOpenMemHandle_v2") == 1
+    assert sender.statistics().nbytes == 5 * (5 * 3 * 4 + 5 * 8)
+
+
+def test_a_batch_is_told_of_only_when_it_has_landed(link: Link) -> None:
+    sender, story = link.sender(), list[str]()
+    sender.send(batch(1), tensors(1, story))
+    assert story == []
+    assert not link.receiver._listener.poll(0.05)
+    sender.flush()
+    assert story == ["landed", "landed"]
+    assert link.receiver.receive(SOON_S).item == batch(1)
+
+
+def test_what_is_being_copied_is_held(link: Link) -> None:
+    """The memory of a tensor that nobody holds would be used again, by another stream."""
+    sender, payload = link.sender(), DevicePayload(np.zeros(3))
+    alive = weakref.ref(payload)
+    sender.send(batch(1), [payload])
+    del payload
+    gc.collect()
+    assert alive() is not None
+    sender.flush()
+    gc.collect()
+    assert alive() is None
+
+
+def test_what_is_sent_next_does_not_overtake_it(link: Link) -> None:
+    sender, story = link.sender(), list[str]()
+    sender.send(batch(1), tensors(1, story))
+    sender.send(EndEpoch(1))
+    assert story == ["landed", "landed"]
+    items = [link.receiver.receive(SOON_S).item for _ in range(2)]
+    assert items == [batch(1), EndEpoch(1)]
+
+
+def test_a_sender_lets_go_only_when_nothing_is_under_way(link: Link, cuda: FakeCuda) -> None:
+    sender, story = link.sender(), list[str]()
+    sender.send(batch(1), tensors(1, story))
+    sender.close()
+    assert story == ["landed", "landed"]
+    assert cuda.calls[-1] == "cuIpcCloseMemHandle"
+
+
+def test_slots_of_the_device_are_bounded_by_credits_and_by_their_size(link: Link) -> None:
+    sender = link.sender()
+    with pytest.raises(ProtocolError, match="tensors of 8192 bytes don't fit a slot of 4096"):
+        sender.send(batch(1), [DevicePayload(np.zeros(8192, np.uint8))])
+    ring = DeviceRing(SLOTS, SLOT_BYTES, link.driver)
+    with pytest.raises(ProtocolError, match="slot 2 of a ring of 2"):
+        ring.parts(2, [TensorSpec("uint8", (1,))])
+
+
+# --- where it can't be had ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("refusing", "reason"),
+    [
+        ("cuIpcOpenMemHandle_v2", "cuIpcOpenMemHandle_v2: CUDA_ERROR_INVALID_CONTEXT"),
+        ("cuMemGetAddressRange_v2", "cuMemGetAddressRange_v2: CUDA_ERROR_INVALID_CONTEXT"),
+    ],
+)
+def test_refused_memory_falls_back_to_shared_memory(
+    link: Link, cuda: FakeCuda, refusing: str, reason: str
+) -> None:
+    cuda.failing = {refusing}
+    sender = link.sender()
+    assert sender.carrier == f"shared memory (not memory of the CUDA device: {reason})"
+    opened = refusing != "cuIpcOpenMemHandle_v2"
+    assert cuda.calls.count("cuIpcCloseMemHandle") == opened  # nothing stays open
+    sender.send(batch(1), tensors(1))
+    delivery = link.receiver.receive(SOON_S)
+    assert not delivery.on_device
+    assert bytes(delivery.tensors[0].data) == tensors(1)[0].array.tobytes()
+
+
+def changed(**fields: Any) -> Callable[[DeviceRingHandle], DeviceRingHandle | None]:
+    return lambda handle: replace(handle, **fields)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda handle: None, "the next stage shares none: it keeps it for itself"),
+        (changed(host="elsewhere"), "the next stage is on another machine"),
+        (changed(slots=10**6), "the next stage's ring is smaller than it says"),
+    ],
+)
+def test_rings_that_are_not_there_are_not_used(
+    link: Link, change: Callable[[Any], Any], reason: str
+) -> None:
+    handle = link.address.device_ring
+    why = "it keeps it for itself"
+    link.address = replace(link.address, device_ring=change(handle), no_device_ring=why)
+    assert link.sender().carrier == f"shared memory (not memory of the CUDA device: {reason})"
+
+
+def test_a_handle_has_a_size() -> None:
+    with pytest.raises(ProtocolError, match="handle of device memory of 3 bytes: it has 64"):
+        DeviceRingHandle("host", b"abc", 1, 1)
+
+
+def test_errors_without_a_name_have_a_number(cuda: FakeCuda) -> None:
+    driver = Driver(cuda.load)
+    cuda._functions["cuMemAlloc_v2"] = lambda *arguments: 999
+    with pytest.raises(OSError, match="cuMemAlloc_v2: CUDA error 999"):
+        driver.allocate(1)
+
+
+# --- who has a ring -----------------------------------------------------------------------
+
+
+def endpoints(stage: int, cuda: FakeCuda, sockets: Sockets) -> ZmqEndpoints:
+    made = ZmqEndpoints(Invitation("run", stage, 0, "nowhere"))
+    made.sockets.close(0)
+    made.sockets = sockets
+    made.use_cuda(Driver(cuda.load))
+    return made
+
+
+def test_a_stage_has_one_ring_for_all_attempts(
+    sockets: Sockets, tmp_path: Path, cuda: FakeCuda
+) -> None:
+    made = endpoints(1, cuda, sockets)
+    handles = []
+    for attempt in range(3):
+        receiver, address = made.listen(f"ipc://{tmp_path}/link-{attempt}", SLOTS, SLOT_BYTES)
+        handles.append(address.device_ring)
+        receiver.close()
+    assert handles[0] is not None
+    assert handles[0] == handles[1] == handles[2]
+    assert cuda.calls == ["cuMemAlloc_v2", "cuIpcGetMemHandle"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "refusing", "reason"),
+    [
+        (0, "", ""),
+        (1, "cuMemAlloc_v2", "cuMemAlloc_v2: CUDA_ERROR_INVALID_CONTEXT"),
+        (1, "cuIpcGetMemHandle", "cuIpcGetMemHandle: CUDA_ERROR_INVALID_CONTEXT"),
+    ],
+)
+def test_the_first_stage_has_none_nor_has_one_whose_device_refuses(
+    sockets: Sockets, tmp_path: Path, cuda: FakeCuda, stage: int, refusing: str, reason: str
+) -> None:
+    cuda.failing = {refusing}
+    receiver, address = endpoints(stage, cuda, sockets).listen(
+        f"ipc://{tmp_path}/link", SLOTS, SLOT_BYTES
+    )
+    assert address.device_ring is None
+    assert address.no_device_ring == reason
+    assert address.ring is not None
+    receiver.close()
+
+
+def test_a_refused_ring_is_freed_and_not_asked_for_again(
+    sockets: Sockets, tmp_path: Path, cuda: FakeCuda
+) -> None:
+    cuda.failing = {"cuIpcGetMemHandle"}
+    made = endpoints(1, cuda, sockets)
+    for attempt in range(3):
+        receiver, address = made.listen(f"ipc://{tmp_path}/link-{attempt}", SLOTS, SLOT_BYTES)
+        assert address.no_device_ring == "cuIpcGetMemHandle: CUDA_ERROR_INVALID_CONTEXT"
+        receiver.close()
+    assert cuda.calls == ["cuMemAlloc_v2", "cuIpcGetMemHandle", "cuMemFree_v2"]
+    assert cuda.allocated == 0
+
+
+def test_a_stage_on_a_cpu_says_that_it_is(sockets: Sockets, tmp_path: Path) -> None:
+    made = ZmqEndpoints(Invitation("run", 1, 0, "nowhere"))
+    made.sockets.close(0)
+    made.sockets = sockets
+    receiver, address = made.listen(f"ipc://{tmp_path}/link", SLOTS, SLOT_BYTES)
+    assert (address.device_ring, address.no_device_ring) == (None, "it is on no CUDA device")
+    receiver.close()
+
+
+# --- beside the compute stream ------------------------------------------------------------
+
+
+def test_slots_are_released_in_order_when_the_device_has_come_so_far() -> None:
+    done, released = [False, False, False], list[int]()
+    marks = iter(range(3))
+
+    def mark() -> Any:
+        at = next(marks)
+        return SimpleNamespace(query=lambda: done[at])
+
+    releases = Releases(mark)
+    for number in range(3):
+        releases.after(lambda number=number: released.append(number))
+    releases.look()
+    assert (released, releases.waiting) == ([], True)
+    done[0] = True
+    releases.look()
+    assert released == [0]
+    done[2] = True
+    releases.look()
+    assert released == [0]  # the second is not done yet
+    done[1] = True
+    releases.look()
+    assert (released, releases.waiting) == ([0, 1, 2], False)
+
+
+def test_glances_show_what_has_landed_and_wait_for_nothing() -> None:
+    done: list[bool] = []
+
+    def mark() -> Any:
+        at = len(done)
+        done.append(False)
+        return SimpleNamespace(query=lambda: done[at])
+
+    glances, sums = Glances(mark), torch.tensor([3])
+    assert glances.at([sums]) is None
+    assert (glances.at([sums]), len(done)) == (None, 1)  # one copy at a time
+    done[0] = True
+    assert (glances.at([sums]), len(done)) == ([[3]], 2)
+    assert glances.at([sums]) == [[3]]
+    glances.forget()
+    assert (glances.at([sums]), len(done)) == (None, 3)
+    assert Glances(None).at([sums, sums + 1]) == [[3], [4]]
+
+
+def test_who_watches_a_device_can_be_called_away() -> None:
+    releases, looks = Releases(lambda: SimpleNamespace(query=lambda: False)), iter([False, True])
+    releases.after(lambda: pytest.fail("the device is not done"))
+    releases.watch(lambda: next(looks))
+    assert (releases.waiting, next(looks, "asked twice")) == (True, "asked twice")
+
+
+def test_on_a_cpu_everything_is_done_at_once() -> None:
+    cpu, released = torch.device("cpu"), list[int]()
+    releases = Releases(marks_of(cpu))
+    releases.after(lambda: released.append(1))
+    assert (released, releases.waiting) == ([1], False)
+    x = torch.ones(3)
+    assert Incoming(cpu).bring(x) is x
+    assert side_stream(cpu) is None
+    assert payloads((x,), None) == [TensorPayload(x)]
+    assert payloads((x,), None)[0].device is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_memory_of_the_device_becomes_a_tensor_without_a_copy() -> None:
+    device = torch.device("cuda", 0)
+    torch.zeros(1, device=device)
+    ring = DeviceRing(SLOTS, SLOT_BYTES, Driver())
+    specs = [TensorSpec("float32", (2, 3, 4, 4), channels_last=True), TensorSpec("int64", (2,))]
+    images, labels = (torch.as_tensor(part, device=device) for part in ring.parts(1, specs))
+    assert images.data_ptr() == ring.parts(1, specs)[0].address
+    assert (images.numel(), labels.numel()) == (2 * 3 * 4 * 4 * 4, 16)

@@ -1,0 +1,153 @@
+"""Every form of the loss, every network: the same bytes in a pipeline and in single mode."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support.run_in_threads import TREE, Job, train_pipelined
+
+from pipeline.errors import (
+    InterruptedRunError,
+)
+from pipeline.learning.block_file import decode_block
+from pipeline.run.events import CheckpointWritten
+from pipeline.single import SingleTrainer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from pipeline.run.events import Event
+    from pipeline.storage.checkpoint import StartState
+
+pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "pred": {"name": "pred"},
+    "sim": {"name": "sim"},
+    "pred-bio": {"name": "pred", "bio": True},
+    "predsim-bio": {"name": "predsim", "bio": True, "beta": 0.01},
+    "sign": {"name": "pred", "classifier": "fixed", "feedback": "sign"},
+    "random": {"name": "predsim", "classifier": "fixed", "feedback": "random"},
+    "unsupervised sim": {"name": "pred", "unsupervised": "sim", "alpha": 0.3},
+    "recon": {"name": "predsim", "unsupervised": "recon", "alpha": 0.3},
+    "hidden layers": {"name": "predsim", "pred_hidden": [[8], [], [6, 5]]},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_the_loss_is_the_same_in_a_pipeline(
+    form: str, folder: Callable[[], Path]
+) -> None:
+    single, pipelined = (Job(folder(), 3, loss=FORMS[form]) for _ in range(2))
+    SingleTrainer(single.run).run()
+    train_pipelined(pipelined)
+    assert pipelined.store.files == single.store.files
+    assert pipelined.lines() == single.lines()
+
+
+def test_batches_of_few_classes_are_the_same_in_a_resumed_pipeline(
+    folder: Callable[[], Path],
+) -> None:
+    few = {"classes_per_batch": 2, "classes_per_batch_until_epoch": 1}
+    data = {**TREE["data"], "classes": 4}
+    limited, plain = (
+        Job(folder(), 3, data={**data, **keys}, checkpoint_every_steps=1) for keys in (few, {})
+    )
+    kept: list[StartState] = []
+
+    def keep(event: Event) -> None:
+        if isinstance(event, CheckpointWritten):
+            kept.append(limited.store.newest)
+
+    limited.listeners.append(keep)
+    for job in (limited, plain):
+        SingleTrainer(job.run).run()
+    resumed = Job(folder(), 2, kept[1], data={**data, **few}, checkpoint_every_steps=1)
+    train_pipelined(resumed)
+    assert resumed.store.files[6] == limited.store.files[6]
+    assert all(resumed.store.files[6][block] != plain.store.files[6][block] for block in range(4))
+
+
+RESNET = {"name": "resnet18", "feat_mult": 0.05, "dropout": 0.1}
+PREACTIVATED = {"name": "wrn-10-2", "feat_mult": 0.2, "preactivation": True}
+NETWORKS: dict[str, tuple[int, dict[str, Any]]] = {
+    "mlp": (2, {"model": {"name": "mlp", "hidden_layers": 2, "hidden": 16}}),
+    "resnet18": (4, {"model": RESNET}),
+    "resnet18 without shortcuts": (17, {"model": {**RESNET, "residual": False}}),
+    "wide residual network": (4, {"model": {"name": "wrn-10-2", "feat_mult": 0.2}}),
+    "pre-activation": (4, {"model": {**PREACTIVATED, "dropout": 0.2}}),
+    "pre-activation in groups": (2, {"model": {**PREACTIVATED, "group": 3}}),
+    "greedy pre-activation": (
+        4,
+        {"model": PREACTIVATED, "schedule": {"epochs": 1, "greedy": True}},
+    ),
+    "groups": (2, {"model": {**TREE["model"], "group": 2}}),
+    "groups that cut residual units": (3, {"model": {**RESNET, "group": 3}}),
+    "one group": (1, {"model": {**TREE["model"], "group": "all"}}),
+    "greedy": (3, {"schedule": {"epochs": 2, "greedy": True}}),
+    "greedy groups": (
+        2,
+        {"schedule": {"epochs": 1, "greedy": True}, "model": {**TREE["model"], "group": 2}},
+    ),
+}
+"""How many stages, and what differs from `TREE`."""
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_network_is_the_same_in_a_pipeline(network: str, folder: Callable[[], Path]) -> None:
+    stages, sections = NETWORKS[network]
+    single, pipelined = (Job(folder(), stages, **sections) for _ in range(2))
+    SingleTrainer(single.run).run()
+    train_pipelined(pipelined)
+    assert pipelined.store.files == single.store.files
+    assert pipelined.lines() == single.lines()
+    assert all(isfinite(line["test"]["loss"]) for line in single.lines())
+
+
+def test_greedy_training_trains_one_block_after_another(folder: Callable[[], Path]) -> None:
+    schedule = {"epochs": 1, "greedy": True}
+    job = Job(folder(), 3, schedule=schedule)
+    SingleTrainer(job.run).run()
+    assert [line["blocks"][0]["block"] for line in job.lines()] == [0, 1, 2, 3]
+    snapshots = [job.store.files[step] for step in sorted(job.store.files)]
+    for learner, (before, after) in enumerate(pairwise(snapshots), start=1):
+        changed = [b for b in before if network_part(before[b]) != network_part(after[b])]
+        assert changed == [learner]
+        done = decode_block(after[learner - 1])  # it needs no optimizer any more
+        assert not any(done[name].any() for name in done if name.startswith("optimizer."))
+
+
+def network_part(data: bytes) -> dict[str, list[float]]:
+    """What a block file says of weights and statistics."""
+    tensors = decode_block(data)
+    return {
+        name: tensor.flatten().tolist()
+        for name, tensor in tensors.items()
+        if not name.startswith("optimizer.")
+    }
+
+
+def test_a_greedy_run_goes_on_from_every_checkpoint(folder: Callable[[], Path]) -> None:
+    schedule = {"epochs": 1, "greedy": True}
+    whole = Job(folder(), 3, schedule=schedule, checkpoint_every_steps=1)
+    SingleTrainer(whole.run).run()
+    last = max(whole.store.files)
+    for step in (2, 3, 7):
+        first = Job(folder(), 3, schedule=schedule, checkpoint_every_steps=1)
+        first.listeners.append(partial(_interrupt_at, first, step))
+        with pytest.raises(InterruptedRunError):
+            SingleTrainer(first.run).run()
+        again = Job(folder(), 2, first.store.newest, schedule=schedule, checkpoint_every_steps=1)
+        train_pipelined(again)
+        assert again.store.files[last] == whole.store.files[last]
+
+
+def _interrupt_at(job: Job, step: int, event: Event) -> None:
+    if isinstance(event, CheckpointWritten) and event.step == step:
+        job.interrupted = True

@@ -1,0 +1,392 @@
+"""The whole pipeline in threads: the same bytes as single mode, and every way to fail.
+
+Real processes are in other tests.
+"""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support.run_in_threads import KILLED, Fleet, Job, coordinator, train_pipelined
+
+from pipeline.data.facts import data_facts
+from pipeline.errors import (
+    InterruptedRunError,
+    PipelineError,
+    StageFailedError,
+    StageLostError,
+    TimedOutError,
+)
+from pipeline.learning.block import Block
+from pipeline.learning.build import build_stage
+from pipeline.network.from_config import network_specs
+from pipeline.planning.cost import block_costs
+from pipeline.planning.plan import received_bytes
+from pipeline.protocol.messages import (
+    PROTOCOL_VERSION,
+    Bye,
+    Complete,
+    Connect,
+    Heartbeat,
+    Hello,
+    Report,
+    State,
+)
+from pipeline.run.events import CheckpointWritten, EpochDone, Note, Progress, Waiting
+from pipeline.schedule.reports import PassReport, Tally, Usage
+from pipeline.single import SingleTrainer
+from pipeline.system.sources import running_code
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from pipeline.learning.stage import Stage
+    from pipeline.run.events import Event
+    from pipeline.storage.checkpoint import StartState
+
+pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
+
+
+@pytest.fixture
+def single(folder: Callable[[], Path]) -> Job:
+    """What must come out, with a checkpoint after every step."""
+    job = Job(folder(), 3, checkpoint_every_steps=1)
+    SingleTrainer(job.run).run()
+    return job
+
+
+# --- equal to single mode -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+@pytest.mark.parametrize("max_in_flight", [1, 2])
+def test_block_files_equal_those_of_single_mode(
+    single: Job, folder: Callable[[], Path], stages: int, max_in_flight: int
+) -> None:
+    job = Job(folder(), stages, checkpoint_every_steps=1, max_in_flight=max_in_flight)
+    train_pipelined(job)
+    assert sorted(job.store.files) == [1, 2, 3, 4, 5, 6]
+    assert sorted(job.store.files[6]) == [0, 1, 2, 3]
+    assert job.store.files == single.store.files
+    assert job.store.newest == single.store.newest
+    assert job.lines() == single.lines()
+    assert [line["epoch"] for line in job.lines()] == [1, 2]
+
+
+@pytest.mark.parametrize("max_in_flight", [1, 2])
+def test_slots_that_a_device_reads_come_back_while_the_next_batch_is_taken(
+    single: Job, folder: Callable[[], Path], max_in_flight: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one slot the device comes so far by itself; with two it may need the next batch."""
+
+    class Device:
+        def __init__(self) -> None:
+            self.marks = 0
+
+        def mark(self) -> Any:
+            self.marks += 1
+            mine, looks = self.marks, itertools.count()
+            done = {
+                1: lambda: next(looks) > 2,
+                2: lambda: self.marks > mine,
+            }
+            return SimpleNamespace(query=done[max_in_flight])
+
+    monkeypatch.setattr("pipeline.worker.worker.marks_of", lambda device: Device().mark)
+    job = Job(folder(), 3, checkpoint_every_steps=1, max_in_flight=max_in_flight)
+    train_pipelined(job)
+    assert job.store.files == single.store.files
+
+
+def test_in_single_mode_all_stages_share_the_memory_of_recorded_steps(
+    folder: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorders = []
+
+    def noted(*given: Any) -> Stage:
+        recorders.append(given[-1])
+        return build_stage(*given)
+
+    monkeypatch.setattr("pipeline.single.build_stage", noted)
+    SingleTrainer(Job(folder(), 3).run)
+    assert len(recorders) == 3
+    assert recorders[0] is recorders[1] is recorders[2] is not None
+
+
+@pytest.mark.parametrize(("precision", "element_bytes"), [("fp32", 4), ("bf16", 2)])
+def test_what_people_are_told_of_the_links_crosses_them(
+    folder: Callable[[], Path], precision: str, element_bytes: int
+) -> None:
+    """Two epochs of 22 images, each followed by a test with 9."""
+    job, fleet = Job(folder(), 3, precision=precision), Fleet(3)
+    fleet.start()
+    coordinator(job, fleet).run()
+    fleet.leave()
+    crossed = [fleet.senders[f"link-{stage}-0"].statistics().nbytes for stage in range(3)]
+    specs = network_specs(job.run.config, data_facts(job.run.config.data))
+    costs = block_costs(
+        specs, batch_size=8, element_bytes=element_bytes, optimizer_name="adam", backprop=False
+    )
+    assert crossed == list(received_bytes(specs, job.run.plan.stage_costs(costs), 2 * (22 + 9)))
+
+
+def test_the_comparison_can_fail(single: Job, folder: Callable[[], Path]) -> None:
+    other = Job(folder(), 3, checkpoint_every_steps=1, seed=2)
+    SingleTrainer(other.run).run()
+    assert all(other.store.files[6][block] != single.store.files[6][block] for block in range(4))
+
+
+def test_tests_and_snapshots_in_between_change_no_weight(
+    single: Job, folder: Callable[[], Path]
+) -> None:
+    job = Job(folder(), 3, eval_every_epochs=0)
+    train_pipelined(job)
+    assert sorted(job.store.files) == [3, 6]
+    assert job.store.files[6] == single.store.files[6]
+    assert [line["test"] for line in job.lines()] == [None, None]
+    tested = Job(folder(), 3, eval_before_training=True)
+    train_pipelined(tested)
+    assert tested.store.files[6] == single.store.files[6]
+    assert [line["epoch"] for line in tested.lines()] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 5])
+def test_resumed_with_another_number_of_stages(
+    single: Job, folder: Callable[[], Path], step: int
+) -> None:
+    first = Job(folder(), 3, checkpoint_every_steps=1)
+    kept: list[StartState] = []
+
+    def keep(event: Event) -> None:
+        if isinstance(event, CheckpointWritten) and event.step == step:
+            kept.append(first.store.newest)
+
+    first.listeners.append(keep)
+    SingleTrainer(first.run).run()
+    second = Job(folder(), 2, kept[0], checkpoint_every_steps=1)
+    train_pipelined(second)
+    assert sorted(second.store.files) == list(range(step + 1, 7))
+    assert second.store.files[6] == single.store.files[6]
+    assert second.lines() == single.lines()[-len(second.lines()) :]
+
+
+def test_interrupted_and_resumed(single: Job, folder: Callable[[], Path]) -> None:
+    """Credits bound how far the feed is ahead: after the first checkpoint, less than the run."""
+    first = Job(folder(), 3, checkpoint_every_steps=1, max_in_flight=1)
+
+    def interrupt(event: Event) -> None:
+        if isinstance(event, CheckpointWritten) and event.step == 1:
+            first.interrupted = True
+            first.run.heed_interruption()
+
+    first.listeners.append(interrupt)
+    fleet = Fleet(3)
+    fleet.start()
+    with pytest.raises(InterruptedRunError) as caught:
+        coordinator(first, fleet).run()
+    fleet.leave()
+    assert 1 <= caught.value.step < 6
+    assert first.store.newest.position.step == caught.value.step
+    assert [event for event in first.events if isinstance(event, Note)] == [
+        Note("interrupted: finishing what is under way, writing a checkpoint")
+    ]
+    second = Job(folder(), 2, first.store.newest)
+    train_pipelined(second)
+    assert second.store.files[6] == single.store.files[6]
+
+
+def test_progress_is_told(folder: Callable[[], Path]) -> None:
+    job = Job(folder(), 2, progress_interval_s=1e-9)
+    train_pipelined(job)
+    looks = [event for event in job.events if isinstance(event, Progress)]
+    assert looks
+    assert all(look.step == look.stages[-1].batch_id for look in looks)
+    assert looks[-1].epoch == 2
+    assert [stage.stage for stage in looks[-1].stages] == [0, 1]
+
+
+# --- failures -----------------------------------------------------------------------------
+
+
+def test_failure_of_a_worker_is_told_with_its_traceback(
+    folder: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transfer = Block.transfer
+
+    def fails(block: Block, h: Tensor, *, batch_id: int | None) -> Tensor:
+        if (block.spec.index, batch_id) == (1, 3):
+            raise ValueError("planted\nand more")
+        return transfer(block, h, batch_id=batch_id)
+
+    monkeypatch.setattr(Block, "transfer", fails)
+    # room for the whole run: nobody waits for a credit of the stage that fails
+    job, fleet = Job(folder(), 3, max_in_flight=64, max_restarts=0), Fleet(3)
+    fleet.start()
+    with pytest.raises(StageFailedError) as caught:
+        coordinator(job, fleet).run()
+    fleet.end()
+    assert caught.value.summary == (
+        "stage 1 (block 1, cpu), block 1 failed at batch 3: ValueError: planted"
+    )
+    assert "and more" in caught.value.remote_traceback
+    assert "in fails" in caught.value.remote_traceback
+
+
+def test_single_mode_tells_the_failed_batch_too(
+    folder: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transfer = Block.transfer
+
+    def fails(block: Block, h: Tensor, *, batch_id: int | None) -> Tensor:
+        if (block.spec.index, batch_id) == (1, 3):
+            raise ValueError("planted")
+        if batch_id is None:
+            raise ValueError("planted in a test")
+        return transfer(block, h, batch_id=batch_id)
+
+    monkeypatch.setattr(Block, "transfer", fails)
+    with pytest.raises(StageFailedError, match="stage 1, block 1 failed at batch 3: ValueError"):
+        SingleTrainer(Job(folder(), 3).run).run()
+    with pytest.raises(StageFailedError, match="stage 0, block 0 failed: ValueError: planted in"):
+        SingleTrainer(Job(folder(), 3, eval_before_training=True).run).run()
+
+
+def ticking(step_s: float) -> Callable[[], float]:
+    ticks = itertools.count()
+    return lambda: next(ticks) * step_s
+
+
+def failure(
+    job: Job, fleet: Fleet, clock: Callable[[], float] | None = None
+) -> tuple[type[PipelineError], str]:
+    with pytest.raises(PipelineError) as caught:
+        coordinator(job, fleet, clock).run()
+    return type(caught.value), str(caught.value)
+
+
+def test_workers_that_never_come(folder: Callable[[], Path]) -> None:
+    job, fleet = Job(folder(), 2, start_timeout_s=50.0), Fleet(2)
+    fleet.control.client(0).send(Hello("run", PROTOCOL_VERSION, 1, running_code()))
+    kind, said = failure(job, fleet, clock=ticking(3.0))
+    assert kind is TimedOutError
+    assert said.startswith("waited 5")
+    assert said.endswith(" s for stage 0 on cpu, stage 1 on cpu (runtime.start_timeout_s 50)")
+    waiting = [event for event in job.events if isinstance(event, Waiting)]
+    assert waiting[0].missing == ("stage 0 on cpu", "stage 1 on cpu")
+
+
+def test_worker_that_was_killed(folder: Callable[[], Path]) -> None:
+    job, fleet = Job(folder(), 2, max_restarts=0), Fleet(2)
+    fleet.killed[1] = KILLED
+    kind, said = failure(job, fleet, clock=ticking(0.6))
+    assert (kind, said) == (StageLostError, "stage 1 (blocks 1–3, cpu) was killed by SIGKILL")
+
+
+USAGE = Usage(1.0, 1.0, 0)
+BEFORE_THE_START: list[tuple[int, Any, list[bytes], str]] = [
+    (7, Bye(), [], "stage 7 was turned away: the plan has 2 stages"),
+    (0, Connect(None), [], "stage 0 was turned away: it sent Connect"),
+    (
+        1,
+        Bye(),
+        [],
+        "stage 1 was turned away: stage 1 is STARTING: received Bye, expected Hello, Failure",
+    ),
+    (
+        0,
+        Hello("other", 9, 1),
+        [],
+        "stage 0 was turned away: it sent a hello of run other (protocol 9), this is run run "
+        f"(protocol {PROTOCOL_VERSION})",
+    ),
+    (
+        0,
+        Hello("run", PROTOCOL_VERSION, 1, running_code()),
+        [b"x"],
+        "it sent 1 files where 0 belong",
+    ),
+]
+MEANWHILE: list[tuple[int, Any, list[bytes], str]] = [
+    (0, Report(PassReport(1, 1, True, (), USAGE)), [], "it sent a report of stage 1"),
+    (0, Report(PassReport(0, 3, True, (), USAGE)), [], "it sent a report of epoch 3"),
+    (0, Report(PassReport(0, -1, True, (), USAGE)), [], "it sent a report of epoch -1"),
+    (
+        0,
+        Report(PassReport(0, 1, True, (Tally(3, 8, 1.0, 1),), USAGE)),
+        [],
+        "it sent counters of blocks [3], it has (0,)",
+    ),
+    (0, State(2, 1, False, (1,), ()), [b""], "it sent a state of blocks (1,)"),
+    (0, State(99, 1, False, (0,), ()), [b""], "it sent a state after step 99"),
+    (0, State(2, 1, False, (0,), ()), [], "it sent 0 files where 1 belong"),
+    (1, State(2, 1, False, (1, 2, 3), (Tally(0, 1, 1.0, 0),)), [b""] * 3, "counters of blocks [0]"),
+    (0, Hello("run", PROTOCOL_VERSION, 1, running_code()), [], "received Hello, expected "),
+    (1, Complete(1), [], "it sent Complete"),
+]
+
+
+def trained_with(
+    folder: Path, said: tuple[int, Any, list[bytes]], *, after_epoch: int
+) -> tuple[Job, list[str]]:
+    """A run in which somebody says this under the name of a stage; and its notes."""
+    job, fleet = Job(folder, 2), Fleet(2)
+    stage, message, attached = said
+
+    def say(event: Any) -> None:
+        if isinstance(event, EpochDone) and event.metrics["epoch"] == after_epoch:
+            fleet.control.client(stage).send(message, attached)
+
+    job.listeners.append(say)
+    if after_epoch == 0:
+        fleet.control.client(stage).send(message, attached)
+    fleet.start()
+    coordinator(job, fleet).run()
+    fleet.leave()
+    return job, [event.text for event in job.events if isinstance(event, Note)]
+
+
+@pytest.mark.usefixtures("one_builder_at_a_time")
+@pytest.mark.parametrize(
+    ("stage", "message", "attached", "expected", "after_epoch"),
+    [(*row, 0) for row in BEFORE_THE_START] + [(*row, 1) for row in MEANWHILE],
+)
+def test_what_no_stage_may_say_is_turned_away_and_changes_nothing(
+    folder: Callable[[], Path],
+    stage: int,
+    message: Any,
+    attached: list[bytes],
+    expected: str,
+    after_epoch: int,
+) -> None:
+    undisturbed = Job(folder(), 2)
+    train_pipelined(undisturbed)
+    job, notes = trained_with(folder(), (stage, message, attached), after_epoch=after_epoch)
+    assert job.store.files == undisturbed.store.files
+    assert job.lines() == undisturbed.lines()
+    told, count = notes
+    assert expected in told
+    assert count == "control: 1 messages were turned away in all"
+
+
+def test_silent_worker(folder: Callable[[], Path]) -> None:
+    """Until training begins only the start-up time-out counts, however long a worker builds."""
+    job, fleet = Job(folder(), 2, start_timeout_s=100.0), Fleet(2)
+    fleet.control.client(1).send(Heartbeat(0, 0, "starting", 0.0))
+    kind, said = failure(job, fleet, clock=ticking(5.0))
+    assert kind is TimedOutError
+    assert said.startswith("waited 1")
+    assert said.endswith(" s for stage 0 on cpu, stage 1 on cpu (runtime.start_timeout_s 100)")
+
+
+def test_interrupted_before_the_workers_came(folder: Callable[[], Path]) -> None:
+    job, fleet = Job(folder(), 2), Fleet(2)
+    job.interrupted = True
+    kind, said = failure(job, fleet)
+    assert kind is InterruptedRunError
+    assert said == "interrupted after step 0: there was nothing to save yet"

@@ -1,0 +1,336 @@
+"""A run that loses a stage ends with the weights that it would have had undisturbed.
+
+Exhaustive, in threads without sockets: a worker is lost just before every single time that it
+touches the world outside, in each stage in turn. Real processes are in test_faults.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from support.run_in_threads import Fate, Fleet, Job, coordinator, train_pipelined
+
+from pipeline.coordinator.restarts import WITHIN_S, Restarts
+from pipeline.errors import InterruptedRunError, StageFailedError, StageLostError
+from pipeline.protocol.messages import Bye, State
+from pipeline.run.events import Note
+from pipeline.schedule.items import Stop
+from pipeline.single import SingleTrainer
+from pipeline.worker import worker as worker_module
+from pipeline.worker.kept_snapshots import KeptStates
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from pipeline.coordinator.coordinator import Coordinator
+    from pipeline.run.events import Event
+    from pipeline.schedule.items import Item
+    from pipeline.transport.interfaces import Said, Sender
+    from pipeline.transport.payloads import Payload
+
+    Folder = Callable[[], Path]
+
+STAGES = 3
+COURSE: dict[str, Any] = {"schedule": {"epochs": 1}, "checkpoint_every_steps": 2}
+"""An epoch of 3 steps and 2 test batches, snapshots after steps 2 and 3."""
+
+pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
+
+
+def lost(stage: int, batch_id: int = 0) -> StageLostError:
+    return StageLostError(stage, f"stage {stage} is gone", "its traceback", batch_id=batch_id)
+
+
+# --- whether to go on ---------------------------------------------------------------------
+
+
+def test_a_run_begins_again_so_often_and_then_ends_with_the_first_cause() -> None:
+    restarts = Restarts(2)
+    restarts.allow(lost(4), 0.0)
+    restarts.allow(lost(1), 1.0)
+    with pytest.raises(StageFailedError, match=r"stage 4 is gone; .* 2 more .* stage 2 is gone"):
+        restarts.allow(lost(2), 2.0)
+
+
+def test_only_the_last_hour_counts() -> None:
+    restarts = Restarts(1)
+    restarts.allow(lost(0), 0.0)
+    restarts.allow(lost(0), WITHIN_S)
+    with pytest.raises(StageFailedError, match="more faults within an hour"):
+        restarts.allow(lost(0), WITHIN_S + 1.0)
+
+
+def test_without_restarts_the_run_ends_as_it_was_lost() -> None:
+    with pytest.raises(StageFailedError) as caught:
+        Restarts(0).allow(lost(3), 0.0)
+    assert (caught.value.summary, caught.value.remote_traceback) == (
+        "stage 3 is gone",
+        "its traceback",
+    )
+
+
+def test_a_fault_that_comes_back_is_known() -> None:
+    restarts = Restarts(9)
+    restarts.allow(lost(1, batch_id=7), 0.0)
+    restarts.allow(lost(2), 0.0)
+    assert restarts.came_back(lost(1, batch_id=7))
+    assert not restarts.came_back(lost(1, batch_id=8))
+    assert not restarts.came_back(lost(0, batch_id=7))
+    assert not restarts.came_back(lost(2))  # killed: it did not say at which batch
+
+
+# --- every possible place -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    job = Job(tmp_path_factory.mktemp("undisturbed"), STAGES, **COURSE)
+    SingleTrainer(job.run).run()
+    return job
+
+
+@pytest.fixture(scope="module")
+def acts(tmp_path_factory: pytest.TempPathFactory) -> list[int]:
+    """How often the worker of each stage touches the world outside, undisturbed."""
+    fates = {stage: Fate() for stage in range(STAGES)}
+    train_pipelined(Job(tmp_path_factory.mktemp("counted"), STAGES, **COURSE), fates)
+    return [fates[stage].acts for stage in range(STAGES)]
+
+
+@pytest.mark.parametrize("stage", range(STAGES))
+def test_lost_at_every_point(stage: int, undisturbed: Job, acts: list[int], folder: Folder) -> None:
+    assert acts[stage] > 20
+    lives = 0
+    for last in range(1, acts[stage] + 1):
+        job = Job(folder(), STAGES, **COURSE)
+        train_pipelined(job, {stage: Fate(last)})
+        assert job.store.files == undisturbed.store.files, last
+        assert job.lines() == undisturbed.lines(), last
+        lives += restarts_of(job)
+    assert acts[stage] - 3 <= lives <= acts[stage]  # how often it is told of snapshots varies
+
+
+def test_neighbours_lost_at_once(undisturbed: Job, acts: list[int], folder: Folder) -> None:
+    for last in range(1, min(acts), 5):
+        job = Job(folder(), STAGES, **COURSE)
+        train_pipelined(job, {0: Fate(last), 1: Fate(last + 1), 2: Fate(last + 2)})
+        assert job.store.files == undisturbed.store.files, last
+        assert job.lines() == undisturbed.lines(), last
+        assert 1 <= restarts_of(job) <= 3, last
+
+
+def test_the_successor_is_lost_at_every_point(
+    undisturbed: Job, acts: list[int], folder: Folder
+) -> None:
+    """While it is greeted, built, connected, and after that."""
+    for last in range(1, 12):
+        job = Job(folder(), STAGES, **COURSE)
+        train_pipelined(job, {1: Fate(acts[1] // 2, next=Fate(last))})
+        assert job.store.files == undisturbed.store.files, last
+        assert job.lines() == undisturbed.lines(), last
+
+
+@pytest.mark.parametrize("last", [6, 12, 18])
+def test_a_stage_that_hangs_while_another_is_lost(
+    undisturbed: Job, last: int, folder: Folder
+) -> None:
+    """It never comes back, so it is replaced, too, after `start_timeout_s`."""
+    job = Job(folder(), STAGES, start_timeout_s=1.0, **COURSE)
+    train_pipelined(job, {1: Fate(last + 1), 2: Fate(last, hangs=True)})
+    assert job.store.files == undisturbed.store.files
+    assert job.lines() == undisturbed.lines()
+    texts = [event.text for event in job.events if isinstance(event, Note)]
+    assert any("did not come back in" in text for text in texts), texts
+
+
+def test_what_happened_is_told(folder: Folder, acts: list[int]) -> None:
+    job = Job(folder(), STAGES, **COURSE)
+    train_pipelined(job, {1: Fate(acts[1] // 2)})
+    fault, back = [event.text for event in job.events if isinstance(event, Note)]
+    assert fault.startswith("stage 1 (block 1, cpu) was killed by SIGKILL: replaced; all go back")
+    assert "(restart 1 of 3 within an hour)" in fault
+    assert back.startswith("training again after step")
+
+
+def restarts_of(job: Job) -> int:
+    return sum(isinstance(event, Note) and "replaced" in event.text for event in job.events)
+
+
+# --- the end ------------------------------------------------------------------------------
+
+
+def test_no_stage_leaves_before_all_that_was_sent_has_arrived(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stage that were gone could not send its last state again."""
+    job, fleet, heard = Job(folder(), STAGES, **COURSE), Fleet(STAGES), []
+    hear = fleet.control._hear
+
+    def noted(attempt: int, said: Said) -> None:
+        heard.append(said.message)
+        hear(attempt, said)
+
+    monkeypatch.setattr(fleet.control, "_hear", noted)
+    fleet.start()
+    coordinator(job, fleet).run()
+    fleet.leave()
+    assert [type(message) for message in heard[-STAGES:]] == [Bye] * STAGES
+    assert sum(isinstance(message, State) for message in heard) == 2 * STAGES
+
+
+def test_the_newest_state_is_awaited_until_the_coordinator_has_all_of_it() -> None:
+    kept = KeptStates()
+    assert kept.all_complete
+    for step in (2, 4):
+        kept.add(step, [b""])
+    kept.drop_before(2)
+    assert not kept.all_complete
+    kept.drop_before(4)
+    assert kept.all_complete
+    kept.add(6, [b""])
+    kept.drop_after(4)  # the run begins again
+    assert kept.all_complete
+    kept.add(4, [b""])  # a snapshot where it began, as of a run that is interrupted at once
+    assert not kept.all_complete
+    kept.add(4, [b""])  # and again, now that the epoch was reported
+    kept.drop_before(4)
+    assert not kept.all_complete
+    kept.drop_before(4)
+    assert kept.all_complete
+
+
+def test_to_be_suspended_while_it_starts_is_no_waiting(folder: Folder) -> None:
+    """The clock leaps by an hour at its sixth reading."""
+    job, fleet, readings = Job(folder(), STAGES, **COURSE), Fleet(STAGES), itertools.count()
+    fleet.start()
+    coordinator(job, fleet, lambda: 3600.0 * (next(readings) > 5)).run()
+    fleet.leave()
+    assert restarts_of(job) == 0
+
+
+# --- items that never arrive --------------------------------------------------------------
+
+
+@dataclass
+class Leak:
+    """The coordinator's link, which loses the stop marker, once; and a clock that stands still
+    until that has happened, and after it was noticed."""
+
+    job: Job
+    interrupts: bool = False
+    """Whether somebody interrupts the run at that moment."""
+    sender: Any = None
+    lost: bool = False
+    noticed: bool = False
+    now: float = 0.0
+
+    def connect(self, sender: Sender) -> Leak:
+        self.sender = sender
+        return self
+
+    def send(self, item: Item, payloads: Sequence[Payload] = ()) -> None:
+        if isinstance(item, Stop) and not self.lost:
+            self.lost, self.job.interrupted = True, self.interrupts
+        else:
+            self.sender.send(item, payloads)
+
+    def finish(self) -> None:
+        if self.noticed:
+            self.sender.finish()
+
+    def close(self) -> None:
+        self.sender.close()
+
+    def clock(self) -> float:
+        self.now += 0.3 * (self.lost and not self.noticed)
+        return self.now
+
+    def listen(self, event: Event) -> None:
+        self.noticed = self.noticed or (isinstance(event, Note) and "replaced" in event.text)
+
+
+def leaking(leak: Leak, monkeypatch: pytest.MonkeyPatch) -> tuple[Fleet, Coordinator]:
+    job, fleet = leak.job, Fleet(STAGES)
+    job.listeners.append(leak.listen)
+    connect = fleet.connect
+    monkeypatch.setattr(
+        fleet, "connect", lambda *given: (leak.connect(connect(*given)[0]), "memory")
+    )
+    fleet.start()
+    return fleet, coordinator(job, fleet, leak.clock, stall_timeout_s=2.0)
+
+
+def test_a_stop_marker_that_never_arrives_is_noticed(
+    undisturbed: Job, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The feed has ended, and nobody has anything to do."""
+    job = Job(folder(), STAGES, **COURSE)
+    fleet, running = leaking(Leak(job), monkeypatch)
+    running.run()
+    fleet.leave()
+    assert restarts_of(job) == 1
+    (fault, _) = [event.text for event in job.events if isinstance(event, Note)]
+    assert fault.startswith("stage 0 (block 0, cpu) does not take what comes next: all wait since")
+    assert job.store.files == undisturbed.store.files
+    assert job.lines() == undisturbed.lines()
+
+
+def test_an_interrupted_run_whose_stop_marker_never_arrives_ends(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(folder(), STAGES, **COURSE)
+    fleet, running = leaking(Leak(job, interrupts=True), monkeypatch)
+    with pytest.raises(InterruptedRunError, match="a checkpoint was written"):
+        running.run()
+    assert "interrupted" in "".join(e.text for e in job.events if isinstance(e, Note))
+    fleet.end()
+
+
+# --- faults with a reason -----------------------------------------------------------------
+
+
+def test_a_fault_that_comes_back_at_the_same_batch_ends_the_run(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.learning.block import Block
+
+    transfer = Block.transfer
+
+    def fails(block: Block, h: Any, *, batch_id: int | None) -> Any:
+        if (block.spec.index, batch_id) == (1, 3):
+            raise ValueError("planted")
+        return transfer(block, h, batch_id=batch_id)
+
+    monkeypatch.setattr(Block, "transfer", fails)
+    job = Job(folder(), STAGES, **COURSE)
+    with pytest.raises(StageFailedError) as caught:
+        train_pipelined(job)
+    text = caught.value.summary
+    assert text.startswith("stage 1 (block 1, cpu), block 1 failed at batch 3: ValueError: planted")
+    assert "it failed there before" in text
+    assert "planted" in caught.value.remote_traceback
+    assert restarts_of(job) == 1
+    (kept,) = job.folder.glob("*.npz")
+    assert str(kept) in text
+    with np.load(kept) as batch:
+        images, labels = job.run.batches.train(1, 2)
+        assert (batch["images"] == images).all()
+        assert (batch["labels"] == labels).all()
+
+
+def test_an_error_before_the_first_step_ends_the_run_at_once(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*given: Any) -> Any:
+        raise MemoryError("no room for the network")
+
+    monkeypatch.setattr(worker_module, "build_stage", fails)
+    job = Job(folder(), STAGES, **COURSE)
+    with pytest.raises(StageFailedError, match="MemoryError: no room for the network"):
+        train_pipelined(job)
+    assert restarts_of(job) == 0
