@@ -120,7 +120,7 @@ def _network(model: ModelConfig) -> nn.Sequential:
     from torch import nn
 
     module, _, name = str(model.factory).partition(":")
-    look_here_last()
+    look_here_last(module)
     try:
         with no_process_left():
             make = _function(importlib.import_module(module), name)

@@ -10,10 +10,14 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
+from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
 
 _PROGRAM = """\
 import sys
@@ -68,11 +72,59 @@ def without_current_folder(entries: Iterable[str]) -> list[str]:
     return [entry for entry in absolute if os.path.realpath(entry) != os.path.realpath(here)]
 
 
-def look_here_last() -> None:
-    """From now on find modules in the current folder, too, where no other place has them."""
+def look_here_last(module: str) -> None:
+    """From now on find this module, and what the user's own files import, in the current folder,
+    too, where no other place has them.
+
+    Libraries find nothing there: one that tries `import pandas` to see whether it is installed
+    would execute a user's `pandas.py`.
+    """
     here = current_folder()
-    if here is not None:
-        sys.path[:] = [*(entry for entry in sys.path if entry not in ("", here)), here]
+    if here is None:
+        return
+    sys.path[:] = [entry for entry in sys.path if entry not in ("", here)]
+    finder = next((f for f in sys.meta_path if isinstance(f, _Folder) and f.path == here), None)
+    if finder is None:
+        finder = _Folder(here)
+        sys.meta_path.append(finder)
+    finder.named.add(module.partition(".")[0])
+
+
+class _Folder(MetaPathFinder):
+    """Finds modules of a folder: those named, and those that files of the folder import."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.named: set[str] = set()
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """As every finder; modules within packages are found by these."""
+        if path is None and (fullname in self.named or self._holds(_importing_file())):
+            return PathFinder.find_spec(fullname, [self.path], target)
+        return None
+
+    def _holds(self, file: str) -> bool:
+        """A virtual environment in the folder holds libraries, none of the user's own files."""
+        libraries = (entry for entry in sys.path if _is_in(entry, self.path))
+        return _is_in(file, self.path) and not any(_is_in(file, entry) for entry in libraries)
+
+
+def _importing_file() -> str:
+    """Of the statement that is about to import; empty where no file has it."""
+    frame = sys._getframe(1)
+    while frame.f_back and _is_machinery(frame.f_globals.get("__name__", "")):
+        frame = frame.f_back
+    return frame.f_code.co_filename
+
+
+def _is_machinery(module: str) -> bool:
+    return module == __name__ or module.partition(".")[0] in ("importlib", "_frozen_importlib")
+
+
+def _is_in(path: str, folder: str) -> bool:
+    return os.path.realpath(path).startswith(os.path.join(os.path.realpath(folder), ""))
 
 
 def current_folder() -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -21,12 +22,24 @@ from pipeline.system.interpreter import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from support.processes import Launcher
 
-SHADOWS = ("linecache", "pathlib", "selectors", "json", "threading", "yaml", "click", "rich")
+OPTIONAL = ("pandas", "polars", "accimage", "cupy", "triton", "numexpr", "pyarrow")
+"""What libraries use where it is installed."""
+SHADOWS = (
+    "linecache",
+    "pathlib",
+    "selectors",
+    "json",
+    "threading",
+    "yaml",
+    "click",
+    "rich",
+    *OPTIONAL,
+)
 NET = """\
 import helper
 from torch import nn
@@ -84,14 +97,77 @@ def test_the_rest_of_the_path_keeps_its_order(
     assert without_current_folder(given) == ["/b", f"{tmp_path}/lib", "/a"]
 
 
-def test_the_current_folder_is_looked_at_last_and_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder, with modules that tell what they found; and libraries elsewhere."""
+    for path, text in MODULES.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    work = tmp_path / "work"
+    monkeypatch.chdir(work)
+    libraries = [str(tmp_path / "libraries"), str(work / ".venv")]
+    monkeypatch.setattr(sys, "path", [str(work), "", *sys.path, *libraries])
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+    before = {*sys.modules}
+    yield work
+    for name in {*sys.modules} - before:
+        del sys.modules[name]
+
+
+TRIES = """\
+import importlib
+
+def tries(name):
+    try:
+        return importlib.import_module(name).__file__
+    except ModuleNotFoundError:
+        return None
+
+found = tries("optional_thing")
+"""
+MODULES = {
+    "libraries/some_library.py": TRIES,
+    "libraries/there_and_here.py": "",
+    "work/.venv/library_in_here.py": TRIES,
+    "work/optional_thing.py": "",
+    "work/there_and_here.py": "",
+    "work/my_nets.py": (
+        "import some_library, library_in_here, my_helper, there_and_here, my_parts.one"
+    ),
+    "work/my_helper.py": TRIES,
+    "work/my_parts/one.py": "from my_parts import two",
+    "work/my_parts/two.py": TRIES,
+}
+
+
+def test_own_modules_find_each_other_and_libraries_find_none(own_modules: Path) -> None:
+    look_here_last("my_nets")
+    look_here_last("my_nets")
+    nets = importlib.import_module("my_nets")
+    here = str(own_modules / "optional_thing.py")
+    assert nets.my_helper.found == nets.my_parts.two.found == here
+    assert nets.there_and_here.__file__ == str(own_modules.parent / "libraries/there_and_here.py")
+    assert str(own_modules) not in sys.path
+    assert "" not in sys.path
+
+
+@pytest.mark.parametrize("name", ["some_library", "library_in_here"])
+def test_what_a_library_tries_to_import_is_not_looked_for_here(
+    own_modules: Path, name: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), "", "/a"])
-    look_here_last()
-    look_here_last()
-    assert sys.path == ["/a", str(tmp_path)]
+    look_here_last("my_nets")
+    assert importlib.import_module("my_nets")
+    assert sys.modules[name].tries("my_helper") is not None  # the user's file has imported it
+    assert sys.modules.pop("optional_thing")
+    assert sys.modules[name].tries("optional_thing") is None
+
+
+@pytest.mark.parametrize("name", ["my_parts.one", "my_helper", "optional_thing"])
+def test_what_a_factory_names_is_found_and_nothing_else(own_modules: Path, name: str) -> None:
+    look_here_last(name)
+    assert str(importlib.import_module(name).__file__).startswith(str(own_modules))
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("my_nets")
 
 
 def test_a_deleted_current_folder_holds_nothing(
@@ -102,7 +178,7 @@ def test_a_deleted_current_folder_holds_nothing(
     monkeypatch.setattr(sys, "path", ["", ".", "lib", "/a"])
     monkeypatch.setenv("PYTHONPATH", ":lib:/b")
     assert module_path() == ["/a"]
-    look_here_last()
+    look_here_last("nets")
     leave_current_folder()
     assert (sys.path, os.environ["PYTHONPATH"]) == (["/a"], "/b")
 
