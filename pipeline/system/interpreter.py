@@ -76,8 +76,8 @@ def look_here_last(module: str) -> None:
     """From now on find this module, and what the user's own files import, in the current folder,
     too, where no other place has them.
 
-    Libraries find nothing there: one that tries `import pandas` to see whether it is installed
-    would execute a user's `pandas.py`.
+    Libraries find nothing there: one that tries to import pandas, to see whether it is installed,
+    would execute a file that a user has called so.
     """
     here = current_folder()
     if here is None:
