@@ -130,7 +130,7 @@ def linked(
             sockets, address, _RUN, names=_NAMES, timeout_s=_TIMEOUT_S, driver=driver
         )
         way = carrier.name if carrier.ring else "frames"
-        assert sender.carrier.partition(" (")[0] == way, sender.carrier
+        assert replace(sender.carrier, reason="").in_words() == way, sender.carrier
         yield Link(sender, mine, device)
     finally:
         sockets.close()

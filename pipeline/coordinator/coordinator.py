@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from pipeline.coordinator.stages import End, Fleet
     from pipeline.coordinator.watchdog import Watch
-    from pipeline.protocol.addresses import LinkAddress
+    from pipeline.protocol.addresses import Carrier, LinkAddress
     from pipeline.run.run import Run
     from pipeline.transport.interfaces import ControlServer, Said, Sender
 
@@ -67,7 +67,7 @@ class Coordinator:
         self,
         run: Run,
         control: ControlServer,
-        connect: Callable[[LinkAddress, Callable[[], bool]], tuple[Sender, str]],
+        connect: Callable[[LinkAddress, Callable[[], bool]], tuple[Sender, Carrier]],
         bind: Callable[[int, int], str],
         fleet: Fleet,
         watch: Watch,

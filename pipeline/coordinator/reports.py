@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from pipeline.coordinator.stages import Crew
     from pipeline.coordinator.watchdog import Watch
+    from pipeline.protocol.addresses import Carrier
     from pipeline.run.run import Run
     from pipeline.transport.interfaces import Said
 
@@ -44,10 +45,10 @@ class Gathering:
         for text in texts:
             self._observer(Note(text))
 
-    def tell_carrier(self, link: str, carrier: str) -> None:
+    def tell_carrier(self, link: str, carrier: Carrier | None) -> None:
         """Only where it is not the best one."""
-        if "(" in carrier:  # the reason why it is not
-            self.tell(f"link {link}: tensors travel as {carrier}")
+        if carrier is not None and carrier.reason:
+            self.tell(f"link {link}: tensors travel as {carrier.in_words()}")
 
     def _on_connected(self, said: Said, connected: Connected) -> None:
         self.tell_carrier(f"{said.stage} → {said.stage + 1}", connected.carrier)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.coordinator.engine import Engine
-    from pipeline.protocol.addresses import LinkAddress
+    from pipeline.protocol.addresses import Carrier, LinkAddress
     from pipeline.run.run import Run
     from pipeline.transport.interfaces import Sender
 
@@ -103,8 +103,8 @@ def _invitations(run: Run, control: str, keys: tuple[Keys | None, ...]) -> list[
 
 def _connect_to_first(
     run: Run, sockets: Sockets
-) -> Callable[[LinkAddress, Callable[[], bool]], tuple[Sender, str]]:
-    def connect(address: LinkAddress, cancelled: Callable[[], bool]) -> tuple[Sender, str]:
+) -> Callable[[LinkAddress, Callable[[], bool]], tuple[Sender, Carrier]]:
+    def connect(address: LinkAddress, cancelled: Callable[[], bool]) -> tuple[Sender, Carrier]:
         sender = ZmqSender(
             sockets,
             address,

@@ -6,6 +6,13 @@ from dataclasses import dataclass
 
 from pipeline.errors import ProtocolError
 
+CARRIERS = {
+    "frames": "frames",
+    "shared": "shared memory",
+    "device": "memory of the CUDA device",
+}
+"""How tensors may cross a link, as headers and people call it: after the header, or in a slot of
+the receiver's ring in shared memory, or of that on its CUDA device."""
 MAX_REASON_CHARS = 200
 DEVICE_HANDLE_BYTES = 64
 """CU_IPC_HANDLE_SIZE of CUDA's driver interface."""
@@ -63,6 +70,24 @@ class LinkAddress:
                     f"reason {reason[:40]!r} of {len(reason)} characters: at most "
                     f"{MAX_REASON_CHARS} travel, all printable"
                 )
+
+
+@dataclass(frozen=True, slots=True)
+class Carrier:
+    """How tensors cross a link: `kind` of `CARRIERS`; `reason`: why a better one is out of reach,
+    empty where none is."""
+
+    kind: str
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in CARRIERS:
+            raise ProtocolError(f"carrier {self.kind[:40]!r} is none of {', '.join(CARRIERS)}")
+
+    def in_words(self) -> str:
+        """For people: `shared memory (not memory of the CUDA device: …)`."""
+        because = f" ({self.reason})" if self.reason else ""
+        return f"{CARRIERS[self.kind]}{because}"
 
 
 def reason_of(error: OSError) -> str:

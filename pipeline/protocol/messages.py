@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from pipeline.data.facts import DataFacts
 from pipeline.errors import ProtocolError
-from pipeline.protocol.addresses import LinkAddress
+from pipeline.protocol.addresses import CARRIERS, Carrier, LinkAddress
 from pipeline.schedule.items import (
     EndEpoch,
     EndEvaluation,
@@ -27,16 +27,13 @@ from pipeline.schedule.items import (
 )
 from pipeline.schedule.reports import Fingerprint, PassReport, Tally
 
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 ITEM_BYTES = {"uint8": 1, "int64": 8, "float32": 4, "float64": 8, "bfloat16": 2}
 MAX_DIMENSIONS = 8
 _FEATURE_MAPS = 4  # dimensions: (n, C, H, W)
 MAX_TENSORS = 16
 """Of one batch: it has an activation and labels."""
 MAX_TENSOR_BYTES = 1 << 36
-WAYS = ("frames", "shared", "device")
-"""How tensors may cross a link: after the header, or in a slot of the receiver's ring in shared
-memory, or of that on its CUDA device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +65,9 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The batch header, or a marker. `slot` is the credit that a batch uses up; `way`, of `WAYS`,
-    says whether its tensors lie in that slot, and of which ring, or follow as raw frames."""
+    """The batch header, or a marker. `slot` is the credit that a batch uses up; `way`, of
+    `CARRIERS`, says whether its tensors lie in that slot, and of which ring, or follow as frames.
+    """
 
     item: (
         TrainBatch
@@ -92,8 +90,8 @@ class Header:
                 f"{type(self.item).__name__} with {len(self.tensors)} tensors in slot {self.slot}: "
                 "a batch has tensors and a slot, a marker has neither"
             )
-        if self.way not in WAYS:
-            raise ProtocolError(f"way {self.way[:40]!r} is none of {', '.join(WAYS)}")
+        if self.way not in CARRIERS:
+            raise ProtocolError(f"way {self.way[:40]!r} is none of {', '.join(CARRIERS)}")
         if len(self.tensors) > MAX_TENSORS:
             raise ProtocolError(f"{len(self.tensors)} tensors: at most {MAX_TENSORS} travel")
 
@@ -183,9 +181,9 @@ class Complete:
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """Worker: I can send; `carrier` says how tensors will travel."""
+    """Worker: I can send; `carrier`: how tensors will travel, None from the last stage."""
 
-    carrier: str
+    carrier: Carrier | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pipeline.protocol.addresses import LinkAddress
+    from pipeline.protocol.addresses import Carrier, LinkAddress
     from pipeline.protocol.messages import Message, TensorSpec
     from pipeline.schedule.items import Item
     from pipeline.transport.cuda_ipc import DeviceMemory, Driver
@@ -128,7 +128,9 @@ class Endpoints(Protocol):
     def listen(self, bind: str, slots: int, slot_bytes: int) -> tuple[Receiver, LinkAddress]:
         """The link from the stage before."""
 
-    def connect(self, address: LinkAddress, called_off: Callable[[], bool]) -> tuple[Sender, str]:
+    def connect(
+        self, address: LinkAddress, called_off: Callable[[], bool]
+    ) -> tuple[Sender, Carrier]:
         """The link to the stage after, and what carries its tensors."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from pipeline.protocol.addresses import reason_of
+from pipeline.protocol.addresses import Carrier, reason_of
 from pipeline.transport.cuda_ipc import DeviceRingWriter
 from pipeline.transport.payloads import RingWriter
 
@@ -50,9 +50,9 @@ class FrameWriter:
         """Nothing was opened."""
 
 
-def open_writer(address: LinkAddress, driver: Driver | None) -> tuple[Writer, str]:
-    """The best writer for an address, and what people are told of it, with a reason in brackets
-    where a better one is out of reach.
+def open_writer(address: LinkAddress, driver: Driver | None) -> tuple[Writer, Carrier]:
+    """The best writer for an address, and its carrier, with the reason where a better one is out
+    of reach.
 
     Args:
         driver: of CUDA, where what is sent lies on one of its devices.
@@ -62,20 +62,22 @@ def open_writer(address: LinkAddress, driver: Driver | None) -> tuple[Writer, st
     try:
         if address.device_ring is None:
             raise OSError(_because("the next stage shares none", address.no_device_ring))
-        return DeviceRingWriter(address.device_ring, driver), "memory of the CUDA device"
+        return DeviceRingWriter(address.device_ring, driver), Carrier("device")
     except OSError as error:
         writer, carrier = _shared_writer(address)
-        return writer, f"{carrier} (not memory of the CUDA device: {error})"
+        no_device = f"not memory of the CUDA device: {error}"
+        reasons = [carrier.reason, no_device] if carrier.reason else [no_device]
+        return writer, Carrier(carrier.kind, "; ".join(reasons))
 
 
-def _shared_writer(address: LinkAddress) -> tuple[Writer, str]:
+def _shared_writer(address: LinkAddress) -> tuple[Writer, Carrier]:
     if address.ring is None:
         reason = _because("the next stage has no shared memory", address.no_ring)
-        return FrameWriter(), f"frames ({reason})"
+        return FrameWriter(), Carrier("frames", reason)
     try:
-        return RingWriter(address.ring), "shared memory"
+        return RingWriter(address.ring), Carrier("shared")
     except OSError as error:
-        return FrameWriter(), f"frames ({reason_of(error)})"
+        return FrameWriter(), Carrier("frames", reason_of(error))
 
 
 def _because(what: str, why: str) -> str:

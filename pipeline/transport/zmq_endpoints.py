@@ -14,7 +14,7 @@ from pipeline.transport.zmq_link import ZmqReceiver, ZmqSender
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.protocol.addresses import LinkAddress
+    from pipeline.protocol.addresses import Carrier, LinkAddress
     from pipeline.protocol.credentials import Invitation
     from pipeline.transport.interfaces import Receiver, Sender
 
@@ -50,7 +50,9 @@ class ZmqEndpoints:
         )
         return receiver, receiver.address
 
-    def connect(self, address: LinkAddress, called_off: Callable[[], bool]) -> tuple[Sender, str]:
+    def connect(
+        self, address: LinkAddress, called_off: Callable[[], bool]
+    ) -> tuple[Sender, Carrier]:
         """The link to the stage after, and what carries its tensors."""
         names = (f"stage {self._stage}", f"stage {self._stage + 1}")
         sender = ZmqSender(

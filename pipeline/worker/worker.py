@@ -280,7 +280,7 @@ class Worker:
         bind, slots = setup.bind, setup.max_in_flight
         self._receiver, mine = self._endpoints.listen(bind, slots, self._slot_bytes)
         self._say(Ready(setup.attempt, mine, own_code(self._factory), self._initial))
-        address, carrier = self._await_connect(), "none"
+        address, carrier = self._await_connect(), None
         if address is not None:
             self._sender, carrier = self._endpoints.connect(address, self._called_off)
         self._say(Connected(carrier))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.data.facts import DataFacts
-from pipeline.protocol.addresses import DeviceRingHandle, LinkAddress, RingHandle
+from pipeline.protocol.addresses import Carrier, DeviceRingHandle, LinkAddress, RingHandle
 from pipeline.protocol.messages import (
     Bye,
     CloseLink,
@@ -76,7 +76,7 @@ EXAMPLES: list[Any] = [
     Connect(None),
     Connect(ADDRESS),
     Complete(3),
-    Connected("frames"),
+    Connected(Carrier("shared", "no device")),
     Report(PassReport(0, 1, True, (Tally(0, 9, 1.5, 3),), Usage(1.0, 0.5, 7))),
     State(1, 1, True, (0,), ()),
     ProgressNow(1, 0.5, 0, ()),

@@ -16,13 +16,19 @@ from support import REPOSITORY
 
 from pipeline.data.facts import DataFacts
 from pipeline.errors import ProtocolError
-from pipeline.protocol.addresses import DeviceRingHandle, LinkAddress, RingHandle, reason_of
+from pipeline.protocol.addresses import (
+    CARRIERS,
+    Carrier,
+    DeviceRingHandle,
+    LinkAddress,
+    RingHandle,
+    reason_of,
+)
 from pipeline.protocol.codec import MAX_HEADER_BYTES, MAX_ITEMS, decode, encode
 from pipeline.protocol.messages import (
     ITEM_BYTES,
     MAX_DIMENSIONS,
     MAX_TENSORS,
-    WAYS,
     Bye,
     CloseLink,
     Complete,
@@ -80,13 +86,14 @@ headers = st.builds(Header, markers) | st.builds(
     batches,
     st.lists(tensors, min_size=1, max_size=3).map(tuple),
     counts,
-    st.sampled_from(WAYS),
+    st.sampled_from(sorted(CARRIERS)),
 )
 rings = st.builds(RingHandle, texts, *[numbers] * 5)
 device_rings = st.builds(
     DeviceRingHandle, texts, st.binary(min_size=64, max_size=64), numbers, numbers
 )
 reasons = texts.filter(str.isprintable)
+carriers = st.builds(Carrier, st.sampled_from(sorted(CARRIERS)), reasons)
 addresses = st.builds(
     LinkAddress,
     texts,
@@ -125,7 +132,7 @@ messages: st.SearchStrategy[Any] = st.one_of(
     st.builds(Complete, numbers),
     st.builds(Remark, texts),
     st.builds(Connect, st.none() | addresses),
-    st.builds(Connected, texts),
+    st.builds(Connected, st.none() | carriers),
     st.builds(Report, st.builds(PassReport, counts, counts, st.booleans(), tallies, usages)),
     st.builds(State, numbers, numbers, st.booleans(), blocks, tallies),
     st.builds(ProgressNow, numbers, reals, numbers, tallies),
@@ -419,3 +426,11 @@ def test_two_files_import_by_name_and_only_what_the_launcher_named() -> None:
 
 def test_sources_are_found() -> None:
     assert {"codec.py", "zmq_link.py", "local.py"} <= {path.name for path in SOURCES}
+
+
+def test_a_carrier_is_one_of_three_and_says_why_no_better_one() -> None:
+    assert Carrier("device").in_words() == "memory of the CUDA device"
+    assert Carrier("shared", "no CUDA").in_words() == "shared memory (no CUDA)"
+    tree = {**as_tree(Connected(Carrier("frames"))), "carrier": as_tree(Carrier("frames"))}
+    tree["carrier"]["kind"] = "pigeon"
+    assert refused(msgpack.packb(tree)) == "carrier 'pigeon' is none of frames, shared, device"

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.data.facts import DataFacts
 from pipeline.errors import ProtocolError
-from pipeline.protocol.addresses import LinkAddress
+from pipeline.protocol.addresses import Carrier, LinkAddress
 from pipeline.protocol.life_cycle import TABLE, LifeCycle, Phase
 from pipeline.protocol.messages import (
     Bye,
@@ -45,7 +45,7 @@ MESSAGES: list[Any] = [
     Setup(0, "{}", FACTS, (0,), "cpu", "ipc://x", False, False, 0, 0, (), 2, 0.0),
     Ready(0, LinkAddress("ipc://x", None, "word")),
     Connect(None),
-    Connected("frames"),
+    Connected(Carrier("frames")),
     Complete(3),
     Report(PassReport(0, 1, True, (), Usage(1.0, 1.0, 1))),
     State(1, 1, True, (0,), ()),

@@ -18,7 +18,7 @@ from pipeline.data.facts import data_facts
 from pipeline.network.from_config import network_specs
 from pipeline.planning.cost import block_costs
 from pipeline.planning.plan import make_plan
-from pipeline.protocol.addresses import LinkAddress
+from pipeline.protocol.addresses import Carrier, LinkAddress
 from pipeline.protocol.credentials import Invitation
 from pipeline.protocol.messages import Complete
 from pipeline.run.recorder import Recorder
@@ -197,10 +197,10 @@ class MemoryEndpoints:
         self.senders[bind], receiver = memory_link(slots, timeout_s=60.0)
         return Mortal(receiver, self.fate), LinkAddress(bind, None, "word")
 
-    def connect(self, address: LinkAddress, called_off: Callable[[], bool]) -> tuple[Any, str]:
+    def connect(self, address: LinkAddress, called_off: Callable[[], bool]) -> tuple[Any, Carrier]:
         sender = self.senders[address.endpoint]
         sender.heed(called_off)
-        return Mortal(sender, self.fate), "memory"
+        return Mortal(sender, self.fate), Carrier("shared")
 
 
 KILLED = End("was killed by SIGKILL", silent=True)
@@ -253,11 +253,13 @@ class Fleet:
                 thread.join(0.1)
         self.leave()
 
-    def connect(self, address: LinkAddress, cancelled: Callable[[], bool]) -> tuple[Sender, str]:
+    def connect(
+        self, address: LinkAddress, cancelled: Callable[[], bool]
+    ) -> tuple[Sender, Carrier]:
         """The coordinator's link to stage 0."""
         sender = self.senders[address.endpoint]
         sender.heed(cancelled)
-        return sender, "memory"
+        return sender, Carrier("shared")
 
     def _begin(self, stage: int, attempt: int, fate: Fate) -> None:
         work = Thread(

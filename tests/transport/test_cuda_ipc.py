@@ -16,7 +16,7 @@ from support.fake_cuda import FakeCuda
 
 from pipeline.device.cuda_streams import Glances, Incoming, Releases, marks_of, side_stream
 from pipeline.errors import ProtocolError
-from pipeline.protocol.addresses import DeviceRingHandle
+from pipeline.protocol.addresses import Carrier, DeviceRingHandle
 from pipeline.protocol.credentials import Invitation
 from pipeline.protocol.messages import TensorSpec
 from pipeline.schedule.items import EndEpoch, TrainBatch
@@ -121,7 +121,7 @@ def contents(delivery: Delivery) -> list[bytes]:
 
 def test_batches_cross_within_the_device(link: Link, cuda: FakeCuda) -> None:
     sender = link.sender()
-    assert sender.carrier == "memory of the CUDA device"
+    assert sender.carrier == Carrier("device")
     for number in range(1, 6):
         sent = tensors(number)
         sender.send(batch(number), sent)
@@ -200,7 +200,7 @@ def test_refused_memory_falls_back_to_shared_memory(
 ) -> None:
     cuda.failing = {refusing}
     sender = link.sender()
-    assert sender.carrier == f"shared memory (not memory of the CUDA device: {reason})"
+    assert sender.carrier == Carrier("shared", f"not memory of the CUDA device: {reason}")
     opened = refusing != "cuIpcOpenMemHandle_v2"
     assert cuda.calls.count("cuIpcCloseMemHandle") == opened  # nothing stays open
     sender.send(batch(1), tensors(1))
@@ -227,7 +227,10 @@ def test_rings_that_are_not_there_are_not_used(
     handle = link.address.device_ring
     why = "it keeps it for itself"
     link.address = replace(link.address, device_ring=change(handle), no_device_ring=why)
-    assert link.sender().carrier == f"shared memory (not memory of the CUDA device: {reason})"
+    assert (
+        link.sender().carrier.in_words()
+        == f"shared memory (not memory of the CUDA device: {reason})"
+    )
 
 
 def test_a_handle_has_a_size() -> None:

@@ -14,7 +14,7 @@ import torch
 from pipeline.device.cuda_streams import Incoming
 from pipeline.errors import ProtocolError
 from pipeline.kernels.memory_layout import channels_last
-from pipeline.protocol.addresses import LinkAddress
+from pipeline.protocol.addresses import Carrier, LinkAddress
 from pipeline.protocol.messages import ITEM_BYTES, TensorSpec
 from pipeline.transport.interfaces import Arrived
 from pipeline.transport.payloads import (
@@ -249,7 +249,7 @@ def test_a_ring_for_which_there_is_no_memory_is_not_used(
     before = open_descriptors()
     monkeypatch.setattr("pipeline.transport.payloads.os.posix_fallocate", refuses)
     address = LinkAddress("ipc://x", ring.handle(), "word")
-    assert open_writer(address, None)[1] == "frames (No space left on device)"
+    assert open_writer(address, None)[1] == Carrier("frames", "No space left on device")
     assert open_descriptors() == before
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pipeline.errors import TimedOutError
+from pipeline.protocol.addresses import Carrier
 from pipeline.protocol.codec import encode
 from pipeline.protocol.credentials import Invitation
 from pipeline.protocol.messages import PROTOCOL_VERSION, Bye, Connect, Connected, Failure, Heartbeat
@@ -52,18 +53,22 @@ def control(sockets: Sockets, tmp_path: Path) -> Iterator[Control]:
     control.server.close()
 
 
+def connected(stage: int) -> Connected:
+    return Connected(Carrier("frames", f"reason {stage}"))
+
+
 def test_control_carries_messages_and_attachments_both_ways(control: Control) -> None:
     clients = [control.client(stage) for stage in range(3)]
     large = os.urandom(200_000)
     for stage, client in enumerate(clients):
-        client.send(Connected(f"carrier {stage}"), [bytes([stage]), memoryview(large)])
+        client.send(connected(stage), [bytes([stage]), memoryview(large)])
     heard = {}
     for _ in clients:
         said = control.server.receive(SOON_S)
         assert said is not None
         heard[said.stage] = said
     for stage, said in heard.items():
-        assert said.message == Connected(f"carrier {stage}")
+        assert said.message == connected(stage)
         assert [bytes(frame) for frame in said.attached] == [bytes([stage]), large]
     for stage, client in enumerate(clients):
         control.server.send(stage, Connect(None), [b"file", large])
@@ -154,8 +159,8 @@ def test_who_talks_without_end_does_not_keep_the_coordinator(control: Control) -
 
 def test_a_file_larger_than_any_of_this_run_is_not_taken(control: Control) -> None:
     stranger, stage = control.client(1), control.client(2)
-    stranger.send(Connected("frames"), [bytes((1 << 20) + 1)])
-    stage.send(Connected("frames"), [bytes(1 << 20)])
+    stranger.send(Connected(Carrier("frames")), [bytes((1 << 20) + 1)])
+    stage.send(Connected(Carrier("frames")), [bytes(1 << 20)])
     said = control.server.receive(SOON_S)
     assert said is not None
     assert said.stage == 2

@@ -14,6 +14,7 @@ import pytest
 import zmq
 
 from pipeline.errors import CalledOffError, ProtocolError, TimedOutError
+from pipeline.protocol.addresses import Carrier
 from pipeline.protocol.codec import decode, encode
 from pipeline.protocol.messages import (
     PROTOCOL_VERSION,
@@ -117,7 +118,7 @@ def test_items_arrive_in_order_with_their_tensors(link: Link) -> None:
         else:
             assert delivery.tensors == ()
     expected = "shared memory" if link.address.ring else "frames (the next stage has no shared mem"
-    assert sender.carrier.startswith(expected)
+    assert sender.carrier.in_words().startswith(expected)
 
 
 def test_all_that_arrives_is_aligned(link: Link) -> None:
@@ -485,7 +486,7 @@ def test_ring_out_of_reach_falls_back_to_frames(
     assert link.address.ring is not None
     link.address = replace(link.address, ring=replace(link.address.ring, **changes))
     sender = link.sender()
-    assert sender.carrier == reason
+    assert sender.carrier.in_words() == reason
     link.hears(sender)
     sender.send(batch(1), payloads(1))
     received = link.receiver.receive(SOON_S)
@@ -500,7 +501,7 @@ def test_system_without_memfd_falls_back_to_frames(
     link = Link(sockets, tmp_path)
     assert link.address.ring is None
     reason = "the next stage has no shared memory: this system has no memfd"
-    assert link.sender().carrier == f"frames ({reason})"
+    assert link.sender().carrier == Carrier("frames", reason)
     link.receiver.close()
 
 
@@ -526,7 +527,7 @@ def test_a_ring_that_the_system_refuses_is_done_without_and_it_says_why(
         patch.setattr(f"pipeline.transport.payloads.{call}", refuses)
         link = Link(sockets, tmp_path)
     sender = link.sender()
-    assert sender.carrier == f"frames (the next stage has no shared memory: {reason})"
+    assert sender.carrier.in_words() == f"frames (the next stage has no shared memory: {reason})"
     link.receiver.close()
 
 
