@@ -1,1 +1,2 @@
-"""Measurements, each one command: `python -m benchmarks.<name>`; results in results/."""
+"""Measurements, one command a module: `python -m benchmarks.NAME`. `rivals/` are other ways to
+train, `lib/` is what the commands share."""

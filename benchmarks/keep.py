@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from benchmarks.machine import check_is_of_a_run, check_name, told_in_a_line, write_result
+from benchmarks.lib.machine import check_is_of_a_run, check_name, told_in_a_line, write_result
 from launch.machine.provenance import provenance
 from launch.paper.results import all_epochs
 from pipeline.config.config_file import load_config

@@ -21,9 +21,9 @@ import click
 import numpy as np
 import torch
 
-from benchmarks.figures import draw_links
-from benchmarks.link_ends import CARRIERS, DEVICE_CARRIERS, IMAGES, Hops, linked, settle
-from benchmarks.machine import (
+from benchmarks.lib.figures import draw_links
+from benchmarks.lib.link_ends import CARRIERS, DEVICE_CARRIERS, IMAGES, Hops, linked, settle
+from benchmarks.lib.machine import (
     check_can_be_kept,
     device_named,
     machine,
@@ -31,7 +31,7 @@ from benchmarks.machine import (
     told_in_a_line,
     write_result,
 )
-from benchmarks.tables import README, markdown, no_table, write_section
+from benchmarks.lib.tables import README, markdown, no_table, write_section
 from launch.machine.provenance import provenance
 from pipeline.learning.build import prepare_process
 from pipeline.transport.sockets import socket_folder
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from benchmarks.machine import Extent
+    from benchmarks.lib.machine import Extent
 
 ASKED_SHARE, ASKED_SHARE_MIB = 0.6, 64.0
 """Of a plain copy's speed, through shared memory."""

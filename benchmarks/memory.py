@@ -3,7 +3,7 @@
 single         local losses, all blocks in one process: each learns, and frees, before the next
 stage          local losses, one stage per hidden layer: the stage that takes the most
 global         global backprop by our own step: the group that holds the whole network
-checkpointed   global backprop with activation checkpointing (`checkpointed.py`)
+checkpointed   global backprop with activation checkpointing (`rivals/checkpointed.py`)
 
 A figure is the peak of what tensors take during the second training step, beyond what was held
 before it (weights, optimizer state). It includes what arrives, and gradients; `activations` leaves
@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import torch
 
-from benchmarks.allocations import MarkingOptimizer, Peaks, measure
-from benchmarks.checkpointed import CheckpointedNetwork, numbers_of_segments
-from benchmarks.machine import (
+from benchmarks.lib.allocations import MarkingOptimizer, Peaks, measure
+from benchmarks.lib.machine import (
     check_can_be_kept,
     device_named,
     keep_so_far,
@@ -30,8 +29,9 @@ from benchmarks.machine import (
     told_in_a_line,
     write_result,
 )
-from benchmarks.memory_report import draw, megabytes, report, table, verdicts
-from benchmarks.tables import no_table
+from benchmarks.lib.memory_report import draw, megabytes, report, table, verdicts
+from benchmarks.lib.tables import no_table
+from benchmarks.rivals.checkpointed import CheckpointedNetwork, numbers_of_segments
 from launch.machine.provenance import provenance
 from pipeline.config.sections import build_config
 from pipeline.data.facts import data_facts

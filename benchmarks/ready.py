@@ -18,7 +18,7 @@ from typing import Any
 import click
 import psutil
 
-from benchmarks.machine import check_can_be_kept, told_in_a_line, write_result
+from benchmarks.lib.machine import check_can_be_kept, told_in_a_line, write_result
 from launch.machine.provenance import provenance
 
 NAME = "ready"

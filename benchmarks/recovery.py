@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import psutil
 
-from benchmarks.machine import check_can_be_kept, make_writable, told_in_a_line, write_result
-from benchmarks.recovery_report import Kill, show_kills, show_speeds
+from benchmarks.lib.machine import check_can_be_kept, make_writable, told_in_a_line, write_result
+from benchmarks.lib.recovery_report import Kill, show_kills, show_speeds
 from launch.machine.provenance import provenance
 from pipeline.run.recorder import METRICS_FILE
 

@@ -24,16 +24,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks.contenders import NEVER
-from benchmarks.machine import (
+from benchmarks.lib.contenders import NEVER
+from benchmarks.lib.machine import (
     check_can_be_kept,
     keep_so_far,
     read_result,
     told_in_a_line,
     write_result,
 )
-from benchmarks.scaling_report import Division, Round, division_of, report, rows_in, summary
-from benchmarks.tables import counts_of, no_table
+from benchmarks.lib.scaling_report import Division, Round, division_of, report, rows_in, summary
+from benchmarks.lib.tables import counts_of, no_table
 from launch.engines.interrupts import INTERRUPTED
 from launch.job import Options
 from launch.launcher import launch
@@ -44,8 +44,8 @@ from pipeline.run.recorder import METRICS_FILE
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from benchmarks.machine import Extent
-    from benchmarks.scaling_report import Found
+    from benchmarks.lib.machine import Extent
+    from benchmarks.lib.scaling_report import Found
 
 EPOCHS = 3
 """The first one warms up, the median of the others counts."""

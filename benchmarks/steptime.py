@@ -1,11 +1,11 @@
 """Where the time of a training step goes, by kind of work: python -m benchmarks.steptime
 
-plain fp32   the method as one would write it at first (benchmarks/plain.py)
+plain fp32   the method as one would write it at first (`rivals/plain.py`)
 ours         single mode, in fp32 and in bf16
 
 Each on one thread of the CPU, in a process of its own, in turn. `between` is what a step takes
 beyond its kernels: Python, autograd and what PyTorch does until a kernel runs. How fast ours is
-beside plain is measured step by step (`turns.py`).
+beside plain is measured step by step (`lib/turns.py`).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 import click
 import torch
 
-from benchmarks.contenders import NETWORKS, Contender, Task
-from benchmarks.figures import draw_steptime
-from benchmarks.kernels import CONVOLUTIONS, KINDS, PRODUCTS, KernelClock
-from benchmarks.laps import made_up_batches
-from benchmarks.machine import (
+from benchmarks.lib.contenders import NETWORKS, Contender, Task
+from benchmarks.lib.figures import draw_steptime
+from benchmarks.lib.kernels import CONVOLUTIONS, KINDS, PRODUCTS, KernelClock
+from benchmarks.lib.laps import made_up_batches
+from benchmarks.lib.machine import (
     check_can_be_kept,
     keep_so_far,
     machine,
@@ -32,9 +32,9 @@ from benchmarks.machine import (
     told_in_a_line,
     write_result,
 )
-from benchmarks.plain import PlainBlock, PlainTrainer
-from benchmarks.tables import NOTHING, README, markdown, no_table, write_section
-from benchmarks.turns import WARM_UP, seconds_of, taken_in_turn, times_as_fast
+from benchmarks.lib.tables import NOTHING, README, markdown, no_table, write_section
+from benchmarks.lib.turns import WARM_UP, seconds_of, taken_in_turn, times_as_fast
+from benchmarks.rivals.plain import PlainBlock, PlainTrainer
 from launch.machine.provenance import provenance
 from pipeline.data.facts import data_facts
 from pipeline.learning.build import prepare_process
@@ -44,7 +44,7 @@ from pipeline.profiling.blocks import UnitTrainer
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from benchmarks.turns import Step
+    from benchmarks.lib.turns import Step
     from pipeline.config.sections import Config
 
 NAME, ROUNDS = "steptime", 3

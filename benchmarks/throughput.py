@@ -1,9 +1,9 @@
 """How many images a second each way to train learns from: python -m benchmarks.throughput
 
-Single mode, the pipeline with several numbers of stages, global backprop in single mode, 1F1B
-over as many processes (benchmarks/onef1b.py), a plain implementation (benchmarks/plain.py), and
-the bound, products alone (benchmarks/products.py). Each is a process or more of its own, in turn,
-so that what the machine does falls on all of them:
+Single mode, the pipeline with several numbers of stages, global backprop in single mode, and what
+they are measured against (`rivals/`): 1F1B over as many processes, a plain implementation, and the
+bound, products alone. Each is a process or more of its own, in turn, so that what the machine does
+falls on all of them:
 
     how fast is each of ours, roughly? | A B C … | A B C … | A B C …      a network's rounds
                                                  '- a ratio is that within a round
@@ -18,10 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks.contenders import BATCH, NETWORKS, raced, trained
-from benchmarks.figures import draw_throughput
-from benchmarks.lineup import DEFAULTS, LOSSES, PRECISIONS, Options, check, contenders, default_name
-from benchmarks.machine import (
+from benchmarks.lib.contenders import BATCH, NETWORKS, raced, trained
+from benchmarks.lib.figures import draw_throughput
+from benchmarks.lib.lineup import (
+    DEFAULTS,
+    LOSSES,
+    PRECISIONS,
+    Options,
+    check,
+    contenders,
+    default_name,
+)
+from benchmarks.lib.machine import (
     RESULTS,
     keep_so_far,
     machine,
@@ -30,8 +38,8 @@ from benchmarks.machine import (
     told_in_a_line,
     write_result,
 )
-from benchmarks.speeds import Row, answers, network_text, rows_of
-from benchmarks.tables import README, counts_of, no_table, write_section
+from benchmarks.lib.speeds import Row, answers, network_text, rows_of
+from benchmarks.lib.tables import README, counts_of, no_table, write_section
 from launch.machine.gpus import devices
 from launch.machine.provenance import provenance
 from pipeline.config.sections import config_tree
@@ -39,7 +47,7 @@ from pipeline.config.sections import config_tree
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from benchmarks.contenders import Lap, Task
+    from benchmarks.lib.contenders import Lap, Task
 
 EPOCH_S = 4.0
 """About how long an epoch of ours is to last; the first is not counted."""

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from benchmarks import figures
-from benchmarks.allocations import Peaks
-from benchmarks.contenders import Contender
-from benchmarks.figures import draw_links, draw_scaling, draw_throughput
-from benchmarks.memory_report import _bars
-from benchmarks.scaling_report import Division, Round, summary, table
+from benchmarks.lib import figures
+from benchmarks.lib.allocations import Peaks
+from benchmarks.lib.contenders import Contender
+from benchmarks.lib.figures import draw_links, draw_scaling, draw_throughput
+from benchmarks.lib.memory_report import _bars
+from benchmarks.lib.scaling_report import Division, Round, summary, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable

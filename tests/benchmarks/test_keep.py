@@ -10,8 +10,15 @@ import pytest
 from click.testing import CliRunner
 from support.processes import TINY
 
-from benchmarks import keep, lineup, links, memory, ready, recovery, scaling, steptime, throughput
-from benchmarks.machine import RESULTS, check_can_be_kept, keep_so_far, read_result, write_result
+from benchmarks import keep, links, memory, ready, recovery, scaling, steptime, throughput
+from benchmarks.lib import lineup
+from benchmarks.lib.machine import (
+    RESULTS,
+    check_can_be_kept,
+    keep_so_far,
+    read_result,
+    write_result,
+)
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,14 +26,14 @@ if TYPE_CHECKING:
 
     from click.testing import Result
 
-    from benchmarks.machine import Extent
+    from benchmarks.lib.machine import Extent
 
 COMMAND = "python -m benchmarks.mine"
 
 
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("benchmarks.machine.RESULTS", tmp_path / "results")
+    monkeypatch.setattr("benchmarks.lib.machine.RESULTS", tmp_path / "results")
     return tmp_path / "results"
 
 

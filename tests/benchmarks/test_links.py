@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from benchmarks import link_ends
-from benchmarks.link_ends import CARRIERS, linked
+from benchmarks.lib import link_ends
+from benchmarks.lib.link_ends import CARRIERS, linked
 from benchmarks.links import activation
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from benchmarks.link_ends import Link
+    from benchmarks.lib.link_ends import Link
 
 MIB = 2**-4
 CPU = torch.device("cpu")

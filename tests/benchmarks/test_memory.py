@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pytest
 import torch
 
-from benchmarks.allocations import (
+from benchmarks.lib.allocations import (
     Change,
     Event,
     Gradients,
@@ -20,7 +20,7 @@ from benchmarks.allocations import (
     peak,
     pieces_of,
 )
-from benchmarks.checkpointed import CheckpointedNetwork
+from benchmarks.lib.memory_report import growths, table, verdicts
 from benchmarks.memory import (
     WAYS,
     arriving,
@@ -32,7 +32,7 @@ from benchmarks.memory import (
     second_step,
     single,
 )
-from benchmarks.memory_report import growths, table, verdicts
+from benchmarks.rivals.checkpointed import CheckpointedNetwork
 from pipeline.data.facts import data_facts
 from pipeline.device.meter import Meter
 from pipeline.learning.build import build_stage

@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import lineup, products
-from benchmarks.contenders import NETWORKS, Contender, Task, task_of
-from benchmarks.lineup import Options, contenders
-from benchmarks.onef1b import Part, even_plan, loss_of
-from benchmarks.plain import PlainBlock, PlainTrainer
-from benchmarks.speeds import Row, answers, network_text, onef1b, plain, ratio, rows_of
-from benchmarks.tables import markdown, with_section
+from benchmarks.lib import lineup
+from benchmarks.lib.contenders import NETWORKS, Contender, Task, task_of
+from benchmarks.lib.lineup import Options, contenders
+from benchmarks.lib.speeds import Row, answers, network_text, onef1b, plain, ratio, rows_of
+from benchmarks.lib.tables import markdown, with_section
+from benchmarks.rivals import products
+from benchmarks.rivals.onef1b import Part, even_plan, loss_of
+from benchmarks.rivals.plain import PlainBlock, PlainTrainer
 from benchmarks.throughput import report, size_of_run
 from pipeline.config.sections import build_config
 from pipeline.errors import ConfigError

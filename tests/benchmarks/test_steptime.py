@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from benchmarks import kernels, steptime
-from benchmarks.kernels import (
+from benchmarks import steptime
+from benchmarks.lib import kernels
+from benchmarks.lib.kernels import (
     CONVOLUTIONS,
     KINDS,
     OPTIMIZER,
@@ -21,8 +22,8 @@ from benchmarks.kernels import (
     KernelClock,
     kind_of,
 )
+from benchmarks.lib.turns import taken_in_turn, times_as_fast
 from benchmarks.steptime import BETWEEN, WAYS, Timed, measured, table, timed
-from benchmarks.turns import taken_in_turn, times_as_fast
 from pipeline.config.sections import build_config
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.allocations import peak, pieces_of, recorded
+from benchmarks.lib.allocations import peak, pieces_of, recorded
 from pipeline.config.sections import build_config
 from pipeline.data.facts import data_facts
 from pipeline.kernels import memory_layout as layout

@@ -19,7 +19,7 @@ from pipeline.storage.atomic import replace_file
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
-README = Path(__file__).parent / "README.md"
+README = Path(__file__).parents[1] / "README.md"
 NOTHING = "–"
 """Stands where there is no number."""
 no_table = click.option("--no-table", is_flag=True, help="Leave benchmarks/README.md as it is.")

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.contenders import task_of
-from benchmarks.laps import made_up_batches, timed
+from benchmarks.lib.contenders import task_of
+from benchmarks.lib.laps import made_up_batches, timed
 from launch.machine.gpus import devices
 from pipeline.data.facts import data_facts
 from pipeline.learning.build import without_tf32

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from benchmarks.figures import draw_scaling
-from benchmarks.machine import machine
-from benchmarks.tables import README, markdown, write_section
+from benchmarks.lib.figures import draw_scaling
+from benchmarks.lib.machine import machine
+from benchmarks.lib.tables import README, markdown, write_section
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

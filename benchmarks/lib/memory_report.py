@@ -8,9 +8,9 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.figures import panels, save
-from benchmarks.machine import machine
-from benchmarks.tables import README, markdown, write_section
+from benchmarks.lib.figures import panels, save
+from benchmarks.lib.machine import machine
+from benchmarks.lib.tables import README, markdown, write_section
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from benchmarks.allocations import Peaks
+    from benchmarks.lib.allocations import Peaks
 
 ASKED_GROWTH = 0.05
 """Of single mode's peak, either way, where the MLP's depth is doubled."""

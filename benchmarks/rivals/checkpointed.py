@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint_sequential
 
-from benchmarks.plain import Layer
+from benchmarks.rivals.plain import Layer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -6,15 +6,15 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.contenders import Contender, Task
-from benchmarks.machine import check_can_be_kept
-from benchmarks.speeds import rows_of
+from benchmarks.lib.contenders import Contender, Task
+from benchmarks.lib.machine import check_can_be_kept
+from benchmarks.lib.speeds import rows_of
 from launch.machine.gpus import devices
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from benchmarks.machine import Extent
+    from benchmarks.lib.machine import Extent
 
 DEFAULTS = {"cpu": ("mlp", "vgg8b_quarter"), "cuda": ("vgg8b", "vgg11b_3x")}
 LOSSES, PRECISIONS = ("pred", "sim", "predsim"), ("fp32", "bf16")

@@ -14,8 +14,8 @@ import json
 import click
 import torch
 
-from benchmarks.contenders import Lap, Task, task_of
-from benchmarks.laps import timed
+from benchmarks.lib.contenders import Lap, Task, task_of
+from benchmarks.lib.laps import timed
 from launch.machine.gpus import devices
 from launch.plan.checks import network_costs
 from pipeline.data.facts import data_facts

@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks.contenders import NETWORKS, Contender
-from benchmarks.tables import NOTHING, markdown
+from benchmarks.lib.contenders import NETWORKS, Contender
+from benchmarks.lib.tables import NOTHING, markdown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from benchmarks.contenders import Lap, Way
+    from benchmarks.lib.contenders import Lap, Way
 
 _LEFT = ("trained by", "loss", "asked", "met")
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias
 
 import click
 
-from benchmarks.tables import README, with_section
+from benchmarks.lib.tables import README, with_section
 from launch.machine.gpus import visible_gpus
 from pipeline.errors import ConfigError
 from pipeline.storage.atomic import replace_file
@@ -24,7 +24,7 @@ from pipeline.storage.atomic import replace_file
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 _WORD = re.compile(r"\w[\w-]*")
 Given = ParamSpec("Given")
 Extent: TypeAlias = "Mapping[str, int]"

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 
-from benchmarks.contenders import task_of
-from benchmarks.laps import made_up_batches, timed
-from benchmarks.plain import Layer
+from benchmarks.lib.contenders import task_of
+from benchmarks.lib.laps import made_up_batches, timed
+from benchmarks.rivals.plain import Layer
 from launch.machine.gpus import devices
 from launch.plan.checks import network_costs
 from pipeline.data.facts import data_facts
@@ -38,7 +38,7 @@ from pipeline.network.from_config import network_specs
 from pipeline.planning.plan import make_plan
 
 if TYPE_CHECKING:
-    from benchmarks.contenders import Task
+    from benchmarks.lib.contenders import Task
     from pipeline.config.sections import Config
     from pipeline.network.specs import BlockSpec
     from pipeline.planning.plan import Plan

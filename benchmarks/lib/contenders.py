@@ -1,8 +1,8 @@
 """Who is timed, and how each of them is run: processes of its own, one contender at a time.
 
 Ours are runs of `pipeline-launch`, fed as any run, whose epochs are timed by `metrics.jsonl`. The
-rivals, `benchmarks.plain` and `benchmarks.onef1b`, are told what to train as JSON and answer with
-JSON; their batches lie ready on the device. `benchmarks.products` trains nothing: it is the bound.
+others are modules of `rivals/`, which are told what to train as JSON and answer with JSON: `plain`
+and `onef1b`, whose batches lie ready on the device, and `products`, a bound, which trains nothing.
 """
 
 from __future__ import annotations
@@ -33,10 +33,12 @@ Lap: TypeAlias = dict[str, Any]
 BATCH = 128
 NEVER = 1_000_000_000
 """Steps between checkpoints: as many as a config may say."""
-_CONFIGS = Path(__file__).parents[1] / "configs"
+_CONFIGS = Path(__file__).parents[2] / "configs"
 _RIVALS = {
-    "1f1b": "benchmarks.onef1b", "plain": "benchmarks.plain", "products": "benchmarks.products",
-}  # fmt: skip
+    "1f1b": "benchmarks.rivals.onef1b",
+    "plain": "benchmarks.rivals.plain",
+    "products": "benchmarks.rivals.products",
+}
 _OF_CONTENDERS = frozenset({
     "data.name", "data.batch_size", "data.train_images", "data.test_images", "data.size",
     "data.channels", "loss.name", "model.name", "model.layers", "model.hidden",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.contenders import NETWORKS
+from benchmarks.lib.contenders import NETWORKS
 from launch.paper.plotting import COLORS, save_svg
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FIGURES = Path(__file__).parent / "figures"
+FIGURES = Path(__file__).parents[1] / "figures"
 _WIDTH, _HEIGHT = 5.0, 4.0  # inches, of a panel
 
 
