@@ -37,7 +37,6 @@ __all__ = [
 ]
 
 _RULES = {
-    "tuple_type": "input should be a list, as [one, two]",
     "dict_type": "input should be keys and values, as {key: value}",
     "string_type": "input should be a text, in quotes where it would be read as something else",
     "bool_type": "input should be true or false",
@@ -126,6 +125,9 @@ def _first_problem(kind: type[Section], error: ValidationError) -> str:
     if what == "value_error":
         return str(problem["ctx"]["error"])
     rule = _RULES.get(what, f"{message[0].lower()}{message[1:]}")
+    if what == "tuple_type":
+        is_one = isinstance(problem["input"], int | float | str)
+        rule = f"input should be a list, as [{brief(problem['input']) if is_one else 'one, two'}]"
     return f"{key}: {brief(problem['input'])} is not allowed: {rule}"
 
 
