@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -180,12 +180,22 @@ def _open(config: DataConfig, split: _Split) -> Any:
         "kmnist": datasets.KMNIST, "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100,
         "svhn": datasets.SVHN, "stl10": datasets.STL10,
     }  # fmt: skip
-    kind = known[config.name]
+    kind, root = known[config.name], data_root(config)
+    was_there = root.exists()
     try:
         with _network_timeout():
-            return kind(str(data_root(config)), download=config.download, **split.arguments)
+            return kind(str(root), download=config.download, **split.arguments)
     except _DAMAGED as error:
+        if not was_there:
+            _remove_empty(root)
         raise ConfigError(_unavailable(config, _first_wrong(kind, config, split), error)) from error
+
+
+def _remove_empty(root: Path) -> None:
+    """The folders that torchvision has made for files that it did not get."""
+    for folder, _, _ in os.walk(root, topdown=False):
+        with suppress(OSError):  # what is not empty stays
+            os.rmdir(folder)
 
 
 def _first_wrong(kind: Any, config: DataConfig, split: _Split) -> str:

@@ -254,10 +254,12 @@ def test_a_download_that_fails(name: str, tmp_path: Path, monkeypatch: pytest.Mo
         raise URLError("no network in this test")
 
     monkeypatch.setattr("urllib.request.urlopen", unreachable)
+    root = tmp_path / "data"
     with pytest.raises(ConfigError) as caught:
-        load_batches(stored(name, tmp_path, download=True), seed=1)
+        load_batches(stored(name, root, download=True), seed=1)
+    assert not root.exists(), "nothing is left of what was made for it"
     message = str(caught.value)
-    for word in (f"data.name {name}", "fetched into", str(tmp_path), "no network", "data.root=DIR"):
+    for word in (f"data.name {name}", "fetched into", str(root), "no network", "data.root=DIR"):
         assert word in message
     assert "\n" not in message
     assert set(timeouts) == {60.0}
