@@ -66,6 +66,8 @@ def check_blocks(blocks: Sequence[Mapping[str, nn.Module]], dtype: torch.dtype) 
     _check_memory(held, dtype)
     for block, children in enumerate(blocks):
         for name, child in children.items():
+            for at, module in child.named_modules(prefix=name):
+                _check_observes_nothing(f"block {block}: {at}", module)
             for at, extra in extra_states(child).items():
                 extra.check(f"block {block}: {name}.{at.rpartition('.')[0]}".rstrip("."))
 
@@ -162,6 +164,18 @@ def _check_kind(each: _Held) -> None:
         raise ConfigError(
             f"block {each.block}: a parameter of shape {tuple(tensor.shape)} is not finite from "
             f"the start, and could never learn; give it finite initial values ({each.name})"
+        )
+
+
+def _check_observes_nothing(where: str, module: nn.Module) -> None:
+    """Fake quantisation measures ranges in every batch, those of tests too, and its buffers grow
+    with the first one, so that no snapshot could be loaded into a network made anew."""
+    enabled = getattr(module, "observer_enabled", None)  # of torch.ao.quantization.FakeQuantizeBase
+    if enabled is not None and bool(enabled):
+        raise ConfigError(
+            f"{where} ({type(module).__name__}) measures ranges for quantisation, which tests "
+            "would change too: train without it and quantise afterwards, or give it its ranges and "
+            "disable_observer()"
         )
 
 

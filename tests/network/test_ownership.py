@@ -304,6 +304,15 @@ def quantised() -> nn.Module:
     return Layer(add)
 
 
+@network("quantisation-aware")
+def quantisation_aware() -> nn.Module:
+    from torch.ao.quantization import get_default_qat_qconfig, prepare_qat
+
+    layer = nn.Sequential(nn.Linear(12, 12))
+    layer.qconfig = get_default_qat_qconfig("fbgemm")
+    return prepare_qat(layer)
+
+
 @network("two on one")
 def two_on_one() -> nn.Module:
     def add(layer: Layer) -> None:
@@ -364,6 +373,11 @@ NETWORKS["slices of one memory"] = across_blocks
         ("sparse", "block 1: 2.1.graph is sparse_coo, and only dense tensors can be saved"),
         ("meta", "block 1: 2.1.shape is on the meta device"),
         ("quantised", "block 1: 2.1.table is quantised"),
+        (
+            "quantisation-aware",
+            r"block 1: 2.1.0.*_fake_quant \(.*FakeQuantize\) measures ranges for quantisation, .*"
+            "or give it its ranges",
+        ),
         ("two on one", "block 1: 2.1.diagonal and 2.1.own.weight share memory, and both learn"),
         ("doubles in one memory", "2.1.sums and 2.1.first share .*from float64 to float32"),
         ("expanded in one memory", "2.1.one and 2.1.many share .*2.1.many is expanded"),
