@@ -16,7 +16,7 @@ from pipeline.learning.optimizers import make_optimizer
 from pipeline.learning.stage import Stage
 from pipeline.learning.user_block import CustomBlock
 from pipeline.network.from_config import network_specs
-from pipeline.network.user_network import build_parts
+from pipeline.network.user_network import build_parts, naming_factory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,9 +84,11 @@ def build_blocks(
 ) -> list[Block]:
     """The blocks `indices` of the network that `specs` describe, each with its optimizer."""
     parts = build_parts(config.model, config.runtime.seed) if config.model.factory else None
-    return [
-        _block(config, specs[index], parts[index] if parts else None, device) for index in indices
-    ]
+    with naming_factory(config.model):
+        return [
+            _block(config, specs[index], parts[index] if parts else None, device)
+            for index in indices
+        ]
 
 
 def computes_bf16(device: torch.device) -> bool:

@@ -49,9 +49,8 @@ class CustomBlock(Block):
         found = sum(p.numel() for own in (self.encoder, self.tail) for p in own.parameters())
         if spec.custom is not None and found != spec.custom.parameters:
             raise ConfigError(
-                f"model.factory: block {spec.index} has {found} parameters, it had "
-                f"{spec.custom.parameters} before: the function must give the same network each "
-                "time, in every process"
+                f"block {spec.index} has {found} parameters, it had {spec.custom.parameters} "
+                "before: the function must give the same network each time, in every process"
             )
 
     def attach(self, make_optimizer: Callable[[Mapping[str, Tensor]], Optimizer]) -> None:

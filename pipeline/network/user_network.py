@@ -13,6 +13,7 @@ same network each time.
 from __future__ import annotations
 
 import importlib
+from contextlib import contextmanager
 from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -23,7 +24,7 @@ from pipeline.system.children import no_process_left
 from pipeline.system.interpreter import look_here_last
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
     from types import ModuleType
 
     from torch import Tensor, nn
@@ -34,6 +35,25 @@ if TYPE_CHECKING:
 
 _IMAGES = 2
 """Passed through to find the shapes: enough to see whether images are kept apart."""
+
+
+class FactoryError(ConfigError):
+    """What is wrong with the network of a `model.factory`, which it names."""
+
+    def __init__(self, model: ModelConfig, what: str) -> None:
+        super().__init__(f"model.factory {model.factory}: {what}")
+
+
+@contextmanager
+def naming_factory(model: ModelConfig) -> Iterator[None]:
+    """Makes every ConfigError inside a FactoryError: named once, however many of these there are
+    around each other."""
+    try:
+        yield
+    except FactoryError:
+        raise
+    except ConfigError as error:
+        raise FactoryError(model, str(error)) from error
 
 
 class Part(NamedTuple):
@@ -66,12 +86,10 @@ def build_children(model: ModelConfig, seed: int) -> list[dict[str, nn.Module]]:
     from pipeline.network.ownership import check_blocks
     from pipeline.seeding import Purpose, derived_seed
 
-    with seeded_draws(derived_seed(seed, Purpose.FACTORY), torch.device("cpu")):
-        blocks = _split(_network(model), str(model.factory))
-    try:
+    with naming_factory(model):
+        with seeded_draws(derived_seed(seed, Purpose.FACTORY), torch.device("cpu")):
+            blocks = _split(_network(model))
         check_blocks(blocks, torch.float32)
-    except ConfigError as error:
-        raise ConfigError(f"model.factory {model.factory}: {error}") from error
     return blocks
 
 
@@ -87,16 +105,28 @@ def traced_specs(
         ConfigError: where the network does not take such images, gives other than one number per
             class, or holds a shape that no local loss is made for.
     """
+    with naming_factory(model):
+        specs = _traced_specs(build_parts(model, 0), nonlinearity, image_shape, classes)
+        _check_shapes(specs, classes)
+    return specs
+
+
+def _traced_specs(
+    parts: Sequence[Part],
+    nonlinearity: Literal["relu", "leaky_relu"],
+    image_shape: Shape,
+    classes: int,
+) -> list[BlockSpec]:
     import torch
 
     from pipeline.network.to_device import to_device
 
     specs: list[BlockSpec] = []
     x = torch.zeros(_IMAGES, *image_shape)
-    for index, part in enumerate(build_parts(model, 0)):
+    for index, part in enumerate(parts):
         macs: list[int] = []
         to_device(part, x.device, x.dtype)
-        h, passed = _traced(part, x, macs, f"model.factory {model.factory}: block {index}")
+        h, passed = _traced(part, x, macs, f"block {index}")
         layer = LayerSpec("custom", prod(x.shape[1:2]), prod(h.shape[1:2]))
         parameters = sum(p.numel() for module in part for p in module.parameters())
         specs.append(
@@ -112,7 +142,6 @@ def traced_specs(
             )
         )
         x = passed
-    _check_shapes(specs, model, classes)
     return specs
 
 
@@ -127,22 +156,23 @@ def _network(model: ModelConfig) -> nn.Sequential:
             network = make(**model.kwargs)
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"model.factory {model.factory}: {one_line(error)}; install it, or start from the "
-            "folder that holds it"
+            f"{one_line(error)}; install it, or start from the folder that holds it"
         ) from error
-    except ConfigError as error:  # no such function, or of what the call left behind
-        raise ConfigError(f"model.factory {model.factory}: {error}") from error
-    except (Exception, SystemExit) as error:  # whatever the user's code raises
-        raise ConfigError(f"model.factory {model.factory}: {_named(error)}") from error
+    except ConfigError:  # no such function, or of what the call left behind
+        raise
+    except SystemExit as error:
+        raise ConfigError(f"SystemExit: {error}") from error
+    except Exception as error:  # whatever the user's code raises
+        raise ConfigError(one_line(error)) from error
     if not isinstance(network, nn.Sequential):
         raise ConfigError(
-            f"model.factory {model.factory}: gave a {type(network).__name__}; an nn.Sequential "
-            "whose children are the blocks is needed"
+            f"gave a {type(network).__name__}; an nn.Sequential whose children are the blocks is "
+            "needed"
         )
     if own := _own_parts(network):
         raise ConfigError(
-            f"model.factory {model.factory}: its {type(network).__name__} has {own}, which would "
-            "not be used, since each of its children is called by itself: put that into a child"
+            f"its {type(network).__name__} has {own}, which would not be used, since each of its "
+            "children is called by itself: put that into a child"
         )
     return network
 
@@ -177,7 +207,7 @@ def _own_parts(network: nn.Sequential) -> str:
     return " and ".join(what for what, is_so in found.items() if is_so)
 
 
-def _split(network: nn.Sequential, factory: str) -> list[dict[str, nn.Module]]:
+def _split(network: nn.Sequential) -> list[dict[str, nn.Module]]:
     """The children of each block, by name."""
     blocks: list[dict[str, nn.Module]] = [{}]
     learning = 0
@@ -190,8 +220,7 @@ def _split(network: nn.Sequential, factory: str) -> list[dict[str, nn.Module]]:
         blocks[-1][name] = child
     if learning < 2:
         raise ConfigError(
-            f"model.factory {factory}: {learning} children with parameters; at least a hidden "
-            "one and the output are needed"
+            f"{learning} children with parameters; at least a hidden one and the output are needed"
         )
     return blocks
 
@@ -262,10 +291,6 @@ def _one_each(result: Any) -> Tensor:
     return result
 
 
-def _named(error: BaseException) -> str:
-    return one_line(error) if isinstance(error, Exception) else f"{type(error).__name__}: {error}"
-
-
 def _count_macs(macs: list[int], module: nn.Module, inputs: tuple[Tensor, ...], y: Any) -> None:
     """Multiply-adds of a linear layer or convolution for an image; others count as nothing. A
     transposed convolution uses its weights for each pixel that it reads, not for each it gives."""
@@ -279,16 +304,16 @@ def _count_macs(macs: list[int], module: nn.Module, inputs: tuple[Tensor, ...], 
         macs.append(weight.numel() * prod(pixels.shape[2:]))
 
 
-def _check_shapes(specs: list[BlockSpec], model: ModelConfig, classes: int) -> None:
+def _check_shapes(specs: list[BlockSpec], classes: int) -> None:
     *hidden, output = specs
     if output.shape != (classes,):
         raise ConfigError(
-            f"model.factory {model.factory}: its last child gives {output.shape} per image, the "
-            f"data has {classes} classes; ({classes},) is needed"
+            f"its last child gives {output.shape} per image, the data has {classes} classes; "
+            f"({classes},) is needed"
         )
     for spec in hidden:
         if len(spec.shape) not in (1, 3):
             raise ConfigError(
-                f"model.factory {model.factory}: block {spec.index} gives {spec.shape} per image; "
-                "local losses need (features,) or (channels, height, width)"
+                f"block {spec.index} gives {spec.shape} per image; local losses need (features,) "
+                "or (channels, height, width)"
             )

@@ -30,7 +30,7 @@ from pipeline.learning.stage import Stage
 from pipeline.learning.user_block import CustomBlock
 from pipeline.network.ownership import extra_states, retyped
 from pipeline.network.specs import in_runs
-from pipeline.network.user_network import build_children
+from pipeline.network.user_network import build_children, naming_factory
 from pipeline.rehearsal.fingerprints import digest, fingerprints, initial_fingerprints
 from pipeline.rehearsal.other_process import as_another_process
 from pipeline.rehearsal.unsaved_state import attributes, files_of, shared_values
@@ -84,11 +84,8 @@ def rehearse(config: Config, facts: DataFacts, specs: Sequence[BlockSpec]) -> Re
     Raises:
         ConfigError: naming the block, what is wrong with it, and what to do.
     """
-    try:
-        with _as_in_a_run(config.runtime.threads_per_stage):
-            return _rehearsed(config, facts, specs)
-    except ConfigError as error:
-        raise ConfigError(f"model.factory {config.model.factory}: {error}") from error
+    with naming_factory(config.model), _as_in_a_run(config.runtime.threads_per_stage):
+        return _rehearsed(config, facts, specs)
 
 
 def _rehearsed(config: Config, facts: DataFacts, specs: Sequence[BlockSpec]) -> Rehearsal:

@@ -92,7 +92,7 @@ def rehearsed(make: Callable[[], nn.Sequential], **sections: Any) -> Rehearsal:
 
 
 def refused(make: Callable[[], nn.Sequential], complaint: str, **sections: Any) -> None:
-    with pytest.raises(ConfigError, match=f"model.factory {__name__}:made: {complaint}"):
+    with pytest.raises(ConfigError, match=f"^model.factory {__name__}:made: {complaint}"):
         rehearsed(make, **sections)
 
 
@@ -636,6 +636,32 @@ def test_groups_and_global_backprop_are_rehearsed_as_they_learn() -> None:
         "block 2: encoder.0.calls changes from step to step",
         loss={"name": "glob"},
     )
+
+
+@pytest.mark.parametrize(
+    ("width", "complaint"), [(0, "LookupError: no licence"), (7, "block 1 has")]
+)
+def test_what_a_later_call_gives_names_the_factory_once(width: int, complaint: str) -> None:
+    calls = itertools.count()
+
+    def make() -> nn.Sequential:
+        if next(calls) < 2:  # for the shapes, and for the first of two networks
+            return around(nn.Linear(12, 12))
+        if not width:
+            raise LookupError("no licence")
+        return around(nn.Linear(12, width), nn.Linear(width, 12))
+
+    refused(make, complaint)
+
+
+def test_fixed_ranges_of_quantisation_are_taken() -> None:
+    from torch.ao.quantization import FakeQuantize
+
+    def add(own: Any) -> None:
+        own.rounded = FakeQuantize()
+        own.rounded.disable_observer()
+
+    rehearsed(lambda: around(Block(lambda own, h: own.rounded(h), add)))
 
 
 def test_nothing_of_the_process_is_changed() -> None:
