@@ -4,6 +4,7 @@ so that a run's own config.yaml can always be read again."""
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.schema import YesOrNo, brief
@@ -14,14 +15,15 @@ if TYPE_CHECKING:
 _MOST_CHARACTERS = 1 << 15
 _MOST_NESTED = 16
 _NUMBER_CHARACTERS = 8
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def checked_arguments(tree: Any) -> Any:
     """Arguments of a factory as they are.
 
     Raises:
-        ValueError: for a number that is not finite or needs more than 64 bits, for yes or no, and
-            for too many, naming the dotted key.
+        ValueError: for a number that is not finite or needs more than 64 bits, for text that UTF-8
+            has not, for yes or no, and for too many, naming the dotted key.
     """
     left = _MOST_CHARACTERS
     for key, value, level in _values(tree):
@@ -62,3 +64,5 @@ def _check_value(key: str, value: Any) -> None:
         raise ValueError(
             f"{key}: {brief(value)} is not allowed: input should be a number of 64 bits"
         )
+    if isinstance(value, str) and _SURROGATE.search(value):
+        raise ValueError(f"{key}: {brief(value)} is not allowed: input should be text in UTF-8")

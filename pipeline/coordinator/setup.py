@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from pipeline.config.sections import config_tree
@@ -21,9 +20,11 @@ def setup_of(run: Run, stage: int, attempt: int, bind: str, *, kept: bool) -> Se
         kept: whether it has the block files of the start itself.
     """
     plan, start = run.plan.stages[stage], run.start
+    config = config_tree(run.config)
+    del config["data"]["root"]  # a stage reads no images, and a path need not be UTF-8
     return Setup(
         attempt=attempt,
-        config=json.dumps(config_tree(run.config)),
+        config=config,
         facts=run.batches.facts,
         blocks=plan.blocks,
         device=plan.device,

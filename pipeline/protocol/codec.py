@@ -1,6 +1,7 @@
 """Message <-> bytes: msgpack maps, checked field by field. The only file that imports msgpack.
 
 A message is a map of its class name and its fields; a nested class is a map of the same kind.
+A field may be a tree of plain values, as a configuration is: maps by text, lists, text, numbers.
 Nothing is executed: a name that is not in the table, a missing or unknown field or a value of
 another type is a `ProtocolError`, and sizes are bounded before anything is built. `tests/fuzz`
 looks for bytes of which this is not true.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import types
 from dataclasses import fields, is_dataclass
 from functools import cache
+from itertools import count
 from typing import Any, NamedTuple, Union, cast, get_args, get_origin, get_type_hints
 
 import msgpack
@@ -24,7 +26,11 @@ from pipeline.schedule import reports as records
 
 MAX_HEADER_BYTES = 1 << 22
 MAX_ITEMS = 1 << 14
-"""Of one list in a message: more than the blocks of a network, and read in no time."""
+"""Of one list in a message: more than the blocks of a network, and read in no time; and of the
+values of a tree."""
+MAX_DEPTH = 32
+"""Of a tree: `model.kwargs` may have 16 lists or mappings in each other."""
+_PLAIN = (type(None), bool, int, float, str)
 
 _CLASSES: dict[str, type] = {
     name: value
@@ -97,9 +103,30 @@ def _restore(kind: type, name: str, hint: Any, value: Any) -> Any:
             return tuple([_restore(kind, name, arm.inner, item) for item in value])
         elif arm.plain is not dict:
             return value
+        elif arm.inner is None:
+            _check_tree(f"{kind.__name__}.{name}", value)
+            return value
         elif value.get("type") == arm.inner:
             return _restore_class(value)
     raise ProtocolError(f"{kind.__name__}.{name}: {_brief(value)} is not a {hint}")
+
+
+def _check_tree(where: str, tree: dict[str, Any]) -> None:
+    waiting: list[tuple[Any, int]] = [(tree, 1)]
+    for seen in count(1):
+        if not waiting:
+            return
+        value, depth = waiting.pop()
+        if seen > MAX_ITEMS or depth > MAX_DEPTH:
+            raise ProtocolError(
+                f"{where}: more than {MAX_ITEMS} values, or {MAX_DEPTH} of them in each other"
+            )
+        if type(value) is dict:
+            waiting += [(inner, depth + 1) for pair in value.items() for inner in pair]
+        elif type(value) is list:
+            waiting += [(inner, depth + 1) for inner in value]
+        elif type(value) not in _PLAIN:
+            raise ProtocolError(f"{where}: {type(value).__name__} is no plain value")
 
 
 def _brief(value: Any) -> str:
@@ -109,7 +136,7 @@ def _brief(value: Any) -> str:
 
 class _Arm(NamedTuple):
     """One of the types that a field may have. `plain`: the type that msgpack makes of it; `inner`:
-    of a list, the type of its items, and of a map, the name of its class."""
+    of a list, the type of its items; of a map, the name of its class, None for a tree."""
 
     plain: Any
     inner: Any = None
@@ -124,6 +151,8 @@ def _arms(hint: Any) -> tuple[_Arm, ...]:
 def _arm(hint: Any) -> _Arm:
     if get_origin(hint) is tuple:
         return _Arm(list, get_args(hint)[0])
+    if get_origin(hint) is dict:
+        return _Arm(dict)
     return _Arm(dict, getattr(hint, "__name__", "")) if is_dataclass(hint) else _Arm(hint)
 
 

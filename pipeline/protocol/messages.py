@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from pipeline.data.facts import DataFacts
 from pipeline.errors import ProtocolError
@@ -133,10 +133,11 @@ class Setup:
     If `resumed`, there is a state to start from, that of step `last_batch_id`: block files in
     the order of `blocks`, attached or, if `kept`, in the worker's own memory. `attempt` counts
     how often the run has begun again. The state is looked at after each batch to `check_until`.
+    `config`: the tree of the configuration, but for where images lie; a stage checks it again.
     """
 
     attempt: int
-    config: str
+    config: dict[str, Any]
     facts: DataFacts
     blocks: tuple[int, ...]
     device: str

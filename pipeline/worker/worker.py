@@ -6,7 +6,6 @@ link in ──▶ StageRunner ──▶ link out          control ⇄ coordinato
 from __future__ import annotations
 
 import gc
-import json
 import os
 import time
 from math import prod
@@ -236,7 +235,7 @@ class Worker:
             self._again = said.message, said.attached
 
     def _build(self, setup: Setup) -> StageRunner:
-        config = build_config(json.loads(setup.config), "the coordinator's config")
+        config = build_config(setup.config, "the coordinator's config")
         self._check_factory(config.model.factory)
         self.on_nonfinite = config.runtime.on_nonfinite
         self._device = torch.device(setup.device)

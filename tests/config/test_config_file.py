@@ -400,6 +400,11 @@ ARGUMENTS = [
     ("wide", f"{2**63}", "model.kwargs.wide: 9223372036854775808 is not allowed: input should be"),
     ("wide", "[" * 20 + "]" * 20, "at most 32,768 characters (8 for a number), and 16 lists"),
     ("wide", f"[{'1, ' * 5000}]", "can be given to a factory: let it read a file of its own"),
+    (
+        "wide",
+        '"\\uDCFF"',
+        r"model.kwargs.wide: '\udcff' is not allowed: input should be text in UTF-8",
+    ),
     ("w" * 40_000, "1", "at most 32,768 characters"),
     ("wide", "w" * 40_000, "at most 32,768 characters"),
 ]

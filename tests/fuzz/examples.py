@@ -59,7 +59,7 @@ EXAMPLES: list[Any] = [
     Hello("run", 1, 77),
     Setup(
         0,
-        "{}",
+        {"model": {"layers": [4, "M"], "dropout": 0.5, "group": None}, "bio": True},
         FACTS,
         (0, 1),
         "cpu",

@@ -24,7 +24,7 @@ from pipeline.protocol.addresses import (
     RingHandle,
     reason_of,
 )
-from pipeline.protocol.codec import MAX_HEADER_BYTES, MAX_ITEMS, decode, encode
+from pipeline.protocol.codec import MAX_DEPTH, MAX_HEADER_BYTES, MAX_ITEMS, decode, encode
 from pipeline.protocol.messages import (
     ITEM_BYTES,
     MAX_DIMENSIONS,
@@ -106,6 +106,11 @@ addresses = st.builds(
 )
 facts = st.builds(DataFacts, *[counts] * 5, st.lists(reals).map(tuple), st.lists(reals).map(tuple))
 usages = st.builds(Usage, reals, reals, counts)
+trees = st.recursive(
+    st.none() | st.booleans() | numbers | reals | texts,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+    max_leaves=12,
+)
 messages: st.SearchStrategy[Any] = st.one_of(
     headers,
     st.builds(OpenLink, texts, numbers),
@@ -115,7 +120,7 @@ messages: st.SearchStrategy[Any] = st.one_of(
     st.builds(
         Setup,
         attempt=numbers,
-        config=texts,
+        config=st.dictionaries(texts, trees),
         facts=facts,
         blocks=blocks,
         device=texts,
@@ -426,6 +431,29 @@ def test_two_files_import_by_name_and_only_what_the_launcher_named() -> None:
 
 def test_sources_are_found() -> None:
     assert {"codec.py", "zmq_link.py", "local.py"} <= {path.name for path in SOURCES}
+
+
+def nested(depth: int) -> dict[str, Any]:
+    return {"": nested(depth - 1)} if depth > 1 else {}
+
+
+@pytest.mark.parametrize(
+    ("tree", "says"),
+    [
+        (nested(MAX_DEPTH + 1), f"or {MAX_DEPTH} of them in each other"),
+        ({"layers": [[0] * 9000, [0] * 9000]}, f"Setup.config: more than {MAX_ITEMS} values"),
+        ({"bytes": b""}, "Setup.config: bytes is no plain value"),
+        ({b"bytes": 1}, "Setup.config: bytes is no plain value"),
+        ({"time": msgpack.Timestamp(1)}, "Setup.config: Timestamp is no plain value"),
+        ("{}", "Setup.config: '{}' is not a dict[str, typing.Any]"),
+    ],
+    ids=range(6),
+)
+def test_a_configuration_is_a_tree_of_plain_values(tree: Any, says: str) -> None:
+    (setup,) = (message for message in EXAMPLES if isinstance(message, Setup))
+    deepest = replace(setup, config=nested(MAX_DEPTH))
+    assert decode(encode(deepest)) == deepest
+    assert says in refused(msgpack.packb({**as_tree(setup), "config": tree}))
 
 
 def test_a_carrier_is_one_of_three_and_says_why_no_better_one() -> None:

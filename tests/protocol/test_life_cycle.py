@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 FACTS = DataFacts(1, 8, 10, 100, 20, (0.5,), (0.25,))
 MESSAGES: list[Any] = [
     Hello("run", 1, 5),
-    Setup(0, "{}", FACTS, (0,), "cpu", "ipc://x", False, False, 0, 0, (), 2, 0.0),
+    Setup(0, {}, FACTS, (0,), "cpu", "ipc://x", False, False, 0, 0, (), 2, 0.0),
     Ready(0, LinkAddress("ipc://x", None, "word")),
     Connect(None),
     Connected(Carrier("frames")),

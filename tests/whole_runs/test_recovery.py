@@ -258,9 +258,12 @@ def leaking(leak: Leak, monkeypatch: pytest.MonkeyPatch) -> tuple[Fleet, Coordin
     job, fleet = leak.job, Fleet(STAGES)
     job.listeners.append(leak.listen)
     connect = fleet.connect
-    monkeypatch.setattr(
-        fleet, "connect", lambda *given: (leak.connect(connect(*given)[0]), "memory")
-    )
+
+    def leaky(*given: Any) -> Any:
+        sender, carrier = connect(*given)
+        return leak.connect(sender), carrier
+
+    monkeypatch.setattr(fleet, "connect", leaky)
     fleet.start()
     return fleet, coordinator(job, fleet, leak.clock, stall_timeout_s=2.0)
 
