@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 DOCUMENTS = sorted(
     path.relative_to(REPOSITORY).as_posix()
     for path in chain(
-        [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md"],
+        REPOSITORY.glob("*.md"),
         *((REPOSITORY / folder).rglob("*.md") for folder in ("pipeline", "docs", "benchmarks")),
     )
 )
@@ -26,9 +27,14 @@ USERS = {"my_networks.py", "queue.py"}
 """Files of a user's, as in examples."""
 OTHERS = {"nn", "torch", "np"}
 """Modules that are not ours."""
+ONE_PAGE = {"pipeline/README.md": (120, 120)}
+"""Documents that are to stay short: lines, columns."""
 
 A_PATH = re.compile(r"(?<![\w/.*…-])(?:[\w-]+/)*[\w-]+\.(?:py|ya?ml|md|toml)(?![\w/])")
-A_LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
+A_LINK = re.compile(
+    r"(?:\]\(|^\[[^\]]+\]: )(?!https?:)([^)#\s]*)(?:#([^)\s]+))?(?:\)|$)", re.MULTILINE
+)
+"""`[words](path#anchor)`, `![words](path)`, or `[name]: path#anchor` on a line of its own."""
 A_HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 A_MEMBER = re.compile(r"`((?:\w+/)*[a-z]\w*)\.([A-Z]\w*[a-z]\w*)(?:\.(\w+))?`")
 """A class of a module and, if there is a third group, what it has: `learning/stage.Stage.step`."""
@@ -98,6 +104,24 @@ def test_docstrings_name_what_exists() -> None:
     assert {name: names for name, names in wrong.items() if names} == {}
 
 
+@pytest.mark.parametrize("document", ONE_PAGE)
+def test_one_page_stays_one(document: str) -> None:
+    lines = (REPOSITORY / document).read_text(encoding="utf-8").splitlines()
+    most_lines, most_columns = ONE_PAGE[document]
+    assert len(lines) <= most_lines
+    assert max(map(len, lines)) <= most_columns
+
+
+def test_the_picture_is_as_its_script_draws_it() -> None:
+    """The README tells of it that under 1F1B stages are idle for 3/7 of the time."""
+    script = runpy.run_path(str(REPOSITORY / "docs/pictures/schedules.py"))
+    assert script["PICTURE"].read_text(encoding="utf-8") == script["picture"]()
+    works = script["timed"](script["one_f_one_b"], script["MICRO_BATCHES"], is_global=True)
+    first = [work for work in works if work.batch == 0]
+    busy = sum(work.end - work.begin for work in first) / script["STAGES"]
+    assert busy / max(work.end for work in first) == pytest.approx(4 / 7)
+
+
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
@@ -116,15 +140,18 @@ def test_a_wrong_name_is_found(text: str, wrong: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("link", "right"),
+    ("text", "right"),
     [
-        (("pipeline/README.md", "a-users-own-network"), True),
-        (("pipeline/README.md", "a-users-own-network-factorypy"), False),
-        (("", "image-folders"), True),
-        (("", "image-files"), False),
-        (("docs/differences.md", ""), True),
-        (("docs/sameness.md", ""), False),
+        ("[words](docs/running.md#interrupt-and-resume)", True),
+        ("[words](docs/running.md#interrupt-or-resume)", False),
+        ("[words](#two-commands)", True),
+        ("[words](#three-commands)", False),
+        ("![words](docs/pictures/schedules.svg)", True),
+        ("[words](docs/sameness.md)", False),
+        ("words\n[name]: benchmarks/README.md\n", True),
+        ("words\n[name]: benchmarks/README.md#no-such\n", False),
     ],
 )
-def test_a_link_that_leads_nowhere_is_found(link: tuple[str, str], right: bool) -> None:
+def test_a_link_that_leads_nowhere_is_found(text: str, right: bool) -> None:
+    (link,) = A_LINK.findall(text)
     assert leads(REPOSITORY / "README.md", *link) is right
