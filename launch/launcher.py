@@ -20,7 +20,7 @@ from pipeline.errors import (
     PipelineError,
     StageFailedError,
 )
-from pipeline.storage.checkpoint import StartState
+from pipeline.storage.checkpoint import RunState
 from pipeline.system.limits import cure_of, with_cure
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _launch(options: Options) -> int:
     with _held(options, job.name) as run:
         if not options.resume:
             run.refuse_to_overwrite()
-            return _start(job, run, (StartState(), []), options)
+            return _start(job, run, (RunState(), []), options)
         origin = run.start_state(job)
         finished = nothing_left(job, origin[0], run.path)
         if finished:
@@ -102,7 +102,7 @@ def _print_plan(job: Job) -> int:
     return DONE
 
 
-def _start(job: Job, run: HeldRun, origin: tuple[StartState, list[str]], options: Options) -> int:
+def _start(job: Job, run: HeldRun, origin: tuple[RunState, list[str]], options: Options) -> int:
     run.check_writable()
     trained = False
     try:

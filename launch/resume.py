@@ -13,7 +13,7 @@ from pipeline.schedule.feed import Feed, course_of
 from pipeline.schedule.items import Stop
 from pipeline.storage.checkpoint import (
     Checkpoint,
-    StartState,
+    RunState,
     checkpoint_in,
     complete_names,
     way_back,
@@ -37,7 +37,7 @@ _OF_A_NETWORK = ("encoder.", "tail.")
 _BOUND = ("runtime.seed", "runtime.precision", "schedule.greedy")
 
 
-def start_state(run: Folder, job: Job) -> tuple[StartState, list[str]]:
+def start_state(run: Folder, job: Job) -> tuple[RunState, list[str]]:
     """What to resume from, verified, and notes on what was changed since.
 
     Raises:
@@ -77,7 +77,7 @@ def look(path: Path, job: Job) -> None:
         nothing_left(job, start, path)
 
 
-def nothing_left(job: Job, start: StartState, path: Path) -> str:
+def nothing_left(job: Job, start: RunState, path: Path) -> str:
     """That a run is finished, and how to train longer; empty where there is something to do.
 
     Raises:
@@ -128,7 +128,7 @@ def _checkpoints(run: Folder) -> Folder | None:
         raise ConfigError(f"--resume: {error}") from None
 
 
-def _from_checkpoint(run: Folder, checkpoint: Checkpoint, job: Job) -> tuple[StartState, list[str]]:
+def _from_checkpoint(run: Folder, checkpoint: Checkpoint, job: Job) -> tuple[RunState, list[str]]:
     before = build_config(checkpoint.manifest["config"], str(checkpoint.path))
     notes = _compare(before, job.config, run.path)
     _check_blocks(checkpoint, len(job.specs))
@@ -137,14 +137,14 @@ def _from_checkpoint(run: Folder, checkpoint: Checkpoint, job: Job) -> tuple[Sta
     return start, [f"resuming from {checkpoint.path.name}", *notes]
 
 
-def _from_the_beginning(run: Folder, config: Config) -> tuple[StartState, list[str]]:
+def _from_the_beginning(run: Folder, config: Config) -> tuple[RunState, list[str]]:
     """A run that ended before its first checkpoint is resumed by starting it again."""
     checkpoints = _checkpoints(run)
     names = checkpoints.names() if checkpoints else []
     if not run.has_file(CONFIG) or any(name.startswith("step-") for name in names):
         raise no_run(run.path)
     notes = _compare(load_config(run.path / CONFIG), config, run.path)
-    return StartState(), ["no checkpoint yet: starting at the beginning", *notes]
+    return RunState(), ["no checkpoint yet: starting at the beginning", *notes]
 
 
 def _check_blocks(checkpoint: Checkpoint, blocks: int) -> None:
@@ -153,7 +153,7 @@ def _check_blocks(checkpoint: Checkpoint, blocks: int) -> None:
         raise _another_network(checkpoint, f"{found} blocks, the network has {blocks}")
 
 
-def _check_kept(checkpoint: Checkpoint, start: StartState, rehearsal: Rehearsal | None) -> None:
+def _check_kept(checkpoint: Checkpoint, start: RunState, rehearsal: Rehearsal | None) -> None:
     """A user's function gives the network that the checkpoint is of, and all that training has
     made of it is there: earlier versions did not keep buffers that are not persistent."""
     if rehearsal is None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from launch.job import Job
     from pipeline.data.record import DataRecord
-    from pipeline.storage.checkpoint import StartState
+    from pipeline.storage.checkpoint import RunState
 
 PLAN, LOG = "plan.json", "run.log"
 """The plan; what the run said, with times."""
@@ -144,14 +144,14 @@ class HeldRun:
             with suppress(OSError):
                 self.folder.remove(trial)
 
-    def start_state(self, job: Job) -> tuple[StartState, list[str]]:
+    def start_state(self, job: Job) -> tuple[RunState, list[str]]:
         """As `resume.start_state`."""
         return start_state(self.folder, job)
 
     def prepare(
         self,
         job: Job,
-        start: StartState,
+        start: RunState,
         steps_per_epoch: int,
         *,
         single: bool = False,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pipeline.config.sections import DataConfig
     from pipeline.data.batches import Batches
     from pipeline.data.record import DataRecord
-    from pipeline.storage.checkpoint import StartState
+    from pipeline.storage.checkpoint import RunState
 
 _UNKNOWN = (
     "the checkpoint is of an earlier version, which kept no digest of the images: whether they are "
@@ -28,7 +28,7 @@ _SHARES = (
 
 
 def check_same_data(
-    start: StartState, batches: Batches, record: DataRecord, data: DataConfig, kept: Path
+    start: RunState, batches: Batches, record: DataRecord, data: DataConfig, kept: Path
 ) -> list[str]:
     """Notes on the images of a run that goes on from `start`.
 

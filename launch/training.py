@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from pipeline.run.events import Event, Observer
     from pipeline.schedule.feed import Course
     from pipeline.storage.background_writer import Keeper
-    from pipeline.storage.checkpoint import StartState
+    from pipeline.storage.checkpoint import RunState
     from pipeline.storage.folder import Folder
 
 _PROGRESS_EVERY_S = 0.5
@@ -53,7 +53,7 @@ def _do_nothing() -> None:
 def train(
     job: Job,
     held: HeldRun,
-    origin: tuple[StartState, Sequence[str]],
+    origin: tuple[RunState, Sequence[str]],
     engine: Engine | None,
     *,
     view: ViewKind,
@@ -156,7 +156,7 @@ def _carry_out_logged(run: Run, engine: Engine | None, log: Observer) -> None:
 def make_run(
     job: Job,
     folder: Folder,
-    start: StartState,
+    start: RunState,
     batches: Batches,
     course: Course,
     keeper: Keeper,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from launch.job import Job
     from pipeline.coordinator.engine import Engine
-    from pipeline.schedule.reports import RunSnapshot
+    from pipeline.storage.checkpoint import RunState
 
 
 @dataclass(slots=True)
@@ -33,17 +33,17 @@ class DigestStore:
 
     digests: dict[tuple[int, int, str], str] = field(default_factory=dict)
 
-    def write(self, snapshot: RunSnapshot) -> Path:
+    def write(self, state: RunState) -> Path:
         """Digest a snapshot instead of writing it."""
         from torch import uint8
 
         from pipeline.learning.block_file import decode_block
 
-        for block, data in snapshot.files.items():
+        for block, data in state.files.items():
             for name, tensor in decode_block(bytes(data)).items():
                 raw = tensor.reshape(-1).view(uint8).numpy().tobytes()  # numpy has no bfloat16
-                self.digests[snapshot.step, block, name] = sha256(raw).hexdigest()
-        return Path(f"step-{snapshot.step:08d}")
+                self.digests[state.position.step, block, name] = sha256(raw).hexdigest()
+        return Path(f"step-{state.position.step:08d}")
 
 
 def first_difference(
@@ -63,7 +63,7 @@ def digests_of(job: Job, steps: int, engine: Engine | None) -> dict[tuple[int, i
     from pipeline.run.events import ignore
     from pipeline.schedule.feed import course_of
     from pipeline.storage.background_writer import DirectKeeper
-    from pipeline.storage.checkpoint import StartState
+    from pipeline.storage.checkpoint import RunState
     from pipeline.storage.folder import Folder
 
     store = DigestStore()
@@ -75,7 +75,7 @@ def digests_of(job: Job, steps: int, engine: Engine | None) -> dict[tuple[int, i
     course = replace(course, checkpoint_every_steps=1, last_step=steps)
     keeper = DirectKeeper(store)  # of every step
     with _folder() as path, Folder.open(path) as folder, interrupts_noted() as interrupted:
-        run = make_run(job, folder, StartState(), batches, course, keeper, ignore)
+        run = make_run(job, folder, RunState(), batches, course, keeper, ignore)
         try:
             carry_out(replace(run, interrupted=interrupted), engine)
         except InterruptedRunError:  # with nothing to go on from

@@ -28,6 +28,8 @@ from pipeline.run.run import Speedometer
 from pipeline.worker.stage_runner import StageRunner
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from pipeline.planning.plan import StagePlan
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from pipeline.run.recorder import Recorder
     from pipeline.run.run import Run
     from pipeline.schedule.items import Item
-    from pipeline.schedule.reports import PassReport, StageSnapshot
+    from pipeline.schedule.reports import PassReport, StageState
 
 
 class _Outlet:
@@ -59,9 +61,9 @@ class _Outlet:
         """To the person who watches."""
         self._recorder.note(f"stage {self._after - 1}: {text}")
 
-    def snapshot(self, snapshot: StageSnapshot) -> None:
+    def snapshot(self, state: StageState, files: Sequence[bytes]) -> None:
         """To the recorder."""
-        self._recorder.snapshot(snapshot)
+        self._recorder.snapshot(self._after - 1, state, files)
 
 
 class SingleTrainer:

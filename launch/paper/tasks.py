@@ -18,7 +18,7 @@ from launch.run_directory import RunDirectory
 from pipeline.config.config_file import load_config
 from pipeline.errors import ConfigError
 from pipeline.storage.atomic import replace_file
-from pipeline.storage.checkpoint import StartState
+from pipeline.storage.checkpoint import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,7 +49,7 @@ class Task:
         """As `finished`, of the run in another folder, or under another name."""
         return is_finished(directory, self.job.config)
 
-    def origin(self, run: HeldRun) -> tuple[StartState, list[str]]:
+    def origin(self, run: HeldRun) -> tuple[RunState, list[str]]:
         """What to train from in its folder, which is held now, and notes on that: another command
         may have been here meanwhile.
 
@@ -59,7 +59,7 @@ class Task:
         """
         if not run.holds_run:
             run.refuse_to_overwrite()
-            return StartState(), []
+            return RunState(), []
         _check_same_run(run.directory, self.job.config)
         return run.start_state(self.job)
 

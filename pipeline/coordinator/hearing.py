@@ -9,10 +9,10 @@ from pipeline.protocol.messages import (
     PROTOCOL_VERSION,
     Hello,
     Report,
-    State,
     WorkerMessage,
     name_of_run,
 )
+from pipeline.schedule.reports import StageState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,11 +40,11 @@ def check_contents(said: Said, run: Run) -> None:
         _check(report.stage == said.stage, f"a report of stage {report.stage}")
         _check(0 <= report.epoch <= run.feed.course.all_epochs, f"a report of epoch {report.epoch}")
         _check_tallies(report.tallies, blocks)
-    elif isinstance(message, State):
+    elif isinstance(message, StageState):
         _check(message.blocks == blocks, f"a state of blocks {message.blocks[:20]}")
         _check(0 <= message.step <= run.feed.course.steps, f"a state after step {message.step}")
         _check_tallies(message.tallies, blocks)
-    files = len(blocks) if isinstance(message, State) else 0
+    files = len(blocks) if isinstance(message, StageState) else 0
     _check(len(said.attached) == files, f"{len(said.attached)} files where {files} belong")
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline.protocol.messages import Complete, Connected, ProgressNow, Remark, Report, State
+from pipeline.protocol.messages import Complete, Connected, ProgressNow, Remark, Report
 from pipeline.run.events import Note, StageProgress
 from pipeline.run.run import Speedometer
-from pipeline.schedule.reports import StageSnapshot
+from pipeline.schedule.reports import StageState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +30,7 @@ class Gathering:
         self.handlers: dict[type, Callable[[Said, Any], None]] = {
             Connected: self._on_connected,
             Report: self._on_report,
-            State: self._on_state,
+            StageState: self._on_state,
             ProgressNow: self._on_progress,
             Remark: self._on_remark,
         }
@@ -56,9 +56,9 @@ class Gathering:
     def _on_report(self, said: Said, report: Report) -> None:
         self._recorder.report(report.report)
 
-    def _on_state(self, said: Said, state: State) -> None:
+    def _on_state(self, said: Said, state: StageState) -> None:
         before = self._recorder.newest
-        self._recorder.snapshot(_snapshot(said, state))
+        self._recorder.snapshot(said.stage, state, said.attached)
         if self._recorder.newest is not before:
             for stage in self._crew.serving:
                 self._crew.say(stage, Complete(state.step))
@@ -77,15 +77,3 @@ class Gathering:
 
     def _on_remark(self, said: Said, remark: Remark) -> None:
         self.tell(f"{self._crew.name(said.stage)}: {remark.text}")
-
-
-def _snapshot(said: Said, state: State) -> StageSnapshot:
-    return StageSnapshot(
-        stage=said.stage,
-        step=state.step,
-        epoch=state.epoch,
-        epoch_reported=state.epoch_reported,
-        blocks=state.blocks,
-        files=said.attached,
-        tallies=state.tallies,
-    )

@@ -1,7 +1,7 @@
 """The life cycle of a stage as a table: (state, message) -> state.
 
     STARTING ─Hello▶ GREETED ─Setup▶ BUILDING ─Ready▶ READY ─Connect▶ CONNECTING ─Connected▶ RUNNING
-    RUNNING ─Report, State, ProgressNow, Remark, Complete▶ RUNNING ─Bye▶ DONE
+    RUNNING ─Report, StageState, ProgressNow, Remark, Complete▶ RUNNING ─Bye▶ DONE
     any but STARTING and DONE ─Setup▶ BUILDING (the run begins again)  any but DONE ─Failure▶ FAILED
 
 Both ends keep one and hold every message, sent or received, against it; whatever is not listed
@@ -27,8 +27,8 @@ from pipeline.protocol.messages import (
     Remark,
     Report,
     Setup,
-    State,
 )
+from pipeline.schedule.reports import StageState
 
 
 class Phase(Enum):
@@ -55,7 +55,7 @@ TABLE: dict[Phase, dict[type, Phase]] = {
     Phase.RUNNING: {
         Complete: Phase.RUNNING,
         Report: Phase.RUNNING,
-        State: Phase.RUNNING,
+        StageState: Phase.RUNNING,
         ProgressNow: Phase.RUNNING,
         Remark: Phase.RUNNING,
         Bye: Phase.DONE,

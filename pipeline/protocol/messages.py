@@ -25,7 +25,7 @@ from pipeline.schedule.items import (
     Stop,
     TrainBatch,
 )
-from pipeline.schedule.reports import Fingerprint, PassReport, Tally
+from pipeline.schedule.reports import Fingerprint, PassReport, StageState, Tally
 
 PROTOCOL_VERSION = 8
 ITEM_BYTES = {"uint8": 1, "int64": 8, "float32": 4, "float64": 8, "bfloat16": 2}
@@ -195,17 +195,6 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
-    """Worker: the state at a snapshot marker; one attached block file per block."""
-
-    step: int
-    epoch: int
-    epoch_reported: bool
-    blocks: tuple[int, ...]
-    tallies: tuple[Tally, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class ProgressNow:
     """Worker: a look at how it goes, for the person who watches."""
 
@@ -264,7 +253,16 @@ def name_of_run(run: str, protocol: int = PROTOCOL_VERSION) -> str:
 
 LinkMessage: TypeAlias = Header | OpenLink | Credit | CloseLink
 WorkerMessage: TypeAlias = (
-    Hello | Ready | Connected | Report | State | ProgressNow | Remark | Heartbeat | Failure | Bye
+    Hello
+    | Ready
+    | Connected
+    | Report
+    | StageState
+    | ProgressNow
+    | Remark
+    | Heartbeat
+    | Failure
+    | Bye
 )
 CoordinatorMessage: TypeAlias = Setup | Connect | Complete
 Message: TypeAlias = LinkMessage | WorkerMessage | CoordinatorMessage

@@ -17,20 +17,23 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import CheckpointError, RunError, TimedOutError
 from pipeline.run.events import CheckpointWritten, EpochDone, Note, Waiting
-from pipeline.schedule.reports import RunSnapshot
+from pipeline.schedule.feed import Position
 from pipeline.storage.background_writer import LeftOut, Written
+from pipeline.storage.checkpoint import RunState
 from pipeline.storage.line_log import LineFile, trim_lines
 from pipeline.storage.trouble import Trouble
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import TypeAlias
 
     from pipeline.run.events import Observer
-    from pipeline.schedule.feed import Course, Position
-    from pipeline.schedule.reports import PassReport, StageSnapshot, Tally
+    from pipeline.schedule.feed import Course
+    from pipeline.schedule.reports import PassReport, StageState, Tally
     from pipeline.storage.background_writer import Keeper, Outcome
-    from pipeline.storage.checkpoint import StartState
     from pipeline.storage.folder import Folder
+
+    Bytes: TypeAlias = bytes | memoryview
 
 METRICS_FILE = "metrics.jsonl"
 _LOOK_S = 2.0
@@ -53,13 +56,13 @@ class Recorder:
         keeper: Keeper,
         observer: Observer,
         *,
-        start: StartState,
+        start: RunState,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         self._folder, self._course, self._devices = folder, course, devices
         self._keeper, self._observer, self._clock = keeper, observer, clock
         self._reports: dict[tuple[int, bool], dict[int, PassReport]] = {}
-        self._snapshots: dict[int, dict[int, StageSnapshot]] = {}
+        self._snapshots: dict[int, dict[int, tuple[StageState, Sequence[Bytes]]]] = {}
         self._first_tallies = start.tallies
         self._images_before = _images_counted(start.position.epoch_reported, start.tallies)
         self._began = clock()
@@ -72,7 +75,7 @@ class Recorder:
             meanwhile="training goes on, and the next snapshot tries again",
             over="checkpoints are written again",
         )
-        self.newest: RunSnapshot | None = None
+        self.newest: RunState | None = None
         """The newest complete snapshot, on the disk or not: what a run goes back to."""
         self.last_checkpoint = start.position.step if start.files else None
         """The step of the newest checkpoint that is on the disk."""
@@ -102,12 +105,12 @@ class Recorder:
         for epoch in trained:
             self._write_line(epoch)
 
-    def snapshot(self, snapshot: StageSnapshot) -> None:
+    def snapshot(self, stage: int, state: StageState, files: Sequence[Bytes]) -> None:
         """Take a stage's state; have the checkpoint written when every stage's is there."""
-        snapshots = self._snapshots.setdefault(snapshot.step, {})
-        snapshots[snapshot.stage] = snapshot
+        snapshots = self._snapshots.setdefault(state.step, {})
+        snapshots[stage] = (state, files)
         if len(snapshots) == len(self._devices):
-            self.newest = _assembled(self._snapshots.pop(snapshot.step))
+            self.newest = _assembled(self._snapshots.pop(state.step))
             self._keeper.keep(self.newest)
         self.tell_written()
 
@@ -158,8 +161,8 @@ class Recorder:
             raise TimedOutError(f"waited {_LONGEST_WAIT_S:.0f} s for the disk; {self._on_disk()}")
         if self.newest and self._trouble.reason:
             raise CheckpointError(
-                f"{self._trouble.reason}: the last checkpoint, of step {self.newest.step}, "
-                f"is lost; {self._on_disk()}"
+                f"{self._trouble.reason}: the last checkpoint, of step "
+                f"{self.newest.position.step}, is lost; {self._on_disk()}"
             )
         if self._lines.kept:
             raise RunError(
@@ -279,20 +282,18 @@ def _images_counted(epoch_reported: bool, tallies: Sequence[Tally]) -> int:
     return 0 if epoch_reported else max((tally.images for tally in tallies), default=0)
 
 
-def _assembled(snapshots: Mapping[int, StageSnapshot]) -> RunSnapshot:
-    first = next(iter(snapshots.values()))
+def _assembled(snapshots: Mapping[int, tuple[StageState, Sequence[Bytes]]]) -> RunState:
+    states = [state for state, _ in snapshots.values()]
     files = {
         block: file
-        for snapshot in snapshots.values()
-        for block, file in zip(snapshot.blocks, snapshot.files, strict=True)
+        for state, files in snapshots.values()
+        for block, file in zip(state.blocks, files, strict=True)
     }
-    tallies = _tallies_in_order(snapshots.values())
-    return RunSnapshot(first.step, first.epoch, first.epoch_reported, files, tallies)
-
-
-def _tallies_in_order(snapshots: Iterable[StageSnapshot]) -> tuple[Tally, ...]:
-    tallies = [tally for snapshot in snapshots for tally in snapshot.tallies]
-    return tuple(sorted(tallies, key=lambda tally: tally.block))
+    tallies = sorted(
+        (tally for state in states for tally in state.tallies), key=lambda tally: tally.block
+    )
+    position = Position(states[0].step, states[0].epoch_reported)
+    return RunState(position, files, tuple(tallies))
 
 
 def _summary(tallies: Sequence[Tally]) -> dict[str, float | None] | None:

@@ -11,10 +11,9 @@ import numpy as np
 from pipeline.errors import ConfigError, CutShortError, InterruptedRunError, PipelineError
 from pipeline.run.bad_batches import BadBatchSearch
 from pipeline.run.events import Note, Progress, StageProgress
-from pipeline.schedule.feed import Feed, Position
+from pipeline.schedule.feed import Feed
 from pipeline.schedule.items import EvaluationBatch, TrainBatch
 from pipeline.storage.atomic import replace_in
-from pipeline.storage.checkpoint import StartState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from pipeline.run.recorder import Recorder
     from pipeline.schedule.items import Item
     from pipeline.schedule.reports import Fingerprint
-    from pipeline.storage.checkpoint import StartState
+    from pipeline.storage.checkpoint import RunState
     from pipeline.storage.folder import Folder
 
 
@@ -46,7 +45,7 @@ class Run:
     plan: Plan
     batches: Batches
     feed: Feed
-    start: StartState
+    start: RunState
     recorder: Recorder
     observer: Observer
     interrupted: Callable[[], bool] = never
@@ -117,10 +116,7 @@ class Run:
         Raises:
             StageFailedError: where leaving out batches does not help.
         """
-        newest, start = self.recorder.newest, self.start
-        if newest is not None:
-            position = Position(newest.step, newest.epoch_reported)
-            start = replace(start, position=position, files=newest.files, tallies=newest.tallies)
+        start = self.recorder.newest or self.start
         self.recorder.rewind(start.position)
         step, course = start.position.step, self.feed.course
         search = self.bad_batches

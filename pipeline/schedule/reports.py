@@ -68,28 +68,15 @@ class PassReport:
 
 
 @dataclass(frozen=True, slots=True)
-class StageSnapshot:
-    """A stage's state after `step`: one safetensors file per block, as bytes.
+class StageState:
+    """A stage's state after `step`, without its block files, which go beside it, one a block.
 
     `tallies` are the counters of the epoch that was under way, so that a resumed run reports
     the whole epoch; they are no part of the block files.
     """
 
-    stage: int
     step: int
     epoch: int
     epoch_reported: bool
     blocks: tuple[int, ...]
-    files: tuple[bytes | memoryview, ...]
-    tallies: tuple[Tally, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class RunSnapshot:
-    """The state of every block after `step`, put together from all stages: a consistent cut."""
-
-    step: int
-    epoch: int
-    epoch_reported: bool
-    files: dict[int, bytes | memoryview]
     tallies: tuple[Tally, ...]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.schedule.reports import RunSnapshot
+    from pipeline.storage.checkpoint import RunState
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +50,14 @@ Outcome: TypeAlias = Written | Refused | LeftOut
 class SnapshotStore(Protocol):
     """Where complete snapshots go; `checkpoint_writer.CheckpointStore` is the usual one."""
 
-    def write(self, snapshot: RunSnapshot) -> Path:
+    def write(self, snapshot: RunState) -> Path:
         """Keep the state of every block after `step`; says where."""
 
 
 class Keeper(Protocol):
     """Sees to it that snapshots are written. Its methods are for one thread only."""
 
-    def keep(self, snapshot: RunSnapshot) -> None:
+    def keep(self, snapshot: RunState) -> None:
         """Write this one; one that still waits is left out."""
 
     def outcomes(self) -> list[Outcome]:
@@ -74,11 +74,11 @@ class BackgroundKeeper:
         self._store = store
         self._outcomes: deque[Outcome] = deque()
         self._changed = Condition()
-        self._writing: RunSnapshot | None = None
-        self._waiting: RunSnapshot | None = None
+        self._writing: RunState | None = None
+        self._waiting: RunState | None = None
         self._writer_lives = False
 
-    def keep(self, snapshot: RunSnapshot) -> None:
+    def keep(self, snapshot: RunState) -> None:
         """As `Keeper.keep`."""
         with self._changed:
             if self._writing is None:
@@ -89,7 +89,7 @@ class BackgroundKeeper:
                     self._writer_lives = True
                 return
             if self._waiting is not None:
-                self._outcomes.append(LeftOut(self._waiting.step))
+                self._outcomes.append(LeftOut(self._waiting.position.step))
             self._waiting = snapshot
 
     def outcomes(self) -> list[Outcome]:
@@ -105,7 +105,7 @@ class BackgroundKeeper:
         while snapshot := self._current():
             self._finished(_attempt(self._store, snapshot))
 
-    def _current(self) -> RunSnapshot | None:
+    def _current(self) -> RunState | None:
         with self._changed:
             self._writer_lives = self._writing is not None
             return self._writing
@@ -124,7 +124,7 @@ class DirectKeeper:
         self._store = store
         self._outcomes: deque[Outcome] = deque()
 
-    def keep(self, snapshot: RunSnapshot) -> None:
+    def keep(self, snapshot: RunState) -> None:
         """As `Keeper.keep`; none ever waits."""
         self._outcomes.append(_attempt(self._store, snapshot))
 
@@ -137,11 +137,11 @@ class DirectKeeper:
         return True
 
 
-def _attempt(store: SnapshotStore, snapshot: RunSnapshot) -> Outcome:
+def _attempt(store: SnapshotStore, snapshot: RunState) -> Outcome:
     try:
-        return Written(snapshot.step, store.write(snapshot))
+        return Written(snapshot.position.step, store.write(snapshot))
     except Exception as error:  # handed to the thread that trains, which knows what to do
-        return Refused(snapshot.step, error)
+        return Refused(snapshot.position.step, error)
 
 
 def _take_all(outcomes: deque[Outcome]) -> list[Outcome]:

@@ -36,16 +36,21 @@ Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True, slots=True)
-class StartState:
-    """What a run starts from: a position, and block files and counters where it resumes."""
+class RunState:
+    """What a run starts from, or is saved as: a consistent cut through all stages.
+
+    At the start of a fresh run there are no files yet.
+    """
 
     position: Position = field(default_factory=Position)
     files: Mapping[int, bytes | memoryview] = field(default_factory=dict)
+    """Of every block, by its index."""
     tallies: tuple[Tally, ...] = ()
+    """Counters of the epoch under way."""
     steps_per_epoch: int | None = None
-    """Of the run so far; None for a fresh start."""
+    """Of the run that is resumed; None where none is."""
     data: DataRecord | None = None
-    """The images of the run so far; None for a fresh start, or where that was not kept."""
+    """The images of the run that is resumed; None where none is, or where that was not kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +97,14 @@ class Checkpoint:
         entries = self.manifest["blocks"]
         return {_count(entry["block"]): _of_type(str, entry["sha256"]) for entry in entries}
 
-    def start(self) -> StartState:
+    def start(self) -> RunState:
         """Everything a run needs to go on from here.
 
         Raises:
             CheckpointError: as `read`.
         """
         position = Position(self.step, self.epoch_reported)
-        return StartState(position, self.read(), self.tallies, self.steps_per_epoch, self.data)
+        return RunState(position, self.read(), self.tallies, self.steps_per_epoch, self.data)
 
     def read(self) -> dict[int, bytes]:
         """Every block file, verified.

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.data.record import DataRecord
-    from pipeline.schedule.reports import RunSnapshot
+    from pipeline.storage.checkpoint import RunState
     from pipeline.storage.folder import Folder
 
 CHECKPOINTS = "checkpoints"
@@ -77,7 +77,7 @@ class CheckpointStore:
         if self._folder is not None:
             self._folder.close()
 
-    def write(self, snapshot: RunSnapshot) -> Path:
+    def write(self, state: RunState) -> Path:
         """Write a complete checkpoint, then drop the oldest beyond the number to keep.
 
         A run directory that is gone is not made again: its name may lead to another by now.
@@ -86,11 +86,11 @@ class CheckpointStore:
             CheckpointError: where the disk refuses; earlier checkpoints stay as they are, and
                 nothing is left of this one.
         """
-        final = f"step-{snapshot.step:08d}"
+        final = f"step-{state.position.step:08d}"
         try:
             folder = self._at_hand()
             _clear_away(folder)
-            self._write_whole(folder, final, snapshot)
+            self._write_whole(folder, final, state)
         except OSError as error:
             path, why = self._run.path / CHECKPOINTS, reason(error, self._run)
             raise CheckpointError(f"{path}: can't be written: {why}") from error
@@ -110,37 +110,38 @@ class CheckpointStore:
         self._folder = folder
         return folder
 
-    def _write_whole(self, folder: Folder, final: str, snapshot: RunSnapshot) -> None:
+    def _write_whole(self, folder: Folder, final: str, state: RunState) -> None:
         temporary = f"{TEMPORARY}{final}"
         try:
             folder.make(temporary)
             with folder.child(temporary) as aside:
-                self._write_files(aside, snapshot)
+                self._write_files(aside, state)
             _make_appear(folder, temporary, final)
         except OSError:
             with suppress(OSError):
                 folder.remove(temporary)
             raise
 
-    def _write_files(self, folder: Folder, snapshot: RunSnapshot) -> None:
-        files = sorted(snapshot.files.items())
+    def _write_files(self, folder: Folder, state: RunState) -> None:
+        files = sorted(state.files.items())
         entries = [_write_block(folder, block, data) for block, data in files]
-        manifest = self._manifest(snapshot, entries)
+        manifest = self._manifest(state, entries)
         write_synced(folder, MANIFEST, json.dumps(manifest, indent=1).encode())
         folder.sync()
 
-    def _manifest(self, snapshot: RunSnapshot, entries: list[dict[str, Any]]) -> dict[str, Any]:
-        before_epoch = max(0, snapshot.epoch - 1) * self._steps_per_epoch
+    def _manifest(self, state: RunState, entries: list[dict[str, Any]]) -> dict[str, Any]:
+        step, per_epoch = state.position.step, self._steps_per_epoch
+        epoch = -(-step // per_epoch)  # from 1; 0 before the first step
         return {
             "format": FORMAT,
-            "step": snapshot.step,
-            "epoch": snapshot.epoch,
-            "epoch_reported": snapshot.epoch_reported,
-            "steps_per_epoch": self._steps_per_epoch,
-            "batch_in_epoch": snapshot.step - before_epoch,
+            "step": step,
+            "epoch": epoch,
+            "epoch_reported": state.position.epoch_reported,
+            "steps_per_epoch": per_epoch,
+            "batch_in_epoch": step - max(0, epoch - 1) * per_epoch,
             "seed": self._config_tree["runtime"]["seed"],
             "blocks": entries,
-            "tallies": [asdict(tally) for tally in snapshot.tallies],
+            "tallies": [asdict(tally) for tally in state.tallies],
             **({"data": self._data.tree} if self._data else {}),
             "config": self._config_tree,
         }

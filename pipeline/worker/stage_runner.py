@@ -20,10 +20,10 @@ from pipeline.schedule.items import (
     Stop,
     TrainBatch,
 )
-from pipeline.schedule.reports import PassReport, StageSnapshot
+from pipeline.schedule.reports import PassReport, StageState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from torch import Tensor
 
@@ -42,8 +42,8 @@ class Outlet(Protocol):
     def report(self, report: PassReport) -> None:
         """To the coordinator: the counters of a pass."""
 
-    def snapshot(self, snapshot: StageSnapshot) -> None:
-        """To the coordinator: the state at a marker."""
+    def snapshot(self, state: StageState, files: Sequence[bytes]) -> None:
+        """To the coordinator: the state at a marker, with one safetensors file a block."""
 
     def remark(self, text: str) -> None:
         """To the person who watches."""
@@ -167,20 +167,13 @@ class StageRunner:
         self.stage.settle()
         self.stage.check_state(item.step)
         states = self.stage.state()
-        self._outlet.snapshot(
-            StageSnapshot(
-                stage=self.index,
-                step=item.step,
-                epoch=item.epoch,
-                epoch_reported=item.epoch_reported,
-                blocks=tuple(states),
-                files=tuple(
-                    encode_block(states[block.spec.index])
-                    for block in self.stage.in_turn(self.stage.blocks)
-                ),
-                tallies=self.stage.training.read(),
-            )
-        )
+        blocks, tallies = tuple(states), self.stage.training.read()
+        files = [
+            encode_block(states[block.spec.index])
+            for block in self.stage.in_turn(self.stage.blocks)
+        ]
+        state = StageState(item.step, item.epoch, item.epoch_reported, blocks, tallies)
+        self._outlet.snapshot(state, files)
         self._outlet.forward(item, ())
 
     def _stop(self, item: Stop) -> None:

@@ -32,7 +32,6 @@ from pipeline.protocol.messages import (
     Remark,
     Report,
     Setup,
-    State,
 )
 from pipeline.rehearsal.fingerprints import initial_fingerprints
 from pipeline.schedule.items import EvaluationBatch, PassedBatch, TrainBatch
@@ -54,7 +53,7 @@ if TYPE_CHECKING:
     from pipeline.protocol.credentials import Invitation
     from pipeline.protocol.messages import WorkerMessage
     from pipeline.schedule.items import Item
-    from pipeline.schedule.reports import Fingerprint, PassReport, StageSnapshot
+    from pipeline.schedule.reports import Fingerprint, PassReport, StageState
     from pipeline.transport.interfaces import (
         ControlClient,
         Delivery,
@@ -182,18 +181,11 @@ class Worker:
         for text in texts:
             self.remark(text)
 
-    def snapshot(self, snapshot: StageSnapshot) -> None:
+    def snapshot(self, state: StageState, files: Sequence[bytes]) -> None:
         """State at a marker, to the coordinator; its bytes leave in the background. They are
         kept here, too, in case the run has to go back to them."""
-        self._kept.add(snapshot.step, snapshot.files)
-        state = State(
-            snapshot.step,
-            snapshot.epoch,
-            snapshot.epoch_reported,
-            snapshot.blocks,
-            snapshot.tallies,
-        )
-        self._say(state, snapshot.files)
+        self._kept.add(state.step, files)
+        self._say(state, files)
 
     def _say(self, message: WorkerMessage, attached: Sequence[bytes | memoryview] = ()) -> None:
         self._life.on(message)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from hypothesis.strategies import DrawFn
 
     from pipeline.run.events import Event
-    from pipeline.storage.checkpoint import StartState
+    from pipeline.storage.checkpoint import RunState
 
 BLOCKWISE: list[dict[str, Any]] = [
     {"bio": True, "name": "pred"},
@@ -138,7 +138,7 @@ def check(drawn: Drawn, folder: Callable[[], Path]) -> None:
         AssertionError: where other bytes came out.
     """
 
-    def job(stages: int, start: StartState | None = None) -> Job:
+    def job(stages: int, start: RunState | None = None) -> Job:
         return Job(folder(), stages, start, **drawn.sections, **drawn.runtime)
 
     single, kept = job(drawn.stages[0]), list[Any]()

@@ -23,11 +23,10 @@ from pipeline.protocol.messages import (
     Remark,
     Report,
     Setup,
-    State,
     TensorSpec,
 )
 from pipeline.schedule import items as inband
-from pipeline.schedule.reports import PassReport, Tally, Usage
+from pipeline.schedule.reports import PassReport, StageState, Tally, Usage
 
 FACTS = DataFacts(1, 8, 10, 100, 20, (0.5,), (0.25,))
 ADDRESS = LinkAddress(
@@ -78,7 +77,7 @@ EXAMPLES: list[Any] = [
     Complete(3),
     Connected(Carrier("shared", "no device")),
     Report(PassReport(0, 1, True, (Tally(0, 9, 1.5, 3),), Usage(1.0, 0.5, 7))),
-    State(1, 1, True, (0,), ()),
+    StageState(1, 1, True, (0,), ()),
     ProgressNow(1, 0.5, 0, ()),
     Remark("a block skipped a batch"),
     Heartbeat(1, 1, "working", 0.5),

@@ -12,7 +12,9 @@ from fuzz.targets import SEPARATOR, STEP, framed
 from pipeline.protocol.addresses import LinkAddress, RingHandle
 from pipeline.protocol.codec import encode
 from pipeline.protocol.messages import PROTOCOL_VERSION, Connect, OpenLink
-from pipeline.schedule.reports import RunSnapshot, Tally
+from pipeline.schedule.feed import Position
+from pipeline.schedule.reports import Tally
+from pipeline.storage.checkpoint import RunState
 from pipeline.storage.checkpoint_writer import CheckpointStore
 from pipeline.storage.folder import Folder
 
@@ -57,7 +59,7 @@ def _manifest(blocks: int) -> bytes:
         store = CheckpointStore(
             Folder.open(Path(temp)), {"runtime": {"seed": 7}}, 1, steps_per_epoch=4
         )
-        path = store.write(RunSnapshot(STEP, 2, False, files, tallies))
+        path = store.write(RunState(Position(STEP, epoch_reported=False), files, tallies))
         text = (path / "manifest.json").read_text(encoding="utf-8")
     for block in range(blocks):
         text = re.sub(r'"sha256": "\w+"', f'"sha256": "@{block}"', text, count=1)

@@ -25,7 +25,8 @@ import numpy as np
 
 from pipeline.errors import CheckpointError, ProtocolError
 from pipeline.protocol.codec import MAX_HEADER_BYTES, decode, encode
-from pipeline.protocol.messages import CloseLink, Connect, Credit, Header, Ready, State
+from pipeline.protocol.messages import CloseLink, Connect, Credit, Header, Ready
+from pipeline.schedule.reports import StageState
 from pipeline.storage.checkpoint import MANIFEST, block_file_name, open_checkpoint
 from pipeline.transport.payloads import ArrayPayload, Ring, RingWriter
 from pipeline.transport.rejections import Door
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from pipeline.protocol.addresses import RingHandle
     from pipeline.protocol.messages import Message
-    from pipeline.storage.checkpoint import StartState
+    from pipeline.storage.checkpoint import RunState
     from pipeline.transport.sockets import Letter, Sockets
 
 SEPARATOR = b"\n--\n"
@@ -235,12 +236,12 @@ def _starts_a_run_or_is_refused(folder: Path) -> None:
         _can_be_shown(error)
 
 
-def _can_travel(start: StartState) -> None:
+def _can_travel(start: RunState) -> None:
     """The position and the counters go to the stages in a message."""
     step, reported = start.position.step, start.position.epoch_reported
     steps_per_epoch = start.steps_per_epoch
     assert steps_per_epoch is not None
-    _survives(State(step, steps_per_epoch, reported, tuple(start.files), start.tallies))
+    _survives(StageState(step, steps_per_epoch, reported, tuple(start.files), start.tallies))
 
 
 def _is_decoded_or_refused(data: bytes) -> None:

@@ -20,7 +20,8 @@ from pipeline.config.config_file import dump_config, load_config
 from pipeline.config.sections import config_tree
 from pipeline.data.facts import data_facts
 from pipeline.network.from_config import network_specs
-from pipeline.schedule.reports import RunSnapshot
+from pipeline.schedule.feed import Position
+from pipeline.storage.checkpoint import RunState
 from pipeline.storage.checkpoint_writer import CheckpointStore
 from pipeline.storage.folder import Folder
 
@@ -96,7 +97,7 @@ def a_run(here: Path, name: str = "run") -> Path:
     store = CheckpointStore(run, config_tree(config), 3, steps_per_epoch=4)
     blocks = len(network_specs(config, data_facts(config.data)))
     files = dict.fromkeys(range(blocks), b"block")
-    store.write(RunSnapshot(2, 1, epoch_reported=False, files=files, tallies=()))
+    store.write(RunState(Position(2, epoch_reported=False), files))
     return directory.path
 
 

@@ -18,7 +18,7 @@ from pipeline.config.sections import DataConfig
 from pipeline.data.batches import Batches, load_batches
 from pipeline.data.record import record_of_tree
 from pipeline.errors import ConfigError
-from pipeline.storage.checkpoint import StartState
+from pipeline.storage.checkpoint import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,10 +56,10 @@ def read(root: Path, **changes: Any) -> Batches:
     return load_batches(wanted(root=str(root), **changes), seed=1)
 
 
-def start_of(batches: Batches, name: str = "imagefolder") -> StartState:
+def start_of(batches: Batches, name: str = "imagefolder") -> RunState:
     """As a checkpoint brings it: through JSON."""
     tree = json.loads(json.dumps(batches.record(name).tree))
-    return StartState(steps_per_epoch=batches.steps_per_epoch, data=record_of_tree(tree))
+    return RunState(steps_per_epoch=batches.steps_per_epoch, data=record_of_tree(tree))
 
 
 def _gone(root: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_checkpoint_without_a_digest_goes_on_with_a_note(root: Path, tmp_path:
     assert "kept no digest" in note
     with pytest.raises(ConfigError, match="now gives 4 batches an epoch, the run began with 9"):
         check_same_data(replace(start, steps_per_epoch=9), now, record, wanted(), tmp_path / "none")
-    assert not check_same_data(StartState(), now, record, wanted(), tmp_path / "none")
+    assert not check_same_data(RunState(), now, record, wanted(), tmp_path / "none")
 
 
 @pytest.mark.parametrize("limit", [{"train_limit": 13}, {"test_limit": 5}, {"train_limit": 15}])

@@ -24,7 +24,7 @@ from pipeline.errors import CheckpointError, ConfigError, RunError
 from pipeline.run.events import CheckpointWritten, EpochDone, Note, ignore
 from pipeline.schedule.feed import course_of
 from pipeline.storage import checkpoint_writer as store_module
-from pipeline.storage.checkpoint import StartState
+from pipeline.storage.checkpoint import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,9 +72,9 @@ class Trained:
         )
         self.error: RunError | None = None
         with hold(folder) as held:
-            store = held.prepare(job, StartState(), course.steps_per_epoch)
+            store = held.prepare(job, RunState(), course.steps_per_epoch)
             self._keeper = UnhurriedKeeper(store)
-            start, observe = StartState(), self._observe
+            start, observe = RunState(), self._observe
             run = make_run(job, held.folder, start, batches, course, self._keeper, observe)
             try:
                 carry_out(run, None)
@@ -154,8 +154,8 @@ def test_a_batch_is_kept_where_the_run_directory_went(job: Job, tmp_path: Path) 
     batches = load_batches(job.config.data, job.config.runtime.seed)
     course = course_of(job.config, job.specs, batches.steps_per_epoch, batches.evaluation_batches)
     with hold(tmp_path / "run") as held:
-        keeper = UnhurriedKeeper(held.prepare(job, StartState(), course.steps_per_epoch))
-        run = make_run(job, held.folder, StartState(), batches, course, keeper, ignore)
+        keeper = UnhurriedKeeper(held.prepare(job, RunState(), course.steps_per_epoch))
+        run = make_run(job, held.folder, RunState(), batches, course, keeper, ignore)
         (tmp_path / "run").rename(tmp_path / "moved")
         (tmp_path / "run").mkdir()
         kept = tmp_path / "moved" / "batch-00000002.npz"

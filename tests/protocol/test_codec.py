@@ -46,11 +46,10 @@ from pipeline.protocol.messages import (
     Remark,
     Report,
     Setup,
-    State,
     TensorSpec,
 )
 from pipeline.schedule import items as inband
-from pipeline.schedule.reports import PassReport, Tally, Usage
+from pipeline.schedule.reports import PassReport, StageState, Tally, Usage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -139,7 +138,7 @@ messages: st.SearchStrategy[Any] = st.one_of(
     st.builds(Connect, st.none() | addresses),
     st.builds(Connected, st.none() | carriers),
     st.builds(Report, st.builds(PassReport, counts, counts, st.booleans(), tallies, usages)),
-    st.builds(State, numbers, numbers, st.booleans(), blocks, tallies),
+    st.builds(StageState, numbers, numbers, st.booleans(), blocks, tallies),
     st.builds(ProgressNow, numbers, reals, numbers, tallies),
     st.builds(Heartbeat, numbers, numbers, texts, reals),
     st.builds(Failure, texts, st.none() | numbers, numbers, texts),
@@ -319,7 +318,7 @@ def test_oversized_headers_are_not_read() -> None:
 
 def test_long_lists_are_not_read() -> None:
     """4 million numbers took 7 s to check, and a list that claims to be long takes memory."""
-    most = State(1, 1, True, tuple(range(MAX_ITEMS)), ())
+    most = StageState(1, 1, True, tuple(range(MAX_ITEMS)), ())
     assert decode(encode(most)) == most
     claim = b"\xdd" + (1 << 21).to_bytes(4, "big")
     for data in (encode(replace(most, blocks=(*most.blocks, 1))), claim * 1000 + bytes(1 << 21)):

@@ -30,11 +30,10 @@ from pipeline.protocol.messages import (
     Remark,
     Report,
     Setup,
-    State,
     WorkerMessage,
 )
 from pipeline.schedule.items import Stop
-from pipeline.schedule.reports import PassReport, Usage
+from pipeline.schedule.reports import PassReport, StageState, Usage
 
 if TYPE_CHECKING:
     from typing import Any
@@ -48,7 +47,7 @@ MESSAGES: list[Any] = [
     Connected(Carrier("frames")),
     Complete(3),
     Report(PassReport(0, 1, True, (), Usage(1.0, 1.0, 1))),
-    State(1, 1, True, (0,), ()),
+    StageState(1, 1, True, (0,), ()),
     ProgressNow(1, 1.0, 0, ()),
     Remark("text"),
     Failure("broken", None, 1, ""),
@@ -66,7 +65,7 @@ BUILDING   Ready       READY
 READY      Connect     CONNECTING
 CONNECTING Connected   RUNNING
 RUNNING    Report      RUNNING
-RUNNING    State       RUNNING
+RUNNING    StageState  RUNNING
 RUNNING    ProgressNow RUNNING
 RUNNING    Bye         DONE
 RUNNING    Complete    RUNNING

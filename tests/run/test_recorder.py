@@ -4,7 +4,7 @@ whatever the disk says to it."""
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +15,9 @@ from pipeline.errors import CheckpointError, RunError, TimedOutError
 from pipeline.run.events import CheckpointWritten, EpochDone, Note, Waiting
 from pipeline.run.recorder import Recorder, trim_metrics
 from pipeline.schedule.feed import Course, Position
-from pipeline.schedule.reports import PassReport, RunSnapshot, StageSnapshot, Tally, Usage
+from pipeline.schedule.reports import PassReport, StageState, Tally, Usage
 from pipeline.storage.background_writer import LeftOut, Refused, Written
-from pipeline.storage.checkpoint import StartState
+from pipeline.storage.checkpoint import RunState
 from pipeline.storage.folder import Folder
 
 if TYPE_CHECKING:
@@ -34,13 +34,13 @@ IMAGES = 100
 class Keeper:
     """Remembers what it was given; the test decides what becomes of it, and when."""
 
-    given: list[RunSnapshot] = field(default_factory=list)
+    given: list[RunState] = field(default_factory=list)
     results: list[Outcome] = field(default_factory=list)
     when_waited_for: list[Outcome | None] = field(default_factory=list)
     """What is finished with each wait; None: the wait was too short."""
 
-    def keep(self, snapshot: RunSnapshot) -> None:
-        self.given.append(snapshot)
+    def keep(self, state: RunState) -> None:
+        self.given.append(state)
 
     def outcomes(self) -> list[Outcome]:
         results, self.results = self.results, []
@@ -59,7 +59,7 @@ class Recording:
     """A recorder of two stages (blocks 0 and 1; block 2, the output), its clock and its ear."""
 
     def __init__(
-        self, folder: Path, course: Course = COURSE, start: StartState | None = None
+        self, folder: Path, course: Course = COURSE, start: RunState | None = None
     ) -> None:
         self.now = 100.0
         self.path = folder / "metrics.jsonl"
@@ -71,7 +71,7 @@ class Recording:
             ["cpu", "cuda:1"],
             self.keeper,
             self.events.append,
-            start=start or StartState(),
+            start=start or RunState(),
             clock=lambda: self.now,
         )
 
@@ -91,7 +91,14 @@ class Recording:
     def snap(self, *steps: int, reported: bool = True) -> None:
         for step in steps:
             for stage in (0, 1):
-                self.recorder.snapshot(replace(snapshot(stage, step), epoch_reported=reported))
+                self.say(stage, step, reported=reported)
+
+    def say(self, stage: int, step: int, *, reported: bool = True) -> None:
+        """A stage's state: blocks in order, their counters in another."""
+        blocks = ((0, 1), (2,))[stage]
+        tallies = tuple(Tally(block, 10, 1.0, None) for block in reversed(blocks))
+        files = tuple(b"block %d" % block for block in blocks)
+        self.recorder.snapshot(stage, StageState(step, 1, reported, blocks, tallies), files)
 
     def notes(self) -> list[str]:
         return [event.text for event in self.events if isinstance(event, Note)]
@@ -219,7 +226,7 @@ def test_time_of_tests_is_not_counted(recording: Recording) -> None:
 
 def test_resumed_epoch_counts_all_images_but_times_only_its_own(tmp_path: Path) -> None:
     counted = tuple(Tally(block, 60, 1.0, None) for block in range(3))
-    start = StartState(Position(3, epoch_reported=False), {0: b"block"}, counted)
+    start = RunState(Position(3, epoch_reported=False), {0: b"block"}, counted)
     recording = Recording(tmp_path, start=start)
     recording.recorder.start_clock()
     for epoch in (1, 2):
@@ -238,41 +245,28 @@ def written(step: int) -> Written:
     return Written(step, Path(f"step-{step}"))
 
 
-def snapshot(stage: int, step: int = 4) -> StageSnapshot:
-    blocks = ((0, 1), (2,))[stage]
-    return StageSnapshot(
-        stage,
-        step,
-        1,
-        True,
-        blocks,
-        tuple(b"block %d" % block for block in blocks),
-        tuple(Tally(block, 10, 1.0, None) for block in reversed(blocks)),
-    )
-
-
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_snapshot_is_kept_when_every_stage_has_spoken(
     recording: Recording, order: tuple[int, int]
 ) -> None:
-    recording.recorder.snapshot(snapshot(order[0]))
+    recording.say(order[0], 4)
     assert recording.keeper.given == []
     assert recording.recorder.newest is None
-    recording.recorder.snapshot(snapshot(order[1]))
+    recording.say(order[1], 4)
     (given,) = recording.keeper.given
     assert recording.recorder.newest is given
-    assert (given.step, given.epoch, given.epoch_reported) == (4, 1, True)
+    assert given.position == Position(4, epoch_reported=True)
     assert given.files == {0: b"block 0", 1: b"block 1", 2: b"block 2"}
     assert [tally.block for tally in given.tallies] == [0, 1, 2]
 
 
 def test_snapshots_of_different_steps_do_not_mix(recording: Recording) -> None:
-    recording.recorder.snapshot(snapshot(0, step=4))
-    recording.recorder.snapshot(snapshot(0, step=8))
+    recording.say(0, 4)
+    recording.say(0, 8)
     assert recording.keeper.given == []
-    recording.recorder.snapshot(snapshot(1, step=4))
-    recording.recorder.snapshot(snapshot(1, step=8))
-    assert [given.step for given in recording.keeper.given] == [4, 8]
+    recording.say(1, 4)
+    recording.say(1, 8)
+    assert [given.position.step for given in recording.keeper.given] == [4, 8]
 
 
 def test_same_step_may_be_written_twice(recording: Recording) -> None:
@@ -290,7 +284,7 @@ def test_what_was_written_is_told_when_the_recorder_is_asked_next(recording: Rec
     recording.keeper.results = [written(8)]
     recording.tell(trained(0, 1))
     recording.keeper.results = [written(12)]
-    recording.recorder.snapshot(snapshot(0))
+    recording.say(0, 4)
     assert recording.recorder.last_checkpoint == 12
     assert len(recording.events) == 3
 
@@ -363,7 +357,7 @@ def test_a_last_checkpoint_that_is_refused_is_tried_once_more(recording: Recordi
     recording.snap(12)
     recording.keeper.when_waited_for = [Refused(12, FULL), written(12)]
     recording.recorder.finish()
-    assert [given.step for given in recording.keeper.given] == [12, 12]
+    assert [given.position.step for given in recording.keeper.given] == [12, 12]
     assert recording.recorder.last_checkpoint == 12
 
 
@@ -377,7 +371,7 @@ def test_a_last_checkpoint_that_is_refused_is_tried_once_more(recording: Recordi
 def test_a_last_checkpoint_that_is_lost_is_an_error(
     tmp_path: Path, files: dict[int, bytes], on_disk: str
 ) -> None:
-    start = StartState(Position(3 if files else 0, epoch_reported=False), files)
+    start = RunState(Position(3 if files else 0, epoch_reported=False), files)
     recording = Recording(tmp_path, start=start)
     recording.snap(12)
     recording.keeper.when_waited_for = [Refused(12, FULL), Refused(12, FULL)]
@@ -404,7 +398,7 @@ def test_the_end_does_not_wait_for_ever(recording: Recording) -> None:
 
 
 def test_a_resumed_run_knows_what_is_on_the_disk(tmp_path: Path) -> None:
-    start = StartState(Position(7, epoch_reported=False), {0: b"block"})
+    start = RunState(Position(7, epoch_reported=False), {0: b"block"})
     assert Recording(tmp_path, start=start).recorder.last_checkpoint == 7
     assert Recording(tmp_path).recorder.last_checkpoint is None
 
@@ -415,15 +409,15 @@ def test_a_resumed_run_knows_what_is_on_the_disk(tmp_path: Path) -> None:
 def test_after_a_rewind_nothing_of_before_is_mixed_in(recording: Recording) -> None:
     recording.snap(4)
     recording.tell(trained(0, 2), evaluated(0, 2), trained(1, 2, images=7))
-    recording.recorder.snapshot(snapshot(0, step=8))
+    recording.say(0, 8)
     recording.recorder.rewind(Position(4))
-    recording.recorder.snapshot(snapshot(1, step=8))
+    recording.say(1, 8)
     recording.tell(trained(1, 2), evaluated(1, 2))
     assert (recording.lines(), len(recording.keeper.given)) == ([], 1)
     recording.tell(trained(0, 2), evaluated(0, 2))
-    recording.recorder.snapshot(snapshot(0, step=8))
+    recording.say(0, 8)
     assert [line["train"]["loss"] for line in recording.lines()] == [2.0]
-    assert [given.step for given in recording.keeper.given] == [4, 8]
+    assert [given.position.step for given in recording.keeper.given] == [4, 8]
 
 
 def test_a_rewind_drops_the_lines_that_will_be_written_again(recording: Recording) -> None:
@@ -470,7 +464,7 @@ def test_a_rewound_epoch_times_only_what_is_trained_again(
 
 def test_a_rewind_before_the_first_snapshot_is_one_to_the_start(tmp_path: Path) -> None:
     counted = (Tally(2, 60, 1.0, None),)
-    start = StartState(Position(3, epoch_reported=False), {0: b"block"}, counted)
+    start = RunState(Position(3, epoch_reported=False), {0: b"block"}, counted)
     recording = Recording(tmp_path, start=start)
     recording.recorder.rewind(start.position)
     recording.now += 4.0

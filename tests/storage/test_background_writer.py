@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.schedule.reports import RunSnapshot
+from pipeline.schedule.feed import Position
 from pipeline.storage.background_writer import (
     BackgroundKeeper,
     DirectKeeper,
@@ -20,6 +20,7 @@ from pipeline.storage.background_writer import (
     Refused,
     Written,
 )
+from pipeline.storage.checkpoint import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,8 +34,8 @@ class Block(bytearray):
     """A block file that can be watched: is it still held in memory?"""
 
 
-def snapshot(step: int) -> RunSnapshot:
-    return RunSnapshot(step, 1, epoch_reported=False, files={0: b"block"}, tallies=())
+def snapshot(step: int) -> RunState:
+    return RunState(Position(step), {0: b"block"})
 
 
 def written(step: int) -> Written:
@@ -49,12 +50,12 @@ class SlowStore:
     may_go_on: SimpleQueue[Exception | None] = field(default_factory=SimpleQueue)
     threads: set[str] = field(default_factory=set)
 
-    def write(self, given: RunSnapshot) -> Path:
+    def write(self, given: RunState) -> Path:
         self.threads.add(current_thread().name)
-        self.begun.put(given.step)
+        self.begun.put(given.position.step)
         if error := self.may_go_on.get(timeout=WAIT_S):
             raise error
-        return Path(f"step-{given.step}")
+        return Path(f"step-{given.position.step}")
 
     def take(self, error: Exception | None = None) -> None:
         """Let it finish one."""
@@ -163,7 +164,7 @@ def test_memory_holds_two_at_most(bench: Bench) -> None:
     for step in range(1, 6):
         block = Block(b"block")
         held.append(weakref.ref(block))
-        bench.keeper.keep(RunSnapshot(step, 1, False, {0: memoryview(block)}, ()))
+        bench.keeper.keep(RunState(Position(step), {0: memoryview(block)}))
         del block
         if step == 1:
             bench.wait_until_begun(1)

@@ -14,10 +14,11 @@ import pytest
 from pipeline.errors import CheckpointError
 from pipeline.learning.block_file import decode_block
 from pipeline.schedule.feed import Position
-from pipeline.schedule.reports import RunSnapshot, Tally
+from pipeline.schedule.reports import Tally
 from pipeline.storage.checkpoint import (
     FORMAT,
     Checkpoint,
+    RunState,
     complete_checkpoints,
     open_checkpoint,
     way_back,
@@ -44,9 +45,11 @@ def newest(folder: Path) -> Checkpoint | None:
     return open_checkpoint(complete[-1]) if complete else None
 
 
-def write(folder: Path, step: int = 5, *, keep: int = 3, **changes: Any) -> Path:
-    given = {"epoch": 2, "epoch_reported": False, "files": FILES, "tallies": TALLIES}
-    return store_in(folder, keep).write(RunSnapshot(step=step, **{**given, **changes}))
+def write(
+    folder: Path, step: int = 5, *, keep: int = 3, reported: bool = False, **changes: Any
+) -> Path:
+    given = {"position": Position(step, reported), "files": FILES, "tallies": TALLIES}
+    return store_in(folder, keep).write(RunState(**{**given, **changes}))
 
 
 def names(folder: Path) -> list[str]:
@@ -145,7 +148,7 @@ def test_what_is_no_checkpoint_is_neither_counted_nor_dropped(folder: Path) -> N
 def test_same_blocks_only_replace_the_manifest(folder: Path) -> None:
     path = write(folder)
     before = {file.name: file.stat().st_ino for file in path.iterdir()}
-    write(folder, epoch_reported=True)
+    write(folder, reported=True)
     after = {file.name: file.stat().st_ino for file in path.iterdir()}
     assert before.pop("manifest.json") != after.pop("manifest.json")
     assert before == after
@@ -191,7 +194,7 @@ def test_the_manifest_is_written_last_and_everything_synced(
     assert synced[:4] == [*blocks, "manifest.json"]
     assert synced[4:] == [".writing-step-00000005", "checkpoints"]
     synced.clear()
-    write(folder, epoch_reported=True)  # the same blocks: only the manifest moves
+    write(folder, reported=True)  # the same blocks: only the manifest moves
     assert synced[-1] == "step-00000005"
 
 

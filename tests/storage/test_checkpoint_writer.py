@@ -24,8 +24,8 @@ from support.disk import (
 )
 
 from pipeline.errors import CheckpointError
-from pipeline.schedule.reports import RunSnapshot
-from pipeline.storage.checkpoint import complete_checkpoints, open_checkpoint
+from pipeline.schedule.feed import Position
+from pipeline.storage.checkpoint import RunState, complete_checkpoints, open_checkpoint
 from pipeline.storage.checkpoint_writer import CheckpointStore
 from pipeline.storage.folder import Folder
 
@@ -43,8 +43,8 @@ def store_in(run: Path, keep: int) -> CheckpointStore:
     return CheckpointStore(Folder.open(run), {"runtime": {"seed": 1}}, keep, steps_per_epoch=4)
 
 
-def snapshot_of(step: int, files: dict[int, bytes]) -> RunSnapshot:
-    return RunSnapshot(step, 1, epoch_reported=False, files=dict(files), tallies=())
+def snapshot_of(step: int, files: dict[int, bytes]) -> RunState:
+    return RunState(Position(step, epoch_reported=False), dict(files))
 
 
 def state_of(run: Path) -> State:
@@ -72,7 +72,7 @@ class Scene:
         return store_in(run, self.keep)
 
     @property
-    def snapshot(self) -> RunSnapshot:
+    def snapshot(self) -> RunState:
         return snapshot_of(self.step, self.files)
 
     @property

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from pipeline.run.run import Run
     from pipeline.schedule.items import Item
-    from pipeline.schedule.reports import RunSnapshot
+    from pipeline.storage.checkpoint import RunState
 
     Found = TypeVar("Found")
 
@@ -82,9 +82,9 @@ def launch(config: Path | None, run_dir: Path, **options: Any) -> int:
 class UnhurriedKeeper(BackgroundKeeper):
     """Leaves no checkpoint out, however slow the disk: tests look at each."""
 
-    def keep(self, snapshot: RunSnapshot) -> None:
+    def keep(self, state: RunState) -> None:
         assert self.settle(DEADLINE_S)
-        super().keep(snapshot)
+        super().keep(state)
 
 
 def digests(run_dir: Path) -> dict[int, dict[int, str]]:

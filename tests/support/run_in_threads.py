@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event as Signal
 from threading import Thread
@@ -23,10 +23,10 @@ from pipeline.protocol.credentials import Invitation
 from pipeline.protocol.messages import Complete
 from pipeline.run.recorder import Recorder
 from pipeline.run.run import Run
-from pipeline.schedule.feed import Feed, Position, course_of
+from pipeline.schedule.feed import Feed, course_of
 from pipeline.schedule.items import Stop
 from pipeline.storage.background_writer import DirectKeeper
-from pipeline.storage.checkpoint import StartState
+from pipeline.storage.checkpoint import RunState
 from pipeline.storage.folder import Folder
 from pipeline.transport.in_memory import MemoryControl, MemorySender, memory_link
 from pipeline.transport.rejections import Door
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipeline.run.events import Event
-    from pipeline.schedule.reports import RunSnapshot
     from pipeline.transport.interfaces import Sender
 
 
@@ -84,13 +83,12 @@ class Store:
     """Keeps every checkpoint in memory: bytes by block by step, and where it was."""
 
     files: dict[int, dict[int, bytes]] = field(default_factory=dict)
-    newest: StartState = field(default_factory=StartState)
+    newest: RunState = field(default_factory=RunState)
 
-    def write(self, snapshot: RunSnapshot) -> Path:
-        step = snapshot.step
-        self.files[step] = {block: bytes(data) for block, data in snapshot.files.items()}
-        position = Position(step, snapshot.epoch_reported)
-        self.newest = StartState(position, self.files[step], snapshot.tallies)
+    def write(self, state: RunState) -> Path:
+        step = state.position.step
+        self.files[step] = {block: bytes(data) for block, data in state.files.items()}
+        self.newest = replace(state, files=self.files[step])
         return Path(f"step-{step}")
 
 
@@ -101,11 +99,11 @@ class Job:
         self,
         folder: Path,
         stages: int,
-        start: StartState | None = None,
+        start: RunState | None = None,
         progress_interval_s: float = 0.0,
         **runtime: Any,
     ) -> None:
-        config, start = config_of(**runtime), start or StartState()
+        config, start = config_of(**runtime), start or RunState()
         specs = network_specs(config, data_facts(config.data))
         costs = block_costs(
             specs, batch_size=8, element_bytes=4, optimizer_name="adam", backprop=False

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.run.events import Event
-    from pipeline.storage.checkpoint import StartState
+    from pipeline.storage.checkpoint import RunState
 
 pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
 
@@ -59,7 +59,7 @@ def test_batches_of_few_classes_are_the_same_in_a_resumed_pipeline(
     limited, plain = (
         Job(folder(), 3, data={**data, **keys}, checkpoint_every_steps=1) for keys in (few, {})
     )
-    kept: list[StartState] = []
+    kept: list[RunState] = []
 
     def keep(event: Event) -> None:
         if isinstance(event, CheckpointWritten):

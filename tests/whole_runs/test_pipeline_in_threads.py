@@ -33,10 +33,9 @@ from pipeline.protocol.messages import (
     Heartbeat,
     Hello,
     Report,
-    State,
 )
 from pipeline.run.events import CheckpointWritten, EpochDone, Note, Progress, Waiting
-from pipeline.schedule.reports import PassReport, Tally, Usage
+from pipeline.schedule.reports import PassReport, StageState, Tally, Usage
 from pipeline.single import SingleTrainer
 from pipeline.system.sources import running_code
 
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
 
     from pipeline.learning.stage import Stage
     from pipeline.run.events import Event
-    from pipeline.storage.checkpoint import StartState
+    from pipeline.storage.checkpoint import RunState
 
 pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
 
@@ -161,7 +160,7 @@ def test_resumed_with_another_number_of_stages(
     single: Job, folder: Callable[[], Path], step: int
 ) -> None:
     first = Job(folder(), 3, checkpoint_every_steps=1)
-    kept: list[StartState] = []
+    kept: list[RunState] = []
 
     def keep(event: Event) -> None:
         if isinstance(event, CheckpointWritten) and event.step == step:
@@ -322,10 +321,15 @@ MEANWHILE: list[tuple[int, Any, list[bytes], str]] = [
         [],
         "it sent counters of blocks [3], it has (0,)",
     ),
-    (0, State(2, 1, False, (1,), ()), [b""], "it sent a state of blocks (1,)"),
-    (0, State(99, 1, False, (0,), ()), [b""], "it sent a state after step 99"),
-    (0, State(2, 1, False, (0,), ()), [], "it sent 0 files where 1 belong"),
-    (1, State(2, 1, False, (1, 2, 3), (Tally(0, 1, 1.0, 0),)), [b""] * 3, "counters of blocks [0]"),
+    (0, StageState(2, 1, False, (1,), ()), [b""], "it sent a state of blocks (1,)"),
+    (0, StageState(99, 1, False, (0,), ()), [b""], "it sent a state after step 99"),
+    (0, StageState(2, 1, False, (0,), ()), [], "it sent 0 files where 1 belong"),
+    (
+        1,
+        StageState(2, 1, False, (1, 2, 3), (Tally(0, 1, 1.0, 0),)),
+        [b""] * 3,
+        "counters of blocks [0]",
+    ),
     (0, Hello("run", PROTOCOL_VERSION, 1, running_code()), [], "received Hello, expected "),
     (1, Complete(1), [], "it sent Complete"),
 ]

@@ -16,9 +16,10 @@ from support.run_in_threads import Fate, Fleet, Job, coordinator, train_pipeline
 
 from pipeline.coordinator.restarts import WITHIN_S, Restarts
 from pipeline.errors import InterruptedRunError, StageFailedError, StageLostError
-from pipeline.protocol.messages import Bye, State
+from pipeline.protocol.messages import Bye
 from pipeline.run.events import Note
 from pipeline.schedule.items import Stop
+from pipeline.schedule.reports import StageState
 from pipeline.single import SingleTrainer
 from pipeline.worker import worker as worker_module
 from pipeline.worker.kept_snapshots import KeptStates
@@ -180,7 +181,7 @@ def test_no_stage_leaves_before_all_that_was_sent_has_arrived(
     coordinator(job, fleet).run()
     fleet.leave()
     assert [type(message) for message in heard[-STAGES:]] == [Bye] * STAGES
-    assert sum(isinstance(message, State) for message in heard) == 2 * STAGES
+    assert sum(isinstance(message, StageState) for message in heard) == 2 * STAGES
 
 
 def test_the_newest_state_is_awaited_until_the_coordinator_has_all_of_it() -> None:

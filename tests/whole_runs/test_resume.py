@@ -32,7 +32,7 @@ from pipeline.run.events import ignore
 from pipeline.schedule.feed import Feed, course_of
 from pipeline.schedule.items import EndEvaluation, EvaluationBatch, Item, Snapshot, Stop, TrainBatch
 from pipeline.storage.background_writer import BackgroundKeeper
-from pipeline.storage.checkpoint import StartState
+from pipeline.storage.checkpoint import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -324,7 +324,7 @@ def train(job: Job, folder: Path, interrupted: Callable[[], bool]) -> None:
     batches = load_batches(job.config.data, job.config.runtime.seed)
     course = course_of(job.config, job.specs, batches.steps_per_epoch, batches.evaluation_batches)
     with hold(folder) as held:
-        start = held.start_state(job)[0] if held.holds_run else StartState()
+        start = held.start_state(job)[0] if held.holds_run else RunState()
         store = held.prepare(job, start, course.steps_per_epoch)
         run = make_run(job, held.folder, start, batches, course, BackgroundKeeper(store), ignore)
         try:
@@ -336,7 +336,7 @@ def train(job: Job, folder: Path, interrupted: Callable[[], bool]) -> None:
 def items_of(job: Job) -> list[Item]:
     batches = load_batches(job.config.data, job.config.runtime.seed)
     course = course_of(job.config, job.specs, batches.steps_per_epoch, batches.evaluation_batches)
-    return list(Feed(course, StartState().position))
+    return list(Feed(course, RunState().position))
 
 
 def interrupted_after(item: int) -> Callable[[], bool]:

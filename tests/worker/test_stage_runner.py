@@ -29,10 +29,12 @@ from pipeline.schedule.items import (
     Stop,
     TrainBatch,
 )
-from pipeline.schedule.reports import PassReport, StageSnapshot, Tally, Usage
+from pipeline.schedule.reports import PassReport, StageState, Tally, Usage
 from pipeline.worker.stage_runner import StageRunner
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.schedule.items import Item
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,7 +48,7 @@ class Outlet:
 
     forwarded: list[tuple[Item, tuple[Tensor, ...]]] = field(default_factory=list)
     reports: list[PassReport] = field(default_factory=list)
-    snapshots: list[StageSnapshot] = field(default_factory=list)
+    snapshots: list[tuple[StageState, Sequence[bytes]]] = field(default_factory=list)
 
     def forward(self, item: Item, tensors: tuple[Tensor, ...]) -> None:
         self.forwarded.append((item, tensors))
@@ -54,8 +56,8 @@ class Outlet:
     def report(self, report: PassReport) -> None:
         self.reports.append(report)
 
-    def snapshot(self, snapshot: StageSnapshot) -> None:
-        self.snapshots.append(snapshot)
+    def snapshot(self, state: StageState, files: Sequence[bytes]) -> None:
+        self.snapshots.append((state, files))
 
 
 def stage_of(last: int | None = None) -> Stage:
@@ -212,7 +214,7 @@ def test_a_snapshot_is_taken_before_the_marker_goes_on() -> None:
         def forward(self, item: Item, tensors: tuple[Tensor, ...]) -> None:
             order.append(type(item).__name__)
 
-        def snapshot(self, snapshot: StageSnapshot) -> None:
+        def snapshot(self, state: StageState, files: Sequence[bytes]) -> None:
             order.append("taken")
 
     runner = StageRunner(0, stage_of(last=1), Ordered(), meter=Meter())
@@ -301,11 +303,9 @@ def test_snapshot_holds_the_state_of_that_moment() -> None:
     play(runner, *train(1, 2))
     expected, tallies = states(runner), runner.stage.training.read()
     play(runner, Snapshot(2, 1, False), *train(3))
-    (snapshot,) = outlet.snapshots
-    assert (snapshot.stage, snapshot.step, snapshot.epoch) == (3, 2, 1)
-    assert not snapshot.epoch_reported
-    assert (snapshot.blocks, list(snapshot.files)) == ((0, 1, 2), expected)
-    assert snapshot.tallies == tallies
+    ((state, files),) = outlet.snapshots
+    assert state == StageState(2, 1, False, (0, 1, 2), tallies)
+    assert list(files) == expected
     assert states(runner) != expected
 
 
@@ -320,15 +320,13 @@ def test_resumed_at_any_position_it_reports_and_trains_the_same(interrupted_afte
         play(first, item)
         if handled == interrupted_after:
             feed.interrupt()
-    snapshot = before.snapshots[-1]
+    state, files = before.snapshots[-1]
 
     stage = stage_of()
-    stage.load(
-        {n: decode_block(bytes(f)) for n, f in zip(snapshot.blocks, snapshot.files, strict=True)}
-    )
-    second, after = runner_of(stage, last_batch_id=snapshot.step)
-    second.resume(COURSE.epoch_of(snapshot.step), snapshot.tallies)
-    play(second, *Feed(COURSE, Position(snapshot.step, snapshot.epoch_reported)))
+    stage.load({n: decode_block(bytes(f)) for n, f in zip(state.blocks, files, strict=True)})
+    second, after = runner_of(stage, last_batch_id=state.step)
+    second.resume(COURSE.epoch_of(state.step), state.tallies)
+    play(second, *Feed(COURSE, Position(state.step, state.epoch_reported)))
 
     assert states(second) == states(undisturbed)
     assert _tallies(before.reports + after.reports) == _tallies(said.reports)
