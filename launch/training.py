@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from launch.display.progress import reading_shown
-from launch.display.run_log import open_log
+from launch.display.plain_view import open_log
 from launch.display.streams import lost_output, wait_for_no_reader
-from launch.display.view import open_view
+from launch.display.view import open_view, reading_shown
 from launch.engines.interrupts import interrupts_noted
 from launch.plan.foresight import cautions
 from launch.plan.user_code import awaited

@@ -25,17 +25,6 @@ def lr_text(value: float | None) -> str:
     return mantissa.rstrip("0").rstrip(".") + sign + exponent if sign else mantissa
 
 
-def duration_text(seconds: float | None) -> str:
-    """As 1:02:03, or 4 d 01:02:03 from one day on."""
-    if seconds is None or not seconds < 1e10:
-        return NOTHING
-    minutes, second = divmod(int(max(0.0, seconds)), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    clock = f"{minute:02d}:{second:02d}"
-    return f"{days} d {hour:02d}:{clock}" if days else f"{hour}:{clock}"
-
-
 def count_text(number: int) -> str:
     """As 512, 1.33 M or 21.3 G: three digits."""
     return _three_digits(number, 1000, ("", "k", "M", "G"))

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from support.processes import launch
 
-from launch.display.progress import reading_shown
+from launch.display.view import reading_shown
 from launch.same_data import check_same_data, list_files
 from pipeline.config.sections import DataConfig
 from pipeline.data.batches import Batches, load_batches

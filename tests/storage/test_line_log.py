@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support.disk import CHANGING, Dead, FailingDisk, fill, no_space, small_disk
 
-from launch.display.run_log import open_log
+from launch.display.plain_view import open_log
 from pipeline.run.events import Note
 from pipeline.storage.atomic import replace_file
 from pipeline.storage.folder import Folder
