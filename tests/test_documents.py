@@ -36,8 +36,11 @@ A_LINK = re.compile(
 )
 """`[words](path#anchor)`, `![words](path)`, or `[name]: path#anchor` on a line of its own."""
 A_HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
-A_MEMBER = re.compile(r"`((?:\w+/)*[a-z]\w*)\.([A-Z]\w*[a-z]\w*)(?:\.(\w+))?`")
-"""A class of a module and, if there is a third group, what it has: `learning/stage.Stage.step`."""
+A_MEMBER = re.compile(r"`((?:\w+/)*[a-z]\w*)\.([A-Z]\w*[a-z]\w*(?:\.\w+)?)`")
+"""A class of a module, or what it has: `learning/stage.Stage.step`."""
+A_STEP = re.compile(r"^\| `((?:\w+/)*\w+)\.py` \| (`[^|]*) \|", re.MULTILINE)
+A_NAME = re.compile(r"`([\w.]+)`")
+"""A row of a walk names functions of a file: | `learning/build.py` | `build_stage` | … |"""
 
 
 def files() -> list[str]:
@@ -54,23 +57,26 @@ def unknown(text: str, known: list[str]) -> list[str]:
         for name in paths
         if name not in USERS and not any(path.endswith(f"/{name}") for path in known)
     ]
-    for module, owner, member in A_MEMBER.findall(text):
-        if module in OTHERS:
-            continue
+    named = [(module, name) for module, name in A_MEMBER.findall(text) if module not in OTHERS]
+    for module, names in A_STEP.findall(text):
+        named += [(module, name) for name in A_NAME.findall(names)]
+    for module, name in named:
         sources = [path for path in known if path.endswith(f"/{module}.py")]
-        if not any(owner in members and member in members[owner] for members in map(of, sources)):
-            wrong.append(f"{module}.{owner}.{member}".rstrip("."))
+        if not any(name in defined(source) for source in sources):
+            wrong.append(f"{module}.{name}")
     return wrong
 
 
-def of(path: str) -> dict[str, set[str]]:
-    """Classes of a module and what each defines, the empty name included."""
-    tree = ast.parse((REPOSITORY / path[1:]).read_text(encoding="utf-8"))
-    return {
-        node.name: {"", *(part.name for part in node.body if isinstance(part, ast.FunctionDef))}
-        for node in tree.body
-        if isinstance(node, ast.ClassDef)
-    }
+def defined(path: str) -> set[str]:
+    """Functions, classes and what classes define, of a module: `build_stage`, `Stage.step`."""
+    found: set[str] = set()
+    for node in ast.parse((REPOSITORY / path[1:]).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            inside = (part for part in node.body if isinstance(part, ast.FunctionDef))
+            found |= {f"{node.name}.{part.name}" for part in inside}
+    return found
 
 
 def leads(document: Path, link: str, anchor: str) -> bool:
@@ -133,6 +139,8 @@ def test_the_picture_is_as_its_script_draws_it() -> None:
         ("`stage.Stage.stepp`", ["stage.Stage.stepp"]),
         ("`runner.Stage.step`", ["runner.Stage.step"]),
         ("a run's `config.yaml`, `my_networks.py`", []),
+        ("| `learning/stage.py` | `Stage.step`, `Stage` | trains |", []),
+        ("| `learning/build.py` | `build_stage`, `built` | makes |", ["learning/build.built"]),
     ],
 )
 def test_a_wrong_name_is_found(text: str, wrong: list[str]) -> None:
