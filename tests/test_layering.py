@@ -101,7 +101,7 @@ DOORS = {
     "zmq": {"pipeline.transport.sockets"},
     "torchvision": {"pipeline.data.published"},
     "sklearn": {"pipeline.data.batches"},
-    "PIL": {"pipeline.data.image_folder", "pipeline.data.image_reading"},
+    "PIL": {"pipeline.data.image_reading"},
     "safetensors": {"pipeline.learning.block_file"},
     "matplotlib": {"launch.paper.figures", "launch.paper.plotting"},
 }

@@ -1,5 +1,9 @@
 """Deterministic batches: the images of (seed, epoch, index), whatever was asked for before.
 
+    load_batches ─┬─ digits, synthetic             made here
+                  ├─ mnist, cifar10, …             published.py: fetched and read
+                  └─ imagefolder                   image_folder.py: decoded as they are needed
+
 The only file that imports sklearn, inside the function that needs it; `published.py` does so with
 torchvision, whose import takes 5 s. `digits` and `synthetic` need neither it nor torch.
 
@@ -10,44 +14,35 @@ padding, flip and cutout are done later, on stage 0's device (`augment.py`).
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from pipeline.data.class_limited import ClassLimit, share_of_every_class
-from pipeline.data.facts import DataFacts, data_facts, data_root
-from pipeline.data.image_check import check_images
-from pipeline.data.image_folder import ImageFiles, View
-from pipeline.data.image_list import PARTS, list_images
-from pipeline.data.image_reading import ImageReader, Wanted
+from pipeline.data.class_limited import ClassLimit
+from pipeline.data.facts import DataFacts, data_facts
+from pipeline.data.image_folder import ImageFiles, read_folder
+from pipeline.data.image_list import PARTS
 from pipeline.data.published import read_published
 from pipeline.data.record import DataRecord, PartRecord
 from pipeline.errors import ConfigError
 from pipeline.seeding import Purpose, generator
-from pipeline.system.daemon_pool import DaemonPool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
     from pipeline.config.sections import DataConfig
-    from pipeline.data.image_check import BadImage, Progress
-    from pipeline.data.image_list import ImageList
+    from pipeline.data.image_folder import BadImage, Progress
+    from pipeline.data.image_list import ImageFolder
 
 Pair: TypeAlias = "tuple[NDArray[np.uint8], NDArray[np.int64]]"
 _Part: TypeAlias = "_Arrays | ImageFiles"
 
 _TRAIN, _TEST, _LEVELS = 0, 1, 2  # the parts of `synthetic`
-_DECODING_THREADS = min(8, os.cpu_count() or 1)
 _MOST_MEASURED, _MEASURED_AT_ONCE = 10_000, 64
-
-
-def _nobody(what: str, done: int, of: int) -> None:
-    """Is told, and says nothing."""
 
 
 class Batches:
@@ -60,12 +55,12 @@ class Batches:
         seed: int,
         training: _Part,
         test: _Part,
-        limit: ClassLimit | None = None,
-        classes: tuple[str, ...] = (),
-        passed_over: Sequence[str] = (),
+        limit: ClassLimit | None,
+        folder: ImageFolder | None,
     ) -> None:
-        self.facts, self.classes, self.passed_over = facts, classes, passed_over
-        self.batch_size = batch_size
+        self.facts, self.batch_size = facts, batch_size
+        self.classes = folder.classes if folder else ()
+        self.passed_over = folder.passed_over() if folder else []
         self.steps_per_epoch = math.ceil(len(training) / batch_size)
         self.evaluation_batches = math.ceil(len(test) / batch_size)
         self._seed, self._limit = seed, limit
@@ -114,7 +109,10 @@ class Batches:
     def record(self, name: str) -> DataRecord:
         """Which images these are; looks at every byte of those that are in memory."""
         training, test = (
-            PartRecord(_per_class(part.labels, self.facts.classes), part.digest())
+            PartRecord(
+                tuple(np.bincount(part.labels, minlength=self.facts.classes).tolist()),
+                part.digest(),
+            )
             for part in (self.training, self.test)
         )
         return DataRecord(name, self.classes, training, test)
@@ -135,82 +133,43 @@ class Batches:
         return draws.permutation(len(self.training)).astype(np.int64)
 
 
-def load_batches(config: DataConfig, seed: int, told: Progress = _nobody) -> Batches:
+def load_batches(
+    config: DataConfig, seed: int, progress: Progress = lambda what, done, of: None
+) -> Batches:
     """Read (and where `config.download` says so, fetch) the data set, checked against its facts.
 
     Args:
-        told: called with what is done, how many images, and of how many, while that takes time.
+        progress: called with what is done, how many images, and of how many, while that takes time.
 
     Raises:
         ConfigError: for a data set that is missing, damaged or can't be fetched, or that holds
             other images than its facts say.
     """
+    training: _Part
+    test: _Part
+    folder = None
     if config.name == "imagefolder":
-        return _folder_batches(config, seed, told)
-    facts = data_facts(config)
-    if config.name == "digits":
-        training, test = _digits()
-    elif config.name == "synthetic":
-        training, test = _synthetic(config, seed)
+        folder, facts, training, test = read_folder(config, seed, progress)
     else:
-        training, test = (_Arrays(*pair) for pair in read_published(config))
-    training, test = training.first(config.train_limit), test.first(config.test_limit)
-    facts = _normalised(config, facts, training, told)
-    return Batches(facts, config.batch_size, seed, training, test, _limit(config))
+        facts = data_facts(config)
+        if config.name == "digits":
+            both = _digits()
+        elif config.name == "synthetic":
+            both = _synthetic(config, seed)
+        else:
+            both = read_published(config)
+        training, test = _Arrays(*both[0], config.train_limit), _Arrays(*both[1], config.test_limit)
+    if config.normalise == "measured":
+        mean, std = measured(training, progress)
+        facts = replace(facts, mean=mean, std=std)
+    limit = None
+    if config.classes_per_batch is not None:
+        until = config.classes_per_batch_until_epoch
+        limit = ClassLimit(config.classes_per_batch, until, config.class_order)
+    return Batches(facts, config.batch_size, seed, training, test, limit, folder)
 
 
-def _folder_batches(config: DataConfig, seed: int, told: Progress) -> Batches:
-    folder = list_images(data_root(config))
-    facts = data_facts(config, folder)
-    chosen = replace(
-        folder,
-        training=_limited(folder.training, config.train_limit, facts.classes),
-        test=_limited(folder.test, config.test_limit, facts.classes),
-    )
-    view = View(
-        facts.size,
-        config.resize or facts.size * 256 // 224,
-        random=config.random_crop is not False,
-    )
-    reader = ImageReader(Wanted(facts.channels, config.white, view.shorter))
-    skip = config.on_bad_image == "skip"
-    checked = check_images(chosen, reader, skip=skip, told=told)
-    pool = DaemonPool(_DECODING_THREADS, "decode")
-    training, test = (ImageFiles(part, view, seed, reader, pool) for part in checked)
-    facts = replace(facts, train_images=len(training), test_images=len(test))
-    facts = _normalised(config, facts, training, told)
-    return Batches(
-        facts,
-        config.batch_size,
-        seed,
-        training,
-        test,
-        _limit(config),
-        folder.classes,
-        folder.passed_over(),
-    )
-
-
-def _limited(images: ImageList, limit: int | None, classes: int) -> ImageList:
-    if limit is None or limit >= len(images.files):
-        return images
-    labels = np.array([file.label for file in images.files])
-    chosen = share_of_every_class(labels, limit, classes)
-    return replace(images, files=tuple(images.files[index] for index in chosen))
-
-
-def _per_class(labels: NDArray[np.int64], classes: int) -> tuple[int, ...]:
-    return tuple(np.bincount(labels, minlength=classes).tolist())
-
-
-def _normalised(config: DataConfig, facts: DataFacts, training: _Part, told: Progress) -> DataFacts:
-    if config.normalise == "known":
-        return facts
-    mean, std = measured(training, told)
-    return replace(facts, mean=mean, std=std)
-
-
-def measured(images: _Part, told: Progress) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def measured(images: _Part, progress: Progress) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, of pixels from 0 to 1, to four places.
 
     Of at most 10,000 images, evenly spaced, as they are seen in a test; summed in whole numbers,
@@ -226,7 +185,7 @@ def measured(images: _Part, told: Progress) -> tuple[tuple[float, ...], tuple[fl
         seen = images.take(chosen[start : start + _MEASURED_AT_ONCE], None)[0].astype(np.int64)
         sums, squares = sums + seen.sum((0, 2, 3)), squares + (seen * seen).sum((0, 2, 3))
         pixels += seen.size // seen.shape[1]
-        told("measuring mean and deviation", start + len(seen), len(chosen))
+        progress("measuring mean and deviation", start + len(seen), len(chosen))
     mean = sums / pixels
     deviation = np.sqrt(np.maximum(squares / pixels - mean * mean, 0))
     found = np.round(mean / 255, 4).tolist(), np.round(deviation / 255, 4).tolist()
@@ -238,24 +197,16 @@ def measured(images: _Part, told: Progress) -> tuple[tuple[float, ...], tuple[fl
     return tuple(found[0]), tuple(found[1])
 
 
-def _limit(config: DataConfig) -> ClassLimit | None:
-    if config.classes_per_batch is None:
-        return None
-    until = config.classes_per_batch_until_epoch
-    return ClassLimit(config.classes_per_batch, until, config.class_order)
-
-
 class _Arrays:
-    """Images held in memory: uint8 (N, C, H, W), with int64 labels (N,)."""
+    """Images held in memory: uint8 (N, C, H, W), with int64 labels (N,), the first `limit`."""
 
-    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
-        self._images, self.labels = images, labels
+    def __init__(
+        self, images: NDArray[np.uint8], labels: NDArray[np.int64], limit: int | None
+    ) -> None:
+        self._images, self.labels = images[:limit], labels[:limit]
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    def first(self, limit: int | None) -> _Arrays:
-        return _Arrays(self._images[:limit], self.labels[:limit])
 
     def take(self, indices: NDArray[np.int64], epoch: int | None) -> Pair:
         return self._images[indices], self.labels[indices]
@@ -268,17 +219,17 @@ class _Arrays:
         return whole.hexdigest()
 
 
-def _digits() -> tuple[_Arrays, _Arrays]:
+def _digits() -> tuple[Pair, Pair]:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     images = np.rint(digits.images * 255 / 16).astype(np.uint8)[:, None]
     labels = digits.target.astype(np.int64)
     testing = np.arange(len(labels)) % 5 == 0
-    return _Arrays(images[~testing], labels[~testing]), _Arrays(images[testing], labels[testing])
+    return (images[~testing], labels[~testing]), (images[testing], labels[testing])
 
 
-def _synthetic(config: DataConfig, seed: int) -> tuple[_Arrays, _Arrays]:
+def _synthetic(config: DataConfig, seed: int) -> tuple[Pair, Pair]:
     # a limit must give the first images of the same set, so the whole set is made
     facts = data_facts(config.model_copy(update={"train_limit": None, "test_limit": None}))
     levels = np.linspace(0, 255, facts.classes).astype(np.uint8)
@@ -290,11 +241,11 @@ def _synthetic(config: DataConfig, seed: int) -> tuple[_Arrays, _Arrays]:
 
 def _noise(
     facts: DataFacts, images: int, levels_of_class: NDArray[np.uint8], seed: int, part: int
-) -> _Arrays:
+) -> Pair:
     """A quarter of the pixels show the level of class and channel; the others are noise."""
     draws = generator(seed, Purpose.IMAGES, part)
     shape = (images, *facts.shape)
     labels = draws.integers(0, facts.classes, images, dtype=np.int64)
     noise = draws.integers(0, 256, shape, dtype=np.uint8)
     shown = draws.integers(0, 4, shape, dtype=np.uint8) == 0
-    return _Arrays(np.where(shown, levels_of_class[labels][:, :, None, None], noise), labels)
+    return np.where(shown, levels_of_class[labels][:, :, None, None], noise), labels

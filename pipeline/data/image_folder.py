@@ -1,45 +1,217 @@
-"""Image files of any size, decoded and cut to one size as they are needed.
+"""The images of an `imagefolder`: listed, looked at before training, decoded as they are needed.
 
-For training, by default, a random part of the image (Szegedy et al. 2015, "Going deeper with
-convolutions", section 6); for testing, its middle. With `image_reading.py` the door to Pillow.
+    list_images ─▶ limits ─▶ check_images: one look at every file ─▶ ImageFiles: decodes batches
+
+The look is in this thread as long as files come fast: threads that share Python's lock hold each
+other up (64 µs a file on one, 130 on four). Where files are slow, as over a network, or have to be
+decoded, several threads wait for them at once.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from itertools import islice
+from time import perf_counter
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from PIL import Image
 
+from pipeline.data.class_limited import share_of_every_class
+from pipeline.data.facts import data_facts, data_root
+from pipeline.data.image_list import ImageFile, ImageList, list_images, shortened
+from pipeline.data.image_reading import (
+    DeepPixelsError,
+    ImageError,
+    ImageReader,
+    Seen,
+    View,
+    Wanted,
+    cut_out,
+)
+from pipeline.errors import ConfigError
 from pipeline.seeding import Purpose, generator
+from pipeline.system.daemon_pool import DaemonPool
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Executor
 
-    from numpy.random import Generator
     from numpy.typing import NDArray
 
-    from pipeline.data.image_check import CheckedPart
-    from pipeline.data.image_reading import ImageReader
+    from pipeline.config.sections import DataConfig
+    from pipeline.data.facts import DataFacts
+    from pipeline.data.image_list import ImageFolder
 
-_CROP_AREA, _CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
-_CROP_TRIES = 10  # as torchvision's RandomResizedCrop
+    Progress: TypeAlias = Callable[[str, int, int], None]
+
+_DECODING_THREADS = min(8, os.cpu_count() or 1)
+_LOOKING_THREADS = min(16, 2 * (os.cpu_count() or 1) + 2)
+_TRIED_FIRST = 64
+_SLOW_S = 3e-4
+"""Above this time for each of the first files, threads pay."""
+_CHUNK = 32
+_TOLD_EVERY = 64
+
+
+def read_folder(
+    config: DataConfig, seed: int, progress: Progress
+) -> tuple[ImageFolder, DataFacts, ImageFiles, ImageFiles]:
+    """What was listed, and facts, training and test images of what of it can be read.
+
+    Raises:
+        ConfigError: as `list_images` and `check_images`.
+    """
+    folder = list_images(data_root(config))
+    facts = data_facts(config, folder)
+    chosen = replace(
+        folder,
+        training=_limited(folder.training, config.train_limit, facts.classes),
+        test=_limited(folder.test, config.test_limit, facts.classes),
+    )
+    view = View(
+        facts.size,
+        config.resize or facts.size * 256 // 224,
+        random=config.random_crop is not False,
+    )
+    reader = ImageReader(Wanted(facts.channels, config.white, view.shorter))
+    skip = config.on_bad_image == "skip"
+    checked = check_images(chosen, reader, skip=skip, progress=progress)
+    pool = DaemonPool(_DECODING_THREADS, "decode")
+    training, test = (ImageFiles(part, view, seed, reader, pool) for part in checked)
+    facts = replace(facts, train_images=len(training), test_images=len(test))
+    return folder, facts, training, test
+
+
+def _limited(images: ImageList, limit: int | None, classes: int) -> ImageList:
+    if limit is None or limit >= len(images.files):
+        return images
+    labels = np.array([file.label for file in images.files])
+    chosen = share_of_every_class(labels, limit, classes)
+    return replace(images, files=tuple(images.files[index] for index in chosen))
+
+
+# --- a look at every file -----------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """What is shown of an image: `size` × `size` pixels.
+class BadImage:
+    """A file that can't be used, and why."""
 
-    `shorter`: pixels of the shorter side when the middle is cut out. `random`: whether training
-    looks at random parts instead.
+    path: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedPart:
+    """The images of a part that can be used, with what was seen of each, and the others."""
+
+    images: ImageList
+    seen: tuple[Seen, ...]
+    bad: tuple[BadImage, ...]
+
+
+def check_images(
+    folder: ImageFolder, reader: ImageReader, *, skip: bool, progress: Progress
+) -> tuple[CheckedPart, CheckedPart]:
+    """Look at all images of both parts.
+
+    Args:
+        skip: decode each of them, and leave out those that can't be.
+        progress: called with what is done, how many files, and of how many.
+
+    Raises:
+        ConfigError: naming the first file that can't be used, and how many there are; with
+            `skip`, only for deep images without `data.white` and where a class has no image left.
     """
+    parts = (folder.training, folder.test)
+    check = _Check(reader, progress, sum(len(part.files) for part in parts), decode=skip)
+    checked = [check.part(part) for part in parts]
+    bad = [image for part in checked for image in part.bad]
+    if bad and not skip:
+        files = sum(len(part.files) + len(part.odd) for part in parts)
+        raise ConfigError(
+            f"{bad[0].path}: can't be decoded as an image: {bad[0].why}; {len(bad)} of {files} "
+            "image files can't: mend or remove them, or leave them out with --set "
+            "data.on_bad_image=skip"
+        )
+    for before, after in zip(parts, checked, strict=True):
+        _check_classes(before, after, folder.classes)
+    return checked[0], checked[1]
 
-    size: int
-    shorter: int
-    random: bool = True
+
+def _check_classes(before: ImageList, after: CheckedPart, classes: Sequence[str]) -> None:
+    left = {file.label for file in after.images.files}
+    empty = sorted({file.label for file in (*before.files, *before.odd)} - left)
+    if empty:
+        raise ConfigError(
+            f"data.root: {before.folder}: no image of {shortened(classes[k] for k in empty)} can "
+            f"be read (first of {len(after.bad)}: {after.bad[0].path}: {after.bad[0].why}); mend "
+            "them, or remove these classes from train and val"
+        )
+
+
+class _Check:
+    """Of all parts of a folder: how far it is, and whether its files are slow."""
+
+    def __init__(
+        self, reader: ImageReader, progress: Progress, files: int, *, decode: bool
+    ) -> None:
+        self._reader, self._progress, self._files, self._decode = reader, progress, files, decode
+        self._done = 0
+
+    def part(self, images: ImageList) -> CheckedPart:
+        """Look at the images of one part, in order."""
+        good: list[ImageFile] = []
+        seen: list[Seen] = []
+        bad: list[BadImage] = []
+        for path in map(images.path, images.odd):
+            leads_somewhere = os.path.exists(path)
+            why = "no regular file" if leads_somewhere else "a link that leads nowhere"
+            bad.append(BadImage(path, f"it is {why}"))
+        for file, found in zip(images.files, self._seen(images), strict=True):
+            if isinstance(found, Seen):
+                good.append(file)
+                seen.append(found)
+            else:
+                bad.append(found)
+        return CheckedPart(ImageList(images.folder, tuple(good)), tuple(seen), tuple(bad))
+
+    def _seen(self, images: ImageList) -> Iterator[Seen | BadImage]:
+        paths = map(images.path, images.files)
+        began = perf_counter()
+        first = [self._counted(self._look(path)) for path in islice(paths, _TRIED_FIRST)]
+        yield from first
+        slow = perf_counter() - began > _SLOW_S * len(first)
+        found = self._in_threads(paths) if slow or self._decode else map(self._look, paths)
+        yield from map(self._counted, found)
+
+    def _in_threads(self, paths: Iterator[str]) -> Iterator[Seen | BadImage]:
+        pool = DaemonPool(_LOOKING_THREADS, "look")
+        try:
+            # by rounds, so that what was asked for is bounded, and an interruption waits for little
+            while round_ := list(islice(paths, _CHUNK * _LOOKING_THREADS)):
+                yield from pool.map(self._look, round_)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _look(self, path: str) -> Seen | BadImage:
+        try:
+            return self._reader.look(path, whole=self._decode)
+        except ImageError as error:
+            return BadImage(error.path, error.why)
+        except DeepPixelsError as error:  # wrong with the config, not with the file
+            raise ConfigError(str(error)) from None
+
+    def _counted(self, found: Seen | BadImage) -> Seen | BadImage:
+        self._done += 1
+        if self._done % _TOLD_EVERY == 0 or self._done == self._files:
+            self._progress("looking at images", self._done, self._files)
+        return found
+
+
+# --- decoded as they are needed -----------------------------------------------------------
 
 
 class ImageFiles:
@@ -77,47 +249,7 @@ class ImageFiles:
     def _image(self, index: int, epoch: int | None) -> NDArray[np.uint8]:
         images = self.checked.images
         image = self._reader.decode(images.path(images.files[index]))
-        drawn = None
+        draws = None
         if self._view.random and epoch is not None:
-            drawn = generator(self._seed, Purpose.IMAGES, epoch, index)
-        return _seen(image, self._view, drawn)
-
-
-def _seen(image: Image.Image, view: View, draws: Generator | None) -> NDArray[np.uint8]:
-    """A random part of an image, or without `draws` its middle, as (C, size, size)."""
-    if draws is None:
-        part = _middle(image, view)
-    else:
-        top, left, high, wide = crop_box(image.height, image.width, draws)
-        part = image.crop((left, top, left + wide, top + high))
-        part = part.resize((view.size, view.size), Image.Resampling.BILINEAR)
-    pixels = np.atleast_3d(np.asarray(part))
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.uint8)
-
-
-def _middle(image: Image.Image, view: View) -> Image.Image:
-    """The image scaled until its shorter side is `view.shorter`, then the middle of that."""
-    size, shorter = view.size, view.shorter
-    scale = shorter / min(image.size)
-    wide, high = (max(shorter, int(side * scale)) for side in image.size)
-    left, top = round((wide - size) / 2), round((high - size) / 2)
-    resized = image.resize((wide, high), Image.Resampling.BILINEAR)
-    return resized.crop((left, top, left + size, top + size))
-
-
-def crop_box(height: int, width: int, draws: Generator) -> tuple[int, int, int, int]:
-    """Top, left, height and width in pixels of a random part of an image.
-
-    Area uniform in 8..100 % of the image's, aspect ratio log-uniform in 3/4..4/3; where ten
-    draws give none that fits, the middle of the image, with the nearest allowed ratio.
-    """
-    least, most = _CROP_RATIO
-    for _ in range(_CROP_TRIES):
-        area = height * width * draws.uniform(*_CROP_AREA)
-        ratio = math.exp(draws.uniform(math.log(least), math.log(most)))
-        high, wide = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
-        if 0 < high <= height and 0 < wide <= width:
-            top, left = draws.integers(0, (height - high + 1, width - wide + 1))
-            return int(top), int(left), high, wide
-    high, wide = min(height, round(width / least)), min(width, round(height * most))
-    return (height - high) // 2, (width - wide) // 2, high, wide
+            draws = generator(self._seed, Purpose.IMAGES, epoch, index)
+        return cut_out(image, self._view, draws)

@@ -1,7 +1,7 @@
-"""Image files in, images of 8 bits out, or an error that names the file.
+"""Image files in, pixels of 8 bits out, cut to one size; or an error that names the file.
 
-The door to Pillow, with `image_folder.py`. A file may hold anything: it is opened only where it is
-a regular one, read only as a format of images, and decoded only up to a size.
+The only file that imports Pillow. A file may hold anything: it is opened only where it is a regular
+one, read only as a format of images, and decoded only up to a size.
 
 Pixels of 8 bits are as torchvision's loader has them: the first frame, transparency dropped,
 EXIF orientation not applied. Deeper grey ones become round(255 * pixel / white); which value is
@@ -10,6 +10,7 @@ white, a file doesn't say, so it must be given. Of 16-bit colour Pillow gives th
 
 from __future__ import annotations
 
+import math
 import struct
 import warnings
 import zlib
@@ -28,6 +29,9 @@ from pipeline.system.plain_file import open_regular
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from numpy.random import Generator
+    from numpy.typing import NDArray
+
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What is looked for in a file, whatever its name: others of Pillow's start programs (EPS)."""
 MOST_PIXELS = 178_956_970
@@ -43,6 +47,8 @@ _REFUSALS = (
     struct.error, zlib.error,
 )  # fmt: skip
 """What Pillow raises for damaged files: each was seen, none is promised."""
+_CROP_AREA, _CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+_CROP_TRIES = 10  # as torchvision's RandomResizedCrop
 
 
 class ImageError(RunError):
@@ -226,3 +232,60 @@ def _raw_mode(image: Image.Image) -> str:
     given = tiles[0][3] if tiles else ""
     first = given[0] if isinstance(given, tuple) and given else given
     return first if isinstance(first, str) else ""
+
+
+# --- what is shown of an image -----------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What is shown of an image: `size` × `size` pixels.
+
+    `shorter`: pixels of the shorter side when the middle is cut out. `random`: whether training
+    looks at random parts instead.
+    """
+
+    size: int
+    shorter: int
+    random: bool = True
+
+
+def cut_out(image: Image.Image, view: View, draws: Generator | None) -> NDArray[np.uint8]:
+    """A random part of an image (Szegedy et al. 2015, "Going deeper with convolutions", section 6),
+    or without `draws` its middle: (C, size, size)."""
+    if draws is None:
+        part = _middle(image, view)
+    else:
+        top, left, high, wide = crop_box(image.height, image.width, draws)
+        part = image.crop((left, top, left + wide, top + high))
+        part = part.resize((view.size, view.size), Image.Resampling.BILINEAR)
+    pixels = np.atleast_3d(np.asarray(part))
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.uint8)
+
+
+def _middle(image: Image.Image, view: View) -> Image.Image:
+    """The image scaled until its shorter side is `view.shorter`, then the middle of that."""
+    size, shorter = view.size, view.shorter
+    scale = shorter / min(image.size)
+    wide, high = (max(shorter, int(side * scale)) for side in image.size)
+    left, top = round((wide - size) / 2), round((high - size) / 2)
+    resized = image.resize((wide, high), Image.Resampling.BILINEAR)
+    return resized.crop((left, top, left + size, top + size))
+
+
+def crop_box(height: int, width: int, draws: Generator) -> tuple[int, int, int, int]:
+    """Top, left, height and width in pixels of a random part of an image.
+
+    Area uniform in 8..100 % of the image's, aspect ratio log-uniform in 3/4..4/3; where ten
+    draws give none that fits, the middle of the image, with the nearest allowed ratio.
+    """
+    least, most = _CROP_RATIO
+    for _ in range(_CROP_TRIES):
+        area = height * width * draws.uniform(*_CROP_AREA)
+        ratio = math.exp(draws.uniform(math.log(least), math.log(most)))
+        high, wide = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < high <= height and 0 < wide <= width:
+            top, left = draws.integers(0, (height - high + 1, width - wide + 1))
+            return int(top), int(left), high, wide
+    high, wide = min(height, round(width / least)), min(width, round(height * most))
+    return (height - high) // 2, (width - wide) // 2, high, wide

@@ -16,10 +16,9 @@ from pipeline.config.sections import DataConfig
 from pipeline.data.batches import Batches, load_batches
 from pipeline.data.class_limited import share_of_every_class
 from pipeline.data.facts import data_facts
-from pipeline.data.image_check import check_images
-from pipeline.data.image_folder import crop_box
+from pipeline.data.image_folder import check_images
 from pipeline.data.image_list import list_images
-from pipeline.data.image_reading import ImageError, ImageReader, Wanted
+from pipeline.data.image_reading import ImageError, ImageReader, Wanted, crop_box
 from pipeline.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def test_a_folder_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         listed.append(root)
         return list_images(root)
 
-    for module in ("batches", "facts"):
+    for module in ("image_folder", "facts"):
         monkeypatch.setattr(f"pipeline.data.{module}.list_images", listing)
     load_batches(folder_config(tmp_path), seed=1)
     assert listed == [tmp_path]
@@ -543,11 +542,11 @@ def test_looking_is_told_and_the_same_in_threads(
     reader, listed = ImageReader(IN_COLOUR), list_images(tmp_path)
     found, told = [], list[tuple[str, int, int]]()
     for slow_s in (1.0, 0.0):
-        monkeypatch.setattr("pipeline.data.image_check._SLOW_S", slow_s)
+        monkeypatch.setattr("pipeline.data.image_folder._SLOW_S", slow_s)
         with pytest.raises(ConfigError, match="1 of 304 image files"):
-            check_images(listed, reader, skip=False, told=lambda *what: told.append(what))
+            check_images(listed, reader, skip=False, progress=lambda *what: told.append(what))
         assert told[-1] == ("looking at images", 304, 304)
-        found.append(check_images(listed, reader, skip=True, told=lambda *_: None))
+        found.append(check_images(listed, reader, skip=True, progress=lambda *_: None))
     assert found[0] == found[1]
 
 
