@@ -18,13 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.protocol.addresses import DEVICE_HANDLE_BYTES, DeviceRingHandle
-from pipeline.transport.payloads import (
-    aligned,
-    check_on_this_machine,
-    host_identity,
-    slot_start,
-    slot_starts,
-)
+from pipeline.transport.payloads import aligned, slot_start, slot_starts
+from pipeline.transport.shared_memory import check_on_this_machine, host_identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

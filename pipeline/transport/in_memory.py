@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.errors import CalledOffError, TimedOutError
 from pipeline.schedule.items import Stop
-from pipeline.transport.interfaces import Arrived, Delivery, LinkStatistics, Said, never, no_credit
+from pipeline.transport.interfaces import Arrived, Delivery, Said
 from pipeline.transport.payloads import aligned_copy
 from pipeline.transport.rejections import Door
 
@@ -44,9 +44,8 @@ class MemorySender:
 
     def __init__(self, shared: _Shared, timeout_s: float) -> None:
         self._shared, self._timeout_s = shared, timeout_s
-        self._cancelled: Callable[[], bool] = never
+        self._cancelled: Callable[[], bool] = lambda: False
         self._has_room = False
-        self._batches = self._nbytes = 0
 
     def heed(self, cancelled: Callable[[], bool]) -> None:
         """From now on stop waiting where `cancelled` says so."""
@@ -64,8 +63,6 @@ class MemorySender:
             self.wait_for_room()
             self._has_room = False
         tensors = tuple(Arrived(p.spec, aligned_copy(p.view())) for p in payloads)
-        self._batches += bool(payloads)
-        self._nbytes += sum(tensor.spec.nbytes for tensor in tensors)
         self._shared.items.put((item, tensors))
 
     def flush(self) -> None:
@@ -74,10 +71,6 @@ class MemorySender:
     def finish(self) -> None:
         """As the real ones do."""
         _take(self._shared.stops, "the stop marker to be taken", self._timeout_s, self._cancelled)
-
-    def statistics(self) -> LinkStatistics:
-        """Waiting is not measured here."""
-        return LinkStatistics(self._batches, self._nbytes, 0.0)
 
     def close(self) -> None:
         """Nothing to let go."""
@@ -88,7 +81,6 @@ class MemoryReceiver:
 
     def __init__(self, shared: _Shared) -> None:
         self._shared = shared
-        self._batches = self._nbytes = 0
         for _ in range(shared.slots):
             self._grant()
 
@@ -97,18 +89,12 @@ class MemoryReceiver:
         """Items that wait."""
         return self._shared.items.qsize()
 
-    def receive(self, timeout_s: float, called_off: Callable[[], bool] = never) -> Delivery:
+    def receive(self, timeout_s: float, called_off: Callable[[], bool] = lambda: False) -> Delivery:
         """The next item."""
         item, tensors = _take(self._shared.items, "a batch", timeout_s, called_off)
-        self._batches += bool(tensors)
-        self._nbytes += sum(tensor.spec.nbytes for tensor in tensors)
         if isinstance(item, Stop):
             self._shared.stops.put(None)
-        return Delivery(item, tensors, self._grant if tensors else no_credit)
-
-    def statistics(self) -> LinkStatistics:
-        """Waiting is not measured here."""
-        return LinkStatistics(self._batches, self._nbytes, 0.0)
+        return Delivery(item, tensors, self._grant if tensors else lambda: None)
 
     def close(self) -> None:
         """Nothing to let go."""

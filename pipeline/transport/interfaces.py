@@ -26,15 +26,6 @@ PATIENCE_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
-class LinkStatistics:
-    """What has crossed a link so far, and how long its end waited."""
-
-    batches: int
-    nbytes: int
-    waited_s: float
-
-
-@dataclass(frozen=True, slots=True)
 class Arrived:
     """A tensor as it came, in host memory or on a CUDA device: its bytes are aligned, and valid
     until the delivery is released."""
@@ -45,7 +36,8 @@ class Arrived:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """An item and its tensors. `release` gives the sender its credit back."""
+    """An item and its tensors. `release` gives the sender its credit back: a batch's, a marker used
+    up none."""
 
     item: Item
     tensors: tuple[Arrived, ...]
@@ -66,15 +58,6 @@ class Said:
     attached: tuple[memoryview, ...] = ()
 
 
-def never() -> bool:
-    """For waits that nobody calls off."""
-    return False
-
-
-def no_credit() -> None:
-    """For deliveries that used up none: markers."""
-
-
 class Sender(Protocol):
     """The upstream end of a link: what it sends goes downstream."""
 
@@ -91,9 +74,6 @@ class Sender(Protocol):
     def finish(self) -> None:
         """After the stop marker: returns when all has arrived. Raises as `send` does."""
 
-    def statistics(self) -> LinkStatistics:
-        """Counted since the link was opened."""
-
     def close(self) -> None:
         """Let go; what has not arrived yet may be lost."""
 
@@ -105,11 +85,8 @@ class Receiver(Protocol):
     def queued(self) -> int:
         """Items that have arrived and wait to be received."""
 
-    def receive(self, timeout_s: float, called_off: Callable[[], bool] = never) -> Delivery:
+    def receive(self, timeout_s: float, called_off: Callable[[], bool] = lambda: False) -> Delivery:
         """The next item. Raises TimedOutError; CalledOffError where `called_off` says so."""
-
-    def statistics(self) -> LinkStatistics:
-        """Counted since the link was opened."""
 
     def close(self) -> None:
         """Let go."""

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from pipeline.errors import CalledOffError, ProtocolError, TimedOutError
-from pipeline.protocol.addresses import LinkAddress
+from pipeline.protocol.addresses import Carrier, LinkAddress, reason_of
 from pipeline.protocol.codec import MAX_HEADER_BYTES, decode, encode
 from pipeline.protocol.messages import (
     PROTOCOL_VERSION,
@@ -26,18 +26,19 @@ from pipeline.protocol.messages import (
     name_of_run,
 )
 from pipeline.schedule.items import Stop
-from pipeline.transport.interfaces import Arrived, Delivery, LinkStatistics, never, no_credit
-from pipeline.transport.payloads import framed_parts, make_ring, slot_parts
+from pipeline.transport.cuda_ipc import DeviceRingWriter
+from pipeline.transport.interfaces import Arrived, Delivery
+from pipeline.transport.payloads import FrameWriter, framed_parts, slot_parts
+from pipeline.transport.shared_memory import RingWriter, make_ring
 from pipeline.transport.sockets import LINGER_MS, Sockets, ms, send, waits
 from pipeline.transport.timeout import Patience
-from pipeline.transport.writers import open_writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pipeline.schedule.items import Item
     from pipeline.transport.cuda_ipc import DeviceMemory, DeviceRing, Driver
-    from pipeline.transport.payloads import Payload
+    from pipeline.transport.payloads import Payload, Writer
     from pipeline.transport.sockets import Letter
 
 _LETTERS_AT_ONCE = 1000  # read before the caller may go on: strangers may talk without end
@@ -57,7 +58,7 @@ class ZmqSender:
         *,
         names: tuple[str, str],
         timeout_s: float,
-        cancelled: Callable[[], bool] = never,
+        cancelled: Callable[[], bool] = lambda: False,
         driver: Driver | None = None,
     ) -> None:
         self._me, self._peer = names
@@ -66,7 +67,6 @@ class ZmqSender:
         self._credits: deque[int] = deque()
         self._slot: int | None = None
         self._all_arrived = False
-        self._batches, self._nbytes, self._waited_s = 0, 0, 0.0
         self._writer, self.carrier = open_writer(address, driver)
         self._socket = sockets.connect(address.endpoint, address.word.encode(), address.key)
         send(self._socket, [encode(OpenLink(run, PROTOCOL_VERSION))])
@@ -87,8 +87,6 @@ class ZmqSender:
         self.wait_for_room()
         slot, self._slot = self._slot, None
         assert slot is not None, "there is room"
-        self._batches += 1
-        self._nbytes += sum(spec.nbytes for spec in specs)
         frames = self._writer.write(slot, payloads)
         self._landing = [encode(Header(item, specs, slot, self._writer.way)), *frames]
         if not self._writer.lands_later:
@@ -108,10 +106,6 @@ class ZmqSender:
             TimedOutError, CalledOffError: as `wait_for_room`.
         """
         self._hear_until(lambda: self._all_arrived, "the last items")
-
-    def statistics(self) -> LinkStatistics:
-        """Counted since the link was opened."""
-        return LinkStatistics(self._batches, self._nbytes, self._waited_s)
 
     def close(self) -> None:
         """Let go; what has not arrived yet has a moment left."""
@@ -143,7 +137,6 @@ class ZmqSender:
                     f"{self._me} waited {monotonic() - began:.1f} s for {self._peer} to take "
                     f"{wanted}: it took none"
                 )
-        self._waited_s += monotonic() - began
 
     def _check_wanted(self) -> None:
         if self._cancelled():
@@ -181,7 +174,6 @@ class ZmqReceiver:
         self._ring, no_ring = make_ring(slots, slot_bytes)
         self._arrived: deque[Delivery] = deque()
         self._is_open = False
-        self._batches, self._nbytes, self._waited_s = 0, 0, 0.0
         self._door, self._word = sockets.door, secrets.token_hex(16)
         self._listener = sockets.listen(bind, max(slot_bytes, MAX_HEADER_BYTES))
         self.address = LinkAddress(
@@ -200,7 +192,7 @@ class ZmqReceiver:
         self._drain()
         return len(self._arrived)
 
-    def receive(self, timeout_s: float, called_off: Callable[[], bool] = never) -> Delivery:
+    def receive(self, timeout_s: float, called_off: Callable[[], bool] = lambda: False) -> Delivery:
         """The next item.
 
         Raises:
@@ -208,7 +200,7 @@ class ZmqReceiver:
             CalledOffError: where `called_off` says so.
             ProtocolError: where the peer is of another run or says what it may not.
         """
-        began, patience = monotonic(), Patience(timeout_s)
+        patience = Patience(timeout_s)
         if not self._is_open:
             self._listener.open()
         self._drain()
@@ -222,12 +214,7 @@ class ZmqReceiver:
                 )
             self._listener.poll(look_s)
             self._drain()
-        self._waited_s += monotonic() - began
         return self._arrived.popleft()
-
-    def statistics(self) -> LinkStatistics:
-        """Counted since the link was opened."""
-        return LinkStatistics(self._batches, self._nbytes, self._waited_s)
 
     def close(self) -> None:
         """Let go of the socket and of the ring's descriptor."""
@@ -290,12 +277,10 @@ class ZmqReceiver:
 
     def _delivery(self, header: Header, frames: list[memoryview]) -> Delivery:
         if header.slot is None:
-            return Delivery(header.item, (), no_credit)
+            return Delivery(header.item, (), release=lambda: None)
         slot = header.slot
         parts = self._parts(header, slot, frames)
         tensors = tuple(map(Arrived, header.tensors, parts))
-        self._batches += 1
-        self._nbytes += sum(spec.nbytes for spec in header.tensors)
         return Delivery(header.item, tensors, lambda: self._say(Credit(slot)))
 
     def _parts(
@@ -306,3 +291,35 @@ class ZmqReceiver:
         if header.way == "shared" and self._ring:
             return slot_parts(self._ring.slot(slot), header.tensors)
         return framed_parts(frames, header.tensors)
+
+
+# --- how a sender reaches the slots of the next stage ------------------------------------
+
+
+def open_writer(address: LinkAddress, driver: Driver | None) -> tuple[Writer, Carrier]:
+    """The best writer for an address, and its carrier, with the reason where a better one is out
+    of reach.
+
+    Args:
+        driver: of CUDA, where what is sent lies on one of its devices.
+    """
+    reasons: list[str] = []
+    if driver is not None:
+        try:
+            if address.device_ring is None:
+                raise OSError(_because("the next stage shares none", address.no_device_ring))
+            return DeviceRingWriter(address.device_ring, driver), Carrier("device")
+        except OSError as error:
+            reasons = [f"not memory of the CUDA device: {error}"]
+    if address.ring is None:
+        no_ring = _because("the next stage has no shared memory", address.no_ring)
+    else:
+        try:
+            return RingWriter(address.ring), Carrier("shared", "; ".join(reasons))
+        except OSError as error:
+            no_ring = reason_of(error)
+    return FrameWriter(), Carrier("frames", "; ".join([no_ring, *reasons]))
+
+
+def _because(what: str, why: str) -> str:
+    return f"{what}: {why}" if why else what

@@ -28,8 +28,9 @@ from pipeline.protocol.codec import MAX_HEADER_BYTES, decode, encode
 from pipeline.protocol.messages import CloseLink, Connect, Credit, Header, Ready
 from pipeline.schedule.reports import StageState
 from pipeline.storage.checkpoint import MANIFEST, block_file_name, open_checkpoint
-from pipeline.transport.payloads import ArrayPayload, Ring, RingWriter
+from pipeline.transport.payloads import ArrayPayload
 from pipeline.transport.rejections import Door
+from pipeline.transport.shared_memory import Ring, RingWriter
 from pipeline.transport.zmq_link import ZmqReceiver
 
 if TYPE_CHECKING:

@@ -28,7 +28,6 @@ from pipeline.protocol.messages import (
 )
 from pipeline.schedule.items import EndEpoch, EvaluationBatch, Snapshot, Stop, TrainBatch
 from pipeline.transport.in_memory import MemoryControl, memory_link
-from pipeline.transport.interfaces import LinkStatistics
 from pipeline.transport.payloads import ALIGNMENT, ArrayPayload
 from pipeline.transport.rejections import Door
 from pipeline.transport.sockets import Sockets
@@ -217,19 +216,6 @@ def test_frames_larger_than_a_slot_arrive(sockets: Sockets, tmp_path: Path) -> N
     sender.send(batch(1), [ArrayPayload(large)])
     assert contents(link.receiver.receive(SOON_S)) == [large.tobytes()]
     link.receiver.close()
-
-
-def test_statistics_count_batches_bytes_and_waiting(link: Link) -> None:
-    sender = link.sender()
-    link.hears(sender)
-    sender.send(batch(1), payloads(1))
-    sender.send(Stop())
-    nbytes = sum(payload.spec.nbytes for payload in payloads(1))
-    for _ in range(2):
-        link.receiver.receive(SOON_S)
-    for statistics in (sender.statistics(), link.receiver.statistics()):
-        assert (statistics.batches, statistics.nbytes) == (1, nbytes)
-        assert 0 <= statistics.waited_s < SOON_S
 
 
 # --- ends of waits ------------------------------------------------------------------------
@@ -570,9 +556,6 @@ def test_memory_link_is_bounded_and_ordered_too() -> None:
         sender.send(batch(4), payloads(4))
     with pytest.raises(TimedOutError, match="a batch"):
         receiver.receive(TINY_S)
-    nbytes = sum(payload.spec.nbytes for payload in payloads(1))
-    expected = LinkStatistics(3, 3 * nbytes, 0.0)
-    assert sender.statistics() == receiver.statistics() == expected
 
 
 def test_memory_link_finishes_when_the_stop_marker_is_taken() -> None:

@@ -6,6 +6,7 @@ Real processes are in other tests.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ from pipeline.run.events import CheckpointWritten, EpochDone, Note, Progress, Wa
 from pipeline.schedule.reports import PassReport, StageState, Tally, Usage
 from pipeline.single import SingleTrainer
 from pipeline.system.sources import running_code
+from pipeline.transport.in_memory import MemorySender
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,14 +122,24 @@ def test_in_single_mode_all_stages_share_the_memory_of_recorded_steps(
 
 @pytest.mark.parametrize(("precision", "element_bytes"), [("fp32", 4), ("bf16", 2)])
 def test_what_people_are_told_of_the_links_crosses_them(
-    folder: Callable[[], Path], precision: str, element_bytes: int
+    folder: Callable[[], Path],
+    precision: str,
+    element_bytes: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two epochs of 22 images, each followed by a test with 9."""
+    nbytes, send = Counter[Any](), MemorySender.send
+
+    def counting(sender: MemorySender, item: Any, payloads: Any = ()) -> None:
+        nbytes[sender] += sum(payload.spec.nbytes for payload in payloads)
+        send(sender, item, payloads)
+
+    monkeypatch.setattr(MemorySender, "send", counting)
     job, fleet = Job(folder(), 3, precision=precision), Fleet(3)
     fleet.start()
     coordinator(job, fleet).run()
     fleet.leave()
-    crossed = [fleet.senders[f"link-{stage}-0"].statistics().nbytes for stage in range(3)]
+    crossed = [nbytes[fleet.senders[f"link-{stage}-0"]] for stage in range(3)]
     specs = network_specs(job.run.config, data_facts(job.run.config.data))
     costs = block_costs(
         specs, batch_size=8, element_bytes=element_bytes, optimizer_name="adam", backprop=False
