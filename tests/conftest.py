@@ -50,9 +50,9 @@ def sockets() -> Iterator[Sockets]:
     """Closes every socket at the end, however the test went."""
     from support.kept_sockets import KeptSockets
 
-    from pipeline.transport.rejections import Door
+    from pipeline.transport.rejections import Rejections
 
-    sockets = KeptSockets(Door("here"))
+    sockets = KeptSockets(Rejections("here"))
     yield sockets
     sockets.close(0)
 

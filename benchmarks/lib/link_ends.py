@@ -22,7 +22,7 @@ from pipeline.learning.build import prepare_process
 from pipeline.schedule.items import TrainBatch
 from pipeline.transport.cuda_ipc import DeviceRing, Driver
 from pipeline.transport.payloads import ALIGNMENT
-from pipeline.transport.rejections import Door
+from pipeline.transport.rejections import Rejections
 from pipeline.transport.sockets import Sockets, make_keys
 from pipeline.transport.zmq_link import ZmqReceiver, ZmqSender
 from pipeline.worker.tensors import arrived_tensor, payloads
@@ -121,7 +121,7 @@ def linked(
     process = get_context("spawn").Process(target=_take_all, args=arguments, daemon=True)
     process.start()
     theirs.close()  # the other process has one of its own
-    sockets = Sockets(Door("here"), here)
+    sockets = Sockets(Rejections("here"), here)
     try:
         address = _heard(mine)
         address = address if carrier.ring else replace(address, ring=None)
@@ -179,7 +179,7 @@ def _take_all(
     device = torch.device(device_name)
     prepare_process(device, threads=1)
     incoming = Incoming(device)
-    sockets = Sockets(Door("there"), keys)
+    sockets = Sockets(Rejections("there"), keys)
     receiver = ZmqReceiver(
         sockets, bind, _RUN, names=(_NAMES[1], _NAMES[0]), slots=slots, slot_bytes=slot_bytes,
         device_ring=DeviceRing(slots, slot_bytes, Driver()) if on_device else None,

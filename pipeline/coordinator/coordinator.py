@@ -39,7 +39,7 @@ from pipeline.protocol.messages import (
 )
 from pipeline.run.events import Waiting
 from pipeline.system.sources import difference, running_code
-from pipeline.transport.timeout import Patience
+from pipeline.transport.timeout import Timeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,7 +104,7 @@ class Coordinator:
                 pass
         finally:
             self._called_off.set()  # the feed thread sends nothing from here on
-            self._gathering.tell(*self._control.door.farewell())
+            self._gathering.tell(*self._control.rejections.summary())
         self._run.check_whole()
 
     def close(self) -> None:
@@ -193,18 +193,18 @@ class Coordinator:
     # waiting and hearing
 
     def _wait_for(self, phase: Phase) -> None:
-        patience = Patience(self._run.config.runtime.start_timeout_s, self._clock)
+        timeout = Timeout(self._run.config.runtime.start_timeout_s, self._clock)
         told = self._clock()
         while missing := self._missing(phase):
             self._pump()
             now = self._clock()
             if self._run.interrupted():
                 raise self._run.interruption()
-            if not patience.next_look_s():
-                self._give_up_waiting(phase, patience.used_s)
+            if not timeout.next_poll_s():
+                self._give_up_waiting(phase, timeout.used_s)
             if now - told > _WAITING_EVERY_S:
                 told = now
-                self._run.observer(Waiting(missing, patience.used_s))
+                self._run.observer(Waiting(missing, timeout.used_s))
                 self._crew.wake(phase)
 
     def _give_up_waiting(self, phase: Phase, waited_s: float) -> None:
@@ -240,7 +240,7 @@ class Coordinator:
             self._watch.skip(now - self._looked_at, now)
         self._looked_at = now
         self._run.recorder.tell_written()
-        self._gathering.tell(*self._control.door.news())
+        self._gathering.tell(*self._control.rejections.news())
         self._look_for_trouble()
 
     def _hear(self, said: Said) -> None:

@@ -9,8 +9,8 @@ from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.watchdog import Watch
 from pipeline.protocol.credentials import Invitation, Keys
 from pipeline.run.events import Note
-from pipeline.transport.interfaces import PATIENCE_S
-from pipeline.transport.rejections import Door
+from pipeline.transport.interfaces import LINK_TIMEOUT_S
+from pipeline.transport.rejections import Rejections
 from pipeline.transport.sockets import Sockets, make_keys, socket_folder
 from pipeline.transport.zmq_control import ZmqControlServer
 from pipeline.transport.zmq_link import ZmqSender
@@ -110,7 +110,7 @@ def _connect_to_first(
             address,
             run.id,
             names=("the coordinator", "stage 0"),
-            timeout_s=PATIENCE_S,
+            timeout_s=LINK_TIMEOUT_S,
             cancelled=cancelled,
         )
         return sender, sender.carrier
@@ -120,7 +120,7 @@ def _connect_to_first(
 
 @contextmanager
 def _open_sockets(keys: Keys | None) -> Iterator[Sockets]:
-    sockets = Sockets(Door("the control socket"), keys)
+    sockets = Sockets(Rejections("the control socket"), keys)
     try:
         yield sockets
     finally:

@@ -171,7 +171,7 @@ class Crew:
         try:
             return self._admitted(said, run)
         except ProtocolError as error:
-            self._control.door.turn_away(f"stage {said.stage}", str(error))
+            self._control.rejections.reject(f"stage {said.stage}", str(error))
             return False
 
     def _admitted(self, said: Said, run: Run) -> bool:

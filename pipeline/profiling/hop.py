@@ -20,7 +20,7 @@ import torch
 from pipeline.profiling.blocks import BATCHES, SECONDS, WARM_UP, UnitTrainer
 from pipeline.schedule.items import EndEpoch, TrainBatch
 from pipeline.transport.payloads import ALIGNMENT, ArrayPayload
-from pipeline.transport.rejections import Door
+from pipeline.transport.rejections import Rejections
 from pipeline.transport.sockets import Sockets, socket_folder
 from pipeline.transport.zmq_link import ZmqReceiver, ZmqSender
 
@@ -68,8 +68,8 @@ def link_to_itself(images: int, slots: int) -> Iterator[Callable[[], None]]:
     """A link both of whose ends are in this thread; what is given sends a batch over it."""
     with (
         socket_folder() as folder,
-        closing(Sockets(Door("there"))) as there,
-        closing(Sockets(Door("here"))) as here,
+        closing(Sockets(Rejections("there"))) as there,
+        closing(Sockets(Rejections("here"))) as here,
         closing(_receiver(there, folder / "hop", images, slots)) as receiver,
         closing(_sender(here, receiver)) as sender,
     ):

@@ -13,7 +13,7 @@ from pipeline.errors import CalledOffError, PipelineError, StageFailedError, Tim
 from pipeline.run.events import Waiting
 from pipeline.schedule.items import EvaluationBatch, TrainBatch
 from pipeline.system.daemon_pool import DaemonPool
-from pipeline.transport.timeout import LOOK_S, Patience
+from pipeline.transport.timeout import POLL_S, Timeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,15 +75,15 @@ class Reading:
         return self._awaited(reading, f"the images of batch {item.batch_id}")
 
     def _awaited(self, reading: Future[Arrays], what: str) -> Arrays | None:
-        patience, told, ends = Patience(LONGEST_WAIT_S), monotonic(), False
-        while not wait([reading], LOOK_S).done:
+        timeout, told, ends = Timeout(LONGEST_WAIT_S), monotonic(), False
+        while not wait([reading], POLL_S).done:
             self._look()
             if self._run.feed.interrupted and not ends:
-                ends, patience = True, Patience(_ENDS_S)
-            if patience.next_look_s():
+                ends, timeout = True, Timeout(_ENDS_S)
+            if timeout.next_poll_s():
                 if monotonic() - told > _TELLS_EVERY_S:
                     told = monotonic()
-                    self._tell(Waiting((what,), patience.used_s))
+                    self._tell(Waiting((what,), timeout.used_s))
             elif ends:
                 self._run.feed.give_up(None)
                 return None

@@ -15,7 +15,7 @@ from pipeline.errors import CalledOffError, TimedOutError
 from pipeline.schedule.items import Stop
 from pipeline.transport.interfaces import Arrived, Delivery, Said
 from pipeline.transport.payloads import aligned_copy
-from pipeline.transport.rejections import Door
+from pipeline.transport.rejections import Rejections
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.schedule.items import Item
     from pipeline.transport.payloads import Payload
 
-_LOOK_S = 0.05
+_POLL_S = 0.05
 Taken = TypeVar("Taken")
 
 
@@ -115,7 +115,7 @@ def _take(
     until = monotonic() + timeout_s
     while not called_off():
         try:
-            return queue.get(timeout=min(_LOOK_S, max(0.0, until - monotonic())))
+            return queue.get(timeout=min(_POLL_S, max(0.0, until - monotonic())))
         except Empty:
             if monotonic() >= until:
                 raise TimedOutError(f"waited {timeout_s:g} s for {what}: none came") from None
@@ -129,7 +129,7 @@ class MemoryControl:
         self._said: Queue[tuple[int, Said]] = Queue()
         self._inboxes: dict[tuple[int, int], Queue[Said]] = {}
         self._attempts: dict[int, int] = {}
-        self.door = Door("control")
+        self.rejections = Rejections("control")
 
     def client(self, stage: int, attempt: int = 0) -> MemoryControlClient:
         """The end of one stage, of the worker started for `attempt`."""

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from pipeline.schedule.items import Item
     from pipeline.transport.cuda_ipc import DeviceMemory, Driver
     from pipeline.transport.payloads import Payload
-    from pipeline.transport.rejections import Door
+    from pipeline.transport.rejections import Rejections
 
 
-PATIENCE_S = 3600.0
-"""Of a link: the watch ends a stalled run long before; this ends an orphan's wait."""
+LINK_TIMEOUT_S = 3600.0
+"""The watchdog ends a stalled run long before; this ends the wait of a process left alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +96,8 @@ class Endpoints(Protocol):
     """How a worker reaches its neighbours; `zmq_endpoints.py` has the real one."""
 
     @property
-    def door(self) -> Door:
-        """Where others are turned away."""
+    def rejections(self) -> Rejections:
+        """Of what does not belong to the run."""
 
     def use_cuda(self, driver: Driver) -> None:
         """What is sent and received from now on lies on the driver's device."""
@@ -129,8 +129,8 @@ class ControlServer(Protocol):
     """The coordinator's end of every stage's control connection."""
 
     @property
-    def door(self) -> Door:
-        """Where others are turned away."""
+    def rejections(self) -> Rejections:
+        """Of what does not belong to the run."""
 
     def send(
         self, stage: int, message: Message, attached: Sequence[bytes | memoryview] = ()

@@ -8,8 +8,8 @@ MOST_PEERS = 20
 """More peers than these are only counted: a stranger must not fill the log, nor the memory."""
 
 
-class Door:
-    """At a socket that listens. Several threads may turn peers away.
+class Rejections:
+    """Of a socket that listens: `count` of them. Several threads may reject peers.
 
     Args:
         where: what people call the socket.
@@ -19,21 +19,21 @@ class Door:
         self._where = where
         self._peers: set[str] = set()
         self._news: deque[str] = deque()
-        self.turned_away = 0
+        self.count = 0
 
-    def turn_away(self, peer: str, why: str) -> None:
+    def reject(self, peer: str, why: str) -> None:
         """Count a message, or a greeting, that `peer` should not have sent."""
         if peer not in self._peers and len(self._peers) < MOST_PEERS:
             self._peers.add(peer)
             more = "" if len(self._peers) < MOST_PEERS else "; further peers are only counted"
             self._news.append(f"{self._where}: {peer} was turned away: {why}{more}")
-        self.turned_away += 1
+        self.count += 1
 
     def news(self) -> list[str]:
         """What was not told yet."""
         return [self._news.popleft() for _ in range(len(self._news))]
 
-    def farewell(self) -> list[str]:
+    def summary(self) -> list[str]:
         """What was not told yet, and the count, if there is one."""
-        count = f"{self._where}: {self.turned_away} messages were turned away in all"
-        return [*self.news(), *([count] if self.turned_away else [])]
+        count = f"{self._where}: {self.count} messages were turned away in all"
+        return [*self.news(), *([count] if self.count else [])]

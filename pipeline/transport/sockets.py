@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from zmq.auth.thread import ThreadAuthenticator
 
-    from pipeline.transport.rejections import Door
+    from pipeline.transport.rejections import Rejections
 
 Socket: TypeAlias = "zmq.Socket[bytes]"
 Frames: TypeAlias = "Sequence[bytes | memoryview]"
@@ -56,7 +56,7 @@ _LONGEST_FOLDER = 70
 """The kernel takes a path of 107 bytes; the folder's own name and the socket's are added to it."""
 
 
-class Letter:
+class Envelope:
     """A message as it came: from whom, by the name the peer gave itself, and its frames."""
 
     def __init__(self, frames: list[zmq.Frame]) -> None:
@@ -84,13 +84,19 @@ class Listener:
     Args:
         failures: what libzmq says of those who could not greet.
         port: where it listens over `tcp`.
-        door: hears of those who could not even greet.
+        rejections: hears of those who could not even greet.
     """
 
     def __init__(
-        self, socket: Socket, failures: Socket, endpoint: str, port: TcpPort | None, door: Door
+        self,
+        socket: Socket,
+        failures: Socket,
+        endpoint: str,
+        port: TcpPort | None,
+        rejections: Rejections,
     ) -> None:
-        self._socket, self._failures, self._port, self._door = socket, failures, port, door
+        self._socket, self._failures = socket, failures
+        self._port, self._rejections = port, rejections
         self._is_open, self._was_open = port is None, port is None
         self._cut_off_again = 0.0
         self.endpoint = endpoint
@@ -114,23 +120,23 @@ class Listener:
 
     def poll(self, timeout_s: float) -> bool:
         """Wait for a message; whether one is there."""
-        self._turn_away()
+        self._reject_strangers()
         return waits(self._socket) or bool(timeout_s > 0 and self._socket.poll(ms(timeout_s)))
 
-    def _turn_away(self) -> None:
+    def _reject_strangers(self) -> None:
         while waits(self._failures):
             if parse_monitor_message(self._failures.recv_multipart())["value"] not in _LEFT:
-                self._door.turn_away(
+                self._rejections.reject(
                     "somebody", "it did not greet in time as a process of this run does"
                 )
         if self._port and monotonic() > self._cut_off_again:
             self._cut_off_again = monotonic() + _CUT_OFF_EVERY_S
             for address in self._port.cut_off():
-                self._door.turn_away(address, "all processes of this run that connect here have")
+                self._rejections.reject(address, "all processes of this run that connect here have")
 
-    def take(self) -> Letter:
+    def take(self) -> Envelope:
         """What waits here."""
-        return Letter(self._socket.recv_multipart(copy=False))
+        return Envelope(self._socket.recv_multipart(copy=False))
 
     def send(self, name: bytes, frames: Frames) -> None:
         """To the peer of that name, which may have gone: whoever watches processes will tell."""
@@ -153,13 +159,13 @@ class Sockets:
     """The ZeroMQ context of a process.
 
     Args:
-        door: hears of those who are kept out.
+        rejections: hears of those who are kept out.
         keys: of this process; None: no encryption.
     """
 
-    def __init__(self, door: Door, keys: Keys | None = None) -> None:
+    def __init__(self, rejections: Rejections, keys: Keys | None = None) -> None:
         self._context: zmq.Context[Socket] = zmq.Context()
-        self.door, self._keys = door, keys
+        self.rejections, self._keys = rejections, keys
         self._guard: ThreadAuthenticator | None = None
         self._ports: list[TcpPort] = []
 
@@ -186,10 +192,10 @@ class Sockets:
             socket.setsockopt(zmq.HANDSHAKE_IVL, _GREETING_MS)
             port = self._port_of(endpoint)
             endpoint = f"{endpoint.rpartition(':')[0]}:{port.number}"
-            return Listener(socket, self._failures(socket), endpoint, port, self.door)
+            return Listener(socket, self._failures(socket), endpoint, port, self.rejections)
         _bind(socket, endpoint)
         endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        return Listener(socket, self._failures(socket), endpoint, None, self.door)
+        return Listener(socket, self._failures(socket), endpoint, None, self.rejections)
 
     def connect(self, endpoint: str, name: bytes, key: str | None) -> Socket:
         """A socket connected to a listener.
@@ -251,21 +257,21 @@ class Sockets:
             from zmq.auth.thread import ThreadAuthenticator  # asyncio: only where it is needed
 
             self._guard = ThreadAuthenticator(self._context)
-            self._guard.configure_curve_callback("*", _AllowList(keys.run, self.door))
+            self._guard.configure_curve_callback("*", _AllowList(keys.run, self.rejections))
             self._guard.start()
 
 
 class _AllowList:
     """Answers whether a key belongs to the run."""
 
-    def __init__(self, keys: frozenset[str], door: Door) -> None:
-        self._keys, self._door = keys, door
+    def __init__(self, keys: frozenset[str], rejections: Rejections) -> None:
+        self._keys, self._rejections = keys, rejections
 
     def callback(self, domain: str, key: bytes) -> bool:
         """As `configure_curve_callback` wants it."""
         known = key.decode("ascii") in self._keys
         if not known:
-            self._door.turn_away(f"key {key.decode('ascii')}", "no process of this run holds it")
+            self._rejections.reject(f"key {key.decode('ascii')}", "no process of this run holds it")
         return known
 
 

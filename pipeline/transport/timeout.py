@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LOOK_S = 0.2
+POLL_S = 0.2
 """How often a waiting end looks whether it is still wanted."""
-_LONGEST_LOOK_S = 1.0
-"""No look takes longer, but where the process was stopped: that is no time of waiting."""
+_LONGEST_POLL_S = 1.0
+"""No poll takes longer, but where the process was stopped: that is no time of waiting."""
 
 
-class Patience:
-    """So many seconds of waiting, look by look; `used_s` of them so far."""
+class Timeout:
+    """So many seconds of waiting, poll by poll; `used_s` of them so far."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = monotonic) -> None:
-        self.used_s, self._seconds, self._clock, self._looked_at = 0.0, seconds, clock, clock()
+        self.used_s, self._seconds, self._clock, self._polled_at = 0.0, seconds, clock, clock()
 
-    def next_look_s(self) -> float:
-        """How long the next look may take, in seconds; 0 where all are used up."""
-        before, self._looked_at = self._looked_at, self._clock()
-        self.used_s += min(self._looked_at - before, _LONGEST_LOOK_S)
-        return max(0.0, min(self._seconds - self.used_s, LOOK_S))
+    def next_poll_s(self) -> float:
+        """How long the next poll may take, in seconds; 0 where all are used up."""
+        before, self._polled_at = self._polled_at, self._clock()
+        self.used_s += min(self._polled_at - before, _LONGEST_POLL_S)
+        return max(0.0, min(self._seconds - self.used_s, POLL_S))

@@ -15,14 +15,14 @@ from pipeline.protocol.codec import decode, encode
 from pipeline.protocol.messages import PROTOCOL_VERSION, name_of_run
 from pipeline.transport.interfaces import Said
 from pipeline.transport.sockets import LINGER_MS, Sockets, ms, send, waits
-from pipeline.transport.timeout import Patience
+from pipeline.transport.timeout import Timeout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pipeline.protocol.credentials import Invitation
     from pipeline.protocol.messages import Message
-    from pipeline.transport.sockets import Letter
+    from pipeline.transport.sockets import Envelope
 
 _ROLES = ("stage", "heartbeat")
 """Of the connections that every stage makes."""
@@ -54,9 +54,9 @@ class ZmqControlClient:
             TimedOutError: where nothing came in time.
             ProtocolError: where it said what is no message.
         """
-        patience = Patience(timeout_s)
-        while not self._socket.poll(ms(look_s := patience.next_look_s())):
-            if not look_s:
+        timeout = Timeout(timeout_s)
+        while not self._socket.poll(ms(poll_s := timeout.next_poll_s())):
+            if not poll_s:
                 raise TimedOutError(
                     f"stage {self._stage} waited {timeout_s:.1f} s for the coordinator: "
                     "it said nothing"
@@ -81,7 +81,7 @@ class ZmqControlServer:
         self._listener = sockets.listen(bind, most_bytes)
         self._run, self._attempts = run, dict[int, int]()
         self._awaited = set[tuple[str, int]]()
-        self.door, self.endpoint = sockets.door, self._listener.endpoint
+        self.rejections, self.endpoint = sockets.rejections, self._listener.endpoint
 
     def expect(self, stage: int, attempt: int) -> None:
         """From now on the process started for `attempt` speaks for the stage, and no other."""
@@ -115,16 +115,18 @@ class ZmqControlServer:
         """Let go."""
         self._listener.close(LINGER_MS)
 
-    def _admitted(self, letter: Letter) -> Said | None:
-        known = _NAME.fullmatch(letter.name)
+    def _admitted(self, envelope: Envelope) -> Said | None:
+        known = _NAME.fullmatch(envelope.name)
         if not known:
-            self.door.turn_away(letter.peer, "it is no stage of this run")
+            self.rejections.reject(envelope.peer, "it is no stage of this run")
         elif (int(known[1]), known[2].decode()) != (PROTOCOL_VERSION, self._run):
             other = name_of_run(known[2].decode(), int(known[1]))
-            self.door.turn_away(f"{letter.peer} of {other}", f"this is {name_of_run(self._run)}")
+            self.rejections.reject(
+                f"{envelope.peer} of {other}", f"this is {name_of_run(self._run)}"
+            )
         elif int(known[5]) == self._attempts.get(int(known[4]), 0):
             self._has_come(known[3].decode(), int(known[4]))
-            return self._read(int(known[4]), letter)
+            return self._read(int(known[4]), envelope)
         return None  # the last words of a worker that was replaced
 
     def _has_come(self, role: str, stage: int) -> None:
@@ -132,13 +134,13 @@ class ZmqControlServer:
         if not self._awaited:
             self._listener.shut()
 
-    def _read(self, stage: int, letter: Letter) -> Said | None:
+    def _read(self, stage: int, envelope: Envelope) -> Said | None:
         try:
-            message = decode(letter.frames[0] if letter.frames else b"")
+            message = decode(envelope.frames[0] if envelope.frames else b"")
         except ProtocolError as error:
-            self.door.turn_away(f"stage {stage}", str(error))
+            self.rejections.reject(f"stage {stage}", str(error))
             return None
-        return Said(stage, message, tuple(letter.frames[1:]))
+        return Said(stage, message, tuple(envelope.frames[1:]))
 
 
 def _name(run: str, role: str, stage: int, attempt: int) -> bytes:

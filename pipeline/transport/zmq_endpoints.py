@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.protocol.addresses import reason_of
 from pipeline.transport.cuda_ipc import DeviceRing, Driver
-from pipeline.transport.interfaces import PATIENCE_S
-from pipeline.transport.rejections import Door
+from pipeline.transport.interfaces import LINK_TIMEOUT_S
+from pipeline.transport.rejections import Rejections
 from pipeline.transport.sockets import Sockets
 from pipeline.transport.zmq_link import ZmqReceiver, ZmqSender
 
@@ -24,8 +24,8 @@ class ZmqEndpoints:
 
     def __init__(self, invitation: Invitation) -> None:
         self._run, self._stage = invitation.run, invitation.stage
-        self.door = Door(f"the link to stage {self._stage}")
-        self.sockets = Sockets(self.door, invitation.keys)
+        self.rejections = Rejections(f"the link to stage {self._stage}")
+        self.sockets = Sockets(self.rejections, invitation.keys)
         self._driver: Driver | None = None
         self._device_ring: DeviceRing | None = None
         self._no_device_ring = ""
@@ -60,7 +60,7 @@ class ZmqEndpoints:
             address,
             self._run,
             names=names,
-            timeout_s=PATIENCE_S,
+            timeout_s=LINK_TIMEOUT_S,
             cancelled=called_off,
             driver=self._driver,
         )

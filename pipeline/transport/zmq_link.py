@@ -31,7 +31,7 @@ from pipeline.transport.interfaces import Arrived, Delivery
 from pipeline.transport.payloads import FrameWriter, framed_parts, slot_parts
 from pipeline.transport.shared_memory import RingWriter, make_ring
 from pipeline.transport.sockets import LINGER_MS, Sockets, ms, send, waits
-from pipeline.transport.timeout import Patience
+from pipeline.transport.timeout import Timeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from pipeline.schedule.items import Item
     from pipeline.transport.cuda_ipc import DeviceMemory, DeviceRing, Driver
     from pipeline.transport.payloads import Payload, Writer
-    from pipeline.transport.sockets import Letter
+    from pipeline.transport.sockets import Envelope
 
-_LETTERS_AT_ONCE = 1000  # read before the caller may go on: strangers may talk without end
+_MESSAGES_AT_ONCE = 1000  # read before the caller may go on: strangers may talk without end
 
 
 class ZmqSender:
@@ -125,14 +125,14 @@ class ZmqSender:
             self._slot = self._credits.popleft()
 
     def _hear_until(self, heard: Callable[[], bool], wanted: str) -> None:
-        began, patience = monotonic(), Patience(self._timeout_s)
+        began, timeout = monotonic(), Timeout(self._timeout_s)
         while not heard() or waits(self._socket):
-            look_s = patience.next_look_s()
-            if heard() or self._socket.poll(ms(look_s)):
+            poll_s = timeout.next_poll_s()
+            if heard() or self._socket.poll(ms(poll_s)):
                 self._hear()
                 continue
             self._check_wanted()
-            if not look_s:
+            if not poll_s:
                 raise TimedOutError(
                     f"{self._me} waited {monotonic() - began:.1f} s for {self._peer} to take "
                     f"{wanted}: it took none"
@@ -174,7 +174,7 @@ class ZmqReceiver:
         self._ring, no_ring = make_ring(slots, slot_bytes)
         self._arrived: deque[Delivery] = deque()
         self._is_open = False
-        self._door, self._word = sockets.door, secrets.token_hex(16)
+        self._rejections, self._word = sockets.rejections, secrets.token_hex(16)
         self._listener = sockets.listen(bind, max(slot_bytes, MAX_HEADER_BYTES))
         self.address = LinkAddress(
             self._listener.endpoint,
@@ -200,19 +200,19 @@ class ZmqReceiver:
             CalledOffError: where `called_off` says so.
             ProtocolError: where the peer is of another run or says what it may not.
         """
-        patience = Patience(timeout_s)
+        timeout = Timeout(timeout_s)
         if not self._is_open:
             self._listener.open()
         self._drain()
         while not self._arrived:
             if called_off():
                 raise CalledOffError(f"{self._me} is told to stop waiting for {self._peer}")
-            look_s = patience.next_look_s()
-            if not look_s:
+            poll_s = timeout.next_poll_s()
+            if not poll_s:
                 raise TimedOutError(
                     f"{self._me} waited {timeout_s:.1f} s for {self._peer} to send: nothing came"
                 )
-            self._listener.poll(look_s)
+            self._listener.poll(poll_s)
             self._drain()
         return self._arrived.popleft()
 
@@ -224,14 +224,14 @@ class ZmqReceiver:
             self._ring.close()
 
     def _drain(self) -> None:
-        for _ in range(_LETTERS_AT_ONCE):
+        for _ in range(_MESSAGES_AT_ONCE):
             if not self._listener.poll(0.0):
                 return
-            letter = self._listener.take()
-            if letter.name == self._word.encode():
-                self._hear(letter.frames)
+            envelope = self._listener.take()
+            if envelope.name == self._word.encode():
+                self._hear(envelope.frames)
             else:
-                self._turn_away(letter)
+                self._reject(envelope)
 
     def _hear(self, frames: list[memoryview]) -> None:
         """What comes in-band from the right sender must be right: to drop it would leave a hole."""
@@ -245,17 +245,17 @@ class ZmqReceiver:
         else:
             raise ProtocolError(f"{self._me}: {self._peer} sent {type(message).__name__}")
 
-    def _turn_away(self, letter: Letter) -> None:
-        peer, why = letter.peer, ""
+    def _reject(self, envelope: Envelope) -> None:
+        peer, why = envelope.peer, ""
         try:
-            message = decode(letter.frames[0] if letter.frames else b"")
+            message = decode(envelope.frames[0] if envelope.frames else b"")
             why = f"it sent {type(message).__name__}, but is not {self._peer}"
             if isinstance(message, OpenLink) and self._is_foreign(message):
                 peer = f"{peer} of {name_of_run(message.run, message.protocol)}"
                 why = f"this is {name_of_run(self._run)}"
         except ProtocolError as error:
             why = str(error)
-        self._door.turn_away(peer, why)
+        self._rejections.reject(peer, why)
 
     def _open(self, message: OpenLink) -> None:
         if self._is_foreign(message):

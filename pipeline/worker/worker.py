@@ -37,7 +37,7 @@ from pipeline.rehearsal.fingerprints import initial_fingerprints
 from pipeline.schedule.items import EvaluationBatch, PassedBatch, TrainBatch
 from pipeline.system.sources import own_code, running_code
 from pipeline.transport.cuda_ipc import Driver
-from pipeline.transport.interfaces import PATIENCE_S
+from pipeline.transport.interfaces import LINK_TIMEOUT_S
 from pipeline.transport.payloads import ALIGNMENT
 from pipeline.worker.kept_snapshots import KeptStates
 from pipeline.worker.stage_runner import StageRunner
@@ -98,7 +98,7 @@ class Worker:
         self._say(Hello(self._run, PROTOCOL_VERSION, os.getpid(), running_code()))
         while not self._arrived_at_the_end():
             self._let_go()
-        self._tell(self._endpoints.door.farewell())
+        self._tell(self._endpoints.rejections.summary())
         self._say(Bye())
 
     def _arrived_at_the_end(self) -> bool:
@@ -131,10 +131,10 @@ class Worker:
         while not runner.stopped:
             self._release(self._receiver)
             with self._activity.during("waiting"):
-                delivery = self._receiver.receive(PATIENCE_S, self._called_off)
+                delivery = self._receiver.receive(LINK_TIMEOUT_S, self._called_off)
             self._check_wanted()
             self._handle(runner, delivery)
-            self._tell(self._endpoints.door.news())
+            self._tell(self._endpoints.rejections.news())
             if progress_interval_s and time.monotonic() - last_look > progress_interval_s:
                 last_look = time.monotonic()
                 self._say_progress(runner, self._receiver.queued)
@@ -145,7 +145,7 @@ class Worker:
             if self._sender is not None:
                 self._sender.finish()
             while not self._kept.all_complete:
-                self._take(self._control.receive(PATIENCE_S))
+                self._take(self._control.receive(LINK_TIMEOUT_S))
                 self._check_wanted()
 
     def _release(self, receiver: Receiver) -> None:
@@ -194,7 +194,7 @@ class Worker:
     def _await_setup(self) -> Setup:
         """What to be; block files that came with it are kept."""
         while self._again is None:
-            self._take(self._control.receive(PATIENCE_S))
+            self._take(self._control.receive(LINK_TIMEOUT_S))
         (setup, attached), self._again = self._again, None
         self.attempt = setup.attempt
         if setup.resumed and not setup.kept:
@@ -203,7 +203,7 @@ class Worker:
         return setup
 
     def _await_connect(self) -> LinkAddress | None:
-        said = self._control.receive(PATIENCE_S)
+        said = self._control.receive(LINK_TIMEOUT_S)
         self._take(said)
         if not isinstance(said.message, Connect):
             raise CalledOffError("the run begins again")

@@ -29,7 +29,7 @@ from pipeline.protocol.messages import CloseLink, Connect, Credit, Header, Ready
 from pipeline.schedule.reports import StageState
 from pipeline.storage.checkpoint import MANIFEST, block_file_name, open_checkpoint
 from pipeline.transport.payloads import ArrayPayload
-from pipeline.transport.rejections import Door
+from pipeline.transport.rejections import Rejections
 from pipeline.transport.shared_memory import Ring, RingWriter
 from pipeline.transport.zmq_link import ZmqReceiver
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from pipeline.protocol.addresses import RingHandle
     from pipeline.protocol.messages import Message
     from pipeline.storage.checkpoint import RunState
-    from pipeline.transport.sockets import Letter, Sockets
+    from pipeline.transport.sockets import Envelope, Sockets
 
 SEPARATOR = b"\n--\n"
 """Between the files of a checkpoint: the manifest, then block files."""
@@ -82,7 +82,7 @@ def _is_taken_or_refused(message: Message, data: bytes) -> None:
         receiver = socket.receiver()
         socket.bring(b"a stranger", data, *frames)
         assert receiver.queued == 0
-        assert socket.door.turned_away == 1
+        assert socket.rejections.count == 1
         socket.bring(receiver.address.word.encode(), data, *frames)
         try:
             _is_delivered(receiver, message)
@@ -106,8 +106,8 @@ class _Socket:
     """In place of a process's sockets and of the one that listens: holds what a test brings."""
 
     def __init__(self) -> None:
-        self.door, self.key, self.endpoint = Door("here"), None, "here"
-        self._letters: list[Letter] = []
+        self.rejections, self.key, self.endpoint = Rejections("here"), None, "here"
+        self._letters: list[Envelope] = []
 
     def receiver(self) -> ZmqReceiver:
         """That of a link, which listens here. (It is not kept: its memory goes with it.)"""
@@ -122,7 +122,7 @@ class _Socket:
 
     def bring(self, name: bytes, *frames: bytes) -> None:
         """What the next `take` gives."""
-        self._letters.append(cast("Letter", _Letter(name, frames)))
+        self._letters.append(cast("Envelope", _Letter(name, frames)))
 
     def listen(self, endpoint: str, most_bytes: int) -> _Socket:
         return self
@@ -136,7 +136,7 @@ class _Socket:
     def poll(self, timeout_s: float) -> bool:
         return bool(self._letters)
 
-    def take(self) -> Letter:
+    def take(self) -> Envelope:
         return self._letters.pop()
 
     def send(self, name: bytes, frames: list[bytes]) -> None:

@@ -8,15 +8,15 @@ from pipeline.transport.sockets import Sockets
 
 if TYPE_CHECKING:
     from pipeline.protocol.credentials import Keys
-    from pipeline.transport.rejections import Door
+    from pipeline.transport.rejections import Rejections
     from pipeline.transport.sockets import Socket
 
 
 class KeptSockets(Sockets):
     """Remembers every socket."""
 
-    def __init__(self, door: Door, keys: Keys | None = None) -> None:
-        super().__init__(door, keys)
+    def __init__(self, rejections: Rejections, keys: Keys | None = None) -> None:
+        super().__init__(rejections, keys)
         self._opened: list[Socket] = []
 
     def _socket(self, kind: int, endpoint: str) -> Socket:

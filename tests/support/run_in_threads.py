@@ -29,7 +29,7 @@ from pipeline.storage.background_writer import DirectKeeper
 from pipeline.storage.checkpoint import RunState
 from pipeline.storage.folder import Folder
 from pipeline.transport.in_memory import MemoryControl, MemorySender, memory_link
-from pipeline.transport.rejections import Door
+from pipeline.transport.rejections import Rejections
 from pipeline.worker.heartbeat import Activity
 from pipeline.worker.process import failure_of
 from pipeline.worker.worker import Worker
@@ -189,7 +189,7 @@ class MemoryEndpoints:
 
     senders: dict[str, MemorySender]
     fate: Fate = field(default_factory=Fate)
-    door: Door = field(default_factory=lambda: Door("link"))
+    rejections: Rejections = field(default_factory=lambda: Rejections("link"))
 
     def listen(self, bind: str, slots: int, slot_bytes: int) -> tuple[Any, LinkAddress]:
         self.senders[bind], receiver = memory_link(slots, timeout_s=60.0)

@@ -16,7 +16,7 @@ from pipeline.protocol.credentials import Invitation
 from pipeline.protocol.messages import Bye, Heartbeat
 from pipeline.schedule.items import Stop
 from pipeline.system.descriptors import MOST_RESERVED, Reserve
-from pipeline.transport.rejections import Door
+from pipeline.transport.rejections import Rejections
 from pipeline.transport.tcp_port import TcpPort
 from pipeline.transport.zmq_control import ZmqControlClient, ZmqControlServer
 from pipeline.transport.zmq_link import ZmqReceiver, ZmqSender
@@ -123,7 +123,7 @@ def test_a_quarter_of_the_descriptors_is_kept_back(limit: int, size: int) -> Non
 
 @pytest.fixture
 def here() -> Iterator[KeptSockets]:
-    with closing(KeptSockets(Door("here"))) as sockets:
+    with closing(KeptSockets(Rejections("here"))) as sockets:
         yield sockets
 
 
@@ -153,17 +153,17 @@ def test_control_is_shut_once_all_have_come_and_open_while_one_is_awaited(
         assert server.absent == set()
 
     def cuts_off() -> bool:
-        before = here.door.turned_away
+        before = here.rejections.count
         with hold(server.endpoint, SILENT) as late:
             until(
-                lambda: server.receive(0.0) or here.door.turned_away > before, "the count", SOON_S
+                lambda: server.receive(0.0) or here.rejections.count > before, "the count", SOON_S
             )
             return late.recv(1) == b""
 
     server.expect(0, 0)
     come(0, 0)
     assert cuts_off()
-    assert here.door.news() == [
+    assert here.rejections.news() == [
         "here: 127.0.0.1 was turned away: all processes of this run that connect here have"
     ]
     server.expect(3, 1)
@@ -185,7 +185,7 @@ def test_who_does_not_greet_in_time_is_cut_off(
         assert holder.recv(100)[:1] in (b"", b"\xff")  # a greeting, if any
         while holder.recv(100):
             pass
-    until(lambda: server.receive(0.0) or here.door.turned_away, "the count of it", SOON_S)
+    until(lambda: server.receive(0.0) or here.rejections.count, "the count of it", SOON_S)
     server.close()
 
 
@@ -199,7 +199,7 @@ def test_a_link_lets_in_its_one_sender(here: KeptSockets) -> None:
         sender.send(Stop())
         assert receiver.receive(SOON_S).item == Stop()
         with hold(endpoint, SILENT) as late:
-            until(lambda: receiver.queued or here.door.turned_away, "the count of it", SOON_S)
+            until(lambda: receiver.queued or here.rejections.count, "the count of it", SOON_S)
             assert late.recv(1) == b""
         sender.finish()  # the link goes on
     sender.close()

@@ -31,7 +31,7 @@ from pipeline.protocol.messages import (
     TensorSpec,
 )
 from pipeline.schedule.items import Stop, TrainBatch
-from pipeline.transport.rejections import MOST_PEERS, Door
+from pipeline.transport.rejections import MOST_PEERS, Rejections
 from pipeline.transport.sockets import make_keys, socket_folder
 from pipeline.transport.zmq_control import ZmqControlClient, ZmqControlServer
 from pipeline.transport.zmq_link import ZmqReceiver, ZmqSender
@@ -50,32 +50,32 @@ SOON_S = 5.0
 NEVER_S = 0.3  # for what must not happen: a message within this process takes less than 1 ms
 
 
-# --- the door ------------------------------------------------------------------------------
+# --- what is counted and told --------------------------------------------------------------
 
 
 def test_each_peer_is_told_of_once_and_all_are_counted() -> None:
-    door = Door("the door")
+    rejections = Rejections("the port")
     for _ in range(3):
-        door.turn_away("a", "it is loud")
-    door.turn_away("b", "it is late")
-    assert door.news() == [
-        "the door: a was turned away: it is loud",
-        "the door: b was turned away: it is late",
+        rejections.reject("a", "it is loud")
+    rejections.reject("b", "it is late")
+    assert rejections.news() == [
+        "the port: a was turned away: it is loud",
+        "the port: b was turned away: it is late",
     ]
-    door.turn_away("a", "it is back")
-    assert door.news() == []
-    assert door.farewell() == ["the door: 5 messages were turned away in all"]
-    assert Door("another").farewell() == []
+    rejections.reject("a", "it is back")
+    assert rejections.news() == []
+    assert rejections.summary() == ["the port: 5 messages were turned away in all"]
+    assert Rejections("another").summary() == []
 
 
 def test_strangers_can_not_fill_the_log() -> None:
-    door = Door("the door")
+    rejections = Rejections("the port")
     for peer in range(1000):
-        door.turn_away(str(peer), "it is one of many")
-    news = door.news()
+        rejections.reject(str(peer), "it is one of many")
+    news = rejections.news()
     assert len(news) == MOST_PEERS
     assert news[-1].endswith("it is one of many; further peers are only counted")
-    assert door.turned_away == 1000
+    assert rejections.count == 1000
 
 
 # --- keys ----------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ class House:
             self.server.expect(stage, 0)
 
     def with_keys(self, keys: Keys | None) -> KeptSockets:
-        self.opened.append(KeptSockets(Door("control"), keys))
+        self.opened.append(KeptSockets(Rejections("control"), keys))
         return self.opened[-1]
 
     def client(self, stage: int, keys: Keys | None) -> ZmqControlClient:
@@ -119,7 +119,7 @@ def test_processes_of_a_run_understand_each_other(house: House) -> None:
         house.server.send(stage, Connect(None))
         assert client.receive(SOON_S).message == Connect(None)
         client.close()
-    assert house.server.door.farewell() == []
+    assert house.server.rejections.summary() == []
 
 
 def test_keys_of_another_run_do_not_open(house: House) -> None:
@@ -128,8 +128,8 @@ def test_keys_of_another_run_do_not_open(house: House) -> None:
     client = house.client(0, lost)
     client.send(Bye())
     assert house.server.receive(NEVER_S) is None
-    until(lambda: house.server.door.turned_away, "the refusal of a key")
-    told = house.server.door.news()  # perhaps also that a greeting has failed, which follows
+    until(lambda: house.server.rejections.count, "the refusal of a key")
+    told = house.server.rejections.news()  # perhaps also that a greeting has failed, which follows
     assert told[0] == (
         f"control: key {stranger.public} was turned away: no process of this run holds it"
     )
@@ -144,11 +144,11 @@ def test_who_leaves_before_the_greeting_is_over_was_not_turned_away(house: House
         with socket.create_connection((host, int(port))) as peer:
             peer.sendall(sent)
     assert house.server.receive(NEVER_S) is None
-    assert house.server.door.turned_away == 0
+    assert house.server.rejections.count == 0
     with socket.create_connection((host, int(port))) as peer:
         peer.sendall(greeting % b"NULL".ljust(19, b"\0"))
         assert house.server.receive(NEVER_S) is None
-        until(lambda: house.server.receive(0.0) or house.server.door.turned_away, "the refusal")
+        until(lambda: house.server.receive(0.0) or house.server.rejections.count, "the refusal")
 
 
 def test_without_keys_nobody_is_heard(house: House) -> None:

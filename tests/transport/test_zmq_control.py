@@ -41,7 +41,7 @@ class Control:
         return self.sockets.connect(self.endpoint, name, None)
 
     def hear_until_turned_away(self, count: int) -> None:
-        while self.server.door.turned_away < count:
+        while self.server.rejections.count < count:
             assert self.server._listener.poll(5.0)
             assert self.server.receive(0.0) is None
 
@@ -104,7 +104,7 @@ def test_a_worker_that_was_replaced_is_not_heard_any_more(control: Control) -> N
     control.server.send(2, Connect(None))
     assert second.receive(SOON_S).message == Connect(None)
     assert not first.waiting
-    assert control.server.door.farewell() == []  # it was one of ours
+    assert control.server.rejections.summary() == []  # it was one of ours
 
 
 def test_a_worker_that_has_just_died_is_no_error(control: Control) -> None:
@@ -119,14 +119,14 @@ def test_a_worker_that_has_just_died_is_no_error(control: Control) -> None:
 def test_strangers_are_turned_away(control: Control, name: bytes) -> None:
     control.peer(name).send(encode(Bye()))
     control.hear_until_turned_away(1)
-    news = control.server.door.news()
+    news = control.server.rejections.news()
     assert news == [f"here: {THIS_PROCESS} was turned away: it is no stage of this run"]
 
 
 def test_other_runs_and_protocols_are_refused_with_both_named(control: Control) -> None:
     control.peer(f"pipeline-{PROTOCOL_VERSION}-another-stage-1-0".encode()).send(encode(Bye()))
     control.hear_until_turned_away(1)
-    (news,) = control.server.door.news()
+    (news,) = control.server.rejections.news()
     assert news == (
         f"here: {THIS_PROCESS} of run another (protocol {PROTOCOL_VERSION}) was turned away: "
         f"this is run run (protocol {PROTOCOL_VERSION})"
@@ -139,9 +139,9 @@ def test_junk_from_a_stage_is_dropped_and_told_once(control: Control, frames: li
     for _ in range(3):
         peer.send_multipart(frames)
     control.hear_until_turned_away(3)
-    (told,) = control.server.door.news()
+    (told,) = control.server.rejections.news()
     assert told.startswith("here: stage 0 was turned away: ")
-    assert control.server.door.farewell() == ["here: 3 messages were turned away in all"]
+    assert control.server.rejections.summary() == ["here: 3 messages were turned away in all"]
     peer.send(encode(Bye()))
     said = control.server.receive(SOON_S)
     assert said is not None
@@ -154,7 +154,7 @@ def test_who_talks_without_end_does_not_keep_the_coordinator(control: Control) -
         stranger.send(b"look at me")
     assert control.server._listener.poll(5.0)
     assert control.server.receive(0.0) is None
-    assert control.server.door.turned_away == 1  # the rest waits until it is called again
+    assert control.server.rejections.count == 1  # the rest waits until it is called again
 
 
 def test_a_file_larger_than_any_of_this_run_is_not_taken(control: Control) -> None:

@@ -29,7 +29,7 @@ from pipeline.protocol.messages import (
 from pipeline.schedule.items import EndEpoch, EvaluationBatch, Snapshot, Stop, TrainBatch
 from pipeline.transport.in_memory import MemoryControl, memory_link
 from pipeline.transport.payloads import ALIGNMENT, ArrayPayload
-from pipeline.transport.rejections import Door
+from pipeline.transport.rejections import Rejections
 from pipeline.transport.sockets import Sockets
 from pipeline.transport.zmq_link import ZmqReceiver, ZmqSender
 
@@ -362,9 +362,9 @@ def test_who_does_not_know_the_word_is_turned_away(link: Link, message: Any, tol
     link.hears(sender)
     for _ in range(3):
         stranger.send(message if isinstance(message, bytes) else encode(message))
-    while link.sockets.door.turned_away < 3:
+    while link.sockets.rejections.count < 3:
         assert link.receiver.queued == 0
-    assert link.sockets.door.news() == [f"here: {THIS_PROCESS} {told}"]
+    assert link.sockets.rejections.news() == [f"here: {THIS_PROCESS} {told}"]
     sender.send(batch(1), payloads(1))
     assert link.receiver.receive(SOON_S).item == batch(1)
     assert not stranger.poll(0)  # no credit, nor anything else
@@ -520,7 +520,7 @@ def test_a_ring_that_the_system_refuses_is_done_without_and_it_says_why(
 def test_closing_the_sockets_delivers_and_leaves_nothing(tmp_path: Path) -> None:
     gc.collect()
     shared = {name for name in os.listdir("/dev/shm") if "ring" in name}
-    receiving, sending = Sockets(Door("there")), Sockets(Door("here"))
+    receiving, sending = Sockets(Rejections("there")), Sockets(Rejections("here"))
     link = Link(receiving, tmp_path)
     link.sockets = sending
     sender = link.sender()
