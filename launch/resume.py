@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config.config_file import load_config
 from pipeline.config.sections import build_config, differing_keys
-from pipeline.config.yaml_file import word_for
+from pipeline.config.yaml_text import word_for
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.schedule.feed import Feed, course_of
 from pipeline.schedule.items import Stop

@@ -95,7 +95,7 @@ TALKS = frozenset({"protocol", "transport"})
 MEET = frozenset({"worker", "coordinator", "profiling", "single"})
 
 DOORS = {
-    "yaml": {"pipeline.config.yaml_file"},
+    "yaml": {"pipeline.config.yaml_text"},
     "pydantic": {"pipeline.config.schema"},
     "msgpack": {"pipeline.protocol.codec"},
     "zmq": {"pipeline.transport.sockets"},

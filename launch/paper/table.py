@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.yaml_file import load_words, value_of
+from pipeline.config.yaml_file import load_words
+from pipeline.config.yaml_text import value_of
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from launch.machine.gpus import gpu_names
 from launch.machine.provenance import processor
 from pipeline.config.sections import config_tree
-from pipeline.config.yaml_file import dump_tree
+from pipeline.config.yaml_text import dump_tree
 from pipeline.errors import ConfigError
 from pipeline.network.specs import stage_units
 from pipeline.planning.plan_files import load_costs

@@ -1,6 +1,6 @@
 """Configurations as files: read with overrides, written so that they read back equal.
 
-What may stand in a configuration is declared in `sections.py`; its syntax is in `yaml_file.py`.
+What may stand in a configuration is declared in `sections.py`; its syntax is in `yaml_text.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.schema import brief
 from pipeline.config.sections import build_config, config_tree
-from pipeline.config.yaml_file import dump_tree, load_tree, parsed
+from pipeline.config.yaml_file import load_tree
+from pipeline.config.yaml_text import dump_tree, parsed
 from pipeline.errors import ConfigError, cut
 
 if TYPE_CHECKING:

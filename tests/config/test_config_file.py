@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline.config.config_file import dump_config, load_config
 from pipeline.config.schema import brief
 from pipeline.config.sections import Config, build_config, config_tree, differing_keys
-from pipeline.config.yaml_file import value_of, word_for
+from pipeline.config.yaml_text import value_of, word_for
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:

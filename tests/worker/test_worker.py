@@ -11,7 +11,7 @@ from fuzz.examples import EXAMPLES
 from pipeline.protocol.credentials import Invitation
 from pipeline.protocol.messages import Failure, Setup
 from pipeline.transport.in_memory import MemoryControl
-from pipeline.transport.rejections import Door
+from pipeline.transport.rejections import Rejections
 from pipeline.worker.heartbeat import Activity
 from pipeline.worker.process import failure_of
 from pipeline.worker.worker import Worker
@@ -28,7 +28,7 @@ RIGHT: dict[str, Any] = {
 
 
 class Nowhere:
-    door = Door("the link")
+    rejections = Rejections("the link")
 
 
 def refused(config: dict[str, Any], factory: str | None = None) -> Failure:
