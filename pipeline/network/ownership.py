@@ -3,7 +3,7 @@
 Every block learns alone, in a process of its own, and its state is parameters, buffers and what
 `get_extra_state` gives: plain tensors that lie in memory of the block. What is something else is
 refused by name, before anything starts; the rest of a block that changes from step to step is
-found by rehearsing one (`rehearsal.py`).
+found by rehearsing one (`trial.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _OWN = "every block learns alone, so make a module of its own for each"
 
 
-class _Held(NamedTuple):
+class _NamedTensor(NamedTuple):
     """A parameter or buffer, by its name in the user's network."""
 
     block: int
@@ -59,7 +59,7 @@ def check_blocks(blocks: Sequence[Mapping[str, nn.Module]], dtype: torch.dtype) 
     Raises:
         ConfigError: naming block and tensors.
     """
-    held = list(_held(blocks))
+    held = list(_named_tensors(blocks))
     for each in held:
         _check_kind(each)
     _check_apart(held)
@@ -77,7 +77,7 @@ def retyped(blocks: Sequence[Mapping[str, nn.Module]], dtype: torch.dtype) -> li
     lines = []
     for block in range(len(blocks)):
         changed: dict[tuple[torch.dtype, torch.dtype], list[str]] = {}
-        for each in _held(blocks):
+        for each in _named_tensors(blocks):
             now, then = each.tensor.dtype, trained_type(each.tensor.dtype, dtype)
             if each.block == block and now != then:
                 changed.setdefault((now, then), []).append(each.name)
@@ -134,14 +134,14 @@ def extra_states(module: nn.Module) -> dict[str, ExtraState]:
     }
 
 
-def _held(blocks: Sequence[Mapping[str, nn.Module]]) -> Iterator[_Held]:
+def _named_tensors(blocks: Sequence[Mapping[str, nn.Module]]) -> Iterator[_NamedTensor]:
     for block, children in enumerate(blocks):
         for prefix, child in children.items():
             for name, tensor in (*child.named_parameters(), *child.named_buffers()):
-                yield _Held(block, f"{prefix}.{name}", tensor)
+                yield _NamedTensor(block, f"{prefix}.{name}", tensor)
 
 
-def _check_kind(each: _Held) -> None:
+def _check_kind(each: _NamedTensor) -> None:
     import torch
     from torch.nn.parameter import is_lazy
 
@@ -179,9 +179,9 @@ def _check_observes_nothing(where: str, module: nn.Module) -> None:
         )
 
 
-def _check_apart(held: Iterable[_Held]) -> None:
+def _check_apart(held: Iterable[_NamedTensor]) -> None:
     """No two blocks share a tensor, whole or in part."""
-    owners: dict[int, _Held] = {}
+    owners: dict[int, _NamedTensor] = {}
     for each in held:
         other = owners.setdefault(id(each.tensor), each)
         if other.block != each.block:
@@ -191,7 +191,7 @@ def _check_apart(held: Iterable[_Held]) -> None:
             )
 
 
-def _check_memory(held: Iterable[_Held], dtype: torch.dtype) -> None:
+def _check_memory(held: Iterable[_NamedTensor], dtype: torch.dtype) -> None:
     """What shares memory does so within a block, in a way that can be saved, loaded and trained."""
     for one, other in _overlapping({id(each.tensor): each for each in held}.values()):
         both = f"{one.name} and {other.name} share memory"
@@ -214,8 +214,8 @@ def _check_memory(held: Iterable[_Held], dtype: torch.dtype) -> None:
                 )
 
 
-def _overlapping(held: Iterable[_Held]) -> Iterator[tuple[_Held, _Held]]:
-    beside: dict[int, list[_Held]] = {}
+def _overlapping(held: Iterable[_NamedTensor]) -> Iterator[tuple[_NamedTensor, _NamedTensor]]:
+    beside: dict[int, list[_NamedTensor]] = {}
     for each in held:
         beside.setdefault(memory_of(each.tensor), []).append(each)
     for sharing in beside.values():
