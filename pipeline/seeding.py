@@ -6,9 +6,18 @@ exact. Seeds are mixed by numpy's SeedSequence, whose output is fixed for all ve
 
 from __future__ import annotations
 
+import random
+from contextlib import contextmanager
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
+import numpy as np
 from numpy.random import Generator, SeedSequence, default_rng
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
 
 
 class Purpose(IntEnum):
@@ -41,3 +50,23 @@ def derived_seed(seed: int, purpose: Purpose, *position: int) -> int:
 def generator(seed: int, purpose: Purpose, *position: int) -> Generator:
     """A numpy generator for one use."""
     return default_rng(SeedSequence(seed, spawn_key=(purpose, *position)))
+
+
+@contextmanager
+def seeded_draws(seed: int, device: torch.device) -> Iterator[None]:
+    """What a user's own modules draw inside, from the generators that all of a process share
+    (torch's, numpy's and Python's), belongs to `seed` (64 bits).
+
+    Torch's generators are as before afterwards; numpy's and Python's are not, since their states
+    take longer to be put back than many a layer to compute, and nothing here draws from them.
+    """
+    import torch
+
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            torch.cuda.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
+        yield

@@ -87,7 +87,7 @@ LAUNCH: dict[str, Row] = {  # from the ground up; `pipeline` may be imported by 
     "entry": row("cli verify reproduce"),
 }
 
-TRACING = {"pipeline.network.draws", "pipeline.network.ownership", "pipeline.network.to_device"}
+TRACING = {"pipeline.network.ownership", "pipeline.network.to_device"}
 """Files that need torch in a folder that does not: for networks of a user's own."""
 
 LEARNS = frozenset({"device", "kernels", "learning", "rehearsal"})

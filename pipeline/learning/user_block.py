@@ -10,10 +10,9 @@ import torch
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.kernels.memory_layout import as_it_arrives
 from pipeline.learning.block import Block
-from pipeline.network.draws import seeded_draws
 from pipeline.network.ownership import extra_states
 from pipeline.network.to_device import memory_of, tensors_of, to_device
-from pipeline.seeding import Purpose, derived_seed
+from pipeline.seeding import Purpose, derived_seed, seeded_draws
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -49,11 +49,16 @@ def build_specs(
     """
     if model.factory is not None:
         *hidden, output = traced_specs(model, nonlinearity, image_shape, classes)
-        _check_recon(model, loss)
+        if loss.unsupervised == "recon":
+            raise ConfigError(
+                f"loss.unsupervised recon rebuilds a block's input by its layer backwards, which "
+                f"is not known of the modules of model.factory {model.factory}; use sim or none"
+            )
     else:
         hidden = _hidden(model, nonlinearity, image_shape, classes)
-        last_shape = hidden[-1].out_shape if hidden else image_shape
-        output = _output(len(hidden), last_shape, classes)
+        shape = hidden[-1].out_shape if hidden else image_shape
+        layer = LayerSpec("linear", prod(shape), classes)
+        output = BlockSpec(len(hidden), shape, layer, (classes,), (classes,), classes)
     if len(hidden) > MAX_LAYERS:
         raise ConfigError(
             f"model.{'factory' if model.factory else 'layers'}: a network of {len(hidden)} hidden "
@@ -61,14 +66,6 @@ def build_specs(
             "your own (model.factory)"
         )
     return (*_grouped(hidden, model, loss), _as_output(output, loss))
-
-
-def _check_recon(model: ModelConfig, loss: LossConfig) -> None:
-    if loss.unsupervised == "recon":
-        raise ConfigError(
-            f"loss.unsupervised recon rebuilds a block's input by its layer backwards, which is "
-            f"not known of the modules of model.factory {model.factory}; use sim or none"
-        )
 
 
 def _hidden(
@@ -225,11 +222,6 @@ def _sim(loss: LossConfig, shape: Shape, weight: float) -> SimSpec:
         pool = decoder_pool(shape, loss.dim_in_decoder) if len(shape) == 3 else None
         return SimSpec(kind, 0, weight, pool)
     return SimSpec(kind, shape[0], weight)
-
-
-def _output(index: int, shape: Shape, classes: int) -> BlockSpec:
-    layer = LayerSpec("linear", prod(shape), classes)
-    return BlockSpec(index, shape, layer, (classes,), (classes,), classes)
 
 
 def _as_output(spec: BlockSpec, loss: LossConfig) -> BlockSpec:

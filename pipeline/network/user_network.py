@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pipeline.errors import ConfigError, one_line
 from pipeline.network.specs import BlockSpec, CustomSpec, LayerSpec
+from pipeline.seeding import Purpose, derived_seed, seeded_draws
 from pipeline.system.children import no_process_left
 from pipeline.system.interpreter import look_here_last
 
@@ -69,8 +70,12 @@ def build_parts(model: ModelConfig, seed: int) -> list[Part]:
     Raises:
         ConfigError: as `build_children`.
     """
+    from torch import nn
+
     *hidden, output = (list(children.values()) for children in build_children(model, seed))
-    return [*map(_part, hidden), Part(_sequence(output), _sequence([]))]
+    cuts = [_end_of_body(children) for children in hidden]
+    parts = [(all_[:cut], all_[cut:]) for all_, cut in zip(hidden, cuts, strict=True)]
+    return [Part(nn.Sequential(*b), nn.Sequential(*t)) for b, t in [*parts, (output, [])]]
 
 
 def build_children(model: ModelConfig, seed: int) -> list[dict[str, nn.Module]]:
@@ -82,9 +87,7 @@ def build_children(model: ModelConfig, seed: int) -> list[dict[str, nn.Module]]:
     """
     import torch
 
-    from pipeline.network.draws import seeded_draws
     from pipeline.network.ownership import check_blocks
-    from pipeline.seeding import Purpose, derived_seed
 
     with naming_factory(model):
         with seeded_draws(derived_seed(seed, Purpose.FACTORY), torch.device("cpu")):
@@ -118,6 +121,7 @@ def _traced_specs(
     classes: int,
 ) -> list[BlockSpec]:
     import torch
+    from torch.nn.modules.batchnorm import _BatchNorm
 
     from pipeline.network.to_device import to_device
 
@@ -127,18 +131,19 @@ def _traced_specs(
         macs: list[int] = []
         to_device(part, x.device, x.dtype)
         h, passed = _traced(part, x, macs, f"block {index}")
-        layer = LayerSpec("custom", prod(x.shape[1:2]), prod(h.shape[1:2]))
-        parameters = sum(p.numel() for module in part for p in module.parameters())
+        modules = [module for own in part for module in own.modules()]
+        parameters = sum(p.numel() for own in part for p in own.parameters())
+        normalises = any(isinstance(module, _BatchNorm) for module in modules)
         specs.append(
             BlockSpec(
                 index=index,
                 in_shape=tuple(x.shape[1:]),
-                layer=layer,
+                layer=LayerSpec("custom", prod(x.shape[1:2]), prod(h.shape[1:2])),
                 shape=tuple(h.shape[1:]),
                 out_shape=tuple(passed.shape[1:]),
                 classes=classes,
                 nonlinearity=nonlinearity,
-                custom=CustomSpec(parameters, sum(macs), _normalises(part)),
+                custom=CustomSpec(parameters, sum(macs), normalises),
             )
         )
         x = passed
@@ -229,32 +234,16 @@ def _learns(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
-def _part(children: list[nn.Module]) -> Part:
-    """Cut where what follows only passes on: dropout, pooling, flattening."""
-    first = next(i for i, child in enumerate(children) if _learns(child))
-    cut = next(
-        (i for i, child in enumerate(children) if i > first and _only_passes_on(child)),
-        len(children),
-    )
-    return Part(_sequence(children[:cut]), _sequence(children[cut:]))
-
-
-def _sequence(children: list[nn.Module]) -> nn.Sequential:
-    from torch import nn
-
-    return nn.Sequential(*children)
-
-
-def _only_passes_on(module: nn.Module) -> bool:
-    name = type(module).__name__
-    return "Dropout" in name or "Pool" in name or name in ("Flatten", "Unflatten")
-
-
-def _normalises(part: Part) -> bool:
-    from torch.nn.modules.batchnorm import _BatchNorm
-
-    modules = (module for own in part for module in own.modules())
-    return any(isinstance(module, _BatchNorm) for module in modules)
+def _end_of_body(children: list[nn.Module]) -> int:
+    """From where the children of a block only pass on: dropout, pooling, flattening."""
+    learned = False
+    for number, child in enumerate(children):
+        name = type(child).__name__
+        passes_on = "Dropout" in name or "Pool" in name or name in ("Flatten", "Unflatten")
+        if learned and passes_on:
+            return number
+        learned |= _learns(child)
+    return len(children)
 
 
 def _traced(part: Part, x: Tensor, macs: list[int], where: str) -> tuple[Tensor, Tensor]:
