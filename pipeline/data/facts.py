@@ -74,7 +74,12 @@ def data_facts(config: DataConfig, folder: ImageFolder | None = None) -> DataFac
         ConfigError: where the folders of an `imagefolder` are missing or hold no classes, and for
             a mean that has not a number for each channel.
     """
-    facts = _made_or_known(config, folder)
+    if config.name == "synthetic":
+        facts = _synthetic(config)
+    elif config.name == "imagefolder":
+        facts = _imagefolder(config, folder or list_images(data_root(config)))
+    else:
+        facts = _KNOWN[config.name]
     train, test = facts.train_images, facts.test_images
     facts = replace(
         facts,
@@ -144,14 +149,6 @@ def _check_last_batch(images: int, batch_size: int) -> None:
             " batch of an epoch, and batch normalisation can't train on one image; use"
             f" data.batch_size {other} or data.train_limit {images - 1}"
         )
-
-
-def _made_or_known(config: DataConfig, folder: ImageFolder | None) -> DataFacts:
-    if config.name == "synthetic":
-        return _synthetic(config)
-    if config.name == "imagefolder":
-        return _imagefolder(config, folder or list_images(data_root(config)))
-    return _KNOWN[config.name]
 
 
 def _synthetic(config: DataConfig) -> DataFacts:

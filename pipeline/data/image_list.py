@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from pipeline.errors import ConfigError, cut
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 PARTS = ("train", "val")
 _MOST_ENDS = 5
 """Of names, that are told."""
-_NOBODYS = frozenset(
+_SYSTEMS_OWN = frozenset(
     {"@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN", "__MACOSX", "lost+found",
      "System Volume Information"}
 )  # fmt: skip
@@ -49,7 +49,6 @@ class ImageList:
     beside: int = 0
 
     def path(self, file: ImageFile) -> str:
-        """Where it lies."""
         return os.path.join(self.folder, file.path)
 
 
@@ -94,14 +93,9 @@ def list_images(root: Path) -> ImageFolder:
     return ImageFolder(classes, training, test)
 
 
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder is no one's image: a system's or an editor's own."""
-    return name.startswith(".") or name in _NOBODYS
-
-
 def _class_folders(folder: Path) -> list[str]:
     try:
-        return sorted(entry.name for entry in _visible(folder) if _is_folder(entry))
+        return sorted(entry.name for entry in _visible(folder) if _is(entry.is_dir))
     except FileNotFoundError:
         raise ConfigError(
             f"data.root: imagefolder needs {folder} with one folder per class, which hold images"
@@ -147,7 +141,7 @@ def _part(folder: Path, classes: Sequence[str]) -> ImageList:
             f"images ({' '.join(IMAGE_SUFFIXES)}) into these folders, or remove them from train "
             "and val"
         )
-    beside = sum(_is_image(entry) and _is_file(entry) for entry in _visible(folder))
+    beside = sum(_is_called_image(entry) and _is(entry.is_file) for entry in _visible(folder))
     return ImageList(str(folder), tuple(files), tuple(odd), tuple(others.items()), beside)
 
 
@@ -155,11 +149,6 @@ def _counted(others: Counter[str]) -> str:
     most = others.most_common(_MOST_ENDS)
     more = f" and {len(others) - len(most)} more" if len(others) > len(most) else ""
     return ", ".join(f"{cut(end, 20)} ({files})" for end, files in most) + more
-
-
-def _is_image(entry: os.DirEntry[str]) -> bool:
-    """Whether it has the name of one."""
-    return entry.name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def _images_below(
@@ -184,33 +173,37 @@ def _images_below(
             entries = sorted(_visible(folder), key=lambda entry: entry.name)
         except OSError as error:
             raise _unreadable(folder, error) from None
-        inner = [entry.path for entry in entries if _is_folder(entry)]
+        inner, images = list[str](), list[str]()
+        for entry in entries:
+            if _is(entry.is_dir):
+                inner.append(entry.path)
+            elif not _is_called_image(entry):
+                others[os.path.splitext(entry.name)[1].lower() or "nothing"] += 1
+            else:
+                (images if _is(entry.is_file) else odd).append(entry.path)
         waiting += reversed(inner)
-        named = [entry for entry in entries if _is_image(entry)]
-        rest = (entry for entry in entries if not _is_image(entry) and not _is_folder(entry))
-        others.update(os.path.splitext(entry.name)[1].lower() or "nothing" for entry in rest)
-        found.append((folder, [entry.path for entry in named if _is_file(entry)]))
-        odd += [entry.path for entry in named if not (_is_file(entry) or _is_folder(entry))]
+        found.append((folder, images))
     # torchvision's order: by the folders' whole paths, not as a walk meets them
     return [path for _, paths in sorted(found) for path in paths], odd
 
 
+def _is_called_image(entry: os.DirEntry[str]) -> bool:
+    return entry.name.lower().endswith(IMAGE_SUFFIXES)
+
+
 def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
-        return [entry for entry in entries if not is_hidden(entry.name)]
+        return [
+            entry
+            for entry in entries
+            if not entry.name.startswith(".") and entry.name not in _SYSTEMS_OWN
+        ]
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _is(what: Callable[[], bool]) -> bool:
     try:
-        return entry.is_dir()
+        return what()
     except OSError:  # a link that leads to itself, or to where nobody may look
-        return False
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_file()
-    except OSError:
         return False
 
 

@@ -28,7 +28,6 @@ class PartRecord:
 
     @property
     def images(self) -> int:
-        """How many there are."""
         return sum(self.per_class)
 
 
@@ -49,7 +48,7 @@ class DataRecord:
 
     @property
     def tree(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Plain JSON values; `record_of_tree` reads them."""
         counts = {"training_images": self.training.images, "test_images": self.test.images}
         return {**counts, "digest": self.digest, **asdict(self)}
 
@@ -73,29 +72,27 @@ class DataRecord:
         ]
 
     def names(self, labels: Sequence[int]) -> list[str]:
-        """Of some classes."""
+        """Of classes, by their numbers."""
         return [self.classes[label] if self.classes else str(label) for label in labels]
 
 
 def record_of_tree(tree: Any) -> DataRecord:
-    """What `DataRecord.tree` gave.
+    """The record whose `DataRecord.tree` this is.
 
     Raises:
         ValueError, LookupError, TypeError: for anything else.
     """
     classes = tuple(_text(name) for name in tree["classes"])
-    training, test = (_part_of_tree(tree[part]) for part in ("training", "test"))
+    training, test = (
+        PartRecord(tuple(tree[part]["per_class"]), _text(tree[part]["digest"]))
+        for part in ("training", "test")
+    )
+    if not all(type(n) is int and 0 <= n < 1 << 63 for n in training.per_class + test.per_class):
+        raise ValueError("a number of images is no count")
     counts = {len(training.per_class), len(test.per_class), len(classes) or len(test.per_class)}
     if len(counts) != 1:
         raise ValueError(f"{sorted(counts)} classes")
     return DataRecord(_text(tree["name"]), classes, training, test)
-
-
-def _part_of_tree(tree: Any) -> PartRecord:
-    per_class = tuple(tree["per_class"])
-    if not all(type(images) is int and 0 <= images < 1 << 63 for images in per_class):
-        raise ValueError("a number of images is no count")
-    return PartRecord(per_class, _text(tree["digest"]))
 
 
 def _text(value: Any) -> str:
