@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from support import REPOSITORY
+from support.data import all_tests, everything, random_images
 
 from pipeline.config.sections import DataConfig
 from pipeline.data import facts as facts_of
 from pipeline.data import published
-from pipeline.data.batches import Batches, load_batches
+from pipeline.data.batches import load_batches
 from pipeline.data.facts import check_data, data_facts
 from pipeline.errors import ConfigError
 
@@ -42,25 +43,11 @@ def stored(name: str, root: Path, **changes: Any) -> DataConfig:
     return DataConfig(name=name, root=str(root), **{"download": False, "batch_size": 4, **changes})
 
 
-def everything(batches: Batches, epoch: int = 1) -> tuple[Images, NDArray[np.int64]]:
-    pairs = [batches.train(epoch, index) for index in range(batches.steps_per_epoch)]
-    return np.concatenate([x for x, _ in pairs]), np.concatenate([y for _, y in pairs])
-
-
-def all_tests(batches: Batches) -> tuple[Images, NDArray[np.int64]]:
-    pairs = [batches.evaluation(index) for index in range(batches.evaluation_batches)]
-    return np.concatenate([x for x, _ in pairs]), np.concatenate([y for _, y in pairs])
-
-
 def assert_same_multiset(found: tuple[Any, Any], images: Images, labels: Any) -> None:
     def rows(x: Images, y: Any) -> list[tuple[bytes, int]]:
         return sorted((image.tobytes(), int(label)) for image, label in zip(x, y, strict=True))
 
     assert rows(*found) == rows(images, labels)
-
-
-def random_images(*shape: int) -> Images:
-    return np.random.default_rng(len(shape)).integers(0, 256, shape, dtype=np.uint8)
 
 
 # --- positions ----------------------------------------------------------------------------

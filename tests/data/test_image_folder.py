@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from PIL import Image
+from support.data import all_tests, everything, random_images
 
 from pipeline.config.sections import DataConfig
-from pipeline.data.batches import Batches, load_batches
+from pipeline.data.batches import load_batches
 from pipeline.data.class_limited import share_of_every_class
 from pipeline.data.facts import data_facts
 from pipeline.data.image_folder import check_images
@@ -33,10 +34,6 @@ if TYPE_CHECKING:
 IN_COLOUR = Wanted(3, None, 8)
 
 
-def random_images(*shape: int) -> Images:
-    return np.random.default_rng(len(shape)).integers(0, 256, shape, dtype=np.uint8)
-
-
 def write_folder(root: Path) -> dict[str, list[tuple[str, int]]]:
     """Classes cat and dog, 4 training and 3 test images each; paths and labels, in order."""
     written: dict[str, list[tuple[str, int]]] = {"train": [], "val": []}
@@ -52,16 +49,6 @@ def write_folder(root: Path) -> dict[str, list[tuple[str, int]]]:
 
 def folder_config(root: Path, **changes: Any) -> DataConfig:
     return DataConfig(name="imagefolder", root=str(root), **{"size": 7, "batch_size": 3, **changes})
-
-
-def everything(batches: Batches, epoch: int = 1) -> tuple[Images, NDArray[np.int64]]:
-    pairs = [batches.train(epoch, index) for index in range(batches.steps_per_epoch)]
-    return np.concatenate([x for x, _ in pairs]), np.concatenate([y for _, y in pairs])
-
-
-def all_tests(batches: Batches) -> tuple[Images, NDArray[np.int64]]:
-    pairs = [batches.evaluation(index) for index in range(batches.evaluation_batches)]
-    return np.concatenate([x for x, _ in pairs]), np.concatenate([y for _, y in pairs])
 
 
 # --- what is seen -------------------------------------------------------------------------

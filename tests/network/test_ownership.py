@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from support.user_networks import CPU, FACTORY, NETWORKS, batch, config_of, stage_of
 from torch import nn
 
-from pipeline.config.sections import Config, build_config
-from pipeline.data.facts import data_facts
 from pipeline.errors import CheckpointError, ConfigError, one_line
 from pipeline.learning.block_file import decode_block, encode_block
-from pipeline.learning.build import build_stage
 from pipeline.learning.optimizers import make_optimizer
-from pipeline.network.from_config import network_specs
 from pipeline.network.ownership import retyped
 from pipeline.network.to_device import _Moved, memory_of
 from pipeline.network.user_network import build_parts
@@ -24,8 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipeline.learning.stage import Stage
-
-CPU = torch.device("cpu")
 
 
 def head(layer: nn.Module) -> nn.Sequential:
@@ -47,13 +42,6 @@ class Layer(nn.Module):
         return self.own(x).relu()
 
 
-NETWORKS: dict[str, Callable[[], nn.Sequential]] = {}
-
-
-def made(name: str) -> nn.Sequential:
-    return NETWORKS[name]()
-
-
 def network(name: str) -> Callable[[Callable[[], nn.Module]], Callable[[], nn.Module]]:
     def keep(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
         NETWORKS[name] = lambda: head(make())
@@ -62,30 +50,8 @@ def network(name: str) -> Callable[[Callable[[], nn.Module]], Callable[[], nn.Mo
     return keep
 
 
-def config_of(name: str, **sections: Any) -> Config:
-    tree = {
-        "model": {"factory": f"{__name__}:made", "kwargs": {"name": name}},
-        "loss": {"name": "pred"},
-        "data": {
-            "name": "synthetic", "size": 4, "classes": 5, "train_images": 40, "test_images": 12,
-            "batch_size": 8,
-        },
-        "schedule": {"epochs": 1},
-        **sections,
-    }  # fmt: skip
-    return build_config(tree, "test")
-
-
-def stage_of(name: str, **sections: Any) -> Stage:
-    config = config_of(name, **sections)
-    facts = data_facts(config.data)
-    return build_stage(config, facts, range(len(network_specs(config, facts))), CPU)
-
-
 def step(stage: Stage, batch_id: int) -> None:
-    draws = torch.Generator().manual_seed(batch_id)
-    x = torch.randint(0, 256, (8, 3, 4, 4), dtype=torch.uint8, generator=draws)
-    stage.train(x, torch.arange(8) % 5, batch_id=batch_id, lr=0.01, send=lambda passed: None)
+    stage.train(*batch(batch_id), batch_id=batch_id, lr=0.01, send=lambda passed: None)
 
 
 def files_of(stage: Stage) -> dict[int, bytes]:
@@ -93,7 +59,7 @@ def files_of(stage: Stage) -> dict[int, bytes]:
 
 
 def loaded(name: str, files: dict[int, bytes]) -> Stage:
-    stage = stage_of(name)
+    stage = stage_of(config_of(name))
     stage.load({block: decode_block(data) for block, data in files.items()})
     return stage
 
@@ -216,10 +182,10 @@ def test_a_block_goes_on_from_its_file_as_if_nothing_had_happened(
     name: str, optimizer: str
 ) -> None:
     chosen = {"name": optimizer, "lr": 0.01}
-    stage = stage_of(name, optimizer=chosen)
+    stage = stage_of(config_of(name, optimizer=chosen))
     initial = files_of(stage)
     step(stage, 1)
-    other = stage_of(name, optimizer=chosen)
+    other = stage_of(config_of(name, optimizer=chosen))
     other.load({block: decode_block(data) for block, data in files_of(stage).items()})
     assert files_of(other) == files_of(stage)
     step(stage, 2)
@@ -229,7 +195,7 @@ def test_a_block_goes_on_from_its_file_as_if_nothing_had_happened(
 
 
 def test_what_shares_memory_still_does_after_loading() -> None:
-    stage = stage_of("overlapping buffers")
+    stage = stage_of(config_of("overlapping buffers"))
     step(stage, 1)
     other = loaded("overlapping buffers", files_of(stage))
     buffers = dict(other.blocks[1].named_buffers())
@@ -238,7 +204,7 @@ def test_what_shares_memory_still_does_after_loading() -> None:
 
 
 def test_a_shared_layer_is_saved_once() -> None:
-    names = stage_of("tied weights").state()[1]
+    names = stage_of(config_of("tied weights")).state()[1]
     assert sum(name.endswith("weight") and "optimizer" not in name for name in names) == 3
 
 
@@ -254,15 +220,16 @@ def test_complex_weights_learn_as_with_torch_optim() -> None:
             q.grad = gradient
             theirs.step()
             torch.testing.assert_close(p, q)
-    assert files_of(stage_of("complex weight")) == files_of(stage_of("complex weight"))
-    assert stage_of("complex weight").state()[1]["encoder.0.1.weight"].dtype == torch.complex64
+    stages = [stage_of(config_of("complex weight")) for _ in range(2)]
+    assert files_of(stages[0]) == files_of(stages[1])
+    assert stages[0].state()[1]["encoder.0.1.weight"].dtype == torch.complex64
 
 
 def test_a_state_of_an_older_version_lacks_only_buffers_that_it_did_not_keep() -> None:
-    stage = stage_of("moving threshold")
+    stage = stage_of(config_of("moving threshold"))
     states = {block: dict(tensors) for block, tensors in stage.state().items()}
     del states[1]["encoder.0.1.level"]
-    stage_of("moving threshold").load(states)
+    stage_of(config_of("moving threshold")).load(states)
     del states[1]["encoder.0.1.own.bias"]
     with pytest.raises(CheckpointError, match=r"differ in \['encoder.0.1.own.bias'\]"):
         stage.load(states)
@@ -387,7 +354,7 @@ NETWORKS["slices of one memory"] = across_blocks
     ],
 )
 def test_what_can_not_be_trained_or_saved_is_refused_by_name(name: str, complaint: str) -> None:
-    with pytest.raises(ConfigError, match=f"model.factory {__name__}:made: .*{complaint}"):
+    with pytest.raises(ConfigError, match=f"model.factory {FACTORY}: .*{complaint}"):
         build_parts(config_of(name).model, 1)
 
 
@@ -411,7 +378,7 @@ def many_types() -> nn.Module:
 
 
 def test_numbers_with_a_fraction_get_the_precision_of_all_and_others_stay() -> None:
-    stage = stage_of("many types")
+    stage = stage_of(config_of("many types"))
     step(stage, 1)
     found = {
         name.rpartition(".")[2]: tensor.dtype
@@ -458,7 +425,7 @@ NETWORKS["sometimes"] = lambda: head(Sometimes())
 @pytest.mark.parametrize("optimizer", ["adam", "amsgrad", "sgd"])
 def test_no_gradient_means_no_step(optimizer: str) -> None:
     chosen = {"name": optimizer, "lr": 0.01, "weight_decay": 0.1}
-    stage = stage_of("sometimes", optimizer=chosen)
+    stage = stage_of(config_of("sometimes", optimizer=chosen))
     layer: Any = stage.blocks[1].encoder[0][1]
 
     def states(part: str) -> list[torch.Tensor]:
@@ -515,7 +482,7 @@ def test_a_cause_is_never_empty(error: Exception, line: str) -> None:
 
 
 def test_no_block_is_blamed_for_what_happens_between_batches() -> None:
-    stage = stage_of("sometimes")
+    stage = stage_of(config_of("sometimes"))
     step(stage, 1)
     assert stage.at_work is None
     x, labels = torch.zeros(4, 3, 4, 4, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
@@ -524,7 +491,7 @@ def test_no_block_is_blamed_for_what_happens_between_batches() -> None:
 
 
 def test_the_block_that_can_not_be_saved_is_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = stage_of("sometimes")
+    stage = stage_of(config_of("sometimes"))
 
     def broken() -> None:
         raise OSError("no")

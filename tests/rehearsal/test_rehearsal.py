@@ -19,15 +19,15 @@ import numpy as np
 import pytest
 import torch
 from support.processes import digests, final_digests, launch
+from support.user_networks import FACTORY, NETWORKS, batch, config_of, stage_of
 from torch import Tensor, nn
 
-from pipeline.config.sections import Config, build_config
+from pipeline.config.sections import build_config
 from pipeline.config.yaml_file import load_tree
 from pipeline.data.facts import data_facts
 from pipeline.errors import ConfigError
 from pipeline.kernels.memory_layout import as_it_arrives
 from pipeline.learning.block_file import decode_block, encode_block
-from pipeline.learning.build import build_stage
 from pipeline.network.from_config import network_specs
 from pipeline.network.to_device import memory_of
 from pipeline.rehearsal.rehearsal import rehearse
@@ -62,37 +62,15 @@ def around(*middle: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), nn.Linear(48, 12), *middle, nn.Linear(12, 5))
 
 
-NETWORKS: dict[str, Callable[[], nn.Sequential]] = {}
-
-
-def made(name: str) -> nn.Sequential:
-    return NETWORKS[name]()
-
-
-def config_of(make: Callable[[], nn.Sequential], **sections: Any) -> Config:
-    NETWORKS["this"] = make
-    data = {
-        "name": "synthetic", "size": 4, "classes": 5, "train_images": 40, "test_images": 12,
-        "batch_size": 8, **sections.pop("data", {}),
-    }  # fmt: skip
-    tree = {
-        "model": {"factory": f"{__name__}:made", "kwargs": {"name": "this"}},
-        "loss": {"name": "pred"},
-        "schedule": {"epochs": 1},
-        "data": data,
-        **sections,
-    }
-    return build_config(tree, "test")
-
-
 def rehearsed(make: Callable[[], nn.Sequential], **sections: Any) -> Rehearsal:
-    config = config_of(make, **sections)
+    NETWORKS["this"] = make
+    config = config_of("this", **sections)
     facts = data_facts(config.data)
     return rehearse(config, facts, network_specs(config, facts))
 
 
 def refused(make: Callable[[], nn.Sequential], complaint: str, **sections: Any) -> None:
-    with pytest.raises(ConfigError, match=f"^model.factory {__name__}:made: {complaint}"):
+    with pytest.raises(ConfigError, match=f"^model.factory {FACTORY}: {complaint}"):
         rehearsed(make, **sections)
 
 
@@ -442,12 +420,6 @@ class Adding(nn.Module):
         return x.add_(self.own(x.clone()))
 
 
-def stage_of(config: Config, blocks: range | None = None) -> Stage:
-    facts = data_facts(config.data)
-    blocks = blocks or range(len(network_specs(config, facts)))
-    return build_stage(config, facts, blocks, torch.device("cpu"))
-
-
 @pytest.mark.parametrize(
     "make",
     [
@@ -459,17 +431,18 @@ def stage_of(config: Config, blocks: range | None = None) -> Stage:
         ),
     ],
 )
-@pytest.mark.parametrize("loss", [{"name": "pred"}, {"name": "pred", "unsupervised": "sim"}])
+@pytest.mark.parametrize(
+    "loss", [{"name": "pred"}, {"name": "pred", "unsupervised": "sim", "alpha": 0.5}]
+)
 def test_what_is_changed_in_place_stays_within_the_block(
     make: Callable[[], nn.Sequential], loss: dict[str, Any]
 ) -> None:
-    config = config_of(make, loss={**loss, "alpha": 0.5} if len(loss) > 1 else loss)
+    NETWORKS["this"] = make
+    config = config_of("this", loss=loss)
     whole = stage_of(config)
     parts = [stage_of(config, range(k, k + 1)) for k in range(len(whole.blocks))]
     for batch_id in (1, 2, 3):
-        draws = torch.Generator().manual_seed(batch_id)
-        x = torch.randint(0, 256, (8, 3, 4, 4), dtype=torch.uint8, generator=draws)
-        labels = torch.arange(8) % 5
+        x, labels = batch(batch_id)
         whole.train(x, labels, batch_id=batch_id, lr=0.1, send=lambda passed: None)
         for part in parts:
             given, sent = x.clone(), []

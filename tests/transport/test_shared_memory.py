@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 from dataclasses import replace
@@ -91,17 +92,23 @@ def test_ring_that_is_not_the_one_is_not_opened(
     assert open_descriptors() == before
 
 
-@pytest.mark.parametrize("call", ["os.ftruncate", "mmap.mmap"])
+@pytest.mark.parametrize(
+    ("call", "number", "why"),
+    [
+        ("os.ftruncate", errno.EFBIG, "File too large"),
+        ("mmap.mmap", errno.ENOMEM, "Cannot allocate memory"),
+    ],
+)
 def test_a_ring_that_the_system_refuses_leaves_nothing_open(
-    monkeypatch: pytest.MonkeyPatch, call: str
+    monkeypatch: pytest.MonkeyPatch, call: str, number: int, why: str
 ) -> None:
     def refuses(*given: Any) -> None:
-        raise OSError(12, "Cannot allocate memory")
+        raise OSError(number, os.strerror(number))
 
     before = open_descriptors()
     monkeypatch.setattr(f"pipeline.transport.shared_memory.{call}", refuses)
     ring, reason = make_ring(slots=2, slot_bytes=4096)
-    assert (ring, reason) == (None, "Cannot allocate memory")
+    assert (ring, reason) == (None, why)
     assert open_descriptors() == before
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -77,6 +76,12 @@ class Link:
         assert self.receiver.queued >= 0
         assert sender._socket.poll(5000)
 
+    def connected(self, **more: Any) -> ZmqSender:
+        """A sender that has been granted its credits."""
+        sender = self.sender(**more)
+        self.hears(sender)
+        return sender
+
 
 @pytest.fixture(params=[True, False], ids=["ring", "frames"])
 def link(request: pytest.FixtureRequest, sockets: Sockets, tmp_path: Path) -> Iterator[Link]:
@@ -98,12 +103,21 @@ def batch(number: int) -> TrainBatch:
     return TrainBatch(number, 1, 0.5)
 
 
+def send_batches(sender: Sender, *numbers: int) -> None:
+    for number in numbers:
+        sender.send(batch(number), payloads(number))
+
+
+def sent(number: int) -> list[bytes]:
+    """What a batch of that number holds."""
+    return [bytes(payload.view()) for payload in payloads(number)]
+
+
 # --- batches and credits ------------------------------------------------------------------
 
 
 def test_items_arrive_in_order_with_their_tensors(link: Link) -> None:
-    sender = link.sender()
-    link.hears(sender)
+    sender = link.connected()
     items: list[Item] = [batch(1), Snapshot(1, 1, False), batch(2), EndEpoch(1), Stop()]
     for item in items:
         sender.send(item, payloads(item.batch_id) if isinstance(item, TrainBatch) else ())
@@ -111,9 +125,9 @@ def test_items_arrive_in_order_with_their_tensors(link: Link) -> None:
         delivery = link.receiver.receive(SOON_S)
         assert delivery.item == item
         if isinstance(item, TrainBatch):
-            sent = payloads(item.batch_id)
-            assert [tensor.spec for tensor in delivery.tensors] == [p.spec for p in sent]
-            assert contents(delivery) == [bytes(payload.view()) for payload in sent]
+            specs = [payload.spec for payload in payloads(item.batch_id)]
+            assert [tensor.spec for tensor in delivery.tensors] == specs
+            assert contents(delivery) == sent(item.batch_id)
         else:
             assert delivery.tensors == ()
     expected = "shared memory" if link.address.ring else "frames (the next stage has no shared mem"
@@ -121,8 +135,7 @@ def test_items_arrive_in_order_with_their_tensors(link: Link) -> None:
 
 
 def test_all_that_arrives_is_aligned(link: Link) -> None:
-    sender = link.sender()
-    link.hears(sender)
+    sender = link.connected()
     for number, n in ((1, 1), (2, 7)):
         sender.send(batch(number), payloads(number, n))
     for _ in range(2):
@@ -136,10 +149,8 @@ def test_credits_bound_what_is_in_flight(
     sockets: Sockets, tmp_path: Path, slots: int, ring: bool
 ) -> None:
     link = Link(sockets, tmp_path, slots=slots, ring=ring)
-    sender = link.sender()
-    link.hears(sender)
-    for number in range(1, slots + 1):
-        sender.send(batch(number), payloads(number))
+    sender = link.connected()
+    send_batches(sender, *range(1, slots + 1))
     with pytest.raises(TimedOutError):  # one more is not sent before a release
         sender.send(batch(slots + 1), payloads(slots + 1))
     first = link.receiver.receive(SOON_S)
@@ -152,15 +163,13 @@ def test_credits_bound_what_is_in_flight(
     sender.send(batch(slots + 1), payloads(slots + 1))
     later = [link.receiver.receive(SOON_S) for _ in range(slots)]
     assert [delivery.item for delivery in later] == [batch(n) for n in range(2, slots + 2)]
-    assert kept == [bytes(payload.view()) for payload in payloads(1)]
+    assert kept == sent(1)
     link.receiver.close()
 
 
 def test_markers_need_no_credit(link: Link) -> None:
-    sender = link.sender()
-    link.hears(sender)
-    for number in (1, 2):
-        sender.send(batch(number), payloads(number))
+    sender = link.connected()
+    send_batches(sender, 1, 2)
     for step in range(20):
         sender.send(Snapshot(step, 1, False))
     sender.send(Stop())
@@ -174,18 +183,17 @@ def test_markers_need_no_credit(link: Link) -> None:
 
 def test_a_slot_is_used_again_only_after_its_release(sockets: Sockets, tmp_path: Path) -> None:
     link = Link(sockets, tmp_path)
-    sender = link.sender()
-    link.hears(sender)
+    sender = link.connected()
     held: list[Delivery] = []
     for number in (1, 2):
-        sender.send(batch(number), payloads(number))
+        send_batches(sender, number)
         held.append(link.receiver.receive(SOON_S))
     held[1].release()
     assert sender._socket.poll(5000)
     sender.send(batch(3), payloads(3))
     third = link.receiver.receive(SOON_S)
-    assert contents(held[0]) == [bytes(payload.view()) for payload in payloads(1)]
-    assert contents(third) == [bytes(payload.view()) for payload in payloads(3)]
+    assert contents(held[0]) == sent(1)
+    assert contents(third) == sent(3)
     assert [tensor.data.obj for tensor in third.tensors] == [
         tensor.data.obj for tensor in held[1].tensors
     ]
@@ -197,8 +205,7 @@ def test_both_carriers_bring_the_same_bytes(sockets: Sockets, tmp_path: Path) ->
     for ring in (True, False):
         (tmp_path / str(ring)).mkdir()
         link = Link(sockets, tmp_path / str(ring), ring=ring)
-        sender = link.sender()
-        link.hears(sender)
+        sender = link.connected()
         sender.send(batch(1), payloads(7, n=6))
         sender.send(EvaluationBatch(1, 0), payloads(8, n=1))
         deliveries = [link.receiver.receive(SOON_S) for _ in range(2)]
@@ -210,8 +217,7 @@ def test_both_carriers_bring_the_same_bytes(sockets: Sockets, tmp_path: Path) ->
 def test_frames_larger_than_a_slot_arrive(sockets: Sockets, tmp_path: Path) -> None:
     """Frames are bound by credits only: large ones go without a copy."""
     link = Link(sockets, tmp_path, ring=False)
-    sender = link.sender()
-    link.hears(sender)
+    sender = link.connected()
     large = np.random.default_rng(0).integers(0, 256, (300_000,), np.uint8)
     sender.send(batch(1), [ArrayPayload(large)])
     assert contents(link.receiver.receive(SOON_S)) == [large.tobytes()]
@@ -263,10 +269,8 @@ def test_receiver_to_which_nobody_sends(link: Link) -> None:
 
 
 def test_release_after_the_sender_is_gone_does_not_block(link: Link) -> None:
-    sender = link.sender()
-    link.hears(sender)
-    for number in (1, 2):
-        sender.send(batch(number), payloads(number))
+    sender = link.connected()
+    send_batches(sender, 1, 2)
     sender.send(Stop())
     deliveries = [link.receiver.receive(SOON_S) for _ in range(3)]
     disconnections = _disconnections(link.receiver)
@@ -286,22 +290,19 @@ def _disconnections(receiver: ZmqReceiver) -> zmq.Socket[bytes]:
 
 
 def test_what_was_sent_before_closing_still_arrives(link: Link) -> None:
-    sender = link.sender()
-    link.hears(sender)
+    sender = link.connected()
     sender.send(batch(1), payloads(1))
     sender.send(Stop())
     sender.close()
     first, last = (link.receiver.receive(SOON_S) for _ in range(2))
-    assert contents(first) == [bytes(payload.view()) for payload in payloads(1)]
+    assert contents(first) == sent(1)
     assert last.item == Stop()
 
 
 def test_a_sender_that_has_finished_may_go_at_once(link: Link) -> None:
     """However long the receiver takes: nothing rests on how long a socket lingers."""
-    sender = link.sender(timeout_s=SOON_S)
-    link.hears(sender)
-    for number in (1, 2):
-        sender.send(batch(number), payloads(number))
+    sender = link.connected(timeout_s=SOON_S)
+    send_batches(sender, 1, 2)
     sender.send(Stop())
     with ThreadPoolExecutor() as pool:
         finished = pool.submit(sender.finish)
@@ -312,8 +313,7 @@ def test_a_sender_that_has_finished_may_go_at_once(link: Link) -> None:
 
 
 def test_a_sender_whose_last_items_are_not_taken(link: Link) -> None:
-    sender = link.sender(timeout_s=TINY_S)
-    link.hears(sender)
+    sender = link.connected(timeout_s=TINY_S)
     sender.send(batch(1), payloads(1))
     sender.send(Snapshot(1, 1, True))
     assert [link.receiver.receive(SOON_S).item for _ in range(2)] == [
@@ -371,8 +371,7 @@ def test_who_does_not_know_the_word_is_turned_away(link: Link, message: Any, tol
 
 
 def test_who_takes_the_name_of_the_sender_is_not_heard(link: Link) -> None:
-    sender = link.sender()
-    link.hears(sender)
+    sender = link.connected()
     link.raw().send(encode(Header(Stop())))
     sender.send(batch(1), payloads(1))
     assert link.receiver.receive(SOON_S).item == batch(1)
@@ -414,16 +413,11 @@ def test_other_messages_are_refused_on_a_link(link: Link) -> None:
 
 
 def test_only_credits_go_upstream(link: Link) -> None:
-    sender = link.sender(timeout_s=SOON_S)
-    link.hears(sender)
+    sender = link.connected(timeout_s=SOON_S)
     link.receiver._listener.send(link.address.word.encode(), [encode(Header(Stop()))])
 
-    def send_three_batches() -> None:  # two credits came first
-        for number in (1, 2, 3):
-            sender.send(batch(number), payloads(number))
-
     with pytest.raises(ProtocolError, match="stage 0: stage 1 sent Header upstream"):
-        send_three_batches()
+        send_batches(sender, 1, 2, 3)  # two credits came first
 
 
 @pytest.mark.parametrize("frames", [[b"junk"], [b""], [b"\x80"], [b"\xc1", b"tensor"]])
@@ -458,29 +452,18 @@ def test_tensors_larger_than_their_slot_are_refused(link: Link) -> None:
         link.receiver.receive(SOON_S)
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"host": "elsewhere"}, "frames (the next stage is on another machine)"),
-        ({"inode": 1}, "frames (the next stage is in another process namespace)"),
-    ],
-)
-def test_ring_out_of_reach_falls_back_to_frames(
-    sockets: Sockets, tmp_path: Path, changes: dict[str, Any], reason: str
-) -> None:
+def test_ring_out_of_reach_falls_back_to_frames(sockets: Sockets, tmp_path: Path) -> None:
     link = Link(sockets, tmp_path)
     assert link.address.ring is not None
-    link.address = replace(link.address, ring=replace(link.address.ring, **changes))
-    sender = link.sender()
-    assert sender.carrier.in_words() == reason
-    link.hears(sender)
+    link.address = replace(link.address, ring=replace(link.address.ring, host="elsewhere"))
+    sender = link.connected()
+    assert sender.carrier.in_words() == "frames (the next stage is on another machine)"
     sender.send(batch(1), payloads(1))
-    received = link.receiver.receive(SOON_S)
-    assert contents(received) == [bytes(payload.view()) for payload in payloads(1)]
+    assert contents(link.receiver.receive(SOON_S)) == sent(1)
     link.receiver.close()
 
 
-def test_system_without_memfd_falls_back_to_frames(
+def test_a_ring_that_the_system_refuses_is_done_without_and_it_says_why(
     sockets: Sockets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(os, "memfd_create")
@@ -491,43 +474,16 @@ def test_system_without_memfd_falls_back_to_frames(
     link.receiver.close()
 
 
-@pytest.mark.parametrize(
-    ("call", "number", "reason"),
-    [
-        ("os.ftruncate", errno.EFBIG, "File too large"),
-        ("mmap.mmap", errno.ENOMEM, "Cannot allocate memory"),
-    ],
-)
-def test_a_ring_that_the_system_refuses_is_done_without_and_it_says_why(
-    sockets: Sockets,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    call: str,
-    number: int,
-    reason: str,
-) -> None:
-    def refuses(*given: Any) -> None:
-        raise OSError(number, os.strerror(number))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(f"pipeline.transport.payloads.{call}", refuses)
-        link = Link(sockets, tmp_path)
-    sender = link.sender()
-    assert sender.carrier.in_words() == f"frames (the next stage has no shared memory: {reason})"
-    link.receiver.close()
-
-
 def test_closing_the_sockets_delivers_and_leaves_nothing(tmp_path: Path) -> None:
     gc.collect()
     shared = {name for name in os.listdir("/dev/shm") if "ring" in name}
     receiving, sending = Sockets(Rejections("there")), Sockets(Rejections("here"))
     link = Link(receiving, tmp_path)
     link.sockets = sending
-    sender = link.sender()
-    link.hears(sender)
+    sender = link.connected()
     sender.send(batch(1), payloads(1))
     sending.close()
-    assert contents(link.receiver.receive(SOON_S)) == [bytes(p.view()) for p in payloads(1)]
+    assert contents(link.receiver.receive(SOON_S)) == sent(1)
     link.receiver.close()
     receiving.close()
     assert {name for name in os.listdir("/dev/shm") if "ring" in name} == shared
@@ -539,8 +495,7 @@ def test_closing_the_sockets_delivers_and_leaves_nothing(tmp_path: Path) -> None
 def test_memory_link_is_bounded_and_ordered_too() -> None:
     ends: tuple[Sender, Receiver] = memory_link(slots=2, timeout_s=TINY_S)
     sender, receiver = ends
-    for number in (1, 2):
-        sender.send(batch(number), payloads(number))
+    send_batches(sender, 1, 2)
     sender.send(EndEpoch(1))
     with pytest.raises(TimedOutError, match="a credit"):
         sender.send(batch(3), payloads(3))
@@ -550,7 +505,7 @@ def test_memory_link_is_bounded_and_ordered_too() -> None:
     sender.send(batch(3), payloads(3))
     later = [receiver.receive(SOON_S) for _ in range(3)]
     assert [d.item for d in (first, *later)] == [batch(1), batch(2), EndEpoch(1), batch(3)]
-    assert contents(later[-1]) == [bytes(payload.view()) for payload in payloads(3)]
+    assert contents(later[-1]) == sent(3)
     later[1].release()  # a marker's grants nothing
     with pytest.raises(TimedOutError):
         sender.send(batch(4), payloads(4))
@@ -596,8 +551,7 @@ def test_memory_control_carries_both_ways() -> None:
 
 
 def test_a_slot_that_is_granted_twice_is_refused(link: Link) -> None:
-    sender = link.sender(timeout_s=SOON_S)
-    link.hears(sender)
+    sender = link.connected(timeout_s=SOON_S)
     sender.send(batch(1), payloads(1))  # in slot 0
     link.receiver._listener.send(link.address.word.encode(), [encode(Credit(1))])
     assert sender._socket.poll(5000)
