@@ -52,13 +52,11 @@ class MemorySender:
         self._cancelled = cancelled
 
     def wait_for_room(self) -> None:
-        """As the real ones do."""
         if not self._has_room:
             _take(self._shared.credits, "a credit", self._timeout_s, self._cancelled)
             self._has_room = True
 
     def send(self, item: Item, payloads: Sequence[Payload] = ()) -> None:
-        """Copies, as the real ones do."""
         if payloads:
             self.wait_for_room()
             self._has_room = False
@@ -69,7 +67,6 @@ class MemorySender:
         """What was sent is there."""
 
     def finish(self) -> None:
-        """As the real ones do."""
         _take(self._shared.stops, "the stop marker to be taken", self._timeout_s, self._cancelled)
 
     def close(self) -> None:
@@ -86,11 +83,9 @@ class MemoryReceiver:
 
     @property
     def queued(self) -> int:
-        """Items that wait."""
         return self._shared.items.qsize()
 
     def receive(self, timeout_s: float, called_off: Callable[[], bool] = lambda: False) -> Delivery:
-        """The next item."""
         item, tensors = _take(self._shared.items, "a batch", timeout_s, called_off)
         if isinstance(item, Stop):
             self._shared.stops.put(None)
@@ -139,12 +134,10 @@ class MemoryControl:
     def send(
         self, stage: int, message: Message, attached: Sequence[bytes | memoryview] = ()
     ) -> None:
-        """To one stage."""
         inbox = self._inbox(stage, self._attempts.get(stage, 0))
         inbox.put(_said(stage, message, attached))
 
     def receive(self, timeout_s: float) -> Said | None:
-        """What any stage said."""
         while True:
             try:
                 attempt, said = self._said.get(block=timeout_s > 0, timeout=timeout_s or None)
@@ -154,12 +147,10 @@ class MemoryControl:
                 return said
 
     def expect(self, stage: int, attempt: int) -> None:
-        """From now on the worker started for `attempt` speaks for the stage."""
         self._attempts[stage] = attempt
 
     @property
     def absent(self) -> frozenset[int]:
-        """None: nobody has to connect."""
         return frozenset()
 
     def _inbox(self, stage: int, attempt: int) -> Queue[Said]:
@@ -176,16 +167,13 @@ class MemoryControlClient:
         self._stage, self._inbox, self._hear = stage, inbox, hear
 
     def send(self, message: Message, attached: Sequence[bytes | memoryview] = ()) -> None:
-        """To the coordinator."""
         self._hear(_said(self._stage, message, attached))
 
     @property
     def waiting(self) -> bool:
-        """Whether the coordinator has said something."""
         return not self._inbox.empty()
 
     def receive(self, timeout_s: float) -> Said:
-        """From the coordinator."""
         try:
             return self._inbox.get(timeout=timeout_s)
         except Empty:

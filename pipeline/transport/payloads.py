@@ -63,15 +63,12 @@ class ArrayPayload:
 
     @property
     def spec(self) -> TensorSpec:
-        """Its type and shape."""
         return TensorSpec(str(self.array.dtype), tuple(self.array.shape))
 
     def copy_into(self, target: memoryview) -> None:
-        """Copy its bytes."""
         np.frombuffer(target, dtype=self.array.dtype)[:] = self.array.reshape(-1)
 
     def view(self) -> memoryview:
-        """Its bytes."""
         return np.ascontiguousarray(self.array).reshape(-1).view(np.uint8).data
 
     @property

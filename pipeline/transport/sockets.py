@@ -135,7 +135,7 @@ class Listener:
                 self._rejections.reject(address, "all processes of this run that connect here have")
 
     def take(self) -> Envelope:
-        """What waits here."""
+        """The next message; waits until one is there."""
         return Envelope(self._socket.recv_multipart(copy=False))
 
     def send(self, name: bytes, frames: Frames) -> None:
@@ -147,7 +147,6 @@ class Listener:
                 raise
 
     def close(self, linger_ms: int = 0) -> None:
-        """Let go."""
         self._socket.disable_monitor()
         self._failures.close(linger=0)
         self._socket.close(linger=linger_ms)
@@ -185,7 +184,13 @@ class Sockets:
         socket.set_hwm(0)
         socket.setsockopt(zmq.RCVHWM, _WAITING_MESSAGES)
         if self._keys:
-            self._guard_with(self._keys)
+            if self._guard is None:  # one thread answers ZAP for all of the process
+                from zmq.auth.thread import ThreadAuthenticator  # asyncio: only where it is needed
+
+                self._guard = ThreadAuthenticator(self._context)
+                allowed = _AllowList(self._keys.run, self.rejections)
+                self._guard.configure_curve_callback("*", allowed)
+                self._guard.start()
             socket.curve_server = True
             socket.curve_secretkey = self._keys.secret.encode()
         if endpoint.startswith("tcp:"):
@@ -251,15 +256,6 @@ class Sockets:
         socket.setsockopt(zmq.IPV6, int("[" in endpoint))
         return socket
 
-    def _guard_with(self, keys: Keys) -> None:
-        """ZAP is asked once for each connection; one thread answers for the process."""
-        if self._guard is None:
-            from zmq.auth.thread import ThreadAuthenticator  # asyncio: only where it is needed
-
-            self._guard = ThreadAuthenticator(self._context)
-            self._guard.configure_curve_callback("*", _AllowList(keys.run, self.rejections))
-            self._guard.start()
-
 
 class _AllowList:
     """Answers whether a key belongs to the run."""
@@ -268,7 +264,6 @@ class _AllowList:
         self._keys, self._rejections = keys, rejections
 
     def callback(self, domain: str, key: bytes) -> bool:
-        """As `configure_curve_callback` wants it."""
         known = key.decode("ascii") in self._keys
         if not known:
             self._rejections.reject(f"key {key.decode('ascii')}", "no process of this run holds it")
@@ -283,7 +278,12 @@ def socket_folder() -> Iterator[Path]:
         ConfigError: where there is no place for one.
     """
     try:
-        folder = Path(tempfile.mkdtemp(prefix="pipeline-", dir=_temporary()))
+        # not where sockets can't lie: their paths are short, and text for libzmq
+        temporary = tempfile.gettempdir()
+        text = os.fsencode(temporary).decode(errors="replace")
+        if text != temporary or len(os.fsencode(temporary)) >= _LONGEST_FOLDER:
+            temporary = "/tmp"
+        folder = Path(tempfile.mkdtemp(prefix="pipeline-", dir=temporary))
     except OSError as error:
         raise ConfigError(
             f"no folder for the sockets of this run can be made: {error.strerror}; let TMPDIR name "
@@ -293,13 +293,6 @@ def socket_folder() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _temporary() -> str:
-    """TMPDIR, unless sockets can't lie there: their paths are short, and text for libzmq."""
-    named = tempfile.gettempdir()
-    text = os.fsencode(named).decode(errors="replace")
-    return named if text == named and len(os.fsencode(named)) < _LONGEST_FOLDER else "/tmp"
 
 
 def make_keys(stages: int) -> tuple[Keys, ...]:
@@ -330,7 +323,7 @@ def waits(socket: Socket) -> bool:
 
 
 def ms(seconds: float) -> int:
-    """As polls want it."""
+    """Whole milliseconds, for polls."""
     return round(seconds * 1000)
 
 

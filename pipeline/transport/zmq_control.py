@@ -39,12 +39,10 @@ class ZmqControlClient:
         self._socket = sockets.connect(invitation.control, name, key)
 
     def send(self, message: Message, attached: Sequence[bytes | memoryview] = ()) -> None:
-        """To the coordinator."""
         send(self._socket, [encode(message), *attached])
 
     @property
     def waiting(self) -> bool:
-        """Whether the coordinator has said something that was not received yet."""
         return waits(self._socket)
 
     def receive(self, timeout_s: float) -> Said:
@@ -84,13 +82,11 @@ class ZmqControlServer:
         self.rejections, self.endpoint = sockets.rejections, self._listener.endpoint
 
     def expect(self, stage: int, attempt: int) -> None:
-        """From now on the process started for `attempt` speaks for the stage, and no other."""
         self._attempts[stage] = attempt
         self._awaited.update((role, stage) for role in _ROLES)
 
     @property
     def absent(self) -> frozenset[int]:
-        """Stages of which a connection has not been heard yet."""
         return frozenset(stage for _, stage in self._awaited)
 
     def send(
@@ -112,7 +108,6 @@ class ZmqControlServer:
         return None
 
     def close(self) -> None:
-        """Let go."""
         self._listener.close(LINGER_MS)
 
     def _admitted(self, envelope: Envelope) -> Said | None:
@@ -125,14 +120,12 @@ class ZmqControlServer:
                 f"{envelope.peer} of {other}", f"this is {name_of_run(self._run)}"
             )
         elif int(known[5]) == self._attempts.get(int(known[4]), 0):
-            self._has_come(known[3].decode(), int(known[4]))
-            return self._read(int(known[4]), envelope)
+            stage = int(known[4])
+            self._awaited.discard((known[3].decode(), stage))
+            if not self._awaited:
+                self._listener.shut()
+            return self._read(stage, envelope)
         return None  # the last words of a worker that was replaced
-
-    def _has_come(self, role: str, stage: int) -> None:
-        self._awaited.discard((role, stage))
-        if not self._awaited:
-            self._listener.shut()
 
     def _read(self, stage: int, envelope: Envelope) -> Said | None:
         try:

@@ -31,11 +31,9 @@ class ZmqEndpoints:
         self._no_device_ring = ""
 
     def use_cuda(self, driver: Driver) -> None:
-        """What is sent and received from now on lies on the driver's device."""
         self._driver = driver
 
     def listen(self, bind: str, slots: int, slot_bytes: int) -> tuple[Receiver, LinkAddress]:
-        """The link from the stage before."""
         ring = self._shared_device_memory(slots, slot_bytes)
         before = f"stage {self._stage - 1}" if self._stage else "the coordinator"
         receiver = ZmqReceiver(
@@ -53,7 +51,6 @@ class ZmqEndpoints:
     def connect(
         self, address: LinkAddress, called_off: Callable[[], bool]
     ) -> tuple[Sender, Carrier]:
-        """The link to the stage after, and what carries its tensors."""
         names = (f"stage {self._stage}", f"stage {self._stage + 1}")
         sender = ZmqSender(
             self.sockets,
