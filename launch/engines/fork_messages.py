@@ -16,7 +16,7 @@ from pipeline.protocol.credentials import Invitation, Keys
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Fork a worker that calls `target` (module:function) with its invitation and `folder`.
+    """Fork a worker that calls `target` (module:function) with its invitation.
 
     `here`: the folder to work in, None for the fork server's own. `path`: where to look for
     modules.
@@ -25,7 +25,6 @@ class Start:
     worker: int
     target: str
     invitation: Invitation
-    folder: str
     here: str | None
     path: tuple[str, ...]
 

@@ -21,7 +21,7 @@ import sys
 import traceback
 from contextlib import suppress
 from importlib import import_module
-from socket import MSG_DONTWAIT, socket
+from socket import socket
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from launch.engines.fork_messages import (
@@ -46,19 +46,20 @@ _ATOMIC = 4096
 """PIPE_BUF: writes of so many bytes by several processes do not mix."""
 
 
-def main(descriptor: int, launcher: int) -> None:
+def main(descriptor: int, launcher: int, folder: str) -> None:
     """The whole process.
 
     Args:
         descriptor: of its end of the socket to the launcher.
         launcher: process id.
+        folder: of the workers' sockets; the launcher may be killed before it has told anything.
     """
     _prctl(
         _PR_SET_PDEATHSIG, signal.SIGCONT
     )  # when the launcher dies; ignored but by a stopped one
     link = socket(fileno=descriptor)
     link.set_inheritable(False)
-    server = ForkServer(link, launcher)
+    server = ForkServer(link, launcher, folder)
     try:
         try:
             _import_what_workers_need()
@@ -85,11 +86,10 @@ def _import_what_workers_need() -> None:
 class ForkServer:
     """Forks on request, and tells what became of its children."""
 
-    def __init__(self, link: socket, launcher: int) -> None:
-        self._link, self._launcher = link, launcher
+    def __init__(self, link: socket, launcher: int, folder: str) -> None:
+        self._link, self._launcher, self._folder = link, launcher, folder
         self._workers: dict[int, int] = {}
         """Numbers by process id."""
-        self._folder = ""
         self._unread = b""
         self._words, self._word = os.pipe()
         self._alarm, self._bell = os.pipe()
@@ -129,17 +129,7 @@ class ForkServer:
                     os.waitpid(child, 0)
                 self._workers.pop(child, None)
         if os.getppid() != self._launcher:
-            self._read_of_folder()
-            if self._folder:
-                shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _read_of_folder(self) -> None:
-        """Where the launcher has gone before anybody was forked, its requests name the folder."""
-        with suppress(BlockingIOError, ConnectionError):
-            while data := self._link.recv(1 << 16, MSG_DONTWAIT):
-                self._unread += data
-        for line in self._unread.split(b"\n")[:-1]:
-            self._folder = read_start(line).folder
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _heed(self) -> bool:
         """Requests that have come; false where there will be no other."""
@@ -153,7 +143,7 @@ class ForkServer:
         return bool(data)
 
     def _fork(self, start: Start) -> None:
-        self._folder, server = start.folder, os.getpid()
+        server = os.getpid()
         try:
             pid = os.fork()
         except OSError as error:
@@ -171,7 +161,7 @@ class ForkServer:
         try:
             _follow(server)
             self._let_go()
-            code = _work(start, self._launcher, server)
+            code = _work(start, self._launcher, server, self._folder)
         except BaseException as error:  # the process boundary: told as data
             answer = Failed(start.worker, _named(error)[:500], _traceback(error))
             os.write(self._word, _short_enough(answer))
@@ -215,7 +205,7 @@ class ForkServer:
             self._link.sendall(answer_line(answer))
 
 
-def _work(start: Start, launcher: int, server: int) -> int:
+def _work(start: Start, launcher: int, server: int, folder: str) -> int:
     if start.here is not None:
         with suppress(OSError):  # it was deleted meanwhile
             os.chdir(start.here)
@@ -228,7 +218,7 @@ def _work(start: Start, launcher: int, server: int) -> int:
         with suppress(ProcessLookupError):
             os.kill(launcher, 0)
             return True  # the launcher will start others
-        shutil.rmtree(start.folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         return True
 
     work: Any = getattr(import_module(module), name)

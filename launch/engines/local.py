@@ -36,6 +36,7 @@ from pipeline.system.interpreter import (
 )
 from pipeline.system.limits import with_cure
 from pipeline.system.sources import running_code
+from pipeline.transport.sockets import new_socket_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,6 +64,8 @@ class ForkServerClient:
         self._woken_at = 0.0
         self.generation = 0
         """Changes when one takes the place of another."""
+        self.folder = new_socket_folder()
+        """What it removes, should this process be killed."""
 
     def run(self) -> None:
         """Start it, unless it runs."""
@@ -73,7 +76,7 @@ class ForkServerClient:
         number = theirs.fileno()
         with theirs, signals_held(*INTERRUPTIONS):
             self._process = subprocess.Popen(
-                python_command("launch.engines.fork_server", number, os.getpid()),
+                python_command("launch.engines.fork_server", number, os.getpid(), str(self.folder)),
                 env=python_environment(),
                 stdin=subprocess.DEVNULL,
                 pass_fds=(number,),
@@ -83,7 +86,7 @@ class ForkServerClient:
     def ask(self, start: Start) -> None:
         """To fork a worker, as soon as it can."""
         self._unsent += start_line(start)
-        self._send()  # at once: it tells which folder to remove, should this process be killed
+        self._send()
 
     def _send(self) -> None:
         with suppress(BlockingIOError, ConnectionError):
@@ -252,7 +255,12 @@ class LocalEngine:
         running_code()  # what this process has imported, before other files can take their place
         self._server.run()
 
-    def start(self, invitations: Sequence[Invitation], folder: Path) -> LocalWorkers:
+    @property
+    def socket_folder(self) -> Path:
+        """Still to be made; the fork server knows of it."""
+        return self._server.folder
+
+    def start(self, invitations: Sequence[Invitation]) -> LocalWorkers:
         """One process per stage; if one can't be started, none is left."""
 
         def start_one(number: int, stage: int, attempt: int) -> None:
@@ -262,7 +270,6 @@ class LocalEngine:
                     number,
                     f"{_work.__module__}:{_work.__qualname__}",
                     replace(invitations[stage], attempt=attempt),
-                    str(folder),
                     current_folder(),
                     tuple(module_path()),
                 )

@@ -38,15 +38,16 @@ class Workers(Protocol):
 class Engine(Protocol):
     """Starts worker processes."""
 
+    @property
+    def socket_folder(self) -> Path:
+        """Where their sockets are to lie; still to be made. Whichever process is left when the
+        launcher is killed removes it, and so must know its name before it is made."""
+
     def warm_up(self) -> None:
         """Begin what takes long (importing torch) without waiting for it."""
 
-    def start(self, invitations: Sequence[Invitation], folder: Path) -> Workers:
-        """Start one process per stage; each is given its invitation, in a private way.
-
-        Args:
-            folder: holds the sockets; who is left when the launcher is gone removes it.
-        """
+    def start(self, invitations: Sequence[Invitation]) -> Workers:
+        """Start one process per stage; each is given its invitation, in a private way."""
 
     def close(self) -> None:
         """Let go of what was begun; there are no workers any more."""

@@ -36,12 +36,12 @@ def run_pipeline(run: Run, engine: Engine) -> None:
         ConfigError: where `runtime.bind_address` is none of this machine's.
     """
     keys, watch = _keys(run), _watch(run)
-    with socket_folder() as folder, _open_sockets(keys[0]) as sockets:
+    with socket_folder(engine.socket_folder) as folder, _open_sockets(keys[0]) as sockets:
         place = _places(run, folder)
         control = ZmqControlServer(
             sockets, place("control"), run.id, most_bytes=run.most_file_bytes
         )
-        workers = engine.start(_invitations(run, control.endpoint, keys[1:]), folder)
+        workers = engine.start(_invitations(run, control.endpoint, keys[1:]))
         coordinator = Coordinator(
             run,
             control,

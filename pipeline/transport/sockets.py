@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from contextlib import contextmanager
@@ -270,9 +271,8 @@ class _AllowList:
         return known
 
 
-@contextmanager
-def socket_folder() -> Iterator[Path]:
-    """A folder for `ipc`, which only its owner can enter, with a path short enough for sockets.
+def new_socket_folder() -> Path:
+    """The name of a folder for `ipc` that is still to be made, short enough for paths of sockets.
 
     Raises:
         ConfigError: where there is no place for one.
@@ -283,16 +283,37 @@ def socket_folder() -> Iterator[Path]:
         text = os.fsencode(temporary).decode(errors="replace")
         if text != temporary or len(os.fsencode(temporary)) >= _LONGEST_FOLDER:
             temporary = "/tmp"
-        folder = Path(tempfile.mkdtemp(prefix="pipeline-", dir=temporary))
+        return Path(temporary) / f"pipeline-{secrets.token_hex(6)}"
     except OSError as error:
-        raise ConfigError(
-            f"no folder for the sockets of this run can be made: {error.strerror}; let TMPDIR name "
-            "a folder that can be written to, or use runtime.transport tcp"
-        ) from None
+        raise _no_folder(error) from None
+
+
+@contextmanager
+def socket_folder(path: Path | None = None) -> Iterator[Path]:
+    """Such a folder, which only its owner can enter.
+
+    Args:
+        path: of `new_socket_folder`, where somebody else must know it before it is made.
+
+    Raises:
+        ConfigError: where it can't be made.
+    """
+    folder = path or new_socket_folder()
+    try:
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        raise _no_folder(error) from None
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _no_folder(error: OSError) -> ConfigError:
+    return ConfigError(
+        f"no folder for the sockets of this run can be made: {error.strerror}; let TMPDIR name "
+        "a folder that can be written to, or use runtime.transport tcp"
+    )
 
 
 def make_keys(stages: int) -> tuple[Keys, ...]:

@@ -112,7 +112,7 @@ def test_the_whole_job_is_suspended_for_a_while(launcher: Start) -> None:
 
 
 def test_workers_that_could_be_started_are_stopped_where_one_can_not(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine, asked = LocalEngine(), list[Any]()
 
@@ -125,7 +125,7 @@ def test_workers_that_could_be_started_are_stopped_where_one_can_not(
     ask = ForkServerClient.ask
     monkeypatch.setattr(ForkServerClient, "ask", reluctant)
     with pytest.raises(KeyboardInterrupt):
-        engine.start([Invitation("run", stage, 0, "ipc://nobody") for stage in range(3)], tmp_path)
+        engine.start([Invitation("run", stage, 0, "ipc://nobody") for stage in range(3)])
     assert no_workers_here()
 
 
@@ -187,6 +187,24 @@ def test_recoveries_leave_nothing_open(launcher: Start, tmp_path: Path) -> None:
     assert all(late < early + 2 for early, late in zip(first, last, strict=True)), found
     os.killpg(run.process.pid, signal.SIGTERM)
     assert run.exit_status(15.0) == 130
+
+
+KILLED_AT_START = """\
+import os, signal
+from launch.cli import main
+from launch.engines.local import LocalEngine
+
+LocalEngine.start = lambda engine, invitations: os.kill(os.getpid(), signal.SIGKILL)
+main()
+"""
+
+
+def test_the_launcher_is_killed_between_its_sockets_and_its_workers(launcher: Start) -> None:
+    """Nobody has been told of anything, but the folder is there."""
+    run = launcher("tiny.yaml", *ENDLESS, program=KILLED_AT_START)
+    assert run.exit_status() == -9
+    until(lambda: not run.family(), "the end of the fork server")  # that imports torch first
+    until(lambda: not list(run.temp.iterdir()), "the end of its folder", 5.0)
 
 
 def test_the_launcher_is_killed_before_there_are_workers(launcher: Start) -> None:
@@ -254,13 +272,13 @@ def work(invitation, gone):
 def test_a_worker_whose_stdout_fails_ends_alone(tmp_path: Path) -> None:
     """It does not become another fork server, which would end its siblings."""
     (tmp_path / "streams.py").write_text(STREAMS)
-    folder = tmp_path / "sockets"
-    folder.mkdir()
     server, path = ForkServerClient(), (str(tmp_path), *sys.path)
+    server.folder = folder = tmp_path / "sockets"
+    folder.mkdir()
     server.run()
     for stage in (3, 0, 1, 2):
         one = Invitation("run", stage, 0, "ipc://nobody")
-        server.ask(Start(stage, "streams:work", one, str(folder), None, path))
+        server.ask(Start(stage, "streams:work", one, None, path))
     answers: list[Any] = []
     until(lambda: answers.extend(server.answers()) or len(answers) == 8, "their ends")
     try:
