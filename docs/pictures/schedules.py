@@ -125,7 +125,7 @@ def picture() -> str:
         *panel(
             backprop,
             34,
-            "Global backprop, 1F1B, 4 micro-batches: all wait for the update (hatched)",
+            "Global backprop, 1F1B with 4 micro-batches: idle (hatched) until the update",
             lambda work: ("" if work.is_forward else str(work.batch + 1)) + "abcd"[work.part],
         ),
         *panel(
