@@ -20,7 +20,7 @@ from pipeline.config.config_file import load_config
 from pipeline.config.sections import config_tree
 from pipeline.config.yaml_file import load_tree
 from pipeline.errors import ConfigError
-from pipeline.run.recorder import METRICS_FILE
+from pipeline.run.metrics import METRICS_FILE
 
 
 @click.command()

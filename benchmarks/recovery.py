@@ -33,7 +33,7 @@ import psutil
 from benchmarks.lib.machine import check_can_be_kept, make_writable, told_in_a_line, write_result
 from benchmarks.lib.recovery_report import Kill, show_kills, show_speeds
 from launch.machine.provenance import provenance
-from pipeline.run.recorder import METRICS_FILE
+from pipeline.run.metrics import METRICS_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -39,7 +39,7 @@ from launch.job import Options
 from launch.launcher import launch
 from launch.machine.provenance import provenance
 from launch.plan.checks import make_job
-from pipeline.run.recorder import METRICS_FILE
+from pipeline.run.metrics import METRICS_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -22,7 +22,7 @@ from launch.resume import no_folder, start_state
 from pipeline.config.config_file import dump_config
 from pipeline.config.sections import config_tree
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.run.recorder import METRICS_FILE, trim_metrics
+from pipeline.run.metrics import METRICS_FILE, trim_metrics
 from pipeline.storage.atomic import TEMPORARY, replace_in, write_synced
 from pipeline.storage.checkpoint import complete_names, step_of
 from pipeline.storage.checkpoint_writer import CHECKPOINTS, CONFIG, CheckpointStore, checkpoints_of

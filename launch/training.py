@@ -25,7 +25,7 @@ from pipeline.run.events import Note, RunStarted
 from pipeline.run.recorder import Recorder
 from pipeline.run.run import Run
 from pipeline.schedule.feed import Feed, course_of
-from pipeline.storage.background_writer import BackgroundKeeper
+from pipeline.storage.background_writer import BackgroundWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from pipeline.data.batches import Batches
     from pipeline.run.events import Event, Observer
     from pipeline.schedule.feed import Course
-    from pipeline.storage.background_writer import Keeper
     from pipeline.storage.checkpoint import RunState
     from pipeline.storage.folder import Folder
 
@@ -87,7 +86,7 @@ def train(
         data=record,
         files=list_files(batches),
     )
-    keeper = BackgroundKeeper(store)
+    writer = BackgroundWriter(store)
     try:
         begun()
         with (
@@ -96,7 +95,7 @@ def train(
             interrupts_noted() as interrupted,
         ):
             tell = _both(log, _while_it_is_read(console, show, log))
-            run = make_run(job, held.folder, start, batches, course, keeper, tell)
+            run = make_run(job, held.folder, start, batches, course, writer, tell)
             run.observer(_started(job, held.path, run, linked=engine is not None))
             seen = (record.summary(), *record.gaps(), *batches.passed_over, *_left_out(batches))
             more = (*_measured(job, batches), *cautions(job), *_unlocked(held))
@@ -108,7 +107,7 @@ def train(
             run = replace(run, interrupted=interrupted, progress_interval_s=progress_s)
             _carry_out_logged(run, engine, log)
     finally:
-        if keeper.settle(0.0):  # else it may yet write: the folder stays locked
+        if writer.settle(0.0):  # else it may yet write: the folder stays locked
             store.close()
 
 
@@ -158,15 +157,15 @@ def make_run(
     start: RunState,
     batches: Batches,
     course: Course,
-    keeper: Keeper,
+    writer: BackgroundWriter,
     observer: Observer,
 ) -> Run:
-    """A run of `job` that writes its metrics into `folder` and gives its snapshots to `keeper`."""
+    """A run of `job` that writes its metrics into `folder` and its snapshots with `writer`."""
     recorder = Recorder(
         folder,
         course,
         [stage.device for stage in job.plan.stages],
-        keeper,
+        writer,
         observer,
         start=start,
     )

@@ -62,7 +62,7 @@ def digests_of(job: Job, steps: int, engine: Engine | None) -> dict[tuple[int, i
     from pipeline.errors import InterruptedRunError
     from pipeline.run.events import ignore
     from pipeline.schedule.feed import course_of
-    from pipeline.storage.background_writer import DirectKeeper
+    from pipeline.storage.background_writer import BackgroundWriter
     from pipeline.storage.checkpoint import RunState
     from pipeline.storage.folder import Folder
 
@@ -73,9 +73,9 @@ def digests_of(job: Job, steps: int, engine: Engine | None) -> dict[tuple[int, i
         share = min(course.steps_per_epoch, ceil(steps / len(course.learners)))
         course = replace(course, epochs=1, steps_per_epoch=share, milestones=())
     course = replace(course, checkpoint_every_steps=1, last_step=steps)
-    keeper = DirectKeeper(store)  # of every step
+    writer = BackgroundWriter(store, every=True)
     with _folder() as path, Folder.open(path) as folder, interrupts_noted() as interrupted:
-        run = make_run(job, folder, RunState(), batches, course, keeper, ignore)
+        run = make_run(job, folder, RunState(), batches, course, writer, ignore)
         try:
             carry_out(replace(run, interrupted=interrupted), engine)
         except InterruptedRunError:  # with nothing to go on from

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     from pipeline.planning.plan import StagePlan
     from pipeline.run.reading import Arrays
-    from pipeline.run.recorder import Recorder
     from pipeline.run.run import Run
     from pipeline.schedule.items import Item
     from pipeline.schedule.reports import PassReport, StageState
@@ -45,25 +44,25 @@ class _Outlet:
     it held, before the next begins: memory does not grow with depth."""
 
     def __init__(
-        self, after: int, queue: deque[tuple[int, Item, tuple[Tensor, ...]]], recorder: Recorder
+        self, stage: int, queue: deque[tuple[int, Item, tuple[Tensor, ...]]], run: Run
     ) -> None:
-        self._after, self._queue, self._recorder = after, queue, recorder
+        self._stage, self._queue, self._run = stage, queue, run
 
     def forward(self, item: Item, tensors: tuple[Tensor, ...]) -> None:
         """To the next stage."""
-        self._queue.append((self._after, item, tensors))
+        self._queue.append((self._stage + 1, item, tensors))
 
     def report(self, report: PassReport) -> None:
-        """To the recorder."""
-        self._recorder.report(report)
+        """To the metrics."""
+        self._run.recorder.metrics.report(report)
 
     def remark(self, text: str) -> None:
         """To the person who watches."""
-        self._recorder.note(f"stage {self._after - 1}: {text}")
+        self._run.observer(Note(f"stage {self._stage}: {text}"))
 
     def snapshot(self, state: StageState, files: Sequence[bytes]) -> None:
-        """To the recorder."""
-        self._recorder.snapshot(self._after - 1, state, files)
+        """To those of the other stages."""
+        self._run.recorder.snapshots.add(self._stage, state, files)
 
 
 class SingleTrainer:
@@ -113,7 +112,7 @@ class SingleTrainer:
 
     def _train(self) -> None:
         run = self._run
-        run.recorder.start_clock()
+        run.recorder.metrics.start_clock()
         speedometer, looked = Speedometer(run, monotonic()), monotonic()
         with closing(Reading(run, run.heed_interruption, run.observer)) as reading:
             for item in run.feed:
@@ -161,7 +160,7 @@ class SingleTrainer:
         runner = StageRunner(
             plan.stage,
             stage,
-            _Outlet(plan.stage + 1, self._queue, run.recorder),
+            _Outlet(plan.stage, self._queue, run),
             meter=meter_of(self._device),
             last_batch_id=start.position.step,
             check_until=run.bad_batches.check_until,

@@ -21,7 +21,7 @@ from pipeline.data.facts import data_facts
 from pipeline.errors import ConfigError
 from pipeline.network.from_config import network_specs
 from pipeline.planning.plan import make_plan
-from pipeline.run.recorder import METRICS_FILE
+from pipeline.run.metrics import METRICS_FILE
 
 if TYPE_CHECKING:
     from pipeline.config.sections import Config

@@ -21,7 +21,7 @@ from pipeline.run.events import (
     RunStarted,
     Waiting,
 )
-from pipeline.storage.line_log import LineFile
+from pipeline.storage.line_log import LineLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from pipeline.storage.folder import Folder
 
 PLAIN_EVERY_S = 10.0
-_KEPT_LINES = 10_000
-"""What a disk that refuses may cost in memory: a day of a line every ten seconds."""
 
 
 class PlainView:
@@ -132,7 +130,7 @@ def open_log(folder: Folder, show: Observer) -> Iterator[Observer]:
 
     A disk that refuses lines does not end the run: they are kept, and `show` gets a note of it.
     """
-    lines = LineFile(folder, LOG, lambda text: show(Note(text)), at_most=_KEPT_LINES)
+    lines = LineLog(folder, LOG, lambda text: show(Note(text)))
 
     def write(text: str) -> None:
         for line in Text(_encodable(text, "utf-8")).plain.split("\n"):  # `Text`: no control codes

@@ -37,7 +37,7 @@ class Gathering:
 
     def begin(self, run: Run) -> None:
         """Training begins, or begins again."""
-        self._recorder.start_clock()
+        self._recorder.metrics.start_clock()
         self._speedometer = Speedometer(run, self._clock())
 
     def tell(self, *texts: str) -> None:
@@ -54,12 +54,13 @@ class Gathering:
         self.tell_carrier(f"{said.stage} → {said.stage + 1}", connected.carrier)
 
     def _on_report(self, said: Said, report: Report) -> None:
-        self._recorder.report(report.report)
+        self._recorder.metrics.report(report.report)
 
     def _on_state(self, said: Said, state: StageState) -> None:
-        before = self._recorder.newest
-        self._recorder.snapshot(said.stage, state, said.attached)
-        if self._recorder.newest is not before:
+        snapshots = self._recorder.snapshots
+        before = snapshots.newest
+        snapshots.add(said.stage, state, said.attached)
+        if snapshots.newest is not before:
             for stage in self._crew.serving:
                 self._crew.say(stage, Complete(state.step))
 

@@ -71,10 +71,8 @@ class Reading:
     def _read(self, item: Item) -> Arrays | None:
         if self._run.batches.in_memory or not isinstance(item, TrainBatch | EvaluationBatch):
             return self._run.arrays(item)
-        reading = self._disk.submit(self._run.arrays, item)
-        return self._awaited(reading, f"the images of batch {item.batch_id}")
-
-    def _awaited(self, reading: Future[Arrays], what: str) -> Arrays | None:
+        reading: Future[Arrays] = self._disk.submit(self._run.arrays, item)
+        what = f"the images of batch {item.batch_id}"
         timeout, told, ends = Timeout(LONGEST_WAIT_S), monotonic(), False
         while not wait([reading], POLL_S).done:
             self._look()

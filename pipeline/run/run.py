@@ -31,11 +31,6 @@ if TYPE_CHECKING:
     from pipeline.storage.folder import Folder
 
 
-def never() -> bool:
-    """Nobody interrupts."""
-    return False
-
-
 @dataclass(frozen=True, slots=True)
 class Run:
     """One run. `interrupted` is asked between items; `id` tells runs on one machine apart."""
@@ -48,7 +43,7 @@ class Run:
     start: RunState
     recorder: Recorder
     observer: Observer
-    interrupted: Callable[[], bool] = never
+    interrupted: Callable[[], bool] = lambda: False
     progress_interval_s: float = 0.0
     folder: Folder | None = None
     """The run directory, for what is left for inspection."""
@@ -76,7 +71,7 @@ class Run:
             RunError: as `Recorder.finish`, where the last state is not.
         """
         self.recorder.finish()
-        saved = self.recorder.last_checkpoint
+        saved = self.recorder.snapshots.last_checkpoint
         if saved is None:
             return InterruptedRunError(self.start.position.step, saved=False)
         return InterruptedRunError(saved)
@@ -91,7 +86,7 @@ class Run:
         """
         failure = self.feed.failure
         if failure is not None:
-            self.recorder.report_untested()
+            self.recorder.metrics.report_untested()
             raise CutShortError(failure, self.interruption().step)
         if self.feed.cut_short:
             raise self.interruption()
@@ -116,8 +111,8 @@ class Run:
         Raises:
             StageFailedError: where leaving out batches does not help.
         """
-        start = self.recorder.newest or self.start
-        self.recorder.rewind(start.position)
+        start = self.recorder.snapshots.newest or self.start
+        self.recorder.rewind(start)
         step, course = start.position.step, self.feed.course
         search = self.bad_batches
         if step != self.start.position.step:

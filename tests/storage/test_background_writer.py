@@ -14,8 +14,7 @@ import pytest
 
 from pipeline.schedule.feed import Position
 from pipeline.storage.background_writer import (
-    BackgroundKeeper,
-    DirectKeeper,
+    BackgroundWriter,
     LeftOut,
     Refused,
     Written,
@@ -63,22 +62,22 @@ class SlowStore:
 
 
 class Bench:
-    """A keeper before a slow disk."""
+    """A writer before a slow disk."""
 
     def __init__(self) -> None:
         self.store = SlowStore()
-        self.keeper = BackgroundKeeper(self.store)
+        self.writer = BackgroundWriter(self.store)
 
-    def keep(self, *steps: int) -> None:
+    def write(self, *steps: int) -> None:
         for step in steps:
-            self.keeper.keep(snapshot(step))
+            self.writer.write(snapshot(step))
 
     def wait_until_begun(self, step: int) -> None:
         assert self.store.begun.get(timeout=WAIT_S) == step
 
     def all_outcomes(self) -> list[Outcome]:
-        assert self.keeper.settle(WAIT_S)
-        return self.keeper.outcomes()
+        assert self.writer.settle(WAIT_S)
+        return self.writer.outcomes()
 
 
 @pytest.fixture
@@ -87,35 +86,35 @@ def bench() -> Iterator[Bench]:
     yield bench
     for _ in range(9):
         bench.store.take()
-    assert bench.keeper.settle(WAIT_S)
+    assert bench.writer.settle(WAIT_S)
 
 
 def test_training_goes_on_while_it_is_written(bench: Bench) -> None:
-    bench.keep(4)
+    bench.write(4)
     bench.wait_until_begun(4)
-    assert bench.keeper.outcomes() == []  # and the caller is here, not in the disk
-    assert not bench.keeper.settle(0.0)
+    assert bench.writer.outcomes() == []  # and the caller is here, not in the disk
+    assert not bench.writer.settle(0.0)
     bench.store.take()
     assert bench.all_outcomes() == [written(4)]
-    assert bench.keeper.outcomes() == []
-    assert bench.store.threads == {"keeper"}
+    assert bench.writer.outcomes() == []
+    assert bench.store.threads == {"checkpoints"}
 
 
 def test_a_slow_disk_leaves_out_what_is_between_and_never_the_newest(bench: Bench) -> None:
-    bench.keep(1)
+    bench.write(1)
     bench.wait_until_begun(1)
-    bench.keep(2, 3, 4)
-    assert bench.keeper.outcomes() == [LeftOut(2), LeftOut(3)]
+    bench.write(2, 3, 4)
+    assert bench.writer.outcomes() == [LeftOut(2), LeftOut(3)]
     bench.store.take()
     bench.wait_until_begun(4)
-    bench.keep(5)
+    bench.write(5)
     bench.store.take()
     bench.store.take()
     assert bench.all_outcomes() == [written(1), written(4), written(5)]
 
 
 def test_the_first_is_written_whatever_follows(bench: Bench) -> None:
-    bench.keep(1, 2, 3)  # before its thread has looked
+    bench.write(1, 2, 3)  # before its thread has looked
     bench.wait_until_begun(1)
     bench.store.take()
     bench.store.take()
@@ -125,35 +124,26 @@ def test_the_first_is_written_whatever_follows(bench: Bench) -> None:
 def test_one_after_another(bench: Bench) -> None:
     for step in (1, 2, 3):
         bench.store.take()
-        bench.keep(step)
+        bench.write(step)
         assert bench.all_outcomes() == [written(step)]
 
 
-class Meanwhile(BackgroundKeeper):
-    """Gets two more when the first is written, before its thread has looked again."""
-
-    def _finished(self, outcome: Outcome) -> None:
-        super()._finished(outcome)
-        if outcome == written(1):
-            self.keep(snapshot(2))
-            self.keep(snapshot(3))
-
-
 def test_never_two_at_once(bench: Bench) -> None:
-    bench.keeper = Meanwhile(bench.store)
-    bench.keep(1)
-    for step in (1, 2, 3):
-        bench.wait_until_begun(step)
-        assert bench.store.begun.empty()
-        bench.store.take()
-    assert bench.all_outcomes() == [written(1), written(2), written(3)]
+    bench.write(1)
+    bench.wait_until_begun(1)
+    bench.write(2)
+    assert bench.store.begun.empty()
+    bench.store.take()
+    bench.wait_until_begun(2)
+    bench.store.take()
+    assert bench.all_outcomes() == [written(1), written(2)]
 
 
 def test_a_refusal_is_an_outcome_and_the_next_is_tried(bench: Bench) -> None:
     error = OSError(28, "No space left on device")
-    bench.keep(1)
+    bench.write(1)
     bench.wait_until_begun(1)
-    bench.keep(2)
+    bench.write(2)
     bench.store.take(error)
     bench.store.take()
     assert bench.all_outcomes() == [Refused(1, error), written(2)]
@@ -164,7 +154,7 @@ def test_memory_holds_two_at_most(bench: Bench) -> None:
     for step in range(1, 6):
         block = Block(b"block")
         held.append(weakref.ref(block))
-        bench.keeper.keep(RunState(Position(step), {0: memoryview(block)}))
+        bench.writer.write(RunState(Position(step), {0: memoryview(block)}))
         del block
         if step == 1:
             bench.wait_until_begun(1)
@@ -175,23 +165,21 @@ def test_memory_holds_two_at_most(bench: Bench) -> None:
     gc.collect()
     assert [ref() is not None for ref in held] == [False, False, False, False, True]
     bench.store.take()
-    assert bench.keeper.settle(WAIT_S)
+    assert bench.writer.settle(WAIT_S)
 
 
 def test_nothing_to_settle() -> None:
-    assert BackgroundKeeper(SlowStore()).settle(0.0)
+    assert BackgroundWriter(SlowStore()).settle(0.0)
 
 
-def test_directly_means_all_of_them_and_at_once() -> None:
+def test_every_means_all_of_them_and_at_once() -> None:
     store = SlowStore()
     error = ValueError("odd")
     for answer in (None, error, None):
         store.take(answer)
-    keeper = DirectKeeper(store)
+    writer = BackgroundWriter(store, every=True)
     for step in (1, 2, 3):
-        keeper.keep(snapshot(step))
+        writer.write(snapshot(step))
         assert store.begun.get_nowait() == step
-    assert keeper.settle(0.0)
-    assert keeper.outcomes() == [written(1), Refused(2, error), written(3)]
-    assert keeper.outcomes() == []
-    assert store.threads == {current_thread().name}
+    assert writer.outcomes() == [written(1), Refused(2, error), written(3)]
+    assert writer.outcomes() == []

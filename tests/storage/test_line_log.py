@@ -13,34 +13,12 @@ from launch.display.plain_view import open_log
 from pipeline.run.events import Note
 from pipeline.storage.atomic import replace_file
 from pipeline.storage.folder import Folder
-from pipeline.storage.line_log import LineFile, trim_lines
-from pipeline.storage.trouble import Trouble
+from pipeline.storage.line_log import MOST_WAITING, LineLog
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.run.events import Event
-
-# --- trouble is told once -----------------------------------------------------------------
-
-
-def test_trouble_is_told_once_and_then_counted() -> None:
-    said: list[str] = []
-    trouble = Trouble(said.append, meanwhile="we wait", over="it works again")
-    trouble.over()
-    assert (said, trouble.reason) == ([], None)
-    for _ in range(3):
-        trouble.refused("full")
-    assert said == ["full; we wait"]
-    trouble.refused("read-only")
-    assert said[1:] == ["read-only; we wait (before that, 3 times: full)"]
-    assert trouble.reason == "read-only"
-    trouble.over()
-    assert said[2:] == ["it works again; refused once: read-only"]
-    trouble.over()
-    trouble.refused("read-only")
-    assert said[3:] == ["read-only; we wait"]
-
 
 # --- lines --------------------------------------------------------------------------------
 
@@ -48,10 +26,10 @@ def test_trouble_is_told_once_and_then_counted() -> None:
 class Lines:
     """A file of lines and what it says."""
 
-    def __init__(self, path: Path, at_most: int | None = None) -> None:
+    def __init__(self, path: Path, most: int = MOST_WAITING) -> None:
         self.path, self.said = path, list[str]()
         held = Folder.open(path.parent)
-        self.file = LineFile(held, path.name, self.said.append, at_most=at_most)
+        self.file = LineLog(held, path.name, self.said.append, most=most)
 
     def there(self) -> list[str]:
         return self.path.read_text().splitlines()
@@ -74,22 +52,22 @@ def test_lines_are_appended(lines: Lines) -> None:
     for line in ("one", "two — ∞"):
         lines.file.append(line)
     assert lines.path.read_bytes().decode() == "old\none\ntwo — ∞\n"
-    assert (lines.said, lines.file.kept, lines.file.trouble) == ([], 0, None)
+    assert (lines.said, lines.file.waiting, lines.file.refusal) == ([], 0, None)
 
 
 def test_what_is_refused_is_written_later_in_order(lines: Lines) -> None:
     lines.file.append("one")
     refusing(lines, "two", "three")
-    assert (lines.there(), lines.file.kept) == (["one"], 2)
+    assert (lines.there(), lines.file.waiting) == (["one"], 2)
     reason = f"{lines.path}: can't be written: No space left on device"
-    assert lines.file.trouble == reason
+    assert lines.file.refusal == reason
     lines.file.append("four")
     assert lines.there() == ["one", "two", "three", "four"]
     assert lines.said == [
         f"{reason}; its lines are kept, and written when the disk works again",
-        f"{lines.path}: is written again, with the lines that were kept; refused 2 times: {reason}",
+        f"{lines.path}: is written again, with the lines that were kept",
     ]
-    assert lines.file.kept == 0
+    assert lines.file.waiting == 0
 
 
 def test_flush_tries_again(lines: Lines) -> None:
@@ -129,7 +107,7 @@ def test_a_line_that_a_crash_has_torn_is_cut_off(lines: Lines) -> None:
 
 
 def test_only_the_newest_are_kept_where_there_is_a_limit(tmp_path: Path) -> None:
-    lines = Lines(tmp_path / "lines", at_most=2)
+    lines = Lines(tmp_path / "lines", most=2)
     refusing(lines, "one", "two", "three")
     lines.file.flush()
     assert lines.there() == ["two", "three"]
@@ -154,15 +132,6 @@ def test_a_trim_that_is_refused_comes_before_the_next_line(lines: Lines) -> None
     assert lines.there() == ["1", "2", "3"]
     lines.file.flush()
     assert lines.there() == ["1", "3 again"]
-
-
-def test_a_full_disk_can_be_trimmed(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk", "64k") as disk:
-        path = disk / "lines"
-        path.write_text("1\n2\n3\n")
-        fill(disk)
-        trim_lines(Folder.open(disk), "lines", lambda line: line < "3")
-        assert path.read_text() == "1\n2\n"
 
 
 def test_a_full_disk_keeps_lines(tmp_path: Path) -> None:

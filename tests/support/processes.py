@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,7 +26,7 @@ from launch.engines.interrupts import INTERRUPTIONS
 from launch.job import Options
 from launch.launcher import launch as launch_options
 from pipeline.schedule.items import TrainBatch
-from pipeline.storage.background_writer import BackgroundKeeper
+from pipeline.storage.background_writer import BackgroundWriter
 from pipeline.storage.checkpoint import complete_checkpoints, open_checkpoint
 from support import REPOSITORY
 
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
     from pipeline.run.run import Run
     from pipeline.schedule.items import Item
-    from pipeline.storage.checkpoint import RunState
 
     Found = TypeVar("Found")
 
@@ -75,16 +75,8 @@ def until(condition: Callable[[], Found], what: str, deadline_s: float = DEADLIN
 def launch(config: Path | None, run_dir: Path, **options: Any) -> int:
     """Carry out a run on the CPU in this process; its exit status. Its workers are real."""
     given = {"gpus": "cpu", "view": "quiet", **options}
-    with patch("launch.training.BackgroundKeeper", UnhurriedKeeper):
+    with patch("launch.training.BackgroundWriter", partial(BackgroundWriter, every=True)):
         return launch_options(Options(config, run_dir=run_dir, **given))
-
-
-class UnhurriedKeeper(BackgroundKeeper):
-    """Leaves no checkpoint out, however slow the disk: tests look at each."""
-
-    def keep(self, state: RunState) -> None:
-        assert self.settle(DEADLINE_S)
-        super().keep(state)
 
 
 def digests(run_dir: Path) -> dict[int, dict[int, str]]:

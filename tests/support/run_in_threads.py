@@ -25,7 +25,7 @@ from pipeline.run.recorder import Recorder
 from pipeline.run.run import Run
 from pipeline.schedule.feed import Feed, course_of
 from pipeline.schedule.items import Stop
-from pipeline.storage.background_writer import DirectKeeper
+from pipeline.storage.background_writer import BackgroundWriter
 from pipeline.storage.checkpoint import RunState
 from pipeline.storage.folder import Folder
 from pipeline.transport.in_memory import MemoryControl, MemorySender, memory_link
@@ -119,7 +119,7 @@ class Job:
             held,
             course,
             ["cpu"] * plan.n_stages,
-            DirectKeeper(self.store),
+            BackgroundWriter(self.store, every=True),
             self._observe,
             start=start,
         )

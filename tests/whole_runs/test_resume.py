@@ -31,7 +31,7 @@ from pipeline.errors import InterruptedRunError
 from pipeline.run.events import ignore
 from pipeline.schedule.feed import Feed, course_of
 from pipeline.schedule.items import EndEvaluation, EvaluationBatch, Item, Snapshot, Stop, TrainBatch
-from pipeline.storage.background_writer import BackgroundKeeper
+from pipeline.storage.background_writer import BackgroundWriter
 from pipeline.storage.checkpoint import RunState
 
 if TYPE_CHECKING:
@@ -326,7 +326,7 @@ def train(job: Job, folder: Path, interrupted: Callable[[], bool]) -> None:
     with hold(folder) as held:
         start = held.start_state(job)[0] if held.holds_run else RunState()
         store = held.prepare(job, start, course.steps_per_epoch)
-        run = make_run(job, held.folder, start, batches, course, BackgroundKeeper(store), ignore)
+        run = make_run(job, held.folder, start, batches, course, BackgroundWriter(store), ignore)
         try:
             carry_out(replace(run, interrupted=interrupted), None)
         finally:

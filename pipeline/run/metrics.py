@@ -1,0 +1,161 @@
+"""metrics.jsonl: one line per epoch, written when the last stage has reported it."""
+
+from __future__ import annotations
+
+import json
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+from pipeline.run.events import EpochDone, Note
+from pipeline.storage.line_log import LineLog, trim_lines
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pipeline.run.events import Observer
+    from pipeline.schedule.feed import Course, Position
+    from pipeline.schedule.reports import PassReport, Tally
+    from pipeline.storage.checkpoint import RunState
+    from pipeline.storage.folder import Folder
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Puts the reports of `len(devices)` stages together, of a run that begins at `start`."""
+
+    def __init__(
+        self,
+        folder: Folder,
+        course: Course,
+        devices: Sequence[str],
+        observer: Observer,
+        start: RunState,
+        clock: Callable[[], float],
+    ) -> None:
+        self._course, self._devices = course, devices
+        self._observer, self._clock = observer, clock
+        self._reports: dict[tuple[int, bool], dict[int, PassReport]] = {}
+        self._seconds: dict[int, float] = {}
+        self._images_before = _images_counted(start)
+        self._began = clock()
+        self.lines = LineLog(folder, METRICS_FILE, lambda text: observer(Note(text)))
+
+    def start_clock(self) -> None:
+        """Training begins now; what came before was start-up."""
+        self._began = self._clock()
+
+    def report(self, report: PassReport) -> None:
+        """Take a stage's counters; write the epoch's line when it is complete."""
+        reports = self._reports.setdefault((report.epoch, report.training), {})
+        reports[report.stage] = report
+        if report.stage == len(self._devices) - 1:  # until then an epoch lasts, without its test
+            now = self._clock()
+            if report.training:
+                self._seconds[report.epoch] = now - self._began
+            self._began = now
+        if self._has_all(report.epoch, report.training) and self._complete(report.epoch):
+            self._write_line(report.epoch)
+
+    def report_untested(self) -> None:
+        """Write the lines of epochs whose test did not come to its end, since the run ends before;
+        they give way to whole ones when it goes on."""
+        for epoch in [epoch for epoch, training in self._reports if training]:
+            if self._has_all(epoch, training=True):
+                self._write_line(epoch)
+
+    def rewind(self, start: RunState) -> None:
+        """Forget what was said after `start`, where the run now begins again, and drop the lines
+        that will be written again."""
+        self._reports.clear()
+        self._seconds.clear()
+        self._images_before = _images_counted(start)
+        self.lines.trim(lambda line: _stays(line, start.position))
+        self.start_clock()
+
+    def _has_all(self, epoch: int, training: bool) -> bool:
+        return len(self._reports.get((epoch, training), ())) == len(self._devices)
+
+    def _complete(self, epoch: int) -> bool:
+        trained = not epoch or self._has_all(epoch, training=True)
+        tested = not self._course.evaluates(epoch) or self._has_all(epoch, training=False)
+        return trained and tested
+
+    def _write_line(self, epoch: int) -> None:
+        trained = self._take(epoch, training=True)
+        line = self._line(epoch, trained, self._take(epoch, training=False))
+        self.lines.append(json.dumps(line))
+        self._observer(EpochDone(line))
+
+    def _take(self, epoch: int, *, training: bool) -> list[PassReport]:
+        reports = self._reports.pop((epoch, training), {})
+        return [reports[stage] for stage in sorted(reports)]
+
+    def _line(
+        self, epoch: int, trained: list[PassReport], tested: list[PassReport]
+    ) -> dict[str, Any]:
+        tallies = [tally for report in trained for tally in report.tallies]
+        seconds, learner = self._seconds.pop(epoch, 0.0), self._course.learner(epoch)
+        images = max((tally.images for tally in tallies), default=0) - self._images_before
+        self._images_before = 0
+        return {
+            "event": "epoch",
+            "epoch": epoch,
+            "step": epoch * self._course.steps_per_epoch,
+            "lr": self._course.learning_rate(epoch),
+            **({"learner": learner} if learner is not None else {}),
+            "train": _summary(tallies),
+            "test": _summary([tally for report in tested for tally in report.tallies]),
+            "blocks": [
+                {"block": tally.block, "loss": _number(tally.loss), "error_pct": tally.error_pct}
+                for tally in tallies
+            ],
+            "images_per_s": round(images / seconds, 1) if seconds > 0 else None,
+            "seconds": round(seconds, 3),
+            "stages": [
+                {
+                    "stage": report.stage,
+                    "device": self._devices[report.stage],
+                    "busy": round(report.usage.busy, 4),
+                    "peak_memory_bytes": report.usage.peak_memory_bytes,
+                }
+                for report in trained
+            ],
+        }
+
+
+def trim_metrics(folder: Folder, position: Position) -> None:
+    """Drop the lines that a resumed run will write again: those after its position.
+
+    Raises:
+        OSError: where the disk refuses.
+    """
+    trim_lines(folder, METRICS_FILE, lambda line: _stays(line, position))
+
+
+def _stays(line: str, position: Position) -> bool:
+    try:
+        step = int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # a line that a crash left half written
+        return False
+    reported = position.epoch_reported and position.step > 0
+    return step < position.step or (step == position.step and reported)
+
+
+def _images_counted(start: RunState) -> int:
+    """Images of the epoch under way that were trained before the place to go on from."""
+    if start.position.epoch_reported:
+        return 0
+    return max((tally.images for tally in start.tallies), default=0)
+
+
+def _summary(tallies: Sequence[Tally]) -> dict[str, float | None] | None:
+    """Loss and error of the output block, which is the last."""
+    if not tallies:
+        return None
+    return {"loss": _number(tallies[-1].loss), "error_pct": tallies[-1].error_pct}
+
+
+def _number(value: float | None) -> float | None:
+    """JSON has no infinities: a loss that is not finite is null."""
+    return value if value is not None and isfinite(value) else None

@@ -1,0 +1,142 @@
+"""Puts the states of all stages together, and has them written as checkpoints.
+
+Stages reach a snapshot's marker at different times; it is complete when the last of them has. The
+disk may refuse it, or be slow: training goes on, and the next snapshot tries again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+from pipeline.errors import CheckpointError, TimedOutError
+from pipeline.run.events import CheckpointWritten, Note, Waiting
+from pipeline.schedule.feed import Position
+from pipeline.storage.background_writer import LeftOut, Written
+from pipeline.storage.checkpoint import RunState
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from pipeline.run.events import Observer
+    from pipeline.schedule.reports import StageState
+    from pipeline.storage.background_writer import BackgroundWriter
+    from pipeline.storage.folder import Folder
+
+    Part: TypeAlias = tuple[StageState, Sequence[bytes | memoryview]]
+
+_LOOK_S = 2.0
+_LONGEST_WAIT_S = 600.0
+"""For a disk that neither takes the last checkpoint nor refuses it."""
+
+
+class Snapshots:
+    """Those of a run of so many stages, which began at `start`."""
+
+    def __init__(
+        self,
+        folder: Folder,
+        stages: int,
+        writer: BackgroundWriter,
+        observer: Observer,
+        start: RunState,
+    ) -> None:
+        self._folder, self._stages, self._writer, self._observer = folder, stages, writer, observer
+        self._parts: dict[int, dict[int, Part]] = {}
+        self._patience_s = _LONGEST_WAIT_S
+        self._some_left_out = False
+        self._refusal: str | None = None
+        self.newest: RunState | None = None
+        """The newest complete snapshot, on the disk or not: what a run goes back to."""
+        self.last_checkpoint = start.position.step if start.files else None
+        """The step of the newest checkpoint that is on the disk."""
+
+    def add(self, stage: int, state: StageState, files: Sequence[bytes | memoryview]) -> None:
+        """Take a stage's state; have the checkpoint written when every stage's is there."""
+        parts = self._parts.setdefault(state.step, {})
+        parts[stage] = state, files
+        if len(parts) == self._stages:
+            del self._parts[state.step]
+            self.newest = _assembled(parts.values())
+            self._writer.write(self.newest)
+
+    def drop_incomplete(self) -> None:
+        """The run begins again: what stages say from here on must be of the new attempt."""
+        self._parts.clear()
+
+    def tell_written(self) -> bool:
+        """Tell what became of snapshots handed over earlier; whether one is on the disk now."""
+        before = self.last_checkpoint
+        for outcome in self._writer.outcomes():
+            if isinstance(outcome, Written):
+                self.last_checkpoint = outcome.step
+                if self._refusal is not None:
+                    self._observer(Note("checkpoints are written again"))
+                self._refusal = None
+                self._observer(CheckpointWritten(outcome.path, outcome.step))
+            elif isinstance(outcome, LeftOut):
+                self._tell_left_out(outcome)
+            elif isinstance(outcome.error, CheckpointError):
+                self._tell_refused(str(outcome.error))
+            else:
+                raise outcome.error
+        return self.last_checkpoint != before
+
+    def settle(self) -> None:
+        """Give the disk time to take what it was given, and tell."""
+        waited_s = 0.0
+        while self._patience_s > 0 and not self._writer.settle(_LOOK_S):
+            self._patience_s -= _LOOK_S
+            waited_s += _LOOK_S
+            self._observer(Waiting(("the disk",), waited_s))
+        self.tell_written()
+
+    def finish(self) -> None:
+        """Wait until the newest is on the disk.
+
+        Raises:
+            CheckpointError: where it is not, naming folder, reason and the last good checkpoint.
+            TimedOutError: where the disk neither takes it nor refuses it.
+        """
+        self.settle()
+        if self.newest and self._refusal:
+            self._writer.write(self.newest)  # the disk may have healed since
+            self.settle()
+        if self._patience_s <= 0:
+            raise TimedOutError(f"waited {_LONGEST_WAIT_S:.0f} s for the disk; {self.on_disk()}")
+        if self.newest and self._refusal:
+            raise CheckpointError(
+                f"{self._refusal}: the last checkpoint, of step {self.newest.position.step}, "
+                f"is lost; {self.on_disk()}"
+            )
+
+    def on_disk(self) -> str:
+        """What can be resumed from, as the end of a sentence."""
+        if self.last_checkpoint is None or self._folder.deleted:
+            return "there is no complete checkpoint"
+        return f"the newest complete checkpoint is of step {self.last_checkpoint}"
+
+    def _tell_refused(self, why: str) -> None:
+        if why != self._refusal:
+            self._observer(Note(f"{why}; training goes on, and the next snapshot tries again"))
+        self._refusal = why
+
+    def _tell_left_out(self, outcome: LeftOut) -> None:
+        if not self._some_left_out:
+            text = (
+                f"the disk is slower than snapshots come: that of step {outcome.step} was left "
+                "out for a newer one, and others may be"
+            )
+            self._observer(Note(text))
+        self._some_left_out = True
+
+
+def _assembled(parts: Collection[Part]) -> RunState:
+    states = [state for state, _ in parts]
+    files = {
+        block: file
+        for state, files in parts
+        for block, file in zip(state.blocks, files, strict=True)
+    }
+    tallies = [tally for state in states for tally in state.tallies]
+    position = Position(states[0].step, states[0].epoch_reported)
+    return RunState(position, files, tuple(sorted(tallies, key=lambda tally: tally.block)))
