@@ -1,14 +1,13 @@
 """pipeline-verify: do N processes equal one, bit for bit? For any config, step by step.
 
 Trains a few steps in single mode and as a pipeline, with a snapshot after every step, and
-compares the SHA-256 of every tensor: weights, heads, statistics and optimizer state.
+compares a fingerprint of every tensor: weights, heads, statistics and optimizer state.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from math import ceil
 from pathlib import Path
 from shutil import rmtree
@@ -29,21 +28,20 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class DigestStore:
-    """Keeps the SHA-256 of every tensor of every snapshot, by (step, block, tensor)."""
+    """Keeps the fingerprint of every tensor of every snapshot, by (step, block, tensor)."""
 
     digests: dict[tuple[int, int, str], str] = field(default_factory=dict)
 
     def write(self, state: RunState) -> Path:
         """Digest a snapshot instead of writing it."""
-        from torch import uint8
-
         from pipeline.learning.block_file import decode_block
+        from pipeline.rehearsal.fingerprints import fingerprints
 
-        for block, data in state.files.items():
-            for name, tensor in decode_block(bytes(data)).items():
-                raw = tensor.reshape(-1).view(uint8).numpy().tobytes()  # numpy has no bfloat16
-                self.digests[state.position.step, block, name] = sha256(raw).hexdigest()
-        return Path(f"step-{state.position.step:08d}")
+        step = state.position.step
+        states = {block: decode_block(bytes(data)) for block, data in state.files.items()}
+        for found in fingerprints(states):
+            self.digests[step, found.block, found.tensor] = found.digest
+        return Path(f"step-{step:08d}")
 
 
 def first_difference(
