@@ -51,7 +51,7 @@ PIPELINE: dict[str, Row] = {  # from the ground up
     "planning": row("errors config network"),
     "schedule": row("errors config network"),
     "protocol": row("errors data schedule"),
-    "storage": row("errors data schedule"),
+    "storage": row("errors system data schedule"),
     "device": torch("schedule"),
     "kernels": torch("seeding network device"),
     "transport": row("errors system schedule protocol"),

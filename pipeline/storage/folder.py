@@ -19,6 +19,8 @@ from stat import S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING
 from weakref import finalize, ref
 
+from pipeline.system.plain_file import open_regular
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -158,9 +160,8 @@ class Folder:
         return Folder(self.path / name, self.open_file(name, _FOLDER))
 
     def read(self, name: str) -> bytes:
-        """All of a file."""
-        # which closes the descriptor where `name` is a folder, too
-        with open(name, "rb", opener=self.open_file) as file:
+        """All of a regular file."""
+        with open_regular(name, self._descriptor) as file:
             return file.read()
 
     # --- changing it ----------------------------------------------------------------------
