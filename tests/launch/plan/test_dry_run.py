@@ -71,10 +71,10 @@ def printed(
 
 
 def rows_of(text: str) -> list[str]:
-    return [one_line(line).strip() for line in text.splitlines()]
+    return [unwrapped(line).strip() for line in text.splitlines()]
 
 
-def one_line(text: str) -> str:
+def unwrapped(text: str) -> str:
     return re.sub(r"\s+", " ", text)
 
 
@@ -95,7 +95,7 @@ def test_ratio_bottleneck_and_bounds() -> None:
     assert "1 1.00× 1.00×" in rows
     assert "4 2.92× 3.83×" in rows
     assert "10 3.83× 3.83×" in rows
-    sentences = one_line(text)
+    sentences = unwrapped(text)
     assert "predsim does 2.21 times the multiply-adds of global backprop" in sentences
     bound = "bound by stage 3 (conv 384→768): 21743 M multiply-adds of 83274 M"
     assert bound in sentences
@@ -104,14 +104,14 @@ def test_ratio_bottleneck_and_bounds() -> None:
 
 def test_what_crosses_the_links_is_said_with_labels() -> None:
     text = report({"name": "mlp", "hidden_layers": 3, "hidden": 4}, data="digits", stages=3)
-    assert "Stage 0 is sent 9 KiB with each" in one_line(text)  # 128 images of 64 pixels, and 8
+    assert "Stage 0 is sent 9 KiB with each" in unwrapped(text)  # 128 images of 64 pixels, and 8
     (total,) = (row for row in rows_of(text) if row.startswith("total"))
     assert " 6 KiB " in total  # twice 128 images of 4 numbers, and 8
 
 
 def test_a_stage_of_several_blocks_names_them_all() -> None:
     text = report(WIDE_VGG, stages=4)
-    assert "bound by stage 2 (conv 768→768, conv 768→1536): 28538 M" in one_line(text)
+    assert "bound by stage 2 (conv 768→768, conv 768→1536): 28538 M" in unwrapped(text)
     assert text.count("conv 1536→1536") == 3
 
 
@@ -136,7 +136,7 @@ def test_small_numbers_keep_their_digits() -> None:
 
 
 def test_global_backprop_has_no_bounds() -> None:
-    text = one_line(report({"name": "vgg8b"}, "glob", "mnist", stages=1, devices=("cpu",)))
+    text = unwrapped(report({"name": "vgg8b"}, "glob", "mnist", stages=1, devices=("cpu",)))
     assert "every link" not in text
     assert "glob does 1.00 times" in text
     assert "in one process (--single): 762 MiB there, and no speed-up" in text
@@ -146,7 +146,7 @@ def test_global_backprop_has_no_bounds() -> None:
 def test_what_is_not_known_of_a_users_own_modules_is_left_out() -> None:
     own = CustomSpec(parameters=8, forward_macs=0, normalises=False)
     specs = [replace(spec, custom=own) for spec in specs_of(config_of(MLP, "pred"))]
-    heads = one_line(printed(config_of(MLP, "pred"), specs))
+    heads = unwrapped(printed(config_of(MLP, "pred"), specs))
     assert "Speed: bound by stage 0" in heads  # the classifiers' are known
     assert "Arithmetic" not in heads
     nothing = [replace(spec, pred=None) for spec in specs]
@@ -160,7 +160,7 @@ def test_what_is_not_known_of_a_users_own_modules_is_left_out() -> None:
 def test_of_single_mode_one_process_is_told_and_nothing_between_stages(greedy: bool) -> None:
     config = config_of(WIDE_VGG, "predsim", schedule={"greedy": greedy})
     text = printed(config, specs_of(config), devices=("cpu",), single=True)
-    rows, sentences = rows_of(text), one_line(text)
+    rows, sentences = rows_of(text), unwrapped(text)
     assert [row for row in rows if row.startswith(("0 ", "1 "))] == [
         "0 cpu conv 3→384 91.3 M 101 M 83274 M – 3.9 GiB"
     ]
@@ -180,7 +180,7 @@ def test_planning_loads_neither_torch_nor_numpy() -> None:
 
 
 def test_greedy_training_has_no_bounds() -> None:
-    text = one_line(
+    text = unwrapped(
         report(
             {"name": "mlp", "hidden_layers": 2},
             "pred",
