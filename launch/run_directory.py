@@ -74,7 +74,7 @@ class RunDirectory:
 
     @property
     def config(self) -> Path:
-        """The resolved configuration."""
+        """config.yaml: the resolved configuration, with every default."""
         return self.path / CONFIG
 
     @property
@@ -241,31 +241,21 @@ def _acquired(path: Path, *, make: bool) -> tuple[Folder, list[Path], bool]:
     """The folder, open and locked; the folders made for that; whether it could be locked."""
     for _ in range(_ATTEMPTS):
         made = _make(path) if make else []
-        with suppress(FileNotFoundError):  # another command has just removed what it had made
-            folder = _opened(path)
-            locked = _lock(folder, path)
-            if folder.is_at(path):  # else it was moved, or removed, before it was locked
-                return folder, made, locked
-            folder.close()
+        try:
+            folder = Folder.open(path)
+            locked = folder.lock()
+        except FileNotFoundError:  # another command has just removed what it had made
+            continue
+        except BlockingIOError as error:
+            raise ConfigError(f"--run-dir {path}: {error.strerror}") from None
+        except OSError as error:
+            raise _not_a_folder(path, "opened", error) from None
+        if folder.is_at(path):  # else it was moved, or removed, before it was locked
+            return folder, made, locked
+        folder.close()
     if not make:
         raise no_folder(path)
     raise _not_a_folder(path, "opened", FileNotFoundError(ENOENT, os.strerror(ENOENT)))
-
-
-def _opened(path: Path) -> Folder:
-    try:
-        return Folder.open(path)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise _not_a_folder(path, "opened", error) from None
-
-
-def _lock(folder: Folder, path: Path) -> bool:
-    try:
-        return folder.lock()
-    except BlockingIOError as error:
-        raise ConfigError(f"--run-dir {path}: {error.strerror}") from None
 
 
 def _make(path: Path) -> list[Path]:

@@ -176,15 +176,10 @@ class Feed:
     def _advance(self, item: Item) -> None:
         if isinstance(item, TrainBatch):
             self._position = Position(item.batch_id, epoch_reported=False)
-        elif _closes_epoch(self.course, item):
+        elif isinstance(item, EndEvaluation) or (
+            isinstance(item, EndEpoch) and not self.course.evaluates(item.epoch)
+        ):  # an epoch is complete with its test, or with its end where it is not tested
             self._position = Position(self._position.step, epoch_reported=True)
-
-
-def _closes_epoch(course: Course, item: Item) -> bool:
-    """An epoch is complete with its test, or with its end where it is not tested."""
-    if isinstance(item, EndEpoch):
-        return not course.evaluates(item.epoch)
-    return isinstance(item, EndEvaluation)
 
 
 def _items(course: Course, start: Position) -> Iterator[Item]:

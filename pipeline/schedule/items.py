@@ -80,7 +80,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Nothing follows."""
+    """The end of the run: nothing follows."""
 
 
 Batch: TypeAlias = TrainBatch | EvaluationBatch

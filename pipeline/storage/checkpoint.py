@@ -62,12 +62,12 @@ class Checkpoint:
 
     @property
     def path(self) -> Path:
-        """Where it is."""
+        """Where its folder is now."""
         return self.folder.path
 
     @property
     def step(self) -> int:
-        """Training steps done."""
+        """Training steps that its weights include."""
         return _count(self.manifest["step"])
 
     @property

@@ -115,19 +115,16 @@ class CheckpointStore:
         try:
             folder.make(temporary)
             with folder.child(temporary) as aside:
-                self._write_files(aside, state)
+                blocks = sorted(state.files.items())
+                entries = [_write_block(aside, block, data) for block, data in blocks]
+                manifest = json.dumps(self._manifest(state, entries), indent=1)
+                write_synced(aside, MANIFEST, manifest.encode())
+                aside.sync()
             _make_appear(folder, temporary, final)
         except OSError:
             with suppress(OSError):
                 folder.remove(temporary)
             raise
-
-    def _write_files(self, folder: Folder, state: RunState) -> None:
-        files = sorted(state.files.items())
-        entries = [_write_block(folder, block, data) for block, data in files]
-        manifest = self._manifest(state, entries)
-        write_synced(folder, MANIFEST, json.dumps(manifest, indent=1).encode())
-        folder.sync()
 
     def _manifest(self, state: RunState, entries: list[dict[str, Any]]) -> dict[str, Any]:
         step, per_epoch = state.position.step, self._steps_per_epoch

@@ -24,7 +24,7 @@ class DaemonPool(Executor):
         self._threads, self._to_start = threads, [f"{name}-{number}" for number in range(threads)]
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """As every executor."""
+        """As every executor does it; the first call starts the threads."""
         future: Future[Any] = Future()
         self._work.put(lambda: _carry_out(future, lambda: fn(*args, **kwargs)))
         while self._to_start:
