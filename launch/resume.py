@@ -129,7 +129,7 @@ def _checkpoints(run: Folder) -> Folder | None:
 
 
 def _from_checkpoint(run: Folder, checkpoint: Checkpoint, job: Job) -> tuple[RunState, list[str]]:
-    before = build_config(checkpoint.manifest["config"], str(checkpoint.path))
+    before = build_config(checkpoint.config, str(checkpoint.path))
     notes = _compare(before, job.config, run.path)
     _check_blocks(checkpoint, len(job.specs))
     start = checkpoint.start()

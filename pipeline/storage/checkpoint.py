@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -58,7 +58,12 @@ class Checkpoint:
     """A complete checkpoint; its block files have not been read yet."""
 
     folder: Folder
-    manifest: dict[str, Any]
+    state: RunState
+    """But for its files."""
+    digests: Mapping[int, str]
+    """SHA-256 per block file."""
+    config: dict[str, Any]
+    """Of the run, as a tree; its keys have not been checked."""
 
     @property
     def path(self) -> Path:
@@ -68,34 +73,7 @@ class Checkpoint:
     @property
     def step(self) -> int:
         """Training steps that its weights include."""
-        return _count(self.manifest["step"])
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches in an epoch; with the step it says where in the data the run is."""
-        return _count(self.manifest["steps_per_epoch"])
-
-    @property
-    def epoch_reported(self) -> bool:
-        """Whether the epoch of the step has been reported and tested."""
-        return _of_type(bool, self.manifest["epoch_reported"])
-
-    @property
-    def tallies(self) -> tuple[Tally, ...]:
-        """Counters of the epoch under way."""
-        return tuple(_tally(tree) for tree in self.manifest["tallies"])
-
-    @property
-    def data(self) -> DataRecord | None:
-        """Which images the run has; None for checkpoints of versions that did not keep that."""
-        tree = self.manifest.get("data")
-        return None if tree is None else record_of_tree(tree)
-
-    @property
-    def digests(self) -> dict[int, str]:
-        """SHA-256 per block file."""
-        entries = self.manifest["blocks"]
-        return {_count(entry["block"]): _of_type(str, entry["sha256"]) for entry in entries}
+        return self.state.position.step
 
     def start(self) -> RunState:
         """Everything a run needs to go on from here.
@@ -103,8 +81,7 @@ class Checkpoint:
         Raises:
             CheckpointError: as `read`.
         """
-        position = Position(self.step, self.epoch_reported)
-        return RunState(position, self.read(), self.tallies, self.steps_per_epoch, self.data)
+        return replace(self.state, files=self.read())
 
     def read(self) -> dict[int, bytes]:
         """Every block file, verified.
@@ -113,15 +90,6 @@ class Checkpoint:
             CheckpointError: naming the first file that is missing or not as it was written.
         """
         return {block: self._read_block(block, digest) for block, digest in self.digests.items()}
-
-    def verify(self) -> None:
-        """Check every block file, one after another.
-
-        Raises:
-            CheckpointError: as `read`.
-        """
-        for block, digest in self.digests.items():
-            self._read_block(block, digest)
 
     def _read_block(self, block: int, digest: str) -> bytes:
         name = block_file_name(block)
@@ -184,30 +152,34 @@ def checkpoint_in(folder: Folder, name: str) -> Checkpoint:
 
 def _opened(folder: Folder) -> Checkpoint:
     try:
-        checkpoint = Checkpoint(folder, json.loads(folder.read(MANIFEST)))
-        _check(checkpoint)
+        return _parsed(folder, json.loads(folder.read(MANIFEST)))
     except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         raise _damaged(folder.path, error) from None
-    return checkpoint
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{path / MANIFEST}: is damaged: {error!r:.300}")
 
 
-def _check(checkpoint: Checkpoint) -> None:
-    """Read all that is read of a manifest later: each part refuses to be of another type."""
-    _ = (checkpoint.epoch_reported, checkpoint.steps_per_epoch, checkpoint.tallies)
-    _ = (checkpoint.manifest["config"], checkpoint.data)
-    if sorted(checkpoint.digests) != list(range(max(1, len(checkpoint.digests)))):
-        raise ValueError(f"blocks {sorted(checkpoint.digests)[:20]} are not 0, 1, 2, …")
-    if not checkpoint.path.name.endswith(f"step-{checkpoint.step:08d}"):
-        raise ValueError(f"step {checkpoint.step} is not that of the folder")
-    found = checkpoint.manifest.get("format")
+def _parsed(folder: Folder, manifest: dict[str, Any]) -> Checkpoint:
+    """Each part of a manifest refuses to be of another type."""
+    position = Position(_count(manifest["step"]), _of_type(bool, manifest["epoch_reported"]))
+    steps_per_epoch = _count(manifest["steps_per_epoch"])
+    tallies = tuple(map(_tally, manifest["tallies"]))
+    data = manifest.get("data")  # early versions did not keep it
+    record = None if data is None else record_of_tree(data)
+    blocks = {_count(each["block"]): _of_type(str, each["sha256"]) for each in manifest["blocks"]}
+    config, found = manifest["config"], manifest.get("format")
+    if sorted(blocks) != list(range(max(1, len(blocks)))):
+        raise ValueError(f"blocks {sorted(blocks)[:20]} are not 0, 1, 2, …")
+    if not folder.path.name.endswith(f"step-{position.step:08d}"):
+        raise ValueError(f"step {position.step} is not that of the folder")
     if found != FORMAT:
         raise CheckpointError(
-            f"{checkpoint.path / MANIFEST}: format {found!r:.40}, this version reads {FORMAT}"
+            f"{folder.path / MANIFEST}: format {found!r:.40}, this version reads {FORMAT}"
         )
+    state = RunState(position, {}, tallies, steps_per_epoch, record)
+    return Checkpoint(folder, state, blocks, config)
 
 
 def _count(value: Any) -> int:

@@ -26,7 +26,6 @@ from pipeline.storage.checkpoint import (
     MANIFEST,
     REPLACED,
     block_file_name,
-    checkpoint_in,
     complete_names,
 )
 
@@ -183,24 +182,11 @@ def _write_block(folder: Folder, block: int, data: bytes | memoryview) -> dict[s
 
 
 def _make_appear(folder: Folder, temporary: str, final: str) -> None:
-    """Give a new checkpoint its name; an older one of the same step gives way.
-
-    Its blocks are normally the same, and then only the manifest is replaced.
-    """
-    if _same_blocks(folder, temporary, final):
-        folder.rename(f"{temporary}/{MANIFEST}", f"{final}/{MANIFEST}")
-        with folder.child(final) as whole:
-            whole.sync()
-        with suppress(OSError):
-            folder.remove(temporary)
-    elif folder.has(final):
-        _replace_folder(folder, temporary, final)
-    else:
+    """Give a new checkpoint its name; an older one of the same step gives way."""
+    if not folder.has(final):
         folder.rename(temporary, final)
         folder.sync()
-
-
-def _replace_folder(folder: Folder, temporary: str, final: str) -> None:
+        return
     aside = f"{REPLACED}{final}"
     folder.rename(final, aside)
     try:
@@ -230,13 +216,3 @@ def _clear_away(folder: Folder) -> None:
 
 def _is_whole(folder: Folder, name: str) -> bool:
     return folder.has_file(f"{name}/{MANIFEST}")
-
-
-def _same_blocks(folder: Folder, temporary: str, final: str) -> bool:
-    """Whether `final` is whole, its files included, and holds what is to be written."""
-    try:
-        before = checkpoint_in(folder, final)
-        before.verify()
-        return before.digests == checkpoint_in(folder, temporary).digests
-    except CheckpointError:
-        return False

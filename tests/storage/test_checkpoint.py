@@ -70,8 +70,7 @@ def test_what_is_written_is_read(folder: Path) -> None:
     ]
     found = newest(folder)
     assert found is not None
-    assert (found.path, found.step, found.epoch_reported) == (path, 5, False)
-    assert found.tallies == TALLIES
+    assert (found.path, found.step) == (path, 5)
     assert found.read() == {block: bytes(data) for block, data in FILES.items()}
     start = found.start()
     assert start.position == Position(5, epoch_reported=False)
@@ -145,22 +144,15 @@ def test_what_is_no_checkpoint_is_neither_counted_nor_dropped(folder: Path) -> N
 # --- the same step again ------------------------------------------------------------------
 
 
-def test_same_blocks_only_replace_the_manifest(folder: Path) -> None:
+@pytest.mark.parametrize(
+    "files", [FILES, {0: b"other"}, {**FILES, 1: b"other"}, {**FILES, 3: b"more"}]
+)
+def test_it_takes_the_place_of_the_other(folder: Path, files: dict[int, bytes]) -> None:
     path = write(folder)
-    before = {file.name: file.stat().st_ino for file in path.iterdir()}
-    write(folder, reported=True)
-    after = {file.name: file.stat().st_ino for file in path.iterdir()}
-    assert before.pop("manifest.json") != after.pop("manifest.json")
-    assert before == after
-    assert open_checkpoint(path).epoch_reported
-    assert [entry.name for entry in folder.iterdir()] == [path.name]
-
-
-@pytest.mark.parametrize("files", [{0: b"other"}, {**FILES, 1: b"other"}, {**FILES, 3: b"more"}])
-def test_other_blocks_replace_the_whole(folder: Path, files: dict[int, bytes]) -> None:
-    path = write(folder)
-    write(folder, files=files)
-    assert open_checkpoint(path).read() == {block: bytes(data) for block, data in files.items()}
+    write(folder, reported=True, files=files)
+    found = open_checkpoint(path)
+    assert found.read() == {block: bytes(data) for block, data in files.items()}
+    assert found.state.position.epoch_reported
     assert len(list(path.iterdir())) == len(files) + 1
     assert [entry.name for entry in folder.iterdir()] == [path.name]
 
@@ -175,7 +167,7 @@ def test_a_damaged_one_is_replaced(folder: Path) -> None:
     assert open_checkpoint(path).read()
 
 
-# --- safe on the disk (interrupted: test_store.py) ---------------------------------------
+# --- safe on the disk (interrupted: test_checkpoint_writer.py) ---------------------------------
 
 
 def test_the_manifest_is_written_last_and_everything_synced(
@@ -193,9 +185,6 @@ def test_the_manifest_is_written_last_and_everything_synced(
     blocks = [f"block-{block:02d}.safetensors" for block in FILES]
     assert synced[:4] == [*blocks, "manifest.json"]
     assert synced[4:] == [".writing-step-00000005", "checkpoints"]
-    synced.clear()
-    write(folder, reported=True)  # the same blocks: only the manifest moves
-    assert synced[-1] == "step-00000005"
 
 
 # --- damaged ------------------------------------------------------------------------------
@@ -331,7 +320,7 @@ def test_whole_numbers_of_a_loss_are_read(folder: Path) -> None:
     """JSON need not tell 3 from 3.0, a message does."""
     tally = {"block": 0, "images": 1, "loss_sum": 3, "errors": None}
     found = open_checkpoint(_edited(write(folder), tallies=[tally]))
-    assert repr(found.tallies) == repr((Tally(0, 1, 3.0, None),))
+    assert repr(found.state.tallies) == repr((Tally(0, 1, 3.0, None),))
 
 
 def _edited(path: Path, removed: str | None = None, **changes: Any) -> Path:

@@ -63,7 +63,6 @@ class Scene:
     files: dict[int, bytes]
     between: tuple[State, ...]
     after: State
-    manifest_only: bool = False
 
     def arrange(self, run: Path) -> CheckpointStore:
         (run / "checkpoints").mkdir(parents=True)
