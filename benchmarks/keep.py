@@ -1,19 +1,21 @@
 """Keep what a finished run measured: python -m benchmarks.keep RUN_DIR NAME
 
-Writes results/NAME.json: where it was measured, the resolved config, every epoch's line. Run it
-at the commit that trained.
+Writes results/NAME-DATE-COMMIT.json: where it was measured, the resolved config, every epoch's
+line. Run it at the commit that trained.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
 
 import click
 
-from benchmarks.lib.machine import check_is_of_a_run, check_name, told_in_a_line, write_result
+from benchmarks.lib.command_line import told_in_a_line
+from benchmarks.lib.result_files import write_result
 from launch.machine.provenance import provenance
 from launch.paper.results import all_epochs
 from pipeline.config.config_file import load_config
@@ -29,9 +31,9 @@ from pipeline.run.metrics import METRICS_FILE
 @click.option("--command", required=True, help="The command line that trained.")
 @told_in_a_line
 def main(run_dir: Path, name: str, command: str) -> None:
-    """Keep the metrics of RUN_DIR as benchmarks/results/NAME.json."""
-    check_name(name, "NAME")
-    check_is_of_a_run(name)
+    """Keep the metrics of RUN_DIR as benchmarks/results/NAME-….json."""
+    if not re.fullmatch(r"\w[\w-]*", name):
+        raise ConfigError(f"NAME {shlex.quote(name)}: expected a plain word, as mnist_mlp_pred")
     epochs = epochs_of(run_dir)
     config = load_config(run_dir / "config.yaml")
     check_finished(run_dir, epochs[-1]["epoch"], all_epochs(config))

@@ -15,24 +15,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import click
 import torch
 
 from benchmarks.lib.allocations import MarkingOptimizer, Peaks, measure
-from benchmarks.lib.machine import (
-    check_can_be_kept,
-    device_named,
-    keep_so_far,
-    read_result,
-    told_in_a_line,
-    write_result,
-)
-from benchmarks.lib.memory_report import draw, megabytes, report, table, verdicts
-from benchmarks.lib.tables import no_table
+from benchmarks.lib.command_line import device_named, provenance_now, told_in_a_line
+from benchmarks.lib.report import Finding, Report, markdown
+from benchmarks.lib.result_files import RESULTS, keep_so_far, make_writable, write_result
 from benchmarks.rivals.checkpointed import CheckpointedNetwork, numbers_of_segments
-from launch.machine.provenance import provenance
 from pipeline.config.sections import build_config
 from pipeline.data.facts import data_facts
 from pipeline.learning.build import build_stage, prepare_process
@@ -45,12 +38,17 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from benchmarks.lib.report import Result
     from pipeline.config.sections import Config
     from pipeline.learning.optimizers import Optimizer
     from pipeline.network.specs import Shape
 
 WARM_UP_IMAGES = 8
 """In the first step, after which the optimizers hold their state."""
+ASKED_GROWTH = 0.05
+"""Of single mode's peak, either way, where the MLP's depth is doubled."""
+ASKED_SHARE, ASKED_OF = 0.25, "vgg19"
+"""Of global backprop's peak, in single mode."""
 _LR = 1e-4
 
 
@@ -178,87 +176,91 @@ def _to_nobody(passed: Tensor) -> None:
     """A stage's neighbour copies what it is sent into memory of its own."""
 
 
+def growths(found: Mapping[str, Mapping[str, Peaks]]) -> dict[str, float]:
+    """Of single mode's peak from one MLP to the next, twice as deep; by the deeper one."""
+    mlps = [name for name in found if name.startswith("mlp-")]
+    peaks = {name: found[name]["single"].total for name in mlps}
+    return {deeper: peaks[deeper] / peaks[name] - 1 for name, deeper in pairwise(mlps)}
+
+
+def peaks_in(result: Result) -> dict[str, dict[str, Peaks]]:
+    """By network and way, what a kept result holds."""
+    return {
+        network: {way: Peaks(**peaks) for way, peaks in ways.items()}
+        for network, ways in result["bytes"].items()
+    }
+
+
+def findings(result: Result) -> list[Finding]:
+    """Single mode's peak beside global backprop's, and how it grows with the MLP's depth."""
+    found = peaks_in(result)
+    told = [
+        Finding(f"{deeper}, single mode: more than with half the depth", f"{growth:+.1%}",
+                f"±{ASKED_GROWTH:.0%}", abs(growth) <= ASKED_GROWTH)
+        for deeper, growth in growths(found).items()
+    ]  # fmt: skip
+    for network, ways in found.items():
+        share, asked = _share_of_global(ways), network == ASKED_OF
+        what = f"{network}, single mode / global backprop"
+        told.append(Finding(what, f"{share:.2f}", f"≤ {ASKED_SHARE:g}" * asked,
+                            share <= ASKED_SHARE or not asked))  # fmt: skip
+    return told
+
+
+def _share_of_global(ways: Mapping[str, Peaks]) -> float:
+    return ways["single"].total / ways["global"].total
+
+
+def table(result: Result) -> str:
+    """Megabytes at the peak; in brackets without the gradients of weights."""
+    found = peaks_in(result)
+    ways = list(next(iter(found.values())))
+    rows = [
+        [
+            network,
+            *(f"{one.total / 1e6:.1f} ({one.activations / 1e6:.1f})" for one in by_way.values()),
+            f"{_share_of_global(by_way):.2f}",
+        ]
+        for network, by_way in found.items()
+    ]
+    return markdown(["network", *ways, "single / global"], rows, texts={"network"})
+
+
+REPORT = Report(
+    "Memory",
+    "Peak of what tensors take in one training step of 128 images beyond weights and optimizer "
+    "state, in MB; in brackets without the gradients of weights.",
+    findings,
+    table,
+)
+
+
 @click.command()
 @click.option("--network", "names", multiple=True, type=click.Choice(list(NETWORKS)),
               help="Only this one; may be given several times.")  # fmt: skip
 @click.option("--batch-size", default=128, show_default=True, type=click.IntRange(2))
 @click.option("--device", "device_name", default="cpu", show_default=True)
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
-@click.option("--name", help="Of the file, the section and the figure.")
-@click.option("--report", "only_report", is_flag=True, help="Write the table again from the file.")
-@no_table
 @told_in_a_line
-def main(
-    names: tuple[str, ...],
-    batch_size: int,
-    device_name: str,
-    precision: str,
-    name: str | None,
-    only_report: bool,
-    no_table: bool,
-) -> None:
-    """Measure, print and keep benchmarks/results/memory.json, on a GPU memory_cuda.json, in bf16
-    memory_bf16.json or memory_cuda_bf16.json, the table and the figure of that name."""
-    result = name or default_name(device_name, precision)
-    if not only_report:
-        device = torch.device(device_named(device_name))
-        extent = dict.fromkeys(names or NETWORKS, 1)
-        check_can_be_kept(result, "memory", extent, _extent_of_kept, table=not no_table)
-        measure_all(names, batch_size, device, precision, result)
-    tell(read_result(result, "memory"), result, table_too=not no_table)
-
-
-def _extent_of_kept(result: Mapping[str, Any]) -> dict[str, int]:
-    return dict.fromkeys(result["bytes"], 1)
-
-
-def default_name(device: str, precision: str) -> str:
-    """Of the file, the section and the figure."""
-    kind = device.partition(":")[0]
-    parts = ("memory", *([kind] if kind != "cpu" else []), *(["bf16"] * (precision == "bf16")))
-    return "_".join(parts)
-
-
-def measure_all(
-    names: Sequence[str], batch_size: int, device: torch.device, precision: str, result: str
-) -> None:
-    """Every network in every way, kept in the end."""
-    words = "".join(f" --network {name}" for name in names)
-    words += f" --batch-size {batch_size} --device {device} --precision {precision}"
-    words += f" --name {result}" if result != default_name(str(device), precision) else ""
-    where = provenance(f"python -m benchmarks.memory{words}")
+def main(names: tuple[str, ...], batch_size: int, device_name: str, precision: str) -> None:
+    """Measure, print and keep benchmarks/results/memory-….json, on a GPU memory_cuda-….json, in
+    bf16 memory_bf16-….json or memory_cuda_bf16-….json."""
+    device = torch.device(device_named(device_name))
+    make_writable(RESULTS)
+    name = "memory" + "_cuda" * (device.type == "cuda") + "_bf16" * (precision == "bf16")
+    where = {**provenance_now(), "batch_size": batch_size}
     prepare_process(device, 1)
     found: dict[str, dict[str, Any]] = {}
-    for name in names or NETWORKS:
-        tree = {**NETWORKS[name], "runtime": {"precision": precision}}
-        ways = measured_network(name, tree, batch_size, device)
-        found[name] = {way: asdict(peaks) for way, peaks in ways.items()}
-        keep_so_far(result, {**where, "batch_size": batch_size, "bytes": found})
-    print(f"kept in {write_result(result, {**where, 'batch_size': batch_size, 'bytes': found})}")
-
-
-def tell(kept: Mapping[str, Any], name: str, *, table_too: bool) -> None:
-    """The table, the verdicts and the figure of a result."""
-    found = {
-        network: {way: Peaks(**peaks) for way, peaks in ways.items()}
-        for network, ways in kept["bytes"].items()
-    }
-    print(table(found))
-    print("\n".join(verdicts(found)))
-    if table_too:
-        report(found, kept, name)
-        print(f"drawn in {draw(found, name)}")
-
-
-def measured_network(
-    name: str, tree: Mapping[str, Any], batch_size: int, device: torch.device
-) -> dict[str, Peaks]:
-    """All ways, each told as soon as it is known."""
-    found: dict[str, Peaks] = {}
-    for way, measured in WAYS.items():
-        found[way] = measured(tree, batch_size, device)
-        print(f"{name}, {way}: {megabytes(found[way].total)} MB", flush=True)
-    return found
+    for network in names or NETWORKS:
+        tree = {**NETWORKS[network], "runtime": {"precision": precision}}
+        found[network] = {}
+        for way, measured in WAYS.items():
+            peaks = measured(tree, batch_size, device)
+            found[network][way] = asdict(peaks)
+            print(f"{network}, {way}: {peaks.total / 1e6:.1f} MB", flush=True)
+        keep_so_far(name, {**where, "bytes": found})
+    result = {**where, "bytes": found}
+    REPORT.show(result, write_result(name, result))
 
 
 if __name__ == "__main__":

@@ -11,17 +11,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 import psutil
 
-from benchmarks.lib.machine import check_can_be_kept, told_in_a_line, write_result
-from launch.machine.provenance import provenance
+from benchmarks.lib.command_line import provenance_now, told_in_a_line
+from benchmarks.lib.report import Finding, Report, spread
+from benchmarks.lib.result_files import RESULTS, make_writable, write_result
 
-NAME = "ready"
+if TYPE_CHECKING:
+    from benchmarks.lib.report import Result
+
 STAGES = 10
 _TIMEOUT_S = 120.0
 _CONFIG = """
@@ -77,12 +79,25 @@ def _private_megabytes(process: psutil.Process) -> float:
     return float(process.memory_full_info().uss) / 1e6
 
 
-def _extent_of_kept(result: dict[str, Any]) -> dict[str, int]:
-    return {"runs": len(result["first_batch_s"])}
+def findings(result: Result) -> list[Finding]:
+    """All that is timed, and the memory of a worker."""
+    memory = result["largest_private_mb"]
+    answers = result["answers_s"]
+    return [
+        Finding(f"{result['stages']} stages: command to the first trained batch",
+                spread(result["first_batch_s"], " s")),
+        Finding("private memory of the largest worker", f"{max(memory):.0f} MB at most"),
+        Finding("`pipeline-launch --help`", spread(answers["help"], " s")),
+        Finding("an error in the config", spread(answers["config_error"], " s")),
+    ]  # fmt: skip
 
 
-def _show(name: str, values: list[float]) -> None:
-    print(f"{name:32} median {median(values):7.2f}   {min(values):.2f} … {max(values):.2f}")
+REPORT = Report(
+    "Ready",
+    "How soon a pipeline of ten stages trains on the CPU, and what a worker costs. Medians, in "
+    "brackets how many and their spread.",
+    findings,
+)
 
 
 @click.command()
@@ -93,34 +108,30 @@ def _show(name: str, values: list[float]) -> None:
     type=click.IntRange(1),
     help="How often each is measured.",
 )
-@click.option("--name", default=NAME, show_default=True, help="Of the file.")
 @told_in_a_line
-def main(runs: int, name: str) -> None:
-    """Measure, print and keep benchmarks/results/ready.json."""
-    check_can_be_kept(name, NAME, {"runs": runs}, _extent_of_kept, table=False)
+def main(runs: int) -> None:
+    """Measure, print and keep benchmarks/results/ready-….json."""
+    make_writable(RESULTS)
+    where = provenance_now()
     measured = []
     for _ in range(runs):
         with TemporaryDirectory() as folder:
             measured.append(first_batch(Path(folder)))
-    bad = ["--set", "loss.beta=1.5", "configs/digits.yaml"]
     answers = {
-        "help": [answer_seconds(["--help"]) for _ in range(runs)],
-        "config_error": [answer_seconds(bad) for _ in range(runs)],
+        "help": ["--help"],
+        "config_error": ["--set", "loss.beta=1.5", "configs/digits.yaml"],
     }
-    result: dict[str, Any] = {
-        **provenance(
-            f"python -m benchmarks.ready --runs {runs}" + f" --name {name}" * (name != NAME)
-        ),
+    result = {
+        **where,
         "stages": STAGES,
         "first_batch_s": [round(seconds, 2) for seconds, _ in measured],
         "largest_private_mb": [round(private, 1) for _, private in measured],
-        "answers_s": {name: [round(s, 3) for s in times] for name, times in answers.items()},
+        "answers_s": {
+            name: [round(answer_seconds(words), 3) for _ in range(runs)]
+            for name, words in answers.items()
+        },
     }
-    _show("first batch, s", result["first_batch_s"])
-    _show("private memory of a worker, MB", result["largest_private_mb"])
-    for answer, times in result["answers_s"].items():
-        _show(f"{answer}, s", times)
-    print(f"kept in {write_result(name, result)}")
+    REPORT.show(result, write_result("ready", result))
 
 
 if __name__ == "__main__":

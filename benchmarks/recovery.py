@@ -24,21 +24,26 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
 import psutil
 
-from benchmarks.lib.machine import check_can_be_kept, make_writable, told_in_a_line, write_result
-from benchmarks.lib.recovery_report import Kill, show_kills, show_speeds
-from launch.machine.provenance import provenance
+from benchmarks.lib.command_line import provenance_now, told_in_a_line
+from benchmarks.lib.report import Finding, Report, spread
+from benchmarks.lib.result_files import RESULTS, make_writable, write_result
 from pipeline.run.metrics import METRICS_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-NAME = "recovery"
+    from benchmarks.lib.report import Result
+
+ASKED_RATIO, ASKED_S = 0.97, 3.0
+"""Least speed with the usual snapshots, that without being 1; most seconds until a killed worker's
+successor trains."""
 SECONDS = click.FloatRange(0.0, min_open=True)
 
 EPOCH_S = 2.5
@@ -122,6 +127,18 @@ def started(disk: Path, config: Mapping[str, Any], stages: int) -> Iterator[Run]
         finally:
             process.terminate()
             process.wait(_TIMEOUT_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """Seconds from the kill of a stage's worker until it was noticed, all were back, and had
+    trained; `said_s` is what the run itself says that they took to be back."""
+
+    stage: int
+    said_s: float
+    noticed_s: float
+    back_s: float
+    trained_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +250,35 @@ def _next_with(text: str, lines: Iterator[str]) -> str:
     raise SystemExit(f"run.log has not said {text!r} for {_TIMEOUT_S:g} s")
 
 
+def findings(result: Result) -> list[Finding]:
+    """All clocks of the kills, and the speeds with snapshots beside that without."""
+    killed = result["recovery"]["kills"]
+    clocks = {
+        "a worker killed: until the loss was noticed": "noticed_s",
+        "until all workers were back": "back_s",
+        "until four more steps were trained": "trained_s",
+    }
+    told = [Finding(what, spread([kill[clock] for kill in killed], " s"))
+            for what, clock in clocks.items()]  # fmt: skip
+    slowest_s = max(kill["trained_s"] for kill in killed)
+    told[-1] = told[-1]._replace(asked=f"≤ {ASKED_S:g} s", met=slowest_s <= ASKED_S)
+    for number, (kind, ratios) in enumerate(result["snapshots"]["ratios"].items()):
+        told.append(Finding(f"speed with a snapshot {kind} / without", spread(ratios)))
+        if not number:
+            met = median(ratios) >= ASKED_RATIO
+            told[-1] = told[-1]._replace(asked=f"≥ {ASKED_RATIO}", met=met)
+    return told
+
+
+REPORT = Report(
+    "Snapshots and recovery",
+    "One of ten workers after another is killed; the clock is that of who kills. Speeds with "
+    "snapshots are beside that without in the same round. Medians, in brackets how many and their "
+    "spread.",
+    findings,
+)
+
+
 @click.command()
 @click.option("--pairs", default=3, show_default=True, type=click.IntRange(1), help="Rounds.")
 @click.option("--seconds", default=90.0, type=SECONDS, help="Each is timed.  [default: 90]")
@@ -241,34 +287,23 @@ def _next_with(text: str, lines: Iterator[str]) -> str:
 @click.option("--kills", "count", default=10, show_default=True, type=click.IntRange(1))
 @click.option("--seed", default=1, show_default=True, help="Decides whom to kill, and when.")
 @click.option("--disk", default="runs", show_default=True, type=click.Path(path_type=Path))
-@click.option("--name", default=NAME, show_default=True, help="Of the file.")
 @told_in_a_line
 def main(
-    pairs: int, seconds: float, every: float, harsh: float, count: int, seed: int, disk: Path,
-    name: str,
-) -> None:  # fmt: skip
-    """Measure, print and keep benchmarks/results/recovery.json; the runs lie in DISK meanwhile."""
-    extent = {"rounds": pairs, "kills": count}
-    check_can_be_kept(name, NAME, extent, _extent_of_kept, table=False)
-    make_writable(disk)
-    words = f"--pairs {pairs} --seconds {seconds:g} --every {every:g} --harsh {harsh:g}"
-    words += f" --kills {count} --seed {seed}" + f" --name {name}" * (name != NAME)
-    where = provenance(f"python -m benchmarks.recovery {words}")
+    pairs: int, seconds: float, every: float, harsh: float, count: int, seed: int, disk: Path
+) -> None:
+    """Measure, print and keep benchmarks/results/recovery-….json; the runs lie in DISK
+    meanwhile."""
+    for folder in (RESULTS, disk):
+        make_writable(folder)
+    where = provenance_now()
     found = kills(disk, count, seed)
-    show_kills(found)
     kinds = {f"every {every:g} s": in_epochs(every), NONE: None}
     kinds[f"every {harsh:g} s"] = in_epochs(harsh)
     epochs = WARM_UP + in_epochs(max(seconds, every))
     cost = cost_of_snapshots(disk, pairs, epochs, kinds)
     recovery = {"config": KILLED, "kills": [asdict(kill) for kill in found]}
-    show_speeds(cost["ratios"])
     result = {**where, "snapshots": cost, "recovery": recovery}
-    print(f"kept in {write_result(name, result)}")
-
-
-def _extent_of_kept(result: Mapping[str, Any]) -> dict[str, int]:
-    rounds = min(map(len, result["snapshots"]["ratios"].values()))
-    return {"rounds": rounds, "kills": len(result["recovery"]["kills"])}
+    REPORT.show(result, write_result("recovery", result))
 
 
 if __name__ == "__main__":

@@ -12,40 +12,31 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from contextlib import redirect_stderr
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from itertools import product
 from pathlib import Path
 from statistics import mean, median
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import click
 
+from benchmarks.lib.command_line import counts_of, provenance_now, told_in_a_line
 from benchmarks.lib.contenders import NEVER
-from benchmarks.lib.machine import (
-    check_can_be_kept,
-    keep_so_far,
-    read_result,
-    told_in_a_line,
-    write_result,
-)
-from benchmarks.lib.scaling_report import Division, Round, division_of, report, rows_in, summary
-from benchmarks.lib.tables import counts_of, no_table
+from benchmarks.lib.report import Finding, Report, markdown
+from benchmarks.lib.result_files import RESULTS, keep_so_far, make_writable, write_result
 from launch.engines.interrupts import INTERRUPTED
 from launch.job import Options
 from launch.launcher import launch
-from launch.machine.provenance import provenance
 from launch.plan.checks import make_job
 from pipeline.run.metrics import METRICS_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    from benchmarks.lib.machine import Extent
-    from benchmarks.lib.scaling_report import Found
+    from benchmarks.lib.report import Result
 
 EPOCHS = 3
 """The first one warms up, the median of the others counts."""
@@ -76,6 +67,40 @@ schedule: {{epochs: {EPOCHS}, milestones: []}}
 runtime: {{eval_every_epochs: 0, checkpoint_every_steps: {NEVER}}}
 """
 """Without snapshots, which a prediction knows nothing of."""
+
+
+WITHIN = 0.10
+"""Asked of the prediction."""
+
+
+class Division(NamedTuple):
+    """So many stages on these devices, as `--gpus` names them."""
+
+    stages: int
+    gpus: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        """As people say."""
+        where = "the CPU" if self.gpus == "cpu" else f"GPUs {self.gpus}"
+        return f"{self.stages} {'stage' if self.stages == 1 else 'stages'} on {where}"
+
+
+@dataclass(frozen=True)
+class Round:
+    """Images per second of one network, divided in one way, in one round."""
+
+    predicted: float
+    measured: float
+
+    @property
+    def off_by(self) -> float:
+        """Of the prediction, relative."""
+        return self.predicted / self.measured - 1
+
+
+Found: TypeAlias = dict[Division, Round]
+"""In one round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +170,61 @@ def check(tasks: Sequence[Task], divisions: Sequence[Division]) -> None:
 
 
 def _line(network: str, one: Division, found: Round) -> str:
-    error = 100 * (found.predicted / found.measured - 1)
     return (
         f"{network:6} {one.name}: predicted {found.predicted:8.0f}, measured "
-        f"{found.measured:8.0f} images/s ({error:+.1f} %)"
+        f"{found.measured:8.0f} images/s ({found.off_by:+.1%})"
     )
+
+
+def kept_rows(rounds: Sequence[Found]) -> list[dict[str, Any]]:
+    """Of each division all rounds, as plain JSON values."""
+    return [{**one._asdict(), "rounds": [asdict(found[one]) for found in rounds]}
+            for one in rounds[0]]  # fmt: skip
+
+
+def rows_in(result: Result) -> list[tuple[str, Division, list[Round]]]:
+    """What a kept result holds. The first ones were on the CPU and don't say it."""
+    return [
+        (network, Division(row["stages"], row.get("gpus", "cpu")),
+         [Round(one["predicted"], one["measured"]) for one in row["rounds"]])
+        for network in NETWORKS
+        for row in result.get(network, ())
+    ]  # fmt: skip
+
+
+def findings(result: Result) -> list[Finding]:
+    """How far predictions are off, by network and division."""
+    told = []
+    for network, division, rounds in rows_in(result):
+        off = median(one.off_by for one in rounds)
+        what = f"{network}, {division.name}, predicted / measured"
+        told.append(Finding(what, f"{off:+.1%}", f"±{WITHIN:.0%}", abs(off) <= WITHIN))
+    return told
+
+
+def table(result: Result) -> str:
+    """Images/s predicted and measured, by network, devices and stages."""
+    columns = ["network", "devices", "stages", "predicted", "measured", "off by", "single rounds"]
+    rows = []
+    for network, (stages, gpus), rounds in rows_in(result):
+        predicted = median(one.predicted for one in rounds)
+        measured = median(one.measured for one in rounds)
+        errors = [one.off_by for one in rounds]
+        rows.append([
+            network, gpus, str(stages), f"{predicted:,.0f}", f"{measured:,.0f}",
+            f"{median(errors):+.1%}", f"{min(errors):+.1%} to {max(errors):+.1%}",
+        ])  # fmt: skip
+    return markdown(columns, rows, texts={"network", "devices"})
+
+
+REPORT = Report(
+    "Scaling",
+    "Images/s that `pipeline-launch --dry-run --measure` predicts, and what a run reaches: medians "
+    "over the rounds, each by itself; what predictions are off by is the median of the rounds' "
+    "quotients.",
+    findings,
+    table,
+)
 
 
 @click.command()
@@ -167,9 +242,6 @@ def _line(network: str, one: Division, found: Round) -> str:
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Of the config.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
 @click.option("--images", type=click.IntRange(128), help=f"Of an epoch.  [default: {_OWN}]")
-@click.option("--name", default="scaling", show_default=True, help="Of the file in results/.")
-@click.option("--report", "only_report", is_flag=True, help="Write the table again from the file.")
-@no_table
 @told_in_a_line
 def main(
     networks: tuple[str, ...],
@@ -178,46 +250,21 @@ def main(
     overrides: tuple[str, ...],
     rounds: int,
     images: int | None,
-    name: str,
-    only_report: bool,
-    no_table: bool,
 ) -> None:
-    """Compare predicted with measured images/s."""
-    if not only_report:
-        chosen = networks or ON_A_CPU
-        tasks = [Task(network, images or IMAGES[network], overrides) for network in chosen]
-        divisions = [Division(count, spec) for spec in specs for count in stages]
-        check(tasks, divisions)
-        extent = {_case(task.network, one): rounds for task, one in product(tasks, divisions)}
-        check_can_be_kept(name, "scaling", extent, _extent_of_kept, table=not no_table)
-        print(f"kept in {write_result(name, measure(tasks, divisions, rounds, name))}")
-    report(read_result(name, "scaling"), NETWORKS, name, table_too=not no_table)
-
-
-def _extent_of_kept(result: Mapping[str, Any]) -> Extent:
-    return {
-        _case(network, division_of(row)): len(row["rounds"])
-        for network, rows in rows_in(result, NETWORKS).items()
-        for row in rows
-    }
-
-
-def _case(network: str, one: Division) -> str:
-    return f"{network}, {one.name}"
-
-
-def measure(
-    tasks: Sequence[Task], divisions: Sequence[Division], rounds: int, name: str
-) -> dict[str, Any]:
-    """Every network, round by round; what was found so far is kept after each."""
-    result = provenance("python -m benchmarks.scaling " + " ".join(sys.argv[1:]))
+    """Compare predicted with measured images/s; keep benchmarks/results/scaling-….json."""
+    tasks = [Task(one, images or IMAGES[one], overrides) for one in networks or ON_A_CPU]
+    divisions = [Division(count, spec) for spec in specs for count in stages]
+    check(tasks, divisions)
+    make_writable(RESULTS)
+    name = "scaling" if set(specs) == {"cpu"} else "scaling_cuda"
+    result = provenance_now()
     for task in tasks:
         found: list[Found] = []
         for _ in range(rounds):
             found.append(one_round(task, divisions))
-            result[task.network] = summary(found)
+            result[task.network] = kept_rows(found)
             keep_so_far(name, result)
-    return result
+    REPORT.show(result, write_result(name, result))
 
 
 if __name__ == "__main__":

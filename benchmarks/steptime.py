@@ -20,22 +20,14 @@ from typing import TYPE_CHECKING, Any
 import click
 import torch
 
+from benchmarks.lib.command_line import provenance_now, told_in_a_line
 from benchmarks.lib.contenders import NETWORKS, Contender, Task
-from benchmarks.lib.figures import draw_steptime
 from benchmarks.lib.kernels import CONVOLUTIONS, KINDS, PRODUCTS, KernelClock
 from benchmarks.lib.laps import made_up_batches
-from benchmarks.lib.machine import (
-    check_can_be_kept,
-    keep_so_far,
-    machine,
-    read_result,
-    told_in_a_line,
-    write_result,
-)
-from benchmarks.lib.tables import NOTHING, README, markdown, no_table, write_section
+from benchmarks.lib.report import NOTHING, Finding, Report, markdown
+from benchmarks.lib.result_files import RESULTS, keep_so_far, make_writable, write_result
 from benchmarks.lib.turns import WARM_UP, seconds_of, taken_in_turn, times_as_fast
 from benchmarks.rivals.plain import PlainBlock, PlainTrainer
-from launch.machine.provenance import provenance
 from pipeline.data.facts import data_facts
 from pipeline.learning.build import prepare_process
 from pipeline.network.from_config import network_specs
@@ -44,10 +36,10 @@ from pipeline.profiling.blocks import UnitTrainer
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from benchmarks.lib.report import Result
     from benchmarks.lib.turns import Step
     from pipeline.config.sections import Config
 
-NAME, ROUNDS = "steptime", 3
 BETWEEN = "between"
 PLAIN = "plain fp32"
 WAYS = {PLAIN: "fp32", "ours fp32": "fp32", "ours bf16": "bf16"}
@@ -148,71 +140,57 @@ def table(found: Sequence[Timed]) -> str:
     columns = (*texts, "× plain", "step, ms", *KINDS, BETWEEN, "convolutions and products")
     rows = [
         [
-            NETWORKS[one.network].title, one.loss, one.way, _times(one), f"{one.step_ms:.1f}",
-            *(f"{one.kinds_ms[kind]:.1f}" for kind in (*KINDS, BETWEEN)), f"{_share(one):.0%}",
+            NETWORKS[one.network].title, one.loss, one.way,
+            NOTHING if one.times_plain is None else f"{one.times_plain:.2f}",
+            f"{one.step_ms:.1f}", *(f"{one.kinds_ms[kind]:.1f}" for kind in (*KINDS, BETWEEN)),
+            f"{(one.kinds_ms[CONVOLUTIONS] + one.kinds_ms[PRODUCTS]) / one.step_ms:.0%}",
         ]
         for one in found
     ]  # fmt: skip
     return markdown(columns, rows, texts)
 
 
-def _times(one: Timed) -> str:
-    return NOTHING if one.times_plain is None else f"{one.times_plain:.2f}"
+def findings(result: Result) -> list[Finding]:
+    """How many times as fast as plain each way is, step by step."""
+    return [
+        Finding(f"{step['network']} {step['loss']}, {step['way']} / {PLAIN}",
+                f"{step['times_plain']:.2f}")
+        for step in result["steps"]
+        if step.get("times_plain") and step["way"] != PLAIN
+    ]  # fmt: skip
 
 
-def _share(one: Timed) -> float:
-    return (one.kinds_ms[CONVOLUTIONS] + one.kinds_ms[PRODUCTS]) / one.step_ms
-
-
-def report(result: Mapping[str, Any], name: str, *, table_too: bool) -> None:
-    """The table, printed and written into README.md, and the picture."""
-    found = [Timed(**tree) for tree in result["steps"]]
-    print(table(found))
-    if not table_too:
-        return
-    where = f"`{result['command']}`, {machine(result, 'cpu')}, commit {result['commit']}"
-    picture = f"![Milliseconds of a step by kind of work](figures/{name}.svg)"
-    draw_steptime(result["steps"], (*KINDS, BETWEEN), name)
-    write_section(README, name, f"{table(found)}\n{where}.\n\n{picture}")
+REPORT = Report(
+    "Where a step's time goes",
+    "Milliseconds of a training step of 128 images in one process of one thread, by kind of work. "
+    "`between` is what a step takes beyond its kernels; 0.0 where these, timed one by one, took no "
+    "less than the whole. `× plain`: steps of both in turn, the median of the quotients. A row is "
+    "the round whose step took the median time; before commit 12772ef each column was a median by "
+    "itself.",
+    findings,
+    lambda result: table([Timed(**step) for step in result["steps"]]),
+)
 
 
 @click.command()
-@click.option("--rounds", default=ROUNDS, show_default=True, type=click.IntRange(1))
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
 @click.option(
     "--seconds",
     default=4.0,
     type=click.FloatRange(0.0, min_open=True),
     help="How long each is timed, twice.  [default: 4]",
 )
-@click.option("--name", default=NAME, show_default=True, help="Of file, section and figure.")
-@click.option("--report", "only_report", is_flag=True, help="Write the table again from the file.")
-@no_table
 @told_in_a_line
-def main(rounds: int, seconds: float, name: str, only_report: bool, no_table: bool) -> None:
-    """Measure, print and keep benchmarks/results/steptime.json, the table in benchmarks/README.md
-    and the figure."""
-    if not only_report:
-        extent = {"rounds": rounds}
-        check_can_be_kept(name, NAME, extent, _extent_of_kept, table=not no_table)
-        measure_all(rounds, seconds, name)
-    report(read_result(name, NAME), name, table_too=not no_table)
-
-
-def _extent_of_kept(result: Mapping[str, Any]) -> dict[str, int]:
-    return {"rounds": result.get("rounds", ROUNDS)}  # older results don't say
-
-
-def measure_all(rounds: int, seconds: float, name: str) -> None:
-    """Every network and loss; what was found so far is kept after each."""
-    words = f"--rounds {rounds} --seconds {seconds:g}" + (f" --name {name}" if name != NAME else "")
-    where = {**provenance(f"python -m benchmarks.steptime {words}"), "rounds": rounds}
-    steps: list[dict[str, Any]] = []
+def main(rounds: int, seconds: float) -> None:
+    """Measure, print and keep benchmarks/results/steptime-….json."""
+    make_writable(RESULTS)
+    result = {**provenance_now(), "rounds": rounds, "steps": []}
     for network, losses in CASES.items():
         for loss in losses:
-            steps += [one.tree() for one in measured(network, loss, rounds, seconds)]
+            result["steps"] += [one.tree() for one in measured(network, loss, rounds, seconds)]
             print(f"{network} {loss}: done", flush=True)
-            keep_so_far(name, {**where, "steps": steps})
-    print(f"kept in {write_result(name, {**where, 'steps': steps})}")
+            keep_so_far("steptime", result)
+    REPORT.show(result, write_result("steptime", result))
 
 
 if __name__ == "__main__":

@@ -18,36 +18,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks.lib.contenders import BATCH, NETWORKS, raced, trained
-from benchmarks.lib.figures import draw_throughput
-from benchmarks.lib.lineup import (
-    DEFAULTS,
-    LOSSES,
-    PRECISIONS,
-    Options,
-    check,
-    contenders,
-    default_name,
-)
-from benchmarks.lib.machine import (
-    RESULTS,
-    keep_so_far,
-    machine,
-    make_writable,
-    read_result,
-    told_in_a_line,
-    write_result,
-)
-from benchmarks.lib.speeds import Row, answers, network_text, rows_of
-from benchmarks.lib.tables import README, counts_of, no_table, write_section
+from benchmarks.lib.command_line import counts_of, provenance_now, told_in_a_line
+from benchmarks.lib.contenders import BATCH, LOSSES, NETWORKS, PRECISIONS, raced, trained
+from benchmarks.lib.lineup import DEFAULTS, Options, check, contenders
+from benchmarks.lib.report import Finding, Report
+from benchmarks.lib.result_files import RESULTS, keep_so_far, make_writable, write_result
+from benchmarks.lib.speeds import Row, findings, network_text, rows_of
 from launch.machine.gpus import devices
-from launch.machine.provenance import provenance
 from pipeline.config.sections import config_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from benchmarks.lib.contenders import Lap, Task
+    from benchmarks.lib.report import Result
 
 EPOCH_S = 4.0
 """About how long an epoch of ours is to last; the first is not counted."""
@@ -74,72 +58,54 @@ def lap(task: Task, row: Row, disk: Path) -> Lap:
     return trained(task, *size_of_run(speed, task.seconds), disk)
 
 
-def race(network: str, options: Options, keep: Callable[[dict[str, Any]], None]) -> None:
-    """All rounds of a network; what was found so far is kept after each."""
+def race(network: str, options: Options) -> Iterator[dict[str, Any]]:
+    """All rounds of a network; after each, what was found so far."""
     rows = [Row(contender) for contender in contenders(options)]
     config = config_tree(options.task(network, rows[0].contender).config())
     for number in range(1, options.rounds + 1):
         for row in rows:
-            row.laps.append(lap(options.task(network, row.contender), row, options.disk))
-            print(f"{network} {number}/{options.rounds}  {_said(row)}", flush=True)
-        found = [row.tree() for row in rows]
-        keep({"network": network, "config": config, "contenders": found})
-
-
-def _said(row: Row) -> str:
-    newest = row.laps[-1]
-    speed = newest.get("images_per_s")
-    said = f"failed: {newest['failed']}" if speed is None else f"{speed:9,.0f} images/s"
-    return f"{row.contender.name:28} {said}"
+            found = lap(options.task(network, row.contender), row, options.disk)
+            row.laps.append(found)
+            failed, speed = found.get("failed"), found.get("images_per_s", 0)
+            said = f"failed: {failed}" if failed else f"{speed:9,.0f} images/s"
+            print(
+                f"{network} {number}/{options.rounds}  {row.contender.name:28} {said}", flush=True
+            )
+        yield {"network": network, "config": config, "contenders": [row.tree() for row in rows]}
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """Measure all networks, and keep results/NAME.partial.json as it grows."""
+    """Measure all networks; what was found so far is kept after each round."""
     if left_out := set(options.stages) - {1, *options.rival_stages}:
         print(f"left out: 1F1B in {sorted(left_out)} stages, which needs as many GPUs", flush=True)
-    where = provenance(options.command)
     result: dict[str, Any] = {
-        **where, "device": options.device, "threads": options.threads, "batch_size": BATCH,
-        "networks": [],
+        **provenance_now(), "device": options.device, "threads": options.threads,
+        "batch_size": BATCH, "networks": [],
     }  # fmt: skip
-    for network in options.networks:
-        before = list(result["networks"])
-
-        def keep(tree: dict[str, Any], before: list[Any] = before) -> None:
-            result["networks"] = [*before, tree]
+    for number, network in enumerate(options.networks):
+        for found in race(network, options):
+            result["networks"][number:] = [found]
             keep_so_far(options.name, result)
-
-        race(network, options, keep)
     return result
 
 
-def report(result: dict[str, Any], name: str) -> str:
-    """The tables of a result as Markdown."""
-    cores, commit = result["cores"], result["commit"] + "+" * result["uncommitted_changes"]
-    where = machine(result, result["device"])
-    words = (
-        f"From [`results/{name}.json`](results/{name}.json): `{result['command']}`; {where}, "
-        f"{cores} cores; torch {result['versions']['torch']}; commit {commit}. Images/s are "
-        "medians of the rounds; × is the median of the quotients within rounds, 1F1B with its best "
-        "numbers of stages and micro-batches.\n"
-    )
-    picture = f"![Images/s of each contender](figures/{name}.svg)\n"
-    texts = [network_text(tree, result["device"]) for tree in result["networks"]]
-    return "\n".join([words, *texts, picture])
+def all_findings(result: Result) -> list[Finding]:
+    """Of every network, which is named where there are several."""
+    networks = result["networks"]
+    return [
+        found._replace(what=f"{tree['network']}: " * (len(networks) > 1) + found.what)
+        for tree in networks
+        for found in findings(tree["network"], result["device"], rows_of(tree["contenders"]))
+    ]
 
 
-def show(result: dict[str, Any]) -> None:
-    """All medians, and whether they are what is asked for."""
-    for tree in result["networks"]:
-        rows = rows_of(tree["contenders"])
-        print(f"\n{NETWORKS[tree['network']].title}")
-        for row in rows:
-            speeds = [speed for speed in row.speeds if speed is not None]
-            spread = f"{min(speeds):,.0f} … {max(speeds):,.0f}" if speeds else row.failure
-            print(f"{row.contender.name:28} median {row.speed or 0:9,.0f}   {spread}")
-        for answer in answers(tree["network"], result["device"], rows):
-            met = "yes" if answer.met else "NO"
-            print(f"{answer.asked}: {answer.found:.2f}, {met}")
+REPORT = Report(
+    "Throughput",
+    "Images/s are medians of the rounds; a ratio is the median of the quotients within rounds. A "
+    "pipeline and 1F1B count with the numbers of stages and micro-batches that are best.",
+    all_findings,
+    lambda result: "\n".join(map(network_text, result["networks"])),
+)
 
 
 def _list_of(allowed: Sequence[str]) -> Callable[..., tuple[str, ...]]:
@@ -186,33 +152,23 @@ def _list_of(allowed: Sequence[str]) -> Callable[..., tuple[str, ...]]:
 )
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Of the config.")
 @click.option("--disk", default="runs", show_default=True, type=click.Path(path_type=Path))
-@click.option("--name", help="Of the file and the section. [default: throughput, on GPUs …_cuda]")
-@click.option("--report", "only_report", is_flag=True, help="Write the tables again from the file.")
-@no_table
 @told_in_a_line
 def main(
     network: tuple[str, ...], precision: tuple[str, ...], losses: tuple[str, ...],
     stages: tuple[int, ...], rounds: int, seconds: float, gpus: str | None, threads: int,
-    changes: tuple[str, ...], disk: Path, name: str | None, only_report: bool, no_table: bool,
+    changes: tuple[str, ...], disk: Path,
 ) -> None:  # fmt: skip
-    """Measure, print and keep benchmarks/results/throughput.json, and the tables in
-    benchmarks/README.md; the runs lie in DISK meanwhile."""
-    device = devices(gpus)[0].partition(":")[0]
-    networks = network or DEFAULTS[device]
-    name = name or default_name(device)
-    if not only_report:
-        options = Options(
-            networks, precision, losses, stages, rounds, seconds, gpus, threads, changes, disk, name
-        )
-        check(options, table=not no_table)
-        make_writable(disk)
-        write_result(name, measure(options))
-    result = read_result(name, "throughput")
-    show(result)
-    print(f"kept in {RESULTS / name}.json")
-    if not no_table:
-        draw_throughput(result["networks"], name)
-        write_section(README, name, report(result, name))
+    """Measure, print and keep benchmarks/results/throughput_NETWORK-….json, on GPUs
+    throughput_NETWORK_cuda-….json; the runs lie in DISK meanwhile."""
+    networks = network or DEFAULTS[devices(gpus)[0].partition(":")[0]]
+    options = Options(
+        networks, precision, losses, stages, rounds, seconds, gpus, threads, changes, disk
+    )
+    check(options)
+    for folder in (RESULTS, disk):
+        make_writable(folder)
+    result = measure(options)
+    REPORT.show(result, write_result(options.name, result))
 
 
 if __name__ == "__main__":

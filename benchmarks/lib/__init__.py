@@ -1,1 +1,1 @@
-"""What the commands share: contenders, clocks, records of memory, results, tables, pictures."""
+"""What the commands share: contenders, clocks, records of memory, results, tables."""

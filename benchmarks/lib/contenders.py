@@ -30,6 +30,7 @@ Way: TypeAlias = Literal["single", "pipeline", "1f1b", "plain", "products"]
 Lap: TypeAlias = dict[str, Any]
 """What one measurement gave: `images_per_s` and what it was worked out from, or `failed`."""
 
+LOSSES, PRECISIONS = ("pred", "sim", "predsim"), ("fp32", "bf16")
 BATCH = 128
 NEVER = 1_000_000_000
 """Steps between checkpoints: as many as a config may say."""

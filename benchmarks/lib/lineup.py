@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from benchmarks.lib.contenders import Contender, Task
-from benchmarks.lib.machine import check_can_be_kept
-from benchmarks.lib.speeds import rows_of
 from launch.machine.gpus import devices
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from benchmarks.lib.machine import Extent
-
 DEFAULTS = {"cpu": ("mlp", "vgg8b_quarter"), "cuda": ("vgg8b", "vgg11b_3x")}
-LOSSES, PRECISIONS = ("pred", "sim", "predsim"), ("fp32", "bf16")
 MICRO_BATCHES = (1, 2, 4)
 
 
@@ -35,12 +30,16 @@ class Options:
     threads: int
     changes: tuple[str, ...]
     disk: Path
-    name: str
 
     @property
     def device(self) -> str:
         """`cpu` or `cuda`."""
         return devices(self.gpus)[0].partition(":")[0]
+
+    @property
+    def name(self) -> str:
+        """Of what is kept: what was measured."""
+        return "_".join(["throughput", *self.networks, *["cuda"] * (self.device == "cuda")])
 
     @property
     def rival_stages(self) -> list[int]:
@@ -54,31 +53,9 @@ class Options:
         there = 0 if self.device == "cuda" else len(os.sched_getaffinity(0))
         return [n for n in self.rival_stages if n * self.threads <= there]
 
-    @property
-    def command(self) -> str:
-        """The command line that says the same."""
-        lists = (
-            ("network", self.networks),
-            ("precision", self.precisions),
-            ("losses", self.losses),
-        )
-        words = [f"--{name} {','.join(values)}" for name, values in lists]
-        words += [f"--stages {','.join(map(str, self.stages))}"]
-        words += [f"--rounds {self.rounds} --seconds {self.seconds:g}"]
-        words += [f"--threads {self.threads}"]
-        words += [f"--gpus {self.gpus}"] if self.gpus else []
-        words += [f"--set {change}" for change in self.changes]
-        words += [f"--name {self.name}"] if self.name != default_name(self.device) else []
-        return " ".join(["python -m benchmarks.throughput", *words])
-
     def task(self, network: str, contender: Contender) -> Task:
         """What a contender is told."""
         return Task(network, contender, self.gpus, self.threads, self.seconds, self.changes)
-
-
-def default_name(device: str) -> str:
-    """Of the file and the section."""
-    return "throughput" if device == "cpu" else "throughput_cuda"
 
 
 def contenders(options: Options) -> list[Contender]:
@@ -101,27 +78,12 @@ def contenders(options: Options) -> list[Contender]:
     return [*found, *(Contender("plain", loss, "fp32") for loss in options.losses)]
 
 
-def check(options: Options, *, table: bool) -> None:
+def check(options: Options) -> None:
     """Asked before anything is measured.
 
     Raises:
-        ConfigError: where contenders can't do what they are told, or results can't be kept.
+        ConfigError: where contenders can't do what they are told.
     """
     for network in options.networks:
         for contender in contenders(options):
             options.task(network, contender).check()
-    check_can_be_kept(options.name, "throughput", extent(options), _extent_of_kept, table=table)
-
-
-def extent(options: Options) -> Extent:
-    """How often each contender is timed."""
-    named = [one.name for one in contenders(options)]
-    return {f"{network}: {name}": options.rounds for network in options.networks for name in named}
-
-
-def _extent_of_kept(result: dict[str, Any]) -> Extent:
-    return {
-        f"{tree['network']}: {row.contender.name}": len(row.laps)
-        for tree in result["networks"]
-        for row in rows_of(tree["contenders"])
-    }

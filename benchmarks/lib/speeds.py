@@ -1,24 +1,43 @@
 """What the laps of benchmarks.throughput say: medians, ratios within rounds, what was asked for.
 
-A ratio is the median over the rounds of the quotients within each: machines drift. From the kept
-JSON alone, so a table can be written again at any time.
+A ratio is the median over the rounds of the quotients within each: machines drift.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.lib.contenders import NETWORKS, Contender
-from benchmarks.lib.tables import NOTHING, markdown
+from benchmarks.lib.contenders import LOSSES, NETWORKS, PRECISIONS, Contender
+from benchmarks.lib.report import NOTHING, Finding, markdown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from benchmarks.lib.contenders import Lap, Way
 
-_LEFT = ("trained by", "loss", "asked", "met")
+CORES = "global backprop in one process on all cores"
+_SMALL = ("mlp", "vgg8b_quarter")
+ASKED = {
+    **{
+        ("cpu", "mlp", "pipeline", loss, precision, "1F1B"): least
+        for precision in PRECISIONS
+        for loss, least in (("pred", 1.8), ("predsim", 0.95))
+    },
+    **{
+        ("cpu", network, "single mode", loss, precision, "plain fp32"): least
+        for network in _SMALL
+        for loss in LOSSES
+        for precision, least in (("fp32", 1.3), ("bf16", 3.0))
+    },
+    ("cuda", "vgg8b", "single mode", "predsim", "bf16", "plain fp32"): 5.0,
+    ("cuda", "vgg8b", "single mode", "predsim", "bf16", "products alone"): 0.4,
+}
+"""At least so many times as fast as a rival: device, network, way, loss, precision, rival."""
+BOUND = {"mlp": 0.88, "vgg8b_quarter": 0.92}
+"""Least share of its bound that a pipeline of two stages on two cores reaches: the slowest stage
+is to be busy for so much of the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,23 +87,9 @@ def ratio(row: Row | None, other: Row | None) -> float | None:
     return median(quotients) if quotients else None
 
 
-def plain(rows: Sequence[Row], loss: str) -> Row | None:
-    """The plain baseline that learns from this loss."""
-    return _fastest(rows, "plain", loss, "fp32")
-
-
-def products(rows: Sequence[Row], loss: str, precision: str) -> Row | None:
-    """The bound of one process that learns from this loss."""
-    return _fastest(rows, "products", loss, precision)
-
-
-def onef1b(rows: Sequence[Row], precision: str) -> Row | None:
-    """1F1B with the numbers of stages and micro-batches that are best."""
-    return _fastest(rows, "1f1b", "glob", precision)
-
-
-def _fastest(rows: Sequence[Row], way: Way, loss: str, precision: str) -> Row | None:
-    """Of the same way, loss and precision, with whatever numbers of stages were tried."""
+def fastest(rows: Sequence[Row], way: Way, loss: str, precision: str) -> Row | None:
+    """Of the same way, loss and precision, whatever else differs: numbers of stages and of
+    micro-batches, compiled or not."""
     wanted = (way, loss, precision)
     found = [
         row
@@ -94,103 +99,53 @@ def _fastest(rows: Sequence[Row], way: Way, loss: str, precision: str) -> Row | 
     return max(found, key=lambda row: row.speed or 0.0, default=None)
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """At least so many times as fast as a rival, for each of these losses; a pipeline with the
-    number of stages that is best, as its rival."""
-
-    networks: tuple[str, ...]
-    way: Way
-    losses: tuple[str, ...]
-    precision: str
-    rival: Way
-    least: float
-    device: str = "cpu"
-
-
-_SMALL, _ALL = ("mlp", "vgg8b_quarter"), ("pred", "sim", "predsim")
-ASKED = (
-    Asked(("mlp",), "pipeline", ("pred",), "fp32", "1f1b", 1.8),
-    Asked(("mlp",), "pipeline", ("predsim",), "fp32", "1f1b", 0.95),
-    Asked(("mlp",), "pipeline", ("pred",), "bf16", "1f1b", 1.8),
-    Asked(("mlp",), "pipeline", ("predsim",), "bf16", "1f1b", 0.95),
-    Asked(_SMALL, "single", _ALL, "fp32", "plain", 1.3),
-    Asked(_SMALL, "single", _ALL, "bf16", "plain", 3.0),
-    Asked(("vgg8b",), "single", ("predsim",), "bf16", "plain", 5.0, "cuda"),
-    Asked(("vgg8b",), "single", ("predsim",), "bf16", "products", 0.4, "cuda"),
-)
-
-
-BOUND = {"mlp": 0.88, "vgg8b_quarter": 0.92}
-"""Least share of its bound that a pipeline of two stages on two cores reaches: the slowest stage
-is to be busy for so much of the time."""
-
-
-class Answer(NamedTuple):
-    """What was asked for, in words, and what was found."""
-
-    asked: str
-    least: float
-    found: float
-
-    @property
-    def met(self) -> bool:
-        """Whether it was reached."""
-        return self.found >= self.least
+def findings(network: str, device: str, rows: Sequence[Row]) -> list[Finding]:
+    """Ours, at its best, beside each rival at its best; how busy a pipeline's slowest stage is."""
+    told: list[Finding] = []
+    one_process = [row for row in rows if row.contender.cores > 1]
+    for precision in PRECISIONS:
+        onef1b = fastest(rows, "1f1b", "glob", precision)
+        cores = fastest(one_process, "single", "glob", precision)
+        for loss in LOSSES:
+            pipeline, single, plain, products = (
+                fastest(rows, "pipeline", loss, precision),
+                fastest(rows, "single", loss, precision),
+                fastest(rows, "plain", loss, "fp32"),
+                fastest(rows, "products", loss, precision),
+            )
+            for way, ours, name, rival in (
+                ("pipeline", pipeline, "1F1B", onef1b),
+                ("pipeline", pipeline, CORES, cores),
+                ("single mode", single, "plain fp32", plain),
+                ("single mode", single, "products alone", products),
+            ):
+                if (found := ratio(ours, rival)) is not None:
+                    least = ASKED.get((device, network, way, loss, precision, name))
+                    told.append(_at_least(f"{way} {loss} {precision} / {name}", found, least))
+        if (found := ratio(cores, onef1b)) is not None:
+            told.append(_at_least(f"{CORES}, {precision} / 1F1B", found))
+    for row in rows:
+        shares = [max(lap["busy"]) for lap in row.laps if "busy" in lap]
+        if shares and (row.contender.way, row.contender.stages) == ("pipeline", 2):
+            what = f"{row.contender.name}: the slowest stage is busy"
+            least = BOUND.get(network) if device == "cpu" else None
+            told.append(_at_least(what, median(shares), least))
+    return told
 
 
-def answers(network: str, device: str, rows: Sequence[Row]) -> list[Answer]:
-    """All that was asked for of what was measured; `device` is `cpu` or `cuda`."""
-    found: list[Answer] = []
-    for asked in ASKED:
-        if network not in asked.networks or device != asked.device:
-            continue
-        for loss in asked.losses:
-            found += _answer(asked, loss, rows)
-    if device == "cpu" and network in BOUND:
-        found += [_share(row, BOUND[network]) for row in rows if _is_bounded(row)]
-    return found
+def _at_least(what: str, found: float, least: float | None = None) -> Finding:
+    if least is None:
+        return Finding(what, f"{found:.2f}")
+    return Finding(what, f"{found:.2f}", f"≥ {least:g}", found >= least)
 
 
-def _is_bounded(row: Row) -> bool:
-    return (row.contender.way, row.contender.stages) == ("pipeline", 2) and bool(row.speed)
-
-
-def _share(row: Row, least: float) -> Answer:
-    shares = [max(lap["busy"]) for lap in row.laps if "busy" in lap]
-    words = f"{row.contender.name}: slowest stage busy for ≥ {least:g} of the time"
-    return Answer(words, least, median(shares))
-
-
-def _answer(asked: Asked, loss: str, rows: Sequence[Row]) -> list[Answer]:
-    row = _fastest(rows, asked.way, loss, asked.precision)
-    rival, name = _rival(asked, loss, rows)
-    quotient = ratio(row, rival)
-    if quotient is None or row is None:
-        return []
-    words = f"{row.contender.name} ≥ {asked.least:g} × {name}"
-    return [Answer(words, asked.least, quotient)]
-
-
-def _rival(asked: Asked, loss: str, rows: Sequence[Row]) -> tuple[Row | None, str]:
-    if asked.rival == "1f1b":
-        return onef1b(rows, asked.precision), f"1F1B at its best, {asked.precision}"
-    if asked.rival == "products":
-        return products(rows, loss, asked.precision), f"products alone, {asked.precision}"
-    return plain(rows, loss), "plain, fp32"
-
-
-def network_text(tree: dict[str, Any], device: str) -> str:
-    """A network's tables as Markdown: speeds and ratios, what was asked for, what failed."""
+def network_text(tree: dict[str, Any]) -> str:
+    """A network's table as Markdown: speeds and ratios, what failed."""
     rows = rows_of(tree["contenders"])
-    parts = [f"### {NETWORKS[tree['network']].title}\n", _speed_table(rows)]
-    given = answers(tree["network"], device, rows)
-    if given:
-        parts.append(_asked_table(given))
-    failed = {f"{row.contender.name}: {row.failure}" for row in rows if row.failure}
-    if failed:
-        parts.append("Failed:\n\n" + "".join(f"- {line}\n" for line in sorted(failed)))
-    return "\n".join(parts)
+    text = f"**{NETWORKS[tree['network']].title}**\n\n{_speed_table(rows)}"
+    if failed := {f"{row.contender.name}: {row.failure}" for row in rows if row.failure}:
+        text += "\nFailed:\n\n" + "".join(f"- {line}\n" for line in sorted(failed))
+    return text
 
 
 def _speed_table(rows: Sequence[Row]) -> str:
@@ -204,7 +159,7 @@ def _speed_table(rows: Sequence[Row]) -> str:
         for kind in kinds
         for label, loss in [kind]
     ]
-    return markdown(columns, lines, _LEFT)
+    return markdown(columns, lines, ("trained by", "loss"))
 
 
 def _cells(rows: Sequence[Row], kind: tuple[str, str], precision: str) -> list[str]:
@@ -213,7 +168,11 @@ def _cells(rows: Sequence[Row], kind: tuple[str, str], precision: str) -> list[s
     for row in rows:
         same = _label(row.contender) == label and row.contender.precision == precision
         if same and row.contender.loss == loss:
-            beside = (ratio(row, onef1b(rows, precision)), ratio(row, plain(rows, loss)))
+            rivals = (
+                fastest(rows, "1f1b", "glob", precision),
+                fastest(rows, "plain", loss, "fp32"),
+            )
+            beside = [ratio(row, rival) for rival in rivals]
             speed = "failed" if row.speed is None else f"{row.speed:,.0f}"
             return [speed, *(NOTHING if q is None else f"{q:.2f}" for q in beside)]
     return [NOTHING] * 3
@@ -230,10 +189,3 @@ def _label(contender: Contender) -> str:
         return f"single mode on {contender.cores} cores"
     names = {"single": "single mode", "plain": "plain baseline", "products": "products alone"}
     return names[contender.way]
-
-
-def _asked_table(given: Iterable[Answer]) -> str:
-    lines = [
-        (answer.asked, f"{answer.found:.2f}", "yes" if answer.met else "**no**") for answer in given
-    ]
-    return markdown(("asked", "found", "met"), lines, _LEFT)

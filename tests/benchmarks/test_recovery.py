@@ -11,6 +11,7 @@ from benchmarks.recovery import (
     NONE,
     Run,
     Timed,
+    findings,
     in_epochs,
     ratios,
     snapshots_in,
@@ -97,3 +98,13 @@ def test_ratios_are_those_within_a_round() -> None:
         NONE: [Timed(100.0, 1.0, 0), Timed(200.0, 1.0, 0)],
     }
     assert ratios(runs) == {"often": [0.9, 1.05]}
+
+
+def test_the_slowest_kill_and_the_first_ratio_are_held_against_what_was_asked() -> None:
+    kills = [{"noticed_s": s, "back_s": 2 * s, "trained_s": 3 * s} for s in (0.25, 0.5, 1.25)]
+    speeds = {"every 30 s": [0.96, 0.98, 0.99], "every 5 s": [0.9]}
+    found = findings({"recovery": {"kills": kills}, "snapshots": {"ratios": speeds}})
+    assert [(one.what, one.found, one.met) for one in found if one.asked] == [
+        ("until four more steps were trained", "1.500 s (of 3, 0.750 to 3.750)", False),
+        ("speed with a snapshot every 30 s / without", "0.980 (of 3, 0.960 to 0.990)", True),
+    ]

@@ -1,90 +1,21 @@
-"""Kernels are timed, counted to a kind of work, and shown; no clock is asserted."""
+"""Where a step's time goes is measured and shown; no clock is asserted."""
 
 from __future__ import annotations
 
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
-from functools import partial
-from time import sleep
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
 from benchmarks import steptime
-from benchmarks.lib import kernels
-from benchmarks.lib.kernels import (
-    CONVOLUTIONS,
-    KINDS,
-    OPTIMIZER,
-    OTHERS,
-    PRODUCTS,
-    KernelClock,
-    kind_of,
-)
-from benchmarks.lib.turns import taken_in_turn, times_as_fast
-from benchmarks.steptime import BETWEEN, WAYS, Timed, measured, table, timed
+from benchmarks.lib.kernels import CONVOLUTIONS, KINDS, OPTIMIZER, PRODUCTS, KernelClock
+from benchmarks.steptime import BETWEEN, WAYS, Timed, findings, measured, table, timed
 from pipeline.config.sections import build_config
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pipeline.config.sections import Config
 
 pytestmark = pytest.mark.usefixtures("torch_settings", "one_thread")
-
-
-class Ticks:
-    """Goes on by one second whenever it is looked at."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        self.now += 1.0
-        return self.now
-
-
-@pytest.mark.parametrize(
-    ("kernel", "kind"),
-    [
-        ("convolution", CONVOLUTIONS), ("convolution_backward", CONVOLUTIONS),
-        ("addmm", PRODUCTS), ("mm", PRODUCTS), ("_linear_pointwise", PRODUCTS),
-        ("native_batch_norm_backward", "batch norm"), ("batch_norm_update_stats", "batch norm"),
-        ("leaky_relu_", "activation, pooling"), ("max_pool2d_with_indices", "activation, pooling"),
-        ("_to_copy", "copies, casts"), ("clone", "copies, casts"),
-        ("_fused_adam_", OPTIMIZER), ("add_", OTHERS), ("_log_softmax", OTHERS),
-    ],
-)  # fmt: skip
-def test_every_kernel_is_of_a_kind(kernel: str, kind: str) -> None:
-    assert kind_of(kernel) == kind
-
-
-def test_the_median_counts_for_all_kernels_of_a_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, ticks = KernelClock(), Ticks()
-    monkeypatch.setattr(kernels, "perf_counter", ticks)
-    small, large = torch.ones(2, 2), torch.ones(3, 3)
-    with clock:
-        for x in (small, small, large, small):
-            torch.mm(x, x)
-            ticks.now += 10.0 * (x is large)  # not while a kernel runs
-    found = clock.seconds(steps=2)
-    assert found == {**dict.fromkeys(KINDS, 0.0), PRODUCTS: 2.0}
-
-
-def test_what_an_optimizer_runs_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "perf_counter", Ticks())
-    weight = torch.ones(3, requires_grad=True)
-    optimizer, clock = torch.optim.SGD([weight], lr=0.5, foreach=False), KernelClock()
-    clock.watch(optimizer)
-    weight.grad = torch.ones(3)
-    with clock:
-        optimizer.step()
-        weight.detach().exp()
-    found = clock.seconds(steps=1)
-    assert found[OPTIMIZER] >= 1.0
-    assert found[OTHERS] >= 1.0
-    assert torch.equal(weight.detach(), torch.full((3,), 0.5))
 
 
 def small(precision: str) -> Config:
@@ -133,32 +64,6 @@ def test_the_ways_take_turns_and_the_round_with_the_median_step_is_kept(
     assert all(sum(one.kinds_ms.values()) == one.step_ms for one in found)
 
 
-def pausing(pause_s: float) -> Callable[[], object]:
-    return partial(sleep, pause_s)
-
-
-def failing() -> Callable[[], object]:
-    raise ValueError("as it should")
-
-
-def test_steps_are_taken_one_by_one_in_turn() -> None:
-    makers = {"long": partial(pausing, 0.02), "short": partial(pausing, 0.001)}
-    took = taken_in_turn(makers, seconds=0.05)
-    assert 1 <= len(took["long"]) == len(took["short"]) < 10
-    assert min(took["long"]) >= 0.02
-    assert min(took["short"]) >= 0.001
-
-
-def test_a_process_that_fails_ends_the_measurement() -> None:
-    with pytest.raises(BrokenProcessPool):
-        taken_in_turn({"fails": failing}, seconds=0.05)
-
-
-def test_quotients_are_those_within_rounds() -> None:
-    took = {"plain": [2.0, 8.0, 3.0], "ours": [1.0, 2.0, 3.0]}
-    assert times_as_fast(took, "plain") == {"plain": 1.0, "ours": 2.0}
-
-
 def test_the_table_says_what_share_is_arithmetic() -> None:
     kinds = {**dict.fromkeys((*KINDS, BETWEEN), 1.0), CONVOLUTIONS: 50.0, PRODUCTS: 10.0}
     one = Timed("mlp", "pred", "ours bf16", 80.0, kinds)
@@ -168,3 +73,10 @@ def test_the_table_says_what_share_is_arithmetic() -> None:
             f"| MLP 3×1024, MNIST's shape | pred | ours bf16 | {said} | 80.0 | 50.0 | 10.0 | 1.0 "
             "| 1.0 | 1.0 | 1.0 | 1.0 | 1.0 | 75% |"
         )
+
+
+def test_findings_are_what_was_measured_in_turn() -> None:
+    kinds = dict.fromkeys((*KINDS, BETWEEN), 1.0)
+    steps = [Timed("mlp", "pred", way, 8.0, kinds, 1.5).tree() for way in WAYS]
+    del steps[1]["times_plain"]  # as in older results
+    assert findings({"steps": steps}) == [("mlp pred, ours bf16 / plain fp32", "1.50", "", True)]
