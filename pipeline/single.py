@@ -39,18 +39,11 @@ if TYPE_CHECKING:
     from pipeline.schedule.reports import PassReport, StageState
 
 
-class _Outlet:
-    """Hands on to the next stage by way of a queue, so that each stage learns, and frees what
-    it held, before the next begins: memory does not grow with depth."""
+class _ToRecorder:
+    """What one stage says goes to the recorder."""
 
-    def __init__(
-        self, stage: int, queue: deque[tuple[int, Item, tuple[Tensor, ...]]], run: Run
-    ) -> None:
-        self._stage, self._queue, self._run = stage, queue, run
-
-    def forward(self, item: Item, tensors: tuple[Tensor, ...]) -> None:
-        """To the next stage."""
-        self._queue.append((self._stage + 1, item, tensors))
+    def __init__(self, stage: int, run: Run) -> None:
+        self._stage, self._run = stage, run
 
     def report(self, report: PassReport) -> None:
         """To the metrics."""
@@ -160,7 +153,10 @@ class SingleTrainer:
         runner = StageRunner(
             plan.stage,
             stage,
-            _Outlet(plan.stage, self._queue, run),
+            # by a queue, so that each stage learns, and frees what it held, before the next
+            # begins: memory does not grow with depth
+            lambda item, tensors: self._queue.append((plan.stage + 1, item, tensors)),
+            _ToRecorder(plan.stage, run),
             meter=meter_of(self._device),
             last_batch_id=start.position.step,
             check_until=run.bad_batches.check_until,

@@ -73,8 +73,8 @@ class Gathering:
 
     def _stage(self, stage: int) -> StageProgress:
         seen = self._progress[stage]
-        phase = self._watch.phase(stage)
-        return StageProgress(stage, seen.batch_id, phase, seen.busy, seen.queue, seen.tallies)
+        doing = self._watch.activity(stage)
+        return StageProgress(stage, seen.batch_id, doing, seen.busy, seen.queue, seen.tallies)
 
     def _on_remark(self, said: Said, remark: Remark) -> None:
         self.tell(f"{self._crew.name(said.stage)}: {remark.text}")

@@ -30,9 +30,9 @@ class _Stage:
 
     def take(self, heartbeat: Heartbeat, now: float) -> None:
         before, self.heartbeat = self.heartbeat, heartbeat
-        moved = before is None or (before.handled, before.phase) != (
+        moved = before is None or (before.handled, before.doing) != (
             heartbeat.handled,
-            heartbeat.phase,
+            heartbeat.doing,
         )
         if moved:
             self.changed_at = now
@@ -79,10 +79,10 @@ class Watch:
         """The run begins again: whoever is heard from now on is watched anew."""
         self._stages.clear()
 
-    def phase(self, stage: int) -> str:
+    def activity(self, stage: int) -> str:
         """What the stage last said it was doing."""
         known = self._stages.get(stage)
-        return known.heartbeat.phase if known and known.heartbeat else "starting"
+        return known.heartbeat.doing if known and known.heartbeat else "starting"
 
     def problem(
         self, now: float, *, feed_waits: bool, silent: Collection[int] = ()
@@ -108,7 +108,7 @@ class Watch:
     def _stuck(self, now: float) -> tuple[int, str] | None:
         for stage, known in sorted(self._stages.items()):
             beat = known.heartbeat
-            if beat is None or beat.phase != "working":
+            if beat is None or beat.doing != "working":
                 continue
             idle_s, busy_s = now - known.worked_at, now - known.changed_at
             if idle_s > self._stall_timeout_s or busy_s > SLOWEST_STEP * self._stall_timeout_s:
@@ -125,4 +125,4 @@ class Watch:
         return min(self._stages), f"does not take what comes next: all wait since {still_s:.1f} s"
 
     def _works(self, stage: int) -> bool:
-        return self.phase(stage) == "working"
+        return self.activity(stage) == "working"

@@ -34,6 +34,8 @@ _FEATURE_MAPS = 4  # dimensions: (n, C, H, W)
 MAX_TENSORS = 16
 """Of one batch: it has an activation and labels."""
 MAX_TENSOR_BYTES = 1 << 36
+ACTIVITIES = ("starting", "waiting", "working", "blocked")
+"""What a worker may be doing: waiting for input; blocked where the next stage has no room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,12 +209,16 @@ class ProgressNow:
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
     """Worker: alive. `handled` counts items and `cpu_s` is the processor time of the thread that
-    trains, so that alive but stuck can be told apart from slow."""
+    trains, so that alive but stuck can be told apart from slow. `doing`, of `ACTIVITIES`."""
 
     handled: int
     batch_id: int
-    phase: str
+    doing: str
     cpu_s: float
+
+    def __post_init__(self) -> None:
+        if self.doing not in ACTIVITIES:
+            raise ProtocolError(f"activity {self.doing[:40]!r} is none of {', '.join(ACTIVITIES)}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,34 +33,34 @@ if TYPE_CHECKING:
     from pipeline.schedule.reports import Tally
 
 
-class Outlet(Protocol):
-    """Where a stage's results go."""
-
-    def forward(self, item: Item, tensors: tuple[Tensor, ...]) -> None:
-        """Downstream: an item and, for batches, (activation, labels)."""
+class Upstream(Protocol):
+    """What a stage says to the coordinator, or to the recorder of single mode."""
 
     def report(self, report: PassReport) -> None:
-        """To the coordinator: the counters of a pass."""
+        """The counters of a pass."""
 
     def snapshot(self, state: StageState, files: Sequence[bytes]) -> None:
-        """To the coordinator: the state at a marker, with one safetensors file a block."""
+        """The state at a marker, with one safetensors file a block."""
 
     def remark(self, text: str) -> None:
-        """To the person who watches."""
+        """For the person who watches."""
 
 
 class StageRunner:
     """One stage at work. `last_batch_id` is the last training step that its state includes.
 
-    `check_until`: the last batch after which it looks whether its state is finite, beside
-    snapshots.
+    Args:
+        forward: sends an item downstream, and of a batch (activation, labels).
+        check_until: the last batch after which it looks whether its state is finite, beside
+            snapshots.
     """
 
     def __init__(
         self,
         index: int,
         stage: Stage,
-        outlet: Outlet,
+        forward: Callable[[Item, tuple[Tensor, ...]], None],
+        upstream: Upstream,
         *,
         meter: Meter,
         last_batch_id: int = 0,
@@ -71,7 +71,8 @@ class StageRunner:
         self.stopped = False
         self.at_batch = 0
         """The training batch at work, 0 between them; after an error the one that it hit."""
-        self._outlet, self._in_slot, self._check_until = outlet, False, check_until
+        self._forward, self._upstream = forward, upstream
+        self._in_slot, self._check_until = False, check_until
         self._last_evaluated = 0
         self._epoch: int | None = None
         self._handlers: dict[type, Callable[..., None]] = {
@@ -106,7 +107,7 @@ class StageRunner:
         with self.meter.working():
             self._handlers[type(item)](item, *tensors)
         for text in self.stage.take_remarks():
-            self._outlet.remark(text)
+            self._upstream.remark(text)
 
     def _train(self, item: TrainBatch, x: Tensor, labels: Tensor) -> None:
         self._must_follow("training batch", self.last_batch_id, item.batch_id)
@@ -117,7 +118,7 @@ class StageRunner:
             labels,
             batch_id=item.batch_id,
             lr=item.lr,
-            send=lambda passed: self._outlet.forward(item, (passed, labels)),
+            send=lambda passed: self._forward(item, (passed, labels)),
             learner=item.learner,
             in_slot=self._in_slot,
         )
@@ -126,20 +127,20 @@ class StageRunner:
             self.stage.settle()
             self.stage.check_state(item.batch_id)
         if self.stage.ends_at(item.learner):
-            self._outlet.forward(PassedBatch(item.batch_id, item.epoch), ())
+            self._forward(PassedBatch(item.batch_id, item.epoch), ())
 
     def _pass(self, item: PassedBatch) -> None:
         self._must_follow("training batch", self.last_batch_id, item.batch_id)
         self._open_epoch(item.epoch)
         self.last_batch_id = item.batch_id
-        self._outlet.forward(item, ())
+        self._forward(item, ())
 
     def _evaluate(self, item: EvaluationBatch, x: Tensor, labels: Tensor) -> None:
         self._must_follow("evaluation batch", self._last_evaluated, item.batch_id)
         self.stage.evaluate(
             x,
             labels,
-            send=lambda passed: self._outlet.forward(item, (passed, labels)),
+            send=lambda passed: self._forward(item, (passed, labels)),
             learner=item.learner,
         )
         self._last_evaluated = item.batch_id
@@ -147,20 +148,20 @@ class StageRunner:
     def _start_evaluation(self, item: StartEvaluation) -> None:
         self._last_evaluated = 0
         self.stage.evaluation.reset()
-        self._outlet.forward(item, ())
+        self._forward(item, ())
 
     def _end_evaluation(self, item: EndEvaluation) -> None:
         self._report(item.epoch, training=False)
-        self._outlet.forward(item, ())
+        self._forward(item, ())
 
     def _end_epoch(self, item: EndEpoch) -> None:
         for block, batches in self.stage.take_skipped().items():
-            self._outlet.remark(
+            self._upstream.remark(
                 f"block {block} skipped {len(batches)} batches of epoch {item.epoch}, whose loss "
                 f"was not finite; the first was {batches[0]}"
             )
         self._report(item.epoch, training=True)
-        self._outlet.forward(item, ())
+        self._forward(item, ())
 
     def _snapshot(self, item: Snapshot) -> None:
         self._must_be("snapshot", self.last_batch_id, item.step)
@@ -173,18 +174,18 @@ class StageRunner:
             for block in self.stage.in_turn(self.stage.blocks)
         ]
         state = StageState(item.step, item.epoch, item.epoch_reported, blocks, tallies)
-        self._outlet.snapshot(state, files)
-        self._outlet.forward(item, ())
+        self._upstream.snapshot(state, files)
+        self._forward(item, ())
 
     def _stop(self, item: Stop) -> None:
         self.stopped = True
-        self._outlet.forward(item, ())
+        self._forward(item, ())
 
     def _report(self, epoch: int, *, training: bool) -> None:
         self.stage.settle()
         counters = self.stage.training if training else self.stage.evaluation
         tallies = counters.read()
-        self._outlet.report(PassReport(self.index, epoch, training, tallies, self.meter.take()))
+        self._upstream.report(PassReport(self.index, epoch, training, tallies, self.meter.take()))
 
     def _open_epoch(self, epoch: int) -> None:
         """Counters start again with the first batch of an epoch, not at its end: a snapshot

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pipeline.device.cuda_streams import Incoming, Releases, marks_of, side_stream
 from pipeline.kernels.memory_layout import is_channels_last, pixels
 from pipeline.protocol.messages import ITEM_BYTES, TensorSpec
 from pipeline.transport.cuda_ipc import DeviceMemory
@@ -18,8 +19,7 @@ from pipeline.transport.payloads import DeviceBytes
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from pipeline.device.cuda_streams import Incoming
-    from pipeline.transport.interfaces import Arrived
+    from pipeline.transport.interfaces import Arrived, Delivery
 
 _TYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ITEM_BYTES}
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
@@ -63,6 +63,25 @@ class TensorPayload:
 
     def _aside(self) -> AbstractContextManager[object]:
         return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+
+
+class DeviceQueue:
+    """What a device does for a stage besides computing: tensors come and go by copies of their
+    own, and slots are given back once it has read them. A CPU does everything at once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._incoming, self._outgoing = Incoming(device), side_stream(device)
+        self.releases = Releases(marks_of(device))
+
+    def arrived(self, delivery: Delivery) -> tuple[Tensor, ...]:
+        """The tensors of a delivery, on the device: (input, labels), none of a marker. Labels
+        travel on after the slot may have been filled again, so they are a copy."""
+        tensors = tuple(arrived_tensor(tensor, self._incoming) for tensor in delivery.tensors)
+        return (tensors[0], tensors[1].clone()) if tensors else ()
+
+    def payloads(self, tensors: tuple[Tensor, ...]) -> list[TensorPayload]:
+        """As they are now."""
+        return payloads(tensors, self._outgoing)
 
 
 def payloads(tensors: tuple[Tensor, ...], stream: torch.cuda.Stream | None) -> list[TensorPayload]:

@@ -124,7 +124,8 @@ def test_one_stage_with_all_blocks_takes_what_single_mode_does(tree: dict[str, A
     for index, spec in enumerate(network_specs(config, facts)):
         stage = build_stage(config, facts, [spec.index], CPU)
         stage.blocks[0].attach(marking_optimizer)
-        runners.append(StageRunner(index, stage, Outlet(index + 1, queue), meter=Meter()))
+        after = Outlet(index + 1, queue)
+        runners.append(StageRunner(index, stage, after.forward, after, meter=Meter()))
 
     def step(batch_id: int, images: int) -> None:
         batch = arriving(facts.shape, images, CPU, torch.uint8)

@@ -10,23 +10,23 @@ from pipeline.protocol.messages import Heartbeat
 SILENCE_S, STALL_S = 10.0, 60.0
 
 
-def beat(phase: str, handled: int = 0, cpu_s: float = 0.0) -> Heartbeat:
-    return Heartbeat(handled, handled, phase, cpu_s)
+def beat(doing: str, handled: int = 0, cpu_s: float = 0.0) -> Heartbeat:
+    return Heartbeat(handled, handled, doing, cpu_s)
 
 
-def watch_of(*phases: str) -> Watch:
-    """One stage per phase, heard at 0."""
+def watch_of(*activities: str) -> Watch:
+    """One stage each, heard at 0."""
     watch = Watch(heartbeat_timeout_s=SILENCE_S, stall_timeout_s=STALL_S)
-    for stage, phase in enumerate(phases):
-        watch.heard(stage, 0.0, beat(phase))
+    for stage, doing in enumerate(activities):
+        watch.heard(stage, 0.0, beat(doing))
     return watch
 
 
-def pulse(watch: Watch, until: float, *phases: str, cpu_share: float = 0.0) -> None:
+def pulse(watch: Watch, until: float, *activities: str, cpu_share: float = 0.0) -> None:
     """The same heartbeat from every stage once a second, after `cpu_share` of a second's work."""
     for second in range(1, int(until) + 1):
-        for stage, phase in enumerate(phases):
-            watch.heard(stage, float(second), beat(phase, cpu_s=second * cpu_share))
+        for stage, doing in enumerate(activities):
+            watch.heard(stage, float(second), beat(doing, cpu_s=second * cpu_share))
 
 
 def problem(watch: Watch, now: float, feed_waits: bool = False) -> tuple[int, str] | None:
@@ -40,9 +40,9 @@ def test_nobody_is_watched_before_being_heard() -> None:
 # --- silent -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("phase", ["starting", "waiting", "working", "blocked"])
-def test_silence(phase: str) -> None:
-    watch = watch_of(phase, phase)
+@pytest.mark.parametrize("doing", ["starting", "waiting", "working", "blocked"])
+def test_silence(doing: str) -> None:
+    watch = watch_of(doing, doing)
     watch.heard(0, 5.0)
     assert problem(watch, 10.0) is None
     assert problem(watch, 10.1) == (1, "hangs: no sign of life for 10.1 s")
@@ -122,10 +122,10 @@ def test_progress_ends_the_suspicion(news: Heartbeat) -> None:
     assert problem(watch, 106.0) is None
 
 
-@pytest.mark.parametrize("phase", ["waiting", "blocked", "starting"])
-def test_waiting_is_no_problem_while_the_feed_does_not_wait(phase: str) -> None:
-    watch = watch_of(phase, phase)
-    pulse(watch, 5000, phase, phase)
+@pytest.mark.parametrize("doing", ["waiting", "blocked", "starting"])
+def test_waiting_is_no_problem_while_the_feed_does_not_wait(doing: str) -> None:
+    watch = watch_of(doing, doing)
+    pulse(watch, 5000, doing, doing)
     assert problem(watch, 5000.0) is None
 
 
@@ -192,16 +192,16 @@ def test_who_said_goodbye_is_not_watched() -> None:
     assert problem(watch, 9999.0, feed_waits=True) is None
 
 
-def test_phase_is_what_was_said_last() -> None:
+def test_activity_is_what_was_said_last() -> None:
     watch = watch_of("working")
-    assert watch.phase(0) == "working"
+    assert watch.activity(0) == "working"
     watch.heard(0, 1.0)
-    assert watch.phase(0) == "working"
+    assert watch.activity(0) == "working"
     watch.heard(0, 1.0, beat("waiting"))
-    assert watch.phase(0) == "waiting"
-    assert watch.phase(5) == "starting"
+    assert watch.activity(0) == "waiting"
+    assert watch.activity(5) == "starting"
     watch.heard(5, 1.0)
-    assert watch.phase(5) == "starting"
+    assert watch.activity(5) == "starting"
 
 
 def test_a_time_in_which_nobody_listened_does_not_count() -> None:

@@ -26,6 +26,7 @@ from pipeline.protocol.addresses import (
 )
 from pipeline.protocol.codec import MAX_DEPTH, MAX_HEADER_BYTES, MAX_ITEMS, decode, encode
 from pipeline.protocol.messages import (
+    ACTIVITIES,
     ITEM_BYTES,
     MAX_DIMENSIONS,
     MAX_TENSORS,
@@ -140,7 +141,7 @@ messages: st.SearchStrategy[Any] = st.one_of(
     st.builds(Report, st.builds(PassReport, counts, counts, st.booleans(), tallies, usages)),
     st.builds(StageState, numbers, numbers, st.booleans(), blocks, tallies),
     st.builds(ProgressNow, numbers, reals, numbers, tallies),
-    st.builds(Heartbeat, numbers, numbers, texts, reals),
+    st.builds(Heartbeat, numbers, numbers, st.sampled_from(ACTIVITIES), reals),
     st.builds(Failure, texts, st.none() | numbers, numbers, texts),
     st.just(Bye()),
 )
@@ -165,7 +166,7 @@ def test_types_survive(message: Any) -> None:
 
 def test_a_whole_number_is_a_float_where_one_is_wanted() -> None:
     again: Any = decode(encode(Heartbeat(1, 1, "working", 2)))
-    assert repr(again) == "Heartbeat(handled=1, batch_id=1, phase='working', cpu_s=2.0)"
+    assert repr(again) == "Heartbeat(handled=1, batch_id=1, doing='working', cpu_s=2.0)"
 
 
 def test_no_number_and_infinity_travel() -> None:

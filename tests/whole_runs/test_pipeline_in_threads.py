@@ -99,7 +99,7 @@ def test_slots_that_a_device_reads_come_back_while_the_next_batch_is_taken(
             }
             return SimpleNamespace(query=done[max_in_flight])
 
-    monkeypatch.setattr("pipeline.worker.worker.marks_of", lambda device: Device().mark)
+    monkeypatch.setattr("pipeline.worker.tensors.marks_of", lambda device: Device().mark)
     job = Job(folder(), 3, checkpoint_every_steps=1, max_in_flight=max_in_flight)
     train_pipelined(job)
     assert job.store.files == single.store.files

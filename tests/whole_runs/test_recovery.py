@@ -21,7 +21,6 @@ from pipeline.run.events import Note
 from pipeline.schedule.items import Stop
 from pipeline.schedule.reports import StageState
 from pipeline.single import SingleTrainer
-from pipeline.worker import worker as worker_module
 from pipeline.worker.kept_snapshots import KeptStates
 
 if TYPE_CHECKING:
@@ -333,7 +332,7 @@ def test_an_error_before_the_first_step_ends_the_run_at_once(
     def fails(*given: Any) -> Any:
         raise MemoryError("no room for the network")
 
-    monkeypatch.setattr(worker_module, "build_stage", fails)
+    monkeypatch.setattr("pipeline.worker.worker.build_stage", fails)
     job = Job(folder(), STAGES, **COURSE)
     with pytest.raises(StageFailedError, match="MemoryError: no room for the network"):
         train_pipelined(job)

@@ -43,7 +43,7 @@ COURSE = Course(epochs=2, steps_per_epoch=4, evaluation_batches=2, lr=0.01)
 
 
 @dataclass
-class Outlet:
+class Said:
     """Remembers what a runner says."""
 
     forwarded: list[tuple[Item, tuple[Tensor, ...]]] = field(default_factory=list)
@@ -78,11 +78,13 @@ def stage_of(last: int | None = None) -> Stage:
     return Stage(blocks, None)
 
 
-def runner_of(stage: Stage | None = None, last_batch_id: int = 0) -> tuple[StageRunner, Outlet]:
-    outlet, seconds = Outlet(), count()
+def runner_of(stage: Stage | None = None, last_batch_id: int = 0) -> tuple[StageRunner, Said]:
+    said, seconds = Said(), count()
     meter = Meter(clock=lambda: float(next(seconds)), peak_bytes=lambda: 77)
-    runner = StageRunner(3, stage or stage_of(), outlet, meter=meter, last_batch_id=last_batch_id)
-    return runner, outlet
+    runner = StageRunner(
+        3, stage or stage_of(), said.forward, said, meter=meter, last_batch_id=last_batch_id
+    )
+    return runner, said
 
 
 def tensors_of(item: Item) -> tuple[Tensor, ...]:
@@ -117,7 +119,7 @@ def states(runner: StageRunner) -> list[bytes]:
 def test_training_batches_must_follow_each_other(
     before: tuple[int, ...], got: int, expected: int
 ) -> None:
-    runner, outlet = runner_of()
+    runner, said = runner_of()
     play(runner, *train(*before))
     state, tallies = states(runner), runner.stage.training.read()
     with pytest.raises(ProtocolError) as caught:
@@ -126,7 +128,7 @@ def test_training_batches_must_follow_each_other(
         f"stage 3: expected training batch {expected}, received training batch {got}"
     )
     assert (states(runner), runner.stage.training.read()) == (state, tallies)
-    assert len(outlet.forwarded) == 0
+    assert len(said.forwarded) == 0
     assert runner.last_batch_id == expected - 1
 
 
@@ -152,23 +154,23 @@ def test_evaluation_batches_must_follow_each_other(ids: tuple[int, ...]) -> None
 
 
 def test_evaluation_batches_count_anew_in_each_pass() -> None:
-    runner, outlet = runner_of()
+    runner, said = runner_of()
     for epoch in (1, 2):
         play(runner, StartEvaluation(epoch), EvaluationBatch(1, epoch), EvaluationBatch(2, epoch))
         play(runner, EndEvaluation(epoch))
     with pytest.raises(ProtocolError, match="expected evaluation batch 3, received"):
         play(runner, EvaluationBatch(1, 3))
-    assert [report.tallies[0].images for report in outlet.reports] == [12, 12]
+    assert [report.tallies[0].images for report in said.reports] == [12, 12]
 
 
 @pytest.mark.parametrize("step", [0, 1, 3])
 def test_a_snapshot_of_another_step_is_refused(step: int) -> None:
-    runner, outlet = runner_of()
+    runner, said = runner_of()
     play(runner, *train(1, 2))
     with pytest.raises(ProtocolError) as caught:
         play(runner, Snapshot(step, 1, False))
     assert str(caught.value) == f"stage 3: expected snapshot 2, received snapshot {step}"
-    assert outlet.snapshots == []
+    assert said.snapshots == []
 
 
 # --- what is handed on --------------------------------------------------------------------
@@ -186,11 +188,11 @@ def test_where_a_batch_lies_is_handed_to_the_stage(
 
 
 def test_everything_is_handed_on_in_order() -> None:
-    runner, outlet = runner_of(stage_of(last=2))
+    runner, said = runner_of(stage_of(last=2))
     items = list(Feed(COURSE, Position()))
     play(runner, *items)
-    assert [item for item, _ in outlet.forwarded] == items
-    for item, tensors in outlet.forwarded:
+    assert [item for item, _ in said.forwarded] == items
+    for item, tensors in said.forwarded:
         if isinstance(item, TrainBatch | EvaluationBatch):
             activation, labels = tensors
             assert activation.shape == (6, 8)
@@ -202,22 +204,23 @@ def test_everything_is_handed_on_in_order() -> None:
 
 
 def test_the_last_stage_hands_on_markers_only() -> None:
-    runner, outlet = runner_of()
+    runner, said = runner_of()
     play(runner, *train(1), StartEvaluation(1), EvaluationBatch(1, 1), Stop())
-    assert [item for item, _ in outlet.forwarded] == [StartEvaluation(1), Stop()]
+    assert [item for item, _ in said.forwarded] == [StartEvaluation(1), Stop()]
 
 
 def test_a_snapshot_is_taken_before_the_marker_goes_on() -> None:
     order: list[str] = []
 
-    class Ordered(Outlet):
+    class Ordered(Said):
         def forward(self, item: Item, tensors: tuple[Tensor, ...]) -> None:
             order.append(type(item).__name__)
 
         def snapshot(self, state: StageState, files: Sequence[bytes]) -> None:
             order.append("taken")
 
-    runner = StageRunner(0, stage_of(last=1), Ordered(), meter=Meter())
+    said = Ordered()
+    runner = StageRunner(0, stage_of(last=1), said.forward, said, meter=Meter())
     play(runner, Snapshot(0, 0, True))
     assert order == ["taken", "Snapshot"]
 
@@ -247,10 +250,10 @@ def test_training_goes_on_as_if_there_had_been_no_evaluation() -> None:
 
 
 def test_reports_of_an_epoch() -> None:
-    runner, outlet = runner_of()
+    runner, said = runner_of()
     play(runner, *train(1, 2), EndEpoch(1))
     play(runner, StartEvaluation(1), EvaluationBatch(1, 1), EndEvaluation(1))
-    trained, tested = outlet.reports
+    trained, tested = said.reports
     assert (trained.stage, trained.epoch, trained.training) == (3, 1, True)
     assert [(tally.block, tally.images) for tally in trained.tallies] == [(0, 12), (1, 12), (2, 12)]
     assert all(tally.errors is not None and tally.loss_sum > 0 for tally in trained.tallies)
@@ -259,7 +262,7 @@ def test_reports_of_an_epoch() -> None:
 
 
 def test_losses_are_means_over_images_however_large_the_batches() -> None:
-    runner, outlet = runner_of()
+    runner, said = runner_of()
     x, labels = tensors_of(train(1)[0])
     losses = []
     local_loss = Block.local_loss
@@ -275,7 +278,7 @@ def test_losses_are_means_over_images_however_large_the_batches() -> None:
         runner.handle(train(1)[0], (x, labels))
         runner.handle(train(2)[0], (x[:2], labels[:2]))
     play(runner, EndEpoch(1))
-    tally = outlet.reports[0].tallies[-1]
+    tally = said.reports[0].tallies[-1]
     assert tally.images == 8
     assert tally.loss == pytest.approx((6 * losses[0] + 2 * losses[1]) / 8, rel=1e-6)
 
@@ -289,21 +292,21 @@ def test_counters_start_again_with_the_first_batch_of_an_epoch() -> None:
 
 
 def test_working_time_is_metered() -> None:
-    runner, outlet = runner_of()
+    runner, said = runner_of()
     play(runner, *train(1, 2), EndEpoch(1))
     # a clock that ticks at every look: began, 2 looks per item, the report itself
-    assert outlet.reports[0].usage == Usage(wall_s=6.0, busy_s=2.0, peak_memory_bytes=77)
+    assert said.reports[0].usage == Usage(wall_s=6.0, busy_s=2.0, peak_memory_bytes=77)
 
 
 # --- snapshots ----------------------------------------------------------------------------
 
 
 def test_snapshot_holds_the_state_of_that_moment() -> None:
-    runner, outlet = runner_of()
+    runner, said = runner_of()
     play(runner, *train(1, 2))
     expected, tallies = states(runner), runner.stage.training.read()
     play(runner, Snapshot(2, 1, False), *train(3))
-    ((state, files),) = outlet.snapshots
+    ((state, files),) = said.snapshots
     assert state == StageState(2, 1, False, (0, 1, 2), tallies)
     assert list(files) == expected
     assert states(runner) != expected
@@ -311,7 +314,7 @@ def test_snapshot_holds_the_state_of_that_moment() -> None:
 
 @pytest.mark.parametrize("interrupted_after", range(1, 16))
 def test_resumed_at_any_position_it_reports_and_trains_the_same(interrupted_after: int) -> None:
-    undisturbed, said = runner_of()
+    undisturbed, expected = runner_of()
     play(undisturbed, *Feed(COURSE, Position()))
 
     first, before = runner_of()
@@ -329,7 +332,7 @@ def test_resumed_at_any_position_it_reports_and_trains_the_same(interrupted_afte
     play(second, *Feed(COURSE, Position(state.step, state.epoch_reported)))
 
     assert states(second) == states(undisturbed)
-    assert _tallies(before.reports + after.reports) == _tallies(said.reports)
+    assert _tallies(before.reports + after.reports) == _tallies(expected.reports)
 
 
 def _tallies(reports: list[PassReport]) -> dict[tuple[int, bool], tuple[Tally, ...]]:

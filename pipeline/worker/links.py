@@ -1,0 +1,96 @@
+"""A stage between its neighbours."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.transport.interfaces import LINK_TIMEOUT_S
+from pipeline.worker.tensors import DeviceQueue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+    from torch import Tensor
+
+    from pipeline.device.meter import Meter
+    from pipeline.protocol.addresses import Carrier, LinkAddress
+    from pipeline.protocol.messages import Setup
+    from pipeline.schedule.items import Item
+    from pipeline.transport.interfaces import Delivery, Endpoints, Sender
+    from pipeline.worker.heartbeat import Activity
+
+
+class StageLinks:
+    """The links of a stage for one attempt of the run: it listens at `address` for the stage
+    before it, and sends to the one after it, unless it is the last.
+
+    All waits raise TimedOutError, and CalledOffError where the run begins again.
+    """
+
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        setup: Setup,
+        slot_bytes: int,
+        device: torch.device,
+        *,
+        meter: Meter,
+        activity: Activity,
+        called_off: Callable[[], bool],
+    ) -> None:
+        self._endpoints, self._meter, self._activity = endpoints, meter, activity
+        self._called_off, self.device = called_off, DeviceQueue(device)
+        self._receiver, self.address = endpoints.listen(setup.bind, setup.max_in_flight, slot_bytes)
+        self._sender: Sender | None = None
+
+    def connect(self, address: LinkAddress | None) -> Carrier | None:
+        """To the stage after this one, None: there is none. How tensors will travel to it."""
+        if address is None:
+            return None
+        self._sender, carrier = self._endpoints.connect(address, self._called_off)
+        return carrier
+
+    @property
+    def queued(self) -> int:
+        """Items that have arrived and wait to be received."""
+        return self._receiver.queued
+
+    def receive(self) -> Delivery:
+        """The next item. The stage before may wait for a slot that the device still reads, so
+        nobody waits for the next item alone; nor for the device alone, which would then have
+        nothing to do until it is handed the next batch."""
+        releases, receiver = self.device.releases, self._receiver
+        releases.look()
+        if releases.waiting and not receiver.queued:
+            with self._activity.during("working"):
+                releases.watch(lambda: bool(receiver.queued) or self._called_off())
+        with self._activity.during("waiting"):
+            return receiver.receive(LINK_TIMEOUT_S, self._called_off)
+
+    def done_with(self, delivery: Delivery) -> None:
+        """Its slot goes back once the device is through, and what was sent is on its way."""
+        if self._sender is not None:
+            self._sender.flush()
+        self.device.releases.after(delivery.release)
+
+    def forward(self, item: Item, tensors: tuple[Tensor, ...]) -> None:
+        """Downstream; returns when the next stage has room for it. Only the wait for that is no
+        work: a device that hangs shows in the copy."""
+        if self._sender is None:
+            return
+        if tensors:
+            with self._meter.waiting(), self._activity.during("blocked"):
+                self._sender.wait_for_room()
+        self._sender.send(item, self.device.payloads(tensors))
+
+    def finish(self) -> None:
+        """After the stop marker: returns when all that was sent has arrived."""
+        if self._sender is not None:
+            self._sender.finish()
+
+    def close(self) -> None:
+        """Where the attempt was called off."""
+        self._receiver.close()
+        if self._sender is not None:
+            self._sender.close()
