@@ -261,45 +261,26 @@ def test_what_a_system_keeps_for_itself_is_no_class_and_no_image(name: str, tmp_
     assert list_images(tmp_path).classes == ("cat", "dog")
 
 
-def _to_itself(train: Path) -> None:
-    (train / "cat" / "again").symlink_to(".")
+LOOPS = {
+    "to itself": {"again": "."},
+    "to all classes": {"all": ".."},
+    "to the root": {"deep/root": "../../../.."},
+    "to each other": {"a/other": "../b", "b/other": "../a"},
+    "to nothing but itself": {"loop": "loop"},
+    "twice at each of 40 levels": {
+        f"level{level}/{way}": f"../level{(level + 1) % 40}" for level in range(40) for way in "xy"
+    },
+}
 
 
-def _to_all_classes(train: Path) -> None:
-    (train / "cat" / "all").symlink_to("..")
-
-
-def _to_the_root(train: Path) -> None:
-    (train / "cat" / "deep").mkdir()
-    (train / "cat" / "deep" / "root").symlink_to("../../../..")
-
-
-def _to_each_other(train: Path) -> None:
-    for one, other in (("a", "b"), ("b", "a")):
-        (train / "cat" / one).mkdir()
-        (train / "cat" / one / "other").symlink_to(f"../{other}")
-
-
-def _twice_at_each_of_40_levels(train: Path) -> None:
-    for level in range(40):
-        (train / "cat" / f"level{level}").mkdir()
-        for way in "xy":
-            (train / "cat" / f"level{level}" / way).symlink_to(f"../level{(level + 1) % 40}")
-
-
-def _to_nothing_but_itself(train: Path) -> None:
-    (train / "cat" / "loop").symlink_to("loop")
-
-
-@pytest.mark.parametrize(
-    "loop",
-    [_to_itself, _to_all_classes, _to_the_root, _to_each_other, _twice_at_each_of_40_levels,
-     _to_nothing_but_itself],
-)  # fmt: skip
-def test_links_in_circles_lead_nowhere(loop: Callable[[Path], None], tmp_path: Path) -> None:
+@pytest.mark.parametrize("links", LOOPS.values(), ids=LOOPS.keys())
+def test_links_in_circles_lead_nowhere(links: dict[str, str], tmp_path: Path) -> None:
     write_folder(tmp_path)
     before = training_paths(tmp_path)
-    loop(tmp_path / "train")
+    for name, target in links.items():
+        link = tmp_path / "train" / "cat" / name
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(target)
     assert training_paths(tmp_path) == before
 
 
@@ -390,32 +371,22 @@ def test_a_limit_below_the_number_of_classes_is_told(
 # --- files that can't be read ------------------------------------------------------------------
 
 
-def _cut(path: Path, share: float = 0.7) -> None:
-    data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * share)])
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 7 // 10])
 
 
-def _text(path: Path) -> None:
+def text(path: Path) -> None:
     path.write_text("broken")
 
 
-def _empty(path: Path) -> None:
-    path.write_bytes(b"")
+def link(path: Path, target: str) -> None:
+    path.unlink()
+    path.symlink_to(target)
 
 
-def _fifo(path: Path) -> None:
+def pipe(path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
-
-
-def _link_to_nothing(path: Path) -> None:
-    path.unlink()
-    path.symlink_to("nowhere.png")
-
-
-def _link_to_a_device(path: Path) -> None:
-    path.unlink()
-    path.symlink_to("/dev/zero")
 
 
 def png_of(width: int, height: int, data: bytes, depth: int = 8, colour: int = 2) -> bytes:
@@ -431,40 +402,30 @@ def png_of(width: int, height: int, data: bytes, depth: int = 8, colour: int = 2
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-def _bomb(path: Path) -> None:
-    path.write_bytes(png_of(30000, 30000, bytes(1000)))
-
-
-def _strip(path: Path) -> None:
-    path.write_bytes(png_of(1, 60_000_000, bytes(1000)))
-
-
-def _postscript(path: Path) -> None:
-    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
-
-
-BROKEN = [
-    _cut,
-    _text,
-    _empty,
-    _fifo,
-    _link_to_nothing,
-    _link_to_a_device,
-    _bomb,
-    _strip,
-    _postscript,
-]
+BROKEN: dict[str, Callable[[Path], object]] = {
+    "cut off": cut_off,
+    "text": text,
+    "empty": lambda path: path.write_bytes(b""),
+    "a pipe": pipe,
+    "a link to nothing": lambda path: link(path, "nowhere.png"),
+    "a link to a device": lambda path: link(path, "/dev/zero"),
+    "a bomb": lambda path: path.write_bytes(png_of(30000, 30000, bytes(1000))),
+    "a strip": lambda path: path.write_bytes(png_of(1, 60_000_000, bytes(1000))),
+    "PostScript": lambda path: path.write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    ),
+}
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
-@pytest.mark.parametrize("damage", BROKEN)
+@pytest.mark.parametrize("damage", BROKEN.values(), ids=BROKEN.keys())
 def test_a_bad_file_is_named_before_anything_starts(
-    damage: Callable[[Path], None], part: str, tmp_path: Path
+    damage: Callable[[Path], object], part: str, tmp_path: Path
 ) -> None:
     written = write_folder(tmp_path)[part]
     first, second = Path(written[1][0]), Path(written[4][0])
     damage(first)
-    _text(second) if damage is not _text else _empty(second)
+    second.write_bytes(b"" if damage is text else b"broken")
     with pytest.raises(ConfigError) as caught:
         load_batches(folder_config(tmp_path), seed=1)
     message = str(caught.value)
@@ -474,8 +435,8 @@ def test_a_bad_file_is_named_before_anything_starts(
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("damage", BROKEN)
-def test_bad_files_can_be_left_out(damage: Callable[[Path], None], tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", BROKEN.values(), ids=BROKEN.keys())
+def test_bad_files_can_be_left_out(damage: Callable[[Path], object], tmp_path: Path) -> None:
     """As if they were not there: the same batches, whoever asks, and in every order."""
     written = write_folder(tmp_path)
     bad = [Path(written["train"][1][0]), Path(written["val"][5][0])]
@@ -507,7 +468,7 @@ def test_what_only_training_finds_is_named(tmp_path: Path) -> None:
     written = write_folder(tmp_path)
     batches = load_batches(folder_config(tmp_path), seed=1)
     path = Path(written["val"][4][0])
-    _cut(path)
+    cut_off(path)
     with pytest.raises(RunError, match=rf"{path}: can't be decoded as an image"):
         batches.evaluation(1)
 
@@ -515,7 +476,7 @@ def test_what_only_training_finds_is_named(tmp_path: Path) -> None:
 def test_a_class_of_which_nothing_can_be_read_is_refused(tmp_path: Path) -> None:
     for path, label in write_folder(tmp_path)["val"]:
         if label == 1:
-            _text(Path(path))
+            text(Path(path))
     with pytest.raises(ConfigError, match=r"no image of dog can be read \(first of 3: "):
         load_batches(folder_config(tmp_path, on_bad_image="skip"), seed=1)
 
@@ -525,7 +486,7 @@ def test_looking_is_told_and_the_same_in_threads(
 ) -> None:
     write_folder(tmp_path)
     copy_image(tmp_path, *(f"cat/{number}.png" for number in range(10, 300)))
-    _text(tmp_path / "train" / "cat" / "200.png")
+    text(tmp_path / "train" / "cat" / "200.png")
     reader, listed = ImageReader(IN_COLOUR), list_images(tmp_path)
     found, told = [], list[tuple[str, int, int]]()
     for slow_s in (1.0, 0.0):
