@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from pipeline.protocol.addresses import DEVICE_HANDLE_BYTES, DeviceRingHandle
-from pipeline.transport.payloads import aligned, slot_start, slot_starts
+from pipeline.transport.payloads import Writer, aligned, slot_start, slot_starts
 from pipeline.transport.shared_memory import check_on_this_machine, host_identity
 
 if TYPE_CHECKING:
@@ -157,11 +157,11 @@ class DeviceRing:
         ]
 
 
-class DeviceRingWriter:
+class DeviceRingWriter(Writer):
     """The sender's end: opens the receiver's memory, writes slots."""
 
-    way: ClassVar[str] = "device"
-    lands_later: ClassVar[bool] = True
+    way = "device"
+    lands_later = True
 
     def __init__(self, handle: DeviceRingHandle, driver: Driver) -> None:
         """Raises OSError where the ring can't be reached from this process and device."""

@@ -137,15 +137,17 @@ def slot_start(index: int, slots: int, slot_bytes: int) -> int:
     return index * slot_bytes
 
 
-class Writer(Protocol):
-    """Writes into the receiver's slots. `way`: as headers call it."""
+class Writer:
+    """Writes into the receiver's slots; unless it says otherwise all is there at once, and nothing
+    is held open. `way`: as headers call it."""
 
     way: ClassVar[str]
-    lands_later: ClassVar[bool]
+    lands_later: ClassVar[bool] = False
     """Whether `write` only begins."""
 
     def write(self, index: int, payloads: Sequence[Payload]) -> list[memoryview]:
         """Into a slot, each aligned; gives the frames that must follow the header."""
+        raise NotImplementedError
 
     def land(self) -> None:
         """Returns when all that was written is there."""
@@ -154,18 +156,11 @@ class Writer(Protocol):
         """Let go of the receiver's memory."""
 
 
-class FrameWriter:
+class FrameWriter(Writer):
     """Where the receiver's memory is out of reach: tensors follow the header."""
 
-    way: ClassVar[str] = "frames"
-    lands_later: ClassVar[bool] = False
+    way = "frames"
 
     def write(self, index: int, payloads: Sequence[Payload]) -> list[memoryview]:
         """Their bytes, of which ZeroMQ takes care."""
         return [payload.view() for payload in payloads]
-
-    def land(self) -> None:
-        """Nothing is under way."""
-
-    def close(self) -> None:
-        """Nothing was opened."""

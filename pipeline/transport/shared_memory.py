@@ -11,10 +11,10 @@ from __future__ import annotations
 import mmap
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from pipeline.protocol.addresses import RingHandle, reason_of
-from pipeline.transport.payloads import aligned, slot_parts, slot_start
+from pipeline.transport.payloads import Writer, aligned, slot_parts, slot_start
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,11 +83,10 @@ def make_ring(slots: int, slot_bytes: int) -> tuple[Ring | None, str]:
         return None, reason_of(error)
 
 
-class RingWriter:
-    """The sender's end: opens the receiver's memory, writes slots."""
+class RingWriter(Writer):
+    """The sender's end: opens the receiver's memory, which goes with this object, writes slots."""
 
-    way: ClassVar[str] = "shared"
-    lands_later: ClassVar[bool] = False
+    way = "shared"
 
     def __init__(self, handle: RingHandle) -> None:
         """Takes the memory of all slots, which is used only from here on.
@@ -119,9 +118,3 @@ class RingWriter:
         for payload, part in zip(payloads, parts, strict=True):
             payload.copy_into(part)
         return []
-
-    def land(self) -> None:
-        """What was written is there."""
-
-    def close(self) -> None:
-        """The memory goes with this object."""
