@@ -119,15 +119,20 @@ def _idx_or_opened(config: DataConfig, facts: DataFacts, split: _Split) -> Pair:
     if folder is None:
         opened = _open(config, split)
         targets = opened.labels if "split" in split.arguments else opened.targets
-        return _channels_first(opened.data), np.asarray(targets, dtype=np.int64)
+        images: NDArray[np.uint8] = np.asarray(opened.data)
+        if images.shape[-1] == 3:  # channels come last
+            images = images.transpose(0, 3, 1, 2)
+        return images, np.asarray(targets, dtype=np.int64)
     raw = data_root(config) / folder / "raw"
     names = [f"{part}-{kind}" for part in ("train", "t10k") for kind in _IDX_KINDS]
     if not all(os.path.lexists(raw / name) for name in names):
         _open(config, split)  # fetches them
     part = "train" if split.arguments["train"] else "t10k"
-    images, labels = (raw / f"{part}-{kind}" for kind in _IDX_KINDS)
-    pixels = _read_idx(config, images, (split.images, *facts.shape[1:]))
-    return pixels[:, None], _read_idx(config, labels, (split.images,)).astype(np.int64)
+    pixels, labels = (
+        _read_idx(config, raw / f"{part}-{kind}", (split.images, *sides))
+        for kind, sides in zip(_IDX_KINDS, (facts.shape[1:], ()), strict=True)
+    )
+    return pixels[:, None], labels.astype(np.int64)
 
 
 def _read_idx(config: DataConfig, path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -165,11 +170,6 @@ def _damaged(config: DataConfig, path: Path, why: str) -> str:
 
 
 # --- what torchvision reads ---------------------------------------------------------------
-
-
-def _channels_first(data: Any) -> NDArray[np.uint8]:
-    images: NDArray[np.uint8] = np.asarray(data)
-    return images.transpose(0, 3, 1, 2) if images.shape[-1] == 3 else images
 
 
 def _open(config: DataConfig, split: _Split) -> Any:
