@@ -210,119 +210,69 @@ def test_missing_section_and_missing_name(file: Path, section: str) -> None:
     assert complaint(written(file, nameless)) == f"{file}: {section}.name: is missing"
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
+LAYER_RULE = "neither a number of channels (1 to 1048576) nor M, M3, M4, A, A3, A4"
+SCAN_RULE = "needs data.classes_per_batch of at least 10, to which it widens every batch"
+IMPOSSIBLE = [
+    # overrides, parted by spaces; what is said of them
+    ("model.layers=[64,M]", "model.layers belongs to model.name vgg, not to mlp"),
+    ("model.name=vgg", "model.name vgg needs model.layers, as [128, M, 256, M]"),
+    ("model.name=vgg model.layers=[]", "model.name vgg needs model.layers, as [128, M, 256, M]"),
+    ("model.name=vgg model.layers=[M,64]", "model.layers: the pooling M must follow a convolution"),
+    (
+        "model.name=vgg model.layers=[64,M,A3]",
+        "model.layers: the pooling A3 must follow a convolution",
+    ),
+    ("model.name=vgg model.layers=[64,M5]", f"model.layers: 'M5' is {LAYER_RULE}"),
+    ("model.name=vgg model.layers=[0]", f"model.layers: 0 is {LAYER_RULE}"),
+    ("model.name=vgg model.layers=[true]", f"model.layers: true is {LAYER_RULE}"),
+    ("model.hidden_layers=0", "model.name mlp needs model.hidden_layers of at least 1"),
+    (
+        "loss.name=glob loss.bio=true",
+        "loss.name glob has no local losses: bio and unsupervised need one",
+    ),
+    ("schedule.milestones=[5,5]", "schedule.milestones [5, 5] must increase strictly"),
+    ("schedule.milestones=[6,5]", "schedule.milestones [6, 5] must increase strictly"),
+    ("data.size=16", "data.size is for data.name synthetic and imagefolder, not for digits"),
+    (
+        "data.name=imagefolder data.classes=3",
+        "data.classes is for data.name synthetic, not for imagefolder",
+    ),
+    (
+        "data.classes_per_batch=65 data.batch_size=64",
+        "data.classes_per_batch 65 can't be more than the images of a batch (data.batch_size 64)",
+    ),
+    (
+        "data.classes_per_batch_until_epoch=3",
+        "data.classes_per_batch_until_epoch 3 needs data.classes_per_batch",
+    ),
+    ("data.class_order=scan", f"data.class_order scan {SCAN_RULE}"),
+    ("data.class_order=scan data.classes_per_batch=9", f"data.class_order scan {SCAN_RULE}"),
+    ("data.batch_size=1", "data.batch_size 1 leaves model.batch_norm nothing to normalise by"),
+    *(
         (
-            {"model": {"layers": [64, "M"]}},
-            "model.layers belongs to model.name vgg, not to mlp",
-        ),
+            f"loss.pred_hidden={wrong}".replace(" ", ""),
+            f"loss.pred_hidden: {brief(value_of(wrong))} is neither a number of units (1 to "
+            "1048576), nor a list of them, nor a list of such lists",
+        )
+        for wrong in ("0", "true", "'8'", "8.0", "[8, 0]", "[8, [8]]", "[[true]]", "2097152")
+    ),
+    *(
         (
-            {"model": {"name": "vgg"}},
-            "model.name vgg needs model.layers, as [128, M, 256, M]",
-        ),
-        (
-            {"model": {"name": "vgg", "layers": []}},
-            "model.name vgg needs model.layers, as [128, M, 256, M]",
-        ),
-        (
-            {"model": {"name": "vgg", "layers": ["M", 64]}},
-            "model.layers: the pooling M must follow a convolution",
-        ),
-        (
-            {"model": {"name": "vgg", "layers": [64, "M", "A3"]}},
-            "model.layers: the pooling A3 must follow a convolution",
-        ),
-        (
-            {"model": {"name": "vgg", "layers": [64, "M5"]}},
-            "model.layers: 'M5' is neither a number of channels (1 to 1048576)"
-            " nor M, M3, M4, A, A3, A4",
-        ),
-        (
-            {"model": {"name": "vgg", "layers": [0]}},
-            "model.layers: 0 is neither a number of channels (1 to 1048576)"
-            " nor M, M3, M4, A, A3, A4",
-        ),
-        (
-            {"model": {"name": "vgg", "layers": [True]}},
-            "model.layers: true is neither a number of channels (1 to 1048576)"
-            " nor M, M3, M4, A, A3, A4",
-        ),
-        (
-            {"model": {"hidden_layers": 0}},
-            "model.name mlp needs model.hidden_layers of at least 1",
-        ),
-        (
-            {"loss": {"name": "glob", "bio": True}},
-            "loss.name glob has no local losses: bio and unsupervised need one",
-        ),
-        (
-            {"schedule": {"milestones": [5, 5]}},
-            "schedule.milestones [5, 5] must increase strictly",
-        ),
-        (
-            {"schedule": {"milestones": [6, 5]}},
-            "schedule.milestones [6, 5] must increase strictly",
-        ),
-        (
-            {"data": {"size": 16}},
-            "data.size is for data.name synthetic and imagefolder, not for digits",
-        ),
-        (
-            {"data": {"name": "imagefolder", "classes": 3}},
-            "data.classes is for data.name synthetic, not for imagefolder",
-        ),
-        (
-            {"data": {"classes_per_batch": 65, "batch_size": 64}},
-            "data.classes_per_batch 65 can't be more than the images of a batch"
-            " (data.batch_size 64)",
-        ),
-        (
-            {"data": {"classes_per_batch_until_epoch": 3}},
-            "data.classes_per_batch_until_epoch 3 needs data.classes_per_batch",
-        ),
-        (
-            {"data": {"class_order": "scan"}},
-            "data.class_order scan needs data.classes_per_batch of at least 10, to which it widens"
-            " every batch",
-        ),
-        (
-            {"data": {"class_order": "scan", "classes_per_batch": 9}},
-            "data.class_order scan needs data.classes_per_batch of at least 10, to which it widens"
-            " every batch",
-        ),
-        *(
-            (
-                {"loss": {"pred_hidden": wrong}},
-                f"loss.pred_hidden: {brief(wrong)} is neither a number of units (1 to 1048576), nor"
-                " a list of them, nor a list of such lists",
-            )
-            for wrong in (0, True, "8", 8.0, [8, 0], [8, [8]], [[True]], 1 << 21)
-        ),
-        *(
-            (
-                {"loss": {"pred_hidden": 8, **loss}},
-                "loss.pred_hidden needs loss.name pred or predsim with trained classifiers, so"
-                " neither loss.bio nor loss.classifier fixed",
-            )
-            for loss in (
-                {"name": "sim"},
-                {"name": "glob"},
-                {"name": "glob+sim"},
-                {"bio": True},
-                {"classifier": "fixed"},
-            )
-        ),
-        (
-            {"data": {"batch_size": 1}},
-            "data.batch_size 1 leaves model.batch_norm nothing to normalise by",
-        ),
-    ],
-)
-def test_impossible_combinations(changes: dict[str, Any], expected: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        build_config(tree(**changes), "some.yaml")
-    assert str(caught.value) == f"some.yaml: {expected}"
+            f"loss.pred_hidden=8 {loss}",
+            "loss.pred_hidden needs loss.name pred or predsim with trained classifiers, so neither "
+            "loss.bio nor loss.classifier fixed",
+        )
+        for loss in (
+            *("loss.name=sim", "loss.name=glob", "loss.name=glob+sim"),
+            *("loss.bio=true", "loss.classifier=fixed"),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "said"), IMPOSSIBLE)
+def test_impossible_combinations(file: Path, overrides: str, said: str) -> None:
+    assert complaint(written(file, SMALLEST), overrides.split()) == f"{file}: {said}"
 
 
 @pytest.mark.parametrize(
