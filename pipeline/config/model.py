@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import re
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pipeline.config.arguments import checked_arguments
 from pipeline.config.schema import (
     AfterValidator,
     BeforeValidator,
     Field,
     JsonValue,
     Section,
+    YesOrNo,
     brief,
     model_validator,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MODEL_NAMES = (
     "mlp", "vgg", "vgg6a", "vgg6b", "vgg8", "vgg8a", "vgg8b", "vgg11", "vgg11b", "vgg13", "vgg16",
@@ -27,23 +31,24 @@ MAX_UNITS = 1 << 20
 """Of a fully connected layer, or channels of a convolution."""
 MAX_LAYERS = 1 << 10
 """Hidden layers of a network: each is a process unless --stages says otherwise."""
+_MOST_CHARACTERS = 1 << 15
+_MOST_NESTED = 16
+_NUMBER_CHARACTERS = 8
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def _model_name(name: str) -> str:
     if name in MODEL_NAMES:
         return name
     wide = re.fullmatch(r"wrn-([0-9]{2,4})-([0-9]{1,2})", name)
-    if wide and _is_depth(int(wide[1])) and 1 <= int(wide[2]) <= 64:
+    depth, width = (int(wide[1]), int(wide[2])) if wide else (0, 0)
+    if 10 <= depth <= MAX_LAYERS and depth % 6 == 4 and 1 <= width <= 64:
         return name
     raise ValueError(
         f"model.name: {brief(name)} is not allowed: use one of {', '.join(MODEL_NAMES)}, or "
         "wrn-DEPTH-WIDTH, a wide residual network as wrn-28-10 (DEPTH is 6n + 4 and at most "
         f"{MAX_LAYERS}, WIDTH at most 64)"
     )
-
-
-def _is_depth(number: int) -> bool:
-    return 10 <= number <= MAX_LAYERS and number % 6 == 4
 
 
 ModelName: TypeAlias = Annotated[str, AfterValidator(_model_name)]
@@ -79,6 +84,57 @@ def _layer_item(value: Any) -> Any:
 
 
 LayerItem: TypeAlias = Annotated[int | str, BeforeValidator(_layer_item)]
+
+
+def _checked_arguments(tree: Any) -> Any:
+    """Arguments of a factory as they are: values that YAML, JSON and msgpack hold alike, and not
+    too many, so that a run's own config.yaml can always be read again.
+
+    Raises:
+        ValueError: for a number that is not finite or needs more than 64 bits, for text that UTF-8
+            has not, for yes or no, and for too many, naming the dotted key.
+    """
+    left = _MOST_CHARACTERS
+    for key, value, level in _values(tree):
+        _check_value(key, value)
+        left -= len(value) if isinstance(value, str) else _NUMBER_CHARACTERS
+        if left < 0 or level > _MOST_NESTED:
+            raise ValueError(
+                f"model.kwargs: at most {_MOST_CHARACTERS:,} characters ({_NUMBER_CHARACTERS} for "
+                f"a number), and {_MOST_NESTED} lists or mappings in each other, can be given to "
+                "a factory: let it read a file of its own"
+            )
+    return tree
+
+
+def _values(tree: Any) -> Iterator[tuple[str, Any, int]]:
+    """Keys and values below `tree`, with the dotted key and how deep they are."""
+    waiting = [("model.kwargs", tree, 0)]
+    while waiting:
+        where, value, level = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [(f"{where}.{str(key)[:60]}", v, level + 1) for key, v in value.items()]
+            yield from ((where, key, level) for key in value)
+        elif isinstance(value, list | tuple):
+            waiting += [(f"{where}.{number}", v, level + 1) for number, v in enumerate(value)]
+        yield where, value, level
+
+
+def _check_value(key: str, value: Any) -> None:
+    if isinstance(value, YesOrNo):
+        meant = brief(value.meant)
+        raise ValueError(
+            f"{key}: {value} is {meant} to some and a text to others: write {meant}, or "
+            f"'{value}' in quotes"
+        )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{key}: {value} is not allowed: input should be a finite number")
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        raise ValueError(
+            f"{key}: {brief(value)} is not allowed: input should be a number of 64 bits"
+        )
+    if isinstance(value, str) and _SURROGATE.search(value):
+        raise ValueError(f"{key}: {brief(value)} is not allowed: input should be text in UTF-8")
 
 
 class ModelConfig(Section):
@@ -117,7 +173,7 @@ class ModelConfig(Section):
     factory: Annotated[str, AfterValidator(_factory_name)] | None = None
     """A network of your own, as `package.module:function`, installed or in the current folder:
     the function gives an `nn.Sequential`, of which every child with parameters is a block."""
-    kwargs: Annotated[dict[str, JsonValue], BeforeValidator(checked_arguments)] = Field(default={})
+    kwargs: Annotated[dict[str, JsonValue], BeforeValidator(_checked_arguments)] = Field(default={})
     """What `factory` is called with."""
 
     @model_validator(mode="before")
