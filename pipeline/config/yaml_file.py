@@ -97,9 +97,13 @@ def _read(path: Path, most: int) -> str:
 
 
 def _read_bytes(path: Path, most: int) -> bytes:
-    """Never waits for long: a pipe that nobody writes to would be waited for when opened."""
+    """Opened without waiting, as for the writer of a pipe; its bytes have to come in time."""
     found, until = bytearray(), monotonic() + _PIPE_TIMEOUT_S
-    with open(path, "rb", buffering=0, opener=_without_waiting) as file:
+
+    def without_waiting(path: str, flags: int) -> int:
+        return os.open(path, flags | os.O_NONBLOCK)
+
+    with open(path, "rb", buffering=0, opener=without_waiting) as file:
         while len(found) <= most:
             if not select([file], [], [], max(0.0, until - monotonic()))[0]:
                 raise ConfigError(
@@ -111,7 +115,3 @@ def _read_bytes(path: Path, most: int) -> bytes:
                 return bytes(found)
             found += some or b""
     raise ConfigError(f"{path}: more than {most:,} bytes; {at_most(most)}")
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)

@@ -1,4 +1,4 @@
-"""Which files of an image folder are images of which class: one listing for whoever asks.
+"""Which files of an image folder are images of which class.
 
     ROOT/train/CLASS/….png   ROOT/val/CLASS/….jpg   folders within CLASS as deep as one likes
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 PARTS = ("train", "val")
 _MOST_ENDS = 5
-"""Of names, that are told."""
+"""Of names of files that are not read, in a message."""
 _SYSTEMS_OWN = frozenset(
     {"@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN", "__MACOSX", "lost+found",
      "System Volume Information"}
@@ -203,7 +203,7 @@ def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
 def _is(what: Callable[[], bool]) -> bool:
     try:
         return what()
-    except OSError:  # a link that leads to itself, or to where nobody may look
+    except OSError:  # a link that leads to itself, or to a folder that may not be read
         return False
 
 

@@ -60,7 +60,7 @@ class ImageError(RunError):
 
 
 class DeepPixelsError(RunError):
-    """An image of more than 8 bits, and nobody has said which value is white."""
+    """An image of more than 8 bits, and no `data.white` that says which value is white."""
 
     def __init__(self, path: str, mode: str) -> None:
         super().__init__(

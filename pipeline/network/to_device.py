@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def trained_type(kept: torch.dtype, dtype: torch.dtype) -> torch.dtype:
-    """What becomes of a tensor of type `kept` in a block of real type `dtype`: numbers with a
+    """The type that a tensor of type `kept` has in a block of real type `dtype`: numbers with a
     fraction get its precision, complex ones stay complex, others (integers, bool) stay."""
     if kept.is_complex:
         return dtype.to_complex()

@@ -1,4 +1,4 @@
-"""What a link and the control connection are, whatever carries them.
+"""Interfaces of links and of control, which transports implement.
 
 The two ends of a link are two types: a stage cannot send upstream by accident. Every wait has a
 time-out, and its error says who waited for whom, for what, how long (invariant 9).
@@ -27,8 +27,8 @@ LINK_TIMEOUT_S = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A tensor as it came, in host memory or on a CUDA device: its bytes are aligned, and valid
-    until the delivery is released."""
+    """A received tensor, in host memory or on a CUDA device: its bytes are aligned, and valid until
+    the delivery is released."""
 
     spec: TensorSpec
     data: memoryview | DeviceMemory

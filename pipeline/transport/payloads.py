@@ -27,7 +27,7 @@ ALIGNMENT = 256
 
 @dataclass(frozen=True, slots=True)
 class DeviceBytes:
-    """A tensor on a CUDA device, as its driver is told of it."""
+    """A tensor on a CUDA device, as its driver addresses it."""
 
     address: int
     """Of its first byte."""
@@ -48,7 +48,7 @@ class Payload(Protocol):
         """Copy its bytes to `target`, of exactly its size."""
 
     def view(self) -> memoryview:
-        """Its bytes in host memory, which nobody changes any more."""
+        """Its bytes in host memory, which don't change any more."""
 
     @property
     def device(self) -> DeviceBytes | None:
@@ -162,5 +162,5 @@ class FrameWriter(Writer):
     way = "frames"
 
     def write(self, index: int, payloads: Sequence[Payload]) -> list[memoryview]:
-        """Their bytes, of which ZeroMQ takes care."""
+        """Their bytes, which ZeroMQ holds until they are sent."""
         return [payload.view() for payload in payloads]

@@ -1,4 +1,4 @@
-"""Turns away what does not belong to the run: it is counted, and each peer is told of once."""
+"""Messages and connections that don't belong to the run: counted, and reported once a peer."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Rejections:
         self.count += 1
 
     def news(self) -> list[str]:
-        """What was not told yet."""
+        """Lines that were not given out yet."""
         return [self._news.popleft() for _ in range(len(self._news))]
 
     def summary(self) -> list[str]:
-        """What was not told yet, and the count, if there is one."""
+        """Lines that were not given out yet, and the count unless it is 0."""
         count = f"{self._where}: {self.count} messages were turned away in all"
         return [*self.news(), *([count] if self.count else [])]

@@ -1,10 +1,10 @@
 """The sockets of a process: who may open one to it, and how much it may send. The only file that
 imports zmq.
 
-Sockets that listen are ROUTERs, which know each peer by a name; those that connect are DEALERs.
-Over `ipc` the folder of the socket keeps others out. Over `tcp` it is CURVE: what travels is
-encrypted, a peer proves that it holds a key of the run (ZAP), and the listener that it is the
-one that was meant. Plain `tcp` keeps nobody out.
+Sockets that listen are ROUTERs, which know each peer by its identity; those that connect are
+DEALERs. Over `ipc` the permissions of the socket's folder keep others out. Over `tcp` CURVE does:
+messages are encrypted, a peer proves that it holds a key of the run (ZAP), and the listener proves
+that it holds the key that was asked for. `tcp-plain` has no access control.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ Frames: TypeAlias = "Sequence[bytes | memoryview]"
 
 LINGER_MS = 2000
 _GREETING_MS = 2000
-"""A peer gets so long to greet a TCP listener: whoever holds a connection and says nothing, or
-half of it, takes a descriptor for no longer. One of ours that is late connects again."""
+"""ZeroMQ's handshake over TCP has to end in this time: a connection that says nothing, or half of
+it, holds a descriptor no longer. A worker that is late connects again."""
 _LOCAL = re.compile(r"localhost:(?P<uid>\d+):\d+:(?P<pid>\d+)")
 _FAILED_GREETINGS = (
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -48,9 +48,9 @@ _FAILED_GREETINGS = (
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
 _LEFT = (errno.EPIPE, errno.ECONNRESET)
-"""Why a greeting failed whose peer was gone before its end, as a worker that is killed then."""
+"""Why a handshake failed whose peer left before its end, as a worker does that is killed then."""
 _CUT_OFF_EVERY_S = 0.5
-"""Strangers who connect again and again wait in the kernel meanwhile, and take no time of ours."""
+"""Meanwhile connections of strangers wait in the kernel, and take no time of this process."""
 _WAITING_MESSAGES = 1000
 """That a peer may have waiting at a listener; ours have a few."""
 _LONGEST_FOLDER = 70
@@ -58,7 +58,7 @@ _LONGEST_FOLDER = 70
 
 
 class Envelope:
-    """A message as it came: from whom, by the name the peer gave itself, and its frames."""
+    """A received message: the identity of its sender, and its frames."""
 
     def __init__(self, frames: list[zmq.Frame]) -> None:
         self.name = frames[0].bytes
@@ -67,7 +67,7 @@ class Envelope:
 
     @property
     def peer(self) -> str:
-        """The peer as people may be told of it: its IP address, or its process."""
+        """The sender, for a log: its IP address, or its process."""
         try:
             address = str(self._last.get("Peer-Address"))
         except zmq.ZMQError:  # libzmq does not always know
@@ -77,15 +77,15 @@ class Envelope:
 
 
 class Listener:
-    """A socket to which others connect, and which knows each by the name that it gave itself.
+    """A socket to which others connect, and which knows each by the identity it has chosen.
 
-    Over `tcp` nobody is let in before it is opened, and nobody after it was shut: who comes then
-    is cut off. Over `ipc` the folder keeps others out, and it is always open.
+    Over `tcp` connections are accepted only between `open` and `shut`, and cut off afterwards. Over
+    `ipc` it is always open.
 
     Args:
-        failures: what libzmq says of those who could not greet.
+        failures: libzmq's events of failed handshakes.
         port: where it listens over `tcp`.
-        rejections: hears of those who could not even greet.
+        rejections: counts connections that were cut off, and failed handshakes.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Listener:
         return Envelope(self._socket.recv_multipart(copy=False))
 
     def send(self, name: bytes, frames: Frames) -> None:
-        """To the peer of that name, which may have gone: whoever watches processes will tell."""
+        """To the peer of that identity. That it has left is no error here: the watchdog sees it."""
         try:
             self._socket.send_multipart([name, *frames], zmq.DONTWAIT, copy=len(frames) == 1)
         except zmq.ZMQError as error:
@@ -159,7 +159,7 @@ class Sockets:
     """The ZeroMQ context of a process.
 
     Args:
-        rejections: hears of those who are kept out.
+        rejections: counts those who are kept out.
         keys: of this process; None: no encryption.
     """
 
@@ -173,8 +173,8 @@ class Sockets:
         """A socket to which others connect.
 
         Args:
-            most_bytes: no frame may be larger: whoever announces more is cut off before memory
-                is taken for it.
+            most_bytes: of a frame; a peer that announces more is disconnected before memory is
+                allocated for it.
 
         Raises:
             ConfigError: where the address can't be bound.
@@ -207,7 +207,7 @@ class Sockets:
         """A socket connected to a listener.
 
         Args:
-            name: by which the listener shall know this end.
+            name: the identity by which the listener knows this end.
             key: the public key that the listener must prove to hold.
         """
         socket = self._socket(zmq.DEALER, endpoint)

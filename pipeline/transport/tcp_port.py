@@ -1,8 +1,8 @@
-"""A TCP port at which a process lets in those it awaits, and nobody once they are in.
+"""A TCP port that accepts connections while they are expected, and refuses them afterwards.
 
-    until it is opened   who connects waits in the kernel's queue, and takes no descriptor
-    open                 libzmq accepts; a reserve of descriptors is held
-    shut                 who connects is cut off, and can be named; the reserve is free
+    until it is opened   connections wait in the kernel's queue, and take no descriptor
+    open                 libzmq accepts them; a reserve of descriptors is held
+    shut                 new ones are cut off, and can be named; the reserve is free
 
 Connections that were made before it is shut go on. ZeroMQ can't do that: to unbind a socket ends
 all that came through it. So a second socket listens at the port while it is shut, and a filter
@@ -41,7 +41,7 @@ class TcpPort:
         self._second = bound(host, self.number)  # now: once it is needed there may be none left
 
     def open(self) -> None:
-        """Hold the reserve, and let everybody in."""
+        """Hold the reserve, and let connections in."""
         self._reserve.hold()
         if self._is_shut:
             shut, self._second = self._second, bound(self._host, self.number)
@@ -49,11 +49,11 @@ class TcpPort:
             self._is_shut = False
 
     def hand_over(self) -> int:
-        """The descriptor of the socket that listens, for whoever accepts and closes it."""
+        """The descriptor of the listening socket; its new owner accepts from it and closes it."""
         return self._first.detach()
 
     def shut(self) -> None:
-        """Let nobody in from now on, and release the reserve."""
+        """Let no more connections in, and release the reserve."""
         if self._can_be_shut and not self._is_shut:
             self._second.listen(self._waiting)
             self._is_shut = True
@@ -65,7 +65,7 @@ class TcpPort:
         while self._is_shut and len(found) < self._waiting:
             try:
                 visitor, address = self._second.accept()
-            except OSError:  # nobody is there; or has left again, or can't be told for want of a fd
+            except OSError:  # none waits; or it has left again, or there is no descriptor for it
                 break
             visitor.close()
             found.append(str(address[0]))

@@ -1,7 +1,7 @@
 """Control over ZeroMQ: a listener at the coordinator, two connections of each stage.
 
-A stage is known by the name of its connection, which tells protocol and run, too. What comes
-from others, and from workers that have been replaced, is turned away. No call waits for ever.
+A stage is known by the identity of its connection, which holds protocol and run, too. Messages of
+others, and of workers that have been replaced, are rejected. Every wait has a time-out.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Links over ZeroMQ.
 
-The receiver listens and makes a secret name for its one sender, which learns it, with the
-address, from the coordinator: what comes under another name is turned away. The sender opens
-the link, the receiver grants one credit per slot, and tells when the stop marker has arrived: a
-socket that is closed before may lose what it still holds. No call waits for ever. A socket is
-used by one thread at a time.
+The receiver listens and makes a secret identity for its one sender, which learns it, with the
+address, from the coordinator: messages under another identity are rejected. The sender opens the
+link, the receiver grants one credit per slot, and says when the stop marker has arrived: a socket
+that is closed before may lose what it still holds. Every wait has a time-out. A socket is used by
+one thread at a time.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class ZmqSender:
         send(self._socket, [encode(OpenLink(run, PROTOCOL_VERSION))])
 
     def send(self, item: Item, payloads: Sequence[Payload] = ()) -> None:
-        """Send in order; a batch first waits for room. What still is being copied then is told
-        by `flush`, or before what is sent next.
+        """Send in order; a batch first waits for room. The header of one that is still being copied
+        follows with `flush`, or before the next item.
 
         Raises:
             TimedOutError, CalledOffError: as `wait_for_room`; CalledOffError at once, too.

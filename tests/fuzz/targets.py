@@ -107,7 +107,7 @@ class _Socket:
 
     def __init__(self) -> None:
         self.rejections, self.key, self.endpoint = Rejections("here"), None, "here"
-        self._letters: list[Envelope] = []
+        self._waiting: list[Envelope] = []
 
     def receiver(self) -> ZmqReceiver:
         """That of a link, which listens here. (It is not kept: its memory goes with it.)"""
@@ -122,7 +122,7 @@ class _Socket:
 
     def bring(self, name: bytes, *frames: bytes) -> None:
         """What the next `take` gives."""
-        self._letters.append(cast("Envelope", _Letter(name, frames)))
+        self._waiting.append(cast("Envelope", _Envelope(name, frames)))
 
     def listen(self, endpoint: str, most_bytes: int) -> _Socket:
         return self
@@ -134,19 +134,19 @@ class _Socket:
         """There are no others."""
 
     def poll(self, timeout_s: float) -> bool:
-        return bool(self._letters)
+        return bool(self._waiting)
 
     def take(self) -> Envelope:
-        return self._letters.pop()
+        return self._waiting.pop()
 
     def send(self, name: bytes, frames: list[bytes]) -> None:
         assert all(isinstance(decode(frame), Credit | CloseLink) for frame in frames)
 
     def close(self) -> None:
-        self._letters.clear()
+        self._waiting.clear()
 
 
-class _Letter:
+class _Envelope:
     def __init__(self, name: bytes, frames: tuple[bytes, ...]) -> None:
         self.name, self.peer = name, "somebody"
         self.frames = [memoryview(frame) for frame in frames]
