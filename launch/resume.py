@@ -162,7 +162,7 @@ def _check_kept(checkpoint: Checkpoint, start: RunState, rehearsal: Rehearsal | 
 
     for block, data in start.files.items():
         kinds = {name: kind_of(tensor) for name, tensor in decode_block(bytes(data)).items()}
-        own = [held for held in rehearsal.held if held.block == block]
+        own = [held for held in rehearsal.tensors if held.block == block]
         # rather what the user wrote than a head that follows from it
         for held in sorted(own, key=lambda held: not held.name.startswith(_OF_A_NETWORK)):
             found = kinds.pop(held.name, None)

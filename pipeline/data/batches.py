@@ -102,9 +102,9 @@ class Batches:
         """Of an image folder: part, path below it, bytes and digest of each image."""
         for name, part in zip(PARTS, (self.training, self.test), strict=True):
             if isinstance(part, ImageFiles):
-                checked = zip(part.checked.images.files, part.checked.seen, strict=True)
-                for file, seen in checked:
-                    yield name, file.path, seen.nbytes, seen.digest
+                checked = zip(part.checked.images.files, part.checked.samples, strict=True)
+                for file, sample in checked:
+                    yield name, file.path, sample.nbytes, sample.digest
 
     def record(self, name: str) -> DataRecord:
         """Which images these are; looks at every byte of those that are in memory."""

@@ -23,11 +23,11 @@ from pipeline.data.facts import data_facts, data_root
 from pipeline.data.image_list import ImageFile, ImageList, list_images, shortened
 from pipeline.data.image_reading import (
     DeepPixelsError,
+    FileSample,
     ImageError,
     ImageReader,
-    Seen,
+    ReadOptions,
     View,
-    Wanted,
     cut_out,
 )
 from pipeline.errors import ConfigError
@@ -75,7 +75,7 @@ def read_folder(
         config.resize or facts.size * 256 // 224,
         random=config.random_crop is not False,
     )
-    reader = ImageReader(Wanted(facts.channels, config.white, view.shorter))
+    reader = ImageReader(ReadOptions(facts.channels, config.white, view.shorter))
     skip = config.on_bad_image == "skip"
     checked = check_images(chosen, reader, skip=skip, progress=progress)
     pool = DaemonPool(_DECODING_THREADS, "decode")
@@ -105,10 +105,10 @@ class BadImage:
 
 @dataclass(frozen=True, slots=True)
 class CheckedPart:
-    """The images of a part that can be used, with what was seen of each, and the others."""
+    """The images of a part that can be used, with a sample of each, and the others."""
 
     images: ImageList
-    seen: tuple[Seen, ...]
+    samples: tuple[FileSample, ...]
     bad: tuple[BadImage, ...]
 
 
@@ -164,21 +164,21 @@ class _Check:
     def part(self, images: ImageList) -> CheckedPart:
         """Look at the images of one part, in order."""
         good: list[ImageFile] = []
-        seen: list[Seen] = []
+        samples: list[FileSample] = []
         bad: list[BadImage] = []
         for path in map(images.path, images.odd):
             leads_somewhere = os.path.exists(path)
             why = "no regular file" if leads_somewhere else "a link that leads nowhere"
             bad.append(BadImage(path, f"it is {why}"))
-        for file, found in zip(images.files, self._seen(images), strict=True):
-            if isinstance(found, Seen):
+        for file, found in zip(images.files, self._results(images), strict=True):
+            if isinstance(found, FileSample):
                 good.append(file)
-                seen.append(found)
+                samples.append(found)
             else:
                 bad.append(found)
-        return CheckedPart(ImageList(images.folder, tuple(good)), tuple(seen), tuple(bad))
+        return CheckedPart(ImageList(images.folder, tuple(good)), tuple(samples), tuple(bad))
 
-    def _seen(self, images: ImageList) -> Iterator[Seen | BadImage]:
+    def _results(self, images: ImageList) -> Iterator[FileSample | BadImage]:
         paths = map(images.path, images.files)
         began = perf_counter()
         first = [self._counted(self._look(path)) for path in islice(paths, _TRIED_FIRST)]
@@ -187,7 +187,7 @@ class _Check:
         found = self._in_threads(paths) if slow or self._decode else map(self._look, paths)
         yield from map(self._counted, found)
 
-    def _in_threads(self, paths: Iterator[str]) -> Iterator[Seen | BadImage]:
+    def _in_threads(self, paths: Iterator[str]) -> Iterator[FileSample | BadImage]:
         pool = DaemonPool(_LOOKING_THREADS, "look")
         try:
             # by rounds, so that what was asked for is bounded, and an interruption waits for little
@@ -196,7 +196,7 @@ class _Check:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _look(self, path: str) -> Seen | BadImage:
+    def _look(self, path: str) -> FileSample | BadImage:
         try:
             return self._reader.look(path, whole=self._decode)
         except ImageError as error:
@@ -204,7 +204,7 @@ class _Check:
         except DeepPixelsError as error:  # wrong with the config, not with the file
             raise ConfigError(str(error)) from None
 
-    def _counted(self, found: Seen | BadImage) -> Seen | BadImage:
+    def _counted(self, found: FileSample | BadImage) -> FileSample | BadImage:
         self._done += 1
         if self._done % _TOLD_EVERY == 0 or self._done == self._files:
             self._progress("looking at images", self._done, self._files)
@@ -241,8 +241,8 @@ class ImageFiles:
     def digest(self) -> str:
         """SHA-256 of all paths, labels and contents, as far as they were looked at."""
         whole = sha256()
-        for file, seen in zip(self.checked.images.files, self.checked.seen, strict=True):
-            line = f"{file.label} {seen.nbytes} {seen.digest} {file.path}\n"
+        for file, sample in zip(self.checked.images.files, self.checked.samples, strict=True):
+            line = f"{file.label} {sample.nbytes} {sample.digest} {file.path}\n"
             whole.update(line.encode(errors="surrogateescape"))
         return whole.hexdigest()
 

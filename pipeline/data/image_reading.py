@@ -70,15 +70,15 @@ class DeepPixelsError(RunError):
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """A look at a file: its size, and a digest of its beginning, middle and end."""
+class FileSample:
+    """Of a file: its size, and a digest of its beginning, middle and end."""
 
     nbytes: int
     digest: str
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ReadOptions:
     """`channels`: 3 for RGB, 1 for grey. `white`: of images deeper than 8 bits. `shorter`: pixels
     of the side to which an image will be scaled."""
 
@@ -90,14 +90,14 @@ class Wanted:
 class ImageReader:
     """Looks at image files, and decodes them, from any number of threads."""
 
-    def __init__(self, wanted: Wanted) -> None:
-        self._wanted = wanted
+    def __init__(self, options: ReadOptions) -> None:
+        self._options = options
         self._one_at_a_time = Lock()
         # what is only odd in a file is no news; warnings would be shown among a run's own lines
         for kind in (UserWarning, Image.DecompressionBombWarning):
             warnings.filterwarnings("ignore", category=kind, module=r"PIL\.")
 
-    def look(self, path: str, *, whole: bool = False) -> Seen:
+    def look(self, path: str, *, whole: bool = False) -> FileSample:
         """Check what can be known cheaply: the header, the size, that the end is there.
 
         Files without a mark at their end are decoded, and all are if `whole`.
@@ -107,13 +107,13 @@ class ImageReader:
             DeepPixelsError: where the value of white is missing.
         """
         with _naming(path), open_regular(path) as file:
-            seen = _glance(file)
+            sample = _sample(file)
             with Image.open(file, formats=FORMATS) as image:
                 self._check(image, path)
-                known_whole = _ends_as_it_should(file, image.format or "", seen.nbytes)
+                known_whole = _ends_as_it_should(file, image.format or "", sample.nbytes)
                 if whole or not known_whole or _is_deep(image):
                     self._decoded(image, path)
-        return seen
+        return sample
 
     def decode(self, path: str) -> Image.Image:
         """An image of mode RGB or L.
@@ -132,21 +132,21 @@ class ImageReader:
 
     def _check(self, image: Image.Image, path: str) -> None:
         wide, high = image.size
-        scaled = wide * high * max(1.0, self._wanted.shorter / max(1, min(image.size))) ** 2
+        scaled = wide * high * max(1.0, self._options.shorter / max(1, min(image.size))) ** 2
         if scaled > MOST_PIXELS:
             raise ImageError(
                 path,
-                f"{wide} × {high} pixels, scaled to a shorter side of {self._wanted.shorter}, are "
+                f"{wide} × {high} pixels, scaled to a shorter side of {self._options.shorter}, are "
                 f"more than {MOST_PIXELS:,}",
             )
         raw = _raw_mode(image)
-        if _is_deep(image) and self._wanted.white is None:
+        if _is_deep(image) and self._options.white is None:
             raise DeepPixelsError(path, image.mode)
-        if not _is_deep(image) and ";16" in raw and self._wanted.white not in (None, 65535):
+        if not _is_deep(image) and ";16" in raw and self._options.white not in (None, 65535):
             raise ImageError(
                 path,
                 f"pixels of mode {raw} are read as the upper 8 of 16 bits, which is no scale from "
-                f"0 to data.white {self._wanted.white:g}",
+                f"0 to data.white {self._options.white:g}",
             )
 
     def _decoded(self, image: Image.Image, path: str) -> Image.Image:
@@ -154,10 +154,10 @@ class ImageReader:
         with self._one_at_a_time if large else nullcontext():
             image.load()
             plain = self._of_8_bits(image, path) if _is_deep(image) else image
-            return plain.convert("RGB" if self._wanted.channels == 3 else "L")
+            return plain.convert("RGB" if self._options.channels == 3 else "L")
 
     def _of_8_bits(self, image: Image.Image, path: str) -> Image.Image:
-        white = self._wanted.white
+        white = self._options.white
         assert white, "checked before"
         pixels = np.asarray(image).astype(np.float64)
         darkest, brightest = float(pixels.min()), float(pixels.max())
@@ -193,7 +193,7 @@ def _why(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _glance(file: BinaryIO) -> Seen:
+def _sample(file: BinaryIO) -> FileSample:
     nbytes = file.seek(0, 2)
     if not nbytes:
         raise ValueError("it is empty")
@@ -203,7 +203,7 @@ def _glance(file: BinaryIO) -> Seen:
         file.seek(place)
         digest.update(file.read(_SAMPLE_BYTES if len(places) > 1 else nbytes))
     file.seek(0)
-    return Seen(nbytes, digest.hexdigest())
+    return FileSample(nbytes, digest.hexdigest())
 
 
 def _ends_as_it_should(file: BinaryIO, kind: str, nbytes: int) -> bool:

@@ -53,7 +53,7 @@ _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class BlockTensor:
     """A tensor of a block. `kind`: its type and shape, for people. `moves`: whether training
     changes it. `persistent`: whether a state dict has it."""
 
@@ -70,7 +70,7 @@ class Rehearsal:
 
     initial: tuple[Fingerprint, ...]
     notes: tuple[str, ...]
-    held: tuple[Held, ...] = ()
+    tensors: tuple[BlockTensor, ...] = ()
     """Every parameter and buffer, of the heads too."""
 
 
@@ -95,7 +95,7 @@ def rehearse(config: Config, facts: DataFacts, specs: Sequence[BlockSpec]) -> Re
         one.try_sizes()
         children = build_children(config.model, config.runtime.seed)
         notes = (*retyped(children, torch.float32), *one.without_gradient())
-        return Rehearsal(initial, notes, tuple(one.held(initial)))
+        return Rehearsal(initial, notes, tuple(one.tensors(initial)))
 
 
 class _Network:
@@ -149,7 +149,7 @@ class _Network:
                     "parameter stays as it is until a batch gives it one"
                 )
 
-    def held(self, initial: Sequence[Fingerprint]) -> Iterator[Held]:
+    def tensors(self, initial: Sequence[Fingerprint]) -> Iterator[BlockTensor]:
         """Every tensor of the user's blocks, of which `initial` says how they began."""
         at_first = set(initial)
         for block in self.blocks:
@@ -159,7 +159,7 @@ class _Network:
             for name, tensor in block.module_state().items():
                 now = Fingerprint(block.spec.index, name, digest(tensor))
                 moves, persistent = now not in at_first, name in in_state_dict
-                yield Held(now.block, name, kind_of(tensor), moves, persistent)
+                yield BlockTensor(now.block, name, kind_of(tensor), moves, persistent)
 
     def _sizes(self, images: int) -> set[int]:
         batch = min(self._config.data.batch_size, images)

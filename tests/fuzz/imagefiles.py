@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from pipeline.data.image_reading import DeepPixelsError, ImageError, ImageReader, Wanted
+from pipeline.data.image_reading import DeepPixelsError, ImageError, ImageReader, ReadOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +33,12 @@ COMPRESSIONS = ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "ti
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 LONGEST_COMPLAINT = 600
 _SIZES = (0, 1, 2, 3, 255, 256, 0x7FFF, 0xFFFF, 30_000, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF)
-_READERS = (Wanted(3, None, 256), Wanted(1, 65535, 8), Wanted(3, 1.0, 32), Wanted(1, 4095, 256))
+_READERS = (
+    ReadOptions(3, None, 256),
+    ReadOptions(1, 65535, 8),
+    ReadOptions(3, 1.0, 32),
+    ReadOptions(1, 4095, 256),
+)
 
 
 def sources(seed: int = 0) -> list[bytes]:
