@@ -132,7 +132,10 @@ class CustomBlock(Block):
     def state(self) -> dict[str, Tensor]:
         """As `Block.state`, with what modules add to it by `get_extra_state`."""
         extra = extra_states(self)
-        return {**self._live_state(), **{name: each.tensor() for name, each in extra.items()}}
+        return {
+            **self._live_state(),
+            **{name: own.get_extra_state() for name, own in extra.items()},
+        }
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """As `Block.load`. A state of an older version lacks the buffers that are not persistent:
@@ -143,8 +146,8 @@ class CustomBlock(Block):
         if missing:
             raise CheckpointError(f"block {self.spec.index}: checkpoint lacks {sorted(missing)}")
         super().load({**self._left_out_before(given), **given})
-        for name, each in extra.items():
-            each.put_back(tensors[name].clone())
+        for name, own in extra.items():
+            own.set_extra_state(tensors[name].clone())
 
     def _left_out_before(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         in_state_dict = self.state_dict(keep_vars=True).keys()

@@ -108,7 +108,10 @@ def _grouped(
     hidden: Sequence[BlockSpec], model: ModelConfig, loss: LossConfig
 ) -> Iterator[BlockSpec]:
     """The hidden blocks in their groups: which of them have a local loss, where gradients stop."""
-    ends = _group_ends(len(hidden), model, loss)
+    size = model.group if isinstance(model.group, int) else len(hidden)
+    ends = set[int]()
+    if loss.local is not None and hidden:
+        ends = {*range(size - 1, len(hidden), size), len(hidden) - 1}
     widths = dict(zip(sorted(ends), _classifier_widths(loss, len(ends)), strict=True))
     for spec in hidden:
         same_group = spec.index > 0 and (loss.is_global or spec.index - 1 not in ends)
@@ -130,14 +133,6 @@ def _classifier_widths(loss: LossConfig, blocks: int) -> list[tuple[int, ...]]:
             " give one list for each ([] for a linear classifier), or one list for all"
         )
     return nested
-
-
-def _group_ends(hidden: int, model: ModelConfig, loss: LossConfig) -> set[int]:
-    """The hidden blocks that have a local loss: the last of each group of `model.group`."""
-    if loss.local is None or not hidden:
-        return set()
-    size = model.group if isinstance(model.group, int) else hidden
-    return {*range(size - 1, hidden, size), hidden - 1}
 
 
 def _within_shortcut(hidden: Sequence[BlockSpec], index: int) -> bool:

@@ -68,8 +68,9 @@ def check_blocks(blocks: Sequence[Mapping[str, nn.Module]], dtype: torch.dtype) 
         for name, child in children.items():
             for at, module in child.named_modules(prefix=name):
                 _check_observes_nothing(f"block {block}: {at}", module)
-            for at, extra in extra_states(child).items():
-                extra.check(f"block {block}: {name}.{at.rpartition('.')[0]}".rstrip("."))
+            for at, module in extra_states(child).items():
+                where = f"block {block}: {name}.{at.rpartition('.')[0]}".rstrip(".")
+                _check_extra_state(where, module)
 
 
 def retyped(blocks: Sequence[Mapping[str, nn.Module]], dtype: torch.dtype) -> list[str]:
@@ -89,49 +90,35 @@ def retyped(blocks: Sequence[Mapping[str, nn.Module]], dtype: torch.dtype) -> li
     return lines
 
 
-class ExtraState:
-    """What a module adds to its state by `get_extra_state`."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-
-    def check(self, where: str) -> None:
-        """Raises ConfigError unless it is a tensor that can be put back."""
-        import torch
-        from torch import nn
-
-        name = f"{where} ({type(self._module).__name__})"
-        if type(self._module).set_extra_state is nn.Module.set_extra_state:
-            raise ConfigError(
-                f"{name} has get_extra_state but no set_extra_state; state that can't be put back "
-                "is lost when a run is resumed"
-            )
-        found = self._module.get_extra_state()
-        if not isinstance(found, torch.Tensor) or found.layout != torch.strided:
-            raise ConfigError(
-                f"{name}: get_extra_state gives a {type(found).__name__}; a block's state is dense "
-                "tensors: give one, or register a buffer"
-            )
-
-    def tensor(self) -> Tensor:
-        """As it is now."""
-        found: Tensor = self._module.get_extra_state()
-        return found
-
-    def put_back(self, tensor: Tensor) -> None:
-        """As it was when this was taken."""
-        self._module.set_extra_state(tensor)
-
-
-def extra_states(module: nn.Module) -> dict[str, ExtraState]:
-    """Of a module and all within it, by name in the state."""
+def extra_states(module: nn.Module) -> dict[str, nn.Module]:
+    """Those within a module (it may be one) that add a tensor to the state by `get_extra_state`, by
+    its name in the state."""
     from torch import nn
 
     return {
-        f"{name}._extra_state".lstrip("."): ExtraState(own)
+        f"{name}._extra_state".lstrip("."): own
         for name, own in module.named_modules()
         if type(own).get_extra_state is not nn.Module.get_extra_state
     }
+
+
+def _check_extra_state(where: str, module: nn.Module) -> None:
+    """What `get_extra_state` gives is a tensor, and can be put back."""
+    import torch
+    from torch import nn
+
+    name = f"{where} ({type(module).__name__})"
+    if type(module).set_extra_state is nn.Module.set_extra_state:
+        raise ConfigError(
+            f"{name} has get_extra_state but no set_extra_state; state that can't be put back is "
+            "lost when a run is resumed"
+        )
+    found = module.get_extra_state()
+    if not isinstance(found, torch.Tensor) or found.layout != torch.strided:
+        raise ConfigError(
+            f"{name}: get_extra_state gives a {type(found).__name__}; a block's state is dense "
+            "tensors: give one, or register a buffer"
+        )
 
 
 def _named_tensors(blocks: Sequence[Mapping[str, nn.Module]]) -> Iterator[_NamedTensor]:
