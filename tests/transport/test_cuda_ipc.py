@@ -6,7 +6,6 @@ import ctypes
 import gc
 import weakref
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +13,6 @@ import pytest
 import torch
 from support.fake_cuda import FakeCuda
 
-from pipeline.device.cuda_streams import Glances, Incoming, Releases, marks_of, side_stream
 from pipeline.errors import ProtocolError
 from pipeline.protocol.addresses import Carrier, DeviceRingHandle
 from pipeline.protocol.credentials import Invitation
@@ -24,7 +22,6 @@ from pipeline.transport.cuda_ipc import DeviceMemory, DeviceRing, Driver
 from pipeline.transport.payloads import ALIGNMENT, ArrayPayload, DeviceBytes
 from pipeline.transport.zmq_endpoints import ZmqEndpoints
 from pipeline.transport.zmq_link import ZmqReceiver, ZmqSender
-from pipeline.worker.tensors import TensorPayload, payloads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -310,71 +307,6 @@ def test_a_stage_on_a_cpu_says_that_it_is(sockets: Sockets, tmp_path: Path) -> N
     receiver, address = made.listen(f"ipc://{tmp_path}/link", SLOTS, SLOT_BYTES)
     assert (address.device_ring, address.no_device_ring) == (None, "it is on no CUDA device")
     receiver.close()
-
-
-# --- beside the compute stream ------------------------------------------------------------
-
-
-def test_slots_are_released_in_order_when_the_device_has_come_so_far() -> None:
-    done, released = [False, False, False], list[int]()
-    marks = iter(range(3))
-
-    def mark() -> Any:
-        at = next(marks)
-        return SimpleNamespace(query=lambda: done[at])
-
-    releases = Releases(mark)
-    for number in range(3):
-        releases.after(lambda number=number: released.append(number))
-    releases.look()
-    assert (released, releases.waiting) == ([], True)
-    done[0] = True
-    releases.look()
-    assert released == [0]
-    done[2] = True
-    releases.look()
-    assert released == [0]  # the second is not done yet
-    done[1] = True
-    releases.look()
-    assert (released, releases.waiting) == ([0, 1, 2], False)
-
-
-def test_glances_show_what_has_landed_and_wait_for_nothing() -> None:
-    done: list[bool] = []
-
-    def mark() -> Any:
-        at = len(done)
-        done.append(False)
-        return SimpleNamespace(query=lambda: done[at])
-
-    glances, sums = Glances(mark), torch.tensor([3])
-    assert glances.at([sums]) is None
-    assert (glances.at([sums]), len(done)) == (None, 1)  # one copy at a time
-    done[0] = True
-    assert (glances.at([sums]), len(done)) == ([[3]], 2)
-    assert glances.at([sums]) == [[3]]
-    glances.forget()
-    assert (glances.at([sums]), len(done)) == (None, 3)
-    assert Glances(None).at([sums, sums + 1]) == [[3], [4]]
-
-
-def test_who_watches_a_device_can_be_called_away() -> None:
-    releases, looks = Releases(lambda: SimpleNamespace(query=lambda: False)), iter([False, True])
-    releases.after(lambda: pytest.fail("the device is not done"))
-    releases.watch(lambda: next(looks))
-    assert (releases.waiting, next(looks, "asked twice")) == (True, "asked twice")
-
-
-def test_on_a_cpu_everything_is_done_at_once() -> None:
-    cpu, released = torch.device("cpu"), list[int]()
-    releases = Releases(marks_of(cpu))
-    releases.after(lambda: released.append(1))
-    assert (released, releases.waiting) == ([1], False)
-    x = torch.ones(3)
-    assert Incoming(cpu).bring(x) is x
-    assert side_stream(cpu) is None
-    assert payloads((x,), None) == [TensorPayload(x)]
-    assert payloads((x,), None)[0].device is None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
