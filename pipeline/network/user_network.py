@@ -25,7 +25,7 @@ from pipeline.system.children import no_process_left
 from pipeline.system.interpreter import look_here_last
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
     from types import ModuleType
 
     from torch import Tensor, nn
@@ -73,9 +73,11 @@ def build_parts(model: ModelConfig, seed: int) -> list[Part]:
     from torch import nn
 
     *hidden, output = (list(children.values()) for children in build_children(model, seed))
-    cuts = [_end_of_body(children) for children in hidden]
-    parts = [(all_[:cut], all_[cut:]) for all_, cut in zip(hidden, cuts, strict=True)]
-    return [Part(nn.Sequential(*b), nn.Sequential(*t)) for b, t in [*parts, (output, [])]]
+    parts = []
+    for children in hidden:
+        end = _end_of_body(children)
+        parts.append(Part(nn.Sequential(*children[:end]), nn.Sequential(*children[end:])))
+    return [*parts, Part(nn.Sequential(*output), nn.Sequential())]
 
 
 def build_children(model: ModelConfig, seed: int) -> list[dict[str, nn.Module]]:
@@ -108,18 +110,6 @@ def traced_specs(
         ConfigError: where the network does not take such images, gives other than one number per
             class, or holds a shape that no local loss is made for.
     """
-    with naming_factory(model):
-        specs = _traced_specs(build_parts(model, 0), nonlinearity, image_shape, classes)
-        _check_shapes(specs, classes)
-    return specs
-
-
-def _traced_specs(
-    parts: Sequence[Part],
-    nonlinearity: Literal["relu", "leaky_relu"],
-    image_shape: Shape,
-    classes: int,
-) -> list[BlockSpec]:
     import torch
     from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -127,15 +117,15 @@ def _traced_specs(
 
     specs: list[BlockSpec] = []
     x = torch.zeros(_IMAGES, *image_shape)
-    for index, part in enumerate(parts):
-        macs: list[int] = []
-        to_device(part, x.device, x.dtype)
-        h, passed = _traced(part, x, macs, f"block {index}")
-        modules = [module for own in part for module in own.modules()]
-        parameters = sum(p.numel() for own in part for p in own.parameters())
-        normalises = any(isinstance(module, _BatchNorm) for module in modules)
-        specs.append(
-            BlockSpec(
+    with naming_factory(model):
+        for index, part in enumerate(build_parts(model, 0)):
+            macs: list[int] = []
+            to_device(part, x.device, x.dtype)
+            h, passed = _traced(part, x, macs, f"block {index}")
+            modules = [module for own in part for module in own.modules()]
+            parameters = sum(p.numel() for own in part for p in own.parameters())
+            normalises = any(isinstance(module, _BatchNorm) for module in modules)
+            spec = BlockSpec(
                 index=index,
                 in_shape=tuple(x.shape[1:]),
                 layer=LayerSpec("custom", prod(x.shape[1:2]), prod(h.shape[1:2])),
@@ -145,8 +135,9 @@ def _traced_specs(
                 nonlinearity=nonlinearity,
                 custom=CustomSpec(parameters, sum(macs), normalises),
             )
-        )
-        x = passed
+            specs.append(spec)
+            x = passed
+        _check_shapes(specs, classes)
     return specs
 
 
