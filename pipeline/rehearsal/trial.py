@@ -45,7 +45,12 @@ class Trial:
         self.sent = [self._step(stage, 1)]
         gave = self.sent[0].clone()
         self._before = dict(_buffers(stage))
-        self._files = self._snapshot(stage)
+        with naming_block(stage, "at its first snapshot"):
+            states = stage.state()
+            self._files = {
+                block.spec.index: encode_block(states[block.spec.index])
+                for block in stage.in_turn(stage.blocks)
+            }
         shared = shared_values(modules.values())
         self.sent.append(self._step(stage, 2))
         self._state, self._attributes = fingerprints(stage.state()), attributes(modules)
@@ -115,14 +120,6 @@ class Trial:
         with naming_block(stage, f"in training, for inputs of shape {tuple(x.shape)}"):
             stage.train(x, self._labels, batch_id=batch_id, lr=self._lr, send=sent.append)
         return sent[0] if sent else torch.zeros(0)
-
-    def _snapshot(self, stage: Stage) -> Mapping[int, bytes]:
-        with naming_block(stage, "at its first snapshot"):
-            states = stage.state()
-            return {
-                block.spec.index: encode_block(states[block.spec.index])
-                for block in stage.in_turn(stage.blocks)
-            }
 
     def _check_attributes(self, anew: Mapping[str, str]) -> None:
         """Attributes that steps change are what they would be without the earlier ones."""
