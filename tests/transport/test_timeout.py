@@ -1,4 +1,4 @@
-"""How long somebody waits who may be stopped meanwhile."""
+"""Time-outs that don't count the time in which the process was stopped."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import pytest
 from pipeline.transport.timeout import POLL_S, Timeout
 
 
-def test_it_is_used_up_look_by_look() -> None:
+def test_it_is_used_up_poll_by_poll() -> None:
     now = [0.0]
-    timeout, looks = Timeout(0.5, lambda: now[0]), []
+    timeout, polls = Timeout(0.5, lambda: now[0]), []
     while poll_s := timeout.next_poll_s():
-        looks.append(poll_s)
+        polls.append(poll_s)
         now[0] += poll_s
-    assert looks == pytest.approx([POLL_S, POLL_S, 0.5 - 2 * POLL_S])
+    assert polls == pytest.approx([POLL_S, POLL_S, 0.5 - 2 * POLL_S])
 
 
 def test_to_be_stopped_is_not_to_wait() -> None:
@@ -25,5 +25,5 @@ def test_to_be_stopped_is_not_to_wait() -> None:
     assert timeout.next_poll_s() == POLL_S
 
 
-def test_without_patience_one_look_is_taken_and_takes_no_time() -> None:
+def test_without_time_one_poll_is_made_and_takes_none() -> None:
     assert Timeout(0.0, lambda: 0.0).next_poll_s() == 0.0

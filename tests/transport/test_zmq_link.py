@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import zmq
+from support.links import SOON_S, TINY_S, batch, contents, payloads, send_batches, sent
 
 from pipeline.errors import CalledOffError, ProtocolError, TimedOutError
 from pipeline.protocol.addresses import Carrier
@@ -19,14 +20,12 @@ from pipeline.protocol.messages import (
     PROTOCOL_VERSION,
     Bye,
     CloseLink,
-    Connect,
     Credit,
     Header,
     OpenLink,
     TensorSpec,
 )
 from pipeline.schedule.items import EndEpoch, EvaluationBatch, Snapshot, Stop, TrainBatch
-from pipeline.transport.in_memory import MemoryControl, memory_link
 from pipeline.transport.payloads import ALIGNMENT, ArrayPayload
 from pipeline.transport.rejections import Rejections
 from pipeline.transport.sockets import Sockets
@@ -37,10 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.schedule.items import Item
-    from pipeline.transport.interfaces import Delivery, Receiver, Sender
-
-SOON_S = 5.0  # a time-out that is not expected to be used up
-TINY_S = 0.01
+    from pipeline.transport.interfaces import Delivery
 
 
 class Link:
@@ -88,29 +84,6 @@ def link(request: pytest.FixtureRequest, sockets: Sockets, tmp_path: Path) -> It
     link = Link(sockets, tmp_path, ring=request.param)
     yield link
     link.receiver.close()
-
-
-def payloads(value: int, n: int = 5) -> list[ArrayPayload]:
-    images = np.full((n, 3, 2, 2), value % 256, np.uint8)
-    return [ArrayPayload(images), ArrayPayload(np.arange(n) + value)]
-
-
-def contents(delivery: Delivery) -> list[bytes]:
-    return [bytes(tensor.data) for tensor in delivery.tensors]
-
-
-def batch(number: int) -> TrainBatch:
-    return TrainBatch(number, 1, 0.5)
-
-
-def send_batches(sender: Sender, *numbers: int) -> None:
-    for number in numbers:
-        sender.send(batch(number), payloads(number))
-
-
-def sent(number: int) -> list[bytes]:
-    """What a batch of that number holds."""
-    return [bytes(payload.view()) for payload in payloads(number)]
 
 
 # --- batches and credits ------------------------------------------------------------------
@@ -487,67 +460,6 @@ def test_closing_the_sockets_delivers_and_leaves_nothing(tmp_path: Path) -> None
     link.receiver.close()
     receiving.close()
     assert {name for name in os.listdir("/dev/shm") if "ring" in name} == shared
-
-
-# --- the fakes behave alike ---------------------------------------------------------------
-
-
-def test_memory_link_is_bounded_and_ordered_too() -> None:
-    ends: tuple[Sender, Receiver] = memory_link(slots=2, timeout_s=TINY_S)
-    sender, receiver = ends
-    send_batches(sender, 1, 2)
-    sender.send(EndEpoch(1))
-    with pytest.raises(TimedOutError, match="a credit"):
-        sender.send(batch(3), payloads(3))
-    assert receiver.queued == 3
-    first = receiver.receive(SOON_S)
-    first.release()
-    sender.send(batch(3), payloads(3))
-    later = [receiver.receive(SOON_S) for _ in range(3)]
-    assert [d.item for d in (first, *later)] == [batch(1), batch(2), EndEpoch(1), batch(3)]
-    assert contents(later[-1]) == sent(3)
-    later[1].release()  # a marker's grants nothing
-    with pytest.raises(TimedOutError):
-        sender.send(batch(4), payloads(4))
-    with pytest.raises(TimedOutError, match="a batch"):
-        receiver.receive(TINY_S)
-
-
-def test_memory_link_finishes_when_the_stop_marker_is_taken() -> None:
-    sender, receiver = memory_link(slots=1, timeout_s=TINY_S)
-    for item in (EndEpoch(1), Stop()):
-        sender.send(item)
-        with pytest.raises(TimedOutError, match="the stop marker to be taken"):
-            sender.finish()
-    for _ in range(2):
-        receiver.receive(SOON_S)
-    sender.finish()
-
-
-def test_memory_link_copies_and_aligns() -> None:
-    sender, receiver = memory_link(slots=1)
-    values = np.arange(9, dtype=np.uint8)
-    sender.send(batch(1), [ArrayPayload(values)])
-    values[:] = 0
-    (tensor,) = receiver.receive(SOON_S).tensors
-    assert bytes(tensor.data) == bytes(range(9))
-    assert np.frombuffer(tensor.data, np.uint8).ctypes.data % ALIGNMENT == 0
-
-
-def test_memory_control_carries_both_ways() -> None:
-    server = MemoryControl()
-    server.send(1, Connect(None), [b"file"])  # before the client is there
-    client = server.client(1)
-    said = client.receive(SOON_S)
-    assert (said.stage, said.message, bytes(said.attached[0])) == (1, Connect(None), b"file")
-    with pytest.raises(TimedOutError, match=r"stage 1 waited 0\.01 s for the coordinator"):
-        client.receive(TINY_S)
-    assert server.receive(0.0) is None
-    assert server.receive(TINY_S) is None
-    client.send(Bye())
-    answer = server.receive(SOON_S)
-    assert answer is not None
-    assert (answer.stage, answer.message) == (1, Bye())
 
 
 def test_a_slot_that_is_granted_twice_is_refused(link: Link) -> None:
