@@ -25,7 +25,7 @@ from launch.engines.fork_messages import (
     start_line,
 )
 from launch.engines.interrupts import INTERRUPTIONS
-from pipeline.coordinator.stages import End
+from pipeline.coordinator.engine import End
 from pipeline.errors import ConfigError
 from pipeline.signals import signals_held
 from pipeline.system.interpreter import (

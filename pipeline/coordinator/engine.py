@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from pipeline.coordinator.stages import End
     from pipeline.protocol.credentials import Invitation
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a stage's process ended: `how`, as the end of a sentence ("was killed by SIGKILL").
+
+    `silent`: it could say nothing before. `comes_back`: another process would end the same way,
+    where this one had not begun to train. `traceback`: its own, or empty.
+    """
+
+    how: str
+    silent: bool = False
+    comes_back: bool = False
+    traceback: str = ""
 
 
 class Workers(Protocol):

@@ -12,19 +12,21 @@ from pipeline.schedule.reports import StageState
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.coordinator.stages import Crew
-    from pipeline.coordinator.watchdog import Watch
+    from pipeline.coordinator.stages import Stages
+    from pipeline.coordinator.watchdog import Watchdog
     from pipeline.protocol.addresses import Carrier
     from pipeline.run.run import Run
     from pipeline.transport.interfaces import Said
 
 
-class Gathering:
+class Reports:
     """For one run, through all its attempts."""
 
-    def __init__(self, run: Run, crew: Crew, watch: Watch, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, run: Run, stages: Stages, watchdog: Watchdog, clock: Callable[[], float]
+    ) -> None:
         self._recorder, self._observer = run.recorder, run.observer
-        self._crew, self._watch, self._clock = crew, watch, clock
+        self._stages, self._watchdog, self._clock = stages, watchdog, clock
         self._progress: dict[int, ProgressNow] = {}
         self._speedometer: Speedometer | None = None
         self.handlers: dict[type, Callable[[Said, Any], None]] = {
@@ -61,20 +63,20 @@ class Gathering:
         before = snapshots.newest
         snapshots.add(said.stage, state, said.attached)
         if snapshots.newest is not before:
-            for stage in self._crew.serving:
-                self._crew.say(stage, Complete(state.step))
+            for stage in self._stages.serving:
+                self._stages.say(stage, Complete(state.step))
 
     def _on_progress(self, said: Said, progress: ProgressNow) -> None:
         self._progress[said.stage] = progress
-        if said.stage == len(self._crew) - 1:
-            stages = [self._stage(stage) for stage in sorted(self._progress)]
+        if said.stage == len(self._stages) - 1:
+            stages = [self._progress_of(stage) for stage in sorted(self._progress)]
             assert self._speedometer, "a stage runs before the run has begun"
             self._speedometer.tell(progress.batch_id, self._clock(), stages)
 
-    def _stage(self, stage: int) -> StageProgress:
+    def _progress_of(self, stage: int) -> StageProgress:
         seen = self._progress[stage]
-        doing = self._watch.activity(stage)
+        doing = self._watchdog.activity(stage)
         return StageProgress(stage, seen.batch_id, doing, seen.busy, seen.queue, seen.tallies)
 
     def _on_remark(self, said: Said, remark: Remark) -> None:
-        self.tell(f"{self._crew.name(said.stage)}: {remark.text}")
+        self.tell(f"{self._stages.name(said.stage)}: {remark.text}")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from pipeline.coordinator.coordinator import Coordinator
-from pipeline.coordinator.watchdog import Watch
+from pipeline.coordinator.watchdog import Watchdog
 from pipeline.protocol.credentials import Invitation, Keys
 from pipeline.run.events import Note
 from pipeline.transport.interfaces import LINK_TIMEOUT_S
@@ -16,7 +16,7 @@ from pipeline.transport.zmq_control import ZmqControlServer
 from pipeline.transport.zmq_link import ZmqSender
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from pipeline.coordinator.engine import Engine
@@ -35,20 +35,40 @@ def run_pipeline(run: Run, engine: Engine) -> None:
         PipelineError: as `Coordinator.run`; by then every process and socket file is gone.
         ConfigError: where `runtime.bind_address` is none of this machine's.
     """
-    keys, watch = _keys(run), _watch(run)
-    with socket_folder(engine.socket_folder) as folder, _open_sockets(keys[0]) as sockets:
-        place = _places(run, folder)
+    keys, watchdog = _keys(run), _watchdog(run)
+    with (
+        socket_folder(engine.socket_folder) as folder,
+        closing(Sockets(Rejections("the control socket"), keys[0])) as sockets,
+    ):
         control = ZmqControlServer(
-            sockets, place("control"), run.id, most_bytes=run.most_file_bytes
+            sockets, _bind(run, folder, "control"), run.id, most_bytes=run.most_file_bytes
         )
-        workers = engine.start(_invitations(run, control.endpoint, keys[1:]))
+        factory = run.config.model.factory
+        workers = engine.start(
+            [
+                Invitation(run.id, stage, 0, control.endpoint, factory, key)
+                for stage, key in enumerate(keys[1:])
+            ]
+        )
+
+        def connect(address: LinkAddress, cancelled: Callable[[], bool]) -> tuple[Sender, Carrier]:
+            sender = ZmqSender(
+                sockets,
+                address,
+                run.id,
+                names=("the coordinator", "stage 0"),
+                timeout_s=LINK_TIMEOUT_S,
+                cancelled=cancelled,
+            )
+            return sender, sender.carrier
+
         coordinator = Coordinator(
             run,
             control,
-            _connect_to_first(run, sockets),
-            lambda stage, attempt: place(f"link-{stage}-{attempt}"),
+            connect,
+            lambda stage, attempt: _bind(run, folder, f"link-{stage}-{attempt}"),
             workers,
-            watch,
+            watchdog,
         )
         try:
             coordinator.run()
@@ -58,11 +78,11 @@ def run_pipeline(run: Run, engine: Engine) -> None:
             coordinator.close()
 
 
-def _watch(run: Run) -> Watch:
+def _watchdog(run: Run) -> Watchdog:
     """Over a network, what travels may take its time."""
     runtime = run.config.runtime
     transfer_s = 0.0 if runtime.transport == "ipc" else run.most_sent_bytes / _SLOWEST_BYTES_PER_S
-    return Watch(
+    return Watchdog(
         heartbeat_timeout_s=runtime.heartbeat_timeout_s,
         stall_timeout_s=runtime.stall_timeout_s,
         transfer_s=transfer_s,
@@ -85,43 +105,10 @@ def _keys(run: Run) -> tuple[Keys | None, ...]:
     return (None,) * (run.plan.n_stages + 1)
 
 
-def _places(run: Run, folder: Path) -> Callable[[str], str]:
+def _bind(run: Run, folder: Path, name: str) -> str:
     """Where the socket of a name is to listen."""
     runtime = run.config.runtime
     if runtime.transport == "ipc":
-        return lambda name: f"ipc://{folder}/{name}"
+        return f"ipc://{folder}/{name}"
     address = runtime.bind_address
-    return lambda name: f"tcp://[{address}]:*" if ":" in address else f"tcp://{address}:*"
-
-
-def _invitations(run: Run, control: str, keys: tuple[Keys | None, ...]) -> list[Invitation]:
-    return [
-        Invitation(run.id, stage.stage, 0, control, run.config.model.factory, keys[stage.stage])
-        for stage in run.plan.stages
-    ]
-
-
-def _connect_to_first(
-    run: Run, sockets: Sockets
-) -> Callable[[LinkAddress, Callable[[], bool]], tuple[Sender, Carrier]]:
-    def connect(address: LinkAddress, cancelled: Callable[[], bool]) -> tuple[Sender, Carrier]:
-        sender = ZmqSender(
-            sockets,
-            address,
-            run.id,
-            names=("the coordinator", "stage 0"),
-            timeout_s=LINK_TIMEOUT_S,
-            cancelled=cancelled,
-        )
-        return sender, sender.carrier
-
-    return connect
-
-
-@contextmanager
-def _open_sockets(keys: Keys | None) -> Iterator[Sockets]:
-    sockets = Sockets(Rejections("the control socket"), keys)
-    try:
-        yield sockets
-    finally:
-        sockets.close()
+    return f"tcp://[{address}]:*" if ":" in address else f"tcp://{address}:*"

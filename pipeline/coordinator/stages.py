@@ -1,78 +1,63 @@
 """The stages of a run as the coordinator knows them: where each is in its life, who is admitted
-to speak for it, and what it was told. What does not fit is turned away, and told once."""
+to speak for it, and what it is told to be. What does not fit is rejected, and told once."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, get_args
 
-from pipeline.coordinator.hearing import check_contents
+from pipeline.config.sections import config_tree
 from pipeline.errors import ProtocolError
 from pipeline.protocol.life_cycle import LifeCycle, Phase
-from pipeline.protocol.messages import Bye, Failure, Heartbeat, Ready
+from pipeline.protocol.messages import (
+    PROTOCOL_VERSION,
+    Bye,
+    Failure,
+    Heartbeat,
+    Hello,
+    Ready,
+    Report,
+    Setup,
+    WorkerMessage,
+    name_of_run,
+)
+from pipeline.schedule.reports import StageState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    from pipeline.coordinator.watchdog import Watch
-    from pipeline.protocol.messages import Complete, Connect, Setup
+    from pipeline.coordinator.engine import End, Workers
+    from pipeline.coordinator.watchdog import Watchdog
+    from pipeline.protocol.messages import Complete, Connect
     from pipeline.run.run import Run
+    from pipeline.schedule.reports import Tally
     from pipeline.transport.interfaces import ControlServer, Said
 
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """How a stage's process ended: `how`, as the end of a sentence ("was killed by SIGKILL").
-
-    `silent`: it could say nothing before. `comes_back`: another process would end the same way,
-    where this one had not begun to train. `traceback`: its own, or empty.
-    """
-
-    how: str
-    silent: bool = False
-    comes_back: bool = False
-    traceback: str = ""
+_WORKERS_SAY = get_args(WorkerMessage)
 
 
-class Fleet(Protocol):
-    """The worker processes, as far as the coordinator needs to know."""
-
-    def dead(self) -> dict[int, End]:
-        """Stages whose process has ended, each with how."""
-
-    def replace(self, stage: int, attempt: int) -> None:
-        """End the stage's process, if it still runs, and start another for this attempt."""
-
-    def wake(self, stage: int) -> None:
-        """Let the stage's process go on, where somebody has stopped it (SIGSTOP)."""
-
-
-class Crew:
-    """All stages of a run; `attempt` counts how often it has begun again."""
+class Stages:
+    """All stages of a run, through all its attempts; `attempt` counts how often it has begun
+    again."""
 
     def __init__(
         self,
         run: Run,
         control: ControlServer,
-        fleet: Fleet,
-        watch: Watch,
+        workers: Workers,
+        watchdog: Watchdog,
         clock: Callable[[], float],
     ) -> None:
-        self._plan, self._control, self._fleet = run.plan, control, fleet
-        self._watch, self._clock = watch, clock
+        self._run, self._control, self._workers = run, control, workers
+        self._watchdog, self._clock = watchdog, clock
         self._lives = [LifeCycle(plan.stage) for plan in run.plan.stages]
         self._recalled: set[int] = set()
-        self._has_factory = run.config.model.factory is not None
+        """Stages that were told to begin again; what they say until they are ready is past."""
         self.attempt = 0
-        for stage in range(len(self._lives)):
+        for stage in range(len(self)):
             control.expect(stage, self.attempt)
 
     def __len__(self) -> int:
         return len(self._lives)
-
-    def phase(self, stage: int) -> Phase:
-        """Where the stage is in its life."""
-        return self._lives[stage].phase
 
     def behind(self, phase: Phase) -> list[int]:
         """Stages that have not come as far as `phase`, or have not made all their connections."""
@@ -87,7 +72,7 @@ class Crew:
     def building(self) -> list[int]:
         """Stages that may be in a user's `model.factory`, which may hold the interpreter: they say
         nothing meanwhile, and `runtime.start_timeout_s` ends the wait."""
-        if not self._has_factory:
+        if self._run.config.model.factory is None:
             return []
         return [life.stage for life in self._lives if life.phase is Phase.BUILDING]
 
@@ -112,25 +97,10 @@ class Crew:
         self._lives[stage].on(message)
         self._control.send(stage, message, attached)
 
-    def replace(self, stage: int) -> None:
-        """Another process takes the stage's place."""
-        self._recalled.discard(stage)
-        self._watch.gone(stage)
-        self._lives[stage] = LifeCycle(stage)
-        self._control.expect(stage, self.attempt)
-        self._fleet.replace(stage, self.attempt)
-
-    def recall(self, stage: int, setup: Setup) -> None:
-        """The stage begins again: what it says until it is ready belongs to the past; but it must
-        say something, since it lives."""
-        self._recalled.add(stage)
-        self._watch.heard(stage, self._clock())
-        self.say(stage, setup)
-
     def dead(self) -> dict[int, End]:
         """Stages that ended before they had said bye, each with how."""
-        ended = self._fleet.dead()
-        return {stage: how for stage, how in ended.items() if not self._has_left(stage)}
+        ended = self._workers.dead().items()
+        return {stage: end for stage, end in ended if self._lives[stage].phase is not Phase.DONE}
 
     def begin_again(self, lost: int, setup: Callable[[int], Setup]) -> None:
         """Replace stages whose process is lost or has left, and recall the others.
@@ -138,58 +108,66 @@ class Crew:
         Args:
             setup: what a recalled stage is told.
         """
-        self._watch.forget()
-        gone = {lost, *self._fleet.dead()}
-        for life in list(self._lives):
-            if life.stage in gone or life.phase in (Phase.DONE, Phase.FAILED):
-                self.replace(life.stage)
+        self._watchdog.forget()
+        gone = {lost, *self._workers.dead()}
+        for stage, life in enumerate(list(self._lives)):
+            if stage in gone or life.phase in (Phase.DONE, Phase.FAILED):
+                self._replace(stage)
             elif life.phase not in (Phase.STARTING, Phase.GREETED):
-                self.recall(life.stage, setup(life.stage))
+                self._recalled.add(stage)
+                self._watchdog.heard(stage, self._clock())  # it lives, and must say something
+                self.say(stage, setup(stage))
+
+    def _replace(self, stage: int) -> None:
+        """Another process takes the stage's place."""
+        self._recalled.discard(stage)
+        self._watchdog.gone(stage)
+        self._lives[stage] = LifeCycle(stage)
+        self._control.expect(stage, self.attempt)
+        self._workers.replace(stage, self.attempt)
 
     def wake(self, phase: Phase) -> None:
         """Whoever is awaited: what is stopped before it could greet is silent, but not found so."""
         for stage in self.behind(phase):
-            self._fleet.wake(stage)
+            self._workers.wake(stage)
 
     def name(self, stage: int) -> str:
         """How people call it: `stage 1 (blocks 2–3, cuda:0)`."""
-        plan = self._plan.stages[stage]
+        plan = self._run.plan.stages[stage]
         first, last = plan.blocks[0], plan.blocks[-1]
         blocks = f"block {first}" if first == last else f"blocks {first}–{last}"
         return f"stage {stage} ({blocks}, {plan.device})"
 
-    def device(self, stage: int) -> str:
-        """Where it trains."""
-        return self._plan.stages[stage].device
-
-    def admit(self, said: Said, run: Run) -> bool:
+    def admit(self, said: Said) -> bool:
         """Whether to heed what was said; the speaker's life goes on accordingly.
 
-        What belongs to the past is not heeded, and what can't be so is turned away: a stage that
-        was mistaken will be found missing, and a stranger must not stop the run.
+        What belongs to the past is not heeded, and what can't be so is rejected: a stage that was
+        mistaken will be found missing, and a stranger must not stop the run.
         """
         try:
-            return self._admitted(said, run)
+            return self._admitted(said)
         except ProtocolError as error:
             self._control.rejections.reject(f"stage {said.stage}", str(error))
             return False
 
-    def _admitted(self, said: Said, run: Run) -> bool:
-        if said.stage >= len(self._lives):
-            raise ProtocolError(f"the plan has {len(self._lives)} stages")
-        check_contents(said, run)
+    def _admitted(self, said: Said) -> bool:
+        if said.stage >= len(self):
+            raise ProtocolError(f"the plan has {len(self)} stages")
+        _check_contents(said, self._run)
         if self._is_past(said):
             return False
         life = self._lives[said.stage]
         life.on(said.message)
-        if life.phase is not Phase.DONE:
+        if life.phase is Phase.DONE:
+            self._watchdog.gone(said.stage)
+        else:
             heartbeat = said.message if isinstance(said.message, Heartbeat) else None
-            self._watch.heard(said.stage, self._clock(), heartbeat)
+            self._watchdog.heard(said.stage, self._clock(), heartbeat)
         return True
 
     def _is_past(self, said: Said) -> bool:
         if isinstance(said.message, Failure) and said.message.attempt < self.attempt:
-            self.replace(said.stage)  # of the same cause, or it will come back
+            self._replace(said.stage)  # of the same cause, or it will come back
             return True
         if said.stage not in self._recalled or isinstance(said.message, Heartbeat | Failure):
             return False
@@ -197,8 +175,70 @@ class Crew:
             self._recalled.discard(said.stage)
             return False
         if isinstance(said.message, Bye):  # it had left before it could hear
-            self.replace(said.stage)
+            self._replace(said.stage)
         return True
 
-    def _has_left(self, stage: int) -> bool:
-        return self._lives[stage].phase is Phase.DONE
+
+def _check_contents(said: Said, run: Run) -> None:
+    """A message may be well formed and yet speak for others: a stage speaks of its own blocks, and
+    of epochs and steps that the run has.
+
+    Raises:
+        ProtocolError: saying what does not fit.
+    """
+    message, course = said.message, run.feed.course
+    _check(isinstance(message, _WORKERS_SAY), type(message).__name__)
+    blocks, files = run.plan.stages[said.stage].blocks, 0
+    tallies: Iterable[Tally] = ()
+    if isinstance(message, Hello):
+        _check(
+            (message.run, message.protocol) == (run.id, PROTOCOL_VERSION),
+            f"a hello of {name_of_run(message.run, message.protocol)}, "
+            f"this is {name_of_run(run.id)}",
+        )
+    elif isinstance(message, Report):
+        report = message.report
+        _check(report.stage == said.stage, f"a report of stage {report.stage}")
+        _check(0 <= report.epoch <= course.all_epochs, f"a report of epoch {report.epoch}")
+        tallies = report.tallies
+    elif isinstance(message, StageState):
+        _check(message.blocks == blocks, f"a state of blocks {message.blocks[:20]}")
+        _check(0 <= message.step <= course.steps, f"a state after step {message.step}")
+        tallies, files = message.tallies, len(blocks)
+    found = {tally.block for tally in tallies}
+    _check(found <= set(blocks), f"counters of blocks {sorted(found)[:20]}, it has {blocks}")
+    _check(len(said.attached) == files, f"{len(said.attached)} files where {files} belong")
+
+
+def _check(holds: bool, what: str) -> None:
+    if not holds:
+        raise ProtocolError(f"it sent {what}")
+
+
+def setup_of(run: Run, stage: int, attempt: int, bind: str, *, kept: bool) -> Setup:
+    """Everything a stage needs to know to begin, but for its block files.
+
+    Args:
+        attempt: how often the run has begun again.
+        bind: where the stage is to listen for the one before it.
+        kept: whether it has the block files of the start itself.
+    """
+    plan, start = run.plan.stages[stage], run.start
+    config = config_tree(run.config)
+    del config["data"]["root"]  # a stage reads no images, and a path need not be UTF-8
+    return Setup(
+        attempt=attempt,
+        config=config,
+        facts=run.batches.facts,
+        blocks=plan.blocks,
+        device=plan.device,
+        bind=bind,
+        resumed=bool(start.files),
+        kept=kept,
+        last_batch_id=start.position.step,
+        epoch=run.feed.course.epoch_of(start.position.step),
+        tallies=tuple(tally for tally in start.tallies if tally.block in plan.blocks),
+        max_in_flight=run.config.runtime.max_in_flight,
+        progress_interval_s=run.progress_interval_s,
+        check_until=run.bad_batches.check_until,
+    )

@@ -40,7 +40,7 @@ class _Stage:
             self.worked_at = now
 
 
-class Watch:
+class Watchdog:
     """What is known of every stage's pulse; times are seconds of one monotonic clock.
 
     `transfer_s`: the longest that what travels between processes may take.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.coordinator.watchdog import SLOWEST_STEP, Watch
+from pipeline.coordinator.watchdog import SLOWEST_STEP, Watchdog
 from pipeline.protocol.messages import Heartbeat
 
 SILENCE_S, STALL_S = 10.0, 60.0
@@ -14,22 +14,22 @@ def beat(doing: str, handled: int = 0, cpu_s: float = 0.0) -> Heartbeat:
     return Heartbeat(handled, handled, doing, cpu_s)
 
 
-def watch_of(*activities: str) -> Watch:
+def watch_of(*activities: str) -> Watchdog:
     """One stage each, heard at 0."""
-    watch = Watch(heartbeat_timeout_s=SILENCE_S, stall_timeout_s=STALL_S)
+    watch = Watchdog(heartbeat_timeout_s=SILENCE_S, stall_timeout_s=STALL_S)
     for stage, doing in enumerate(activities):
         watch.heard(stage, 0.0, beat(doing))
     return watch
 
 
-def pulse(watch: Watch, until: float, *activities: str, cpu_share: float = 0.0) -> None:
+def pulse(watch: Watchdog, until: float, *activities: str, cpu_share: float = 0.0) -> None:
     """The same heartbeat from every stage once a second, after `cpu_share` of a second's work."""
     for second in range(1, int(until) + 1):
         for stage, doing in enumerate(activities):
             watch.heard(stage, float(second), beat(doing, cpu_s=second * cpu_share))
 
 
-def problem(watch: Watch, now: float, feed_waits: bool = False) -> tuple[int, str] | None:
+def problem(watch: Watchdog, now: float, feed_waits: bool = False) -> tuple[int, str] | None:
     return watch.problem(now, feed_waits=feed_waits)
 
 
@@ -156,7 +156,7 @@ def test_waiting_for_the_feed_is_no_deadlock_once_it_goes_on() -> None:
 
 
 def test_what_is_on_its_way_has_time_to_arrive() -> None:
-    watch = Watch(heartbeat_timeout_s=1000.0, stall_timeout_s=60.0, transfer_s=100.0)
+    watch = Watchdog(heartbeat_timeout_s=1000.0, stall_timeout_s=60.0, transfer_s=100.0)
     watch.heard(0, 0.0, beat("blocked"))
     assert problem(watch, 0.0, feed_waits=True) is None
     assert problem(watch, 160.0, feed_waits=True) is None
@@ -205,7 +205,7 @@ def test_activity_is_what_was_said_last() -> None:
 
 
 def test_a_time_in_which_nobody_listened_does_not_count() -> None:
-    watch = Watch(heartbeat_timeout_s=10.0, stall_timeout_s=60.0)
+    watch = Watchdog(heartbeat_timeout_s=10.0, stall_timeout_s=60.0)
     watch.heard(0, 100.0)
     watch.heard(1, 104.0)
     watch.skip(50.0, 154.0)

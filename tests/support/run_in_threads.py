@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.sections import Config, build_config
 from pipeline.coordinator.coordinator import Coordinator
-from pipeline.coordinator.stages import End
-from pipeline.coordinator.watchdog import Watch
+from pipeline.coordinator.engine import End
+from pipeline.coordinator.watchdog import Watchdog
 from pipeline.data.batches import load_batches
 from pipeline.data.facts import data_facts
 from pipeline.network.from_config import network_specs
@@ -204,7 +204,7 @@ class MemoryEndpoints:
 KILLED = End("was killed by SIGKILL", silent=True)
 
 
-class Fleet:
+class ThreadWorkers:
     """Workers as threads, each of which tells its failure as a worker process does.
 
     `fates`: of the first worker of some stages; others live on.
@@ -217,18 +217,18 @@ class Fleet:
         self._stages, self._threads = stages, dict[int, Thread]()
 
     def dead(self) -> dict[int, End]:
-        """As `coordinator.Fleet` says."""
+        """As `engine.Workers` says."""
         return self.killed
 
     def replace(self, stage: int, attempt: int) -> None:
-        """As `coordinator.Fleet` says."""
+        """As `engine.Workers` says."""
         self.killed.pop(stage, None)
         before = self.fates.get(stage)
         self.fates[stage] = (before.next if before else None) or Fate()
         self._begin(stage, attempt, self.fates[stage])
 
     def wake(self, stage: int) -> None:
-        """As `coordinator.Fleet` says: threads can't be stopped."""
+        """As `engine.Workers` says: threads can't be stopped."""
 
     def start(self) -> None:
         for stage in range(self._stages):
@@ -282,21 +282,21 @@ class Fleet:
 
 def coordinator(
     job: Job,
-    fleet: Fleet,
+    workers: ThreadWorkers,
     clock: Callable[[], float] | None = None,
     stall_timeout_s: float = 60.0,
 ) -> Coordinator:
     given = {"clock": clock} if clock else {}
-    watch = Watch(heartbeat_timeout_s=60.0, stall_timeout_s=stall_timeout_s)
+    watchdog = Watchdog(heartbeat_timeout_s=60.0, stall_timeout_s=stall_timeout_s)
 
     def bind(stage: int, attempt: int) -> str:
         return f"link-{stage}-{attempt}"
 
-    return Coordinator(job.run, fleet.control, fleet.connect, bind, fleet, watch, **given)
+    return Coordinator(job.run, workers.control, workers.connect, bind, workers, watchdog, **given)
 
 
 def train_pipelined(job: Job, fates: dict[int, Fate] | None = None) -> None:
-    fleet = Fleet(job.run.plan.n_stages, fates)
-    fleet.start()
-    coordinator(job, fleet).run()
-    fleet.leave()
+    workers = ThreadWorkers(job.run.plan.n_stages, fates)
+    workers.start()
+    coordinator(job, workers).run()
+    workers.leave()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from launch.launcher import guarded
-from pipeline.coordinator.stages import End
-from pipeline.coordinator.watchdog import Watch
+from pipeline.coordinator.engine import End
+from pipeline.coordinator.watchdog import Watchdog
 from pipeline.errors import ConfigError, StageFailedError
 from pipeline.system import descriptors
 from pipeline.system.descriptors import check_enough
@@ -120,18 +120,18 @@ def test_where_there_is_no_place_for_sockets_a_cure_is_named(
 def test_what_would_come_back_at_start_is_said_once(
     folder: Callable[[], Path], stage: int, how: str
 ) -> None:
-    from support.run_in_threads import Fleet, Job, coordinator
+    from support.run_in_threads import Job, ThreadWorkers, coordinator
 
-    fleet = Fleet(2)
-    fleet.killed[stage] = End(how, silent=True, comes_back=True, traceback="its own")
+    workers = ThreadWorkers(2)
+    workers.killed[stage] = End(how, silent=True, comes_back=True, traceback="its own")
     with pytest.raises(StageFailedError) as said:
-        coordinator(Job(folder(), 2), fleet).run()
+        coordinator(Job(folder(), 2), workers).run()
     assert type(said.value) is StageFailedError
     assert (said.value.summary.endswith(how), said.value.remote_traceback) == (True, "its own")
 
 
 def test_a_stage_that_may_be_silent_is_not_missed() -> None:
-    watch = Watch(heartbeat_timeout_s=10.0, stall_timeout_s=20.0)
+    watch = Watchdog(heartbeat_timeout_s=10.0, stall_timeout_s=20.0)
     watch.heard(0, 0.0)
     watch.heard(1, 5.0)
     assert watch.problem(12.0, feed_waits=False, silent=[0]) is None

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 import pytest
-from support.run_in_threads import Fleet, Job, coordinator
+from support.run_in_threads import Job, ThreadWorkers, coordinator
 
 from pipeline.errors import StageFailedError, StageLostError
 from pipeline.protocol.messages import PROTOCOL_VERSION, Hello
@@ -80,11 +80,11 @@ def test_a_worker_of_other_code_ends_the_run_and_is_not_replaced(
     folder: Callable[[], Path],
 ) -> None:
     other = tuple(line.replace("block.py ", "block.py x") for line in running_code())
-    fleet = Fleet(2)
-    fleet.control.client(1).send(Hello("run", PROTOCOL_VERSION, 1, other))
+    workers = ThreadWorkers(2)
+    workers.control.client(1).send(Hello("run", PROTOCOL_VERSION, 1, other))
     with pytest.raises(
         StageFailedError, match=r"runs other code .* pipeline/learning/block\.py is "
     ) as said:
-        coordinator(Job(folder(), 2), fleet).run()
+        coordinator(Job(folder(), 2), workers).run()
     assert not isinstance(said.value, StageLostError)
     assert "\n" not in str(said.value)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.run_in_threads import KILLED, Fleet, Job, coordinator, train_pipelined
+from support.run_in_threads import KILLED, Job, ThreadWorkers, coordinator, train_pipelined
 
 from pipeline.data.facts import data_facts
 from pipeline.errors import (
@@ -135,11 +135,11 @@ def test_what_people_are_told_of_the_links_crosses_them(
         send(sender, item, payloads)
 
     monkeypatch.setattr(MemorySender, "send", counting)
-    job, fleet = Job(folder(), 3, precision=precision), Fleet(3)
-    fleet.start()
-    coordinator(job, fleet).run()
-    fleet.leave()
-    crossed = [nbytes[fleet.senders[f"link-{stage}-0"]] for stage in range(3)]
+    job, workers = Job(folder(), 3, precision=precision), ThreadWorkers(3)
+    workers.start()
+    coordinator(job, workers).run()
+    workers.leave()
+    crossed = [nbytes[workers.senders[f"link-{stage}-0"]] for stage in range(3)]
     specs = network_specs(job.run.config, data_facts(job.run.config.data))
     costs = block_costs(
         specs, batch_size=8, element_bytes=element_bytes, optimizer_name="adam", backprop=False
@@ -197,11 +197,11 @@ def test_interrupted_and_resumed(single: Job, folder: Callable[[], Path]) -> Non
             first.run.heed_interruption()
 
     first.listeners.append(interrupt)
-    fleet = Fleet(3)
-    fleet.start()
+    workers = ThreadWorkers(3)
+    workers.start()
     with pytest.raises(InterruptedRunError) as caught:
-        coordinator(first, fleet).run()
-    fleet.leave()
+        coordinator(first, workers).run()
+    workers.leave()
     assert 1 <= caught.value.step < 6
     assert first.store.newest.position.step == caught.value.step
     assert [event for event in first.events if isinstance(event, Note)] == [
@@ -237,11 +237,11 @@ def test_failure_of_a_worker_is_told_with_its_traceback(
 
     monkeypatch.setattr(Block, "transfer", fails)
     # room for the whole run: nobody waits for a credit of the stage that fails
-    job, fleet = Job(folder(), 3, max_in_flight=64, max_restarts=0), Fleet(3)
-    fleet.start()
+    job, workers = Job(folder(), 3, max_in_flight=64, max_restarts=0), ThreadWorkers(3)
+    workers.start()
     with pytest.raises(StageFailedError) as caught:
-        coordinator(job, fleet).run()
-    fleet.end()
+        coordinator(job, workers).run()
+    workers.end()
     assert caught.value.summary == (
         "stage 1 (block 1, cpu), block 1 failed at batch 3: ValueError: planted"
     )
@@ -274,17 +274,17 @@ def ticking(step_s: float) -> Callable[[], float]:
 
 
 def failure(
-    job: Job, fleet: Fleet, clock: Callable[[], float] | None = None
+    job: Job, workers: ThreadWorkers, clock: Callable[[], float] | None = None
 ) -> tuple[type[PipelineError], str]:
     with pytest.raises(PipelineError) as caught:
-        coordinator(job, fleet, clock).run()
+        coordinator(job, workers, clock).run()
     return type(caught.value), str(caught.value)
 
 
 def test_workers_that_never_come(folder: Callable[[], Path]) -> None:
-    job, fleet = Job(folder(), 2, start_timeout_s=50.0), Fleet(2)
-    fleet.control.client(0).send(Hello("run", PROTOCOL_VERSION, 1, running_code()))
-    kind, said = failure(job, fleet, clock=ticking(3.0))
+    job, workers = Job(folder(), 2, start_timeout_s=50.0), ThreadWorkers(2)
+    workers.control.client(0).send(Hello("run", PROTOCOL_VERSION, 1, running_code()))
+    kind, said = failure(job, workers, clock=ticking(3.0))
     assert kind is TimedOutError
     assert said.startswith("waited 5")
     assert said.endswith(" s for stage 0 on cpu, stage 1 on cpu (runtime.start_timeout_s 50)")
@@ -293,9 +293,9 @@ def test_workers_that_never_come(folder: Callable[[], Path]) -> None:
 
 
 def test_worker_that_was_killed(folder: Callable[[], Path]) -> None:
-    job, fleet = Job(folder(), 2, max_restarts=0), Fleet(2)
-    fleet.killed[1] = KILLED
-    kind, said = failure(job, fleet, clock=ticking(0.6))
+    job, workers = Job(folder(), 2, max_restarts=0), ThreadWorkers(2)
+    workers.killed[1] = KILLED
+    kind, said = failure(job, workers, clock=ticking(0.6))
     assert (kind, said) == (StageLostError, "stage 1 (blocks 1–3, cpu) was killed by SIGKILL")
 
 
@@ -351,19 +351,19 @@ def trained_with(
     folder: Path, said: tuple[int, Any, list[bytes]], *, after_epoch: int
 ) -> tuple[Job, list[str]]:
     """A run in which somebody says this under the name of a stage; and its notes."""
-    job, fleet = Job(folder, 2), Fleet(2)
+    job, workers = Job(folder, 2), ThreadWorkers(2)
     stage, message, attached = said
 
     def say(event: Any) -> None:
         if isinstance(event, EpochDone) and event.metrics["epoch"] == after_epoch:
-            fleet.control.client(stage).send(message, attached)
+            workers.control.client(stage).send(message, attached)
 
     job.listeners.append(say)
     if after_epoch == 0:
-        fleet.control.client(stage).send(message, attached)
-    fleet.start()
-    coordinator(job, fleet).run()
-    fleet.leave()
+        workers.control.client(stage).send(message, attached)
+    workers.start()
+    coordinator(job, workers).run()
+    workers.leave()
     return job, [event.text for event in job.events if isinstance(event, Note)]
 
 
@@ -392,17 +392,17 @@ def test_what_no_stage_may_say_is_turned_away_and_changes_nothing(
 
 def test_silent_worker(folder: Callable[[], Path]) -> None:
     """Until training begins only the start-up time-out counts, however long a worker builds."""
-    job, fleet = Job(folder(), 2, start_timeout_s=100.0), Fleet(2)
-    fleet.control.client(1).send(Heartbeat(0, 0, "starting", 0.0))
-    kind, said = failure(job, fleet, clock=ticking(5.0))
+    job, workers = Job(folder(), 2, start_timeout_s=100.0), ThreadWorkers(2)
+    workers.control.client(1).send(Heartbeat(0, 0, "starting", 0.0))
+    kind, said = failure(job, workers, clock=ticking(5.0))
     assert kind is TimedOutError
     assert said.startswith("waited 1")
     assert said.endswith(" s for stage 0 on cpu, stage 1 on cpu (runtime.start_timeout_s 100)")
 
 
 def test_interrupted_before_the_workers_came(folder: Callable[[], Path]) -> None:
-    job, fleet = Job(folder(), 2), Fleet(2)
+    job, workers = Job(folder(), 2), ThreadWorkers(2)
     job.interrupted = True
-    kind, said = failure(job, fleet)
+    kind, said = failure(job, workers)
     assert kind is InterruptedRunError
     assert said == "interrupted after step 0: there was nothing to save yet"

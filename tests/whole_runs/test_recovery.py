@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support.run_in_threads import Fate, Fleet, Job, coordinator, train_pipelined
+from support.run_in_threads import Fate, Job, ThreadWorkers, coordinator, train_pipelined
 
 from pipeline.coordinator.restarts import WITHIN_S, Restarts
 from pipeline.errors import InterruptedRunError, StageFailedError, StageLostError
@@ -168,17 +168,17 @@ def test_no_stage_leaves_before_all_that_was_sent_has_arrived(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stage that were gone could not send its last state again."""
-    job, fleet, heard = Job(folder(), STAGES, **COURSE), Fleet(STAGES), []
-    hear = fleet.control._hear
+    job, workers, heard = Job(folder(), STAGES, **COURSE), ThreadWorkers(STAGES), []
+    hear = workers.control._hear
 
     def noted(attempt: int, said: Said) -> None:
         heard.append(said.message)
         hear(attempt, said)
 
-    monkeypatch.setattr(fleet.control, "_hear", noted)
-    fleet.start()
-    coordinator(job, fleet).run()
-    fleet.leave()
+    monkeypatch.setattr(workers.control, "_hear", noted)
+    workers.start()
+    coordinator(job, workers).run()
+    workers.leave()
     assert [type(message) for message in heard[-STAGES:]] == [Bye] * STAGES
     assert sum(isinstance(message, StageState) for message in heard) == 2 * STAGES
 
@@ -206,10 +206,14 @@ def test_the_newest_state_is_awaited_until_the_coordinator_has_all_of_it() -> No
 
 def test_to_be_suspended_while_it_starts_is_no_waiting(folder: Folder) -> None:
     """The clock leaps by an hour at its sixth reading."""
-    job, fleet, readings = Job(folder(), STAGES, **COURSE), Fleet(STAGES), itertools.count()
-    fleet.start()
-    coordinator(job, fleet, lambda: 3600.0 * (next(readings) > 5)).run()
-    fleet.leave()
+    job, workers, readings = (
+        Job(folder(), STAGES, **COURSE),
+        ThreadWorkers(STAGES),
+        itertools.count(),
+    )
+    workers.start()
+    coordinator(job, workers, lambda: 3600.0 * (next(readings) > 5)).run()
+    workers.leave()
     assert restarts_of(job) == 0
 
 
@@ -254,18 +258,18 @@ class Leak:
         self.noticed = self.noticed or (isinstance(event, Note) and "replaced" in event.text)
 
 
-def leaking(leak: Leak, monkeypatch: pytest.MonkeyPatch) -> tuple[Fleet, Coordinator]:
-    job, fleet = leak.job, Fleet(STAGES)
+def leaking(leak: Leak, monkeypatch: pytest.MonkeyPatch) -> tuple[ThreadWorkers, Coordinator]:
+    job, workers = leak.job, ThreadWorkers(STAGES)
     job.listeners.append(leak.listen)
-    connect = fleet.connect
+    connect = workers.connect
 
     def leaky(*given: Any) -> Any:
         sender, carrier = connect(*given)
         return leak.connect(sender), carrier
 
-    monkeypatch.setattr(fleet, "connect", leaky)
-    fleet.start()
-    return fleet, coordinator(job, fleet, leak.clock, stall_timeout_s=2.0)
+    monkeypatch.setattr(workers, "connect", leaky)
+    workers.start()
+    return workers, coordinator(job, workers, leak.clock, stall_timeout_s=2.0)
 
 
 def test_a_stop_marker_that_never_arrives_is_noticed(
@@ -273,9 +277,9 @@ def test_a_stop_marker_that_never_arrives_is_noticed(
 ) -> None:
     """The feed has ended, and nobody has anything to do."""
     job = Job(folder(), STAGES, **COURSE)
-    fleet, running = leaking(Leak(job), monkeypatch)
+    workers, running = leaking(Leak(job), monkeypatch)
     running.run()
-    fleet.leave()
+    workers.leave()
     assert restarts_of(job) == 1
     (fault, _) = [event.text for event in job.events if isinstance(event, Note)]
     assert fault.startswith("stage 0 (block 0, cpu) does not take what comes next: all wait since")
@@ -287,11 +291,11 @@ def test_an_interrupted_run_whose_stop_marker_never_arrives_ends(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = Job(folder(), STAGES, **COURSE)
-    fleet, running = leaking(Leak(job, interrupts=True), monkeypatch)
+    workers, running = leaking(Leak(job, interrupts=True), monkeypatch)
     with pytest.raises(InterruptedRunError, match="a checkpoint was written"):
         running.run()
     assert "interrupted" in "".join(e.text for e in job.events if isinstance(e, Note))
-    fleet.end()
+    workers.end()
 
 
 # --- faults with a reason -----------------------------------------------------------------

@@ -1,0 +1,118 @@
+"""Brings the stages of an attempt together: hello ─▶ setup ─▶ ready ─▶ connect ─▶ connected."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline.coordinator.stages import setup_of
+from pipeline.errors import StageFailedError, StageLostError, TimedOutError
+from pipeline.protocol.life_cycle import Phase
+from pipeline.protocol.messages import Connect, Hello, Ready, Setup
+from pipeline.run.events import Waiting
+from pipeline.system.sources import difference, running_code
+from pipeline.transport.timeout import Timeout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipeline.coordinator.stages import Stages
+    from pipeline.protocol.addresses import LinkAddress
+    from pipeline.run.run import Run
+    from pipeline.transport.interfaces import Said
+
+_TELL_EVERY_S = 2.0
+
+
+class Assembly:
+    """Of one run, through all its attempts.
+
+    Args:
+        bind: where (stage, attempt) is to listen for the stage before it.
+        pump: hears what has been said, and looks for trouble.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        stages: Stages,
+        bind: Callable[[int, int], str],
+        pump: Callable[[], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._run, self._stages, self._bind = run, stages, bind
+        self._pump, self._clock = pump, clock
+        self._addresses: dict[int, LinkAddress] = {}
+        self.handlers: dict[type, Callable[[Said, Any], None]] = {
+            Hello: self._on_hello,
+            Ready: self._on_ready,
+        }
+
+    def connect_all(self) -> LinkAddress:
+        """Wait for all stages, and connect each to the next; where the first one listens."""
+        self._wait_for(Phase.READY)
+        for stage in range(len(self._stages)):
+            self._stages.say(stage, Connect(self._addresses.get(stage + 1)))
+        self._wait_for(Phase.RUNNING)
+        return self._addresses[0]
+
+    def begin_again(self, run: Run, lost: int) -> None:
+        """Another process takes the place of `lost`; the others are told where `run` begins."""
+        self._run = run
+        kept = bool(run.start.files)
+        self._stages.begin_again(lost, lambda stage: self._setup(stage, kept=kept))
+
+    def _setup(self, stage: int, *, kept: bool) -> Setup:
+        attempt = self._stages.attempt
+        return setup_of(self._run, stage, attempt, self._bind(stage, attempt), kept=kept)
+
+    def _wait_for(self, phase: Phase) -> None:
+        timeout = Timeout(self._run.config.runtime.start_timeout_s, self._clock)
+        told = self._clock()
+        while missing := self._missing(phase):
+            self._pump()
+            now = self._clock()
+            if self._run.interrupted():
+                raise self._run.interruption()
+            if not timeout.next_poll_s():
+                self._give_up(phase, timeout.used_s)
+            if now - told > _TELL_EVERY_S:
+                told = now
+                self._run.observer(Waiting(missing, timeout.used_s))
+                self._stages.wake(phase)
+
+    def _give_up(self, phase: Phase, waited_s: float) -> None:
+        if self._stages.attempt:  # one that lived before may hang; another may take its place
+            late = self._stages.behind(phase)[0]
+            name = self._stages.name(late)
+            raise StageLostError(late, f"{name} did not come back in {waited_s:.1f} s")
+        missing, most_s = ", ".join(self._missing(phase)), self._run.config.runtime.start_timeout_s
+        raise TimedOutError(
+            f"waited {waited_s:.1f} s for {missing} (runtime.start_timeout_s {most_s:g})"
+        )
+
+    def _missing(self, phase: Phase) -> tuple[str, ...]:
+        factory, building = self._run.config.model.factory, self._stages.building
+        return tuple(
+            f"stage {stage} on {self._run.plan.stages[stage].device}"
+            + (f" (making the network with model.factory {factory})" if stage in building else "")
+            for stage in self._stages.behind(phase)
+        )
+
+    def _on_hello(self, said: Said, hello: Hello) -> None:
+        self._check_code(said.stage, difference(running_code(), hello.code))
+        files = self._run.start.files
+        blocks = self._run.plan.stages[said.stage].blocks
+        attached = [files[block] for block in blocks] if files else []
+        self._stages.say(said.stage, self._setup(said.stage, kept=False), attached)
+
+    def _on_ready(self, said: Said, ready: Ready) -> None:
+        self._check_code(said.stage, difference(self._run.own_code, ready.own_code, common=True))
+        self._run.check_initial(ready.initial, f"the process of {self._stages.name(said.stage)}")
+        self._addresses[said.stage] = ready.address
+
+    def _check_code(self, stage: int, difference: str | None) -> None:
+        if difference:
+            raise StageFailedError(
+                f"{self._stages.name(stage)} runs other code than the launcher: {difference}; "
+                "files were replaced since the command was given: give it again (--resume goes on)"
+            )
