@@ -16,13 +16,8 @@ import numpy as np
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 def main(folder: Path) -> None:
-    """Write DIR/train/CLASS/NUMBER.png and DIR/val/CLASS/NUMBER.png."""
-    write_digits(folder)
-    click.echo(f"{folder}: 1437 training and 360 test images of 10 classes")
-
-
-def write_digits(folder: Path) -> None:
-    """Write the 1437 training and 360 test images, 8 × 8 grey pixels each."""
+    """Write 1437 training and 360 test images, 8 × 8 grey pixels each, as
+    DIR/train/CLASS/NUMBER.png and DIR/val/CLASS/NUMBER.png."""
     from PIL import Image
     from sklearn.datasets import load_digits
 
@@ -32,6 +27,7 @@ def write_digits(folder: Path) -> None:
         part = folder / ("train" if number % 5 else "val") / str(label)
         part.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(part / f"{number:04d}.png")
+    click.echo(f"{folder}: 1437 training and 360 test images of 10 classes")
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks.lib.command_line import told_in_a_line
+from benchmarks.lib.command_line import with_usage_errors
 from benchmarks.lib.result_files import write_result
 from launch.machine.provenance import provenance
 from launch.paper.results import all_epochs
@@ -24,85 +24,79 @@ from pipeline.config.yaml_file import load_tree
 from pipeline.errors import ConfigError
 from pipeline.run.metrics import METRICS_FILE
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
 
 @click.command()
 @click.argument("run_dir", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.argument("name")
 @click.option("--command", required=True, help="The command line that trained.")
-@told_in_a_line
+@with_usage_errors
 def main(run_dir: Path, name: str, command: str) -> None:
     """Keep the metrics of RUN_DIR as benchmarks/results/NAME-….json."""
     if not re.fullmatch(r"\w[\w-]*", name):
         raise ConfigError(f"NAME {shlex.quote(name)}: expected a plain word, as mnist_mlp_pred")
     epochs = epochs_of(run_dir)
     config = load_config(run_dir / "config.yaml")
-    check_finished(run_dir, epochs[-1]["epoch"], all_epochs(config))
+    error_pct = tested_error(run_dir, epochs, all_epochs(config))
     result = {
         **provenance(command),
         "config": config_tree(config),
         "stages": stages_of(run_dir),
-        "test_error_pct": tested_error(run_dir, epochs[-1]),
+        "test_error_pct": error_pct,
         "epochs": epochs,
     }
-    print(f"test error {result['test_error_pct']:.2f} %, kept in {write_result(name, result)}")
+    print(f"test error {error_pct:.2f} %, kept in {write_result(name, result)}")
 
 
 def epochs_of(run_dir: Path) -> list[dict[str, Any]]:
-    """A line for each.
+    """What the run's metrics file says of each epoch.
 
     Raises:
-        ConfigError: where there are none, or one is damaged.
+        ConfigError: where there are none, or a line is damaged.
     """
     path = run_dir / METRICS_FILE
     lines = path.read_text("utf-8", "replace").splitlines() if path.is_file() else []
     if not lines:
         raise ConfigError(f"{path}: a run keeps a line there for each epoch; name its folder")
-    return [_epoch(line, run_dir, number) for number, line in enumerate(lines, start=1)]
+    epochs = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            tree = json.loads(line)
+        except ValueError:  # a crash left it half written
+            tree = None
+        if not (isinstance(tree, dict) and tree.get("event") == "epoch" and "epoch" in tree):
+            raise ConfigError(
+                f"{path}:{number}: every line tells of an epoch, this one is damaged; "
+                f"{_to_go_on(run_dir)}"
+            )
+        epochs.append(tree)
+    return epochs
 
 
-def _epoch(line: str, run_dir: Path, number: int) -> dict[str, Any]:
-    try:
-        tree = json.loads(line)
-        if tree["event"] == "epoch" and isinstance(tree["epoch"], int):
-            return dict(tree)
-    except (ValueError, TypeError, KeyError):  # a line that a crash left half written
-        pass
-    raise ConfigError(
-        f"{run_dir / METRICS_FILE}:{number}: every line tells of an epoch, this one is damaged; "
-        f"{_to_go_on(run_dir)}"
-    )
-
-
-def check_finished(run_dir: Path, trained: int, planned: int) -> None:
-    """Of a run, its epochs.
+def tested_error(run_dir: Path, epochs: Sequence[Mapping[str, Any]], planned: int) -> float:
+    """In percent, after the last of so many epochs.
 
     Raises:
-        ConfigError: where some are left.
+        ConfigError: where some are left to train, or the last one was not tested.
     """
-    if trained < planned:
+    path, last = run_dir / METRICS_FILE, epochs[-1]
+    if last["epoch"] < planned:
         raise ConfigError(
-            f"{run_dir / METRICS_FILE}: ends with epoch {trained} of {planned}, and only a "
-            f"finished run is kept; {_to_go_on(run_dir)}"
+            f"{path}: ends with epoch {last['epoch']} of {planned}, and only a finished run is "
+            f"kept; {_to_go_on(run_dir)}"
         )
-
-
-def tested_error(run_dir: Path, last: dict[str, Any]) -> float:
-    """In percent, after the last epoch.
-
-    Raises:
-        ConfigError: where there was no test.
-    """
-    try:
-        return float(last["test"]["error_pct"])
-    except (KeyError, TypeError):
+    if not last.get("test"):
         raise ConfigError(
-            f"{run_dir / METRICS_FILE}: the last epoch was not tested, and the test error is what "
-            "is kept; train with runtime.eval_every_epochs of at least 1"
-        ) from None
+            f"{path}: the last epoch was not tested, and the test error is what is kept; train "
+            "with runtime.eval_every_epochs of at least 1"
+        )
+    return float(last["test"]["error_pct"])
 
 
 def stages_of(run_dir: Path) -> list[dict[str, Any]]:
-    """Of the run's plan.
+    """What the run's plan says of each stage.
 
     Raises:
         ConfigError: where it can't be read.

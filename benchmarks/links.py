@@ -21,8 +21,8 @@ import click
 import numpy as np
 import torch
 
-from benchmarks.lib.command_line import device_named, provenance_now, told_in_a_line
-from benchmarks.lib.link_ends import CARRIERS, DEVICE_CARRIERS, IMAGES, Hops, linked, settle
+from benchmarks.lib.command_line import device_named, provenance_now, with_usage_errors
+from benchmarks.lib.link_ends import CARRIERS, DEVICE_CARRIERS, IMAGES, Hops, linked, synchronize
 from benchmarks.lib.report import Finding, Report, markdown
 from benchmarks.lib.result_files import RESULTS, make_writable, write_result
 from pipeline.learning.build import prepare_process
@@ -74,13 +74,13 @@ def copier(most_bytes: int, device: torch.device) -> Callable[[Tensor, int], Hop
     def copy(x: Tensor, count: int) -> Hops:
         target, laps, cpu_s = memory[: x.numel()].view(x.shape), [], process_time()
         for _ in range(count):
-            settle(device)
+            synchronize(device)
             began = perf_counter()
             if on_cpu:  # as a hop copies
                 np.copyto(target.numpy(), x.numpy())
             else:
                 target.copy_(x)
-            settle(device)
+            synchronize(device)
             laps.append(perf_counter() - began)
         return Hops(laps, process_time() - cpu_s)
 
@@ -226,7 +226,7 @@ def measure(sizes: Sequence[float], rounds: int, gpu: int | None) -> dict[str, A
 )
 @click.option("--rounds", default=7, show_default=True, type=click.IntRange(1))
 @click.option("--gpu", type=click.IntRange(0), help="Between two processes on this CUDA device.")
-@told_in_a_line
+@with_usage_errors
 def main(sizes: tuple[float, ...], rounds: int, gpu: int | None) -> None:
     """Measure, print and keep benchmarks/results/links-….json; on a GPU links_cuda-….json."""
     make_writable(RESULTS)

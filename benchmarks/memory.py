@@ -22,7 +22,7 @@ import click
 import torch
 
 from benchmarks.lib.allocations import MarkingOptimizer, Peaks, measure
-from benchmarks.lib.command_line import device_named, provenance_now, told_in_a_line
+from benchmarks.lib.command_line import device_named, provenance_now, with_usage_errors
 from benchmarks.lib.report import Finding, Report, markdown
 from benchmarks.lib.result_files import RESULTS, keep_so_far, make_writable, write_result
 from benchmarks.rivals.checkpointed import CheckpointedNetwork, numbers_of_segments
@@ -61,7 +61,7 @@ def mlp(layers: int) -> dict[str, Any]:
 
 
 def vgg(name: str) -> dict[str, Any]:
-    """As configs/vgg8b.yaml."""
+    """A VGG as in configs/vgg8b.yaml."""
     return {
         "model": {"name": name, "hidden_layers": 1, "hidden": 1024, "dropout": 0.2},
         "data": {"name": "synthetic", "channels": 3, "size": 32},
@@ -129,7 +129,7 @@ def checkpointed(tree: Mapping[str, Any], batch_size: int, device: torch.device)
 
 
 def peaks_of_segments(config: Config, segments: int, device: torch.device) -> Peaks:
-    """With so many segments."""
+    """Of checkpointed global backprop in so many segments."""
     facts, bf16 = data_facts(config.data), config.runtime.precision == "bf16"
     specs = network_specs(config, facts)
     network = CheckpointedNetwork(specs, marking_optimizer, device, segments, bf16=bf16)
@@ -150,7 +150,7 @@ WAYS: dict[str, Callable[[Mapping[str, Any], int, torch.device], Peaks]] = {
 
 
 def marking_optimizer(learned: Mapping[str, Tensor]) -> Optimizer:
-    """Adam, the default."""
+    """Adam, whose gradients are marked in the record."""
     return MarkingOptimizer(make_optimizer("adam", learned, weight_decay=0.0, momentum=0.9))
 
 
@@ -241,7 +241,7 @@ REPORT = Report(
 @click.option("--batch-size", default=128, show_default=True, type=click.IntRange(2))
 @click.option("--device", "device_name", default="cpu", show_default=True)
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
-@told_in_a_line
+@with_usage_errors
 def main(names: tuple[str, ...], batch_size: int, device_name: str, precision: str) -> None:
     """Measure, print and keep benchmarks/results/memory-….json, on a GPU memory_cuda-….json, in
     bf16 memory_bf16-….json or memory_cuda_bf16-….json."""

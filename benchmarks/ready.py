@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import click
 import psutil
 
-from benchmarks.lib.command_line import provenance_now, told_in_a_line
+from benchmarks.lib.command_line import provenance_now, with_usage_errors
 from benchmarks.lib.report import Finding, Report, spread
 from benchmarks.lib.result_files import RESULTS, make_writable, write_result
 
@@ -108,7 +108,7 @@ REPORT = Report(
     type=click.IntRange(1),
     help="How often each is measured.",
 )
-@told_in_a_line
+@with_usage_errors
 def main(runs: int) -> None:
     """Measure, print and keep benchmarks/results/ready-….json."""
     make_writable(RESULTS)

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import psutil
 
-from benchmarks.lib.command_line import provenance_now, told_in_a_line
+from benchmarks.lib.command_line import provenance_now, with_usage_errors
 from benchmarks.lib.report import Finding, Report, spread
 from benchmarks.lib.result_files import RESULTS, make_writable, write_result
 from pipeline.run.metrics import METRICS_FILE
@@ -287,7 +287,7 @@ REPORT = Report(
 @click.option("--kills", "count", default=10, show_default=True, type=click.IntRange(1))
 @click.option("--seed", default=1, show_default=True, help="Decides whom to kill, and when.")
 @click.option("--disk", default="runs", show_default=True, type=click.Path(path_type=Path))
-@told_in_a_line
+@with_usage_errors
 def main(
     pairs: int, seconds: float, every: float, harsh: float, count: int, seed: int, disk: Path
 ) -> None:

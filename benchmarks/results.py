@@ -48,36 +48,37 @@ are kept by hand, in [`by_hand.json`](results/by_hand.json).
 
 
 def page(kept: Sequence[Kept], by_hand: Sequence[Mapping[str, str]]) -> str:
-    """All sections."""
-    sections = [section(report, own) for kind, report in REPORTS.items() if (own := of(kind, kept))]
-    runs = [
-        {
-            "what": f"[{one.name}](results/{one.path.name})",
-            "result": f"{one.tree['test_error_pct']:.2f} %",
-            **where(one),
-        }
-        for one in of(None, kept)
+    """A section for each command, then the trainings."""
+    by_command = {name: results_of(name, kept) for name in REPORTS}
+    sections = [section(REPORTS[name], own) for name, own in by_command.items() if own]
+    rows = [
+        [_link(one.name, one), f"{one.tree['test_error_pct']:.2f} %", *where(one)]
+        for one in results_of(None, kept)
     ]
-    rows = [[row.get(column, "") for column in COLUMNS] for row in (*runs, *by_hand)]
+    rows += [[row[column] for column in COLUMNS] for row in by_hand]
     return "\n".join([WORDS, *sections, TRAININGS + markdown(COLUMNS, rows, COLUMNS)])
 
 
-def of(kind: str | None, kept: Sequence[Kept]) -> list[Kept]:
-    """The results of one command of `REPORTS`, or of none."""
+def results_of(command: str | None, kept: Sequence[Kept]) -> list[Kept]:
+    """Those that a module of benchmarks/ measured; for None those of other commands."""
     named = [re.search(r"\bbenchmarks\.(\w+)", one.tree["command"]) for one in kept]
-    return [one for one, match in zip(kept, named, strict=True) if (match and match[1]) == kind]
+    return [one for one, match in zip(kept, named, strict=True) if (match and match[1]) == command]
 
 
-def where(one: Kept) -> dict[str, str]:
-    """How a result came about."""
+def _link(text: str, one: Kept) -> str:
+    return f"[{text}](results/{one.path.name})"
+
+
+def where(one: Kept) -> list[str]:
+    """How a result came about: `RUN`."""
     tree = one.tree
-    return {
-        "command": f"`{tree['command']}`",
-        "machine": machine(one),
-        "versions": f"torch {tree['versions']['torch']}, Python {tree['python']}",
-        "date": one.date,
-        "commit": tree["commit"] + "+" * tree["uncommitted_changes"],
-    }
+    return [
+        f"`{tree['command']}`",
+        machine(one),
+        f"torch {tree['versions']['torch']}, Python {tree['python']}",
+        one.date,
+        tree["commit"] + "+" * tree["uncommitted_changes"],
+    ]
 
 
 def machine(one: Kept) -> str:
@@ -100,10 +101,8 @@ def section(report: Report, kept: Sequence[Kept]) -> str:
 def part(report: Report, kept: Sequence[Kept]) -> str:
     """Runs of one name: where they were made, what each found, their tables."""
     numbered = {f"run {number}": one for number, one in enumerate(kept, 1)}
-    runs = [
-        [f"[{run}](results/{one.path.name})", *where(one).values()] for run, one in numbered.items()
-    ]
-    texts = [markdown(("", *RUN), runs, ("", *RUN)), beside_each_other(report, numbered)]
+    runs = [[_link(run, one), *where(one)] for run, one in numbered.items()]
+    texts = [markdown(("", *RUN), runs, ("", *RUN)), side_by_side(report, numbered)]
     for run, one in numbered.items():
         if report.table:
             title = f"{run}: {machine(one)}"
@@ -112,7 +111,7 @@ def part(report: Report, kept: Sequence[Kept]) -> str:
     return "\n".join(texts)
 
 
-def beside_each_other(report: Report, runs: Mapping[str, Kept]) -> str:
+def side_by_side(report: Report, runs: Mapping[str, Kept]) -> str:
     """A row for each number that some run found, a column for each run."""
     found = {
         run: {one.what: one for one in report.findings(kept.tree)} for run, kept in runs.items()

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import click
 
-from benchmarks.lib.command_line import counts_of, provenance_now, told_in_a_line
+from benchmarks.lib.command_line import counts_of, provenance_now, with_usage_errors
 from benchmarks.lib.contenders import NEVER
 from benchmarks.lib.report import Finding, Report, markdown
 from benchmarks.lib.result_files import RESULTS, keep_so_far, make_writable, write_result
@@ -81,7 +81,7 @@ class Division(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As people say."""
+        """A label: `2 stages on GPUs 0-1`."""
         where = "the CPU" if self.gpus == "cpu" else f"GPUs {self.gpus}"
         return f"{self.stages} {'stage' if self.stages == 1 else 'stages'} on {where}"
 
@@ -95,7 +95,7 @@ class Round:
 
     @property
     def off_by(self) -> float:
-        """Of the prediction, relative."""
+        """Relative error of the prediction."""
         return self.predicted / self.measured - 1
 
 
@@ -242,7 +242,7 @@ REPORT = Report(
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Of the config.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
 @click.option("--images", type=click.IntRange(128), help=f"Of an epoch.  [default: {_OWN}]")
-@told_in_a_line
+@with_usage_errors
 def main(
     networks: tuple[str, ...],
     stages: tuple[int, ...],

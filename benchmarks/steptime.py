@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import torch
 
-from benchmarks.lib.command_line import provenance_now, told_in_a_line
+from benchmarks.lib.command_line import provenance_now, with_usage_errors
 from benchmarks.lib.contenders import NETWORKS, Contender, Task
 from benchmarks.lib.kernels import CONVOLUTIONS, KINDS, PRODUCTS, KernelClock
 from benchmarks.lib.laps import made_up_batches
@@ -180,7 +180,7 @@ REPORT = Report(
     type=click.FloatRange(0.0, min_open=True),
     help="How long each is timed, twice.  [default: 4]",
 )
-@told_in_a_line
+@with_usage_errors
 def main(rounds: int, seconds: float) -> None:
     """Measure, print and keep benchmarks/results/steptime-….json."""
     make_writable(RESULTS)

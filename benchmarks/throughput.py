@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks.lib.command_line import counts_of, provenance_now, told_in_a_line
+from benchmarks.lib.command_line import counts_of, provenance_now, with_usage_errors
 from benchmarks.lib.contenders import BATCH, LOSSES, NETWORKS, PRECISIONS, raced, trained
 from benchmarks.lib.lineup import DEFAULTS, Options, check, contenders
 from benchmarks.lib.report import Finding, Report
@@ -28,7 +28,7 @@ from launch.machine.gpus import devices
 from pipeline.config.sections import config_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from benchmarks.lib.contenders import Lap, Task
     from benchmarks.lib.report import Result
@@ -58,45 +58,32 @@ def lap(task: Task, row: Row, disk: Path) -> Lap:
     return trained(task, *size_of_run(speed, task.seconds), disk)
 
 
-def race(network: str, options: Options) -> Iterator[dict[str, Any]]:
-    """All rounds of a network; after each, what was found so far."""
+def measure(network: str, options: Options, name: str) -> dict[str, Any]:
+    """All rounds of a network; what was found so far is kept after each."""
     rows = [Row(contender) for contender in contenders(options)]
     config = config_tree(options.task(network, rows[0].contender).config())
+    result = {
+        **provenance_now(), "device": options.device, "threads": options.threads,
+        "batch_size": BATCH,
+    }  # fmt: skip
     for number in range(1, options.rounds + 1):
         for row in rows:
             found = lap(options.task(network, row.contender), row, options.disk)
             row.laps.append(found)
             failed, speed = found.get("failed"), found.get("images_per_s", 0)
             said = f"failed: {failed}" if failed else f"{speed:9,.0f} images/s"
-            print(
-                f"{network} {number}/{options.rounds}  {row.contender.name:28} {said}", flush=True
-            )
-        yield {"network": network, "config": config, "contenders": [row.tree() for row in rows]}
-
-
-def measure(options: Options) -> dict[str, Any]:
-    """Measure all networks; what was found so far is kept after each round."""
-    if left_out := set(options.stages) - {1, *options.rival_stages}:
-        print(f"left out: 1F1B in {sorted(left_out)} stages, which needs as many GPUs", flush=True)
-    result: dict[str, Any] = {
-        **provenance_now(), "device": options.device, "threads": options.threads,
-        "batch_size": BATCH, "networks": [],
-    }  # fmt: skip
-    for number, network in enumerate(options.networks):
-        for found in race(network, options):
-            result["networks"][number:] = [found]
-            keep_so_far(options.name, result)
+            turn = f"{network} {number}/{options.rounds}"
+            print(f"{turn}  {row.contender.name:28} {said}", flush=True)
+        kept = [row.tree() for row in rows]
+        result["networks"] = [{"network": network, "config": config, "contenders": kept}]
+        keep_so_far(name, result)
     return result
 
 
 def all_findings(result: Result) -> list[Finding]:
-    """Of every network, which is named where there are several."""
-    networks = result["networks"]
-    return [
-        found._replace(what=f"{tree['network']}: " * (len(networks) > 1) + found.what)
-        for tree in networks
-        for found in findings(tree["network"], result["device"], rows_of(tree["contenders"]))
-    ]
+    """What `benchmarks.lib.speeds` finds in a kept result."""
+    (tree,) = result["networks"]
+    return findings(tree["network"], result["device"], rows_of(tree["contenders"]))
 
 
 REPORT = Report(
@@ -104,7 +91,7 @@ REPORT = Report(
     "Images/s are medians of the rounds; a ratio is the median of the quotients within rounds. A "
     "pipeline and 1F1B count with the numbers of stages and micro-batches that are best.",
     all_findings,
-    lambda result: "\n".join(map(network_text, result["networks"])),
+    lambda result: network_text(result["networks"][0]),
 )
 
 
@@ -152,7 +139,7 @@ def _list_of(allowed: Sequence[str]) -> Callable[..., tuple[str, ...]]:
 )
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Of the config.")
 @click.option("--disk", default="runs", show_default=True, type=click.Path(path_type=Path))
-@told_in_a_line
+@with_usage_errors
 def main(
     network: tuple[str, ...], precision: tuple[str, ...], losses: tuple[str, ...],
     stages: tuple[int, ...], rounds: int, seconds: float, gpus: str | None, threads: int,
@@ -167,8 +154,12 @@ def main(
     check(options)
     for folder in (RESULTS, disk):
         make_writable(folder)
-    result = measure(options)
-    REPORT.show(result, write_result(options.name, result))
+    if left_out := set(stages) - {1, *options.rival_stages}:
+        print(f"left out: 1F1B in {sorted(left_out)} stages, which needs as many GPUs", flush=True)
+    for one in networks:
+        name = f"throughput_{one}" + "_cuda" * (options.device == "cuda")
+        result = measure(one, options, name)
+        REPORT.show(result, write_result(name, result))
 
 
 if __name__ == "__main__":

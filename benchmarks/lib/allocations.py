@@ -76,7 +76,7 @@ class MarkingOptimizer:
         self.state, self.hold, self.release = optimizer.state, optimizer.hold, optimizer.release
 
     def step(self, gradients: Sequence[Tensor | None], lr: float | Tensor) -> None:
-        """As the other does."""
+        """Step as the wrapped optimizer does; note the gradients' addresses in the record."""
         addresses = (g.untyped_storage().data_ptr() for g in gradients if g is not None)
         with record_function(_MARK + " ".join(map(str, addresses))):
             self._optimizer.step(gradients, lr)

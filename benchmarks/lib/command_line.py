@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Given = ParamSpec("Given")
 
 
-def told_in_a_line(main: Callable[Given, None]) -> Callable[Given, None]:
+def with_usage_errors(main: Callable[Given, None]) -> Callable[Given, None]:
     """A command that says what a user did wrong as `click` does, with exit status 2."""
 
     @wraps(main)

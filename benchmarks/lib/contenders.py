@@ -97,7 +97,7 @@ class Contender:
 
     @property
     def name(self) -> str:
-        """How people call it."""
+        """A label: `1f1b 2 in 4 glob fp32`, `single pred bf16 compiled`."""
         processes = f" {self.stages}" if self.way in ("pipeline", "1f1b") else ""
         parts = f" in {self.micro_batches}" if self.way == "1f1b" else ""
         ending = " compiled" if self.compiled else ""
@@ -117,7 +117,7 @@ class Task:
     changes: tuple[str, ...] = ()
 
     def config(self) -> Config:
-        """As ours get it."""
+        """The configuration that our trainer gets."""
         return load_config(_CONFIGS / f"{NETWORKS[self.network].config}.yaml", self.overrides)
 
     @property
@@ -157,7 +157,7 @@ class Task:
 
 
 def task_of(text: str) -> Task:
-    """What `Task.text` gave."""
+    """The task that `Task.text` wrote as JSON."""
     tree = json.loads(text)
     tree["changes"] = tuple(tree["changes"])
     return Task(**{**tree, "contender": Contender(**tree["contender"])})

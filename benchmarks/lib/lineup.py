@@ -37,11 +37,6 @@ class Options:
         return devices(self.gpus)[0].partition(":")[0]
 
     @property
-    def name(self) -> str:
-        """Of what is kept: what was measured."""
-        return "_".join(["throughput", *self.networks, *["cuda"] * (self.device == "cuda")])
-
-    @property
     def rival_stages(self) -> list[int]:
         """Of 1F1B: at least 2, and on GPUs one for each process, since nccl refuses to share."""
         most = len(devices(self.gpus)) if self.device == "cuda" else max(self.stages)

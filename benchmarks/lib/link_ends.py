@@ -92,7 +92,7 @@ class Link:
             self._sender.wait_for_room()  # the batch before is out of the way
             self._batch_id += 1
             x[0, 0] = self._batch_id
-            settle(x.device)
+            synchronize(x.device)
             item = TrainBatch(self._batch_id, 1, 1e-3)
             sent.append(perf_counter())
             self._sender.send(item, payloads((x, labels), self._stream))
@@ -160,8 +160,8 @@ def _heard(pipe: Connection) -> Any:
         raise SystemExit("the other process has ended before its time") from None
 
 
-def settle(device: torch.device) -> None:
-    """Returns when a CUDA device has done what it was given."""
+def synchronize(device: torch.device) -> None:
+    """Wait until a CUDA device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -197,7 +197,7 @@ def _take(receiver: ZmqReceiver, incoming: Incoming) -> float:
     """When the next batch was there; its memory is given back after that."""
     delivery = receiver.receive(_TIMEOUT_S)
     x, labels = (arrived_tensor(arrived, incoming) for arrived in delivery.tensors)
-    settle(incoming.device)
+    synchronize(incoming.device)
     now = perf_counter()
     assert isinstance(delivery.item, TrainBatch)
     assert (float(x[0, 0]), len(labels)) == (delivery.item.batch_id, len(x))

@@ -13,7 +13,7 @@ from benchmarks.lib.contenders import LOSSES, NETWORKS, PRECISIONS, Contender
 from benchmarks.lib.report import NOTHING, Finding, markdown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from benchmarks.lib.contenders import Lap, Way
 
@@ -69,13 +69,9 @@ class Row:
 
 
 def rows_of(tree: Iterable[dict[str, Any]]) -> list[Row]:
-    """The rows that were kept as JSON."""
-    return [Row(contender_of(row), row["rounds"]) for row in tree]
-
-
-def contender_of(row: Mapping[str, Any]) -> Contender:
-    """Of a row that was kept as JSON, perhaps before there was every field."""
-    return Contender(**{name: row[name] for name in Contender.__dataclass_fields__ if name in row})
+    """The rows that were kept as JSON, perhaps before contenders had all of their fields."""
+    names = Contender.__dataclass_fields__
+    return [Row(Contender(**{n: row[n] for n in names if n in row}), row["rounds"]) for row in tree]
 
 
 def ratio(row: Row | None, other: Row | None) -> float | None:

@@ -49,7 +49,7 @@ def taken_in_turn(
 
 
 def seconds_of(step: Step) -> float:
-    """Taken once."""
+    """How long one step takes."""
     began = perf_counter()
     step()
     return perf_counter() - began

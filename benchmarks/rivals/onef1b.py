@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
@@ -96,9 +97,11 @@ def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def train(rank: int, task: Task, folder: str) -> None:
-    """The process of one stage; that of the first leaves its answer in the folder."""
-    import torch.distributed as dist
+    """The process of one stage; that of the first leaves its answer in the folder.
 
+    It ends without clearing up: some of gloo's threads (PyTorch 2.14) outlive the process group,
+    and abort every third process that ends as others do.
+    """
     specs, plan = even_plan(task)
     device, config = torch.device(plan.stages[rank].device), task.config()
     torch.set_num_threads(task.threads)
@@ -121,20 +124,18 @@ def train(rank: int, task: Task, folder: str) -> None:
         tree = {**lap, "stages": plan.tree()["stages"]}
         (Path(folder) / ANSWER).write_text(json.dumps(tree), encoding="utf-8")
     dist.destroy_process_group()
-
-
-def _process(rank: int, task: Task, folder: str) -> None:
-    """Body of a stage's process. Once the answer is written it leaves without clearing up: of
-    gloo's threads (PyTorch 2.14) some live on, and abort every third process that does."""
-    train(rank, task, folder)
     os._exit(0)
 
 
 def _train(
     part: Part, rank: int, task: Task, config: Config, device: torch.device
 ) -> dict[str, float]:
-    schedule = _schedule(part, rank, task, device)
-    first, last = rank == 0, rank == task.contender.stages - 1
+    from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+
+    stages, parts = task.contender.stages, task.contender.micro_batches
+    first, last = rank == 0, rank == stages - 1
+    make = Schedule1F1B if parts >= stages else ScheduleGPipe
+    schedule = make(PipelineStage(part, rank, stages, device), parts, loss_fn=loss_of)
     optimizer = torch.optim.Adam(part.parameters(), lr=config.optimizer.lr, fused=True)
 
     def step(images: Tensor, labels: Tensor) -> None:
@@ -144,8 +145,6 @@ def _train(
         optimizer.step()
 
     def agree(steps: int) -> int:
-        import torch.distributed as dist
-
         most = torch.tensor(steps, device=device)
         dist.all_reduce(most, dist.ReduceOp.MAX)
         return int(most)
@@ -153,30 +152,14 @@ def _train(
     return timed(step, made_up_batches(config, device), task.seconds, device, agree)
 
 
-def _schedule(part: Part, rank: int, task: Task, device: torch.device) -> Any:
-    from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
-
-    stages, parts = task.contender.stages, task.contender.micro_batches
-    make = Schedule1F1B if parts >= stages else ScheduleGPipe
-    return make(PipelineStage(part, rank, stages, device), parts, loss_fn=loss_of)
-
-
-def _check_there() -> None:
-    try:
-        import torch.distributed.pipelining  # noqa: F401
-    except ImportError as error:
-        raise SystemExit(f"torch.distributed.pipelining is missing: {error}") from None
-
-
 @click.command()
 @click.argument("task_text")
 def main(task_text: str) -> None:
     """Train what TASK_TEXT says (`contenders.Task` as JSON); print how fast that was, as JSON."""
-    _check_there()
     task = task_of(task_text)
     with TemporaryDirectory(prefix="onef1b-") as folder:
         stages = task.contender.stages
-        spawn(_process, args=(task, folder), nprocs=stages)  # type: ignore[no-untyped-call]
+        spawn(train, args=(task, folder), nprocs=stages)  # type: ignore[no-untyped-call]
         print((Path(folder) / ANSWER).read_text(encoding="utf-8"))
 
 

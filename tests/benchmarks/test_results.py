@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.lib.report import Finding, Report
 from benchmarks.lib.result_files import Kept, kept_results
-from benchmarks.results import BY_HAND, PAGE, machine, of, page, part
+from benchmarks.results import BY_HAND, PAGE, machine, page, part, results_of
 
 WHERE = {
     "command": "python -m benchmarks.mine", "processor": "a processor", "cores": 2,
@@ -53,5 +53,5 @@ def test_what_was_measured_on_gpus_names_them() -> None:
 
 def test_results_belong_to_the_command_that_measured_them() -> None:
     mine, trained = kept(command="python -m benchmarks.links"), kept(command="pipeline-launch x")
-    assert of("links", [mine, trained]) == [mine]
-    assert of(None, [mine, trained]) == [trained]
+    assert results_of("links", [mine, trained]) == [mine]
+    assert results_of(None, [mine, trained]) == [trained]

@@ -15,7 +15,6 @@ def test_a_round_holds_each_pair() -> None:
     options = Options(
         ("mlp",), ("fp32",), ("pred", "sim"), counts, 1, 1.0, "cpu", 1, (), Path("runs")
     )
-    assert options.name == "throughput_mlp"
     names = [contender.name for contender in contenders(options)]
     assert names == [
         "single pred fp32", "pipeline 1 pred fp32", "pipeline 3 pred fp32",
