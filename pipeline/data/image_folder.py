@@ -26,7 +26,6 @@ from pipeline.data.image_reading import (
     FileSample,
     ImageError,
     ImageReader,
-    ReadOptions,
     View,
     cut_out,
 )
@@ -70,16 +69,12 @@ def read_folder(
         training=_limited(folder.training, config.train_limit, facts.classes),
         test=_limited(folder.test, config.test_limit, facts.classes),
     )
-    view = View(
-        facts.size,
-        config.resize or facts.size * 256 // 224,
-        random=config.random_crop is not False,
-    )
-    reader = ImageReader(ReadOptions(facts.channels, config.white, view.shorter))
+    shorter, is_random = config.resize or facts.size * 256 // 224, config.random_crop is not False
+    reader = ImageReader(View(facts.size, shorter, facts.channels, config.white, is_random))
     skip = config.on_bad_image == "skip"
     checked = check_images(chosen, reader, skip=skip, progress=progress)
     pool = DaemonPool(_DECODING_THREADS, "decode")
-    training, test = (ImageFiles(part, view, seed, reader, pool) for part in checked)
+    training, test = (ImageFiles(part, seed, reader, pool) for part in checked)
     facts = replace(facts, train_images=len(training), test_images=len(test))
     return folder, facts, training, test
 
@@ -218,10 +213,10 @@ class ImageFiles:
     """Images decoded when they are asked for."""
 
     def __init__(
-        self, checked: CheckedPart, view: View, seed: int, reader: ImageReader, pool: Executor
+        self, checked: CheckedPart, seed: int, reader: ImageReader, pool: Executor
     ) -> None:
         self.checked = checked
-        self._view, self._seed, self._reader, self._pool = view, seed, reader, pool
+        self._seed, self._reader, self._pool = seed, reader, pool
         self.labels = np.array([file.label for file in checked.images.files], dtype=np.int64)
 
     def __len__(self) -> int:
@@ -250,6 +245,6 @@ class ImageFiles:
         images = self.checked.images
         image = self._reader.decode(images.path(images.files[index]))
         draws = None
-        if self._view.random and epoch is not None:
+        if self._reader.view.random and epoch is not None:
             draws = generator(self._seed, Purpose.IMAGES, epoch, index)
-        return cut_out(image, self._view, draws)
+        return cut_out(image, self._reader.view, draws)

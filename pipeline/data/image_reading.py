@@ -78,20 +78,26 @@ class FileSample:
 
 
 @dataclass(frozen=True, slots=True)
-class ReadOptions:
-    """`channels`: 3 for RGB, 1 for grey. `white`: of images deeper than 8 bits. `shorter`: pixels
-    of the side to which an image will be scaled."""
+class View:
+    """How images are read, and what is shown of them: `size` × `size` pixels.
 
-    channels: int
-    white: float | None
+    `shorter`: pixels of the shorter side when the middle is cut out. `channels`: 3 for RGB, 1 for
+    grey. `white`: the value that is white in images deeper than 8 bits. `random`: whether training
+    looks at random parts instead of the middle.
+    """
+
+    size: int
     shorter: int
+    channels: int = 3
+    white: float | None = None
+    random: bool = True
 
 
 class ImageReader:
     """Looks at image files, and decodes them, from any number of threads."""
 
-    def __init__(self, options: ReadOptions) -> None:
-        self._options = options
+    def __init__(self, view: View) -> None:
+        self.view = view
         self._one_at_a_time = Lock()
         # what is only odd in a file is no news; warnings would be shown among a run's own lines
         for kind in (UserWarning, Image.DecompressionBombWarning):
@@ -132,21 +138,21 @@ class ImageReader:
 
     def _check(self, image: Image.Image, path: str) -> None:
         wide, high = image.size
-        scaled = wide * high * max(1.0, self._options.shorter / max(1, min(image.size))) ** 2
+        scaled = wide * high * max(1.0, self.view.shorter / max(1, min(image.size))) ** 2
         if scaled > MOST_PIXELS:
             raise ImageError(
                 path,
-                f"{wide} × {high} pixels, scaled to a shorter side of {self._options.shorter}, are "
+                f"{wide} × {high} pixels, scaled to a shorter side of {self.view.shorter}, are "
                 f"more than {MOST_PIXELS:,}",
             )
         raw = _raw_mode(image)
-        if _is_deep(image) and self._options.white is None:
+        if _is_deep(image) and self.view.white is None:
             raise DeepPixelsError(path, image.mode)
-        if not _is_deep(image) and ";16" in raw and self._options.white not in (None, 65535):
+        if not _is_deep(image) and ";16" in raw and self.view.white not in (None, 65535):
             raise ImageError(
                 path,
                 f"pixels of mode {raw} are read as the upper 8 of 16 bits, which is no scale from "
-                f"0 to data.white {self._options.white:g}",
+                f"0 to data.white {self.view.white:g}",
             )
 
     def _decoded(self, image: Image.Image, path: str) -> Image.Image:
@@ -154,10 +160,10 @@ class ImageReader:
         with self._one_at_a_time if large else nullcontext():
             image.load()
             plain = self._of_8_bits(image, path) if _is_deep(image) else image
-            return plain.convert("RGB" if self._options.channels == 3 else "L")
+            return plain.convert("RGB" if self.view.channels == 3 else "L")
 
     def _of_8_bits(self, image: Image.Image, path: str) -> Image.Image:
-        white = self._options.white
+        white = self.view.white
         assert white, "checked before"
         pixels = np.asarray(image).astype(np.float64)
         darkest, brightest = float(pixels.min()), float(pixels.max())
@@ -235,19 +241,6 @@ def _raw_mode(image: Image.Image) -> str:
 
 
 # --- what is shown of an image -----------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """What is shown of an image: `size` × `size` pixels.
-
-    `shorter`: pixels of the shorter side when the middle is cut out. `random`: whether training
-    looks at random parts instead.
-    """
-
-    size: int
-    shorter: int
-    random: bool = True
 
 
 def cut_out(image: Image.Image, view: View, draws: Generator | None) -> NDArray[np.uint8]:

@@ -25,8 +25,7 @@ from pipeline.system.children import no_process_left
 from pipeline.system.interpreter import look_here_last
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from types import ModuleType
+    from collections.abc import Iterator
 
     from torch import Tensor, nn
 
@@ -148,8 +147,14 @@ def _network(model: ModelConfig) -> nn.Sequential:
     look_here_last(module)
     try:
         with no_process_left():
-            make = _function(importlib.import_module(module), name)
-            network = make(**model.kwargs)
+            found = importlib.import_module(module)
+            if not hasattr(found, name):
+                raise ConfigError(
+                    f"{module} ({getattr(found, '__file__', 'of Python itself')}) has no {name}; a "
+                    "module of yours needs a name that no installed one has, which would go before "
+                    "it"
+                )
+            network = getattr(found, name)(**model.kwargs)
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"{one_line(error)}; install it, or start from the folder that holds it"
@@ -171,16 +176,6 @@ def _network(model: ModelConfig) -> nn.Sequential:
             "children is called by itself: put that into a child"
         )
     return network
-
-
-def _function(module: ModuleType, name: str) -> Callable[..., Any]:
-    if not hasattr(module, name):
-        raise ConfigError(
-            f"{module.__name__} ({getattr(module, '__file__', 'of Python itself')}) has no {name}; "
-            "a module of yours needs a name that no installed one has, which would go before it"
-        )
-    found: Callable[..., Any] = getattr(module, name)
-    return found
 
 
 def _own_parts(network: nn.Sequential) -> str:

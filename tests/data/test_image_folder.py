@@ -19,7 +19,7 @@ from pipeline.data.class_limited import share_of_every_class
 from pipeline.data.facts import data_facts
 from pipeline.data.image_folder import check_images
 from pipeline.data.image_list import list_images
-from pipeline.data.image_reading import ImageError, ImageReader, ReadOptions, crop_box
+from pipeline.data.image_reading import ImageError, ImageReader, View, crop_box
 from pipeline.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     Images = NDArray[np.uint8]
 
-IN_COLOUR = ReadOptions(3, None, 8)
+IN_COLOUR = View(8, 8, 3, None)
 
 
 def write_folder(root: Path) -> dict[str, list[tuple[str, int]]]:
@@ -523,7 +523,7 @@ def test_pixels_of_8_bits_are_as_torchvision_reads_them(
 ) -> None:
     path = tmp_path / "0.tif"
     Image.fromarray(random_images(9, 11, 3)).convert(mode).save(path)
-    found = ImageReader(ReadOptions(channels, None, 8)).decode(str(path))
+    found = ImageReader(View(8, 8, channels, None)).decode(str(path))
     assert found.tobytes() == Image.open(path).convert(plain).tobytes()
 
 
@@ -552,7 +552,7 @@ def write_deep(path: Path, kind: str) -> NDArray[np.float64]:
 def test_deeper_pixels_are_scaled(kind: str, tmp_path: Path) -> None:
     path = tmp_path / f"0{DEEP[kind][1]}"
     shares = write_deep(path, kind)
-    reader = ImageReader(ReadOptions(3, DEEP[kind][2], 8))
+    reader = ImageReader(View(8, 8, 3, DEEP[kind][2]))
     reader.look(str(path))
     found = np.asarray(reader.decode(str(path)))
     for channel in range(3):
@@ -586,7 +586,7 @@ def test_values_that_do_not_lie_between_black_and_white_are_refused(
     path = tmp_path / "0.tif"
     Image.fromarray(pixels).save(path)
     with pytest.raises(ImageError, match=r"0\.tif: .* not between 0 and data\.white"):
-        ImageReader(ReadOptions(3, white, 8)).look(str(path))
+        ImageReader(View(8, 8, 3, white)).look(str(path))
 
 
 def test_of_16_bit_colour_the_upper_8_bits_are_read(tmp_path: Path) -> None:
@@ -595,7 +595,7 @@ def test_of_16_bit_colour_the_upper_8_bits_are_read(tmp_path: Path) -> None:
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
     path.write_bytes(png_of(6, 5, rows, depth=16))
     for white in (None, 65535):
-        found = np.asarray(ImageReader(ReadOptions(3, white, 8)).decode(str(path)))
+        found = np.asarray(ImageReader(View(8, 8, 3, white)).decode(str(path)))
         np.testing.assert_array_equal(found, pixels >> 8)
     with pytest.raises(ImageError, match=r"0\.png: .*RGB;16B.*upper 8 of 16 bits"):
-        ImageReader(ReadOptions(3, 4095, 8)).look(str(path))
+        ImageReader(View(8, 8, 3, 4095)).look(str(path))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from pipeline.data.image_reading import DeepPixelsError, ImageError, ImageReader, ReadOptions
+from pipeline.data.image_reading import DeepPixelsError, ImageError, ImageReader, View
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,10 +34,10 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".
 LONGEST_COMPLAINT = 600
 _SIZES = (0, 1, 2, 3, 255, 256, 0x7FFF, 0xFFFF, 30_000, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF)
 _READERS = (
-    ReadOptions(3, None, 256),
-    ReadOptions(1, 65535, 8),
-    ReadOptions(3, 1.0, 32),
-    ReadOptions(1, 4095, 256),
+    View(8, 256, 3, None),
+    View(8, 8, 1, 65535),
+    View(8, 32, 3, 1.0),
+    View(8, 256, 1, 4095),
 )
 
 
