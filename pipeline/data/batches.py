@@ -123,14 +123,13 @@ class Batches:
     def _order(self, epoch: int) -> NDArray[np.int64]:
         known = self._order_of_epoch  # another thread may ask for another epoch meanwhile
         if known is None or known[0] != epoch:
-            known = self._order_of_epoch = (epoch, self._drawn_order(epoch))
+            draws = generator(self._seed, Purpose.ORDER, epoch)
+            if self._limit is not None and self._limit.holds_in(epoch):
+                order = self._limit.ordered(self.training.labels, self.batch_size, draws)
+            else:
+                order = draws.permutation(len(self.training)).astype(np.int64)
+            known = self._order_of_epoch = (epoch, order)
         return known[1]
-
-    def _drawn_order(self, epoch: int) -> NDArray[np.int64]:
-        draws, limit = generator(self._seed, Purpose.ORDER, epoch), self._limit
-        if limit is not None and limit.holds_in(epoch):
-            return limit.ordered(self.training.labels, self.batch_size, draws)
-        return draws.permutation(len(self.training)).astype(np.int64)
 
 
 def load_batches(

@@ -100,12 +100,10 @@ class Driver:
     def _do(self, name: str, *arguments: Any) -> None:
         code = self._library[name](*arguments)
         if code != _SUCCESS:
-            raise OSError(f"{name}: {self._name_of(code)}")
-
-    def _name_of(self, code: int) -> str:
-        text = ctypes.c_char_p()
-        self._library["cuGetErrorName"](ctypes.c_int(code), ctypes.byref(text))
-        return (text.value or b"CUDA error %d" % code).decode(errors="replace")
+            text = ctypes.c_char_p()
+            self._library["cuGetErrorName"](ctypes.c_int(code), ctypes.byref(text))
+            error = (text.value or b"CUDA error %d" % code).decode(errors="replace")
+            raise OSError(f"{name}: {error}")
 
 
 @dataclass(frozen=True, slots=True)

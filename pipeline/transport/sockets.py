@@ -196,8 +196,13 @@ class Sockets:
             socket.curve_secretkey = self._keys.secret.encode()
         if endpoint.startswith("tcp:"):
             socket.setsockopt(zmq.HANDSHAKE_IVL, _GREETING_MS)
-            port = self._port_of(endpoint)
-            endpoint = f"{endpoint.rpartition(':')[0]}:{port.number}"
+            address = endpoint.rpartition(":")[0]
+            try:
+                port = TcpPort(address.removeprefix("tcp://").strip("[]"))
+            except OSError as error:
+                raise ConfigError(f"can't listen at {endpoint}: {error.strerror}") from None
+            self._ports.append(port)
+            endpoint = f"{address}:{port.number}"
             return Listener(socket, self._failures(socket), endpoint, port, self.rejections)
         _bind(socket, endpoint)
         endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)
@@ -243,14 +248,6 @@ class Sockets:
         failures.setsockopt(zmq.RCVHWM, 0)
         failures.connect(endpoint)
         return failures
-
-    def _port_of(self, endpoint: str) -> TcpPort:
-        host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
-        try:
-            self._ports.append(TcpPort(host))
-        except OSError as error:
-            raise ConfigError(f"can't listen at {endpoint}: {error.strerror}") from None
-        return self._ports[-1]
 
     def _socket(self, kind: int, endpoint: str) -> Socket:
         socket = self._context.socket(kind)
