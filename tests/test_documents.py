@@ -6,10 +6,12 @@ import ast
 import re
 import runpy
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import pytest
 from support import REPOSITORY
+
+from pipeline.protocol.messages import Message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,6 +118,12 @@ def test_one_page_stays_one(document: str) -> None:
     most_lines, most_columns = ONE_PAGE[document]
     assert len(lines) <= most_lines
     assert max(map(len, lines)) <= most_columns
+
+
+def test_the_design_names_every_message() -> None:
+    text = (REPOSITORY / "pipeline/README.md").read_text(encoding="utf-8")
+    names = {kind.__name__ for kind in get_args(Message)}
+    assert {name for name in names if f"`{name}`" not in text} == set()
 
 
 def test_the_picture_is_as_its_script_draws_it() -> None:
