@@ -32,7 +32,7 @@ from benchmarks.rivals.plain import Layer
 from launch.machine.gpus import devices
 from launch.plan.checks import network_costs
 from pipeline.data.facts import data_facts
-from pipeline.device.allocator import keep_freed_memory
+from pipeline.device.host import keep_freed_memory
 from pipeline.kernels.linear import Linear
 from pipeline.learning.build import without_tf32
 from pipeline.network.from_config import network_specs

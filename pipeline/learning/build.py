@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.device.allocator import keep_freed_memory
 from pipeline.device.cuda_graphs import CudaRecorder, without_graphs
+from pipeline.device.host import keep_freed_memory
 from pipeline.learning.augment import Preprocess
 from pipeline.learning.block import Block
 from pipeline.learning.optimizers import make_optimizer
