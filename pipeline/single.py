@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.device.cuda_graphs import CudaRecorder
+from pipeline.device.cuda_graphs import CudaGraphCapture
 from pipeline.device.cuda_streams import Incoming
 from pipeline.device.meter import meter_of
 from pipeline.errors import NonFiniteLossError, PipelineError, StageFailedError, one_line
@@ -120,8 +120,8 @@ class SingleTrainer:
                     speedometer.tell(step, looked, [_progress(runner) for runner in self._runners])
 
     def _built(self) -> list[StageRunner]:
-        recorder = CudaRecorder(self._device)
-        return [self._runner(plan, recorder) for plan in self._run.plan.stages]
+        graphs = CudaGraphCapture(self._device)
+        return [self._runner(plan, graphs) for plan in self._run.plan.stages]
 
     def _pass_through(self, item: Item, arrays: Arrays) -> None:
         tensors = tuple(self._incoming.bring(torch.from_numpy(array)) for array in arrays)
@@ -146,9 +146,9 @@ class SingleTrainer:
                 f"{where} failed{at}: {one_line(error)}", traceback.format_exc()
             ) from error
 
-    def _runner(self, plan: StagePlan, recorder: CudaRecorder) -> StageRunner:
+    def _runner(self, plan: StagePlan, graphs: CudaGraphCapture) -> StageRunner:
         run, start = self._run, self._run.start
-        stage = build_stage(run.config, run.batches.facts, plan.blocks, self._device, recorder)
+        stage = build_stage(run.config, run.batches.facts, plan.blocks, self._device, graphs)
         run.check_initial(initial_fingerprints(stage.blocks), f"stage {plan.stage}")
         runner = StageRunner(
             plan.stage,

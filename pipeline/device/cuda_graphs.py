@@ -1,17 +1,16 @@
-"""`runtime.cuda_graphs`: a stage's step as two recorded graphs, replayed for every batch.
+"""`runtime.cuda_graphs`: a stage's step captured as two CUDA graphs, replayed for every batch.
 
-    x ──in a slot, or copied into memory of the recording ─┐
-    labels ──copied────────────────────────────────────────┤
-    batch id, learning rate ──▶ dials ─────────────────────┴─▶ [begin] ──passed──▶ send
-                                                               [finish]  every block has learned
+    x ──in a slot, or copied into memory of the graphs ─┐
+    labels ──copied─────────────────────────────────────┤
+    batch id, learning rate ──▶ StepScalars ────────────┴─▶ [begin] ──passed──▶ send
+                                                            [finish]  every block has learned
 
 A step of hundreds of small kernels costs the processor more time than the device; replayed, it
-costs two calls. A recording always reads the same memory: there is one for each slot of the ring
-in which batches arrive, so that none has to be copied. What is recorded runs no Python and asks
-the device nothing, so all that changes from batch to batch must lie in memory. That nothing was
-forgotten is not believed but shown: the first replay is of a batch that was not recorded, and must
-change weights, statistics and counters bit for bit as the plain step does, or there is no second
-one.
+costs two calls. Graphs always read the same memory: there is a captured step for each slot of the
+ring in which batches arrive, so that none has to be copied. A graph runs no Python and asks the
+device nothing, so all that changes from batch to batch must lie in memory. Whether something was
+forgotten is tested: the first replay is of a batch that was not captured, and must change weights,
+statistics and counters bit for bit as the plain step does, or there is no second one.
 """
 
 from __future__ import annotations
@@ -23,16 +22,38 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
 import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from torch import Tensor
-
     Send: TypeAlias = Callable[[Tensor], None]
 
 PLAIN_STEPS = 2
-"""Of each shape before one is recorded: kernels are chosen and memory is taken meanwhile."""
+"""Of each shape before one is captured: kernels are chosen and memory is taken meanwhile."""
+
+
+class StepScalars:
+    """Batch id and learning rate, where kernels can read them; set before each step of a stage.
+
+    On a CUDA device both lie in memory there, where a replayed step reads them. So does every other
+    step, which so rounds alike: fused optimizers take a rate in memory as float32. On a CPU the
+    learning rate stays a Python number, float64.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.batch_id = torch.zeros((), dtype=torch.int64, device=device)
+        self.lr: float | Tensor = 0.0
+        if device.type == "cuda":
+            self.lr = torch.zeros((), dtype=torch.float32, device=device)
+
+    def set(self, batch_id: int, lr: float) -> None:
+        """To those of the next batch, without waiting for the device."""
+        self.batch_id.fill_(batch_id)
+        if isinstance(self.lr, Tensor):
+            self.lr.fill_(lr)
+        else:
+            self.lr = lr
 
 
 class Passing(Protocol):
@@ -44,8 +65,8 @@ class Passing(Protocol):
 Half = TypeVar("Half", bound=Passing)
 
 
-class Work(Protocol[Half]):
-    """What is recorded: a `Stage`."""
+class Steps(Protocol[Half]):
+    """Whose steps are captured: a `Stage`."""
 
     @property
     def sends(self) -> bool:
@@ -61,23 +82,23 @@ class Work(Protocol[Half]):
         """After it was sent."""
 
     def step(self, x: Tensor, labels: Tensor, batch_id: int, send: Send) -> None:
-        """Both, at once, from what arrived."""
+        """Both halves at once, from what arrived."""
 
-    def memory(self) -> Sequence[Tensor]:
+    def mutated_tensors(self) -> Sequence[Tensor]:
         """All that a step changes."""
 
 
-class Recorder(Protocol):
-    """Turns work on a device into something that does it again."""
+class GraphCapture(Protocol):
+    """Turns work on a device into a call that repeats it."""
 
-    def record(self, work: Callable[[], None]) -> Callable[[], object]:
-        """What does the same again, in the same memory. Raises RuntimeError where it can't be."""
+    def capture(self, work: Callable[[], None]) -> Callable[[], object]:
+        """A call that does the same in the same memory. Raises RuntimeError where it can't be."""
 
-    def tidy(self) -> None:
+    def release_unused(self) -> None:
         """Give back the memory that only plain steps needed."""
 
 
-class CudaRecorder:
+class CudaGraphCapture:
     """CUDA graphs that share one pool of memory: they are replayed in turn, never at once. In
     single mode those of all stages do, so that memory does not grow with depth."""
 
@@ -85,9 +106,9 @@ class CudaRecorder:
         self._device = device
         self._pool: Any = None  # whatever PyTorch calls one
 
-    def record(self, work: Callable[[], None]) -> Callable[[], object]:
+    def capture(self, work: Callable[[], None]) -> Callable[[], object]:
         """Captures without running. Raises RuntimeError where CUDA refuses."""
-        gc.collect()  # what is left of a plain step would tie the recording to its stream
+        gc.collect()  # what is left of a plain step would tie the graph to its stream
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         try:
@@ -96,24 +117,22 @@ class CudaRecorder:
                 with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                     work()
         except RuntimeError:
-            self._leave_pool()
+            # PyTorch 2.11 does not leave the pool then, and would keep what is freed for a capture
+            # that is over; where it does, this raises
+            with suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
             raise
         return graph.replay
 
-    def _leave_pool(self) -> None:
-        """PyTorch 2.11 forgets to, and would keep what is freed for a capture that is over."""
-        with suppress(RuntimeError):  # it has not forgotten
-            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
-
-    def tidy(self) -> None:
-        """Back to the device, for others on it."""
+    def release_unused(self) -> None:
+        """Back to the device, for other processes on it."""
         torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """What a recording is good for. `address`: of the slot that it reads; None: it has memory of
-    its own, into which other batches are copied."""
+    """What a captured step is good for. `address`: of the slot that it reads; None: it has memory
+    of its own, into which other batches are copied."""
 
     shape: torch.Size
     strides: tuple[int, ...]
@@ -121,10 +140,10 @@ class _Place:
 
 
 @dataclass(slots=True)
-class _Recording(Generic[Half]):
+class _CapturedStep(Generic[Half]):
     """The two halves of a step, and the memory that they read and write.
 
-    `x`: the slot's, or its own; `labels`: its own.
+    `x`: the slot's, or its own; `labels`: its own; `proved`: a replay has equalled a plain step.
     """
 
     x: Tensor
@@ -137,8 +156,8 @@ class _Recording(Generic[Half]):
     proved: bool = False
 
     def replay(self, x: Tensor, labels: Tensor, batch_id: int, send: Send) -> None:
-        assert self.begin is not None, "recorded before it is replayed"
-        assert self.finish is not None, "recorded before it is replayed"
+        assert self.begin is not None, "captured before it is replayed"
+        assert self.finish is not None, "captured before it is replayed"
         if x.data_ptr() != self.x.data_ptr():
             self.x.copy_(x)
         self.labels.copy_(labels)
@@ -149,77 +168,69 @@ class _Recording(Generic[Half]):
         self.finish()
 
 
-class Graphs(Generic[Half]):
-    """Trains as `work.step` does: the first batches of each shape by it, later ones by replay."""
+class CapturedSteps(Generic[Half]):
+    """Trains as `stage.step` does: the first batches of each shape by it, later ones by replay."""
 
-    def __init__(self, work: Work[Half], recorder: Recorder, tell: Callable[[str], None]) -> None:
-        self._work, self._recorder, self._tell = work, recorder, tell
+    def __init__(
+        self, stage: Steps[Half], graphs: GraphCapture, tell: Callable[[str], None]
+    ) -> None:
+        self._stage, self._graphs, self._tell = stage, graphs, tell
         self._plain_steps: Counter[torch.Size] = Counter()
-        self._recordings: dict[_Place, _Recording[Half]] = {}
+        self._captured: dict[_Place, _CapturedStep[Half]] = {}
         self._given_up = False
 
     def train(
         self, x: Tensor, labels: Tensor, batch_id: int, send: Send, *, in_slot: bool = False
     ) -> None:
-        """One step; its learning rate and batch id have been dialled.
+        """One step; its `StepScalars` are set.
 
         Args:
             in_slot: whether x lies where later batches will lie, too, and stays there until the
                 device has done the step.
         """
         place = _Place(x.shape, x.stride(), x.data_ptr() if in_slot else None)
-        recording = self._recordings.get(place)
-        if recording is None or self._given_up:
-            self._plainly(place, x, labels, batch_id, send)
-        elif recording.proved:
-            self._replay(recording, x, labels, batch_id, send)
+        captured = self._captured.get(place)
+        if captured is None:
+            self._stage.step(x, labels, batch_id, send)
+            self._plain_steps[x.shape] += 1
+            if self._plain_steps[x.shape] >= PLAIN_STEPS and not self._given_up:
+                self._capture(place, x, labels, batch_id)
+        elif captured.proved:
+            captured.replay(self._stage.prepared(x, batch_id), labels, batch_id, send)
         else:
-            self._prove(recording, x, labels, batch_id, send)
+            self._prove(captured, x, labels, batch_id, send)
 
-    def _replay(
-        self, recording: _Recording[Half], x: Tensor, labels: Tensor, batch_id: int, send: Send
-    ) -> None:
-        recording.replay(self._work.prepared(x, batch_id), labels, batch_id, send)
-
-    def _plainly(self, place: _Place, x: Tensor, labels: Tensor, batch_id: int, send: Send) -> None:
-        self._work.step(x, labels, batch_id, send)
-        self._plain_steps[x.shape] += 1
-        if self._plain_steps[x.shape] >= PLAIN_STEPS and not self._given_up:
-            self._record(place, x, labels, batch_id)
-
-    def _record(self, place: _Place, x: Tensor, labels: Tensor, batch_id: int) -> None:
-        """Of the batch that was just trained; recording it changes nothing."""
-        given = self._work.prepared(x, batch_id)
+    def _capture(self, place: _Place, x: Tensor, labels: Tensor, batch_id: int) -> None:
+        """The step of the batch that was just trained; capturing it changes nothing."""
+        given = self._stage.prepared(x, batch_id)
         given = given.clone() if place.address is None else given
-        recording: _Recording[Half] = _Recording(given, labels.clone(), batch_id)
+        step: _CapturedStep[Half] = _CapturedStep(given, labels.clone(), batch_id)
+
+        def begin() -> None:
+            step.pending = self._stage.begin(step.x, step.labels, step.batch_id, is_prepared=True)
+            step.passed = step.pending.passed if self._stage.sends else None
+
+        def finish() -> None:
+            pending, step.pending = step.pending, None
+            assert pending is not None, "a step begins before it is finished"
+            self._stage.finish(pending, step.labels, step.batch_id)
+
         try:
-            recording.begin = self._recorder.record(lambda: self._begin(recording))
-            recording.finish = self._recorder.record(lambda: self._finish(recording))
+            step.begin, step.finish = self._graphs.capture(begin), self._graphs.capture(finish)
         except RuntimeError as error:
             self._give_up(f"recording failed: {str(error).strip().partition(chr(10))[0]:.200}")
         else:
-            self._recordings[place] = recording
-
-    def _begin(self, recording: _Recording[Half]) -> None:
-        recording.pending = self._work.begin(
-            recording.x, recording.labels, recording.batch_id, is_prepared=True
-        )
-        recording.passed = recording.pending.passed if self._work.sends else None
-
-    def _finish(self, recording: _Recording[Half]) -> None:
-        pending, recording.pending = recording.pending, None
-        assert pending is not None, "a step begins before it is finished"
-        self._work.finish(pending, recording.labels, recording.batch_id)
+            self._captured[place] = step
 
     def _prove(
-        self, recording: _Recording[Half], x: Tensor, labels: Tensor, batch_id: int, send: Send
+        self, captured: _CapturedStep[Half], x: Tensor, labels: Tensor, batch_id: int, send: Send
     ) -> None:
         """Replay the batch, take it back, train it plainly, and compare."""
-        before = _copies(self._work.memory())
+        before = _copies(self._stage.mutated_tensors())
         sent: list[Tensor] = []
-        self._replay(recording, x, labels, batch_id, sent.append)
-        replayed = _copies([*self._work.memory(), *sent])
-        for live, copy in zip(self._work.memory(), before, strict=True):
+        captured.replay(self._stage.prepared(x, batch_id), labels, batch_id, sent.append)
+        replayed = _copies([*self._stage.mutated_tensors(), *sent])
+        for live, copy in zip(self._stage.mutated_tensors(), before, strict=True):
             live.detach().copy_(copy)
         sent.clear()
 
@@ -227,20 +238,20 @@ class Graphs(Generic[Half]):
             sent.append(passed)
             send(passed)
 
-        self._work.step(x, labels, batch_id, keep_and_send)
-        recording.proved = _alike(_copies([*self._work.memory(), *sent]), replayed)
-        self._recorder.tidy()
-        if not recording.proved:
+        self._stage.step(x, labels, batch_id, keep_and_send)
+        captured.proved = _alike(_copies([*self._stage.mutated_tensors(), *sent]), replayed)
+        self._graphs.release_unused()
+        if not captured.proved:
             self._give_up("a replayed step did not equal a plain one bit for bit")
 
     def _give_up(self, reason: str) -> None:
         self._given_up = True
-        self._recordings.clear()
+        self._captured.clear()
         self._tell(without_graphs(reason))
 
 
 def without_graphs(reason: str) -> str:
-    """What people are told where steps are not recorded."""
+    """The note to the user where steps are not captured."""
     return f"runtime.cuda_graphs: training goes on without them ({reason})"
 
 

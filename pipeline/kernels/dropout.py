@@ -2,8 +2,8 @@
 
 On the CPU numpy draws 16 random bits for each unit: PyTorch's Bernoulli numbers take three times
 as long, and are others on processors of another make. Elsewhere the device works 64 bits for each
-unit out of the batch id that lies in its memory (`dials.py`), by SplitMix64 (Steele, Lea & Flood
-2014): so a recorded step (`cuda_graphs.py`) draws anew whenever it is replayed, and no mask
+unit out of the batch id that lies in its memory (`StepScalars`), by SplitMix64 (Steele, Lea & Flood
+2014): so a captured step (`cuda_graphs.py`) draws anew whenever it is replayed, and no mask
 outlives its step.
 """
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.device.cuda_graphs import CudaRecorder, without_graphs
+from pipeline.device.cuda_graphs import CudaGraphCapture, without_graphs
 from pipeline.device.host import keep_freed_memory
 from pipeline.learning.augment import Preprocess
 from pipeline.learning.block import Block
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from pipeline.config.sections import Config
     from pipeline.data.facts import DataFacts
-    from pipeline.device.cuda_graphs import Recorder
+    from pipeline.device.cuda_graphs import GraphCapture
     from pipeline.network.specs import BlockSpec
     from pipeline.network.user_network import Part
 
@@ -61,11 +61,11 @@ def build_stage(
     facts: DataFacts,
     indices: Sequence[int],
     device: torch.device,
-    recorder: Recorder | None = None,
+    graphs: GraphCapture | None = None,
 ) -> Stage:
     """The stage that holds the blocks `indices` (consecutive) of the configured network.
 
-    `recorder`: of CUDA graphs, shared with other stages of this process; None: one of its own.
+    `graphs`: captures CUDA graphs, shared with other stages of this process; None: one of its own.
     """
     blocks = build_blocks(config, network_specs(config, facts), indices, device)
     preprocess = build_preprocess(config, facts, device) if indices[0] == 0 else None
@@ -73,7 +73,11 @@ def build_stage(
     if config.runtime.compile:
         stage.compile()
     if config.runtime.cuda_graphs and device.type == "cuda":
-        _record(stage, config, recorder or CudaRecorder(device))
+        reason = graphs_prevented_by(config)
+        if reason is None:
+            stage.capture(graphs or CudaGraphCapture(device))
+        elif indices[0] == 0:  # once for the run
+            stage.remark(without_graphs(reason))
     if config.runtime.precision == "bf16" and indices[0] == 0 and not computes_bf16(device):
         stage.remark(WITHOUT_BF16)
     return stage
@@ -99,17 +103,8 @@ def computes_bf16(device: torch.device) -> bool:
     return device.type != "cpu" or known is None or bool(known())
 
 
-def _record(stage: Stage, config: Config, recorder: Recorder) -> None:
-    """Let it record its steps, unless every step is another program."""
-    reason = graphs_prevented_by(config)
-    if reason is None:
-        stage.record(recorder)
-    elif stage.blocks[0].spec.index == 0:  # once for the run
-        stage.remark(without_graphs(reason))
-
-
 def graphs_prevented_by(config: Config) -> str | None:
-    """What of a config asks for more in a step than a recorded one can do; None for nothing."""
+    """What of a config asks for more in a step than CUDA graphs can do; None for nothing."""
     if config.model.factory:
         return "model.factory: a user's own modules may do anything from batch to batch"
     if config.schedule.greedy:

@@ -1,7 +1,7 @@
 """Counters that stay on the device: reading them is the only synchronisation, once a pass. Who
 watches meanwhile sees them as they were a moment ago.
 
-All that a batch adds is added there, so that a recorded step (`cuda_graphs.py`) counts when it is
+All that a batch adds is added there, so that a captured step (`cuda_graphs.py`) counts when it is
 replayed.
 """
 
@@ -50,11 +50,11 @@ class Counters:
 
     def read(self) -> tuple[Tally, ...]:
         """The sums so far, one tally per block that was given anything to count."""
-        return self._tallies(*(sums.tolist() for sums in self.memory()))
+        return self._tallies(*(counted.tolist() for counted in self.sums))
 
     def glance(self) -> tuple[Tally, ...]:
         """The sums a moment ago, without waiting for the device; none where it never got so far."""
-        found = self._glances.at(self.memory())
+        found = self._glances.at(self.sums)
         return () if found is None else self._tallies(*found)
 
     def _tallies(
@@ -66,16 +66,17 @@ class Counters:
             if images[row] or self._skipped[row]
         )
 
-    def memory(self) -> tuple[Tensor, ...]:
-        """What counting changes."""
+    @property
+    def sums(self) -> tuple[Tensor, ...]:
+        """What counting changes: of losses, errors and images, by block."""
         return self._loss, self._errors, self._images
 
     def reset(self, tallies: Iterable[Tally] = ()) -> None:
         """Start again from nothing, or from the sums of a snapshot."""
         self._skipped = [False] * len(self._skipped)
         self._glances.forget()
-        for sums in self.memory():
-            sums.zero_()
+        for counted in self.sums:
+            counted.zero_()
         for tally in tallies:
             row = self._blocks[tally.block]
             self._images[row], self._loss[row] = tally.images, tally.loss_sum

@@ -37,7 +37,8 @@ class FiniteCheck:
         self._policy, self._at_work = policy, at_work
         self._later = device.type == "cuda" and policy != "skip_batch"
         self._rows = {block: row for row, block in enumerate(blocks)}
-        self._first_bad = torch.full((len(blocks),), _NEVER, device=device)
+        self.first_bad = torch.full((len(blocks),), _NEVER, device=device)
+        """By block, the first batch whose loss was not finite, as far as it was noted."""
         self._never = torch.full((), _NEVER, device=device)
 
     def passes(self, loss: Tensor, block: int, batch_id: int) -> bool:
@@ -62,19 +63,15 @@ class FiniteCheck:
             NonFiniteLossError: for the first batch whose loss was not finite.
         """
         if self._later:
-            worst = {block: int(self._first_bad[row]) for block, row in self._rows.items()}
+            worst = {block: int(self.first_bad[row]) for block, row in self._rows.items()}
             block = min(worst, key=lambda index: (worst[index], index))
             if worst[block] != _NEVER:
                 raise NonFiniteLossError(block, worst[block])
 
     def _note(self, loss: Tensor, block: int) -> None:
-        first_bad, loss = self._first_bad[self._rows[block]], loss.detach()
+        first_bad, loss = self.first_bad[self._rows[block]], loss.detach()
         bad = torch.where(loss - loss == 0, self._never, self._at_work)  # as isfinite, in 2 kernels
         torch.minimum(first_bad, bad, out=first_bad)
-
-    def memory(self) -> Tensor:
-        """What taking note changes."""
-        return self._first_bad
 
     def statistics_of(self, blocks: Iterable[nn.Module]) -> list[tuple[Tensor, Tensor]]:
         """Batch statistics as they are before a batch that may be skipped: (live, copy)."""

@@ -11,14 +11,13 @@ computed before it learns and is detached (invariant 2), so the last block's out
 from __future__ import annotations
 
 from itertools import chain
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pipeline.device.compiler import Compiler
-from pipeline.device.cuda_graphs import Graphs
-from pipeline.device.dials import Dials
+from pipeline.device.cuda_graphs import CapturedSteps, StepScalars
 from pipeline.learning.counters import Counters
 from pipeline.learning.groups import Pending, learn, rest
 from pipeline.learning.nonfinite import FiniteCheck, StateCheck, put_back
@@ -26,15 +25,13 @@ from pipeline.learning.shortcuts import Shortcuts
 from pipeline.network.specs import in_runs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from pipeline.device.cuda_graphs import Recorder
+    from pipeline.device.cuda_graphs import GraphCapture, Send
     from pipeline.learning.augment import Preprocess
     from pipeline.learning.block import Block
     from pipeline.learning.losses import LossValue
     from pipeline.learning.nonfinite import Policy
-
-    Send: TypeAlias = Callable[[Tensor], None]
 
 
 class Stage:
@@ -54,12 +51,12 @@ class Stage:
         self._groups = in_runs(self.blocks, lambda block: block.spec.same_group)
         self._shortcuts = Shortcuts(block.spec for block in blocks)
         indices = [block.spec.index for block in blocks]
-        self._dials = Dials(blocks[0].device)
+        self._scalars = StepScalars(blocks[0].device)
         for block in blocks:
-            block.dropout.follow(self._dials.batch_id)
-        self._finite = FiniteCheck(on_nonfinite, indices, self._dials.batch_id)
+            block.dropout.follow(self._scalars.batch_id)
+        self._finite = FiniteCheck(on_nonfinite, indices, self._scalars.batch_id)
         self._state_check = StateCheck(blocks)
-        self._graphs: Graphs[Pending] | None = None
+        self._captured: CapturedSteps[Pending] | None = None
         self._skipped: dict[int, list[int]] = {}
         self._remarks: list[str] = []
         self.at_work: int | None = None
@@ -86,15 +83,15 @@ class Stage:
             send: receives the last block's output, (n, *out_shape), unless it is the output's or
                 the learner comes before the end of this stage.
             in_slot: whether x lies where later batches will, too, and stays until the device has
-                done the step: then a recorded step reads it there.
+                done the step: then a captured step reads it there.
         """
         self._shortcuts.clear()
-        self._dials.turn(batch_id, lr)
+        self._scalars.set(batch_id, lr)
         if learner is not None:
             self._train_learner(x, labels, batch_id, send, learner)
-        elif self._graphs is not None:
+        elif self._captured is not None:
             in_slot = in_slot and self._preprocess is None  # which makes other input of it
-            self._graphs.train(x, labels, batch_id, send, in_slot=in_slot)
+            self._captured.train(x, labels, batch_id, send, in_slot=in_slot)
         else:
             self.step(x, labels, batch_id, send)
 
@@ -194,7 +191,7 @@ class Stage:
         losses = [value.loss for value in values.values()]
         loss = sum(losses[1:], start=losses[0])
         if self._finite.passes(loss, last.spec.index, batch_id):
-            learn(group, loss, self._dials.lr)
+            learn(group, loss, self._scalars.lr)
             for block, value in values.items():
                 self._count(self.training, block, value, labels)
         else:
@@ -219,14 +216,14 @@ class Stage:
         for block in self.blocks:
             block.use(compiler)
 
-    def record(self, recorder: Recorder) -> None:
-        """From now on steps are recorded, and replayed for other batches of the same shape."""
-        self._graphs = Graphs(self, recorder, self.remark)
+    def capture(self, graphs: GraphCapture) -> None:
+        """From now on steps are captured, and replayed for other batches of the same shape."""
+        self._captured = CapturedSteps(self, graphs, self.remark)
 
-    def memory(self) -> list[Tensor]:
+    def mutated_tensors(self) -> list[Tensor]:
         """All that a step changes."""
         states = (block.state().values() for block in self.blocks)
-        return [*chain(*states), *self.training.memory(), self._finite.memory()]
+        return [*chain(*states), *self.training.sums, self._finite.first_bad]
 
     def remark(self, text: str) -> None:
         """For the person who watches."""

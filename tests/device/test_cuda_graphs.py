@@ -11,7 +11,7 @@ import torch
 
 from pipeline.config.sections import build_config
 from pipeline.data.facts import data_facts
-from pipeline.device.cuda_graphs import PLAIN_STEPS, CudaRecorder
+from pipeline.device.cuda_graphs import PLAIN_STEPS, CudaGraphCapture
 from pipeline.kernels import dropout
 from pipeline.kernels import memory_layout as layout
 from pipeline.kernels.dropout import Dropout
@@ -22,7 +22,7 @@ from pipeline.learning.build import build_stage, graphs_prevented_by, prepare_pr
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pipeline.device.cuda_graphs import Recorder
+    from pipeline.device.cuda_graphs import GraphCapture
     from pipeline.learning.stage import Stage
 
 pytestmark = pytest.mark.usefixtures("torch_settings")
@@ -36,13 +36,13 @@ SIZES = (8, 8, 8, 8, 5, 8, 5, 5, 8, 5)
 
 @dataclass
 class Again:
-    """Replaces CudaRecorder: does the work again, as it is written."""
+    """Replaces CudaGraphCapture: does the work again, as it is written."""
 
     replays: int = 0
     records: int = 0
     tidied: int = 0
 
-    def record(self, work: Callable[[], None]) -> Callable[[], object]:
+    def capture(self, work: Callable[[], None]) -> Callable[[], object]:
         self.records += 1
 
         def replay() -> None:
@@ -51,19 +51,19 @@ class Again:
 
         return replay
 
-    def tidy(self) -> None:
+    def release_unused(self) -> None:
         self.tidied += 1
 
 
 class Refusing(Again):
-    def record(self, work: Callable[[], None]) -> Callable[[], object]:
+    def capture(self, work: Callable[[], None]) -> Callable[[], object]:
         raise RuntimeError("operation not permitted when stream is capturing\nfurther words")
 
 
 class Idle(Again):
     """What is replayed does nothing, as where something was not recorded."""
 
-    def record(self, work: Callable[[], None]) -> Callable[[], object]:
+    def capture(self, work: Callable[[], None]) -> Callable[[], object]:
         work()
         return lambda: None
 
@@ -88,7 +88,7 @@ class Trained:
 
 
 def trained(
-    recorder: Recorder | None,
+    recorder: GraphCapture | None,
     blocks: Sequence[int] = WHOLE,
     device: torch.device = CPU,
     sizes: Sequence[int] = SIZES,
@@ -106,7 +106,7 @@ def trained(
     stage = build_stage(config, data_facts(config.data), blocks, device)
     stage.take_remarks()  # on the processor's bf16
     if recorder is not None:
-        stage.record(recorder)
+        stage.capture(recorder)
     done = Trained(stage)
     for batch_id, examples in enumerate(sizes, start=1):
         x, labels = batch(stage, examples, batch_id)
@@ -173,14 +173,14 @@ def test_batches_in_slots_are_read_there(count: int) -> None:
     assert recorded.remarks == []
     assert recorder.records == 2 * 2 * count
     assert recorder.tidied == 2 * count
-    graphs = recorded.stage._graphs
-    assert graphs is not None
-    assert all(slots.holds(recording.x) for recording in graphs._recordings.values())
+    captured = recorded.stage._captured
+    assert captured is not None
+    assert all(slots.holds(step.x) for step in captured._captured.values())
 
 
 def test_what_lies_otherwise_in_a_slot_is_recorded_anew() -> None:
     stage, recorder = trained(None, (1, 2), sizes=()).stage, Again()
-    stage.record(recorder)
+    stage.capture(recorder)
     memory = torch.rand(8 * 4 * 4 * 4)
     for batch_id in range(1, 11):
         x = memory.view(8, 4, 4, 4)
@@ -194,7 +194,7 @@ def test_what_lies_otherwise_in_a_slot_is_recorded_anew() -> None:
 def test_images_are_prepared_wherever_they_lie() -> None:
     recorder = Again()
     stage = trained(None, sizes=()).stage
-    stage.record(recorder)
+    stage.capture(recorder)
     for batch_id in range(1, 6):
         x, labels = batch(stage, 8, batch_id)
         stage.train(x, labels, batch_id=batch_id, lr=0.1, send=lambda passed: None, in_slot=True)
@@ -242,8 +242,8 @@ def test_a_replay_that_is_not_the_plain_step_is_found_out_and_taken_back() -> No
 class NotAllOfIt(Again):
     """A replay that forgets what a number changes from batch to batch."""
 
-    def record(self, work: Callable[[], None]) -> Callable[[], object]:
-        again = super().record(work)
+    def capture(self, work: Callable[[], None]) -> Callable[[], object]:
+        again = super().capture(work)
         if self.records == 1:
             return again
 
@@ -317,7 +317,7 @@ def test_a_step_asks_nothing_of_the_device(no_data: torch.device, sections: dict
     config = build_config({**tree, "data": data, **sections}, "test")
     stage = build_stage(config, data_facts(config.data), WHOLE, no_data)
     stage._finite._later = True  # as on a CUDA device
-    stage._dials.lr = torch.zeros((), device=no_data)
+    stage._scalars.lr = torch.zeros((), device=no_data)
     x = torch.empty(8, 3, 8, 8, device=no_data, dtype=torch.uint8)
     labels = torch.empty(8, device=no_data, dtype=torch.int64)
     for batch_id in (1, 2):
@@ -333,7 +333,7 @@ def test_cuda_graphs_train_as_plain_steps_do(blocks: tuple[int, ...], precision:
     device = torch.device("cuda", 0)
     prepare_process(device, 1)
     runtime = {"precision": precision, "cuda_graphs": False}
-    recorded = trained(CudaRecorder(device), blocks, device, runtime=runtime)
+    recorded = trained(CudaGraphCapture(device), blocks, device, runtime=runtime)
     recorded.check_equals(trained(None, blocks, device, runtime=runtime))
     assert recorded.remarks == []
 
@@ -344,6 +344,6 @@ def test_cuda_graphs_read_batches_in_their_slots() -> None:
     prepare_process(device, 1)
     plain = {"runtime": {"cuda_graphs": False}}
     slots = Slots(2, 8 * 4 * 4 * 4, device)
-    recorded = trained(CudaRecorder(device), (1, 2), device, slots=slots, **plain)
+    recorded = trained(CudaGraphCapture(device), (1, 2), device, slots=slots, **plain)
     recorded.check_equals(trained(None, (1, 2), device, **plain))
     assert recorded.remarks == []
