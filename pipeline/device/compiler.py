@@ -10,9 +10,10 @@ breaks apart, the first piece would have moved statistics and drawn numbers befo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +26,22 @@ _VARIANTS = 1 << 16
 """Of one function, at most: for each block, its last batch, its tests."""
 
 
+class Run(Protocol):
+    """How functions of tensors are called: plainly, or compiled (`Compiler.run`)."""
+
+    def __call__(
+        self, function: Callable[Given, Result], *given: Given.args, **named: Given.kwargs
+    ) -> Result:
+        """What `function` gives."""
+
+
+def run_plainly(
+    function: Callable[Given, Result], *given: Given.args, **named: Given.kwargs
+) -> Result:
+    """What `function` gives, as it is written."""
+    return function(*given, **named)
+
+
 class Compiler:
     """Compiles functions of tensors. What it fails at runs as it is: that function, for tensors
     such as these, which depends neither on the stage's other blocks nor on what was before.
@@ -35,7 +52,17 @@ class Compiler:
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell, self._has_failed = tell, False
+        self._compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
         _prepare()
+
+    def run(
+        self, function: Callable[Given, Result], *given: Given.args, **named: Given.kwargs
+    ) -> Result:
+        """What `function` gives, by kernels that are compiled for tensors such as these."""
+        if function not in self._compiled:
+            self._compiled[function] = self.compiled(function)
+        result: Result = self._compiled[function](*given, **named)
+        return result
 
     def compiled(self, function: Callable[Given, Result]) -> Callable[Given, Result]:
         """A function that does the same."""
@@ -44,7 +71,7 @@ class Compiler:
         refused: set[object] = set()
 
         def call(*given: Given.args, **named: Given.kwargs) -> Result:
-            kind = _kind((*given, *named.values()))
+            kind = _kind(given, named)
             if kind not in refused:
                 try:
                     return fast(*given, **named)
@@ -67,12 +94,16 @@ class Compiler:
         )
 
 
-def _kind(given: tuple[object, ...]) -> object:
-    """What decides whether the compiler is asked again."""
-    traits = (
-        (x.shape, x.dtype, x.requires_grad) if isinstance(x, torch.Tensor) else x for x in given
-    )
-    return torch.is_grad_enabled(), *traits
+def _kind(*given: object) -> object:
+    """What decides whether the compiler is asked again: of a function among the arguments only
+    that there is one, which is another for each batch."""
+    return torch.is_grad_enabled(), *map(_trait, tree_leaves(given))
+
+
+def _trait(x: object) -> object:
+    if isinstance(x, torch.Tensor):
+        return x.shape, x.dtype, x.requires_grad
+    return callable if callable(x) else x
 
 
 def _failures() -> tuple[type[Exception], ...]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from pipeline.device.compiler import run_plainly
 from pipeline.seeding import Purpose, derived_seed, generator
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from pipeline.device.compiler import Compiler
+    from pipeline.device.compiler import Run
 
 HOST_DEVICES = frozenset({"cpu"})
 """For which numpy draws."""
@@ -33,8 +34,8 @@ _SPAN = 1 << 64
 
 
 class Dropout:
-    """Of one block. What it keeps grows by `scale`, which no mask of bfloat16 could hold: rounded
-    once instead of unit by unit, it would be wrong the same way everywhere."""
+    """Dropout of one block. `scale`: what is kept is multiplied by 1 / (1 - rate), in float32: in a
+    mask of bfloat16 it would be rounded once, and be wrong the same way for every unit."""
 
     def __init__(self, rate: float, *, seed: int, block: int, of_units: bool = False) -> None:
         self.rate = rate
@@ -43,15 +44,12 @@ class Dropout:
         self._seed, self._block = seed, block
         self._key = _signed(derived_seed(seed, Purpose.DROPOUT, block))
         self._batch_id: Tensor | None = None
-        self._uniform = uniform
+        self.run: Run = run_plainly
+        """Calls what a device works out."""
 
     def follow(self, batch_id: Tensor) -> None:
-        """From now on a device looks there for the id of the batch, when it comes to its mask."""
+        """From now on a device reads the id of the batch there, when it comes to its mask."""
         self._batch_id = batch_id
-
-    def use(self, compiler: Compiler) -> None:
-        """Let it compile what a device works out."""
-        self._uniform = compiler.compiled(self._uniform)
 
     def mask(self, h: Tensor, batch_id: int) -> Tensor:
         """Zeros and ones, of h's dtype, per unit of h (n, D) and per channel of (n, C, H, W), or
@@ -60,7 +58,11 @@ class Dropout:
         if h.device.type in HOST_DEVICES:
             kept = self._drawn(prod(shape), batch_id)
         else:
-            kept = self._worked_out(prod(shape), self._found(batch_id, h.device))
+            at_work = self._batch_id
+            if at_work is None:  # a block outside a stage
+                at_work = torch.full((), batch_id, device=h.device)
+            numbers = self.run(uniform, at_work, self._key, prod(shape))
+            kept = numbers >= _least_kept(self.rate)
         return kept.view(shape).to(h.dtype)
 
     def _drawn(self, count: int, batch_id: int) -> Tensor:
@@ -68,15 +70,6 @@ class Dropout:
         kept = _bits(numbers, count) >= round(self.rate * (1 << _BITS))
         # as bytes: PyTorch takes seven times as long to make numbers of bool
         return torch.from_numpy(kept.view(np.uint8))
-
-    def _worked_out(self, count: int, batch_id: Tensor) -> Tensor:
-        return self._uniform(batch_id, self._key, count) >= _least_kept(self.rate)
-
-    def _found(self, batch_id: int, device: torch.device) -> Tensor:
-        """Where the id of the batch lies on a device; a block outside a stage follows nothing."""
-        if self._batch_id is None:
-            return torch.full((), batch_id, device=device)
-        return self._batch_id
 
 
 def uniform(batch_id: Tensor, key: int, count: int) -> Tensor:

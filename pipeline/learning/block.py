@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.device.compiler import run_plainly
 from pipeline.errors import CheckpointError
 from pipeline.kernels.dropout import Dropout
 from pipeline.kernels.linear import Linear, wide
@@ -39,7 +40,7 @@ from pipeline.seeding import Purpose, derived_seed
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from pipeline.device.compiler import Compiler
+    from pipeline.device.compiler import Run
     from pipeline.learning.optimizers import Optimizer
     from pipeline.network.specs import BlockSpec, LayerSpec
 
@@ -60,29 +61,27 @@ class Block(nn.Module):
         self.spec, self.seed, self.device, self.dtype, self.bf16 = spec, seed, device, dtype, bf16
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derived_seed(seed, Purpose.INITIAL, spec.index))
-            self._build(spec)
+            if spec.custom is None:
+                self.encoder = _layer(spec.layer)
+            if spec.zero_start:
+                nn.init.zeros_(cast("Tensor", self.encoder.weight))
+            before = spec.batch_norm and spec.activates_input
+            self.bn_input = _batch_norm(spec, spec.layer.in_features) if before else None
+            self.bn = _batch_norm(spec, spec.layer.out_features) if spec.norms_output else None
+            self.shortcut = _shortcut(spec)
+            self.pred = PredHead(spec.pred) if spec.pred else None
+            self.sim = similarity_map(spec.sim) if spec.sim else None
+            self.projection = label_projection(spec)
+            self.recon = reconstruction(spec)
+        if self.bn is not None and spec.passes_raw and not spec.has_loss:
+            self.bn.requires_grad_(False)  # nobody reads it, so nothing would teach it
         self.to(device=device, dtype=dtype)
         self.to(memory_format=torch.channels_last)
         self.dropout = Dropout(spec.dropout, seed=seed, block=spec.index, of_units=spec.drops_units)
+        self._run: Run = run_plainly
         self._optimizer: Optimizer | None = None
         self.learned: list[Tensor] = []
         """The parameters that are trained, once there is an optimizer, in its order."""
-
-    def _build(self, spec: BlockSpec) -> None:
-        if spec.custom is None:
-            self.encoder = _layer(spec.layer)
-        if spec.zero_start:
-            nn.init.zeros_(cast("Tensor", self.encoder.weight))
-        before = spec.batch_norm and spec.activates_input
-        self.bn_input = _batch_norm(spec, spec.layer.in_features) if before else None
-        self.bn = _batch_norm(spec, spec.layer.out_features) if spec.norms_output else None
-        if self.bn is not None and spec.passes_raw and not spec.has_loss:
-            self.bn.requires_grad_(False)  # nobody reads it, so nothing would teach it
-        self.shortcut = _shortcut(spec)
-        self.pred = PredHead(spec.pred) if spec.pred else None
-        self.sim = similarity_map(spec.sim) if spec.sim else None
-        self.projection = label_projection(spec)
-        self.recon = reconstruction(spec)
 
     def attach(self, make_optimizer: Callable[[Mapping[str, Tensor]], Optimizer]) -> None:
         """Give the block the optimizer of its own parameters."""
@@ -90,12 +89,9 @@ class Block(nn.Module):
         self.learned = list(learned.values())
         self._optimizer = make_optimizer(learned)
 
-    def use(self, compiler: Compiler) -> None:
-        """Let it compile what computes the activation, what is passed on and the loss."""
-        self._activation = compiler.compiled(self._activation)  # type: ignore[method-assign]
-        self._passed = compiler.compiled(self._passed)  # type: ignore[method-assign]
-        self._loss = compiler.compiled(self._loss)  # type: ignore[method-assign]
-        self.dropout.use(compiler)
+    def compute_by(self, run: Run) -> None:
+        """From now on `run` calls what computes the activation, what is passed on and the loss."""
+        self._run = self.dropout.run = run
 
     def forward(self, x: Tensor, *, batch_id: int | None, shortcut: Tensor | None = None) -> Tensor:
         """The activation h (logits for the output block), before dropout and pooling.
@@ -108,7 +104,7 @@ class Block(nn.Module):
         """
         if self.training != (batch_id is not None):
             self.train(batch_id is not None)
-        return self._activation(x, shortcut)
+        return self._run(self._activation, x, shortcut)
 
     def _activation(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
         with self._autocast():
@@ -151,8 +147,8 @@ class Block(nn.Module):
         whole channels of feature maps, so pooling may come first, and leaves it less to do.
         """
         if batch_id is None or self.spec.dropout == 0:
-            return self._passed(h, None)
-        return self._passed(h, self.dropout.mask(h, batch_id))
+            return self._run(self._passed, h, None)
+        return self._run(self._passed, h, self.dropout.mask(h, batch_id))
 
     def _passed(self, h: Tensor, mask: Tensor | None) -> Tensor:
         passed = (pool if h.requires_grad else pool_values)(h, self.spec.pool)
@@ -168,7 +164,7 @@ class Block(nn.Module):
 
         `overwrite`: nobody else needs h, and it may be gone afterwards.
         """
-        return self._loss(h, labels, x, overwrite)
+        return self._run(self._loss, h, labels, x, overwrite)
 
     def _loss(self, h: Tensor, labels: Tensor, x: Tensor, overwrite: bool) -> LossValue:
         if self.spec.output_weight is not None:

@@ -214,7 +214,7 @@ class Stage:
         """From now on blocks compute with what torch.compile makes of them."""
         compiler = Compiler(self.remark)
         for block in self.blocks:
-            block.use(compiler)
+            block.compute_by(compiler.run)
 
     def capture(self, graphs: GraphCapture) -> None:
         """From now on steps are captured, and replayed for other batches of the same shape."""

@@ -90,7 +90,7 @@ class CustomBlock(Block):
             x = x.clone()  # the loss will look at it, and the modules may work in place
         self._received = memory_of(x)
         with self._autocast(), self._drawing(batch_id, _BODY):
-            return self._activation(x, shortcut)
+            return self._run(self._activation, x, shortcut)
 
     def _activation(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
         assert shortcut is None, "a user's own modules have no shortcuts that we know of"
