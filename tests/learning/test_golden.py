@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +15,18 @@ import numpy as np
 import pytest
 import torch
 from support import REPOSITORY
+from support.blocks import stage_of
 
 from pipeline.config.loss import LossConfig
 from pipeline.config.model import ModelConfig
 from pipeline.config.sections import Config, DataConfig, OptimizerConfig
 from pipeline.learning.block import Block
-from pipeline.learning.optimizers import make_optimizer
-from pipeline.learning.stage import Stage
 from pipeline.network.from_config import build_specs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from pipeline.learning.stage import Stage
 
 FOLDER = Path(os.environ.get("GOLDEN_DIR", REPOSITORY.parent / "shared" / "golden"))
 CASES = sorted(FOLDER.glob("*.npz"))
@@ -89,19 +89,13 @@ def _build(words: dict[str, Any], optimizer: OptimizerConfig) -> Stage:
     shape = (data["channels"], data["size"], data["size"])
     config = Config(model=model, loss=loss, data=DataConfig(name="synthetic"))
     specs = build_specs(model, loss, config.nonlinearity, shape, data["classes"])
-    blocks = [
-        Block(spec, seed=0, device=torch.device("cpu"), dtype=torch.float64, bf16=False)
-        for spec in specs
-    ]
-    make = partial(
-        make_optimizer,
-        optimizer.name,
+    return stage_of(
+        specs,
+        seed=0,
+        optimizer=optimizer.name,
         weight_decay=optimizer.weight_decay,
         momentum=optimizer.momentum,
     )
-    for block in blocks:
-        block.attach(make)
-    return Stage(blocks, None)
 
 
 @pytest.fixture(params=CASES, ids=lambda path: path.stem)

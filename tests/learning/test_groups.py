@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from support.blocks import ignored, stage_of
 from torch import nn
 from torch.nn import functional as F
 
 from pipeline.config.sections import LossConfig, ModelConfig, build_config
 from pipeline.errors import ConfigError
 from pipeline.kernels.pooling import pool
-from pipeline.learning.block import Block
-from pipeline.learning.optimizers import make_optimizer
-from pipeline.learning.stage import Stage
 from pipeline.network.from_config import build_specs
 from pipeline.network.specs import BlockSpec, LayerSpec, stage_units
 from pipeline.planning.cost import block_costs
 
-CLASSES, CPU = 4, torch.device("cpu")
+if TYPE_CHECKING:
+    from pipeline.learning.stage import Stage
+
+CLASSES = 4
 RESNET = {"name": "resnet18", "feat_mult": 0.05}
 
 
@@ -32,16 +32,13 @@ def specs_of(
     return build_specs(whole, config, "leaky_relu", (3, size, size), CLASSES)
 
 
-def stage_of(specs: tuple[BlockSpec, ...]) -> Stage:
-    """In float64, trained by plain gradient descent: a step of 1 shows the gradient."""
-    make = partial(make_optimizer, "sgd", weight_decay=0.0, momentum=0.0)
-    blocks = [Block(spec, seed=3, device=CPU, dtype=torch.float64, bf16=False) for spec in specs]
-    for block in blocks:
+def stirred(specs: tuple[BlockSpec, ...]) -> Stage:
+    stage = stage_of(specs, seed=3)
+    for block in stage.blocks:
         for head in (block.pred, block.encoder if block.spec.zero_start else None):
             if isinstance(head, nn.Linear):  # zero would hide a wrong gradient
                 nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(5))
-        block.attach(make)
-    return Stage(blocks, None)
+    return stage
 
 
 def batch(size: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,7 +59,7 @@ def gradients(stage: Stage, size: int = 6) -> dict[str, torch.Tensor]:
     """What one step takes away."""
     before = weights(stage)
     x, labels = batch(size)
-    stage.train(x, labels, batch_id=1, lr=1.0, send=lambda passed: None)
+    stage.train(x, labels, batch_id=1, lr=1.0, send=ignored)
     return {name: before[name] - after for name, after in weights(stage).items()}
 
 
@@ -120,7 +117,7 @@ def test_the_gradient_is_that_of_the_local_losses_within_each_group(
 ) -> None:
     specs = specs_of(model, size=16)
     assert {spec.index for spec in specs if spec.pred} == ends
-    stage, twin = stage_of(specs), stage_of(specs)
+    stage, twin = stirred(specs), stirred(specs)
     total = torch.stack(plain_losses(twin, 16, ends)).sum()
     parameters = [p for block in twin.blocks for p in block.parameters()]
     expected = dict(zip(weights(twin), torch.autograd.grad(total, parameters), strict=True))
@@ -130,7 +127,7 @@ def test_the_gradient_is_that_of_the_local_losses_within_each_group(
 
 def test_global_backprop_flows_through_shortcuts() -> None:
     specs = specs_of(RESNET, 16, {"name": "glob"})
-    stage, twin = stage_of(specs), stage_of(specs)
+    stage, twin = stirred(specs), stirred(specs)
     (loss,) = plain_losses(twin, 16, set())
     parameters = [p for block in twin.blocks for p in block.parameters()]
     expected = dict(zip(weights(twin), torch.autograd.grad(loss, parameters), strict=True))

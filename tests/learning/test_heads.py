@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from support.blocks import block_of, specs_of
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.config.sections import build_config
 from pipeline.errors import ConfigError
-from pipeline.learning.block import Block
-from pipeline.network.from_config import build_specs
 from pipeline.planning.cost import block_costs
 
 if TYPE_CHECKING:
@@ -22,24 +20,15 @@ SMALL_VGG = {"name": "vgg", "layers": [4, "M", 6], "hidden": 5}
 """Three hidden blocks; with 16 inputs their classifiers see 4x2x2, 6x1x2 and 5 numbers."""
 
 
-def specs_of(
+def specs(
     pred_hidden: Any, model: dict[str, Any] | None = None, **loss: Any
 ) -> tuple[BlockSpec, ...]:
-    tree = {
-        "model": {**SMALL_VGG, **(model or {})},
-        "loss": {"name": "pred", "dim_in_decoder": 16, "pred_hidden": pred_hidden, **loss},
-        "data": {"name": "cifar10"},
-    }
-    config = build_config(tree, "test")
-    return build_specs(config.model, config.loss, config.nonlinearity, (3, 4, 4), 10)
+    loss = {"name": "pred", "dim_in_decoder": 16, "pred_hidden": pred_hidden, **loss}
+    return specs_of({**SMALL_VGG, **(model or {})}, loss, (3, 4, 4), 10)
 
 
-def hidden_of(specs: tuple[BlockSpec, ...]) -> list[tuple[int, ...] | None]:
-    return [spec.pred.hidden if spec.pred else None for spec in specs]
-
-
-def block_of(spec: BlockSpec, seed: int = 1) -> Block:
-    return Block(spec, seed=seed, device=torch.device("cpu"), dtype=torch.float64, bf16=False)
+def hidden_of(built: tuple[BlockSpec, ...]) -> list[tuple[int, ...] | None]:
+    return [spec.pred.hidden if spec.pred else None for spec in built]
 
 
 # --- which blocks have which --------------------------------------------------------------
@@ -57,12 +46,11 @@ def block_of(spec: BlockSpec, seed: int = 1) -> Block:
 )
 def test_for_all_blocks_or_for_each(pred_hidden: Any, expected: list[Any]) -> None:
     for name in ("pred", "predsim", "glob+pred"):
-        assert hidden_of(specs_of(pred_hidden, name=name)) == expected
+        assert hidden_of(specs(pred_hidden, name=name)) == expected
 
 
 def test_blocks_that_learn_together_have_one_classifier() -> None:
-    specs = specs_of([[8], [7]], model={"group": 2})
-    assert hidden_of(specs) == [None, (8,), (7,), None]
+    assert hidden_of(specs([[8], [7]], model={"group": 2})) == [None, (8,), (7,), None]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +61,7 @@ def test_a_list_for_each_block_must_be_for_each_block(
     lists: list[list[int]], model: dict[str, Any], blocks: int
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        specs_of(lists, model=model)
+        specs(lists, model=model)
     assert str(caught.value) == (
         f"loss.pred_hidden: {len(lists)} lists for {blocks} hidden blocks with a local loss; give"
         " one list for each ([] for a linear classifier), or one list for all"
@@ -84,7 +72,7 @@ def test_a_list_for_each_block_must_be_for_each_block(
 
 
 def test_state_keys_of_the_last_layer_are_those_of_a_linear_classifier() -> None:
-    plain, deep = (block_of(specs_of(hidden)[0]).state_dict() for hidden in ([], [8, 7]))
+    plain, deep = (block_of(specs(hidden)[0]).state_dict() for hidden in ([], [8, 7]))
     assert deep.keys() - plain.keys() == {
         "pred.hidden.0.weight",
         "pred.hidden.0.bias",
@@ -104,7 +92,7 @@ def test_state_keys_of_the_last_layer_are_those_of_a_linear_classifier() -> None
 
 
 def test_the_last_layer_starts_at_zero_and_the_hidden_ones_as_torch_draws_them() -> None:
-    state = block_of(specs_of([400])[0]).state_dict()
+    state = block_of(specs([400])[0]).state_dict()
     assert not state["pred.weight"].any()
     bound = 16**-0.5
     assert 0.95 * bound < state["pred.hidden.0.weight"].abs().max() <= bound
@@ -113,7 +101,7 @@ def test_the_last_layer_starts_at_zero_and_the_hidden_ones_as_torch_draws_them()
 
 @pytest.mark.parametrize("nonlinearity", ["relu", "leaky_relu"])
 def test_hidden_layers_have_the_non_linearity_of_the_block(nonlinearity: str) -> None:
-    block = block_of(specs_of([8], model={"nonlinearity": nonlinearity})[0])
+    block = block_of(specs([8], model={"nonlinearity": nonlinearity})[0])
     head = block.pred
     assert head is not None
     nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(1))
@@ -130,7 +118,7 @@ def test_hidden_layers_have_the_non_linearity_of_the_block(nonlinearity: str) ->
 
 def test_costs_by_hand() -> None:
     given = {"batch_size": 2, "element_bytes": 4, "optimizer_name": "adam", "backprop": False}
-    plain, deep = (block_costs(specs_of(hidden), **given)[0] for hidden in ([], [8, 7]))
+    plain, deep = (block_costs(specs(hidden), **given)[0] for hidden in ([], [8, 7]))
     weights = 16 * 8 + 8 * 7 + 7 * 10
     assert plain.head_parameters == 16 * 10 + 10
     assert deep.head_parameters == weights + 8 + 7 + 10
@@ -141,8 +129,8 @@ def test_costs_by_hand() -> None:
 
 @pytest.mark.parametrize("name", ["pred", "predsim"])
 def test_parameters_are_those_of_the_blocks(name: str) -> None:
-    specs = specs_of([[8], [], [7, 6]], name=name)
-    costs = block_costs(specs, batch_size=2, element_bytes=4, optimizer_name="adam", backprop=False)
-    for spec, cost in zip(specs, costs, strict=True):
+    built = specs([[8], [], [7, 6]], name=name)
+    costs = block_costs(built, batch_size=2, element_bytes=4, optimizer_name="adam", backprop=False)
+    for spec, cost in zip(built, costs, strict=True):
         counted = sum(parameter.numel() for parameter in block_of(spec).parameters())
         assert counted == cost.parameters + cost.head_parameters

@@ -5,20 +5,20 @@ The golden cases begin at random weights, so they can't show a start; these begi
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from support.blocks import ignored, stage_of
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.config.loss import LossConfig
 from pipeline.config.model import ModelConfig
-from pipeline.learning.block import Block
-from pipeline.learning.optimizers import make_optimizer
-from pipeline.learning.stage import Stage
 from pipeline.network.from_config import build_specs
+
+if TYPE_CHECKING:
+    from pipeline.learning.stage import Stage
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,15 +27,10 @@ VGG: dict[str, Any] = {"name": "vgg", "layers": [4, "M", 6], "hidden": 7}
 CLASSES, LR, STEPS = 5, 0.01, 5
 
 
-def stage_of(model: dict[str, Any], loss: dict[str, Any]) -> Stage:
+def built(model: dict[str, Any], loss: dict[str, Any]) -> Stage:
     given = LossConfig.model_validate({"dim_in_decoder": 16, "target_projection": 6, **loss})
     specs = build_specs(ModelConfig.model_validate(model), given, "leaky_relu", (3, 8, 8), CLASSES)
-    make = partial(make_optimizer, "adam", weight_decay=0.0, momentum=0.9)
-    cpu = torch.device("cpu")
-    blocks = [Block(spec, seed=2, device=cpu, dtype=torch.float64, bf16=False) for spec in specs]
-    for block in blocks:
-        block.attach(make)
-    return Stage(blocks, None)
+    return stage_of(specs, seed=2, optimizer="adam")
 
 
 # --- the start ----------------------------------------------------------------------------
@@ -46,14 +41,14 @@ def stage_of(model: dict[str, Any], loss: dict[str, Any]) -> Stage:
     "loss", ["pred", "sim", "predsim", "glob+pred", "glob+sim", "glob+predsim"]
 )
 def test_the_output_starts_at_zero_beside_local_losses(model: dict[str, Any], loss: str) -> None:
-    output = stage_of(model, {"name": loss}).blocks[-1].state()
+    output = built(model, {"name": loss}).blocks[-1].state()
     assert not output["encoder.weight"].any()
     assert output["encoder.bias"].all()
 
 
 @pytest.mark.parametrize("model", [MLP, VGG, {"name": "resnet18", "feat_mult": 0.05}], ids=str)
 def test_the_output_starts_at_random_under_plain_global_backprop(model: dict[str, Any]) -> None:
-    output = stage_of(model, {"name": "glob"}).blocks[-1].state()
+    output = built(model, {"name": "glob"}).blocks[-1].state()
     assert output["encoder.weight"].all()
     assert output["encoder.bias"].all()
 
@@ -63,7 +58,7 @@ def test_the_output_starts_at_random_under_plain_global_backprop(model: dict[str
 def test_classifiers_of_the_bio_form_start_at_zero_bias_and_all(
     model: dict[str, Any], loss: str
 ) -> None:
-    for block in stage_of(model, {"name": loss, "bio": True}).blocks[:-1]:
+    for block in built(model, {"name": loss, "bio": True}).blocks[:-1]:
         state = block.state()
         assert not state["pred.weight"].any()
         assert not state["pred.bias"].any()
@@ -74,12 +69,12 @@ def test_classifiers_of_the_bio_form_start_at_zero_bias_and_all(
     "loss", [{}, {"classifier": "fixed"}, {"classifier": "fixed", "feedback": "sign"}], ids=str
 )
 def test_biases_of_other_classifiers_start_at_random(loss: dict[str, Any]) -> None:
-    for block in stage_of(VGG, {"name": "pred", **loss}).blocks[:-1]:
+    for block in built(VGG, {"name": "pred", **loss}).blocks[:-1]:
         assert block.state()["pred.bias"].all()
 
 
 def test_a_zero_bias_moves_no_other_draw() -> None:
-    plain, bio = (stage_of(VGG, {"name": "pred", "bio": bio}) for bio in (False, True))
+    plain, bio = (built(VGG, {"name": "pred", "bio": bio}) for bio in (False, True))
     for one, other in zip(plain.blocks, bio.blocks, strict=True):
         torch.testing.assert_close(one.encoder.weight, other.encoder.weight, rtol=0, atol=0)
 
@@ -173,13 +168,13 @@ def cosines(x: Tensor) -> Tensor:
     ids=str,
 )
 def test_five_steps_from_the_start_are_those_of_plain_pytorch(loss: dict[str, Any]) -> None:
-    stage = stage_of(MLP, loss)
+    stage = built(MLP, loss)
     plain = Plain(stage, LossConfig.model_validate(loss))
     draws = torch.Generator().manual_seed(6)
     for batch_id in range(1, STEPS + 1):
         x = torch.randn(11, 3, 8, 8, generator=draws, dtype=torch.float64)
         labels = torch.randint(CLASSES, (11,), generator=draws)
-        stage.train(x, labels, batch_id=batch_id, lr=LR, send=lambda sent: None)
+        stage.train(x, labels, batch_id=batch_id, lr=LR, send=ignored)
         plain.step(x, labels)
     for block in stage.blocks:
         for key, tensor in block.state_dict().items():

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
+from support.blocks import block_of, ignored, loss_of, stage_of
 from support.gradients import check_gradients
 from torch import nn
 from torch.nn import functional as F
 
 from pipeline.config.loss import LossConfig
 from pipeline.config.model import ModelConfig
-from pipeline.learning.block import Block
 from pipeline.learning.losses import similarity_matrix
-from pipeline.learning.optimizers import make_optimizer
 from pipeline.learning.stage import Stage
 from pipeline.network.from_config import build_specs
 
+if TYPE_CHECKING:
+    from pipeline.learning.block import Block
+
 CLASSES, EXAMPLES = 4, 6
-CPU = torch.device("cpu")
 
 
 def blocks_of(loss: dict[str, Any], seed: int = 3) -> list[Block]:
@@ -29,11 +29,7 @@ def blocks_of(loss: dict[str, Any], seed: int = 3) -> list[Block]:
     model = ModelConfig(name="vgg", layers=(4, "M", 5), hidden_layers=1, hidden=7)
     config = LossConfig.model_validate({"dim_in_decoder": 16, **loss})
     specs = build_specs(model, config, "leaky_relu", (3, 6, 6), CLASSES)
-    make = partial(make_optimizer, "adam", weight_decay=0.0, momentum=0.0)
-    blocks = [Block(s, seed=seed, device=CPU, dtype=torch.float64, bf16=False) for s in specs]
-    for block in blocks:
-        block.attach(make)
-    return blocks
+    return [block_of(spec, seed=seed, optimizer="adam") for spec in specs]
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,7 +98,7 @@ def test_the_gradient_of_the_activation_is_the_true_one(form: str, block_index: 
     x = received(block)
 
     def loss(h: torch.Tensor) -> torch.Tensor:
-        return block.local_loss(h, labels, x).loss
+        return loss_of(block, h, labels, x).loss
 
     check_gradients(loss, activation(block))
 
@@ -116,13 +112,13 @@ def test_gradients_of_all_learned_parameters_agree_with_finite_differences(form:
         heads = [p for name, p in block.named_parameters()
                  if p.requires_grad and not name.startswith(("encoder", "bn"))]  # fmt: skip
         for parameter in heads:
-            (gradient,) = torch.autograd.grad(block.local_loss(h, labels, x).loss, parameter)
+            (gradient,) = torch.autograd.grad(loss_of(block, h, labels, x).loss, parameter)
             index = int(gradient.abs().argmax())
             place = np.unravel_index(index, gradient.shape)
             losses = []
             for step in (1e-6, -2e-6):
                 parameter.data[place] += step
-                losses.append(block.local_loss(h, labels, x).loss.item())
+                losses.append(loss_of(block, h, labels, x).loss.item())
             parameter.data[place] += 1e-6
             slope = (losses[0] - losses[1]) / 2e-6
             assert slope == pytest.approx(gradient[place].item(), rel=1e-4, abs=1e-9)
@@ -140,7 +136,7 @@ def test_feedback_alignment_sends_back_the_error_through_the_feedback_matrix(
     head = block.pred
     assert head is not None
     assert head.feedback is not None
-    (got,) = torch.autograd.grad(block.local_loss(h, labels, received(block)).loss, h)
+    (got,) = torch.autograd.grad(loss_of(block, h, labels, received(block)).loss, h)
 
     pooled = h.detach().clone().requires_grad_()
     features = pooled
@@ -194,7 +190,7 @@ def test_sim_bio_compares_the_pooled_activation_with_the_projected_label() -> No
     assert block.projection is not None
     target = F.one_hot(labels, CLASSES).double() @ block.projection.weight.T
     expected = ((similarity_matrix(pooled) - similarity_matrix(target)) ** 2).mean()
-    torch.testing.assert_close(block.local_loss(h, labels, received(block)).loss, expected)
+    torch.testing.assert_close(loss_of(block, h, labels, received(block)).loss, expected)
 
 
 def test_recon_rebuilds_the_input_and_the_first_block_has_none() -> None:
@@ -207,8 +203,8 @@ def test_recon_rebuilds_the_input_and_the_first_block_has_none() -> None:
         assert block.recon is not None
         rebuilt = F.leaky_relu(block.recon(h), 0.01)
         assert rebuilt.numel() == x.numel()
-        whole = block.local_loss(h, labels, x).loss
-        other = block.local_loss(h, labels, x + 1).loss
+        whole = loss_of(block, h, labels, x).loss
+        other = loss_of(block, h, labels, x + 1).loss
         difference = ((rebuilt - x.reshape(rebuilt.shape)) ** 2).mean() - (
             (rebuilt - (x + 1).reshape(rebuilt.shape)) ** 2
         ).mean()
@@ -221,7 +217,7 @@ def test_training_changes_what_is_learned_and_nothing_else(form: str) -> None:
     before = [{k: v.clone() for k, v in block.state_dict().items()} for block in stage.blocks]
     x, labels = batch()
     for step in (1, 2):
-        stage.train(x, labels, batch_id=step, lr=0.01, send=lambda passed: None)
+        stage.train(x, labels, batch_id=step, lr=0.01, send=ignored)
     for block, old in zip(stage.blocks, before, strict=True):
         fixed = {"projection.weight", "pred.feedback"}
         if block.spec.pred and block.spec.pred.feedback in ("transpose", "random", "sign"):
@@ -244,14 +240,14 @@ def test_glob_plus_learns_from_the_sum_of_all_losses(local: str) -> None:
     losses, h = [], x
     for other in twin:
         arrived, h = h, other(h, batch_id=1)
-        losses.append(other.local_loss(h, labels, arrived).loss)
+        losses.append(loss_of(other, h, labels, arrived).loss)
         h = other.transfer(h, batch_id=1)
     total = sum(losses[1:], start=losses[0])
     gradients = torch.autograd.grad(total, [p for other in twin for p in other.learned])
     iterator = iter(gradients)
     for other in twin:
         other.update([next(iterator) for _ in other.learned], 0.01)
-    Stage(blocks, None).train(x, labels, batch_id=1, lr=0.01, send=lambda passed: None)
+    Stage(blocks, None).train(x, labels, batch_id=1, lr=0.01, send=ignored)
     for block, other in zip(blocks, twin, strict=True):
         for name, tensor in block.state_dict().items():
             torch.testing.assert_close(tensor, other.state_dict()[name])
@@ -262,7 +258,7 @@ def test_a_linear_blocks_input_is_flat_before_its_similarities_are_taken() -> No
     linear = blocks_of({"name": "sim", "unsupervised": "sim", "alpha": 1.0})[2]
     h, x = activation(linear), received(linear)
     assert x.dim() == 4
-    loss = linear.local_loss(h, torch.arange(EXAMPLES) % CLASSES, x).loss
+    loss = loss_of(linear, h, torch.arange(EXAMPLES) % CLASSES, x).loss
     assert linear.sim is not None
     mapped = similarity_matrix(linear.sim(h))
     torch.testing.assert_close(loss, F.mse_loss(mapped, similarity_matrix(x.flatten(1))))
@@ -273,7 +269,7 @@ def test_strided_layers_are_rebuilt_in_the_size_of_their_input(size: int) -> Non
     model = ModelConfig.model_validate({"name": "resnet18", "feat_mult": 0.05})
     config = LossConfig(name="pred", unsupervised="recon", alpha=0.5)
     for spec in build_specs(model, config, "relu", (3, size, size), CLASSES)[1:-1]:
-        block = Block(spec, seed=1, device=CPU, dtype=torch.float64, bf16=False)
+        block = block_of(spec)
         assert block.recon is not None
         assert block.recon(activation(block)).shape == (EXAMPLES, *spec.in_shape)
 
@@ -282,18 +278,13 @@ def test_a_groups_unsupervised_part_looks_at_the_input_of_the_group() -> None:
     """Blocks of several layers: what comes in is what the first of them receives."""
     model = ModelConfig(name="mlp", hidden_layers=2, hidden=7, group=2)
     loss = LossConfig(name="pred", unsupervised="sim", alpha=1.0)
-    blocks = [
-        Block(spec, seed=1, device=CPU, dtype=torch.float64, bf16=False)
-        for spec in build_specs(model, loss, "relu", (1, 3, 4), CLASSES)
-    ]
-    for block in blocks:
-        block.attach(partial(make_optimizer, "sgd", weight_decay=0.0, momentum=0.0))
-    stage = Stage(blocks, None)
+    stage = stage_of(build_specs(model, loss, "relu", (1, 3, 4), CLASSES))
+    blocks = stage.blocks
     x = torch.randn(EXAMPLES, 1, 3, 4, dtype=torch.float64)
     with torch.no_grad():
         h = blocks[1](blocks[0](x, batch_id=1), batch_id=1)
         assert blocks[1].sim is not None
         mapped = similarity_matrix(blocks[1].sim(h))
         expected = F.mse_loss(mapped, similarity_matrix(x)).item() * EXAMPLES
-    stage.train(x, torch.arange(EXAMPLES) % CLASSES, batch_id=1, lr=0.1, send=lambda passed: None)
+    stage.train(x, torch.arange(EXAMPLES) % CLASSES, batch_id=1, lr=0.1, send=ignored)
     assert stage.training.read()[0].loss_sum == pytest.approx(expected)
