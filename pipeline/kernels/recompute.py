@@ -1,8 +1,8 @@
-"""Activations of convolution blocks that can be made again, so that nobody has to keep them.
+"""Activations of convolution blocks that can be computed again, so that nobody has to keep them.
 
     x ──convolution──▶ z ──batch norm, non-linearity──▶ h ──▶ heads, dropout, pooling
 
-What the convolution gives, z, is kept for the backward pass of the batch norm anyway; h is made
+What the convolution gives, z, is kept for the backward pass of the batch norm anyway; h is computed
 from it again, some examples at a time, at the cost of a product and a sum per unit. So the memory
 of h is free once it was passed on, and the gradient of h becomes that of z where it lies: two of
 the five tensors of that size that a step holds at its peak are spared. That is for the CPU: on
@@ -31,14 +31,36 @@ if TYPE_CHECKING:
 
     from pipeline.kernels.nonlinearity import Nonlinearity
 
-    Remake: TypeAlias = Callable[[slice], Tensor]
-    """Some examples of an activation, bit for bit as they were."""
+    Recompute: TypeAlias = Callable[[slice], Tensor]
 
-DEVICES = frozenset({"cpu"})
+RECOMPUTING_DEVICES = frozenset({"cpu"})
+"""Where doing without the activation for a while pays."""
+
+
+class Activation(NamedTuple):
+    """What a block computed, h, as its heads read it: who may overwrite it, and how it is got back.
+
+    The rule: the heads are the last to read h and may overwrite it where there is `recompute`;
+    without, h must stay as it is. Plain `Activation(h)` is kept.
+    """
+
+    h: Tensor
+    """(n, C, H, W) or (n, D)."""
+    recompute: Recompute | None = None
+    """Gives some examples of h again, bit for bit as they were, until its backward pass is over."""
+
+    @classmethod
+    def read_last(cls, h: Tensor, passed: Tensor) -> Activation:
+        """That of heads which nobody but the next block reads after: h may be overwritten if
+        `normalised` made it, and if `passed`, what that block receives, does not lie in its memory,
+        as it does without dropout and pooling."""
+        is_passed = h.untyped_storage().data_ptr() == passed.untyped_storage().data_ptr()
+        is_normalised = isinstance(getattr(h.grad_fn, "how", None), _How)
+        return cls(h, partial(_recomputed, h.grad_fn) if is_normalised and not is_passed else None)
 
 
 def normalised(z: Tensor, norm: nn.BatchNorm2d, nonlinearity: Nonlinearity) -> Tensor:
-    """The activation of z (n, C, H, W) in training: one for which there is a `remake`.
+    """The activation of z (n, C, H, W) in training, which can be computed again.
 
     The running statistics of `norm` move as by calling it. The backward pass overwrites the
     gradient of the activation.
@@ -51,12 +73,6 @@ def normalised(z: Tensor, norm: nn.BatchNorm2d, nonlinearity: Nonlinearity) -> T
     how = _How(norm.eps, nonlinearity)
     h: Tensor = _Normalised.apply(z, norm.weight, norm.bias, mean, variance, how)
     return h
-
-
-def remake(h: Tensor) -> Remake | None:
-    """What makes an activation again, until its backward pass is over; None: keep it."""
-    is_ours = isinstance(getattr(h.grad_fn, "how", None), _How)
-    return partial(_made, h.grad_fn) if is_ours else None
 
 
 class _How(NamedTuple):
@@ -85,7 +101,8 @@ class _Normalised(torch.autograd.Function):
         z, mean, variance, weight, _ = ctx.saved_tensors
         by_h = channels_last(by_h)
         for at in slices(z):
-            activate_backward_(by_h[at], _normal(ctx, at), ctx.how.nonlinearity)
+            # before the non-linearity h has the sign that it has after
+            activate_backward_(by_h[at], _before_activation(ctx, at), ctx.how.nonlinearity)
         inverse = (variance + ctx.how.eps).rsqrt()
         _, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
             by_h, z, weight, None, None, mean, inverse, True, ctx.how.eps, [False, True, True]
@@ -98,12 +115,12 @@ class _Normalised(torch.autograd.Function):
         return by_h, by_weight, by_bias, None, None, None
 
 
-def _made(node: Any, at: slice) -> Tensor:
-    return activate_(_normal(node, at), node.how.nonlinearity)
+def _recomputed(node: Any, at: slice) -> Tensor:
+    return activate_(_before_activation(node, at), node.how.nonlinearity)
 
 
-def _normal(node: Any, at: slice) -> Tensor:
-    """Before the non-linearity, which leaves the sign as it is."""
+def _before_activation(node: Any, at: slice) -> Tensor:
+    """Some examples of the batch norm's result. `node`: of autograd, of a `_Normalised`."""
     z, mean, variance, weight, bias = node.saved_tensors
     return _affine(z[at], mean, variance, weight, bias, node.how)
 

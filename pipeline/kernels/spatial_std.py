@@ -1,13 +1,14 @@
-"""What the heads of a convolution block read from its feature maps.
+"""What the heads of a convolution block read from its feature maps (section 3.1 of the paper).
 
-    h ──┬── average pooling ───────────────────────────▶ pooled, for the local classifier
-        └── 3×3 convolution ── deviation over space ───▶ spread, for the similarity matrix
+    h ──┬── average pooling ───────────────────────▶ pooled, for the local classifier
+        └── 3×3 convolution g ── std over space ───▶ std, for the similarity matrix
 
 The loss sees the map g(h) only through its standard deviation over space, a number per example
 and channel. So the backward pass is written by hand: it goes through a few examples at a time,
 which stay in the processor's cache, and leaves the gradient of h where g(h) was. Left to
 autograd it takes five more tensors of the size of h, and most of its time goes to memory. Where
-h can be made again (`recompute.py`), g(h) takes its place, and no tensor of that size is added.
+the heads may overwrite h (`recompute.py`), g(h) takes its place, and no tensor of that size is
+added.
 
 Legend of shapes: n examples, C channels, H×W pixels.
 """
@@ -23,12 +24,11 @@ from torch.nn import functional as F
 from pipeline.kernels.linear import wide
 from pipeline.kernels.memory_layout import pixels, slices
 from pipeline.kernels.pooling import pool, pool_backward_
-from pipeline.kernels.recompute import remake
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.kernels.recompute import Remake
+    from pipeline.kernels.recompute import Activation, Recompute
     from pipeline.network.specs import PoolSpec
 
 CONVERTING_DEVICES = frozenset({"cuda"})
@@ -37,31 +37,29 @@ CONVERTING_DEVICES = frozenset({"cuda"})
 _ONE = [1, 1]  # stride, padding and dilation of g
 
 
-def read_out(
-    h: Tensor, weight: Tensor, spec: PoolSpec | None, *, overwrite: bool = False
+def spatial_std(
+    activation: Activation, weight: Tensor, spec: PoolSpec | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Spread (n, C), at least float32, and h pooled as `spec` says (None: not wanted).
+    """Standard deviation over space of g(h), (n, C), at least float32; and h pooled as `spec` says
+    (None: not wanted).
 
     Args:
-        h: (n, C, H, W), H·W > 1.
+        activation: of shape (n, C, H, W), H·W > 1.
         weight: of the map g, (C, C, 3, 3).
-        overwrite: h is not needed by anyone else, and may be gone if it can be made again.
 
     A graph that holds this is good for one backward pass, which overwrites g(h).
     """
-    again = remake(h) if overwrite else None
-    spread, pooled = _ReadOut.apply(h, weight, spec, again)
-    return spread, pooled
+    std, pooled = _SpatialStd.apply(activation.h, weight, spec, activation.recompute)
+    return std, pooled
 
 
-def pool_over(h: Tensor, spec: PoolSpec) -> Tensor:
-    """Average pooling whose backward pass leaves the gradient of h where h was; h can be made
-    again, and nobody else needs it."""
-    pooled: Tensor = _PoolOver.apply(h, spec)
+def overwriting_pool(h: Tensor, spec: PoolSpec) -> Tensor:
+    """Average pooling whose backward pass leaves the gradient of h where h was."""
+    pooled: Tensor = _OverwritingPool.apply(h, spec)
     return pooled
 
 
-class _PoolOver(torch.autograd.Function):
+class _OverwritingPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, spec: PoolSpec) -> Tensor:
         ctx.save_for_backward(h)
@@ -78,32 +76,32 @@ class _PoolOver(torch.autograd.Function):
         return by_h, None
 
 
-class _ReadOut(torch.autograd.Function):
+class _SpatialStd(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, h: Tensor, weight: Tensor, spec: PoolSpec | None, again: Remake | None
+        ctx: Any, h: Tensor, weight: Tensor, spec: PoolSpec | None, recompute: Recompute | None
     ) -> tuple[Tensor, Tensor | None]:
         pooled = None if spec is None else pool(h, spec)
-        g = F.conv2d(h, weight, padding=1) if again is None else _map_(h.detach(), weight)
+        g = _map_(h.detach(), weight) if recompute else F.conv2d(h, weight, padding=1)
         moments = [_moments(g[at]) for at in slices(g)]
-        mean, spread = (torch.cat(column) for column in zip(*moments, strict=True))
-        ctx.save_for_backward(h if again is None else None, weight, g, mean, spread)
-        ctx.spec, ctx.again = spec, again
-        return spread, pooled
+        mean, std = (torch.cat(column) for column in zip(*moments, strict=True))
+        ctx.save_for_backward(None if recompute else h, weight, g, mean, std)
+        ctx.spec, ctx.recompute = spec, recompute
+        return std, pooled
 
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, by_spread: Tensor, by_pooled: Tensor | None
+        ctx: Any, by_std: Tensor, by_pooled: Tensor | None
     ) -> tuple[Tensor, Tensor, None, None]:
-        kept, weight, g, mean, spread = ctx.saved_tensors
+        kept, weight, g, mean, std = ctx.saved_tensors
         low, by_weight = weight.to(g.dtype), torch.zeros_like(weight)
         # a map that is the same at every pixel has no direction in which it spreads more
-        scale = torch.where(spread > 0, by_spread / (spread * (g[0, 0].numel() - 1)), 0.0)
+        scale = torch.where(std > 0, by_std / (std * (g[0, 0].numel() - 1)), 0.0)
         parts = list(slices(g))
         for at in parts:
-            h = kept[at] if ctx.again is None else ctx.again(at)
-            by_g = _spread_backward(g[at], mean[at], scale[at])
+            h = ctx.recompute(at) if ctx.recompute else kept[at]
+            by_g = _std_backward(g[at], mean[at], scale[at])
             by_h, by_low = _map_backward(by_g, h.to(g.dtype), low)
             if by_pooled is not None:
                 pool_backward_(by_h, by_pooled[at], ctx.spec, add=True)
@@ -138,7 +136,7 @@ def _moments_of(values: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.std(values, dim=1, out=torch.empty_like(mean))
 
 
-def _spread_backward(g: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+def _std_backward(g: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
     """(g - mean) · scale, in place of g."""
     values, mean, scale = pixels(g), mean.unsqueeze(1), scale.unsqueeze(1)
     if g.device.type in CONVERTING_DEVICES:

@@ -19,8 +19,7 @@ from pipeline.kernels.linear import Linear, wide
 from pipeline.kernels.memory_layout import channels_last, flattened
 from pipeline.kernels.nonlinearity import activate
 from pipeline.kernels.pooling import pool, pool_values
-from pipeline.kernels.recompute import DEVICES as REMAKING_DEVICES
-from pipeline.kernels.recompute import normalised
+from pipeline.kernels.recompute import RECOMPUTING_DEVICES, Activation, normalised
 from pipeline.learning.heads import (
     PredHead,
     heads_of,
@@ -115,7 +114,7 @@ class Block(nn.Module):
             h: Tensor = self.encoder(x)
             if self.spec.is_output or (self.spec.passes_raw and shortcut is None):
                 return h
-            if self._can_remake(h):
+            if self._can_recompute(h):
                 return normalised(h, cast("nn.BatchNorm2d", self.bn), self.spec.nonlinearity)
             adds_first = self.spec.activates_input
             if self.bn is not None and not adds_first:
@@ -130,12 +129,12 @@ class Block(nn.Module):
         """The activation of a sum x, which stays as it is: others read it, too."""
         return self._activate(x.clone() if norm is None else norm(x))
 
-    def _can_remake(self, z: Tensor) -> bool:
-        """Whether it pays here to do without the activation for a while (`recompute.py`)."""
+    def _can_recompute(self, z: Tensor) -> bool:
+        """Whether heads can do without the activation of z for a while (`recompute.py`)."""
         return (
             self.training
-            and self.spec.remakable
-            and self.device.type in REMAKING_DEVICES
+            and self.spec.recomputable
+            and self.device.type in RECOMPUTING_DEVICES
             and is_reduced(z)
             and not torch.compiler.is_compiling()
         )
@@ -157,26 +156,22 @@ class Block(nn.Module):
             passed = passed.mul_(self.dropout.scale)
         return channels_last(passed)
 
-    def local_loss(
-        self, h: Tensor, labels: Tensor, x: Tensor, *, overwrite: bool = False
-    ) -> LossValue:
-        """The loss of this block for its activation h and its input x (equations 4, 6, 7, 8).
+    def local_loss(self, activation: Activation, labels: Tensor, x: Tensor) -> LossValue:
+        """The loss of this block for its activation and its input x (equations 4, 6, 7, 8)."""
+        return self._run(self._loss, activation, labels, x)
 
-        `overwrite`: nobody else needs h, and it may be gone afterwards.
-        """
-        return self._run(self._loss, h, labels, x, overwrite)
-
-    def _loss(self, h: Tensor, labels: Tensor, x: Tensor, overwrite: bool) -> LossValue:
+    def _loss(self, activation: Activation, labels: Tensor, x: Tensor) -> LossValue:
         if self.spec.output_weight is not None:
-            value = prediction_loss(wide(h), labels)
+            value = prediction_loss(wide(activation.h), labels)
             return LossValue(self.spec.output_weight * value.loss, value.errors)
         with self._autocast():
-            h = self._normed(h, self.bn) if self.spec.passes_raw else h
-            logits, mapped = heads_of(h, self.pred, self.sim, overwrite=overwrite)
+            if self.spec.passes_raw:
+                activation = Activation(self._normed(activation.h, self.bn))
+            logits, mapped = heads_of(activation, self.pred, self.sim)
         value = self._supervised(logits, mapped, labels)
         if self.spec.unsupervised == "none":
             return value
-        unsupervised = self._unsupervised(h, mapped, x)
+        unsupervised = self._unsupervised(activation.h, mapped, x)
         alpha = self.spec.alpha
         return LossValue(alpha * unsupervised + (1 - alpha) * value.loss, value.errors)
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from pipeline.kernels.recompute import Activation
     from pipeline.learning.block import Block
     from pipeline.learning.losses import LossValue
 
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
 class Pending:
     """A group that has computed what it passes on, and now is to learn."""
 
-    h: Tensor | None
+    activation: Activation | None
     """Of its last block."""
     received: Tensor
-    """The input of the part that h belongs to."""
+    """The input of the part that the activation belongs to."""
     passed: Tensor
     """(n, *out_shape), detached."""
     values: dict[Block, LossValue] = field(default_factory=dict)
@@ -32,17 +33,11 @@ class Pending:
     statistics: Sequence[tuple[Tensor, Tensor]] = ()
     """Those of batch norm, where the batch may be skipped: live, as they were before."""
 
-    @property
-    def passes_h(self) -> bool:
-        """Whether h itself is passed on, and not what dropout or pooling make of it."""
-        assert self.h is not None, "not taken yet"
-        return self.h.untyped_storage().data_ptr() == self.passed.untyped_storage().data_ptr()
-
-    def take_h(self) -> Tensor:
+    def take_activation(self) -> Activation:
         """It is needed once: learning gives its memory back as soon as it can."""
-        h, self.h = self.h, None
-        assert h is not None, "taken once"
-        return h
+        activation, self.activation = self.activation, None
+        assert activation is not None, "taken once"
+        return activation
 
 
 def rest(group: Sequence[Block]) -> None:

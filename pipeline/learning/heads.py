@@ -17,8 +17,8 @@ from pipeline.kernels.linear import Linear, linear
 from pipeline.kernels.memory_layout import flattened
 from pipeline.kernels.nonlinearity import activate
 from pipeline.kernels.pooling import pool
-from pipeline.kernels.recompute import remake
-from pipeline.kernels.spatial_std import pool_over, read_out
+from pipeline.kernels.recompute import Activation
+from pipeline.kernels.spatial_std import overwriting_pool, spatial_std
 from pipeline.learning.losses import is_reduced
 
 if TYPE_CHECKING:
@@ -111,21 +111,23 @@ def similarity_map(spec: SimSpec) -> nn.Module:
 
 
 def heads_of(
-    h: Tensor, pred: PredHead | None, sim: nn.Module | None, *, overwrite: bool = False
+    activation: Activation, pred: PredHead | None, sim: nn.Module | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Logits of the classifier, and g(h) or, of feature maps, its spread (`spatial_std.py`, as is
-    `overwrite`); None where there is no such head."""
-    spec = pred.spec.pool if pred is not None else None
+    """Logits of the classifier, and g(h) or, of feature maps, its standard deviation over space;
+    None where there is no such head."""
+    h, recompute = activation
+    pooling = pred.spec.pool if pred is not None else None
     mapped: Tensor | None
     pooled: Tensor | None = None
     by_hand = not torch.compiler.is_compiling()
     if by_hand and isinstance(sim, nn.Conv2d) and is_reduced(h):
-        spare = overwrite and (pred is None or spec is not None)  # else it reads h itself, later
-        mapped, pooled = read_out(h, sim.weight, spec, overwrite=spare)
+        if pred is not None and pooling is None:
+            activation = Activation(h)  # the classifier reads h itself, after the map
+        mapped, pooled = spatial_std(activation, sim.weight, pooling)
     else:
         mapped = sim(h) if sim is not None else None
-        if by_hand and mapped is None and spec is not None and overwrite and remake(h):
-            pooled = pool_over(h, spec)
+        if by_hand and mapped is None and pooling is not None and recompute is not None:
+            pooled = overwriting_pool(h, pooling)
     if pred is None:
         return None, mapped
     return pred(h) if pooled is None else pred.classified(pooled), mapped

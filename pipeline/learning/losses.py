@@ -46,7 +46,7 @@ def similarity_loss(features: Tensor, target: Tensor) -> Tensor:
     """L_sim: mean over the n×n entries of (S(features) - S(target))² (equation 4).
 
     Args:
-        features: g(h) or its spread, or for the bio form the pooled h.
+        features: g(h) or its standard deviation over space, or for the bio form the pooled h.
         target: (n, k): labels one-hot, or for the bio form projected; it gets no gradient.
     """
     wanted = similarity_matrix(target.detach())

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipeline.device.compiler import Compiler
 from pipeline.device.cuda_graphs import CapturedSteps, StepScalars
+from pipeline.kernels.recompute import Activation
 from pipeline.learning.counters import Counters
 from pipeline.learning.groups import Pending, learn, rest
 from pipeline.learning.nonfinite import FiniteCheck, StateCheck, put_back
@@ -168,14 +169,14 @@ class Stage:
             h = block(x, batch_id=batch_id, shortcut=self._shortcuts.at(block.spec, x))
             x = block.transfer(h, batch_id=batch_id)
             if block.spec.has_loss:
-                values[block] = block.local_loss(h, labels, received)
+                values[block] = block.local_loss(Activation(h), labels, received)
                 received = x
             del h
         self.at_work = last.spec.index
         h = last(x, batch_id=batch_id, shortcut=self._shortcuts.at(last.spec, x))
         with torch.no_grad():
             passed = last.transfer(h.detach(), batch_id=batch_id)
-        return Pending(h, received, passed, values, statistics)
+        return Pending(Activation.read_last(h, passed), received, passed, values, statistics)
 
     def _learn(
         self, group: Sequence[Block], pending: Pending, labels: Tensor, batch_id: int
@@ -184,10 +185,7 @@ class Stage:
         last, values = group[-1], pending.values
         self.at_work = last.spec.index
         if last.spec.has_loss:
-            overwrite = not pending.passes_h
-            values[last] = last.local_loss(
-                pending.take_h(), labels, pending.received, overwrite=overwrite
-            )
+            values[last] = last.local_loss(pending.take_activation(), labels, pending.received)
         losses = [value.loss for value in values.values()]
         loss = sum(losses[1:], start=losses[0])
         if self._finite.passes(loss, last.spec.index, batch_id):
@@ -262,7 +260,8 @@ class Stage:
         for block in self.in_turn(self.blocks):
             h = block(x, batch_id=None, shortcut=self._shortcuts.at(block.spec, x))
             if block.spec.is_output or block.spec.index == learner:
-                self._count(self.evaluation, block, block.local_loss(h, labels, x), labels)
+                value = block.local_loss(Activation(h), labels, x)
+                self._count(self.evaluation, block, value, labels)
                 break
             x = block.transfer(h, batch_id=None)
         else:

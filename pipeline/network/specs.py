@@ -192,8 +192,8 @@ class BlockSpec:
         return self.batch_norm and is_read
 
     @property
-    def remakable(self) -> bool:
-        """Whether only heads read the activation that can make it again where they need it, from
+    def recomputable(self) -> bool:
+        """Whether only heads read the activation that can compute it again where they need it, from
         batch norm's input (`recompute.py`)."""
         is_read = self.sim.features > 0 if self.sim else self.pred is not None
         is_plain = self.shortcut is None and self.unsupervised == "none" and not self.passes_raw

@@ -276,7 +276,7 @@ def _working_tensors(spec: BlockSpec) -> tuple[int, int]:
     """Of the activation's size: g(h), its directions and gradients, those of h and of batch norm's
     input. Of feature maps, gradients take the place of g(h) or, if it is free, of h."""
     stays = int(_passes_all(spec) and not spec.passes_raw)
-    if spec.remakable:  # as it is on a CPU
+    if spec.recomputable:  # as it is on a CPU
         return stays, stays
     has_map = spec.sim is not None and spec.sim.features > 0
     return has_map * (1 if len(spec.shape) > 1 else 3), 2 + stays if spec.normalises else 1

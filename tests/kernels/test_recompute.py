@@ -1,12 +1,12 @@
-"""Activations that are made again, against those that are kept; who may overwrite them."""
+"""Activations that are computed again, against those that are kept; who may overwrite them."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from support.blocks import CPU, stage_of
 from torch import nn
 
 from benchmarks.lib.allocations import peak, pieces_of, recorded
@@ -16,14 +16,10 @@ from pipeline.kernels import memory_layout as layout
 from pipeline.kernels.memory_layout import channels_last
 from pipeline.kernels.nonlinearity import activate
 from pipeline.kernels.pooling import pool, pool_values
-from pipeline.kernels.recompute import normalised, remake
-from pipeline.kernels.spatial_std import pool_over, read_out
+from pipeline.kernels.recompute import Activation, normalised
+from pipeline.kernels.spatial_std import overwriting_pool, spatial_std
 from pipeline.learning import block as blocks
-from pipeline.learning.block import Block
 from pipeline.learning.build import build_stage
-from pipeline.learning.groups import Pending
-from pipeline.learning.optimizers import make_optimizer
-from pipeline.learning.stage import Stage
 from pipeline.network.from_config import network_specs
 from pipeline.network.specs import PoolSpec
 
@@ -32,12 +28,12 @@ if TYPE_CHECKING:
 
     from pipeline.config.sections import Config
     from pipeline.kernels.nonlinearity import Nonlinearity
+    from pipeline.learning.stage import Stage
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHAPE = (5, 4, 6, 7)
 NONLINEARITIES = pytest.mark.parametrize("nonlinearity", ["relu", "leaky_relu"])
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(params=[1, 2, 5], ids="{} at a time".format)
@@ -90,20 +86,23 @@ def test_its_gradient_may_come_in_any_order(order: torch.memory_format) -> None:
 
 @NONLINEARITIES
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_it_is_made_again_bit_for_bit(dtype: torch.dtype, nonlinearity: Nonlinearity) -> None:
+def test_it_is_computed_again_bit_for_bit(dtype: torch.dtype, nonlinearity: Nonlinearity) -> None:
     z = drawn(*SHAPE, dtype=dtype).requires_grad_()
     h = normalised(z, norm(dtype if dtype.itemsize > 2 else torch.float32), nonlinearity)
-    before, again = h.detach().clone(), remake(h)
+    passed = h.detach().clone()
+    _, recompute = Activation.read_last(h, passed)
     h.detach().zero_()
-    assert again is not None
-    assert torch.equal(torch.cat([again(slice(0, 2)), again(slice(2, 9))]), before)
+    assert recompute is not None
+    assert torch.equal(torch.cat([recompute(slice(0, 2)), recompute(slice(2, 9))]), passed)
 
 
-def test_what_others_made_is_kept() -> None:
+def test_what_is_passed_on_itself_or_made_otherwise_is_kept() -> None:
     z = drawn(*SHAPE).requires_grad_()
-    assert remake(activate(norm()(z), "relu")) is None
-    assert remake(drawn(*SHAPE)) is None
-    assert remake(normalised(z, norm(), "relu").detach()) is None
+    ours, other = normalised(z, norm(), "relu"), activate(norm()(z), "relu")
+    assert Activation.read_last(ours, ours.clone()).recompute is not None
+    assert Activation.read_last(ours, ours.detach()).recompute is None
+    for h in (other, ours.detach(), drawn(*SHAPE)):
+        assert Activation.read_last(h, h.clone()).recompute is None
 
 
 @pytest.mark.usefixtures("few_examples")
@@ -116,10 +115,11 @@ def test_heads_learn_the_same_whether_it_is_overwritten(overwrite: bool) -> None
         z, made = drawn(*SHAPE).requires_grad_(), norm()
         h = normalised(z, made, "relu")
         before = h.detach().clone()
-        spread, pooled = read_out(h, weight, spec, overwrite=overwrites)
+        read = Activation.read_last(h, before) if overwrites else Activation(h)
+        std, pooled = spatial_std(read, weight, spec)
         assert pooled is not None
         assert torch.equal(h, before) is not overwrites
-        loss = spread.pow(3).sum() + pooled.pow(3).sum()
+        loss = std.pow(3).sum() + pooled.pow(3).sum()
         found.append((loss, *torch.autograd.grad(loss, (z, weight, made.weight))))
     for ours, expected in zip(*found, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
@@ -137,7 +137,7 @@ def test_heads_learn_the_same_whether_it_is_overwritten(overwrite: bool) -> None
 )
 def test_pooling_over_it_has_the_gradient_of_pooling(spec: PoolSpec) -> None:
     found = []
-    for pooling in (pool_over, pool):
+    for pooling in (overwriting_pool, pool):
         z = drawn(*SHAPE).requires_grad_()
         loss = pooling(normalised(z, norm(), "relu"), spec).pow(3).sum()
         found.append(torch.autograd.grad(loss, z)[0])
@@ -176,14 +176,7 @@ def configured(loss: str, **model: Any) -> Config:
 def vgg(loss: str, **model: Any) -> Stage:
     """In float64, with SGD: Adam makes much of a bias's gradient that is only rounding."""
     config = configured(loss, **model)
-    optimizer = partial(make_optimizer, "sgd", weight_decay=0.0, momentum=0.9)
-    made = [
-        Block(spec, seed=1, device=CPU, dtype=torch.float64, bf16=False)
-        for spec in network_specs(config, data_facts(config.data))[:3]
-    ]
-    for block in made:
-        block.attach(optimizer)
-    return Stage(made, None)
+    return stage_of(network_specs(config, data_facts(config.data))[:3], momentum=0.9)
 
 
 def trained(stage: Stage, sent: list[Tensor]) -> dict[str, Tensor]:
@@ -209,7 +202,7 @@ def test_a_stage_learns_the_same_with_and_without(
     """In float64: rounding decides on which side of 0 a unit lies that is all but 0."""
     sent: tuple[list[Tensor], list[Tensor]] = ([], [])
     ours = trained(vgg(loss, dropout=dropout, nonlinearity=nonlinearity), sent[0])
-    monkeypatch.setattr(blocks, "REMAKING_DEVICES", frozenset())
+    monkeypatch.setattr(blocks, "RECOMPUTING_DEVICES", frozenset())
     plain = trained(vgg(loss, dropout=dropout, nonlinearity=nonlinearity), sent[1])
     for name, expected in plain.items():
         torch.testing.assert_close(ours[name], expected, rtol=1e-9, atol=1e-11, msg=name)
@@ -229,12 +222,6 @@ def test_what_is_passed_on_as_it_is_stays_as_it_is() -> None:
     trained(stage, [])
     assert all(torch.equal(x, h) for x, h in zip(received, made, strict=True))
     assert second.spec.index == 1
-
-
-def test_pending_knows_what_it_passes_on() -> None:
-    h = drawn(*SHAPE)
-    assert Pending(h, h, h.detach()).passes_h
-    assert not Pending(h, h, h.clone()).passes_h
 
 
 @pytest.mark.parametrize("loss", ["predsim", "pred", "sim"])

@@ -10,10 +10,11 @@ from support.gradients import check_gradients
 from torch.nn import functional as F
 
 from pipeline.kernels import memory_layout as layout
-from pipeline.kernels import spatial_std as readout
+from pipeline.kernels import spatial_std as module
 from pipeline.kernels.memory_layout import channels_last, flattened, is_channels_last, pixels
 from pipeline.kernels.pooling import pool
-from pipeline.kernels.spatial_std import read_out
+from pipeline.kernels.recompute import Activation
+from pipeline.kernels.spatial_std import spatial_std
 from pipeline.network.from_config import decoder_pool
 from pipeline.network.specs import PoolSpec
 
@@ -35,6 +36,10 @@ def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
     return channels_last(torch.randn(shape, generator=generator, dtype=dtype)).requires_grad_()
 
 
+def by_hand(h: Tensor, weight: Tensor, spec: PoolSpec | None) -> tuple[Tensor, Tensor | None]:
+    return spatial_std(Activation(h), weight, spec)
+
+
 def plainly(h: Tensor, weight: Tensor, spec: PoolSpec | None) -> tuple[Tensor, Tensor | None]:
     g = F.conv2d(h, weight, padding=1)
     return g.flatten(2).std(dim=2), None if spec is None else pool(h, spec)
@@ -49,18 +54,18 @@ def few_examples(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 @pytest.fixture(params=[frozenset(), frozenset({"cpu"})], ids=["copies", "converts"])
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a device where PyTorch copies numbers of another type, and of one that converts them."""
-    monkeypatch.setattr(readout, "CONVERTING_DEVICES", request.param)
+    monkeypatch.setattr(module, "CONVERTING_DEVICES", request.param)
 
 
 @pytest.mark.usefixtures("few_examples", "kernels")
 @pytest.mark.parametrize("name", POOLS)
 def test_values_and_gradients_are_those_of_plain_pytorch(name: str) -> None:
     found = []
-    for way in (read_out, plainly):
+    for way in (by_hand, plainly):
         h, weight = drawn(*SHAPE), drawn(4, 4, 3, 3, seed=1)
-        spread, pooled = way(h, weight, POOLS[name])
+        std, pooled = way(h, weight, POOLS[name])
         assert (pooled is None) == (POOLS[name] is None)
-        looked_at = [spread] if pooled is None else [spread, pooled]
+        looked_at = [std] if pooled is None else [std, pooled]
         # of the sum of cubes, so that gradients differ from example to example
         loss = torch.stack([part.pow(3).sum() for part in looked_at]).sum()
         found.append((*looked_at, *torch.autograd.grad(loss, (h, weight))))
@@ -70,27 +75,27 @@ def test_values_and_gradients_are_those_of_plain_pytorch(name: str) -> None:
 
 def test_gradients_agree_with_differences() -> None:
     def loss(h: Tensor, weight: Tensor) -> Tensor:
-        spread, pooled = read_out(h, weight, POOLS["padded"])
+        std, pooled = by_hand(h, weight, POOLS["padded"])
         assert pooled is not None
-        return spread.pow(3).sum() + pooled.pow(3).sum()
+        return std.pow(3).sum() + pooled.pow(3).sum()
 
     check_gradients(loss, drawn(*SHAPE), drawn(4, 4, 3, 3, seed=1))
 
 
 def test_a_map_without_spread_gives_no_gradient() -> None:
     h = torch.zeros(2, 4, 5, 5).requires_grad_()
-    spread, _ = read_out(h, drawn(4, 4, 3, 3, dtype=torch.float32), None)
-    assert torch.equal(spread, torch.zeros(2, 4))
-    (gradient,) = torch.autograd.grad(spread.sum(), h)
+    std, _ = by_hand(h, drawn(4, 4, 3, 3, dtype=torch.float32), None)
+    assert torch.equal(std, torch.zeros(2, 4))
+    (gradient,) = torch.autograd.grad(std.sum(), h)
     assert torch.equal(gradient, torch.zeros_like(h))
 
 
 def test_a_second_backward_pass_is_refused_not_wrong() -> None:
     h = drawn(*SHAPE)
-    spread, _ = read_out(h, drawn(4, 4, 3, 3, seed=1), None)
-    torch.autograd.grad(spread.sum(), h, retain_graph=True)
+    std, _ = by_hand(h, drawn(4, 4, 3, 3, seed=1), None)
+    torch.autograd.grad(std.sum(), h, retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        torch.autograd.grad(spread.sum(), h)
+        torch.autograd.grad(std.sum(), h)
 
 
 @pytest.mark.usefixtures("kernels")
@@ -98,15 +103,15 @@ def test_under_bf16_moments_are_float32() -> None:
     h = drawn(*SHAPE, dtype=torch.float32)
     weight = drawn(4, 4, 3, 3, seed=1, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        spread, pooled = read_out(h, weight, POOLS["exact"])
+        std, pooled = by_hand(h, weight, POOLS["exact"])
         g = F.conv2d(h, weight, padding=1)
     assert g.dtype == torch.bfloat16
     assert pooled is not None
-    torch.testing.assert_close(spread, g.float().flatten(2).std(dim=2))
-    ours = torch.autograd.grad(spread.pow(3).sum() + pooled.pow(3).sum(), (h, weight))
-    expected_spread, expected_pooled = plainly(h, weight, POOLS["exact"])
+    torch.testing.assert_close(std, g.float().flatten(2).std(dim=2))
+    ours = torch.autograd.grad(std.pow(3).sum() + pooled.pow(3).sum(), (h, weight))
+    expected_std, expected_pooled = plainly(h, weight, POOLS["exact"])
     assert expected_pooled is not None
-    loss = expected_spread.pow(3).sum() + expected_pooled.pow(3).sum()
+    loss = expected_std.pow(3).sum() + expected_pooled.pow(3).sum()
     for gradient, expected in zip(ours, torch.autograd.grad(loss, (h, weight)), strict=True):
         assert gradient.dtype == torch.float32
         assert (gradient - expected).norm() < 0.02 * expected.norm()  # bf16 has 8 bits

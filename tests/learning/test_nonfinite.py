@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     Folder = Callable[[], Path]
     Train = Callable[[Job], None]
+    SpoilLoss = Callable[[float, Callable[[Block], bool]], None]
+    SpoilState = Callable[[dict[int, int]], None]
 
 BAD_BLOCK, BAD_BATCH = 1, 3
 COURSE: dict[str, Any] = {"schedule": {"epochs": 2}, "checkpoint_every_steps": 1}
@@ -39,22 +41,38 @@ WAYS = pytest.mark.parametrize("train", [in_single_mode, train_pipelined])
 
 
 @pytest.fixture
-def spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Block 1's loss is infinite at batch 3, however often that batch comes."""
-    transfer, local_loss = Block.transfer, Block.local_loss
-    at: dict[int, int | None] = {}
+def at_batch(monkeypatch: pytest.MonkeyPatch) -> dict[Block, int | None]:
+    """The batch that each block has passed on last."""
+    transfer, at = Block.transfer, {}
 
     def noted(block: Block, h: Any, *, batch_id: int | None) -> Any:
-        at[id(block)] = batch_id
+        at[block] = batch_id
         return transfer(block, h, batch_id=batch_id)
 
-    def spoils(block: Block, *given: Any, **options: Any) -> LossValue:
-        value = local_loss(block, *given, **options)
-        bad = (block.spec.index, at.get(id(block))) == (BAD_BLOCK, BAD_BATCH)
-        return LossValue(value.loss * inf, value.errors) if bad else value
-
     monkeypatch.setattr(Block, "transfer", noted)
-    monkeypatch.setattr(Block, "local_loss", spoils)
+    return at
+
+
+@pytest.fixture
+def spoil_loss(monkeypatch: pytest.MonkeyPatch) -> SpoilLoss:
+    """Have losses multiplied by a factor where a block meets a condition."""
+
+    def plant(factor: float, spoils: Callable[[Block], bool]) -> None:
+        local_loss = Block.local_loss
+
+        def spoilt(block: Block, *given: Any) -> LossValue:
+            value = local_loss(block, *given)
+            return LossValue(value.loss * factor, value.errors) if spoils(block) else value
+
+        monkeypatch.setattr(Block, "local_loss", spoilt)
+
+    return plant
+
+
+@pytest.fixture
+def spoilt(spoil_loss: SpoilLoss, at_batch: dict[Block, int | None]) -> None:
+    """Block 1's loss is infinite at batch 3, however often that batch comes."""
+    spoil_loss(inf, lambda block: (block.spec.index, at_batch.get(block)) == (BAD_BLOCK, BAD_BATCH))
 
 
 @pytest.mark.usefixtures("spoilt")
@@ -91,15 +109,9 @@ def test_a_skipped_batch_leaves_the_block_as_it_was(folder: Folder) -> None:
 
 @WAYS
 def test_an_output_block_that_skips_everything_is_not_mixed_up_with_another(
-    train: Train, folder: Folder, monkeypatch: pytest.MonkeyPatch
+    train: Train, folder: Folder, spoil_loss: SpoilLoss
 ) -> None:
-    local_loss = Block.local_loss
-
-    def spoils(block: Block, *given: Any, **options: Any) -> LossValue:
-        value = local_loss(block, *given, **options)
-        return LossValue(value.loss * inf, value.errors) if block.spec.is_output else value
-
-    monkeypatch.setattr(Block, "local_loss", spoils)
+    spoil_loss(inf, lambda block: block.spec.is_output)
     job = Job(folder(), 3, on_nonfinite="skip_batch", **COURSE)
     train(job)
     for line in job.lines():
@@ -140,10 +152,7 @@ def test_rolled_back_is_as_if_the_batch_had_never_been(
     assert any("without" in text and "batch 3" in text for text in texts), texts
     assert not any("may help" in text for text in texts)
     monkeypatch.undo()
-    without = Job(folder(), 3, **course)
-    feed = Feed(without.run.feed.course, without.run.feed.position, left_out=frozenset({BAD_BATCH}))
-    object.__setattr__(without.run, "feed", feed)
-    in_single_mode(without)
+    without = left_out(folder(), {BAD_BATCH}, **course)
     assert job.store.files == without.store.files
     assert job.lines() == without.lines()
 
@@ -158,15 +167,9 @@ def test_rollbacks_are_no_restarts(train: Train, folder: Folder) -> None:
 
 @WAYS
 def test_a_run_that_diverges_ends_all_the_same(
-    train: Train, folder: Folder, monkeypatch: pytest.MonkeyPatch
+    train: Train, folder: Folder, spoil_loss: SpoilLoss, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    local_loss = Block.local_loss
-
-    def spoils(block: Block, *given: Any, **options: Any) -> LossValue:
-        value = local_loss(block, *given, **options)
-        return LossValue(value.loss * nan, value.errors)
-
-    monkeypatch.setattr(Block, "local_loss", spoils)
+    spoil_loss(nan, lambda block: True)
     monkeypatch.setattr("pipeline.run.bad_batches.MOST_LEFT_OUT", 2)
     job = Job(folder(), 2, on_nonfinite="rollback", **COURSE)
     with pytest.raises(StageFailedError, match="3 batches gave losses or states that are not"):
@@ -177,31 +180,26 @@ def test_a_run_that_diverges_ends_all_the_same(
 
 
 @pytest.fixture
-def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, int]], None]:
+def spoil(monkeypatch: pytest.MonkeyPatch, at_batch: dict[Block, int | None]) -> SpoilState:
     """Have blocks keep an infinite square of a gradient, as a large one leaves it, after a batch:
     {block: batch}. Their losses stay finite."""
-    transfer, update = Block.transfer, Block.update
-    at: dict[int, int | None] = {}
-
-    def noted(block: Block, h: Any, *, batch_id: int | None) -> Any:
-        at[id(block)] = batch_id
-        return transfer(block, h, batch_id=batch_id)
 
     def plant(spoilt: dict[int, int]) -> None:
+        update = Block.update
+
         def overflows(block: Block, gradients: Any, lr: Any) -> None:
             update(block, gradients, lr)
-            if at.get(id(block)) == spoilt.get(block.spec.index, -1):
+            if at_batch.get(block) == spoilt.get(block.spec.index, -1):
                 block.state()["optimizer.encoder.bias.exp_avg_sq"][0] = inf
 
-        monkeypatch.setattr(Block, "transfer", noted)
         monkeypatch.setattr(Block, "update", overflows)
 
     return plant
 
 
-def left_out(job: Job, batches: set[int], **course: Any) -> Job:
-    """The same run, to which these batches were never given."""
-    without = Job(job.folder, 3, **course)
+def left_out(folder: Path, batches: set[int], **course: Any) -> Job:
+    """A run to which these batches were never given."""
+    without = Job(folder, 3, **course)
     feed = without.run.feed
     feed = Feed(feed.course, feed.position, left_out=frozenset(batches))
     object.__setattr__(without.run, "feed", feed)
@@ -221,19 +219,19 @@ SPOILT = {
 @pytest.mark.parametrize(("spoilt", "bad"), SPOILT.values(), ids=SPOILT)
 def test_the_batch_to_blame_is_found_and_left_out(
     train: Train, spoilt: dict[int, int], bad: set[int],
-    folder: Folder, spoil: Callable[[dict[int, int]], None], monkeypatch: pytest.MonkeyPatch,
+    folder: Folder, spoil: SpoilState, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Snapshots come at the end of an epoch, two steps after the fault."""
     spoil(spoilt)
     job = Job(folder(), 3, on_nonfinite="rollback")
     train(job)
     monkeypatch.undo()
-    assert job.store.files == left_out(job, bad).store.files
+    assert job.store.files == left_out(folder(), bad).store.files
 
 
 @WAYS
 def test_in_greedy_training_too(
-    train: Train, folder: Folder, spoil: Callable[[dict[int, int]], None],
+    train: Train, folder: Folder, spoil: SpoilState,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     greedy = {"schedule": {"epochs": 1, "greedy": True}}
@@ -241,7 +239,7 @@ def test_in_greedy_training_too(
     job = Job(folder(), 3, on_nonfinite="rollback", **greedy)
     train(job)
     monkeypatch.undo()
-    assert job.store.files == left_out(job, {5}, **greedy).store.files
+    assert job.store.files == left_out(folder(), {5}, **greedy).store.files
 
 
 @pytest.mark.usefixtures("spoilt")
@@ -260,12 +258,12 @@ def test_what_a_device_tells_late_is_blamed_on_the_right_batch(
     job = Job(folder(), 3, on_nonfinite="rollback")
     train(job)
     monkeypatch.undo()
-    assert job.store.files == left_out(job, {BAD_BATCH}).store.files
+    assert job.store.files == left_out(folder(), {BAD_BATCH}).store.files
 
 
 @WAYS
 def test_an_interruption_ends_a_run_whose_state_is_spoilt(
-    train: Train, folder: Folder, spoil: Callable[[dict[int, int]], None]
+    train: Train, folder: Folder, spoil: SpoilState
 ) -> None:
     """Its newest sound snapshot stays, and is the one that is named."""
     spoil({1: 5})

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.config.sections import build_config
+from pipeline.kernels.recompute import Activation
 from pipeline.learning.block import Block
 from pipeline.learning.optimizers import make_optimizer
 from pipeline.learning.stage import Stage
@@ -57,7 +58,7 @@ def stage_of(specs: Iterable[BlockSpec], **given: Any) -> Stage:
 
 def loss_of(block: Block, h: Tensor, labels: Tensor, x: Tensor) -> LossValue:
     """The local loss of an activation that stays as it is."""
-    return block.local_loss(h, labels, x)
+    return block.local_loss(Activation(h), labels, x)
 
 
 def ignored(passed: Tensor) -> None:
