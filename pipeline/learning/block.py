@@ -219,8 +219,8 @@ class Block(nn.Module):
         assert self._optimizer is not None, "attach an optimizer before training"
         self._optimizer.step(gradients, lr)
 
-    def rest(self) -> None:
-        """The block learns no more, or not yet: its optimizer needs no memory."""
+    def release_optimizer(self) -> None:
+        """The block learns no more, or not yet: its optimizer's state is forgotten."""
         if self._optimizer is not None:
             self._optimizer.release()
 

@@ -1,4 +1,4 @@
-"""What happens where a loss is not finite: `runtime.on_nonfinite`.
+"""Losses and states that are not finite: what `runtime.on_nonfinite` asks for.
 
 stop         the run ends, naming block and batch
 skip_batch   the block, and those after it, learn nothing from the batch
@@ -48,7 +48,10 @@ class FiniteCheck:
             NonFiniteLossError: where the run is to stop or to go back, and it is known already.
         """
         if self._later:
-            self._note(loss, block)
+            first_bad, loss = self.first_bad[self._rows[block]], loss.detach()
+            # as isfinite, in 2 kernels
+            bad = torch.where(loss - loss == 0, self._never, self._at_work)
+            torch.minimum(first_bad, bad, out=first_bad)
             return True
         if isfinite(loss.item()):
             return True
@@ -67,11 +70,6 @@ class FiniteCheck:
             block = min(worst, key=lambda index: (worst[index], index))
             if worst[block] != _NEVER:
                 raise NonFiniteLossError(block, worst[block])
-
-    def _note(self, loss: Tensor, block: int) -> None:
-        first_bad, loss = self.first_bad[self._rows[block]], loss.detach()
-        bad = torch.where(loss - loss == 0, self._never, self._at_work)  # as isfinite, in 2 kernels
-        torch.minimum(first_bad, bad, out=first_bad)
 
     def statistics_of(self, blocks: Iterable[nn.Module]) -> list[tuple[Tensor, Tensor]]:
         """Batch statistics as they are before a batch that may be skipped: (live, copy)."""
@@ -127,7 +125,7 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 @torch.no_grad()
-def put_back(statistics: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """The batch was skipped: what its forward pass has changed is as before."""
+def restore(statistics: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Undo what the forward pass of a skipped batch has changed."""
     for live, copy in statistics:
         live.copy_(copy)

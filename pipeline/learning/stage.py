@@ -10,6 +10,7 @@ computed before it learns and is detached (invariant 2), so the last block's out
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -20,9 +21,7 @@ from pipeline.device.compiler import Compiler
 from pipeline.device.cuda_graphs import CapturedSteps, StepScalars
 from pipeline.kernels.recompute import Activation
 from pipeline.learning.counters import Counters
-from pipeline.learning.groups import Pending, learn, rest
-from pipeline.learning.nonfinite import FiniteCheck, StateCheck, put_back
-from pipeline.learning.shortcuts import Shortcuts
+from pipeline.learning.nonfinite import FiniteCheck, StateCheck, restore
 from pipeline.network.specs import in_runs
 
 if TYPE_CHECKING:
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from pipeline.learning.block import Block
     from pipeline.learning.losses import LossValue
     from pipeline.learning.nonfinite import Policy
+    from pipeline.network.specs import BlockSpec
 
 
 class Stage:
@@ -47,12 +47,15 @@ class Stage:
         preprocess: Preprocess | None,
         on_nonfinite: Policy = "stop",
     ) -> None:
+        device, indices = blocks[0].device, [block.spec.index for block in blocks]
         self.blocks = list(blocks)
+        self.at_work: int | None = None
+        """Index of the block at work, for error messages."""
+        self.training, self.evaluation = Counters(indices, device), Counters(indices, device)
         self._preprocess = preprocess
         self._groups = in_runs(self.blocks, lambda block: block.spec.same_group)
-        self._shortcuts = Shortcuts(block.spec for block in blocks)
-        indices = [block.spec.index for block in blocks]
-        self._scalars = StepScalars(blocks[0].device)
+        self._shortcuts = _Shortcuts(block.spec for block in blocks)
+        self._scalars = StepScalars(device)
         for block in blocks:
             block.dropout.follow(self._scalars.batch_id)
         self._finite = FiniteCheck(on_nonfinite, indices, self._scalars.batch_id)
@@ -60,10 +63,8 @@ class Stage:
         self._captured: CapturedSteps[Pending] | None = None
         self._skipped: dict[int, list[int]] = {}
         self._remarks: list[str] = []
-        self.at_work: int | None = None
-        """Index of the block at work, for error messages."""
-        self.training = Counters(indices, blocks[0].device)
-        self.evaluation = Counters(indices, blocks[0].device)
+
+    # --- training -------------------------------------------------------------------------
 
     def train(
         self,
@@ -135,7 +136,8 @@ class Stage:
             if ends == learner:
                 self._group_step(group, x, labels, batch_id)
                 continue
-            rest(group)
+            for block in group:  # which has learned, or will later
+                block.release_optimizer()
             if ends < learner:
                 x = self._frozen(group, x, send)
 
@@ -191,22 +193,37 @@ class Stage:
         if self._finite.passes(loss, last.spec.index, batch_id):
             learn(group, loss, self._scalars.lr)
             for block, value in values.items():
-                self._count(self.training, block, value, labels)
+                self.training.add(block.spec.index, value, len(labels))
         else:
-            self._skip(group, pending, batch_id)
+            restore(pending.statistics)
+            self._skipped.setdefault(last.spec.index, []).append(batch_id)
+            for block in values:
+                self.training.skip(block.spec.index)
         self._shortcuts.detach()
         self.at_work = None
 
-    def _skip(self, group: Sequence[Block], pending: Pending, batch_id: int) -> None:
-        put_back(pending.statistics)
-        self._skipped.setdefault(group[-1].spec.index, []).append(batch_id)
-        for block in pending.values:
-            self.training.skip(block.spec.index)
+    # --- evaluation -----------------------------------------------------------------------
 
-    def take_skipped(self) -> dict[int, list[int]]:
-        """The batches that each block has skipped since this was asked last."""
-        skipped, self._skipped = self._skipped, {}
-        return skipped
+    @torch.no_grad()
+    def evaluate(
+        self, x: Tensor, labels: Tensor, *, send: Send, learner: int | None = None
+    ) -> None:
+        """Count loss and errors of the output block, or of the learner in greedy training;
+        changes nothing else (invariant 8)."""
+        if self._preprocess:
+            x = self._preprocess.evaluate(x)
+        for block in self.in_turn(self.blocks):
+            h = block(x, batch_id=None, shortcut=self._shortcuts.at(block.spec, x))
+            if block.spec.is_output or block.spec.index == learner:
+                value = block.local_loss(Activation(h), labels, x)
+                self.evaluation.add(block.spec.index, value, len(labels))
+                break
+            x = block.transfer(h, batch_id=None)
+        else:
+            send(x)
+        self.at_work = None
+
+    # --- how steps are run ----------------------------------------------------------------
 
     def compile(self) -> None:
         """From now on blocks compute with what torch.compile makes of them."""
@@ -223,15 +240,20 @@ class Stage:
         states = (block.state().values() for block in self.blocks)
         return [*chain(*states), *self.training.sums, self._finite.first_bad]
 
-    def remark(self, text: str) -> None:
-        """For the person who watches."""
-        self._remarks.append(text)
+    # --- state ----------------------------------------------------------------------------
 
-    def take_remarks(self) -> list[str]:
-        """What a person who watches should know, since this was asked last."""
-        remarks = self._remarks.copy()
-        self._remarks.clear()
-        return remarks
+    def state(self) -> dict[int, dict[str, Tensor]]:
+        """The live tensors of every block, by block index."""
+        return {block.spec.index: block.state() for block in self.in_turn(self.blocks)}
+
+    def load(self, states: Mapping[int, Mapping[str, Tensor]]) -> None:
+        """Overwrite the state of every block.
+
+        Raises:
+            CheckpointError: where a state is not of the block it is for.
+        """
+        for block in self.in_turn(self.blocks):
+            block.load(states[block.spec.index])
 
     def settle(self) -> None:
         """Before a report or a snapshot.
@@ -249,37 +271,21 @@ class Stage:
         """
         self._state_check.check(self.state(), batch_id)
 
-    @torch.no_grad()
-    def evaluate(
-        self, x: Tensor, labels: Tensor, *, send: Send, learner: int | None = None
-    ) -> None:
-        """Count loss and errors of the output block, or of the learner in greedy training;
-        changes nothing else (invariant 8)."""
-        if self._preprocess:
-            x = self._preprocess.evaluate(x)
-        for block in self.in_turn(self.blocks):
-            h = block(x, batch_id=None, shortcut=self._shortcuts.at(block.spec, x))
-            if block.spec.is_output or block.spec.index == learner:
-                value = block.local_loss(Activation(h), labels, x)
-                self._count(self.evaluation, block, value, labels)
-                break
-            x = block.transfer(h, batch_id=None)
-        else:
-            send(x)
-        self.at_work = None
+    # --- what is told ---------------------------------------------------------------------
 
-    def state(self) -> dict[int, dict[str, Tensor]]:
-        """The live tensors of every block, by block index."""
-        return {block.spec.index: block.state() for block in self.in_turn(self.blocks)}
+    def remark(self, text: str) -> None:
+        """Have the person who watches told."""
+        self._remarks.append(text)
 
-    def load(self, states: Mapping[int, Mapping[str, Tensor]]) -> None:
-        """Overwrite the state of every block.
+    def take_remarks(self) -> list[str]:
+        """What the person who watches is to be told, since this was asked last."""
+        remarks, self._remarks = self._remarks, []
+        return remarks
 
-        Raises:
-            CheckpointError: where a state is not of the block it is for.
-        """
-        for block in self.in_turn(self.blocks):
-            block.load(states[block.spec.index])
+    def take_skipped(self) -> dict[int, list[int]]:
+        """The batches that each block has skipped since this was asked last."""
+        skipped, self._skipped = self._skipped, {}
+        return skipped
 
     def in_turn(self, blocks: Iterable[Block]) -> Iterator[Block]:
         """One after the other; each is `at_work` in its turn, and none in the end."""
@@ -288,6 +294,61 @@ class Stage:
             yield block
         self.at_work = None
 
-    @staticmethod
-    def _count(counters: Counters, block: Block, value: LossValue, labels: Tensor) -> None:
-        counters.add(block.spec.index, value, len(labels))
+
+@dataclass(slots=True)
+class Pending:
+    """A group that has computed what it passes on, and now is to learn."""
+
+    activation: Activation | None
+    """Of its last block."""
+    received: Tensor
+    """The input of the part that the activation belongs to."""
+    passed: Tensor
+    """(n, *out_shape), detached."""
+    values: dict[Block, LossValue]
+    """Of the blocks before the last."""
+    statistics: Sequence[tuple[Tensor, Tensor]]
+    """Those of batch norm, where the batch may be skipped: live, as they were before."""
+
+    def take_activation(self) -> Activation:
+        """It is needed once: learning gives its memory back as soon as it can."""
+        activation, self.activation = self.activation, None
+        assert activation is not None, "taken once"
+        return activation
+
+
+class _Shortcuts:
+    """The inputs that residual connections carry past blocks of a stage, which holds the whole span
+    of each."""
+
+    def __init__(self, specs: Iterable[BlockSpec]) -> None:
+        self._sources = {spec.shortcut.source for spec in specs if spec.shortcut}
+        self._carried: dict[int, Tensor] = {}
+
+    def at(self, spec: BlockSpec, x: Tensor) -> Tensor | None:
+        """Keeps the input x of a block where a shortcut begins; gives what ends in this block."""
+        if spec.index in self._sources:
+            self._carried[spec.index] = x
+        return self._carried.pop(spec.shortcut.source) if spec.shortcut else None
+
+    def clear(self) -> None:
+        """Forget what greedy training, which may end within a span, has left behind."""
+        self._carried.clear()
+
+    def detach(self) -> None:
+        """At the end of a group: what goes past it brings no gradient back to it."""
+        self._carried = {source: x.detach() for source, x in self._carried.items()}
+
+
+def learn(group: Sequence[Block], loss: Tensor, lr: float | Tensor) -> None:
+    """One step on the parameters of blocks that learn together; gradients are freed at once."""
+    learned = [parameter for block in group for parameter in block.learned]
+    # a user's own network may leave parameters out, for a batch or for good: they get None; that a
+    # built-in block does is a bug, of which autograd tells
+    may_miss = any(block.spec.custom is not None for block in group)
+    gradients: Sequence[Tensor | None] = [None] * len(learned)
+    if loss.requires_grad or not may_miss:
+        gradients = torch.autograd.grad(loss, learned, allow_unused=may_miss)
+    remaining = iter(gradients)
+    for block in group:
+        block.update([next(remaining) for _ in block.learned], lr)

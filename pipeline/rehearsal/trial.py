@@ -11,7 +11,6 @@ from torch import nn
 
 from pipeline.errors import ConfigError, one_line
 from pipeline.learning.block_file import decode_block, encode_block
-from pipeline.learning.groups import rest
 from pipeline.learning.user_block import CustomBlock
 from pipeline.network.ownership import extra_states
 from pipeline.rehearsal.fingerprints import digest, fingerprints
@@ -67,7 +66,8 @@ class Trial:
             )
         self._check_test(stage)
         self._check_learning(stage)
-        rest(stage.blocks)
+        for block in stage.blocks:
+            block.release_optimizer()
 
     def compare(self, stage: Stage) -> None:
         """Let another network go on from the snapshot.
@@ -92,7 +92,8 @@ class Trial:
                 "draws numbers that are not set for each batch, as those of torch.rand, "
                 "numpy.random.rand and random.random are"
             )
-        rest(stage.blocks)
+        for block in stage.blocks:
+            block.release_optimizer()
 
     def check_skippable(self, stage: Stage) -> None:
         """A batch that is skipped leaves no trace, also in what is no parameter.

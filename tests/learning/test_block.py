@@ -336,7 +336,7 @@ def test_a_block_that_rests_holds_no_optimizer_state(optimizer: str) -> None:
 
     step()
     moved = copied(block.state())
-    block.rest()
+    block.release_optimizer()
     rested = block.state()
     assert moved.keys() == rested.keys()
     state = [name for name in rested if name.startswith("optimizer.")]
