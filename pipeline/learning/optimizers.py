@@ -10,6 +10,7 @@ steps one by one.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import torch
@@ -18,7 +19,6 @@ from torch.optim.sgd import sgd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
 
 fused_adam = torch._fused_adam_
 
@@ -31,7 +31,7 @@ class Optimizer(Protocol):
         leaves the parameter and its state as they are. A rate may lie in memory, as a scalar."""
 
     def state(self) -> dict[str, Tensor]:
-        """The state tensors, named `<parameter>.<quantity>`; live ones, once it is `held`."""
+        """The state tensors, named `<parameter>.<quantity>`; live ones, once it is held."""
 
     def hold(self) -> None:
         """Take memory for the state, all zeros, unless that has been done."""
@@ -40,21 +40,47 @@ class Optimizer(Protocol):
         """Forget the state and give its memory back: the parameters learn no more."""
 
 
-class Adam:
-    """Kingma & Ba (2015); `amsgrad` after Reddi et al. (2018). Weight decay is an L2 penalty."""
+class _WithState(ABC):
+    """The state of an optimizer by quantity, one tensor per parameter."""
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        self._names, self._parameters = list(parameters), list(parameters.values())
+        self._held: dict[str, list[Tensor]] = {}
+
+    def state(self) -> dict[str, Tensor]:
+        return {
+            f"{name}.{quantity}": tensor
+            for quantity, tensors in (self._held or self._zeros()).items()
+            for name, tensor in zip(self._names, tensors, strict=True)
+        }
+
+    def hold(self) -> None:
+        self._held = self._held or self._zeros()
+
+    def release(self) -> None:
+        self._held = {}
+
+    @abstractmethod
+    def _zeros(self) -> dict[str, list[Tensor]]:
+        """The state before the first step."""
+
+
+class Adam(_WithState):
+    """Kingma & Ba (2015); `amsgrad` after Reddi et al. (2018). Weight decay is an L2 penalty.
+
+    State: `exp_avg`, `exp_avg_sq`, `step`, and with AMSGrad `max_exp_avg_sq`.
+    """
 
     def __init__(
         self, parameters: Mapping[str, Tensor], *, weight_decay: float, amsgrad: bool
     ) -> None:
-        self._names, self._parameters = list(parameters), list(parameters.values())
+        super().__init__(parameters)
         self._weight_decay, self._amsgrad = weight_decay, amsgrad
-        self._held: dict[str, list[Tensor]] = {}
         self._steps = torch.zeros(0)
         """All of `held["step"]`, views of it: a file of tensors takes no memory under two names."""
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None], lr: float | Tensor) -> None:
-        """Update the parameters in place."""
         at = _places(gradients)
         if not at:  # a layer that only reshapes, under global backprop; or one that was not used
             return
@@ -80,52 +106,36 @@ class Adam:
             maximize=False,
         )
 
-    def state(self) -> dict[str, Tensor]:
-        """`exp_avg`, `exp_avg_sq`, `step`, and with AMSGrad `max_exp_avg_sq`."""
-        return _named(self._names, self._held or self._zeros(self._no_steps()))
-
-    def hold(self) -> None:
-        """Take memory for the state."""
-        if not self._held:
-            self._steps = self._no_steps()
-            self._held = self._zeros(self._steps)
-
-    def release(self) -> None:
-        """Give the memory of the state back."""
-        self._held = {}
-
-    def _no_steps(self) -> Tensor:
+    def _zeros(self) -> dict[str, list[Tensor]]:
         places = {p.device for p in self._parameters}  # one, or none
-        return torch.zeros(len(self._names), device=next(iter(places), None))
-
-    def _zeros(self, steps: Tensor) -> dict[str, list[Tensor]]:
+        self._steps = torch.zeros(len(self._names), device=next(iter(places), None))
         quantities = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if self._amsgrad else [])]
         zeros = {name: _zeros_like(self._parameters) for name in quantities}
-        zeros["step"] = list(steps.unbind())
-        return zeros
+        return {**zeros, "step": list(self._steps.unbind())}
 
 
-class SGD:
-    """Stochastic gradient descent with momentum; weight decay is an L2 penalty."""
+class SGD(_WithState):
+    """Stochastic gradient descent with momentum; weight decay is an L2 penalty.
+
+    State: `momentum`; none without momentum.
+    """
 
     def __init__(
         self, parameters: Mapping[str, Tensor], *, weight_decay: float, momentum: float
     ) -> None:
-        self._names, self._parameters = list(parameters), list(parameters.values())
+        super().__init__(parameters)
         self._weight_decay, self._momentum = weight_decay, momentum
-        self._buffers: list[Tensor] = []
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None], lr: float | Tensor) -> None:
-        """Update the parameters in place."""
         at = _places(gradients)
         self.hold()
-        buffers: list[Tensor | None] = [*_of(self._buffers, at)] or [None] * len(at)
+        momenta: list[Tensor | None] = [*_of(self._held.get("momentum", []), at)]
         parameters = _real(self._parameters, at)
         sgd(
             parameters,
             _laid_out(_real(gradients, at), parameters),
-            buffers,
+            momenta or [None] * len(at),
             fused=True,
             weight_decay=self._weight_decay,
             momentum=self._momentum,
@@ -135,22 +145,9 @@ class SGD:
             maximize=False,
         )
 
-    def state(self) -> dict[str, Tensor]:
-        """`momentum` per parameter; empty without momentum."""
-        buffers = self._buffers or self._zeros()
-        return _named(self._names, {"momentum": buffers} if buffers else {})
-
-    def hold(self) -> None:
-        """Take memory for the momentum."""
-        self._buffers = self._buffers or self._zeros()
-
-    def release(self) -> None:
-        """Give the memory of the momentum back."""
-        self._buffers = []
-
-    def _zeros(self) -> list[Tensor]:
+    def _zeros(self) -> dict[str, list[Tensor]]:
         # a buffer of zeros gives the same first step as PyTorch's own, which starts at none
-        return _zeros_like(self._parameters) if self._momentum else []
+        return {"momentum": _zeros_like(self._parameters)} if self._momentum else {}
 
 
 def make_optimizer(
@@ -193,11 +190,3 @@ def _laid_out(gradients: Sequence[Tensor], parameters: Sequence[Tensor]) -> list
         gradient if gradient.stride() == p.stride() else torch.empty_like(p).copy_(gradient)
         for gradient, p in zip(gradients, parameters, strict=True)
     ]
-
-
-def _named(names: list[str], quantities: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
-    return {
-        f"{name}.{quantity}": tensor
-        for quantity, tensors in quantities.items()
-        for name, tensor in zip(names, tensors, strict=True)
-    }
