@@ -226,9 +226,6 @@ class Block(nn.Module):
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor of the block by name: weights, heads, statistics, optimizer."""
-        return self._live_state()
-
-    def _live_state(self) -> dict[str, Tensor]:
         tensors = self.module_state()
         if self._optimizer is not None:
             named = self._optimizer.state().items()
@@ -247,24 +244,22 @@ class Block(nn.Module):
         """
         if self._optimizer is not None:
             self._optimizer.hold()
-        own = self._live_state()
+        own = Block.state(self)  # without what a user's modules add to it
         if own.keys() != tensors.keys():
             odd = sorted(own.keys() ^ tensors.keys())
             raise CheckpointError(
                 f"block {self.spec.index}: checkpoint and network differ in {odd}"
             )
         for name, tensor in own.items():
-            self._check_alike(name, tensor, tensors[name])
+            given = tensors[name]
+            if tensor.shape != given.shape or tensor.dtype != given.dtype:
+                raise CheckpointError(
+                    f"block {self.spec.index}: {name} is {given.dtype} {tuple(given.shape)} in the "
+                    f"checkpoint, {tensor.dtype} {tuple(tensor.shape)} in the network"
+                )
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(tensors[name])
-
-    def _check_alike(self, name: str, own: Tensor, given: Tensor) -> None:
-        if own.shape != given.shape or own.dtype != given.dtype:
-            raise CheckpointError(
-                f"block {self.spec.index}: {name} is {given.dtype} {tuple(given.shape)} in the "
-                f"checkpoint, {own.dtype} {tuple(own.shape)} in the network"
-            )
 
     def _activate(self, x: Tensor) -> Tensor:
         return activate(x, self.spec.nonlinearity)

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from pipeline.data.facts import DataFacts
     from pipeline.device.cuda_graphs import GraphCapture
     from pipeline.network.specs import BlockSpec
-    from pipeline.network.user_network import Part
 
 WITHOUT_BF16 = (
     "runtime.precision: this device has no bf16 instructions, and may train several times slower "
@@ -88,11 +87,27 @@ def build_blocks(
 ) -> list[Block]:
     """The blocks `indices` of the network that `specs` describe, each with its optimizer."""
     parts = build_parts(config.model, config.runtime.seed) if config.model.factory else None
+    optimizer = config.optimizer
+    make = partial(
+        make_optimizer,
+        optimizer.name,
+        weight_decay=optimizer.weight_decay,
+        momentum=optimizer.momentum,
+    )
+    blocks = []
     with naming_factory(config.model):
-        return [
-            _block(config, specs[index], parts[index] if parts else None, device)
-            for index in indices
-        ]
+        for index in indices:
+            of_its_kind = partial(CustomBlock, part=parts[index]) if parts else Block
+            block = of_its_kind(
+                specs[index],
+                seed=config.runtime.seed,
+                device=device,
+                dtype=torch.float32,
+                bf16=config.runtime.precision == "bf16",
+            )
+            block.attach(make)
+            blocks.append(block)
+    return blocks
 
 
 def computes_bf16(device: torch.device) -> bool:
@@ -112,27 +127,6 @@ def graphs_prevented_by(config: Config) -> str | None:
     if config.runtime.on_nonfinite == "skip_batch":
         return "runtime.on_nonfinite skip_batch looks at each loss before it learns"
     return None
-
-
-def _block(config: Config, spec: BlockSpec, part: Part | None, device: torch.device) -> Block:
-    make = Block if part is None else partial(CustomBlock, part=part)
-    block = make(
-        spec,
-        seed=config.runtime.seed,
-        device=device,
-        dtype=torch.float32,
-        bf16=config.runtime.precision == "bf16",
-    )
-    optimizer = config.optimizer
-    block.attach(
-        partial(
-            make_optimizer,
-            optimizer.name,
-            weight_decay=optimizer.weight_decay,
-            momentum=optimizer.momentum,
-        )
-    )
-    return block
 
 
 def build_preprocess(config: Config, facts: DataFacts, device: torch.device) -> Preprocess:

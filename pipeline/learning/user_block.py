@@ -53,7 +53,6 @@ class CustomBlock(Block):
             )
 
     def attach(self, make_optimizer: Callable[[Mapping[str, Tensor]], Optimizer]) -> None:
-        """As `Block.attach`."""
         super().attach(make_optimizer)
         self._idle = set(range(len(self.learned)))
 
@@ -84,7 +83,6 @@ class CustomBlock(Block):
         return len(self.idle) < sum(map(_is_users, names))
 
     def forward(self, x: Tensor, *, batch_id: int | None, shortcut: Tensor | None = None) -> Tensor:
-        """As `Block.forward`."""
         self.train(batch_id is not None)
         if self.spec.unsupervised != "none":
             x = x.clone()  # the loss will look at it, and the modules may work in place
@@ -98,7 +96,6 @@ class CustomBlock(Block):
         return h
 
     def transfer(self, h: Tensor, *, batch_id: int | None) -> Tensor:
-        """As `Block.transfer`."""
         self.train(batch_id is not None)
         with self._autocast(), self._drawing(batch_id, _TAIL):
             passed: Tensor = self.tail(h.clone() if self._changes_its_input else h)
@@ -133,7 +130,7 @@ class CustomBlock(Block):
         """As `Block.state`, with what modules add to it by `get_extra_state`."""
         extra = extra_states(self)
         return {
-            **self._live_state(),
+            **super().state(),
             **{name: own.get_extra_state() for name, own in extra.items()},
         }
 
