@@ -32,13 +32,13 @@ class Run(Protocol):
     def __call__(
         self, function: Callable[Given, Result], *given: Given.args, **named: Given.kwargs
     ) -> Result:
-        """What `function` gives."""
+        """The result of `function`."""
 
 
 def run_plainly(
     function: Callable[Given, Result], *given: Given.args, **named: Given.kwargs
 ) -> Result:
-    """What `function` gives, as it is written."""
+    """The result of `function`, as Python runs it."""
     return function(*given, **named)
 
 
@@ -58,7 +58,7 @@ class Compiler:
     def run(
         self, function: Callable[Given, Result], *given: Given.args, **named: Given.kwargs
     ) -> Result:
-        """What `function` gives, by kernels that are compiled for tensors such as these."""
+        """The result of `function`, by kernels that are compiled for tensors such as these."""
         if function not in self._compiled:
             self._compiled[function] = self.compiled(function)
         result: Result = self._compiled[function](*given, **named)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _LOOK_S = 50e-6
-"""So often a device is asked how far it has come, while there is nothing else to do."""
+"""Between two looks at how far a device has come, while there is nothing else to do."""
 
 
 class Incoming:
@@ -71,7 +71,7 @@ class Releases:
         return bool(self._waiting)
 
     def look(self) -> None:
-        """Release what may be by now."""
+        """Release what the device has come to by now."""
         while self._waiting and self._waiting[0][0].query():
             self._waiting.popleft()[1]()
 
@@ -83,7 +83,7 @@ class Releases:
 
 
 class Glances:
-    """Small tensors of a device as they were a while ago, for who does not want to wait for it.
+    """Reads small tensors of a device as they were a while ago, without waiting for it.
 
     Args:
         mark: as of `Releases`; None: they are read where they lie.
@@ -106,7 +106,7 @@ class Glances:
         return self._landed
 
     def forget(self) -> None:
-        """The tensors begin anew."""
+        """Nothing is known of them: the tensors were set to other numbers."""
         self._landing = self._landed = None
 
 

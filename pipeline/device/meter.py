@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from pipeline.device.cuda_streams import recorded_event
+from pipeline.device.cuda_streams import Mark, recorded_event
 from pipeline.schedule.reports import Usage
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def process_peak_bytes() -> int:
 
 def peak_reader(device: torch.device) -> Callable[[], int]:
     """Reads the peak memory: the process's on the CPU; on a CUDA device what PyTorch's allocator
-    had given out, without what it or a recorded step keeps for the next time."""
+    had given out, without what it or a captured step keeps for the next time."""
     if device.type == "cuda":
         return lambda: torch.cuda.max_memory_allocated(device)
     return process_peak_bytes
@@ -35,13 +35,13 @@ class Stopwatch(Protocol):
     """Adds up the time between starts and stops."""
 
     def start(self) -> None:
-        """The work begins, or goes on."""
+        """Count from here on."""
 
     def stop(self) -> None:
-        """It rests."""
+        """Count up to here."""
 
     def seconds(self) -> float:
-        """So far, of all that has been stopped."""
+        """The sum so far, of all that has been stopped."""
 
 
 class HostStopwatch:
@@ -52,23 +52,17 @@ class HostStopwatch:
         self._began = self._sum = 0.0
 
     def start(self) -> None:
-        """Now."""
         self._began = self._clock()
 
     def stop(self) -> None:
-        """Now."""
         self._sum += self._clock() - self._began
 
     def seconds(self) -> float:
-        """So far."""
         return self._sum
 
 
-class Moment(Protocol):
-    """A point in a device's work; `torch.cuda.Event` is one."""
-
-    def query(self) -> bool:
-        """Whether the device has come so far."""
+class TimedMark(Mark, Protocol):
+    """A point in a device's work that knows when it was reached."""
 
     def elapsed_time(self, later: Any) -> float:
         """Milliseconds from here to there."""
@@ -78,11 +72,11 @@ class DeviceStopwatch:
     """The time that a CUDA device takes for what it is given between a start and a stop: the
     process only hands work over, and is done long before. Reading it waits for nothing."""
 
-    def __init__(self, mark: Callable[[], Moment]) -> None:
+    def __init__(self, mark: Callable[[], TimedMark]) -> None:
         """`mark` makes a mark at the end of what the device was given."""
         self._mark = mark
-        self._began: Moment | None = None
-        self._laps: deque[tuple[Moment, Moment]] = deque()
+        self._began: TimedMark | None = None
+        self._laps: deque[tuple[TimedMark, TimedMark]] = deque()
         self._sum = 0.0
 
     def start(self) -> None:

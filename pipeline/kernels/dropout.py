@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline.device.compiler import Run
 
 HOST_DEVICES = frozenset({"cpu"})
-"""For which numpy draws."""
+"""Devices whose masks numpy draws."""
 
 _BITS = 16
 _PER_WORD = 64 // _BITS

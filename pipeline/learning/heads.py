@@ -70,7 +70,7 @@ class PredHead(Linear):
         return self.classified(pool(h, self.spec.pool))
 
     def classified(self, pooled: Tensor) -> Tensor:
-        """D of what is pooled already."""
+        """D of the activation pooled already: (n, C, H, W) or (n, D) to (n, outputs)."""
         x = flattened(pooled)
         for layer in self.hidden:
             x = activate(layer(x), self.spec.nonlinearity)
