@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline.protocol.messages import Complete, Connected, ProgressNow, Remark, Report
+from pipeline.protocol.messages import Complete, Connected, ProgressNow, Remark
 from pipeline.run.events import Note, StageProgress
 from pipeline.run.run import Speedometer
-from pipeline.schedule.reports import StageState
+from pipeline.schedule.reports import PassReport, StageState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +31,7 @@ class Reports:
         self._speedometer: Speedometer | None = None
         self.handlers: dict[type, Callable[[Said, Any], None]] = {
             Connected: self._on_connected,
-            Report: self._on_report,
+            PassReport: self._on_report,
             StageState: self._on_state,
             ProgressNow: self._on_progress,
             Remark: self._on_remark,
@@ -55,8 +55,8 @@ class Reports:
     def _on_connected(self, said: Said, connected: Connected) -> None:
         self.tell_carrier(f"{said.stage} → {said.stage + 1}", connected.carrier)
 
-    def _on_report(self, said: Said, report: Report) -> None:
-        self._recorder.metrics.report(report.report)
+    def _on_report(self, said: Said, report: PassReport) -> None:
+        self._recorder.metrics.report(report)
 
     def _on_state(self, said: Said, state: StageState) -> None:
         snapshots = self._recorder.snapshots

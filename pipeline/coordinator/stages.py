@@ -15,12 +15,11 @@ from pipeline.protocol.messages import (
     Heartbeat,
     Hello,
     Ready,
-    Report,
     Setup,
     WorkerMessage,
     name_of_run,
 )
-from pipeline.schedule.reports import StageState
+from pipeline.schedule.reports import PassReport, StageState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -196,11 +195,10 @@ def _check_contents(said: Said, run: Run) -> None:
             f"a hello of {name_of_run(message.run, message.protocol)}, "
             f"this is {name_of_run(run.id)}",
         )
-    elif isinstance(message, Report):
-        report = message.report
-        _check(report.stage == said.stage, f"a report of stage {report.stage}")
-        _check(0 <= report.epoch <= course.all_epochs, f"a report of epoch {report.epoch}")
-        tallies = report.tallies
+    elif isinstance(message, PassReport):
+        _check(message.stage == said.stage, f"a report of stage {message.stage}")
+        _check(0 <= message.epoch <= course.all_epochs, f"a report of epoch {message.epoch}")
+        tallies = message.tallies
     elif isinstance(message, StageState):
         _check(message.blocks == blocks, f"a state of blocks {message.blocks[:20]}")
         _check(0 <= message.step <= course.steps, f"a state after step {message.step}")

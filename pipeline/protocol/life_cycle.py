@@ -1,7 +1,7 @@
 """The life cycle of a stage as a table: (state, message) -> state.
 
     STARTING ─Hello▶ GREETED ─Setup▶ BUILDING ─Ready▶ READY ─Connect▶ CONNECTING ─Connected▶ RUNNING
-    RUNNING ─Report, StageState, ProgressNow, Remark, Complete▶ RUNNING ─Bye▶ DONE
+    RUNNING ─PassReport, StageState, ProgressNow, Remark, Complete▶ RUNNING ─Bye▶ DONE
     any but STARTING and DONE ─Setup▶ BUILDING (the run begins again)  any but DONE ─Failure▶ FAILED
 
 Both ends keep one and hold every message, sent or received, against it; whatever is not listed
@@ -25,10 +25,9 @@ from pipeline.protocol.messages import (
     ProgressNow,
     Ready,
     Remark,
-    Report,
     Setup,
 )
-from pipeline.schedule.reports import StageState
+from pipeline.schedule.reports import PassReport, StageState
 
 
 class Phase(Enum):
@@ -54,7 +53,7 @@ TABLE: dict[Phase, dict[type, Phase]] = {
     Phase.CONNECTING: {Connected: Phase.RUNNING, **_AGAIN, **_FAILURE},
     Phase.RUNNING: {
         Complete: Phase.RUNNING,
-        Report: Phase.RUNNING,
+        PassReport: Phase.RUNNING,
         StageState: Phase.RUNNING,
         ProgressNow: Phase.RUNNING,
         Remark: Phase.RUNNING,

@@ -190,13 +190,6 @@ class Connected:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """Worker: the counters of a pass."""
-
-    report: PassReport
-
-
-@dataclass(frozen=True, slots=True)
 class ProgressNow:
     """Worker: a look at how it goes, for the person who watches."""
 
@@ -262,7 +255,7 @@ WorkerMessage: TypeAlias = (
     Hello
     | Ready
     | Connected
-    | Report
+    | PassReport
     | StageState
     | ProgressNow
     | Remark

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import CalledOffError
 from pipeline.protocol.life_cycle import LifeCycle, Phase
-from pipeline.protocol.messages import Complete, Connect, Remark, Report, Setup
+from pipeline.protocol.messages import Complete, Connect, Remark, Setup
 from pipeline.transport.interfaces import LINK_TIMEOUT_S
 from pipeline.worker.kept_snapshots import KeptStates
 
@@ -39,7 +39,7 @@ class StageControl:
 
     def report(self, report: PassReport) -> None:
         """Counters of a pass."""
-        self.say(Report(report))
+        self.say(report)
 
     def remark(self, *texts: str) -> None:
         """For the person who watches."""

@@ -21,7 +21,6 @@ from pipeline.protocol.messages import (
     ProgressNow,
     Ready,
     Remark,
-    Report,
     Setup,
     TensorSpec,
 )
@@ -76,7 +75,7 @@ EXAMPLES: list[Any] = [
     Connect(ADDRESS),
     Complete(3),
     Connected(Carrier("shared", "no device")),
-    Report(PassReport(0, 1, True, (Tally(0, 9, 1.5, 3),), Usage(1.0, 0.5, 7))),
+    PassReport(0, 1, True, (Tally(0, 9, 1.5, 3),), Usage(1.0, 0.5, 7)),
     StageState(1, 1, True, (0,), ()),
     ProgressNow(1, 0.5, 0, ()),
     Remark("a block skipped a batch"),

@@ -45,7 +45,6 @@ from pipeline.protocol.messages import (
     ProgressNow,
     Ready,
     Remark,
-    Report,
     Setup,
     TensorSpec,
 )
@@ -138,7 +137,7 @@ messages: st.SearchStrategy[Any] = st.one_of(
     st.builds(Remark, texts),
     st.builds(Connect, st.none() | addresses),
     st.builds(Connected, st.none() | carriers),
-    st.builds(Report, st.builds(PassReport, counts, counts, st.booleans(), tallies, usages)),
+    st.builds(PassReport, counts, counts, st.booleans(), tallies, usages),
     st.builds(StageState, numbers, numbers, st.booleans(), blocks, tallies),
     st.builds(ProgressNow, numbers, reals, numbers, tallies),
     st.builds(Heartbeat, numbers, numbers, st.sampled_from(ACTIVITIES), reals),

@@ -33,7 +33,6 @@ from pipeline.protocol.messages import (
     Connect,
     Heartbeat,
     Hello,
-    Report,
 )
 from pipeline.run.events import CheckpointWritten, EpochDone, Note, Progress, Waiting
 from pipeline.schedule.reports import PassReport, StageState, Tally, Usage
@@ -324,12 +323,12 @@ BEFORE_THE_START: list[tuple[int, Any, list[bytes], str]] = [
     ),
 ]
 MEANWHILE: list[tuple[int, Any, list[bytes], str]] = [
-    (0, Report(PassReport(1, 1, True, (), USAGE)), [], "it sent a report of stage 1"),
-    (0, Report(PassReport(0, 3, True, (), USAGE)), [], "it sent a report of epoch 3"),
-    (0, Report(PassReport(0, -1, True, (), USAGE)), [], "it sent a report of epoch -1"),
+    (0, PassReport(1, 1, True, (), USAGE), [], "it sent a report of stage 1"),
+    (0, PassReport(0, 3, True, (), USAGE), [], "it sent a report of epoch 3"),
+    (0, PassReport(0, -1, True, (), USAGE), [], "it sent a report of epoch -1"),
     (
         0,
-        Report(PassReport(0, 1, True, (Tally(3, 8, 1.0, 1),), USAGE)),
+        PassReport(0, 1, True, (Tally(3, 8, 1.0, 1),), USAGE),
         [],
         "it sent counters of blocks [3], it has (0,)",
     ),
