@@ -116,10 +116,19 @@ class ForkServerClient:
         return None if code is None else f"the process that starts workers {_how(code)}"
 
     def close(self) -> None:
-        """End it; its workers end with it."""
+        """End it; its workers end with it. A process that waits for a device or a file system
+        may not end even so: it is named, and left to itself."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            try:
+                self._process.wait(_KILLED_S)
+            except subprocess.TimeoutExpired:
+                print(
+                    f"process {self._process.pid}, which starts workers, was killed and has not "
+                    f"ended within {_KILLED_S:g} s: what it waits for does not answer; it ends, "
+                    "with its workers, once that does",
+                    file=sys.stderr,
+                )
         if self._link is not None:
             self._link.close()
         self._process = self._link = None
@@ -139,7 +148,7 @@ class _Worker:
 
 
 class LocalWorkers:
-    """Worker processes of this machine, by stage.
+    """Worker processes of this machine, by stage, as `coordinator.engine.Workers` describes.
 
     Args:
         start: asks for the process of (its number, stage, attempt).
@@ -151,7 +160,6 @@ class LocalWorkers:
         self._asked_for = 0
 
     def dead(self) -> dict[int, End]:
-        """Stages whose process has ended, each with how."""
         self._look()
         return {stage: worker.end for stage, worker in enumerate(self._workers) if worker.end}
 
@@ -160,7 +168,6 @@ class LocalWorkers:
         self._workers.append(self._asked(len(self._workers), 0))
 
     def replace(self, stage: int, attempt: int) -> None:
-        """End the stage's process, if it still runs, and start another for this attempt."""
         self._look()
         before = self._workers[stage]
         if before.pid is None and before.end is None:
@@ -169,14 +176,12 @@ class LocalWorkers:
         self._workers[stage] = self._asked(stage, attempt)
 
     def wake(self, stage: int) -> None:
-        """Let the stage's process go on, where somebody has stopped it (SIGSTOP)."""
         worker = self._workers[stage]
         if worker.end is None and worker.pid is not None:
             with suppress(ProcessLookupError):
                 os.kill(worker.pid, signal.SIGCONT)
 
     def leave(self) -> None:
-        """Wait for workers that have said bye."""
         self._join(_LEAVE_S)
 
     def stop(self) -> None:
@@ -257,7 +262,6 @@ class LocalEngine:
 
     @property
     def socket_folder(self) -> Path:
-        """Still to be made; the fork server knows of it."""
         return self._server.folder
 
     def start(self, invitations: Sequence[Invitation]) -> LocalWorkers:
@@ -285,7 +289,6 @@ class LocalEngine:
         return workers
 
     def close(self) -> None:
-        """End the fork server."""
         self._server.close()
 
 
