@@ -295,10 +295,3 @@ def test_interrupted_before_the_first_item() -> None:
 def test_an_interruption_after_the_last_item_changes_nothing() -> None:
     length = len(list(feed(DRAWN)))
     assert interrupted_after(DRAWN, Position(), length) == list(feed(DRAWN))
-
-
-def test_feed_remembers_that_it_was_interrupted() -> None:
-    fed = feed(DRAWN)
-    assert not fed.interrupted
-    fed.interrupt()
-    assert fed.interrupted

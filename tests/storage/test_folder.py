@@ -128,6 +128,13 @@ def test_a_closed_one_is_no_other_that_gets_its_number(here: Path) -> None:
     assert others[0].names() == []
 
 
+def test_what_is_no_file_is_not_read(here: Path) -> None:
+    os.mkfifo(here / "pipe")  # which would be waited for
+    for name in ("pipe", "run"):
+        with pytest.raises(OSError, match="is no regular file"):
+            Folder.open(here).read(name)
+
+
 # --- one at a time ------------------------------------------------------------------------
 
 

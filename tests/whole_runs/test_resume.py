@@ -9,8 +9,9 @@ import shutil
 import signal
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -36,7 +37,6 @@ from pipeline.storage.checkpoint import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from support.processes import Launcher
 
@@ -59,6 +59,18 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tiny.yaml").write_text(TINY, encoding="utf-8")
     assert launch(folder / "tiny.yaml", folder / "run", stages=2) == 0
     return folder / "run"
+
+
+@pytest.fixture
+def copy(undisturbed: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(undisturbed, tmp_path / "a copy"))
+
+
+@pytest.fixture
+def interrupted_at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        patch.setattr("launch.training.interrupts_noted", lambda: nullcontext(lambda: True))
+        yield
 
 
 def assert_same_end(run_dir: Path, undisturbed: Path) -> None:
@@ -111,18 +123,13 @@ def test_interrupted_in_the_middle_of_an_epoch(
     assert_same_end(tmp_path / "a run", undisturbed)
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("interrupted_at_once")
 def test_a_plan_written_by_hand_is_part_of_what_is_advised(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    @contextmanager
-    def at_once() -> Iterator[Callable[[], bool]]:
-        yield lambda: True
-
-    monkeypatch.setattr("launch.training.interrupts_noted", at_once)
     plan = tmp_path / "plan.json"
     plan.write_text('{"stages": [{"blocks": [0, 1, 2, 3], "device": "cpu"}]}', encoding="utf-8")
-    assert launch(tmp_path / "tiny.yaml", tmp_path / "run", plan=plan) == 130
+    assert launch(tiny, tmp_path / "run", plan=plan) == 130
     assert f"--plan {plan}" in capsys.readouterr().err
 
 
@@ -159,17 +166,10 @@ def test_interrupted_before_there_is_a_run(
     assert capsys.readouterr().err == "interrupted: there is no complete checkpoint\n"
 
 
+@pytest.mark.usefixtures("interrupted_at_once")
 def test_interrupted_while_workers_start(
-    tiny: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    @contextmanager
-    def at_once() -> Iterator[Callable[[], bool]]:
-        yield lambda: True
-
-    monkeypatch.setattr("launch.training.interrupts_noted", at_once)
     assert launch(tiny, tmp_path / "run") == 130
     says = capsys.readouterr().err
     assert digests(tmp_path / "run") == {}
@@ -181,13 +181,10 @@ def test_interrupted_while_workers_start(
 
 
 def test_a_finished_run_has_nothing_to_resume(
-    undisturbed: Path,
-    tmp_path: Path,
+    copy: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    copy = tmp_path / "run"
-    shutil.copytree(undisturbed, copy)
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     monkeypatch.setattr(LocalEngine, "warm_up", lambda engine: pytest.fail("workers started"))
     for config in (copy / "config.yaml", None):
@@ -204,10 +201,8 @@ def test_a_finished_run_has_nothing_to_resume(
 
 @pytest.mark.parametrize("epochs_asked_for", [1, 2])
 def test_fewer_epochs_than_were_trained_are_refused(
-    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], epochs_asked_for: int
+    copy: Path, capsys: pytest.CaptureFixture[str], epochs_asked_for: int
 ) -> None:
-    copy = tmp_path / "run"
-    shutil.copytree(undisturbed, copy)
     fewer = (f"schedule.epochs={epochs_asked_for}",)
     for options in ({"dry_run": True}, {"single": True}):
         assert launch(None, copy, resume=True, overrides=fewer, **options) == 2
@@ -218,10 +213,8 @@ def test_fewer_epochs_than_were_trained_are_refused(
 
 
 def test_fewer_epochs_may_be_what_was_trained(
-    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    copy = tmp_path / "run"
-    shutil.copytree(undisturbed, copy)
     shutil.rmtree(copy / "checkpoints" / "step-00000012")
     assert launch(None, copy, resume=True, single=True, overrides=("schedule.epochs=2",)) == 0
     assert "has trained all its 2 epochs; to go on" in capsys.readouterr().out
@@ -253,11 +246,10 @@ def test_a_finished_run_of_one_block_after_another_can_not_be_lengthened(tmp_pat
 
 
 def test_a_checkpoint_that_is_dropped_while_somebody_looks(
-    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`--dry-run --resume` beside a run: it looks again, at the next one."""
-    copy, later = tmp_path / "run", tmp_path / "later"
-    shutil.copytree(undisturbed, copy)
+    later = tmp_path / "later"
     newest = copy / "checkpoints" / "step-00000012"
     newest.rename(later)
     opened, seen = resume.checkpoint_in, []
@@ -275,11 +267,7 @@ def test_a_checkpoint_that_is_dropped_while_somebody_looks(
     assert seen == ["step-00000008", "step-00000012"]
 
 
-def test_looking_on_needs_no_claim(
-    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    copy = tmp_path / "run"
-    shutil.copytree(undisturbed, copy)
+def test_looking_on_needs_no_claim(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with hold(copy):
         assert launch(None, copy, resume=True, dry_run=True) == 0
         assert launch(None, copy, resume=True) == 2
@@ -407,10 +395,8 @@ def flip_one_byte(path: Path) -> None:
 
 @pytest.mark.parametrize("options", [{"single": True}, {"stages": 2}])
 def test_a_damaged_block_file(
-    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: dict[str, Any]
+    undisturbed: Path, copy: Path, capsys: pytest.CaptureFixture[str], options: dict[str, Any]
 ) -> None:
-    copy = tmp_path / "a run"
-    shutil.copytree(undisturbed, copy)
     damaged = copy / "checkpoints" / "step-00000012" / "block-02.safetensors"
     flip_one_byte(damaged)
     assert launch(undisturbed / "config.yaml", copy, resume=True, **options) == 1
@@ -427,10 +413,8 @@ def test_a_damaged_block_file(
 
 
 def test_the_only_checkpoint_is_damaged(
-    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    undisturbed: Path, copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    copy = tmp_path / "run"
-    shutil.copytree(undisturbed, copy)
     for step in (4, 8):
         shutil.rmtree(copy / "checkpoints" / f"step-{step:08d}")
     os.truncate(copy / "checkpoints" / "step-00000012" / "block-00.safetensors", 100)
@@ -440,11 +424,7 @@ def test_the_only_checkpoint_is_damaged(
     assert "there is no earlier checkpoint in this run directory" in says
 
 
-def test_a_checkpoint_that_was_never_finished_is_passed_over(
-    undisturbed: Path, tmp_path: Path
-) -> None:
-    copy = tmp_path / "run"
-    shutil.copytree(undisturbed, copy)
+def test_a_checkpoint_that_was_never_finished_is_passed_over(undisturbed: Path, copy: Path) -> None:
     newest = copy / "checkpoints" / "step-00000012"
     (newest / "manifest.json").unlink()
     flip_one_byte(newest / "block-00.safetensors")
@@ -456,12 +436,8 @@ def test_a_checkpoint_that_was_never_finished_is_passed_over(
 def test_a_run_that_saved_nothing_yet_is_resumed_by_starting_it(
     tiny: Path, tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    @contextmanager
-    def at_once() -> Iterator[Callable[[], bool]]:
-        yield lambda: True
-
     with monkeypatch.context() as patch:
-        patch.setattr("launch.training.interrupts_noted", at_once)
+        patch.setattr("launch.training.interrupts_noted", lambda: nullcontext(lambda: True))
         assert launch(tiny, tmp_path / "run") == 130
     assert launch(tiny, tmp_path / "run", resume=True, stages=2) == 0
     assert_same_end(tmp_path / "run", undisturbed)
