@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, TypeAlias
 from pipeline.errors import CheckpointError, TimedOutError
 from pipeline.run.events import CheckpointWritten, Note, Waiting
 from pipeline.schedule.feed import Position
-from pipeline.storage.background_writer import LeftOut, Written
 from pipeline.storage.checkpoint import RunState
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ class Snapshots:
         self._parts: dict[int, dict[int, Part]] = {}
         self._patience_s = _LONGEST_WAIT_S
         self._some_left_out = False
-        self._refusal: str | None = None
+        self._refusal = ""
         self.newest: RunState | None = None
         """The newest complete snapshot, on the disk or not: what a run goes back to."""
         self.last_checkpoint = start.position.step if start.files else None
@@ -66,19 +65,25 @@ class Snapshots:
     def tell_written(self) -> bool:
         """Tell what became of snapshots handed over earlier; whether one is on the disk now."""
         before = self.last_checkpoint
-        for outcome in self._writer.outcomes():
-            if isinstance(outcome, Written):
-                self.last_checkpoint = outcome.step
-                if self._refusal is not None:
-                    self._observer(Note("checkpoints are written again"))
-                self._refusal = None
-                self._observer(CheckpointWritten(outcome.path, outcome.step))
-            elif isinstance(outcome, LeftOut):
-                self._tell_left_out(outcome)
-            elif isinstance(outcome.error, CheckpointError):
-                self._tell_refused(str(outcome.error))
+        for step, result in self._writer.outcomes():
+            if result is None:
+                if not self._some_left_out:
+                    self._note(
+                        f"the disk is slower than snapshots come: that of step {step} was left "
+                        "out for a newer one, and others may be"
+                    )
+                self._some_left_out = True
+            elif isinstance(result, CheckpointError):
+                if str(result) != self._refusal:
+                    self._note(f"{result}; training goes on, and the next snapshot tries again")
+                self._refusal = str(result)
+            elif isinstance(result, Exception):
+                raise result
             else:
-                raise outcome.error
+                if self._refusal:
+                    self._note("checkpoints are written again")
+                self.last_checkpoint, self._refusal = step, ""
+                self._observer(CheckpointWritten(result, step))
         return self.last_checkpoint != before
 
     def settle(self) -> None:
@@ -115,19 +120,8 @@ class Snapshots:
             return "there is no complete checkpoint"
         return f"the newest complete checkpoint is of step {self.last_checkpoint}"
 
-    def _tell_refused(self, why: str) -> None:
-        if why != self._refusal:
-            self._observer(Note(f"{why}; training goes on, and the next snapshot tries again"))
-        self._refusal = why
-
-    def _tell_left_out(self, outcome: LeftOut) -> None:
-        if not self._some_left_out:
-            text = (
-                f"the disk is slower than snapshots come: that of step {outcome.step} was left "
-                "out for a newer one, and others may be"
-            )
-            self._observer(Note(text))
-        self._some_left_out = True
+    def _note(self, text: str) -> None:
+        self._observer(Note(text))
 
 
 def _assembled(parts: Collection[Part]) -> RunState:

@@ -11,7 +11,6 @@ trains, which alone tells the person who watches.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from threading import Condition, Thread
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -20,31 +19,9 @@ if TYPE_CHECKING:
 
     from pipeline.storage.checkpoint import RunState
 
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """The state after `step` is complete in `path`."""
-
-    step: int
-    path: Path
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The state after `step` is not on the disk."""
-
-    step: int
-    error: Exception
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """The state after `step` gave way to a newer one: the disk is slower than they come."""
-
-    step: int
-
-
-Outcome: TypeAlias = Written | Refused | LeftOut
+    Outcome: TypeAlias = tuple[int, Path | Exception | None]
+    """A step, and where its state is complete, why it is not, or None: it gave way to a newer one,
+    since the disk is slower than they come."""
 
 
 class Store(Protocol):
@@ -78,7 +55,7 @@ class BackgroundWriter:
                 Thread(target=self._work, name="checkpoints", daemon=True).start()
             else:
                 if self._waiting is not None:
-                    self._outcomes.append(LeftOut(self._waiting.position.step))
+                    self._outcomes.append((self._waiting.position.step, None))
                 self._waiting = state
         if self._every:
             self.settle(None)
@@ -96,14 +73,14 @@ class BackgroundWriter:
     def _work(self) -> None:
         state = self._writing
         while state is not None:
-            self._outcomes.append(self._attempt(state))
+            self._outcomes.append((state.position.step, self._attempt(state)))
             with self._changed:
                 state = self._writing = self._waiting
                 self._waiting = None
                 self._changed.notify_all()
 
-    def _attempt(self, state: RunState) -> Outcome:
+    def _attempt(self, state: RunState) -> Path | Exception:
         try:
-            return Written(state.position.step, self._store.write(state))
+            return self._store.write(state)
         except Exception as error:  # for the thread that trains, which knows what to do
-            return Refused(state.position.step, error)
+            return error

@@ -10,7 +10,6 @@ from support.recording import Recording, written
 from pipeline.errors import CheckpointError, TimedOutError
 from pipeline.run.events import CheckpointWritten, Waiting
 from pipeline.schedule.feed import Position
-from pipeline.storage.background_writer import LeftOut, Refused
 from pipeline.storage.checkpoint import RunState
 
 
@@ -54,7 +53,7 @@ def test_what_was_written_is_told_when_asked(recording: Recording) -> None:
 
 def test_a_slow_disk_is_told_once(recording: Recording) -> None:
     for step in (4, 8):
-        recording.writer.results = [LeftOut(step)]
+        recording.writer.results = [(step, None)]
         recording.recorder.tell_written()
     assert recording.notes() == [
         "the disk is slower than snapshots come: that of step 4 was left out for a newer one, "
@@ -72,7 +71,7 @@ def test_a_refused_checkpoint_is_told_once_and_training_goes_on(recording: Recor
     recording.writer.results = [written(4)]
     for step in (8, 12):
         recording.snap(step)
-        recording.writer.results.append(Refused(step, FULL))
+        recording.writer.results.append((step, FULL))
     recording.recorder.tell_written()
     assert recording.recorder.snapshots.last_checkpoint == 4
     assert recording.recorder.snapshots.newest is recording.writer.given[-1]
@@ -84,7 +83,7 @@ def test_a_refused_checkpoint_is_told_once_and_training_goes_on(recording: Recor
 
 
 def test_what_is_not_the_disk_s_fault_ends_the_run(recording: Recording) -> None:
-    recording.writer.results = [Refused(4, ValueError("a bug"))]
+    recording.writer.results = [(4, ValueError("a bug"))]
     with pytest.raises(ValueError, match="a bug"):
         recording.recorder.tell_written()
 
@@ -103,7 +102,7 @@ def test_the_end_waits_for_the_newest(recording: Recording) -> None:
 
 def test_a_last_checkpoint_that_is_refused_is_tried_once_more(recording: Recording) -> None:
     recording.snap(12)
-    recording.writer.when_waited_for = [Refused(12, FULL), written(12)]
+    recording.writer.when_waited_for = [(12, FULL), written(12)]
     recording.recorder.finish()
     assert [given.position.step for given in recording.writer.given] == [12, 12]
     assert recording.recorder.snapshots.last_checkpoint == 12
@@ -122,7 +121,7 @@ def test_a_last_checkpoint_that_is_lost_is_an_error(
     start = RunState(Position(3 if files else 0, epoch_reported=False), files)
     recording = Recording(tmp_path, start=start)
     recording.snap(12)
-    recording.writer.when_waited_for = [Refused(12, FULL), Refused(12, FULL)]
+    recording.writer.when_waited_for = [(12, FULL), (12, FULL)]
     with pytest.raises(CheckpointError) as caught:
         recording.recorder.finish()
     assert str(caught.value) == f"{FULL}: the last checkpoint, of step 12, is lost; {on_disk}"

@@ -13,12 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pipeline.schedule.feed import Position
-from pipeline.storage.background_writer import (
-    BackgroundWriter,
-    LeftOut,
-    Refused,
-    Written,
-)
+from pipeline.storage.background_writer import BackgroundWriter
 from pipeline.storage.checkpoint import RunState
 
 if TYPE_CHECKING:
@@ -37,8 +32,8 @@ def snapshot(step: int) -> RunState:
     return RunState(Position(step), {0: b"block"})
 
 
-def written(step: int) -> Written:
-    return Written(step, Path(f"step-{step}"))
+def written(step: int) -> Outcome:
+    return step, Path(f"step-{step}")
 
 
 @dataclass
@@ -104,7 +99,7 @@ def test_a_slow_disk_leaves_out_what_is_between_and_never_the_newest(bench: Benc
     bench.write(1)
     bench.wait_until_begun(1)
     bench.write(2, 3, 4)
-    assert bench.writer.outcomes() == [LeftOut(2), LeftOut(3)]
+    assert bench.writer.outcomes() == [(2, None), (3, None)]
     bench.store.take()
     bench.wait_until_begun(4)
     bench.write(5)
@@ -118,7 +113,7 @@ def test_the_first_is_written_whatever_follows(bench: Bench) -> None:
     bench.wait_until_begun(1)
     bench.store.take()
     bench.store.take()
-    assert bench.all_outcomes() == [LeftOut(2), written(1), written(3)]
+    assert bench.all_outcomes() == [(2, None), written(1), written(3)]
 
 
 def test_one_after_another(bench: Bench) -> None:
@@ -146,7 +141,7 @@ def test_a_refusal_is_an_outcome_and_the_next_is_tried(bench: Bench) -> None:
     bench.write(2)
     bench.store.take(error)
     bench.store.take()
-    assert bench.all_outcomes() == [Refused(1, error), written(2)]
+    assert bench.all_outcomes() == [(1, error), written(2)]
 
 
 def test_memory_holds_two_at_most(bench: Bench) -> None:
@@ -181,5 +176,5 @@ def test_every_means_all_of_them_and_at_once() -> None:
     for step in (1, 2, 3):
         writer.write(snapshot(step))
         assert store.begun.get_nowait() == step
-    assert writer.outcomes() == [written(1), Refused(2, error), written(3)]
+    assert writer.outcomes() == [written(1), (2, error), written(3)]
     assert writer.outcomes() == []

@@ -11,7 +11,6 @@ from pipeline.run.events import Note
 from pipeline.run.recorder import Recorder
 from pipeline.schedule.feed import Course
 from pipeline.schedule.reports import PassReport, StageState, Tally, Usage
-from pipeline.storage.background_writer import Written
 from pipeline.storage.checkpoint import RunState
 from pipeline.storage.folder import Folder
 
@@ -112,5 +111,5 @@ def evaluated(stage: int, epoch: int) -> PassReport:
     return PassReport(stage, epoch, False, tallies, Usage(1.0, 1.0, 5))
 
 
-def written(step: int) -> Written:
-    return Written(step, Path(f"step-{step}"))
+def written(step: int) -> Outcome:
+    return step, Path(f"step-{step}")
