@@ -22,8 +22,8 @@ from pipeline.errors import NonFiniteLossError, PipelineError, StageFailedError,
 from pipeline.learning.block_file import decode_block
 from pipeline.learning.build import build_stage, prepare_process
 from pipeline.rehearsal.fingerprints import initial_fingerprints
+from pipeline.run.batch_reader import BatchReader
 from pipeline.run.events import Note, StageProgress
-from pipeline.run.reading import Reading
 from pipeline.run.run import Speedometer
 from pipeline.worker.stage_runner import StageRunner
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.planning.plan import StagePlan
-    from pipeline.run.reading import Arrays
+    from pipeline.run.batch_reader import Arrays
     from pipeline.run.run import Run
     from pipeline.schedule.items import Item
     from pipeline.schedule.reports import PassReport, StageState
@@ -107,7 +107,7 @@ class SingleTrainer:
         run = self._run
         run.recorder.metrics.start_clock()
         speedometer, looked = Speedometer(run, monotonic()), monotonic()
-        with closing(Reading(run, run.heed_interruption, run.observer)) as reading:
+        with closing(BatchReader(run, run.heed_interruption, run.observer)) as reading:
             for item in run.feed:
                 arrays = reading.arrays(item)
                 if arrays is not None:

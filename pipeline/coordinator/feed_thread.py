@@ -8,7 +8,7 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING
 
 from pipeline.errors import CalledOffError, PipelineError, StageFailedError, one_line
-from pipeline.run.reading import Reading
+from pipeline.run.batch_reader import BatchReader
 from pipeline.transport.payloads import ArrayPayload
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class FeedThread(Thread):
         self._run, self._link, self._called_off = run, link, called_off
         self._error: Exception | None = None
         self._news: SimpleQueue[RunEvent] = SimpleQueue()
-        self._from_disk = Reading(run, self._check_wanted, self._news.put)
+        self._from_disk = BatchReader(run, self._check_wanted, self._news.put)
         self.reading = False
         """Whether it is about to send; else it waits for the first stage, or has ended."""
 

@@ -106,8 +106,8 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Job, int], No
     """Have batch `index` of epoch 1 read from a disk that gives nothing, until the test is over."""
     over = Event()
     monkeypatch.setattr("pipeline.data.batches.Batches.in_memory", False)
-    monkeypatch.setattr("pipeline.run.reading._ENDS_S", 0.3)
-    monkeypatch.setattr("pipeline.run.reading._TELLS_EVERY_S", 0.1)
+    monkeypatch.setattr("pipeline.run.batch_reader._ENDS_S", 0.3)
+    monkeypatch.setattr("pipeline.run.batch_reader._TELLS_EVERY_S", 0.1)
 
     def hang(job: Job, index: int) -> None:
         failing(job, TRAIN, (1, index), lambda: over.wait(60.0))
@@ -151,7 +151,7 @@ def test_a_disk_that_hangs_for_too_long_ends_the_run(
     train: Train, folder: Folder, hanging: Callable[[Job, int], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("pipeline.run.reading.LONGEST_WAIT_S", 0.3)
+    monkeypatch.setattr("pipeline.run.batch_reader.LONGEST_WAIT_S", 0.3)
     job = Job(folder(), 3)
     hanging(job, 1)
     with pytest.raises(CutShortError, match="for the images of batch 2: the disk gave none"):

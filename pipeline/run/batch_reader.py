@@ -35,8 +35,8 @@ _ENDS_S = 5.0
 _TELLS_EVERY_S = 2.0
 
 
-class Reading:
-    """Reads for one feed.
+class BatchReader:
+    """Reads the batches of one feed.
 
     Args:
         look: called while it waits; may raise CalledOffError, or have the feed interrupted.
