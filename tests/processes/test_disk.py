@@ -130,7 +130,7 @@ def test_a_disk_that_is_read_only_for_a_while(job: Job, tmp_path: Path, undistur
         )
         assert trained.error is None
         assert trained.written == [9, 12]
-        assert sum("Read-only file system" in note for note in trained.notes) == 4
+        assert sum("Read-only file system" in note for note in trained.notes) == 2
         assert sum("metrics.jsonl: is written again" in note for note in trained.notes) == 1
         assert_as_undisturbed(disk / "run", undisturbed)
 
