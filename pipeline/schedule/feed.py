@@ -135,12 +135,9 @@ class Feed:
         """Whether part of the course was left out: an interruption, or an item that failed."""
         self.failure: PipelineError | None = None
         """Why an item could not be had, where that is what ended the feed."""
-        self._position, self._given_up = start, False
-
-    @property
-    def position(self) -> Position:
+        self.position = start
         """How far it has been fed."""
-        return self._position
+        self._given_up = False
 
     def interrupt(self) -> None:
         """End the feed early, with a snapshot."""
@@ -156,14 +153,14 @@ class Feed:
 
     def __iter__(self) -> Iterator[Item]:
         """Yields each item once; an item counts as fed when the next is asked for."""
-        for item in _items(self.course, self._position):
+        for item in _items(self.course, self.position):
             if not self.interrupted:
                 yield self._without_left_out(item)
                 if not self._given_up:
                     self._advance(item)
                     continue
             self.cut_short = True
-            step, reported = self._position.step, self._position.epoch_reported
+            step, reported = self.position.step, self.position.epoch_reported
             yield Snapshot(step, self.course.epoch_of(step), reported)
             break
         yield Stop()
@@ -175,11 +172,11 @@ class Feed:
 
     def _advance(self, item: Item) -> None:
         if isinstance(item, TrainBatch):
-            self._position = Position(item.batch_id, epoch_reported=False)
+            self.position = Position(item.batch_id, epoch_reported=False)
         elif isinstance(item, EndEvaluation) or (
             isinstance(item, EndEpoch) and not self.course.evaluates(item.epoch)
         ):  # an epoch is complete with its test, or with its end where it is not tested
-            self._position = Position(self._position.step, epoch_reported=True)
+            self.position = Position(self.position.step, epoch_reported=True)
 
 
 def _items(course: Course, start: Position) -> Iterator[Item]:

@@ -70,11 +70,6 @@ class Checkpoint:
         """Where its folder is now."""
         return self.folder.path
 
-    @property
-    def step(self) -> int:
-        """Training steps that its weights include."""
-        return self.state.position.step
-
     def start(self) -> RunState:
         """Everything a run needs to go on from here.
 

@@ -70,7 +70,7 @@ def test_what_is_written_is_read(folder: Path) -> None:
     ]
     found = newest(folder)
     assert found is not None
-    assert (found.path, found.step) == (path, 5)
+    assert (found.path, found.state.position.step) == (path, 5)
     assert found.read() == {block: bytes(data) for block, data in FILES.items()}
     start = found.start()
     assert start.position == Position(5, epoch_reported=False)
@@ -117,7 +117,7 @@ def test_newest_is_that_of_the_last_step(folder: Path) -> None:
     assert names(folder) == ["step-00000005", "step-99999999", "step-100000001"]
     found = newest(folder)
     assert found is not None
-    assert found.step == 100_000_001
+    assert found.state.position.step == 100_000_001
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
@@ -392,4 +392,4 @@ def test_way_back_is_a_command_that_works(tmp_path: Path) -> None:
     Path(source).rename(target)
     found = newest(folder)
     assert found is not None
-    assert found.step == 5
+    assert found.state.position.step == 5

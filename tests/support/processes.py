@@ -85,7 +85,7 @@ def digests(run_dir: Path) -> dict[int, dict[int, str]]:
     for path in complete_checkpoints(run_dir / "checkpoints"):
         checkpoint = open_checkpoint(path)
         checkpoint.read()  # raises where a file is not what its manifest says
-        found[checkpoint.step] = checkpoint.digests
+        found[checkpoint.state.position.step] = checkpoint.digests
     return found
 
 
