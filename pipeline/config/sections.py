@@ -256,7 +256,7 @@ class RuntimeConfig(Section):
 
 
 class Config(Section):
-    """A whole run."""
+    """A whole run: its sections, and what must fit across them."""
 
     model: ModelConfig
     loss: LossConfig

@@ -75,7 +75,7 @@ class Sender(Protocol):
         """After the stop marker: returns when all has arrived. Raises as `send` does."""
 
     def close(self) -> None:
-        """Let go; what has not arrived yet may be lost."""
+        """Close the socket; what has not arrived yet may be lost."""
 
 
 class Receiver(Protocol):
@@ -89,7 +89,7 @@ class Receiver(Protocol):
         """The next item. Raises TimedOutError; CalledOffError where `called_off` says so."""
 
     def close(self) -> None:
-        """Let go."""
+        """Close the socket; what has not been received yet is lost."""
 
 
 class Endpoints(Protocol):
@@ -115,7 +115,7 @@ class ControlClient(Protocol):
     """A stage's end of the control connection."""
 
     def send(self, message: Message, attached: Sequence[bytes | memoryview] = ()) -> None:
-        """To the coordinator."""
+        """Queue a message to the coordinator; does not wait. `attached`: frames that follow it."""
 
     @property
     def waiting(self) -> bool:
@@ -135,7 +135,7 @@ class ControlServer(Protocol):
     def send(
         self, stage: int, message: Message, attached: Sequence[bytes | memoryview] = ()
     ) -> None:
-        """To one stage."""
+        """Queue a message to one stage; does not wait. One to a stage that has left is lost."""
 
     def receive(self, timeout_s: float) -> Said | None:
         """What any stage said, None after `timeout_s` of silence."""

@@ -73,7 +73,7 @@ class ArrayPayload:
 
     @property
     def device(self) -> None:
-        """Nowhere."""
+        """None: it lies in host memory."""
 
 
 def aligned(nbytes: int) -> int:

@@ -72,7 +72,7 @@ class TcpPort:
         return found
 
     def close(self) -> None:
-        """Let go of everything that was not handed over."""
+        """Close every socket that was not handed over; release the reserve."""
         self._first.close()
         self._second.close()
         self._reserve.release()

@@ -63,7 +63,7 @@ class ZmqControlClient:
         return Said(self._stage, decode(head.buffer), tuple(f.buffer for f in attached))
 
     def close(self) -> None:
-        """Let go; what has been said is still delivered."""
+        """Close the socket; what was sent is still delivered."""
         self._socket.close(linger=LINGER_MS)
 
 
@@ -92,7 +92,6 @@ class ZmqControlServer:
     def send(
         self, stage: int, message: Message, attached: Sequence[bytes | memoryview] = ()
     ) -> None:
-        """To one stage, which must have said hello."""
         name = _name(self._run, "stage", stage, self._attempts.get(stage, 0))
         self._listener.send(name, [encode(message), *attached])
 

@@ -108,7 +108,7 @@ class ZmqSender:
         self._hear_until(lambda: self._all_arrived, "the last items")
 
     def close(self) -> None:
-        """Let go; what has not arrived yet has a moment left."""
+        """Close the socket; what has not arrived yet has `LINGER_MS` left."""
         self._landing = []
         self._writer.close()
         self._socket.close(linger=LINGER_MS)
@@ -217,7 +217,7 @@ class ZmqReceiver:
         return self._arrived.popleft()
 
     def close(self) -> None:
-        """Let go of the socket and of the ring's descriptor."""
+        """Close the socket and the ring's descriptor."""
         self._listener.close()
         self._arrived.clear()
         if self._ring:
