@@ -103,11 +103,10 @@ def _residual_network(model: ModelConfig, image_shape: Shape) -> list[Layer]:
     layers = [Layer(_stem(image_shape, stem), pool)]
     if model.preactivation:
         layers = [layers[0]._replace(passes_raw=True, drops="nothing")]
-    make = _preactivated_unit if model.preactivation else _residual_unit
     for number, (width, count) in enumerate(zip(widths, units, strict=True)):
         for unit in range(count):
             stride = 2 if unit == 0 and number > 0 else 1
-            layers += make(layers, width, stride, model)
+            layers += _unit(layers, width, stride, model)
     last = layers[-1]._replace(pool=_over_space(layers, image_shape), passes_raw=False)
     return [*layers[:-1], last]
 
@@ -122,19 +121,13 @@ def _residual_plan(model: ModelConfig) -> tuple[int, tuple[int, ...], tuple[int,
     return _width(16, model), widths, ((depth - 4) // 6,) * 3  # Zagoruyko & Komodakis 2016
 
 
-def _residual_unit(
-    before: Sequence[Layer], width: int, stride: int, model: ModelConfig
-) -> list[Layer]:
-    first = _convolution(before[-1].layer.out_features, width, stride)
+def _unit(before: Sequence[Layer], width: int, stride: int, model: ModelConfig) -> list[Layer]:
+    channels = before[-1].layer.out_features
     shortcut = _around(before, width, stride) if model.residual else None
-    return [Layer(first), Layer(_convolution(width, width), shortcut=shortcut)]
-
-
-def _preactivated_unit(
-    before: Sequence[Layer], width: int, stride: int, model: ModelConfig
-) -> list[Layer]:
-    first = Layer(_convolution(before[-1].layer.out_features, width), drops="units")
-    shortcut = _around(before, width, stride) if model.residual else None
+    if not model.preactivation:
+        first = Layer(_convolution(channels, width, stride))
+        return [first, Layer(_convolution(width, width), shortcut=shortcut)]
+    first = Layer(_convolution(channels, width), drops="units")
     second = Layer(_convolution(width, width, stride), shortcut=shortcut, drops="nothing")
     return [one._replace(activates_input=True, passes_raw=True) for one in (first, second)]
 
