@@ -98,7 +98,11 @@ def _hidden(
             passes_raw=hidden.passes_raw,
             drops_units=hidden.drops == "units",
         )
-        _check_size(model, spec, image_shape)
+        if min(spec.out_shape) < 1:
+            raise ConfigError(
+                f"model {model.name}: block {index} would pool {spec.shape} to {spec.out_shape}: "
+                f"images of {image_shape[1]}×{image_shape[2]} pixels are too small for it"
+            )
         specs.append(spec)
         shape = spec.out_shape
     return specs
@@ -142,16 +146,26 @@ def _within_shortcut(hidden: Sequence[BlockSpec], index: int) -> bool:
     )
 
 
-def _check_size(model: ModelConfig, spec: BlockSpec, image_shape: Shape) -> None:
-    if min(spec.out_shape) < 1:
-        raise ConfigError(
-            f"model {model.name}: block {spec.index} would pool {spec.shape} to {spec.out_shape}: "
-            f"images of {image_shape[1]}×{image_shape[2]} pixels are too small for it"
-        )
-
-
 def _with_heads(spec: BlockSpec, loss: LossConfig, hidden: tuple[int, ...]) -> BlockSpec:
-    pred, sim = _heads(spec, loss, hidden)
+    shape, has_space = spec.shape, len(spec.shape) == 3
+    pool = decoder_pool(shape, loss.dim_in_decoder) if has_space else None
+    pred = sim = None
+    if loss.local in ("pred", "predsim"):
+        feedback = loss.feedback if loss.classifier == "fixed" else "learned"
+        pred = PredSpec(
+            pool,
+            features=prod(pool.out_shape(shape) if pool else shape),
+            outputs=loss.target_projection if loss.bio else spec.classes,
+            weight=1.0 - loss.beta if loss.local == "predsim" else 1.0,
+            feedback="aligned" if loss.bio else feedback,
+            hidden=hidden,
+            nonlinearity=spec.nonlinearity,
+        )
+    if loss.local in ("sim", "predsim") or loss.unsupervised == "sim":
+        weight = {"sim": 1.0, "predsim": loss.beta}.get(loss.local or "", 0.0)
+        kind: Literal["linear", "conv"] = "conv" if has_space else "linear"
+        # the bio form has no map, and pools the activation as a classifier does
+        sim = SimSpec(kind, 0, weight, pool) if loss.bio else SimSpec(kind, shape[0], weight)
     return replace(
         spec,
         pred=pred,
@@ -186,37 +200,6 @@ def decoder_pool(shape: Shape, limit: int) -> PoolSpec | None:
 
 def _decoder_padding(side: int, kernel: int) -> int:
     return (kernel * (ceil(side / kernel) - side // kernel)) // 2
-
-
-def _heads(
-    spec: BlockSpec, loss: LossConfig, hidden: tuple[int, ...]
-) -> tuple[PredSpec | None, SimSpec | None]:
-    pred_weight = {"pred": 1.0, "predsim": 1.0 - loss.beta}
-    sim_weight = {"sim": 1.0, "predsim": loss.beta}
-    pred = sim = None
-    if loss.local in pred_weight:
-        plain = _pred(loss, spec.shape, spec.classes, pred_weight[loss.local])
-        pred = replace(plain, hidden=hidden, nonlinearity=spec.nonlinearity)
-    if loss.local in sim_weight or loss.unsupervised == "sim":
-        sim = _sim(loss, spec.shape, sim_weight.get(loss.local or "", 0.0))
-    return pred, sim
-
-
-def _pred(loss: LossConfig, shape: Shape, classes: int, weight: float) -> PredSpec:
-    pool = decoder_pool(shape, loss.dim_in_decoder) if len(shape) == 3 else None
-    features = prod(pool.out_shape(shape) if pool else shape)
-    if loss.bio:
-        return PredSpec(pool, features, loss.target_projection, weight, "aligned")
-    feedback = loss.feedback if loss.classifier == "fixed" else "learned"
-    return PredSpec(pool, features, classes, weight, feedback)
-
-
-def _sim(loss: LossConfig, shape: Shape, weight: float) -> SimSpec:
-    kind: Literal["linear", "conv"] = "conv" if len(shape) == 3 else "linear"
-    if loss.bio:
-        pool = decoder_pool(shape, loss.dim_in_decoder) if len(shape) == 3 else None
-        return SimSpec(kind, 0, weight, pool)
-    return SimSpec(kind, shape[0], weight)
 
 
 def _as_output(spec: BlockSpec, loss: LossConfig) -> BlockSpec:
