@@ -79,7 +79,13 @@ def class_limited_order(
     unused = _Unused(labels, draws)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        batch[:] = draws.permutation(_next_batch(unused, len(batch), classes, draws))
+        taken: list[NDArray[np.int64]] = []
+        places, first = len(batch), classes
+        while places > 0:
+            counts = _counts(unused.left, places, first, draws)
+            taken += unused.take(counts)
+            places, first = places - int(counts.sum()), 1
+        batch[:] = draws.permutation(np.concatenate(taken))
     return order
 
 
@@ -100,16 +106,6 @@ class _Unused:
         self.left -= counts
         spans = zip(starts, counts[present], strict=True)
         return [self._examples[start : start + count] for start, count in spans]
-
-
-def _next_batch(unused: _Unused, places: int, first: int, draws: Generator) -> NDArray[np.int64]:
-    taken: list[NDArray[np.int64]] = []
-    while places > 0:
-        counts = _counts(unused.left, places, first, draws)
-        taken += unused.take(counts)
-        places -= int(counts.sum())
-        first = 1
-    return np.concatenate(taken)
 
 
 def _counts(
