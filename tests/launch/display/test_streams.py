@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support.processes import HELD, digests
 
-from launch.display.streams import Backlog, Outlet, lost_output
+from launch.display.streams import Backlog, OutputStream, lost_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,7 +77,7 @@ PAUSED = pytest.mark.parametrize("paused", [unread_pipe, paused_terminal])
 @pytest.mark.parametrize("waits", [True, False])
 def test_what_nobody_takes_is_dropped(gone: Callable[[], Iterator[int]], waits: bool) -> None:
     with gone() as descriptor:
-        outlet = Outlet(descriptor, "utf-8")
+        outlet = OutputStream(descriptor, "utf-8")
         if not waits:
             outlet.wait_for_no_reader()
         assert lost_output(outlet) == ""
@@ -88,7 +88,7 @@ def test_what_nobody_takes_is_dropped(gone: Callable[[], Iterator[int]], waits: 
 
 def test_what_is_taken_arrives() -> None:
     reader, writer = os.pipe()
-    outlet = Outlet(writer, "utf-8")
+    outlet = OutputStream(writer, "utf-8")
     print("one", file=outlet)
     assert os.read(reader, 10) == b"one\n"
     outlet.reconfigure(line_buffering=True)
@@ -105,7 +105,7 @@ def test_what_is_taken_arrives() -> None:
 )
 def test_bytes_go_the_way_of_text(data: bytes) -> None:
     reader, writer = os.pipe()
-    outlet = Outlet(writer, "utf-8")
+    outlet = OutputStream(writer, "utf-8")
     print("first", end=" ", file=outlet)
     assert outlet.buffer.write(data) == len(data)
     outlet.buffer.flush()
@@ -118,7 +118,7 @@ def test_a_line_that_comes_while_the_output_ends() -> None:
     """It is written by its own thread: no other would be there to write it."""
     late: list[Thread] = []
 
-    class Ending(Outlet):
+    class Ending(OutputStream):
         def settle(self) -> bool:
             settled = super().settle()
             late.append(Thread(target=print, args=("late",), kwargs={"file": self}))
@@ -139,7 +139,7 @@ def test_a_line_that_comes_while_the_output_ends() -> None:
 @PAUSED
 def test_who_does_not_read_holds_up_nobody(paused: Callable[[], Iterator[tuple[int, int]]]) -> None:
     with paused() as (reader, writer):
-        outlet = Outlet(writer, "ascii")
+        outlet = OutputStream(writer, "ascii")
         outlet.wait_for_no_reader()
         for line in range(20_000):
             print(f"line {line} of a run that goes on →", file=outlet)
@@ -162,7 +162,7 @@ def test_the_end_does_not_wait_for_ever(
 ) -> None:
     monkeypatch.setattr("launch.display.streams.LAST_WORDS_S", 0.05)
     with paused() as (_, writer):
-        outlet = Outlet(writer, "utf-8")
+        outlet = OutputStream(writer, "utf-8")
         outlet.wait_for_no_reader()
         print("last words", file=outlet)
         assert not outlet.settle()
@@ -173,7 +173,7 @@ def test_the_end_does_not_wait_for_ever(
 def test_a_descriptor_that_somebody_has_made_non_blocking() -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    outlet = Outlet(writer, "utf-8")
+    outlet = OutputStream(writer, "utf-8")
     outlet.wait_for_no_reader()
     text = "many lines\n" * 20_000
     outlet.write(text)
