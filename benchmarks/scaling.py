@@ -27,6 +27,7 @@ from benchmarks.lib.command_line import counts_of, provenance_now, with_usage_er
 from benchmarks.lib.contenders import NEVER
 from benchmarks.lib.report import Finding, Report, markdown
 from benchmarks.lib.result_files import RESULTS, keep_so_far, make_writable, write_result
+from launch.command import status_of
 from launch.engines.interrupts import INTERRUPTED
 from launch.job import Options
 from launch.launcher import launch
@@ -131,7 +132,7 @@ def measured(options: Options) -> float:
     """Images/s that a run reaches, the median of its later epochs."""
     assert options.run_dir is not None, "a new one for each run"
     with redirect_stderr(StringIO()) as said:  # how to resume a run whose folder goes at once
-        status = launch(options)
+        status = status_of(lambda: launch(options))
     if status == INTERRUPTED:
         raise click.Abort
     if status:

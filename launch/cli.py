@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from launch.display.streams import end_output, tolerate_streams, wait_for_no_reader
-from launch.engines.interrupts import INTERRUPTED, catch_interruptions, end_at_once_with
+from launch.command import run_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-def end_with(body: Callable[[], int]) -> NoReturn:
-    """Carry out a whole command, imports included, and exit with its status."""
-    try:
-        catch_interruptions()
-        tolerate_streams()
-        status = body()
-    except KeyboardInterrupt:
-        wait_for_no_reader()
-        print("interrupted", file=sys.stderr)
-        status = INTERRUPTED
-    with suppress(KeyboardInterrupt):
-        end_at_once_with(status)
-        end_output()
-    sys.exit(status)
-
 
 _HOW_TO_LAUNCH = (
     click.option(
@@ -87,7 +67,7 @@ def launch_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--run-dir",
     metavar="DIR",
-    help="Where everything of this run goes. [default: runs/<config>-<date>-<time>]",
+    help="The folder that the run writes everything into. [default: runs/<config>-<date>-<time>]",
 )
 @click.option(
     "--resume",
@@ -100,7 +80,7 @@ def launch_options(command: Callable[..., None]) -> Callable[..., None]:
     "--plan",
     metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Obey this plan: blocks and device of each stage, as a run's plan.json has them.",
+    help="Follow this plan: blocks and device of each stage, as in a run's plan.json.",
 )
 @click.option(
     "--measure",
@@ -121,20 +101,17 @@ def main(**options: Any) -> None:
     Exit status: 0 done; 1 the run failed; 2 wrong usage or config;
     130 interrupted (a checkpoint was written).
     """
-    end_with(lambda: _launched(options))
 
+    def body() -> int:
+        from launch.job import Options
+        from launch.launcher import launch
+        from launch.run_directory import folder_named
 
-def _launched(options: dict[str, Any]) -> int:
-    from launch.job import Options
-    from launch.launcher import guarded, launch
-    from launch.run_directory import folder_named
+        given = options.pop("run_dir")
+        run_dir = None if given is None else folder_named("--run-dir", given)
+        return launch(Options(run_dir=run_dir, **options))
 
-    def named() -> int:
-        given = options["run_dir"]
-        folder = None if given is None else folder_named("--run-dir", given)
-        return launch(Options(**{**options, "run_dir": folder}))
-
-    return guarded(named)
+    run_command(body)
 
 
 if __name__ == "__main__":

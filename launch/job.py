@@ -1,4 +1,4 @@
-"""What a command is asked for, and the job that comes of it once everything was checked."""
+"""What the command line asks for (`Options`), and the checked run that is made of it (`Job`)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ ViewKind: TypeAlias = Literal["auto", "live", "plain", "quiet"]
 
 @dataclass(frozen=True, slots=True)
 class Foresight:
-    """`source`: where the times are from, for people. `memory_bytes`: of a device, None where it
-    was not said."""
+    """What is known of a job's speed. `source`: where the times are from, for people.
+    `memory_bytes`: of a device; None where it is not known."""
 
     timing: Timing
     source: str
@@ -57,12 +57,11 @@ class Job:
     costs: tuple[BlockCost, ...]
     plan: Plan
     foresight: Foresight | None = None
-    """What is known of its speed."""
     single: bool = False
-    """Whether one process does all of it."""
+    """Whether one process trains all stages."""
     own_code: tuple[str, ...] = ()
-    """Of a user's modules, as they were imported to plan their network."""
+    """Names of the user's own modules that were imported to plan their network."""
     rehearsal: Rehearsal | None = None
-    """What was found of a user's own network."""
+    """What was found out about a user's own network."""
     too_large: str = ""
-    """Why the memory of this machine can't hold it; only a dry run goes on with that."""
+    """Why this machine's memory can't hold it; only a dry run goes on with that."""

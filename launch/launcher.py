@@ -1,61 +1,34 @@
-"""From options to an exit status: the one readable way through a command."""
+"""A training command from its options to its exit status: check, hold the folder, train."""
 
 from __future__ import annotations
 
 import shlex
-import sys
-import traceback
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from launch.display.streams import settle_output, wait_for_no_reader
+from launch.command import DONE, FAILED, complain
+from launch.display.streams import wait_for_no_reader
 from launch.engines.interrupts import INTERRUPTED
 from launch.plan.checks import check_engine, make_job
-from launch.resume import look, nothing_left
+from launch.resume import look, nothing_left, start_state
 from launch.run_directory import HeldRun, RunDirectory, hold, hold_new
-from pipeline.errors import (
-    ConfigError,
-    CutShortError,
-    InterruptedRunError,
-    PipelineError,
-    StageFailedError,
-)
+from pipeline.errors import ConfigError, CutShortError, InterruptedRunError
 from pipeline.storage.checkpoint import RunState
-from pipeline.system.limits import cure_of, with_cure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterator
 
     from launch.job import Job, Options
     from pipeline.coordinator.engine import Engine
 
-DONE, FAILED, WRONG_USAGE = 0, 1, 2
-
 
 def launch(options: Options) -> int:
-    """Carry out a command; returns its exit status."""
-    return guarded(lambda: _launch(options))
+    """Carry out what the options ask for; returns the exit status.
 
-
-def guarded(command: Callable[[], int]) -> int:
-    """The exit status of `command`, having said on stderr what went wrong."""
-    try:
-        return command()
-    except ConfigError as error:
-        return _complain(str(error), WRONG_USAGE)
-    except StageFailedError as error:
-        return _complain(error.summary, FAILED, error.remote_traceback)
-    except PipelineError as error:
-        return _complain(str(error), FAILED)
-    except KeyboardInterrupt:
-        return _complain("interrupted", INTERRUPTED)
-    except Exception as error:  # the process boundary: a full disk, no memory, a bug
-        bug = cure_of(error) is None
-        return _complain(with_cure(error), FAILED, traceback.format_exc() if bug else "")
-
-
-def _launch(options: Options) -> int:
+    Raises:
+        ConfigError: for wrong usage or configuration, before anything is started.
+        PipelineError: what ended the run, except an interruption.
+    """
     if not options.dry_run:
         wait_for_no_reader()  # already where a user's own network is made, which may print
     check_engine(options)
@@ -66,23 +39,22 @@ def _launch(options: Options) -> int:
         if options.resume and options.run_dir is not None:
             look(options.run_dir, job)
         return _print_plan(job)
-    with _held(options, job.name) as run:
+    # from here on no other command changes the run's folder
+    folder = (
+        hold_new(job.name)
+        if options.run_dir is None
+        else hold(options.run_dir, make=not options.resume)
+    )
+    with folder as run:
         if not options.resume:
             run.refuse_to_overwrite()
-            return _start(job, run, (RunState(), []), options)
-        origin = run.start_state(job)
+            return _train(job, run, (RunState(), []), options)
+        origin = start_state(run.folder, job)
         finished = nothing_left(job, origin[0], run.path)
         if finished:
             print(finished, flush=True)
             return DONE
-        return _start(job, run, origin, options)
-
-
-def _held(options: Options, name: str) -> AbstractContextManager[HeldRun]:
-    """The run's folder: from here on no other command changes it."""
-    if options.run_dir is None:
-        return hold_new(name)
-    return hold(options.run_dir, make=not options.resume)
+        return _train(job, run, origin, options)
 
 
 def _print_plan(job: Job) -> int:
@@ -102,30 +74,30 @@ def _print_plan(job: Job) -> int:
     return DONE
 
 
-def _start(job: Job, run: HeldRun, origin: tuple[RunState, list[str]], options: Options) -> int:
+def _train(job: Job, run: HeldRun, origin: tuple[RunState, list[str]], options: Options) -> int:
     run.check_writable()
     trained = False
     try:
-        with engine_for(options) as engine:
+        with engine_for(single=options.single) as engine:
             from launch.training import train  # numpy, and much more: only now that it is needed
 
             train(job, run, origin, engine, view=options.view)
             trained = True
     except InterruptedRunError as error:
-        return _complain(_how_to_resume(str(error), run, options), INTERRUPTED)
+        return complain(_how_to_resume(str(error), run, options), INTERRUPTED)
     except CutShortError as error:
         said = _how_to_resume(error.summary, run, options)
-        return _complain(said, FAILED, error.remote_traceback)
+        return complain(said, FAILED, error.remote_traceback)
     except KeyboardInterrupt:
         if not trained:  # else only the engine was still to be closed, and nothing is left to do
-            return _complain(_how_to_resume(ended_at_once(run), run, options), INTERRUPTED)
+            return complain(_how_to_resume(ended_at_once(run), run, options), INTERRUPTED)
     return DONE
 
 
 @contextmanager
-def engine_for(options: Options) -> Iterator[Engine | None]:
+def engine_for(*, single: bool) -> Iterator[Engine | None]:
     """Workers on this machine, which begin to import torch; None is single mode."""
-    if options.single:
+    if single:
         yield None
         return
     from launch.engines.local import LocalEngine
@@ -139,7 +111,7 @@ def engine_for(options: Options) -> Iterator[Engine | None]:
 
 
 def ended_at_once(run: HeldRun) -> str:
-    """What is said of a run that had no time to come to its end: what there is to go on from."""
+    """What to say of a run that had no time to write a checkpoint: the newest one there is."""
     step = run.newest_step
     if step is None:
         return "interrupted: there is no complete checkpoint"
@@ -147,7 +119,7 @@ def ended_at_once(run: HeldRun) -> str:
 
 
 def _how_to_resume(said: str, run: HeldRun, options: Options) -> str:
-    """With the line to resume by, where there is a run, in whatever folder it is by now."""
+    """`said`, and the command that resumes the run, if there is one, in its folder as named now."""
     if not run.holds_run:
         return said
     command = ["pipeline-launch", "--resume", "--run-dir", str(run.path)]
@@ -158,21 +130,8 @@ def _how_to_resume(said: str, run: HeldRun, options: Options) -> str:
         command += [flag, str(value)] if value is not None else []
     for override in options.overrides:
         command += ["--set", override]
-    if options.config is not None and not _is_the_runs_own(options):
+    # the run's own config may have moved, with its folder
+    own = None if options.run_dir is None else RunDirectory(options.run_dir).config
+    if options.config not in (None, own):
         command.append(str(options.config))
     return f"{said}; to go on:\n  {shlex.join(command)}"
-
-
-def _is_the_runs_own(options: Options) -> bool:
-    """The config of a run that is resumed by it may have moved, with its folder."""
-    return options.run_dir is not None and options.config == RunDirectory(options.run_dir).config
-
-
-def _complain(text: str, status: int, remote_traceback: str = "") -> int:
-    if status == INTERRUPTED:
-        wait_for_no_reader()
-    settle_output()
-    print(f"error: {text}" if status != INTERRUPTED else text, file=sys.stderr)
-    if remote_traceback:
-        print(remote_traceback.rstrip(), file=sys.stderr)
-    return status

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launch.cli import end_with, launch_options
-from launch.paper.request import DEFAULT_RESULTS, DEFAULT_RUNS, Request
+from launch.cli import launch_options
+from launch.command import DONE, run_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from launch.paper.table import Cell, Entry, Table
-    from launch.paper.tasks import Task
+    from launch.paper.tasks import Request, Task
     from launch.run_directory import HeldRun, RunDirectory
 
 
@@ -38,16 +38,20 @@ def reproduce(tables: Sequence[Table], request: Request) -> int:
         ConfigError: for the first thing that is wrong.
         PipelineError: what ended the first run that fails.
     """
-    from launch.launcher import DONE
+    from launch.paper.results import is_finished
     from launch.paper.tasks import check_results, make_tasks
     from launch.run_directory import hold
 
     tasks = make_tasks(tables, request)
     check_results(request.results)
-    say = _say if request.launch.view != "quiet" else _say_nothing
+
+    def say(line: str) -> None:
+        if request.launch.view != "quiet":
+            _say(line)
+
     for number, task in enumerate(tasks, 1):
         say(f"[{number}/{len(tasks)}] {task.entry.title}  {task.directory.path}")
-        if task.finished:
+        if is_finished(task.directory, task.job.config):
             say(_keep(tables, task.entry, task.directory, request.results))
             continue
         with hold(task.directory.path) as run:
@@ -64,7 +68,7 @@ def show_plans(tables: Sequence[Table], request: Request) -> int:
     Raises:
         ConfigError: for the first thing that is wrong.
     """
-    from launch.launcher import DONE, launch
+    from launch.launcher import launch
     from launch.paper.tasks import make_tasks
 
     with TemporaryDirectory(prefix="pipeline-") as folder:
@@ -81,12 +85,13 @@ def show_plans(tables: Sequence[Table], request: Request) -> int:
 def _train(task: Task, run: HeldRun, command: str) -> int:
     """Train a task to its end in its folder; `command` goes into its provenance."""
     from launch.engines.interrupts import INTERRUPTED
-    from launch.launcher import DONE, ended_at_once, engine_for
+    from launch.launcher import ended_at_once, engine_for
     from launch.machine.provenance import provenance, read_starts, write_starts
+    from launch.paper.results import is_finished
     from pipeline.errors import CutShortError, InterruptedRunError, StageFailedError
 
-    if task.finished_in(run.directory):  # by another command, before this one held the folder
-        return DONE
+    if is_finished(run.directory, task.job.config):
+        return DONE  # another command trained it before this one locked the folder
     resumed = run.holds_run
 
     def note_start() -> None:
@@ -96,8 +101,8 @@ def _train(task: Task, run: HeldRun, command: str) -> int:
     origin = task.origin(run)
     run.check_writable()
     try:
-        with engine_for(task.options) as engine:
-            from launch.training import train  # much; the workers import torch meanwhile
+        with engine_for(single=task.options.single) as engine:
+            from launch.training import train  # imports much, while workers import torch
 
             view = task.options.view
             train(task.job, run, origin, engine, view=view, begun=note_start)
@@ -108,16 +113,12 @@ def _train(task: Task, run: HeldRun, command: str) -> int:
     except CutShortError as error:
         advised = f"{error.summary}; to go on, with what was to follow:\n  {command}"
         raise StageFailedError(advised, error.remote_traceback) from error
-    _give_memory_back()
-    return DONE
-
-
-def _give_memory_back() -> None:
-    """Single mode trained in this process: the next entry's workers may need its device memory."""
     torch = sys.modules.get("torch")
     if torch is not None:
+        # single mode trained in this process: the next entry may need its device memory
         gc.collect()
         torch.cuda.empty_cache()
+    return DONE
 
 
 def _keep(tables: Sequence[Table], entry: Entry, directory: RunDirectory, results: Path) -> str:
@@ -153,20 +154,21 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _say_nothing(line: str) -> None:
-    pass
+def carry_out(request: Request, *, listing: bool, write: bool, report: bool) -> int:
+    """Print the list, write the configs, write the report; if none is asked for, train.
 
-
-def answer(
-    tables: Sequence[Table], request: Request, *, listing: bool, write: bool, report: bool
-) -> int:
-    """Do what needs no training: print a list, write the configs, write the report."""
+    Raises:
+        ConfigError: for the first thing that is wrong.
+        PipelineError: what ended the first run that fails.
+    """
     from launch.paper.configs import write_configs
     from launch.paper.report import write_report
     from launch.paper.results import alone_in
-    from launch.paper.table import all_cells, select
+    from launch.paper.table import all_cells, read_tables, select
     from launch.paper.tasks import writing
+    from pipeline.errors import ConfigError
 
+    tables = read_tables()
     if listing:
         cells = select(tables, request.selector) if request.selector else all_cells(tables)
         list_cells(cells, request.results)
@@ -175,16 +177,8 @@ def answer(
     if report:
         with writing("--results", request.results), alone_in(request.results):
             _say(f"written: {write_report(tables, request.results, _say, None)}")
-    return 0
-
-
-def _carry_out(request: Request, *, listing: bool, write: bool, report: bool) -> int:
-    from launch.paper.table import read_tables
-    from pipeline.errors import ConfigError
-
-    tables = read_tables()
     if listing or write or report:
-        return answer(tables, request, listing=listing, write=write, report=report)
+        return DONE
     if not request.selector:
         raise ConfigError(
             "which entries? give TABLE[/ROW[/LOSS]], as 1/mlp/predsim; --list shows all"
@@ -216,14 +210,14 @@ def _no_nan(_context: click.Context, _parameter: click.Parameter, value: float) 
 @click.option(
     "--runs",
     metavar="DIR",
-    default=DEFAULT_RUNS,
+    default="runs/paper",
     show_default=True,
     help="Where the run directories are: DIR/<data set>/<entry>.",
 )
 @click.option(
     "--results",
     metavar="DIR",
-    default=DEFAULT_RESULTS,
+    default="benchmarks",
     show_default=True,
     help="Where PAPER.md, results/paper.json and figures/ are.",
 )
@@ -254,24 +248,20 @@ def main(
 
     def body() -> int:
         from launch.job import Options
-        from launch.launcher import guarded
+        from launch.paper.tasks import Request
         from launch.run_directory import folder_named
 
-        def named() -> int:
-            command = shlex.join(["pipeline-reproduce", *sys.argv[1:]])
-            request = Request(
-                selector or "",
-                Options(None, **options),
-                epochs_scale,
-                folder_named("--runs", runs),
-                folder_named("--results", results),
-                command,
-            )
-            return _carry_out(request, listing=listing, write=write, report=report)
+        request = Request(
+            selector or "",
+            Options(None, **options),
+            epochs_scale,
+            folder_named("--runs", runs),
+            folder_named("--results", results),
+            shlex.join(["pipeline-reproduce", *sys.argv[1:]]),
+        )
+        return carry_out(request, listing=listing, write=write, report=report)
 
-        return guarded(named)
-
-    end_with(body)
+    run_command(body)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """The run directory: config.yaml, plan.json, metrics.jsonl, run.log, checkpoints/.
 
-Whoever looks on has its path (`RunDirectory`). The one command that changes it holds the folder
-itself, locked (`hold`): what it has seen before that, it looks at again, since another command may
-have been at work in between.
+Who only reads has its path (`RunDirectory`). The one command that changes it holds the folder open
+and locked (`hold`), and then checks it again, since another may have changed it before.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.resume import no_folder, start_state
+from launch.resume import no_folder
 from pipeline.config.config_file import dump_config
 from pipeline.config.sections import config_tree
 from pipeline.errors import CheckpointError, ConfigError
@@ -53,7 +52,7 @@ _ATTEMPTS = 10
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """One run's folder, for whoever looks on."""
+    """One run's folder, for who only reads."""
 
     path: Path
 
@@ -144,10 +143,6 @@ class HeldRun:
             with suppress(OSError):
                 self.folder.remove(trial)
 
-    def start_state(self, job: Job) -> tuple[RunState, list[str]]:
-        """As `resume.start_state`."""
-        return start_state(self.folder, job)
-
     def prepare(
         self,
         job: Job,
@@ -158,8 +153,7 @@ class HeldRun:
         data: DataRecord | None = None,
         files: bytes = b"",
     ) -> CheckpointStore:
-        """Clear away what a killed run has left half done, and write what is known before
-        training.
+        """Remove what a killed run left half written, and write what is known before training.
 
         Args:
             data: which images the run has; files: of an image folder, each of them.

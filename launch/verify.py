@@ -12,11 +12,11 @@ from math import ceil
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from launch.cli import end_with
+from launch.command import run_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -96,14 +96,10 @@ def _folder() -> Iterator[Path]:
 
 def verify(job: Job, steps: int) -> int:
     """Print whether single mode and the pipeline agree; 0 if they do, 1 if not."""
-    from launch.engines.local import LocalEngine
+    from launch.launcher import engine_for
 
-    engine = LocalEngine()
-    try:
-        engine.warm_up()
+    with engine_for(single=False) as engine:
         pipeline = digests_of(job, steps, engine)
-    finally:
-        engine.close()
     single = digests_of(job, steps, None)
     difference = first_difference(single, pipeline)
     stages, tensors = job.plan.n_stages, len({key[1:] for key in single})
@@ -138,18 +134,17 @@ def main(
     Exit status: 0 equal; 1 different (block, tensor and step are printed), or a failed run;
     2 wrong usage or config; 130 interrupted.
     """
-    given = {"stages": stages, "gpus": gpus, "overrides": overrides}
-    end_with(lambda: _verified(config, steps, given))
 
+    def body() -> int:
+        from launch.display.streams import wait_for_no_reader
+        from launch.job import Options
+        from launch.plan.checks import make_job
 
-def _verified(config: Path, steps: int, given: Mapping[str, Any]) -> int:
-    from launch.display.streams import wait_for_no_reader
-    from launch.job import Options
-    from launch.launcher import guarded
-    from launch.plan.checks import make_job
+        wait_for_no_reader()
+        options = Options(config, stages=stages, gpus=gpus, overrides=overrides)
+        return verify(make_job(options), steps)
 
-    wait_for_no_reader()
-    return guarded(lambda: verify(make_job(Options(config, **given)), steps))
+    run_command(body)
 
 
 if __name__ == "__main__":

@@ -76,14 +76,15 @@ LAUNCH: dict[str, Row] = {  # from the ground up; `pipeline` may be imported by 
     "machine": row(),
     "display": row("job run_directory"),
     "engines": row("display"),
+    "command": row("display engines"),
     "plan": row("job run_directory machine display engines"),
     "same_data": row(),
     "training": row("job run_directory display engines plan same_data"),
-    "launcher": row("job resume run_directory display engines plan training"),
-    "paper": row("job run_directory machine plan"),
-    "cli": row("job run_directory display engines launcher"),
-    "verify": row("job display engines plan training launcher cli"),
-    "reproduce": row("job run_directory machine engines training launcher paper cli"),
+    "launcher": row("job resume run_directory display engines command plan training"),
+    "paper": row("job resume run_directory machine plan"),
+    "cli": row("job run_directory command launcher"),
+    "verify": row("job display engines command plan training launcher"),
+    "reproduce": row("job run_directory machine engines command training launcher paper cli"),
     "entry": row("cli verify reproduce"),
 }
 
@@ -103,7 +104,7 @@ DOORS = {
     "sklearn": {"pipeline.data.batches"},
     "PIL": {"pipeline.data.image_reading"},
     "safetensors": {"pipeline.learning.block_file"},
-    "matplotlib": {"launch.paper.figures", "launch.paper.plotting"},
+    "matplotlib": {"launch.paper.figures"},
 }
 """Third parties, each with the files that import it."""
 ONLY_IN_LAUNCH = {"click", "rich", "ray"}

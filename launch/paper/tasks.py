@@ -1,9 +1,10 @@
-"""Entries of the paper as tasks: all that can be known before training is checked here."""
+"""Entries of the paper as tasks: all that can be checked before training is checked here."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,10 @@ from launch.machine.provenance import read_starts
 from launch.paper.configs import config_text, scaled_epochs, shortened
 from launch.paper.figures import FIGURES
 from launch.paper.report import RESULTS
-from launch.paper.results import alone_in, is_finished, read_records, what_differs
+from launch.paper.results import alone_in, read_records, what_differs
 from launch.paper.table import all_cells, entries_of, select
 from launch.plan.checks import check_engine, make_job
+from launch.resume import start_state
 from launch.run_directory import RunDirectory
 from pipeline.config.config_file import load_config
 from pipeline.errors import ConfigError
@@ -22,36 +24,37 @@ from pipeline.storage.checkpoint import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from launch.job import Job, Options
-    from launch.paper.request import Request
     from launch.paper.table import Entry, Table
     from launch.run_directory import HeldRun
     from pipeline.config.sections import Config
 
 
 @dataclass(frozen=True, slots=True)
+class Request:
+    """What the command line said. `launch`: how to train; the config comes with each entry."""
+
+    selector: str
+    launch: Options
+    epochs_scale: float = 1.0
+    runs: Path = Path("runs/paper")
+    results: Path = Path("benchmarks")
+    command: str = "pipeline-reproduce"
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
-    """One entry, checked: it can be trained, gone on with, or is finished."""
+    """One entry, checked: it can be trained or resumed, or is finished."""
 
     entry: Entry
     directory: RunDirectory
     options: Options
     job: Job
 
-    @property
-    def finished(self) -> bool:
-        """Whether there is nothing left to train, now."""
-        return self.finished_in(self.directory)
-
-    def finished_in(self, directory: RunDirectory) -> bool:
-        """As `finished`, of the run in another folder, or under another name."""
-        return is_finished(directory, self.job.config)
-
     def origin(self, run: HeldRun) -> tuple[RunState, list[str]]:
-        """What to train from in its folder, which is held now, and notes on that: another command
-        may have been here meanwhile.
+        """What to train from in its folder, which is locked now, and notes on that: another command
+        may have trained in it since it was checked.
 
         Raises:
             ConfigError: where the folder holds another run.
@@ -61,7 +64,7 @@ class Task:
             run.refuse_to_overwrite()
             return RunState(), []
         _check_same_run(run.directory, self.job.config)
-        return run.start_state(self.job)
+        return start_state(run.folder, self.job)
 
 
 def make_tasks(tables: Sequence[Table], request: Request) -> list[Task]:
@@ -95,7 +98,11 @@ def make_task(tables: Sequence[Table], entry: Entry, request: Request) -> Task:
         stages=None if entry.backprop else request.launch.stages,
     )
     job = make_job(options)
-    _check_tested(job.config)
+    if job.config.runtime.eval_every_epochs == 0:
+        raise ConfigError(
+            "runtime.eval_every_epochs 0: a result needs the test of the last epoch; use 1, or "
+            "as many epochs as the run has for that test alone"
+        )
     if held:
         _check_same_run(run, job.config)
         read_starts(directory)
@@ -119,7 +126,7 @@ def check_results(folder: Path) -> None:
 
 @contextmanager
 def writing(flag: str, folder: Path) -> Iterator[None]:
-    """Turn what the disk refuses into an error of whoever chose the folder.
+    """Turn what the disk refuses into an error that names the option and its folder.
 
     Raises:
         ConfigError: naming option, folder, reason and cure.
@@ -143,14 +150,6 @@ def _config_of(tables: Sequence[Table], entry: Entry, request: Request) -> tuple
     with alone_in(config.parent):  # another command may read it, or write it, too
         replace_file(config, config_text(shortened(entry, epochs), cells).encode())
     return config, directory
-
-
-def _check_tested(config: Config) -> None:
-    if config.runtime.eval_every_epochs == 0:
-        raise ConfigError(
-            "runtime.eval_every_epochs 0: a result needs the test of the last epoch; use 1, or "
-            "as many epochs as the run has for that test alone"
-        )
 
 
 def _check_same_run(run: RunDirectory, config: Config) -> None:

@@ -23,17 +23,17 @@ from launch.job import Options
 from launch.machine.provenance import is_provenance, provenance, read_starts, write_starts
 from launch.paper.configs import config_text, shortened
 from launch.paper.report import RESULTS, difference, report_text, write_report
-from launch.paper.request import Request
 from launch.paper.results import (
     Record,
     best_record,
+    is_finished,
     keep_record,
     read_records,
     record_of,
     what_differs,
 )
 from launch.paper.table import read_tables, select
-from launch.paper.tasks import make_task
+from launch.paper.tasks import Request, make_task
 from launch.reproduce import main, reproduce
 from launch.run_directory import RunDirectory, hold
 from pipeline.config.config_file import load_config
@@ -249,7 +249,7 @@ def test_an_interrupted_row_goes_on_where_it_was(
     request = request_of("1/mlp", runs=Path("cut"))
     task = make_task(tables, entry_of(tables, "1/mlp/glob"), request)
     assert task.options.resume
-    assert not task.finished
+    assert not is_finished(task.directory, task.job.config)
     assert reproduce(tables, request) == 0
     assert reproduce(tables, request_of("1/mlp", runs=Path("whole"))) == 0
     for name in ("mlp_glob", "mlp_predsim"):
@@ -332,10 +332,10 @@ def test_a_greedy_run_ends_with_its_last_phase(tables: Sequence[Table], here: Pa
     assert found.changes == {"schedule.greedy": [False, True]}
     entry = entry_of(tables, "1/mlp/predsim")
     task = make_task(tables, entry, greedy)
-    assert task.finished
+    assert is_finished(task.directory, task.job.config)
     lines = task.directory.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
     task.directory.metrics.write_text(lines[0], encoding="utf-8")  # cut after its first phase
-    assert not task.finished
+    assert not is_finished(task.directory, task.job.config)
     with pytest.raises(ConfigError, match="is not finished"):
         record_of(entry, task.directory)
 

@@ -17,6 +17,7 @@ from support.processes import digests, epochs, final_digests, launch
 
 from launch.job import Options
 from launch.plan.checks import make_job
+from launch.resume import start_state
 from launch.run_directory import hold
 from launch.training import carry_out, make_run
 from pipeline.data.batches import load_batches
@@ -258,7 +259,7 @@ def test_what_a_killed_run_left_is_cleared_away(job: Job, tmp_path: Path) -> Non
     (run / "checkpoints" / ".writing-step-00000015").mkdir()
     (run / "checkpoints" / ".writing-step-00000015" / "block-00.safetensors").write_text("half")
     with hold(run) as held:
-        start, _ = held.start_state(job)
+        start, _ = start_state(held.folder, job)
         held.prepare(job, start, 3)
     assert sorted(path for path in run.rglob("*")) == before
     assert (run / "config.yaml").read_bytes() == (tmp_path / "config").read_bytes()
@@ -273,7 +274,7 @@ def test_a_disk_without_room_refuses_a_resumed_run_and_changes_nothing(
         Trained(job, run, {})
         before = contents(run)
         with hold(run) as held:
-            start, _ = held.start_state(job)
+            start, _ = start_state(held.folder, job)
             fill(disk)
             for write in (held.check_writable, lambda: held.prepare(job, start, 3)):
                 with pytest.raises(ConfigError, match=r"can't be written: .*No space left"):

@@ -22,6 +22,7 @@ from unittest.mock import patch
 
 import psutil
 
+from launch.command import status_of
 from launch.engines.interrupts import INTERRUPTIONS
 from launch.job import Options
 from launch.launcher import launch as launch_options
@@ -76,7 +77,7 @@ def launch(config: Path | None, run_dir: Path, **options: Any) -> int:
     """Carry out a run on the CPU in this process; its exit status. Its workers are real."""
     given = {"gpus": "cpu", "view": "quiet", **options}
     with patch("launch.training.BackgroundWriter", partial(BackgroundWriter, every=True)):
-        return launch_options(Options(config, run_dir=run_dir, **given))
+        return status_of(lambda: launch_options(Options(config, run_dir=run_dir, **given)))
 
 
 def digests(run_dir: Path) -> dict[int, dict[int, str]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from launch.launcher import guarded
+from launch.command import status_of
 from pipeline.coordinator.engine import End
 from pipeline.coordinator.watchdog import Watchdog
 from pipeline.errors import ConfigError, StageFailedError
@@ -49,7 +49,7 @@ def test_a_limit_of_the_system_is_named(
         raise error
 
     assert limit in with_cure(error)
-    assert guarded(fails) == 1
+    assert status_of(fails) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert said.startswith(f"error: {type(error).__name__}")
@@ -64,7 +64,7 @@ def test_a_bug_is_none_of_them(error: Exception, capsys: pytest.CaptureFixture[s
         raise error
 
     assert cure_of(error) is None
-    assert guarded(fails) == 1
+    assert status_of(fails) == 1
     assert "Traceback" in capsys.readouterr().err
 
 

@@ -24,7 +24,7 @@ from launch.engines.interrupts import ONE_S
 from launch.engines.local import LocalEngine
 from launch.job import Options
 from launch.plan.checks import make_job
-from launch.resume import nothing_left
+from launch.resume import nothing_left, start_state
 from launch.run_directory import hold
 from launch.training import carry_out, make_run
 from pipeline.data.batches import load_batches
@@ -226,19 +226,19 @@ def test_what_was_trained_but_not_tested_is_no_finished_run(tmp_path: Path) -> N
     with pytest.raises(InterruptedRunError):
         train(job, tmp_path / "run", interrupted_after(last))
     with hold(tmp_path / "run") as held:
-        start, _ = held.start_state(job)
+        start, _ = start_state(held.folder, job)
         assert start.position.step == 6
         assert nothing_left(job, start, held.path) == ""
     train(job, tmp_path / "run", lambda: False)
     with hold(tmp_path / "run") as held:
-        assert "all its 2 epochs" in nothing_left(job, held.start_state(job)[0], held.path)
+        assert "all its 2 epochs" in nothing_left(job, start_state(held.folder, job)[0], held.path)
 
 
 def test_a_finished_run_of_one_block_after_another_can_not_be_lengthened(tmp_path: Path) -> None:
     job = smallest(tmp_path, "schedule.greedy=true")
     train(job, tmp_path / "run", lambda: False)
     with hold(tmp_path / "run") as held:
-        said = nothing_left(job, held.start_state(job)[0], held.path)
+        said = nothing_left(job, start_state(held.folder, job)[0], held.path)
     assert said == f"nothing to do: the run in {tmp_path / 'run'} has trained all its 4 epochs"
 
 
@@ -312,7 +312,7 @@ def train(job: Job, folder: Path, interrupted: Callable[[], bool]) -> None:
     batches = load_batches(job.config.data, job.config.runtime.seed)
     course = course_of(job.config, job.specs, batches.steps_per_epoch, batches.evaluation_batches)
     with hold(folder) as held:
-        start = held.start_state(job)[0] if held.holds_run else RunState()
+        start = start_state(held.folder, job)[0] if held.holds_run else RunState()
         store = held.prepare(job, start, course.steps_per_epoch)
         run = make_run(job, held.folder, start, batches, course, BackgroundWriter(store), ignore)
         try:

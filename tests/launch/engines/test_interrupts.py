@@ -156,7 +156,7 @@ def test_ctrl_c_while_the_first_modules_are_imported(
 
 BEGINNING = """
 import os, signal
-from launch.cli import end_with
+from launch.command import run_command
 
 def body():
     try:
@@ -164,7 +164,7 @@ def body():
     finally:
         os.kill(os.getpid(), signal.{number})  # as `timeout` does, to its child and its group
 
-end_with(body)
+run_command(body)
 """
 
 
@@ -179,9 +179,9 @@ def test_a_signal_before_training_unwinds_the_command(number: str) -> None:
 
 ENDING = """
 import atexit, os, signal
-from launch.cli import end_with
+from launch.command import run_command
 atexit.register(os.kill, os.getpid(), signal.{number})
-end_with(lambda: {status})
+run_command(lambda: {status})
 """
 
 

@@ -1,0 +1,65 @@
+"""How a command ends: its exit status, what it says on stderr, and what signals do to it."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from contextlib import suppress
+from typing import TYPE_CHECKING, NoReturn
+
+from launch.display.streams import (
+    end_output,
+    settle_output,
+    tolerate_streams,
+    wait_for_no_reader,
+)
+from launch.engines.interrupts import INTERRUPTED, catch_interruptions, end_at_once_with
+from pipeline.errors import ConfigError, PipelineError, StageFailedError
+from pipeline.system.limits import cure_of, with_cure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DONE, FAILED, WRONG_USAGE = 0, 1, 2
+
+
+def run_command(body: Callable[[], int]) -> NoReturn:
+    """Carry out a whole command, imports included, and exit with its status."""
+    try:
+        catch_interruptions()
+        tolerate_streams()
+        status = status_of(body)
+    except KeyboardInterrupt:
+        status = complain("interrupted", INTERRUPTED)
+    with suppress(KeyboardInterrupt):
+        end_at_once_with(status)
+        end_output()
+    sys.exit(status)
+
+
+def status_of(body: Callable[[], int]) -> int:
+    """The exit status of `body`; an error that it raises is said on stderr."""
+    try:
+        return body()
+    except ConfigError as error:
+        return complain(str(error), WRONG_USAGE)
+    except StageFailedError as error:
+        return complain(error.summary, FAILED, error.remote_traceback)
+    except PipelineError as error:
+        return complain(str(error), FAILED)
+    except KeyboardInterrupt:
+        return complain("interrupted", INTERRUPTED)
+    except Exception as error:  # the process boundary: a full disk, no memory, a bug
+        bug = cure_of(error) is None
+        return complain(with_cure(error), FAILED, traceback.format_exc() if bug else "")
+
+
+def complain(text: str, status: int, remote_traceback: str = "") -> int:
+    """Say on stderr what went wrong, after all that was printed before; returns `status`."""
+    if status == INTERRUPTED:
+        wait_for_no_reader()
+    settle_output()
+    print(f"error: {text}" if status != INTERRUPTED else text, file=sys.stderr)
+    if remote_traceback:
+        print(remote_traceback.rstrip(), file=sys.stderr)
+    return status
