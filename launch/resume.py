@@ -1,4 +1,4 @@
-"""What a run goes on from: the newest complete checkpoint of its folder, and what has changed."""
+"""What a resumed run starts from: its newest complete checkpoint; what may have changed since."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def start_state(run: Folder, job: Job) -> tuple[RunState, list[str]]:
             try:
                 return _from_checkpoint(run, checkpoint_in(checkpoints, names[-1]), job)
             except CheckpointError as error:
-                # who only looks may look at a run at work, which writes and drops checkpoints
+                # without a lock the run may be at work, and have dropped this checkpoint just now
                 if complete_names(checkpoints)[-1:] == names[-1:]:
                     advice = way_back(checkpoints.path, checkpoints.path / names[-1])
                     raise CheckpointError(f"{error}; {advice}") from None
@@ -60,7 +60,7 @@ def start_state(run: Folder, job: Job) -> tuple[RunState, list[str]]:
 
 
 def look(path: Path, job: Job) -> None:
-    """Check that the run in a folder can be gone on with, without a claim on it.
+    """Check that the run in a folder can be resumed, without locking it.
 
     Raises:
         ConfigError: as `start_state` and `nothing_left`.
@@ -131,9 +131,13 @@ def _checkpoints(run: Folder) -> Folder | None:
 def _from_checkpoint(run: Folder, checkpoint: Checkpoint, job: Job) -> tuple[RunState, list[str]]:
     before = build_config(checkpoint.config, str(checkpoint.path))
     notes = _compare(before, job.config, run.path)
-    _check_blocks(checkpoint, len(job.specs))
+    if len(checkpoint.digests) != len(job.specs):
+        raise _another_network(
+            checkpoint, f"{len(checkpoint.digests)} blocks, the network has {len(job.specs)}"
+        )
     start = checkpoint.start()
-    _check_kept(checkpoint, start, job.rehearsal)
+    if job.rehearsal:
+        _check_user_network(checkpoint, start, job.rehearsal)
     return start, [f"resuming from {checkpoint.path.name}", *notes]
 
 
@@ -147,17 +151,9 @@ def _from_the_beginning(run: Folder, config: Config) -> tuple[RunState, list[str
     return RunState(), ["no checkpoint yet: starting at the beginning", *notes]
 
 
-def _check_blocks(checkpoint: Checkpoint, blocks: int) -> None:
-    if len(checkpoint.digests) != blocks:
-        found = len(checkpoint.digests)
-        raise _another_network(checkpoint, f"{found} blocks, the network has {blocks}")
-
-
-def _check_kept(checkpoint: Checkpoint, start: RunState, rehearsal: Rehearsal | None) -> None:
-    """A user's function gives the network that the checkpoint is of, and all that training has
-    made of it is there: earlier versions did not keep buffers that are not persistent."""
-    if rehearsal is None:
-        return
+def _check_user_network(checkpoint: Checkpoint, start: RunState, rehearsal: Rehearsal) -> None:
+    """Check that a user's function gives the network of the checkpoint, and that all that training
+    changes is in it: earlier versions did not keep buffers that are not persistent."""
     from pipeline.learning.block_file import decode_block, kind_of  # torch, as in the rehearsal
 
     for block, data in start.files.items():
@@ -179,13 +175,9 @@ def _check_kept(checkpoint: Checkpoint, start: RunState, rehearsal: Rehearsal | 
                     f"{held.name} of block {block} is {found or 'missing'}, in the network it is "
                     f"{held.kind}",
                 )
-        more = [name for name in kinds if name.startswith(_OF_A_NETWORK) and _is_kept(name)]
-        if more:
-            raise _another_network(checkpoint, f"the network has no {more[0]} in block {block}")
-
-
-def _is_kept(name: str) -> bool:
-    return not name.endswith("._extra_state")
+        for name in kinds:
+            if name.startswith(_OF_A_NETWORK) and not name.endswith("._extra_state"):
+                raise _another_network(checkpoint, f"the network has no {name} in block {block}")
 
 
 def _another_network(checkpoint: Checkpoint, what: str) -> ConfigError:

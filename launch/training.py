@@ -1,5 +1,8 @@
-"""A checked job becomes a run: data, checkpoint to start from, log, view, and the way to carry
-it out. Importing this imports numpy; torch comes with the workers, or with single mode."""
+"""Trains a checked job: reads its data, prepares the run directory, opens log and view, and hands
+the run to the pipeline's session or to single mode.
+
+Importing this imports numpy; torch comes with the workers, or with single mode.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +31,14 @@ from pipeline.schedule.feed import Feed, course_of
 from pipeline.storage.background_writer import BackgroundWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from launch.job import Job, ViewKind
     from launch.run_directory import HeldRun
     from pipeline.coordinator.engine import Engine
     from pipeline.data.batches import Batches
+    from pipeline.data.record import DataRecord
     from pipeline.run.events import Event, Observer
     from pipeline.schedule.feed import Course
     from pipeline.storage.checkpoint import RunState
@@ -44,10 +48,6 @@ _PROGRESS_EVERY_S = 0.5
 _FILE_OVERHEAD_BYTES = 1 << 24
 
 
-def _do_nothing() -> None:
-    pass
-
-
 def train(
     job: Job,
     held: HeldRun,
@@ -55,7 +55,7 @@ def train(
     engine: Engine | None,
     *,
     view: ViewKind,
-    begun: Callable[[], None] = _do_nothing,
+    begun: Callable[[], None] = lambda: None,
 ) -> None:
     """Train a job in its run directory, shown as `view`.
 
@@ -71,8 +71,8 @@ def train(
     start, notes = origin
     wait_for_no_reader()
     data, console = job.config.data, Console()
-    with reading_shown(view, console) as told:
-        batches = load_batches(data, job.config.runtime.seed, told)
+    with reading_shown(view, console) as show_reading:
+        batches = load_batches(data, job.config.runtime.seed, show_reading)
     course = course_of(job.config, job.specs, batches.steps_per_epoch, batches.evaluation_batches)
     record, kept = batches.record(data.name), held.path / IMAGES
     notes = [*notes, *check_same_data(start, batches, record, data, kept)]
@@ -94,13 +94,11 @@ def train(
             open_log(held.folder, show) as log,
             interrupts_noted() as interrupted,
         ):
-            tell = _both(log, _while_it_is_read(console, show, log))
-            run = make_run(job, held.folder, start, batches, course, writer, tell)
-            run.observer(_started(job, held.path, run, linked=engine is not None))
-            seen = (record.summary(), *record.gaps(), *batches.passed_over, *_left_out(batches))
-            more = (*_measured(job, batches), *cautions(job), *_unlocked(held))
-            for note in (*notes, *seen, *more):
-                run.observer(Note(note))
+            observer = _both(log, show, console)
+            run = make_run(job, held.folder, start, batches, course, writer, observer)
+            observer(_started(job, held.path, run, linked=engine is not None))
+            for note in (*notes, *_notes(job, held, batches, record)):
+                observer(Note(note))
             for bad in batches.left_out:
                 log(Note(f"left out: {bad.path}: {bad.why}"))
             progress_s = 0.0 if view == "quiet" else _PROGRESS_EVERY_S
@@ -111,30 +109,25 @@ def train(
             store.close()
 
 
-def _unlocked(held: HeldRun) -> list[str]:
-    if held.locked:
-        return []
-    return [
-        "the file system of the run directory has no locks: nothing keeps another command from "
-        "changing it meanwhile"
-    ]
-
-
-def _left_out(batches: Batches) -> list[str]:
-    bad = batches.left_out
-    if not bad:
-        return []
-    return [
-        f"data.on_bad_image skip: left out as they can't be decoded: {len(bad)} image "
-        f"file{'s' * (len(bad) > 1)}, {bad[0].path} first ({bad[0].why}); run.log lists all"
-    ]
-
-
-def _measured(job: Job, batches: Batches) -> list[str]:
-    if job.config.data.normalise == "known":
-        return []
-    mean, std = list(batches.facts.mean), list(batches.facts.std)
-    return [f"data.normalise measured: mean {mean}, standard deviation {std}"]
+def _notes(job: Job, held: HeldRun, batches: Batches, record: DataRecord) -> Iterator[str]:
+    """What to say of the data, the plan and the run directory before training."""
+    yield record.summary()
+    yield from record.gaps()
+    yield from batches.passed_over
+    if bad := batches.left_out:
+        yield (
+            f"data.on_bad_image skip: left out as they can't be decoded: {len(bad)} image "
+            f"file{'s' * (len(bad) > 1)}, {bad[0].path} first ({bad[0].why}); run.log lists all"
+        )
+    if job.config.data.normalise != "known":
+        mean, std = list(batches.facts.mean), list(batches.facts.std)
+        yield f"data.normalise measured: mean {mean}, standard deviation {std}"
+    yield from cautions(job)
+    if not held.locked:
+        yield (
+            "the file system of the run directory has no locks: nothing keeps another command "
+            "from changing it meanwhile"
+        )
 
 
 def _carry_out_logged(run: Run, engine: Engine | None, log: Observer) -> None:
@@ -182,13 +175,9 @@ def make_run(
         own_code=job.own_code,
         initial=job.rehearsal.initial if job.rehearsal else (),
         most_file_bytes=2 * max(cost.state_bytes for cost in job.costs) + _FILE_OVERHEAD_BYTES,
-        most_sent_bytes=_most_sent_bytes(job),
+        # at once: a batch on every link, or the states of all stages
+        most_sent_bytes=max(sum(_received_bytes(job)), sum(cost.state_bytes for cost in job.costs)),
     )
-
-
-def _most_sent_bytes(job: Job) -> int:
-    """A batch on every link, or the states of all stages, that are on their way at once."""
-    return max(sum(_received_bytes(job)), sum(cost.state_bytes for cost in job.costs))
 
 
 def carry_out(run: Run, engine: Engine | None) -> None:
@@ -199,24 +188,20 @@ def carry_out(run: Run, engine: Engine | None) -> None:
             says, that its last state could not be saved.
     """
     try:
-        _train_on(engine, run)
+        if engine is None:
+            from pipeline.single import SingleTrainer
+
+            with awaited(run.config.model.factory, "before the first step"):
+                trainer = SingleTrainer(run)
+            trainer.run()
+        else:
+            from pipeline.coordinator.session import run_pipeline
+
+            run_pipeline(run, engine)
     except Exception:  # however a run ends, the snapshots it has taken are worth saving
         run.recorder.settle()
         raise
     run.recorder.finish()
-
-
-def _train_on(engine: Engine | None, run: Run) -> None:
-    if engine is None:
-        from pipeline.single import SingleTrainer
-
-        with awaited(run.config.model.factory, "before the first step"):
-            trainer = SingleTrainer(run)
-        trainer.run()
-    else:
-        from pipeline.coordinator.session import run_pipeline
-
-        run_pipeline(run, engine)
 
 
 def _started(job: Job, path: Path, run: Run, *, linked: bool) -> RunStarted:
@@ -240,10 +225,11 @@ def _received_bytes(job: Job) -> tuple[int, ...]:
     return received_bytes(job.specs, stages, job.config.data.batch_size)
 
 
-def _while_it_is_read(console: Console, show: Observer, log: Observer) -> Observer:
-    """`show` for as long as its console's output is taken; once it isn't, the log says so."""
+def _both(log: Observer, show: Observer, console: Console) -> Observer:
+    """`log`, and `show` for as long as its console's output is taken; then the log says so."""
 
-    def tell(event: Event) -> None:
+    def observer(event: Event) -> None:
+        log(event)
         if console.quiet:
             return
         show(event)
@@ -252,12 +238,4 @@ def _while_it_is_read(console: Console, show: Observer, log: Observer) -> Observ
             console.quiet = True
             log(Note(f"{lost}: nothing is shown any more, training goes on"))
 
-    return tell
-
-
-def _both(*observers: Observer) -> Observer:
-    def tell(event: Event) -> None:
-        for observer in observers:
-            observer(event)
-
-    return tell
+    return observer
