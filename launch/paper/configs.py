@@ -101,7 +101,7 @@ def config_text(entry: Entry, cells: Iterable[Cell]) -> str:
     """
     unknown = sorted(set(entry.settings) - set(KEYS))
     if unknown:
-        raise ValueError(f"paper_config.KEYS has no place for {', '.join(unknown)}")
+        raise ValueError(f"launch.paper.configs.KEYS has no place for {', '.join(unknown)}")
     lines = _heading(entry, list(cells))
     section = ""
     for key in (key for key in KEYS if key in entry.settings):
@@ -144,14 +144,13 @@ def _heading(entry: Entry, cells: Sequence[Cell]) -> list[str]:
         f"    or: pipeline-launch{single} {CONFIGS}/{entry.key}.yaml",
     ]
     sentences += [f"Note: {note}" for note in entry.notes]
-    return [line for sentence in sentences for line in _wrapped("# ", sentence)] + [""]
-
-
-def _wrapped(prefix: str, text: str) -> list[str]:
-    return textwrap.wrap(
-        text, _WIDTH, initial_indent=prefix, subsequent_indent=f"{prefix}  ",
-        break_long_words=False, break_on_hyphens=False,
-    )  # fmt: skip
+    lines: list[str] = []
+    for sentence in sentences:
+        lines += textwrap.wrap(
+            sentence, _WIDTH, initial_indent="# ", subsequent_indent="#   ",
+            break_long_words=False, break_on_hyphens=False,
+        )  # fmt: skip
+    return [*lines, ""]
 
 
 def _line(name: str, setting: Setting) -> list[str]:

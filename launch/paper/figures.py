@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from launch.paper.configs import epochs_text
-from launch.paper.plotting import COLORS, save_svg
 from launch.paper.results import best_record
 from launch.paper.table import all_cells, entries_of
 
@@ -17,11 +16,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from launch.paper.results import Record
     from launch.paper.table import Entry, Table
 
 FIGURES = "figures"
+COLORS = {"glob": "tab:gray", "pred": "tab:blue", "sim": "tab:orange", "predsim": "tab:red"}
+"""Of a curve or bar, by `loss.name`; all our figures share them."""
 _INCHES = (10.0, 4.0)
 _GLOB_AND_LOCAL = "tab:purple"
 _FEW_EPOCHS = 30
@@ -38,7 +40,7 @@ def draw_figures(
     """Draw each network that has results into `folder`; says which files were written.
 
     Args:
-        say: is told, in a line, where matplotlib is missing: nothing is drawn then.
+        say: takes a line that says so where matplotlib is missing: nothing is drawn then.
         only: names of the pictures to draw; None: all.
     """
     curves: dict[str, list[tuple[Entry, Record]]] = {}
@@ -56,6 +58,16 @@ def draw_figures(
     return [_draw(folder / f"{name}.svg", found) for name, found in curves.items()]
 
 
+def save_svg(figure: Figure, path: Path) -> Path:
+    """Byte for byte the same for the same numbers; its text stays text."""
+    from matplotlib import rc_context
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with rc_context({"svg.hashsalt": "local-loss-pipeline", "svg.fonttype": "none"}):
+        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+    return path
+
+
 def _draw(path: Path, curves: Sequence[tuple[Entry, Record]]) -> Path:
     """Two panels with a common scale: training errors, test errors."""
     from matplotlib.figure import Figure
@@ -63,17 +75,14 @@ def _draw(path: Path, curves: Sequence[tuple[Entry, Record]]) -> Path:
     figure = Figure(figsize=_INCHES, layout="constrained")
     train, test = figure.subplots(1, 2, sharey=True)
     for entry, record in curves:
-        epochs = "" if record.epochs == entry.epochs else f", {_epochs(entry, record)}"
-        _curve(train, entry, record.train, f"{entry.loss}{epochs}")
+        epochs = epochs_text(record.epochs, entry.epochs)
+        shorter = "" if record.epochs == entry.epochs else f", {epochs} epochs"
+        _curve(train, entry, record.train, f"{entry.loss}{shorter}")
         _curve(test, entry, record.test, f"{entry.loss} {record.error_pct:.2f} %")
     _name_axes(train, "training error, %")
     _name_axes(test, "test error, %")
     figure.suptitle(curves[0][0].title.rpartition(", ")[0])
     return save_svg(figure, path)
-
-
-def _epochs(entry: Entry, record: Record) -> str:
-    return f"{epochs_text(record.epochs, entry.epochs)} epochs"
 
 
 def _curve(axes: Axes, entry: Entry, errors: Sequence[float | None], label: str) -> None:

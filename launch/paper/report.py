@@ -47,7 +47,7 @@ def write_report(
     Where others may do so at the same time: only within `results.alone_in`.
 
     Args:
-        say: is told where no pictures can be drawn.
+        say: takes a line that says so where no pictures can be drawn.
         figures: the only ones to draw again; None: all.
 
     Raises:
@@ -70,7 +70,9 @@ def report_text(tables: Sequence[Table], records: Sequence[Record], folder: Path
         rows = [_row(cell, records, folder) for cell in table.cells]
         parts.append(_markdown(_COLUMNS, rows))
         parts += _pictures(table, folder, shown)
-    others = [_other_row(record) for record in _others(tables, records)]
+    best = [best_record(entry, records) for entry in entries_of(all_cells(tables))]
+    in_tables = {record.identity for record in best if record}
+    others = [_other_row(record) for record in records if record.identity not in in_tables]
     if others:
         parts += ["## Runs with other settings, or shorter than one above\n"]
         parts += [_markdown(_OTHERS, others)]
@@ -104,22 +106,13 @@ def _other_row(record: Record) -> tuple[str, ...]:
     return (record.entry, changed or _NONE, error, str(record.epochs), *_where(record))
 
 
-def _others(tables: Sequence[Table], records: Sequence[Record]) -> list[Record]:
-    """Records that no row shows."""
-    best = [best_record(entry, records) for entry in entries_of(all_cells(tables))]
-    shown = {record.identity for record in best if record}
-    return [record for record in records if record.identity not in shown]
-
-
 def _where(record: Record) -> tuple[str, str, str]:
     """Images/s, machine, commit."""
     speed = _NONE if record.images_per_s is None else f"{record.images_per_s:.0f}"
     if not record.starts:
         return speed, "not recorded", "not recorded"
-    commits = [start["commit"] or _version(start) for start in record.starts]
-    marks = ["+" if start["uncommitted_changes"] else "" for start in record.starts]
-    named = dict.fromkeys(commit + mark for commit, mark in zip(commits, marks, strict=True))
-    return speed, _machine(record), ", ".join(named)
+    commits = dict.fromkeys(_commit(start) for start in record.starts)
+    return speed, _machine(record), ", ".join(commits)
 
 
 def _machine(record: Record) -> str:
@@ -134,8 +127,10 @@ def _machine(record: Record) -> str:
     return f"{len(record.devices)} × {names}; {workers}"
 
 
-def _version(start: dict[str, Any]) -> str:
-    return str(start["versions"].get("local-loss-pipeline") or "unknown")
+def _commit(start: dict[str, Any]) -> str:
+    """The version where there is no commit; with a + where there were uncommitted changes."""
+    commit = start["commit"] or start["versions"].get("local-loss-pipeline") or "unknown"
+    return f"{commit}+" if start["uncommitted_changes"] else str(commit)
 
 
 def _runtime_note(record: Record) -> str:

@@ -1,7 +1,7 @@
 """benchmarks/results/paper.json: what runs of the paper's entries gave, one record per line.
 
-A record is told from others by its entry, its number of epochs, and what else was changed: so a
-short or a changed run never takes the place of the paper's own.
+A record is identified by its entry, its number of epochs, and what else was changed: so a short or
+a changed run never takes the place of the paper's own.
 """
 
 from __future__ import annotations

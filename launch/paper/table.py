@@ -178,32 +178,21 @@ def _entry(tree: Mapping[str, Any], table: Mapping[str, Any], row: str, loss: st
         dataset,
         {"settings": tree["everywhere"]},
     ]
-    base, form = _base_and_form(row)
+    # vgg8b_cutout: in the name of an entry the loss stands between vgg8b and _cutout
+    base = row.removesuffix(_CUTOUT)
+    form = row[len(base) :]
     bio = _BIO if loss.endswith("-bio") else ""
+    settings: dict[str, Setting] = {}
+    for part in parts:
+        for key, (value, source) in part.get("settings", {}).items():
+            text = value if isinstance(value, str) else f"[{', '.join(value)}]"
+            settings.setdefault(key, Setting(text, source))  # the first part that has it wins
     return Entry(
         dataset=table["dataset"],
         name=f"{base}_{_plain(loss)}{form}",
         title=f"{dataset['title']}, {rows[0]['label']}, {loss}",
         loss=loss,
         figure=f"{table['dataset']}_{row}{bio}",
-        settings=_first_of_each([part.get("settings", {}) for part in parts]),
+        settings=settings,
         notes=tuple(dict.fromkeys(note for part in parts for note in part.get("notes", ()))),
     )
-
-
-def _base_and_form(row: str) -> tuple[str, str]:
-    """vgg8b_cutout -> (vgg8b, _cutout): the loss goes between them in an entry's name."""
-    base = row.removesuffix(_CUTOUT)
-    return base, row[len(base) :]
-
-
-def _first_of_each(parts: Iterable[Mapping[str, Any]]) -> dict[str, Setting]:
-    settings: dict[str, Setting] = {}
-    for part in parts:
-        for key, (value, source) in part.items():
-            settings.setdefault(key, Setting(_text(value), source))
-    return settings
-
-
-def _text(value: str | list[str]) -> str:
-    return value if isinstance(value, str) else f"[{', '.join(value)}]"
