@@ -11,9 +11,10 @@ from launch.display.streams import wait_for_no_reader
 from launch.engines.interrupts import INTERRUPTED
 from launch.plan.checks import check_engine, make_job
 from launch.resume import look, nothing_left, start_state
-from launch.run_directory import HeldRun, RunDirectory, hold, hold_new
+from launch.run_directory import HeldRun, hold, hold_new
 from pipeline.errors import ConfigError, CutShortError, InterruptedRunError
 from pipeline.storage.checkpoint import RunState
+from pipeline.storage.checkpoint_writer import CONFIG
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -131,7 +132,7 @@ def _how_to_resume(said: str, run: HeldRun, options: Options) -> str:
     for override in options.overrides:
         command += ["--set", override]
     # the run's own config may have moved, with its folder
-    own = None if options.run_dir is None else RunDirectory(options.run_dir).config
+    own = None if options.run_dir is None else options.run_dir / CONFIG
     if options.config not in (None, own):
         command.append(str(options.config))
     return f"{said}; to go on:\n  {shlex.join(command)}"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from launch.paper.table import Cell, Entry, Table
     from launch.paper.tasks import Request, Task
-    from launch.run_directory import HeldRun, RunDirectory
+    from launch.run_directory import HeldRun
 
 
 def reproduce(tables: Sequence[Table], request: Request) -> int:
@@ -50,15 +50,15 @@ def reproduce(tables: Sequence[Table], request: Request) -> int:
             _say(line)
 
     for number, task in enumerate(tasks, 1):
-        say(f"[{number}/{len(tasks)}] {task.entry.title}  {task.directory.path}")
-        if is_finished(task.directory, task.job.config):
-            say(_keep(tables, task.entry, task.directory, request.results))
+        say(f"[{number}/{len(tasks)}] {task.entry.title}  {task.run_dir}")
+        if is_finished(task.run_dir, task.job.config):
+            say(_keep(tables, task.entry, task.run_dir, request.results))
             continue
-        with hold(task.directory.path) as run:
+        with hold(task.run_dir) as run:
             status = _train(task, run, request.command)
             if status != DONE:
                 return status
-            say(_keep(tables, task.entry, run.directory, request.results))
+            say(_keep(tables, task.entry, run.path, request.results))
     return DONE
 
 
@@ -90,7 +90,7 @@ def _train(task: Task, run: HeldRun, command: str) -> int:
     from launch.paper.results import is_finished
     from pipeline.errors import CutShortError, InterruptedRunError, StageFailedError
 
-    if is_finished(run.directory, task.job.config):
+    if is_finished(run.path, task.job.config):
         return DONE  # another command trained it before this one locked the folder
     resumed = run.holds_run
 
@@ -121,12 +121,12 @@ def _train(task: Task, run: HeldRun, command: str) -> int:
     return DONE
 
 
-def _keep(tables: Sequence[Table], entry: Entry, directory: RunDirectory, results: Path) -> str:
+def _keep(tables: Sequence[Table], entry: Entry, run_dir: Path, results: Path) -> str:
     """Record a finished run and write the report; what it gave, in a line."""
     from launch.paper.report import RESULTS, write_report
     from launch.paper.results import alone_in, keep_record, record_of
 
-    record = record_of(entry, directory)
+    record = record_of(entry, run_dir)
     with alone_in(results):
         keep_record(results / RESULTS, record)
         report = write_report(tables, results, _say, {entry.figure})

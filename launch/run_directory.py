@@ -1,7 +1,7 @@
 """The run directory: config.yaml, plan.json, metrics.jsonl, run.log, checkpoints/.
 
-Who only reads has its path (`RunDirectory`). The one command that changes it holds the folder open
-and locked (`hold`), and then checks it again, since another may have changed it before.
+Who only reads needs its path. The one command that changes it holds the folder open and locked
+(`hold`), and then checks it again, since another may have changed it before.
 """
 
 from __future__ import annotations
@@ -50,36 +50,9 @@ _LONGEST_NAME = 200
 _ATTEMPTS = 10
 
 
-@dataclass(frozen=True, slots=True)
-class RunDirectory:
-    """One run's folder, for who only reads."""
-
-    path: Path
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
-        return self.path / CHECKPOINTS
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON line per epoch."""
-        return self.path / METRICS_FILE
-
-    @property
-    def plan(self) -> Path:
-        """Stages, their devices and costs; whether one process trains them all."""
-        return self.path / PLAN
-
-    @property
-    def config(self) -> Path:
-        """config.yaml: the resolved configuration, with every default."""
-        return self.path / CONFIG
-
-    @property
-    def holds_run(self) -> bool:
-        """Whether a command has begun a run in it."""
-        return any((self.path / name).exists() for name in _A_RUN)
+def holds_run(path: Path) -> bool:
+    """Whether a command has begun a run in a folder."""
+    return any((path / name).exists() for name in _A_RUN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +64,8 @@ class HeldRun:
     """False where its file system has no locks."""
 
     @property
-    def directory(self) -> RunDirectory:
-        """Where it is now: people move folders while a run trains."""
-        return RunDirectory(self.folder.path)
-
-    @property
     def path(self) -> Path:
-        """Where it is now."""
+        """Where it is now: people move folders while a run trains."""
         return self.folder.path
 
     @property

@@ -77,7 +77,7 @@ LAUNCH: dict[str, Row] = {  # from the ground up; `pipeline` may be imported by 
     "display": row("job run_directory"),
     "engines": row("display"),
     "command": row("display engines"),
-    "plan": row("job run_directory machine display engines"),
+    "plan": row("job machine display engines"),
     "same_data": row(),
     "training": row("job run_directory display engines plan same_data"),
     "launcher": row("job resume run_directory display engines command plan training"),

@@ -17,20 +17,22 @@ from typing import TYPE_CHECKING, Any
 
 from launch.machine.provenance import is_provenance, read_starts
 from launch.paper.configs import entry_config, shortened
+from launch.run_directory import PLAN
 from pipeline.config.config_file import load_config
 from pipeline.config.sections import config_tree, differing_keys
 from pipeline.data.facts import data_facts
 from pipeline.errors import ConfigError, one_line
 from pipeline.network.from_config import network_specs
+from pipeline.run.recorder import METRICS_FILE
 from pipeline.schedule.feed import course_of
 from pipeline.storage.atomic import replace_file
+from pipeline.storage.checkpoint_writer import CONFIG
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from launch.paper.table import Entry
-    from launch.run_directory import RunDirectory
     from pipeline.config.sections import Config
 
 _NO_MATTER = ("data.root", "data.download", "runtime.")
@@ -138,9 +140,9 @@ def what_differs(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def is_finished(directory: RunDirectory, config: Config) -> bool:
+def is_finished(run_dir: Path, config: Config) -> bool:
     """Whether the run in this directory has trained and tested its last epoch."""
-    lines = _epoch_lines(directory)
+    lines = _epoch_lines(run_dir)
     return bool(lines) and lines[-1]["epoch"] == all_epochs(config) and bool(lines[-1]["test"])
 
 
@@ -152,16 +154,16 @@ def all_epochs(config: Config) -> int:
     return course_of(config, specs, steps_per_epoch=1, evaluation_batches=1).all_epochs
 
 
-def record_of(entry: Entry, directory: RunDirectory) -> Record:
+def record_of(entry: Entry, run_dir: Path) -> Record:
     """What the finished run in a directory gave.
 
     Raises:
         ConfigError: where it is not finished.
     """
-    config = load_config(directory.config)
-    if not is_finished(directory, config):
-        raise ConfigError(f"{directory.path}: the run in it is not finished, or never tested")
-    lines = _epoch_lines(directory)
+    config = load_config(run_dir / CONFIG)
+    if not is_finished(run_dir, config):
+        raise ConfigError(f"{run_dir}: the run in it is not finished, or never tested")
+    lines = _epoch_lines(run_dir)
     epochs = [line for line in lines if line["epoch"] > 0]
     speeds = [line["images_per_s"] for line in epochs if line["images_per_s"]]
     stages = epochs[-1]["stages"]
@@ -174,24 +176,25 @@ def record_of(entry: Entry, directory: RunDirectory) -> Record:
         stages=len(stages),
         devices=sorted({stage["device"] for stage in stages}),
         threads_per_stage=config.runtime.threads_per_stage,
-        starts=read_starts(directory.path),
+        starts=read_starts(run_dir),
         train=[_error(line["train"]) for line in epochs],
         test=[_error(line["test"]) for line in epochs],
-        single=_was_single(directory, config),
+        single=_was_single(run_dir, config),
     )
 
 
-def _was_single(directory: RunDirectory, config: Config) -> bool:
+def _was_single(run_dir: Path, config: Config) -> bool:
     """Whether one process trained it; the plans of older runs say nothing of it, and those of
     global backprop were always single."""
-    if not directory.plan.exists():
+    path = run_dir / PLAN
+    if not path.exists():
         return config.loss.is_global
     try:
-        plan = json.loads(directory.plan.read_text(encoding="utf-8"))
+        plan = json.loads(path.read_text(encoding="utf-8"))
         return bool(plan.get("single", config.loss.is_global))
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(
-            f"{directory.plan}: is no plan of a run: {one_line(error)}; repair it, or move it away"
+            f"{path}: is no plan of a run: {one_line(error)}; repair it, or move it away"
         ) from None
 
 
@@ -245,10 +248,11 @@ def _changes(entry: Entry, config: Config) -> dict[str, list[Any]]:
     }
 
 
-def _epoch_lines(directory: RunDirectory) -> list[dict[str, Any]]:
-    if not directory.metrics.exists():
+def _epoch_lines(run_dir: Path) -> list[dict[str, Any]]:
+    path = run_dir / METRICS_FILE
+    if not path.exists():
         return []
-    lines = directory.metrics.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     return [line for line in map(_parsed, lines) if line.get("event") == "epoch"]
 
 

@@ -16,11 +16,12 @@ from launch.paper.results import alone_in, read_records, what_differs
 from launch.paper.table import all_cells, entries_of, select
 from launch.plan.checks import check_engine, make_job
 from launch.resume import start_state
-from launch.run_directory import RunDirectory
+from launch.run_directory import holds_run
 from pipeline.config.config_file import load_config
 from pipeline.errors import ConfigError
 from pipeline.storage.atomic import replace_file
 from pipeline.storage.checkpoint import RunState
+from pipeline.storage.checkpoint_writer import CONFIG
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -48,7 +49,7 @@ class Task:
     """One entry, checked: it can be trained or resumed, or is finished."""
 
     entry: Entry
-    directory: RunDirectory
+    run_dir: Path
     options: Options
     job: Job
 
@@ -63,7 +64,7 @@ class Task:
         if not run.holds_run:
             run.refuse_to_overwrite()
             return RunState(), []
-        _check_same_run(run.directory, self.job.config)
+        _check_same_run(run.path, self.job.config)
         return start_state(run.folder, self.job)
 
 
@@ -85,14 +86,13 @@ def make_task(tables: Sequence[Table], entry: Entry, request: Request) -> Task:
         ConfigError: where it can't be trained as asked, or its folder holds another run.
     """
     with writing("--runs", request.runs):
-        config, directory = _config_of(tables, entry, request)
-        run = RunDirectory(directory)
+        config, run_dir = _config_of(tables, entry, request)
         # to list it tells a file, or a folder of others, from a folder that holds no run
-        held = directory.exists() and any(directory.iterdir()) and run.holds_run
+        held = run_dir.exists() and any(run_dir.iterdir()) and holds_run(run_dir)
     options = replace(
         request.launch,
         config=config,
-        run_dir=directory,
+        run_dir=run_dir,
         resume=held,
         single=request.launch.single or entry.backprop,
         stages=None if entry.backprop else request.launch.stages,
@@ -104,9 +104,9 @@ def make_task(tables: Sequence[Table], entry: Entry, request: Request) -> Task:
             "as many epochs as the run has for that test alone"
         )
     if held:
-        _check_same_run(run, job.config)
-        read_starts(directory)
-    return Task(entry, run, options, job)
+        _check_same_run(run_dir, job.config)
+        read_starts(run_dir)
+    return Task(entry, run_dir, options, job)
 
 
 def check_results(folder: Path) -> None:
@@ -152,9 +152,9 @@ def _config_of(tables: Sequence[Table], entry: Entry, request: Request) -> tuple
     return config, directory
 
 
-def _check_same_run(run: RunDirectory, config: Config) -> None:
-    for key, (before, now) in what_differs(load_config(run.config), config).items():
+def _check_same_run(run_dir: Path, config: Config) -> None:
+    for key, (before, now) in what_differs(load_config(run_dir / CONFIG), config).items():
         raise ConfigError(
-            f"{run.path}: holds a run with {key} {before}, but {now} is asked for: "
+            f"{run_dir}: holds a run with {key} {before}, but {now} is asked for: "
             "choose another folder with --runs, or move that run away"
         )

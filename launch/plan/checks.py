@@ -16,7 +16,6 @@ from launch.machine.gpus import devices
 from launch.plan.foresight import foresee
 from launch.plan.memory import needs, too_large
 from launch.plan.user_code import awaited
-from launch.run_directory import RunDirectory
 from pipeline.config.config_file import load_config
 from pipeline.data.facts import check_data, data_facts
 from pipeline.errors import ConfigError
@@ -24,6 +23,7 @@ from pipeline.network.from_config import network_specs
 from pipeline.planning.cost import block_costs
 from pipeline.planning.plan import make_plan
 from pipeline.planning.plan_files import load_plan
+from pipeline.storage.checkpoint_writer import CONFIG
 from pipeline.system.descriptors import check_enough
 from pipeline.system.paths import expanded
 from pipeline.system.sources import own_code
@@ -204,7 +204,7 @@ def _check_one_process(config: Config, options: Options) -> None:
 
 def _name(path: Path, options: Options) -> str:
     """What people call the run: after its config, or after its folder where that holds it."""
-    if options.run_dir is not None and path == RunDirectory(options.run_dir).config:
+    if options.run_dir is not None and path == options.run_dir / CONFIG:
         return options.run_dir.resolve().name
     return path.stem
 
@@ -223,5 +223,5 @@ def _config_path(options: Options) -> Path:
     if options.config is not None:
         return options.config
     if options.resume and options.run_dir is not None:
-        return RunDirectory(options.run_dir).config
+        return options.run_dir / CONFIG
     raise ConfigError("which config? give CONFIG.yaml, or --resume with --run-dir DIR")

@@ -15,7 +15,6 @@ from support.processes import TINY
 from launch.cli import main
 from launch.engines.local import LocalEngine
 from launch.machine.gpus import devices
-from launch.run_directory import RunDirectory
 from pipeline.config.config_file import dump_config, load_config
 from pipeline.config.sections import config_tree
 from pipeline.data.facts import data_facts
@@ -90,15 +89,15 @@ def contents(folder: Path) -> dict[Path, bytes | None]:
 def a_run(here: Path, name: str = "run") -> Path:
     """A run directory as after some steps; its one block file was never trained."""
     config = load_config(here / "tiny.yaml")
-    directory = RunDirectory(here / name)
-    directory.path.mkdir()
-    directory.config.write_text(dump_config(config), encoding="utf-8")
-    run = Folder.open(directory.path)
+    path = here / name
+    path.mkdir()
+    (path / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    run = Folder.open(path)
     store = CheckpointStore(run, config_tree(config), 3, steps_per_epoch=4)
     blocks = len(network_specs(config, data_facts(config.data)))
     files = dict.fromkeys(range(blocks), b"block")
     store.write(RunState(Position(2, epoch_reported=False), files))
-    return directory.path
+    return path
 
 
 # --- folders of runs ----------------------------------------------------------------------

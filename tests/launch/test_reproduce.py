@@ -35,7 +35,7 @@ from launch.paper.results import (
 from launch.paper.table import read_tables, select
 from launch.paper.tasks import Request, make_task
 from launch.reproduce import main, reproduce
-from launch.run_directory import RunDirectory, hold
+from launch.run_directory import hold
 from pipeline.config.config_file import load_config
 from pipeline.errors import ConfigError
 from pipeline.storage.folder import Folder
@@ -159,12 +159,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def finished_run(folder: Path, entry: Entry, epochs: int | None = None) -> RunDirectory:
+def finished_run(folder: Path, entry: Entry, epochs: int | None = None) -> Path:
     """A run directory as a finished run leaves it, as far as results need it."""
     epochs = epochs or entry.epochs
-    directory = RunDirectory(folder)
     folder.mkdir(parents=True)
-    directory.config.write_text(config_text(shortened(entry, epochs), CELLS), encoding="utf-8")
+    (folder / "config.yaml").write_text(
+        config_text(shortened(entry, epochs), CELLS), encoding="utf-8"
+    )
     lines = [
         {
             "event": "epoch", "epoch": epoch, "images_per_s": 100.0 * epoch,
@@ -174,8 +175,8 @@ def finished_run(folder: Path, entry: Entry, epochs: int | None = None) -> RunDi
         for epoch in range(1, epochs + 1)
     ]  # fmt: skip
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    directory.metrics.write_text(text, encoding="utf-8")
-    return directory
+    (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
+    return folder
 
 
 CELLS = select(read_tables(), "1/mlp/pred")
@@ -214,8 +215,8 @@ def test_a_row_is_trained_kept_and_not_trained_again(
 def test_a_shorter_run_has_its_own_folder_and_record(tables: Sequence[Table], here: Path) -> None:
     keep_record(here / "benchmarks" / RESULTS, record("digits/mlp_glob"))
     assert reproduce(tables, request_of("1/mlp/glob", epochs_scale=0.5)) == 0
-    run = RunDirectory(here / "runs/paper/digits/mlp_glob-2_epochs")
-    schedule = load_config(run.config).schedule
+    run = here / "runs/paper/digits/mlp_glob-2_epochs"
+    schedule = load_config(run / "config.yaml").schedule
     assert (schedule.epochs, schedule.milestones) == (2, (1,))
     assert {one.epochs for one in read_records(here / "benchmarks" / RESULTS)} == {2, 4}
 
@@ -249,7 +250,7 @@ def test_an_interrupted_row_goes_on_where_it_was(
     request = request_of("1/mlp", runs=Path("cut"))
     task = make_task(tables, entry_of(tables, "1/mlp/glob"), request)
     assert task.options.resume
-    assert not is_finished(task.directory, task.job.config)
+    assert not is_finished(task.run_dir, task.job.config)
     assert reproduce(tables, request) == 0
     assert reproduce(tables, request_of("1/mlp", runs=Path("whole"))) == 0
     for name in ("mlp_glob", "mlp_predsim"):
@@ -332,12 +333,14 @@ def test_a_greedy_run_ends_with_its_last_phase(tables: Sequence[Table], here: Pa
     assert found.changes == {"schedule.greedy": [False, True]}
     entry = entry_of(tables, "1/mlp/predsim")
     task = make_task(tables, entry, greedy)
-    assert is_finished(task.directory, task.job.config)
-    lines = task.directory.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-    task.directory.metrics.write_text(lines[0], encoding="utf-8")  # cut after its first phase
-    assert not is_finished(task.directory, task.job.config)
+    assert is_finished(task.run_dir, task.job.config)
+    lines = (task.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (task.run_dir / "metrics.jsonl").write_text(
+        lines[0], encoding="utf-8"
+    )  # cut after its first phase
+    assert not is_finished(task.run_dir, task.job.config)
     with pytest.raises(ConfigError, match="is not finished"):
-        record_of(entry, task.directory)
+        record_of(entry, task.run_dir)
 
 
 @pytest.mark.parametrize(
@@ -356,7 +359,7 @@ def test_plans_of_older_runs_do_not_say_how_many_processes(
     entry = entry_of(tables, f"1/mlp/{loss}")
     directory = finished_run(here / "run", entry)
     if plan is not None:
-        directory.plan.write_text(plan, encoding="utf-8")
+        (directory / "plan.json").write_text(plan, encoding="utf-8")
     assert record_of(entry, directory).single == single
 
 
@@ -364,7 +367,7 @@ def test_a_damaged_plan_is_named(tables: Sequence[Table], here: Path) -> None:
     entry = entry_of(tables, "1/mlp/predsim")
     directory = finished_run(here / "run", entry)
     for text in ("", "[]"):
-        directory.plan.write_text(text, encoding="utf-8")
+        (directory / "plan.json").write_text(text, encoding="utf-8")
         with pytest.raises(ConfigError, match=r"plan\.json: is no plan of a run: "):
             record_of(entry, directory)
 
@@ -375,8 +378,8 @@ def test_a_run_is_finished_when_its_last_epoch_was_tested(
     entry = entry_of(tables, "1/mlp/predsim")
     directory = finished_run(here / "run", entry)
     assert record_of(entry, directory).error_pct == 5.0
-    lines = directory.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-    directory.metrics.write_text("".join(lines[:-1]) + lines[-1][:20], encoding="utf-8")
+    lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (directory / "metrics.jsonl").write_text("".join(lines[:-1]) + lines[-1][:20], encoding="utf-8")
     with pytest.raises(ConfigError, match="is not finished"):
         record_of(entry, directory)
 
@@ -450,7 +453,7 @@ def test_damaged_provenance_is_named(tables: Sequence[Table], here: Path, text: 
     directory = finished_run(
         here / "runs/paper/digits/mlp_predsim", entry_of(tables, "1/mlp/predsim")
     )
-    (directory.path / "provenance.json").write_text(text, encoding="utf-8")
+    (directory / "provenance.json").write_text(text, encoding="utf-8")
     says = refused("1", "--gpus", "cpu", "--view", "quiet")
     assert says.startswith("runs/paper/digits/mlp_predsim/provenance.json: is no list of proven")
     assert "repair it, or move it away" in says
@@ -488,14 +491,14 @@ def test_what_is_refused_leaves_no_provenance(here: Path) -> None:
 def test_where_another_is_at_work_nothing_is_touched(tables: Sequence[Table], here: Path) -> None:
     entry = entry_of(tables, "1/mlp/glob")
     directory = finished_run(here / "runs/paper/digits/mlp_glob", entry)
-    lines = directory.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-    directory.metrics.write_text(lines[0], encoding="utf-8")
-    write_starts(Folder.open(directory.path), [start("0c1cfec")])
-    before = contents(directory.path)
-    with hold(directory.path):
+    lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (directory / "metrics.jsonl").write_text(lines[0], encoding="utf-8")
+    write_starts(Folder.open(directory), [start("0c1cfec")])
+    before = contents(directory)
+    with hold(directory):
         says = refused("1/mlp/glob", "--gpus", "cpu", "--view", "quiet")
     assert says == "--run-dir runs/paper/digits/mlp_glob: another run is at work in it"
-    assert contents(directory.path) == before
+    assert contents(directory) == before
 
 
 @pytest.mark.usefixtures("nothing_starts")
