@@ -289,7 +289,7 @@ def test_a_resumed_run_may_go_on_differently(here: Path, change: str) -> None:
 
 # --- nothing heavy is imported ------------------------------------------------------------
 
-HEAVY = ("torch", "torchvision", "numpy", "sklearn", "zmq", "safetensors")
+HEAVY = ("torch", "torchvision", "numpy", "sklearn", "zmq", "safetensors", "matplotlib")
 RUN_AND_LIST = f"""
 import os, sys
 def heavy():
@@ -338,13 +338,25 @@ def test_answers_import_nothing_heavy(
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
 
 
-def test_the_list_of_heavy_imports_sees_them() -> None:
-    program = f"import numpy\n{RUN_AND_LIST}"
+@pytest.mark.parametrize(
+    ("program", "argument", "status", "heavy"),
+    [
+        (RUN_AND_LIST.replace("launch.cli", "launch.reproduce"), "--help", 0, ""),
+        (RUN_AND_LIST.replace("launch.cli", "launch.reproduce"), "--list", 0, ""),
+        (RUN_AND_LIST.replace("launch.cli", "launch.reproduce"), "1/nothing", 2, ""),
+        (f"import numpy\n{RUN_AND_LIST}", "--help", 0, "numpy"),  # the list sees them
+    ],
+)
+def test_nor_do_answers_of_pipeline_reproduce(
+    tmp_path: Path, program: str, argument: str, status: int, heavy: str
+) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", program, "--help"],
-        capture_output=True, text=True, check=False, timeout=60,
+        [sys.executable, "-c", program, argument],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
-    assert done.stderr.splitlines()[-1] == "heavy: numpy"
+    assert done.returncode == status
+    assert done.stderr.splitlines()[-1].strip() == f"heavy: {heavy}".strip()
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- the plan -----------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
@@ -579,28 +578,6 @@ def test_the_list_shows_what_there_is(here: Path) -> None:
 def test_configs_are_written_where_one_stands(here: Path) -> None:
     assert run("--write-configs").stdout == "2 configs changed\n"
     assert load_config(here / "configs/paper/digits/mlp_glob.yaml").model.hidden == 16
-
-
-HEAVY = ("torch", "torchvision", "numpy", "sklearn", "zmq", "safetensors", "matplotlib")
-RUN_AND_LIST = f"""
-import sys
-from launch.reproduce import main
-try:
-    main(prog_name="pipeline-reproduce")
-finally:
-    print("heavy:", *sorted({set(HEAVY)!r} & set(sys.modules)), file=sys.stderr)
-"""
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["--list"], ["1/nothing"]])
-def test_answers_import_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", RUN_AND_LIST, *arguments],
-        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
-    assert done.returncode == (2 if arguments == ["1/nothing"] else 0)
-    assert done.stderr.splitlines()[-1].strip() == "heavy:"
-    assert list(tmp_path.iterdir()) == []
 
 
 # --- results and report -------------------------------------------------------------------

@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 from support.processes import launch
 
-from launch.display.view import reading_shown
 from launch.same_data import check_same_data, list_files
 from pipeline.config.sections import DataConfig
 from pipeline.data.batches import Batches, load_batches
@@ -214,22 +213,6 @@ def test_a_record_that_was_spoilt_is_refused(change: dict[str, Any], root: Path)
     tree = json.loads(json.dumps(read(root).record("imagefolder").tree))
     with pytest.raises((ValueError, TypeError, LookupError)):
         record_of_tree({**tree, **change})
-
-
-@pytest.mark.parametrize(("view", "lines"), [("quiet", 0), ("plain", 2), ("live", 0)])
-def test_how_far_the_reading_is_shown(view: Any, lines: int) -> None:
-    import io
-
-    from rich.console import Console
-
-    out, now = io.StringIO(), [0.0]
-    console = Console(file=out, force_terminal=view == "live", width=80)
-    with reading_shown(view, console, lambda: now[0]) as told:
-        for done in range(0, 301, 64):
-            told("looking at images", done, 300)
-            now[0] += 6.0
-    assert out.getvalue().count("\n") == lines or view == "live"
-    assert ("looking at images" in out.getvalue()) is (view != "quiet")
 
 
 @pytest.mark.processes

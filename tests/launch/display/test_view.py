@@ -13,7 +13,7 @@ from rich.console import Console
 from launch.display.format import count_text, lr_text, number_text, size_text
 from launch.display.live_view import LiveView
 from launch.display.plain_view import PlainView
-from launch.display.view import can_redraw, open_view
+from launch.display.view import can_redraw, open_view, reading_shown
 from pipeline.run.events import (
     CheckpointWritten,
     EpochDone,
@@ -277,6 +277,17 @@ class TestPlain:
             view(Waiting(("stage 3 on cuda:2",), float(second)))
             clock.now += 1.0
         assert said == ["waiting for stage 3 on cuda:2 (10 s)"]
+
+
+@pytest.mark.parametrize(("kind", "lines"), [("quiet", 0), ("plain", 2), ("live", None)])
+def test_how_far_the_reading_of_a_data_set_is(kind: Any, lines: int | None) -> None:
+    console, clock = a_console(terminal=kind == "live"), Clock()
+    with reading_shown(kind, console, clock) as read:
+        for done in range(0, 301, 64):
+            read("looking at images", done, 300)
+            clock.now += 6.0
+    assert lines is None or written(console).count("\n") == lines
+    assert ("looking at images" in written(console)) is (kind != "quiet")
 
 
 class TestChoice:

@@ -15,10 +15,6 @@ def four() -> int:
     return 4
 
 
-def none() -> int:
-    return 0
-
-
 @pytest.mark.parametrize(
     ("spec", "numbers"),
     [
@@ -34,16 +30,12 @@ def test_lists_and_ranges_keep_their_order(spec: str | None, numbers: list[int])
     assert devices(spec, four) == tuple(f"cuda:{number}" for number in numbers)
 
 
-def test_cpu_by_wish_and_for_want_of_gpus() -> None:
-    assert devices("cpu", four) == ("cpu",)
-    assert devices(None, none) == ("cpu",)
-
-
-def test_cpu_does_not_ask_the_driver() -> None:
-    def broken() -> int:
+def test_cpu_without_gpus_and_without_asking_for_them() -> None:
+    def asked() -> int:
         raise AssertionError("asked")
 
-    assert devices("cpu", broken) == ("cpu",)
+    assert devices("cpu", asked) == ("cpu",)
+    assert devices(None, lambda: 0) == ("cpu",)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +45,7 @@ def test_cpu_does_not_ask_the_driver() -> None:
         ("-1", "'-1' is neither a number nor a range"),
         ("0,", "'' is neither a number nor a range"),
         ("0 1", "'0 1' is neither a number nor a range"),
+        ("", "'' is neither a number nor a range"),
         ("CPU", "'CPU' is neither a number nor a range"),
         ("٣", "'٣' is neither a number nor a range"),
         ("9" * 5000, "is neither a number nor a range"),
@@ -65,14 +58,9 @@ def test_bad_text_is_named_with_rule_and_example(spec: str, reason: str) -> None
     with pytest.raises(ConfigError) as caught:
         devices(spec, four)
     message = str(caught.value)
-    assert message.startswith(f"--gpus {cut(spec)}: ")
+    assert message.startswith(f"--gpus {cut(spec) or repr(spec)}: ")
     assert reason in message
     assert message.endswith("each device once, as 0-3 or 0,2,5")
-
-
-def test_empty_text_is_quoted() -> None:
-    with pytest.raises(ConfigError, match=r"^--gpus '': '' is neither"):
-        devices("", four)
 
 
 @pytest.mark.parametrize(
@@ -118,11 +106,7 @@ class FakeDriver:
 
 
 def test_the_driver_is_asked() -> None:
-    def load(name: str) -> FakeDriver:
-        assert name == "libcuda.so.1"
-        return FakeDriver(3)
-
-    assert visible_gpus(load) == 3
+    assert visible_gpus({"libcuda.so.1": FakeDriver(3)}.__getitem__) == 3
 
 
 @pytest.mark.parametrize("driver", [FakeDriver(3, init_status=100), FakeDriver(3, count_status=1)])
@@ -138,7 +122,6 @@ def test_no_driver_no_gpus() -> None:
 
 
 def test_this_machine_answers() -> None:
-    assert visible_gpus() >= 0
     assert len(gpu_names()) == visible_gpus()
 
 
