@@ -72,7 +72,7 @@ def launch_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--resume",
     is_flag=True,
-    help="Go on from the newest complete checkpoint in the run directory, with any number of "
+    help="Resume from the newest complete checkpoint in the run directory, with any number of "
     "stages or devices.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan and what to expect; start nothing.")
@@ -91,7 +91,7 @@ def launch_options(command: Callable[..., None]) -> Callable[..., None]:
     "--assume",
     metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="With --dry-run: predict for imagined devices, whose speed, memory and links FILE says.",
+    help="With --dry-run: predict for imagined devices, whose speed, memory and links are in FILE.",
 )
 @click.version_option(package_name="local-loss-pipeline")
 def main(**options: Any) -> None:

@@ -122,7 +122,7 @@ def _train(task: Task, run: HeldRun, command: str) -> int:
 
 
 def _keep(tables: Sequence[Table], entry: Entry, run_dir: Path, results: Path) -> str:
-    """Record a finished run and write the report; what it gave, in a line."""
+    """Record a finished run and write the report; returns a line with its result."""
     from launch.paper.report import RESULTS, write_report
     from launch.paper.results import alone_in, keep_record, record_of
 
@@ -134,7 +134,7 @@ def _keep(tables: Sequence[Table], entry: Entry, run_dir: Path, results: Path) -
 
 
 def list_cells(cells: Iterable[Cell], results: Path) -> None:
-    """Print what there is to reproduce: selector, paper's error, ours, config."""
+    """Print a line for each cell: selector, the paper's error, ours, config."""
     from launch.paper.configs import CONFIGS, epochs_text
     from launch.paper.report import RESULTS
     from launch.paper.results import best_record, read_records
@@ -203,7 +203,9 @@ def _no_nan(_context: click.Context, _parameter: click.Parameter, value: float) 
     metavar="X",
     help="Train X times the paper's epochs, with the milestones at the same shares. [default: 1]",
 )
-@click.option("--list", "listing", is_flag=True, help="Print what there is; start nothing.")
+@click.option(
+    "--list", "listing", is_flag=True, help="Print all entries and results; start nothing."
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan of each entry; start nothing.")
 @click.option("--report", is_flag=True, help="Write PAPER.md and the curves from paper.json alone.")
 @click.option("--write-configs", "write", is_flag=True, help="Write configs/paper from the tables.")
@@ -239,7 +241,7 @@ def main(
     pipeline-reproduce 1/mlp              one row: glob, pred, sim, predsim
     pipeline-reproduce 9/cifar10/glob+sim one number
 
-    A run that was interrupted goes on, a finished one is only looked at.
+    A run that was interrupted is resumed; a finished one is not trained again.
 
     \b
     Exit status: 0 done; 1 a run failed; 2 wrong usage or config;

@@ -166,7 +166,7 @@ def hold(path: Path, *, make: bool = True) -> Iterator[HeldRun]:
     With `make`, it is made where it is not there, and removed again if nothing was put into it.
 
     Raises:
-        ConfigError: where another is at work in it, or it can't be opened or made.
+        ConfigError: where another command has locked it, or it can't be opened or made.
     """
     folder, made, locked = _acquired(path, make=make)
     with folder, _removed_if_empty(folder, made):

@@ -1,4 +1,4 @@
-"""Does a resumed run see the images that it began with? If not: what is other, and what to do."""
+"""Checks that a resumed run has the images that it began with; else says what differs."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _SHARES = (
 def check_same_data(
     start: RunState, batches: Batches, record: DataRecord, data: DataConfig, kept: Path
 ) -> list[str]:
-    """Notes on the images of a run that goes on from `start`.
+    """Notes on the images of a run that is resumed from `start`.
 
     Args:
-        data: which images are wanted; `accept` is the digest of others than it began with that
-            the person has agreed to.
+        data: which images are wanted; `accept` is the digest of other images that the user has
+            agreed to.
         kept: the list of files that the run began with; it may be missing.
 
     Raises:

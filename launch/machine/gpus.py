@@ -28,8 +28,8 @@ _MOST_DEVICES = 1024
 def visible_gpus(load: Callable[[str], Any] = ctypes.CDLL) -> int:
     """How many CUDA devices this process may use; 0 without a driver.
 
-    Asks the driver itself, which honours CUDA_VISIBLE_DEVICES and creates no context. Workers
-    are not hurt by it: they come from a fork server that was executed afresh, not forked.
+    Asks the driver itself, which honours CUDA_VISIBLE_DEVICES and creates no context. Workers may
+    still use CUDA: they come from a fork server that was executed, not forked, from this process.
 
     Args:
         load: opens a shared library by name.
@@ -45,12 +45,12 @@ def visible_gpus(load: Callable[[str], Any] = ctypes.CDLL) -> int:
 
 
 def gpu_names(load: Callable[[str], Any] = ctypes.CDLL) -> tuple[str, ...]:
-    """What the visible CUDA devices call themselves, as "NVIDIA H200"; asked as `visible_gpus`."""
+    """Names of the visible CUDA devices, as "NVIDIA H200"; from the driver, as `visible_gpus`."""
     return tuple(_gpu_name(load("libcuda.so.1"), number) for number in range(visible_gpus(load)))
 
 
 def gpu_memory(load: Callable[[str], Any] = ctypes.CDLL) -> tuple[int, ...]:
-    """Bytes of memory of the visible CUDA devices; asked as `visible_gpus`."""
+    """Bytes of memory of the visible CUDA devices; from the driver, as `visible_gpus`."""
     return tuple(_gpu_bytes(load("libcuda.so.1"), number) for number in range(visible_gpus(load)))
 
 
@@ -76,7 +76,7 @@ def devices(spec: str | None, count: Callable[[], int] = visible_gpus) -> tuple[
 
     Args:
         spec: text of `--gpus`; None means every visible GPU, else the CPU.
-        count: tells how many GPUs are visible; not asked where `spec` is `cpu`.
+        count: gives how many GPUs are visible; not called where `spec` is `cpu`.
 
     Raises:
         ConfigError: for text that is no such list, or a GPU that is not there.

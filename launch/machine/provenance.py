@@ -1,4 +1,4 @@
-"""Where a number came from: command, machine, versions, commit. Every result begins with it.
+"""Provenance of a result: command, machine, versions, commit. Every kept result begins with it.
 
 python -m launch.machine.provenance COMMAND     prints it, for a result that has none yet
 """
@@ -32,7 +32,7 @@ _NEEDED: Mapping[str, type | tuple[type, ...]] = {
     "command": str, "processor": str, "cores": (int, NoneType), "versions": dict, "commit": str,
     "uncommitted_changes": bool,
 }  # fmt: skip
-"""What a report reads; `gpus` may be missing."""
+"""Type of each field that a report reads; `gpus` may be missing."""
 
 
 def provenance(command: str) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def read_starts(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_starts(folder: Folder, starts: list[dict[str, Any]]) -> None:
-    """Note who has trained in a run directory; only for who holds its lock."""
+    """Write who has trained in a run directory; the caller holds its lock."""
     replace_in(folder, PROVENANCE_FILE, (json.dumps(starts, indent=1) + "\n").encode())
 
 
@@ -92,7 +92,7 @@ def _damaged(path: Path, why: str) -> ConfigError:
 
 
 def processor() -> str:
-    """What the processor calls itself, with family and model: makers give many the same name."""
+    """Name of the processor, with family and model: makers give many the same name."""
     name, family, model = map(processor_fact, ("model name", "cpu family", "model"))
     if not name:
         return platform.processor() or platform.machine()
