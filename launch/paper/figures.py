@@ -16,14 +16,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from launch.paper.results import Record
     from launch.paper.table import Entry, Table
 
 FIGURES = "figures"
 COLORS = {"glob": "tab:gray", "pred": "tab:blue", "sim": "tab:orange", "predsim": "tab:red"}
-"""Of a curve or bar, by `loss.name`; all our figures share them."""
+"""Of a curve, by `loss.name`."""
 _INCHES = (10.0, 4.0)
 _GLOB_AND_LOCAL = "tab:purple"
 _FEW_EPOCHS = 30
@@ -58,18 +57,9 @@ def draw_figures(
     return [_draw(folder / f"{name}.svg", found) for name, found in curves.items()]
 
 
-def save_svg(figure: Figure, path: Path) -> Path:
-    """Byte for byte the same for the same numbers; its text stays text."""
-    from matplotlib import rc_context
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with rc_context({"svg.hashsalt": "local-loss-pipeline", "svg.fonttype": "none"}):
-        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
-    return path
-
-
 def _draw(path: Path, curves: Sequence[tuple[Entry, Record]]) -> Path:
     """Two panels with a common scale: training errors, test errors."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=_INCHES, layout="constrained")
@@ -82,7 +72,11 @@ def _draw(path: Path, curves: Sequence[tuple[Entry, Record]]) -> Path:
     _name_axes(train, "training error, %")
     _name_axes(test, "test error, %")
     figure.suptitle(curves[0][0].title.rpartition(", ")[0])
-    return save_svg(figure, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # byte for byte the same for the same numbers; its text stays text
+    with rc_context({"svg.hashsalt": "local-loss-pipeline", "svg.fonttype": "none"}):
+        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+    return path
 
 
 def _curve(axes: Axes, entry: Entry, errors: Sequence[float | None], label: str) -> None:

@@ -23,7 +23,7 @@ from pipeline.config.sections import config_tree, differing_keys
 from pipeline.data.facts import data_facts
 from pipeline.errors import ConfigError, one_line
 from pipeline.network.from_config import network_specs
-from pipeline.run.recorder import METRICS_FILE
+from pipeline.run.metrics import METRICS_FILE
 from pipeline.schedule.feed import course_of
 from pipeline.storage.atomic import replace_file
 from pipeline.storage.checkpoint_writer import CONFIG

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pipeline.errors import ConfigError, one_line
 from pipeline.network.specs import BlockSpec, CustomSpec, LayerSpec
-from pipeline.seeding import Purpose, derived_seed, seeded_draws
 from pipeline.system.children import no_process_left
 from pipeline.system.interpreter import look_here_last
 
@@ -89,6 +88,7 @@ def build_children(model: ModelConfig, seed: int) -> list[dict[str, nn.Module]]:
     import torch
 
     from pipeline.network.ownership import check_blocks
+    from pipeline.seeding import Purpose, derived_seed, seeded_draws  # numpy
 
     with naming_factory(model):
         with seeded_draws(derived_seed(seed, Purpose.FACTORY), torch.device("cpu")):
