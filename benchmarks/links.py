@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from statistics import median
 from time import perf_counter, process_time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
@@ -203,19 +203,6 @@ REPORT = Report(
 )
 
 
-def measure(sizes: Sequence[float], rounds: int, gpu: int | None) -> dict[str, Any]:
-    """Everything, as it is kept."""
-    device = torch.device(device_named("cpu" if gpu is None else f"cuda:{gpu}"))
-    where = provenance_now()
-    prepare_process(device, threads=1)
-    found = measure_all(sizes or SIZES_MIB, rounds, device)
-    tree = {
-        f"{mib:g}": {way: asdict(one) for way, one in ways.items()} for mib, ways in found.items()
-    }
-    streaming_s = streaming_cpu_s(ASKED_CPU_MIB, rounds, device)
-    return {**where, "rounds": rounds, "streaming_cpu_s": streaming_s, "by_mib": tree}
-
-
 @click.command()
 @click.option(
     "--size",
@@ -229,8 +216,15 @@ def measure(sizes: Sequence[float], rounds: int, gpu: int | None) -> dict[str, A
 @with_usage_errors
 def main(sizes: tuple[float, ...], rounds: int, gpu: int | None) -> None:
     """Measure, print and keep benchmarks/results/links-….json; on a GPU links_cuda-….json."""
+    device = torch.device(device_named("cpu" if gpu is None else f"cuda:{gpu}"))
     make_writable(RESULTS)
-    result = measure(sizes, rounds, gpu)
+    result = {**provenance_now(), "rounds": rounds}
+    prepare_process(device, threads=1)
+    result["by_mib"] = {
+        f"{mib:g}": {way: asdict(one) for way, one in ways.items()}
+        for mib, ways in measure_all(sizes or SIZES_MIB, rounds, device).items()
+    }
+    result["streaming_cpu_s"] = streaming_cpu_s(ASKED_CPU_MIB, rounds, device)
     REPORT.show(result, write_result("links" if gpu is None else "links_cuda", result))
 
 

@@ -96,9 +96,12 @@ def peaks_of_blocks(config: Config, blocks: Sequence[int], device: torch.device)
     return second_step(step, config.data.batch_size, device)
 
 
-def single(tree: Mapping[str, Any], batch_size: int, device: torch.device) -> Peaks:
-    """Every block learns from its own loss, one after another, in one process."""
-    return _peaks_of_all(configured(tree, "predsim", batch_size), device)
+def all_blocks(loss: str, tree: Mapping[str, Any], batch_size: int, device: torch.device) -> Peaks:
+    """All blocks in one process: with local losses each learns before the next computes, with
+    `glob` they learn together from the output's cross-entropy."""
+    config = configured(tree, loss, batch_size)
+    blocks = range(len(network_specs(config, data_facts(config.data))))
+    return peaks_of_blocks(config, blocks, device)
 
 
 def largest_stage(tree: Mapping[str, Any], batch_size: int, device: torch.device) -> Peaks:
@@ -110,18 +113,9 @@ def largest_stage(tree: Mapping[str, Any], batch_size: int, device: torch.device
     return max(found, key=lambda peaks: peaks.total)
 
 
-def global_backprop(tree: Mapping[str, Any], batch_size: int, device: torch.device) -> Peaks:
-    """All blocks learn together from the output's cross-entropy."""
-    return _peaks_of_all(configured(tree, "glob", batch_size), device)
-
-
-def _peaks_of_all(config: Config, device: torch.device) -> Peaks:
-    blocks = range(len(network_specs(config, data_facts(config.data))))
-    return peaks_of_blocks(config, blocks, device)
-
-
 def checkpointed(tree: Mapping[str, Any], batch_size: int, device: torch.device) -> Peaks:
-    """The same in a plain network that computes most activations twice: the least of several."""
+    """Global backprop in a plain network that computes most activations twice: the least of several
+    numbers of segments."""
     config = configured(tree, "glob", batch_size)
     depth = len(network_specs(config, data_facts(config.data)))
     found = (peaks_of_segments(config, n, device) for n in numbers_of_segments(depth))
@@ -142,9 +136,9 @@ def peaks_of_segments(config: Config, segments: int, device: torch.device) -> Pe
 
 
 WAYS: dict[str, Callable[[Mapping[str, Any], int, torch.device], Peaks]] = {
-    "single": single,
+    "single": partial(all_blocks, "predsim"),
     "stage": largest_stage,
-    "global": global_backprop,
+    "global": partial(all_blocks, "glob"),
     "checkpointed": checkpointed,
 }
 

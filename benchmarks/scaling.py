@@ -1,7 +1,7 @@
 """Measured against predicted speed, by stages and devices: does the simulation tell the truth?
 
     python -m benchmarks.scaling            # on the CPU: MLP and VGG8B x 0.25, 1 to 4 stages
-    python -m benchmarks.scaling --network vgg11b_3x --gpus 0 --gpus 0-1 --gpus 0-3 --name mine
+    python -m benchmarks.scaling --network vgg11b_3x --gpus 0 --gpus 0-1 --gpus 0-3
 
 Each round trains with each number of stages on each set of devices, and measures what the blocks
 cost before and after: a prediction is the mean of those from either, since other work on the

@@ -15,13 +15,11 @@ from benchmarks.memory import (
     checkpointed,
     configured,
     findings,
-    global_backprop,
     growths,
     largest_stage,
     marking_optimizer,
     peaks_in,
     second_step,
-    single,
     table,
 )
 from benchmarks.rivals.checkpointed import CheckpointedNetwork
@@ -42,6 +40,9 @@ if TYPE_CHECKING:
 
     Queue: TypeAlias = deque[tuple[int, Item, tuple[Tensor, ...]]]
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # as the command measures
+
+single, global_backprop = WAYS["single"], WAYS["global"]
 CPU = torch.device("cpu")
 BATCH = 32
 
