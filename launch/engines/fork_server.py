@@ -54,9 +54,8 @@ def main(descriptor: int, launcher: int, folder: str) -> None:
         launcher: process id.
         folder: of the workers' sockets; the launcher may be killed before it has told anything.
     """
-    _prctl(
-        _PR_SET_PDEATHSIG, signal.SIGCONT
-    )  # when the launcher dies; ignored but by a stopped one
+    # when the launcher dies; ignored but by a stopped one
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
     link = socket(fileno=descriptor)
     link.set_inheritable(False)
     server = ForkServer(link, launcher, folder)
@@ -84,7 +83,7 @@ def _import_what_workers_need() -> None:
 
 
 class ForkServer:
-    """Forks on request, and tells what became of its children."""
+    """Forks on request, and tells of each child that it has started and how it has ended."""
 
     def __init__(self, link: socket, launcher: int, folder: str) -> None:
         self._link, self._launcher, self._folder = link, launcher, folder
@@ -102,7 +101,8 @@ class ForkServer:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
         os.set_blocking(self._bell, False)
         signal.set_wakeup_fd(self._bell, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, _only_wake)
+        # it must have a handler to wake up the selector
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
         self._say(Ready())
         while os.getppid() == self._launcher:
             ready = {key.fd for key, _ in self._selector.select(_LOOK_S)}
@@ -159,12 +159,16 @@ class ForkServer:
         """In the child: be that worker, for as long as the process `server` lives."""
         code = 1
         try:
-            _follow(server)
-            self._let_go()
+            _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != server:
+                os._exit(1)
+            self._close()
             code = _work(start, self._launcher, server, self._folder)
         except BaseException as error:  # the process boundary: told as data
-            answer = Failed(start.worker, _named(error)[:500], _traceback(error))
-            os.write(self._word, _short_enough(answer))
+            why, trace = _named(error)[:500], _traceback(error)
+            while len(line := answer_line(Failed(start.worker, why, trace))) > _ATOMIC:
+                trace = trace[len(trace) // 4 + 1 :]
+            os.write(self._word, line)
         finally:
             try:
                 with suppress(OSError, ValueError):
@@ -172,8 +176,8 @@ class ForkServer:
             finally:  # whatever a user's own stream raises: there may be no second fork server,
                 os._exit(code)  # which would end its siblings and remove their folder
 
-    def _let_go(self) -> None:
-        """Of what belongs to the fork server."""
+    def _close(self) -> None:
+        """In the child: what belongs to the fork server."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._selector.close()
@@ -193,12 +197,9 @@ class ForkServer:
                     self._say(Ended(worker, os.waitstatus_to_exitcode(status)))
 
     def _pass_on(self) -> None:
-        while self._selector_has(self._words):
+        while any(key.fd == self._words for key, _ in self._selector.select(0)):
             for line in os.read(self._words, 1 << 16).splitlines():
                 self._say(read_answer(line))
-
-    def _selector_has(self, descriptor: int) -> bool:
-        return any(key.fd == descriptor for key, _ in self._selector.select(0))
 
     def _say(self, answer: Answer) -> None:
         with suppress(ConnectionError):  # the launcher is gone, which is found out anyway
@@ -225,19 +226,8 @@ def _work(start: Start, launcher: int, server: int, folder: str) -> int:
     return int(work(start.invitation, forsaken))
 
 
-def _follow(parent: int) -> None:
-    """Die with the process that started this one."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
 def _prctl(option: int, value: int) -> None:
     ctypes.CDLL(None).prctl(option, value)
-
-
-def _only_wake(number: int, frame: object) -> None:
-    """SIGCHLD must have a handler to wake up the selector."""
 
 
 def _children() -> list[int]:
@@ -256,10 +246,3 @@ def _traceback(error: BaseException) -> str:
     """For who looks for a bug; empty where it is none."""
     bug = cure_of(error) is None
     return "".join(traceback.format_exception(error))[-20_000:] if bug else ""
-
-
-def _short_enough(answer: Failed) -> bytes:
-    trace = answer.traceback
-    while len(line := answer_line(Failed(answer.worker, answer.why, trace))) > _ATOMIC:
-        trace = trace[len(trace) // 4 + 1 :]
-    return line

@@ -116,13 +116,10 @@ class Watchdog:
         return None
 
     def _deadlock(self, now: float, waits_since: float | None) -> tuple[int, str] | None:
-        if waits_since is None or any(self._works(stage) for stage in self._stages):
+        if waits_since is None or any(self.activity(stage) == "working" for stage in self._stages):
             return None
         moved_at = max((known.changed_at for known in self._stages.values()), default=now)
         still_s = now - max(moved_at, waits_since)
         if still_s <= self._standstill_s:
             return None
         return min(self._stages), f"does not take what comes next: all wait since {still_s:.1f} s"
-
-    def _works(self, stage: int) -> bool:
-        return self.activity(stage) == "working"
