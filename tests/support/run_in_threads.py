@@ -15,12 +15,14 @@ from pipeline.coordinator.engine import End
 from pipeline.coordinator.watchdog import Watchdog
 from pipeline.data.batches import load_batches
 from pipeline.data.facts import data_facts
+from pipeline.learning.block import Block
 from pipeline.network.from_config import network_specs
 from pipeline.planning.cost import block_costs
 from pipeline.planning.plan import make_plan
 from pipeline.protocol.addresses import Carrier, LinkAddress
 from pipeline.protocol.credentials import Invitation
 from pipeline.protocol.messages import Complete
+from pipeline.run.events import Note
 from pipeline.run.recorder import Recorder
 from pipeline.run.run import Run
 from pipeline.schedule.feed import Feed, course_of
@@ -36,6 +38,9 @@ from pipeline.worker.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import pytest
+    from torch import Tensor
 
     from pipeline.run.events import Event
     from pipeline.transport.interfaces import Sender
@@ -142,6 +147,11 @@ class Job:
         for listener in self.listeners:
             listener(event)
 
+    @property
+    def notes(self) -> list[str]:
+        """What the person who watches was told."""
+        return [event.text for event in self.events if isinstance(event, Note)]
+
     def lines(self) -> list[dict[str, Any]]:
         """The metrics, without what depends on time and on stages."""
         timed = ("images_per_s", "seconds", "stages")
@@ -205,7 +215,7 @@ KILLED = End("was killed by SIGKILL", silent=True)
 
 
 class ThreadWorkers:
-    """Workers as threads, each of which tells its failure as a worker process does.
+    """`engine.Workers` as threads, each of which tells its failure as a worker process does.
 
     `fates`: of the first worker of some stages; others live on.
     """
@@ -217,18 +227,16 @@ class ThreadWorkers:
         self._stages, self._threads = stages, dict[int, Thread]()
 
     def dead(self) -> dict[int, End]:
-        """As `engine.Workers` says."""
         return self.killed
 
     def replace(self, stage: int, attempt: int) -> None:
-        """As `engine.Workers` says."""
         self.killed.pop(stage, None)
         before = self.fates.get(stage)
         self.fates[stage] = (before.next if before else None) or Fate()
         self._begin(stage, attempt, self.fates[stage])
 
     def wake(self, stage: int) -> None:
-        """As `engine.Workers` says: threads can't be stopped."""
+        """Threads can't be stopped."""
 
     def start(self) -> None:
         for stage in range(self._stages):
@@ -295,8 +303,27 @@ def coordinator(
     return Coordinator(job.run, workers.control, workers.connect, bind, workers, watchdog, **given)
 
 
-def train_pipelined(job: Job, fates: dict[int, Fate] | None = None) -> None:
-    workers = ThreadWorkers(job.run.plan.n_stages, fates)
+def train_pipelined(
+    job: Job,
+    fates: dict[int, Fate] | None = None,
+    workers: ThreadWorkers | None = None,
+    clock: Callable[[], float] | None = None,
+) -> None:
+    workers = workers or ThreadWorkers(job.run.plan.n_stages, fates)
     workers.start()
-    coordinator(job, workers).run()
+    coordinator(job, workers, clock).run()
     workers.leave()
+
+
+def plant_a_fault(
+    monkeypatch: pytest.MonkeyPatch, text: str = "planted", at: tuple[int, int | None] = (1, 3)
+) -> None:
+    """A block fails `at` (its index, training batch)."""
+    transfer = Block.transfer
+
+    def fails(block: Block, h: Tensor, *, batch_id: int | None) -> Tensor:
+        if (block.spec.index, batch_id) == at:
+            raise ValueError(text)
+        return transfer(block, h, batch_id=batch_id)
+
+    monkeypatch.setattr(Block, "transfer", fails)

@@ -11,7 +11,14 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.run_in_threads import KILLED, Job, ThreadWorkers, coordinator, train_pipelined
+from support.run_in_threads import (
+    KILLED,
+    Job,
+    ThreadWorkers,
+    coordinator,
+    plant_a_fault,
+    train_pipelined,
+)
 
 from pipeline.data.facts import data_facts
 from pipeline.errors import (
@@ -21,7 +28,6 @@ from pipeline.errors import (
     StageLostError,
     TimedOutError,
 )
-from pipeline.learning.block import Block
 from pipeline.learning.build import build_stage
 from pipeline.network.from_config import network_specs
 from pipeline.planning.cost import block_costs
@@ -34,7 +40,7 @@ from pipeline.protocol.messages import (
     Heartbeat,
     Hello,
 )
-from pipeline.run.events import CheckpointWritten, EpochDone, Note, Progress, Waiting
+from pipeline.run.events import CheckpointWritten, EpochDone, Progress, Waiting
 from pipeline.schedule.reports import PassReport, StageState, Tally, Usage
 from pipeline.single import SingleTrainer
 from pipeline.system.sources import running_code
@@ -43,8 +49,6 @@ from pipeline.transport.in_memory import MemorySender
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    from torch import Tensor
 
     from pipeline.learning.stage import Stage
     from pipeline.run.events import Event
@@ -135,9 +139,7 @@ def test_what_people_are_told_of_the_links_crosses_them(
 
     monkeypatch.setattr(MemorySender, "send", counting)
     job, workers = Job(folder(), 3, precision=precision), ThreadWorkers(3)
-    workers.start()
-    coordinator(job, workers).run()
-    workers.leave()
+    train_pipelined(job, workers=workers)
     crossed = [nbytes[workers.senders[f"link-{stage}-0"]] for stage in range(3)]
     specs = network_specs(job.run.config, data_facts(job.run.config.data))
     costs = block_costs(
@@ -203,9 +205,7 @@ def test_interrupted_and_resumed(single: Job, folder: Callable[[], Path]) -> Non
     workers.leave()
     assert 1 <= caught.value.step < 6
     assert first.store.newest.position.step == caught.value.step
-    assert [event for event in first.events if isinstance(event, Note)] == [
-        Note("interrupted: finishing what is under way, writing a checkpoint")
-    ]
+    assert first.notes == ["interrupted: finishing what is under way, writing a checkpoint"]
     second = Job(folder(), 2, first.store.newest)
     train_pipelined(second)
     assert second.store.files[6] == single.store.files[6]
@@ -227,14 +227,7 @@ def test_progress_is_told(folder: Callable[[], Path]) -> None:
 def test_failure_of_a_worker_is_told_with_its_traceback(
     folder: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    transfer = Block.transfer
-
-    def fails(block: Block, h: Tensor, *, batch_id: int | None) -> Tensor:
-        if (block.spec.index, batch_id) == (1, 3):
-            raise ValueError("planted\nand more")
-        return transfer(block, h, batch_id=batch_id)
-
-    monkeypatch.setattr(Block, "transfer", fails)
+    plant_a_fault(monkeypatch, "planted\nand more")
     # room for the whole run: nobody waits for a credit of the stage that fails
     job, workers = Job(folder(), 3, max_in_flight=64, max_restarts=0), ThreadWorkers(3)
     workers.start()
@@ -251,16 +244,8 @@ def test_failure_of_a_worker_is_told_with_its_traceback(
 def test_single_mode_tells_the_failed_batch_too(
     folder: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    transfer = Block.transfer
-
-    def fails(block: Block, h: Tensor, *, batch_id: int | None) -> Tensor:
-        if (block.spec.index, batch_id) == (1, 3):
-            raise ValueError("planted")
-        if batch_id is None:
-            raise ValueError("planted in a test")
-        return transfer(block, h, batch_id=batch_id)
-
-    monkeypatch.setattr(Block, "transfer", fails)
+    plant_a_fault(monkeypatch)
+    plant_a_fault(monkeypatch, "planted in a test", at=(0, None))
     with pytest.raises(StageFailedError, match="stage 1, block 1 failed at batch 3: ValueError"):
         SingleTrainer(Job(folder(), 3).run).run()
     with pytest.raises(StageFailedError, match="stage 0, block 0 failed: ValueError: planted in"):
@@ -360,10 +345,8 @@ def trained_with(
     job.listeners.append(say)
     if after_epoch == 0:
         workers.control.client(stage).send(message, attached)
-    workers.start()
-    coordinator(job, workers).run()
-    workers.leave()
-    return job, [event.text for event in job.events if isinstance(event, Note)]
+    train_pipelined(job, workers=workers)
+    return job, job.notes
 
 
 @pytest.mark.usefixtures("one_builder_at_a_time")

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support.run_in_threads import Fate, Job, ThreadWorkers, coordinator, train_pipelined
+from support.run_in_threads import (
+    Fate,
+    Job,
+    ThreadWorkers,
+    coordinator,
+    plant_a_fault,
+    train_pipelined,
+)
 
 from pipeline.coordinator.restarts import WITHIN_S, Restarts
 from pipeline.errors import InterruptedRunError, StageFailedError, StageLostError
@@ -144,21 +151,20 @@ def test_a_stage_that_hangs_while_another_is_lost(
     train_pipelined(job, {1: Fate(last + 1), 2: Fate(last, hangs=True)})
     assert job.store.files == undisturbed.store.files
     assert job.lines() == undisturbed.lines()
-    texts = [event.text for event in job.events if isinstance(event, Note)]
-    assert any("did not come back in" in text for text in texts), texts
+    assert any("did not come back in" in note for note in job.notes), job.notes
 
 
 def test_what_happened_is_told(folder: Folder, acts: list[int]) -> None:
     job = Job(folder(), STAGES, **COURSE)
     train_pipelined(job, {1: Fate(acts[1] // 2)})
-    fault, back = [event.text for event in job.events if isinstance(event, Note)]
+    fault, back = job.notes
     assert fault.startswith("stage 1 (block 1, cpu) was killed by SIGKILL: replaced; all go back")
     assert "(restart 1 of 3 within an hour)" in fault
     assert back.startswith("training again after step")
 
 
 def restarts_of(job: Job) -> int:
-    return sum(isinstance(event, Note) and "replaced" in event.text for event in job.events)
+    return sum("replaced" in note for note in job.notes)
 
 
 # --- the end ------------------------------------------------------------------------------
@@ -176,9 +182,7 @@ def test_no_stage_leaves_before_all_that_was_sent_has_arrived(
         hear(attempt, said)
 
     monkeypatch.setattr(workers.control, "_hear", noted)
-    workers.start()
-    coordinator(job, workers).run()
-    workers.leave()
+    train_pipelined(job, workers=workers)
     assert [type(message) for message in heard[-STAGES:]] == [Bye] * STAGES
     assert sum(isinstance(message, StageState) for message in heard) == 2 * STAGES
 
@@ -206,14 +210,8 @@ def test_the_newest_state_is_awaited_until_the_coordinator_has_all_of_it() -> No
 
 def test_to_be_suspended_while_it_starts_is_no_waiting(folder: Folder) -> None:
     """The clock leaps by an hour at its sixth reading."""
-    job, workers, readings = (
-        Job(folder(), STAGES, **COURSE),
-        ThreadWorkers(STAGES),
-        itertools.count(),
-    )
-    workers.start()
-    coordinator(job, workers, lambda: 3600.0 * (next(readings) > 5)).run()
-    workers.leave()
+    job, readings = Job(folder(), STAGES, **COURSE), itertools.count()
+    train_pipelined(job, clock=lambda: 3600.0 * (next(readings) > 5))
     assert restarts_of(job) == 0
 
 
@@ -281,7 +279,7 @@ def test_a_stop_marker_that_never_arrives_is_noticed(
     running.run()
     workers.leave()
     assert restarts_of(job) == 1
-    (fault, _) = [event.text for event in job.events if isinstance(event, Note)]
+    (fault, _) = job.notes
     assert fault.startswith("stage 0 (block 0, cpu) does not take what comes next: all wait since")
     assert job.store.files == undisturbed.store.files
     assert job.lines() == undisturbed.lines()
@@ -294,7 +292,7 @@ def test_an_interrupted_run_whose_stop_marker_never_arrives_ends(
     workers, running = leaking(Leak(job, interrupts=True), monkeypatch)
     with pytest.raises(InterruptedRunError, match="a checkpoint was written"):
         running.run()
-    assert "interrupted" in "".join(e.text for e in job.events if isinstance(e, Note))
+    assert "interrupted" in "".join(job.notes)
     workers.end()
 
 
@@ -304,16 +302,7 @@ def test_an_interrupted_run_whose_stop_marker_never_arrives_ends(
 def test_a_fault_that_comes_back_at_the_same_batch_ends_the_run(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.learning.block import Block
-
-    transfer = Block.transfer
-
-    def fails(block: Block, h: Any, *, batch_id: int | None) -> Any:
-        if (block.spec.index, batch_id) == (1, 3):
-            raise ValueError("planted")
-        return transfer(block, h, batch_id=batch_id)
-
-    monkeypatch.setattr(Block, "transfer", fails)
+    plant_a_fault(monkeypatch)
     job = Job(folder(), STAGES, **COURSE)
     with pytest.raises(StageFailedError) as caught:
         train_pipelined(job)
