@@ -11,7 +11,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from pipeline.network.specs import in_runs
-from pipeline.planning.simulate import NO_CROWD, Crowd, StageWork, simulate
+from pipeline.planning.simulate import NO_CROWD, Crowd, simulate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,8 +31,84 @@ SIMULATED_STAGES = 40
 """With more, to fill the pipeline alone takes too many steps: its speed is bound, not simulated."""
 _STEADY = 0.003
 """Difference in speed, and share of the batches that pile up, of which nobody takes notice."""
+_ROUNDS = 50
+"""In which the fixed point of contention is found, well below a per mille."""
 _SHORTEST_S = 1e-9
 """No stage is free, whatever people write."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageWork:
+    """What one batch costs a stage, in seconds of its device.
+
+    `forward_s`: until it can send; `send_s`: the copy; `learn_s`: after it has sent.
+    `link_s`: what it sent keeps the link to the next stage busy for so long, one batch after the
+    other; `latency_s`: then until it is there. No device is busy meanwhile.
+    """
+
+    device: int
+    forward_s: float
+    learn_s: float
+    send_s: float = 0.0
+    link_s: float = 0.0
+    latency_s: float = 0.0
+
+    @property
+    def travel_s(self) -> float:
+        """Seconds that a batch is under way to the next stage, where the link is free."""
+        return self.link_s + self.latency_s
+
+    @property
+    def total_s(self) -> float:
+        """Seconds that one batch keeps the device busy."""
+        return self.forward_s + self.send_s + self.learn_s
+
+
+def batch_s(
+    works: Sequence[StageWork],
+    *,
+    capacity: float,
+    slots: int,
+    feed_s: float = 0.0,
+    feed_device: int | None = None,
+) -> float:
+    """Seconds from one batch to the next in the steady state of a pipeline.
+
+    Something is always at work: the busiest device, the slowest stage, the feed or a link; or,
+    with few slots, a batch's way through a link and the stage behind it, whose slots come back
+    only then. For stages on devices of their own that is exact. Where a device is shared, stages
+    stretch each other's work: each counts the others that are at work meanwhile, by the shares of
+    time that they are, as if these fell together by chance.
+
+    Args:
+        works: in order; the last sends nothing.
+        capacity: of each device, how many stages it runs at once: 1 for a GPU, cores by threads of
+            a stage for a CPU. Beyond it they share it evenly.
+        slots: batches that may wait, or be worked on, behind each link.
+        feed_s: seconds that the coordinator needs to prepare a batch.
+        feed_device: where it does; None: on none of these.
+    """
+    loads = {work.device: feed_s if work.device == feed_device else 0.0 for work in works}
+    for work in works:
+        loads[work.device] += work.total_s
+    floor = max(feed_s, _SHORTEST_S, *(load / capacity for load in loads.values()))
+    floor = max(floor, *(max(work.total_s, work.link_s) for work in works))
+    taken = [work.total_s for work in works]
+    for _ in range(_ROUNDS):
+        circles = [
+            (work.send_s + work.travel_s + after) / slots
+            for work, after in zip(works, taken[1:], strict=False)
+        ]
+        # where one works at a time, the device's load says more than how long each of them takes
+        period = max([floor, *circles, *(taken if capacity > 1 else ())])
+        at_work = {device: feed_s / period * (device == feed_device) for device in loads}
+        for work, took_s in zip(works, taken, strict=True):
+            at_work[work.device] += min(1.0, took_s / period)
+        for stage, (work, took_s) in enumerate(zip(works, taken, strict=True)):
+            others = at_work[work.device] - min(1.0, took_s / period)
+            stretched_s = work.total_s * max(1.0, (1 + others) / capacity)
+            taken[stage] = (took_s + stretched_s) / 2  # half of the way, so as not to overshoot
+    return period
 
 
 @dataclass(frozen=True, slots=True)
