@@ -1,4 +1,4 @@
-"""Measured against predicted speed, by stages and devices: does the simulation tell the truth?
+"""Measured against predicted speed, by stages and devices: does the closed form tell the truth?
 
     python -m benchmarks.scaling            # on the CPU: MLP and VGG8B x 0.25, 1 to 4 stages
     python -m benchmarks.scaling --network vgg11b_3x --gpus 0 --gpus 0-1 --gpus 0-3
@@ -30,8 +30,9 @@ from benchmarks.lib.result_files import RESULTS, keep_so_far, make_writable, wri
 from launch.command import status_of
 from launch.engines.interrupts import INTERRUPTED
 from launch.job import Options
-from launch.launcher import launch
+from launch.launcher import engine_for, launch
 from launch.plan.checks import make_job
+from launch.trial_run import trial_speed
 from pipeline.run.metrics import METRICS_FILE
 
 if TYPE_CHECKING:
@@ -121,11 +122,17 @@ class Task:
 
 
 def predicted(options: Options) -> float:
-    """Images/s that the simulation says, from costs measured now or in this round."""
+    """Images/s, from costs measured in this round."""
     job = make_job(options)
     assert job.foresight, "the costs have been measured"
     found = job.foresight.timing.prospect(job.plan, job.config.runtime.max_in_flight)
     return found.images_per_s
+
+
+def measure_costs(options: Options) -> None:
+    """Of the blocks, and of so many stages beside each other."""
+    with engine_for(single=False) as engine:
+        trial_speed(make_job(replace(options, measure=True)), engine)
 
 
 def measured(options: Options) -> float:
@@ -149,11 +156,14 @@ def one_round(task: Task, divisions: Sequence[Division]) -> Found:
         found: Found = {}
         for number, one in enumerate(divisions):
             options = task.options(one, Path(folder))
-            is_new = one.gpus not in {before.gpus for before in divisions[:number]}
-            before = predicted(replace(options, measure=is_new))
+            most = max(other.stages for other in divisions if other.gpus == one.gpus)
+            if one.gpus not in {before.gpus for before in divisions[:number]}:
+                measure_costs(replace(options, stages=most))
+            before = predicted(options)
             run_dir = Path(folder) / f"run-{number}"
             speed = measured(replace(options, run_dir=run_dir, view="quiet"))
-            after = predicted(replace(options, measure=True))
+            measure_costs(replace(options, stages=most))
+            after = predicted(options)
             found[one] = Round(mean((before, after)), speed)
             print(_line(task.network, one, found[one]), flush=True)
         return found

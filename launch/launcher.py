@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,10 @@ from launch.engines.interrupts import INTERRUPTED
 from launch.plan.checks import check_engine, make_job
 from launch.resume import look, nothing_left, start_state
 from launch.run_directory import HeldRun, hold, hold_new
-from pipeline.errors import ConfigError, CutShortError, InterruptedRunError
+from pipeline.errors import ConfigError, CutShortError, InterruptedRunError, PipelineError
 from pipeline.storage.checkpoint import RunState
 from pipeline.storage.checkpoint_writer import CONFIG
+from pipeline.system.limits import cure_of, with_cure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +41,7 @@ def launch(options: Options) -> int:
     if options.dry_run:
         if options.resume and options.run_dir is not None:
             look(options.run_dir, job)
-        return _print_plan(job)
+        return _print_plan(job, options)
     # from here on no other command changes the run's folder
     folder = (
         hold_new(job.name)
@@ -58,7 +60,7 @@ def launch(options: Options) -> int:
         return _train(job, run, origin, options)
 
 
-def _print_plan(job: Job) -> int:
+def _print_plan(job: Job, options: Options) -> int:
     from rich.console import Console
 
     from launch.plan.dry_run import dry_run_report, say
@@ -70,9 +72,26 @@ def _print_plan(job: Job) -> int:
         from launch.plan.forecast import print_forecast
 
         print_forecast(job, job.foresight, console)
+    if options.measure and not (job.too_large or job.config.schedule.greedy):
+        say(console, _tried(job, options))
     for caution in cautions(job):
         say(console, caution)
     return DONE
+
+
+def _tried(job: Job, options: Options) -> str:
+    """What a trial run of the plan reaches; where it fails, the rest is still worth printing."""
+    from launch.trial_run import trial_speed  # numpy, and much more
+
+    print("measuring the planned pipeline", file=sys.stderr)
+    try:
+        single = options.single or job.config.loss.is_global
+        with engine_for(single=single) as engine:
+            return f"Measured in a trial run: {trial_speed(job, engine):,.0f} images/s."
+    except Exception as error:
+        if not isinstance(error, PipelineError) and cure_of(error) is None:
+            raise  # a bug
+        return f"The trial run failed, so no speed was measured: {with_cure(error)}"
 
 
 def _train(job: Job, run: HeldRun, origin: tuple[RunState, list[str]], options: Options) -> int:

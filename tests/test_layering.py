@@ -62,9 +62,7 @@ PIPELINE: dict[str, Row] = {  # from the ground up
         "errors system config network schedule protocol device kernels transport learning rehearsal"
     ),
     "coordinator": row("errors system config schedule protocol transport run"),
-    "profiling": torch(
-        "errors signals system config data network planning schedule kernels transport learning"
-    ),
+    "profiling": torch("config data network planning kernels learning"),
     "single": torch("errors planning schedule device run learning rehearsal worker"),
 }
 """`torch`: importing the folder may import torch. The others plan, talk and keep without it."""
@@ -80,7 +78,8 @@ LAUNCH: dict[str, Row] = {  # from the ground up; `pipeline` may be imported by 
     "plan": row("job machine display engines"),
     "same_data": row(),
     "training": row("job run_directory display engines plan same_data"),
-    "launcher": row("job resume run_directory display engines command plan training"),
+    "trial_run": row("job engines plan training"),
+    "launcher": row("job resume run_directory display engines command plan training trial_run"),
     "paper": row("job resume run_directory machine plan"),
     "cli": row("job run_directory command launcher"),
     "verify": row("job display engines command plan training launcher"),

@@ -17,21 +17,19 @@ from typing import TYPE_CHECKING
 from launch.machine.gpus import gpu_names
 from launch.machine.provenance import processor
 from pipeline.config.sections import config_tree
+from pipeline.config.yaml_file import load_tree
 from pipeline.config.yaml_text import dump_tree
 from pipeline.errors import ConfigError
-from pipeline.network.specs import stage_units
 from pipeline.planning.plan_files import load_costs
 from pipeline.planning.prediction import BlockTimes, Links, Timing
-from pipeline.planning.simulate import NO_CROWD, Crowd
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from pipeline.config.sections import Config
     from pipeline.data.facts import DataFacts
     from pipeline.network.specs import BlockSpec
     from pipeline.planning.cost import BlockCost
-    from pipeline.planning.plan_files import MeasuredCosts
 
 _FOLDER = "local-loss-pipeline"
 _INDIFFERENT = frozenset(
@@ -85,23 +83,18 @@ def known_timing(
     if path is None or not path.is_file() or len({device_kind(device) for device in devices}) > 1:
         return None
     kept = load_costs(path, specs, config.data.batch_size)
+    on_cpu, speed = devices[0] == "cpu", kept.copied_per_s
     timing = Timing(
         tuple(BlockTimes(b.block, b.forward_s, b.learn_s) for b in kept.blocks),
         costs,
         config.data.batch_size,
-        _links(devices[0], kept),
+        # a CPU sends with the thread that trains, a CUDA device beside what it computes
+        Links(copied_per_s=speed) if on_cpu else Links(sent_per_s=speed),
         _capacity(config, devices[0]),
         kept.feed_s,
-        Crowd(kept.crowded_speed, kept.crowd),
+        kept.crowded_speed if on_cpu else 1.0,
     )
     return timing, path
-
-
-def _links(device: str, kept: MeasuredCosts) -> Links:
-    """A CPU sends with the thread that trains, a CUDA device beside what it computes."""
-    if device == "cpu":
-        return Links(kept.copied_per_s, hop_s=kept.hop_s)
-    return Links(sent_per_s=kept.copied_per_s)
 
 
 def measure(
@@ -123,11 +116,18 @@ def measure(
     told("the feed")  # first: it needs the data set
     fed_s = feed_s(config)
     times = measure_blocks(config, facts, devices[0], told)
-    units = _units(specs, times)
-    crowd = _crowd(config, facts, units, devices[0], told)
-    hopped_s = _hop_s(config, facts, specs, units, devices[0], told)
-    _keep(path, dump_tree(_tree(config, specs, devices, times, fed_s, hopped_s, crowd)))
+    _keep(path, _tree(config, specs, devices, times, fed_s))
     return path
+
+
+def keep_crowded_speed(config: Config, specs: Sequence[BlockSpec], speed: float) -> None:
+    """Add to what was measured on this CPU, for later predictions, what a trial run has shown.
+
+    Raises:
+        ConfigError: where it can't be kept.
+    """
+    path = _place_for(cost_file(config, specs, "cpu"))
+    _keep(path, {**load_tree(path), "crowded_speed": _rounded(speed)})
 
 
 def _tree(
@@ -136,8 +136,6 @@ def _tree(
     devices: Sequence[str],
     times: Sequence[BlockTimes],
     fed_s: float,
-    hopped_s: float,
-    crowd: Crowd,
 ) -> dict[str, object]:
     from pipeline.profiling.blocks import copied_per_s  # torch
 
@@ -158,9 +156,7 @@ def _tree(
         "measured": f"{date.today().isoformat()}, torch {version('torch')}",
         "copied_per_s": float(f"{copied_per_s(devices):.3g}"),
         "feed_s": _rounded(fed_s),
-        "hop_s": _rounded(hopped_s),
-        "crowded_speed": _rounded(crowd.speed),
-        "crowd": crowd.at_work,
+        "crowded_speed": 1.0,
         "blocks": rows,
     }
 
@@ -186,8 +182,8 @@ def _place_for(path: Path | None) -> Path:
     return path
 
 
-def _keep(path: Path, text: str) -> None:
-    _guarded(path, lambda: path.write_text(text, encoding="utf-8"))
+def _keep(path: Path, tree: dict[str, object]) -> None:
+    _guarded(path, lambda: path.write_text(dump_tree(tree), encoding="utf-8"))
 
 
 def _guarded(path: Path, work: Callable[[], object]) -> None:
@@ -198,52 +194,6 @@ def _guarded(path: Path, work: Callable[[], object]) -> None:
             f"--measure: what is measured can't be kept in {path}: {error.strerror}; let "
             "XDG_CACHE_HOME name a folder that can be written to"
         ) from None
-
-
-def _units(specs: Sequence[BlockSpec], times: Sequence[BlockTimes]) -> dict[int, float]:
-    """Seconds of each smallest part that can be a stage, the longest first."""
-    seconds = [sum(times[spec.index].total_s for spec in unit) for unit in stage_units(specs)]
-    return dict(sorted(enumerate(seconds), key=lambda pair: pair[1], reverse=True))
-
-
-def _crowd(
-    config: Config,
-    facts: DataFacts,
-    alone: Mapping[int, float],
-    device: str,
-    told: Callable[[str], None],
-) -> Crowd:
-    """How fast stages are while all cores are at work: on as many stages as the network can be
-    made into, or as there is room for, where more would hold each other up. On a GPU they take
-    turns."""
-    from pipeline.profiling.crowd import crowded_seconds  # torch
-
-    room = min(len(alone), int(_capacity(config, device)))
-    if device != "cpu" or room < 2:
-        return NO_CROWD
-    units = list(alone)
-    if config.runtime.threads_per_stage > 1:
-        units = units[:room]
-    told(f"how {len(units)} stages at once slow each other down")
-    crowded = crowded_seconds(config, facts, units)
-    return Crowd(sum(alone[unit] for unit in units) / sum(crowded.values()), room)
-
-
-def _hop_s(
-    config: Config,
-    facts: DataFacts,
-    specs: Sequence[BlockSpec],
-    alone: Mapping[int, float],
-    device: str,
-    told: Callable[[str], None],
-) -> float:
-    """Beside the part of the network that is done soonest. On a GPU nobody waits for a hop."""
-    from pipeline.profiling.hop import hop_s  # torch
-
-    if device != "cpu":
-        return 0.0
-    told("what a hop from stage to stage takes")
-    return hop_s(config, facts, stage_units(specs)[list(alone)[-1]])
 
 
 def _capacity(config: Config, device: str) -> float:

@@ -9,7 +9,6 @@ from launch.display.format import size_text
 from launch.plan.dry_run import memory_by_device, plain_table, say
 from pipeline.network.specs import stage_units
 from pipeline.planning.plan import make_plan
-from pipeline.planning.prediction import SIMULATED_STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +18,7 @@ if TYPE_CHECKING:
 
     from launch.job import Foresight, Job
     from pipeline.planning.plan import Plan
-    from pipeline.planning.prediction import Links, Prospect, Timing
-    from pipeline.planning.simulate import StageWork
+    from pipeline.planning.prediction import Links, Prospect, StageWork, Timing
 
 _COUNTS = (1, 2, 4, 8, 16, 32, 64)
 _GROWS = 1.01
@@ -45,9 +43,7 @@ def print_forecast(job: Job, known: Foresight, console: Console) -> None:
         timing = timing.in_one_process() if plan.stages[0].device == "cpu" else timing
     found = timing.prospect(plan, job.config.runtime.max_in_flight)
     memory = memory_by_device(plan, plan.stage_costs(job.costs))
-    speed = f"{found.images_per_s:,.0f} images/s"
-    bound = f"at most {speed}; of more than {SIMULATED_STAGES} stages only the bound is known"
-    say(console, f"Predicted ({known.source}): {speed if found.simulated else bound}.")
+    say(console, f"Predicted ({known.source}): {found.images_per_s:,.0f} images/s.")
     console.print()
     console.print(_device_table(plan, found, memory))
     for sentence in _too_full(memory, known.memory_bytes):
@@ -170,9 +166,9 @@ def _why(job: Job, timing: Timing, plan: Plan, found: Prospect) -> str:
         parts = [unit for unit in stage_units(job.specs) if unit[0].index in blocks]
         cure = "which more --stages would divide" if len(parts) > 1 else _UNDIVIDED
         return f"stage {slowest} ({names}) alone is {100 * share:.0f} % of the work, {cure}"
-    if timing.fed_s >= _BINDS * batch_s:
+    if timing.feed_s >= _BINDS * batch_s:
         return (
-            f"the coordinator prepares a batch every {_ms(timing.fed_s)} ms, and no faster; "
+            f"the coordinator prepares a batch every {_ms(timing.feed_s)} ms, and no faster; "
             "faster storage or processors there would help"
         )
     carried = max(range(len(works)), key=lambda stage: works[stage].link_s)

@@ -65,6 +65,10 @@ class AssumedDevice(Section):
         return float(known[precision])
 
 
+_NO_LONGER = {"crowd", "hop_s"}
+"""Keys of files that earlier versions have written, which the trial run has made superfluous."""
+
+
 class MeasuredBlock(Section):
     """What one batch takes, in seconds: until the block can send, and after."""
 
@@ -86,13 +90,10 @@ class MeasuredCosts(Section):
     where nobody waits for it, the bytes that get there."""
     feed_s: float = Field(default=0.0, ge=0, le=1e6)
     """What the coordinator needs to prepare a batch."""
-    hop_s: float = Field(default=0.0, ge=0, le=1e6)
-    """What a batch's hop to the next process takes a CPU, at both ends, beside the copy."""
     crowded_speed: float = Field(default=1.0, ge=1e-3, le=1e3)
-    """Speed of a stage on a CPU while `crowd` of them work, or more, over what it is alone, beside
-    the turns that they take where cores are fewer; above 1 where the machine had other work when
-    it was measured alone."""
-    crowd: int = Field(default=2, ge=2, le=1 << 20)
+    """Speed of a CPU's stages while several work, over what each reaches alone, beside the turns
+    that they take where cores are fewer: found by the trial run. Above 1 where the machine had
+    other work when blocks were measured."""
     blocks: Annotated[tuple[MeasuredBlock, ...], Field(strict=False, min_length=1)]
 
 
@@ -123,7 +124,8 @@ def load_costs(path: Path, specs: Sequence[BlockSpec], batch_size: int) -> Measu
     Raises:
         ConfigError: naming file, key, value and rule.
     """
-    costs = checked(MeasuredCosts, load_tree(path), str(path))
+    tree = {key: value for key, value in load_tree(path).items() if key not in _NO_LONGER}
+    costs = checked(MeasuredCosts, tree, str(path))
     cure = "change it back, or remove the file and measure again with --measure"
     if costs.batch_size != batch_size:
         raise ConfigError(

@@ -1,7 +1,7 @@
 """What a batch costs in seconds: measured on a device, or assumed of one; and what follows.
 
 Block times are measured (`blocks.py`) or worked out from multiply-adds and an assumed device;
-either way they become the work of stages, and the simulation says how fast the pipeline is.
+either way they become the work of stages, and these say how fast the pipeline is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from pipeline.network.specs import in_runs
-from pipeline.planning.simulate import NO_CROWD, Crowd, simulate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,18 +18,7 @@ if TYPE_CHECKING:
     from pipeline.planning.cost import BlockCost
     from pipeline.planning.plan import Plan
     from pipeline.planning.plan_files import AssumedDevice
-    from pipeline.planning.simulate import Forecast
 
-_BATCHES_PER_STAGE = 4
-"""Simulated at first, half of them before the steady state; twice as many until it is one."""
-_LONGEST = 1 << 13
-"""Batches simulated at most: some seconds. The slots of a pipeline are far fewer."""
-_MOST_STEPS = 1 << 16
-"""Of a batch through a stage: some seconds, with however many stages."""
-SIMULATED_STAGES = 40
-"""With more, to fill the pipeline alone takes too many steps: its speed is bound, not simulated."""
-_STEADY = 0.003
-"""Difference in speed, and share of the batches that pile up, of which nobody takes notice."""
 _ROUNDS = 50
 """In which the fixed point of contention is found, well below a per mille."""
 _SHORTEST_S = 1e-9
@@ -95,19 +83,23 @@ def batch_s(
     floor = max(floor, *(max(work.total_s, work.link_s) for work in works))
     taken = [work.total_s for work in works]
     for _ in range(_ROUNDS):
+        # where one stage works at a time, the device's load says all of those that take turns on it
         circles = [
-            (work.send_s + work.travel_s + after) / slots
-            for work, after in zip(works, taken[1:], strict=False)
+            (work.send_s + work.travel_s + after_s) / slots
+            for work, after, after_s in zip(works, works[1:], taken[1:], strict=False)
+            if capacity > 1 or after.device != work.device
         ]
-        # where one works at a time, the device's load says more than how long each of them takes
-        period = max([floor, *circles, *(taken if capacity > 1 else ())])
+        stretched = taken if capacity > 1 else []
+        period = max([floor, *circles, *stretched])
+        shares = [min(1.0, took_s / period) for took_s in taken]
         at_work = {device: feed_s / period * (device == feed_device) for device in loads}
-        for work, took_s in zip(works, taken, strict=True):
-            at_work[work.device] += min(1.0, took_s / period)
-        for stage, (work, took_s) in enumerate(zip(works, taken, strict=True)):
-            others = at_work[work.device] - min(1.0, took_s / period)
-            stretched_s = work.total_s * max(1.0, (1 + others) / capacity)
-            taken[stage] = (took_s + stretched_s) / 2  # half of the way, so as not to overshoot
+        for work, share in zip(works, shares, strict=True):
+            at_work[work.device] += share
+        taken = [
+            # half of the way from the last round, so as not to overshoot
+            (took_s + work.total_s * max(1.0, (1 + at_work[work.device] - share) / capacity)) / 2
+            for work, share, took_s in zip(works, shares, taken, strict=True)
+        ]
     return period
 
 
@@ -132,40 +124,29 @@ class BlockTimes:
 @dataclass(frozen=True, slots=True)
 class Links:
     """How tensors cross: copied by the sender's device, or sent to another while it works on. Each
-    two neighbouring stages on different devices have a link of their own.
-
-    `hop_s`: what a batch takes their devices beside the copy, each of both ends half of it.
-    """
+    two neighbouring stages on different devices have a link of their own."""
 
     copied_per_s: float = inf
     sent_per_s: float = inf
     latency_s: float = 0.0
-    hop_s: float = 0.0
-
-    @property
-    def end_s(self) -> float:
-        """What a batch takes either end."""
-        return self.hop_s / 2
 
 
 @dataclass(frozen=True, slots=True)
 class Prospect:
-    """What to expect of a plan. `device_busy`, `stage_busy`: shares of the time; a device that
-    runs two stages is busy for both."""
+    """What to expect of a plan. `device_busy`: shares of the time, of all cores of a CPU."""
 
     images_per_s: float
     device_busy: Mapping[str, float]
-    stage_busy: tuple[float, ...]
-    simulated: bool = True
-    """False: what its busiest device, link or feed allows at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
     """Times of every block, for batches of `batch_size` on devices of one kind.
 
-    `capacity`: how many stages a device runs at once; `crowd`: what they cost each other.
+    `capacity`: how many stages a device runs at once.
     `feed_s`: what the coordinator needs to prepare a batch, on the CPU.
+    `crowded_speed`: of several processes that share a CPU's caches, memory and clock, hops
+    between them included, over what each reaches alone.
     """
 
     times: tuple[BlockTimes, ...]
@@ -174,25 +155,18 @@ class Timing:
     links: Links = Links()
     capacity: float = 1.0
     feed_s: float = 0.0
-    crowd: Crowd = NO_CROWD
+    crowded_speed: float = 1.0
 
     @property
     def loads(self) -> list[int]:
         """As the planner wants them, in nanoseconds; none is free."""
         return [max(1, round(block.total_s * 1e9)) for block in self.times]
 
-    @property
-    def fed_s(self) -> float:
-        """What a batch takes the coordinator, until it is on its way."""
-        return self.feed_s + self.links.end_s
-
     def in_one_process(self) -> Timing:
-        """In single mode on a CPU, where the process that trains prepares each batch itself, and
-        no other is at work."""
+        """In single mode on a CPU, where the process that trains prepares each batch itself."""
         first, *others = self.times
         first = replace(first, forward_s=first.forward_s + self.feed_s)
-        times, links = (first, *others), replace(self.links, hop_s=0.0)
-        return replace(self, times=times, links=links, feed_s=0.0, crowd=NO_CROWD)
+        return replace(self, times=(first, *others), feed_s=0.0)
 
     def works(self, plan: Plan) -> list[StageWork]:
         """What a batch costs each stage."""
@@ -205,44 +179,21 @@ class Timing:
         ]
 
     def prospect(self, plan: Plan, max_in_flight: int) -> Prospect:
-        """Simulate a plan, until its speed is steady; bound that of many stages."""
-        works = self.works(plan)
-        if len(works) > SIMULATED_STAGES:
-            return self._bound(plan, works)
-        batches = _BATCHES_PER_STAGE * max(4, len(works))
-        found = self._simulated(plan, works, max_in_flight, batches)
-        while batches < min(_LONGEST, _MOST_STEPS // (2 * len(works))):
-            batches, before = 2 * batches, found
-            found = self._simulated(plan, works, max_in_flight, batches)
-            if _is_steady(before, found, batches):
-                break
-        busy = dict(zip(_devices(plan), found.device_busy, strict=True))
-        return Prospect(self.batch_size / found.batch_s, busy, found.stage_busy)
-
-    def _bound(self, plan: Plan, works: Sequence[StageWork]) -> Prospect:
-        names = _devices(plan)
-        loads = [0.0] * len(names)
-        for work in works:
-            loads[work.device] += work.total_s / self.capacity
-        slowest = max(max(work.total_s, work.link_s) for work in works)
-        batch_s = max(*loads, slowest, self.fed_s)
-        busy = {name: load / batch_s for name, load in zip(names, loads, strict=True)}
-        stages = tuple(work.total_s / batch_s for work in works)
-        return Prospect(self.batch_size / batch_s, busy, stages, simulated=False)
-
-    def _simulated(
-        self, plan: Plan, works: Sequence[StageWork], max_in_flight: int, batches: int
-    ) -> Forecast:
-        devices = _devices(plan)
-        return simulate(
+        """Its steady state: see `batch_s`."""
+        works, names = self.works(plan), _devices(plan)
+        plain_s = batch_s(
             works,
-            capacity=[self.capacity] * len(devices),
-            max_in_flight=max_in_flight,
-            batches=batches,
-            feed_s=self.fed_s,
-            feed_device=devices.index("cpu") if "cpu" in devices else None,
-            crowd=self.crowd,
+            capacity=self.capacity,
+            slots=max_in_flight,
+            feed_s=self.feed_s,
+            feed_device=names.index("cpu") if "cpu" in names else None,
         )
+        loads = dict.fromkeys(names, 0.0)
+        for work in works:
+            loads[names[work.device]] += work.total_s
+        busy = {name: load / self.capacity / plain_s for name, load in loads.items()}
+        crowded_speed = self.crowded_speed if plan.n_stages > 1 else 1.0
+        return Prospect(self.batch_size / plain_s * crowded_speed, busy)
 
     def _work(self, blocks: Sequence[int], device: int, after: int | None) -> StageWork:
         """A stage can send once its last group has gone forward; those before have learned."""
@@ -250,24 +201,18 @@ class Timing:
         earlier = sum(self.times[block].total_s for group in groups[:-1] for block in group)
         last = [self.times[block] for block in groups[-1]]
         forward, learn = sum(b.forward_s for b in last), sum(b.learn_s for b in last)
-        begin = self.links.end_s + earlier + forward
+        begin = earlier + forward
         if after is None:
-            return StageWork(device, begin, max(learn, _SHORTEST_S))
+            return StageWork(device, begin, learn)
         nbytes, here = self.costs[blocks[-1]].sent_bytes * self.batch_size, after == device
         return StageWork(
             device,
             begin,
-            max(learn, _SHORTEST_S),
-            send_s=self.links.end_s + nbytes / self.links.copied_per_s,
+            learn,
+            send_s=nbytes / self.links.copied_per_s,
             link_s=0.0 if here else nbytes / self.links.sent_per_s,
             latency_s=0.0 if here else self.links.latency_s,
         )
-
-
-def _is_steady(before: Forecast, found: Forecast, batches: int) -> bool:
-    """Whether a longer simulation found the same speed, and what is fed comes out."""
-    alike = abs(found.batch_s - before.batch_s) <= _STEADY * found.batch_s
-    return alike and found.backlog <= max(1, _STEADY * batches)
 
 
 def assumed(

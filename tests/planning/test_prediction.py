@@ -87,7 +87,7 @@ def drawn(rng: Random) -> tuple[list[StageWork], dict[str, Any]]:
 
 def test_it_agrees_with_a_simulation_of_every_event() -> None:
     """`simulated.json` has the seconds per batch of the simulation that came before it, of these
-    very pipelines; 19 of 20 within 8 %."""
+    very pipelines; 19 of 20 within 5 %."""
     rng = Random(SIMULATED["seed"])
     off = []
     for seconds in SIMULATED["batch_s"]:
@@ -95,16 +95,16 @@ def test_it_agrees_with_a_simulation_of_every_event() -> None:
         off.append(abs(batch_s(works, **given) / seconds - 1))
     assert len(off) == 600
     assert max(off) < 0.15
-    assert sorted(off)[570] < 0.08
+    assert sorted(off)[570] < 0.05
 
 
 @pytest.mark.parametrize("network", ["mlp", "vgg8b"])
-@pytest.mark.parametrize("name", ["scaling", "scaling_amx"])
+@pytest.mark.parametrize("name", ["2026-11-22-397eef5", "2026-11-28-bf323df"])
 def test_it_agrees_with_what_was_measured(name: str, network: str) -> None:
     """Of two to four stages on two cores, by the speed of one stage and multiply-adds, and by one
     number of each machine and network: how fast stages are while the others work, too. A hundredth
     of a batch's work is to feed it."""
-    path = REPOSITORY / f"benchmarks/results/{name}.json"
+    path = REPOSITORY / f"benchmarks/results/scaling-{name}.json"
     rows = json.loads(path.read_text(encoding="utf-8"))[network]
     alone = rows[0]["rounds"]
     quotients = []

@@ -1,0 +1,122 @@
+"""The trial run of `--measure`: the planned pipeline trains for some seconds, as a run does.
+
+A prediction is made of blocks that were measured alone. What stages cost each other on one CPU,
+through its caches, its memory and its clock, and what the hops between them take, only a pipeline
+shows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from launch.engines.interrupts import interrupts_noted
+from launch.plan.cost_cache import keep_crowded_speed
+from launch.training import carry_out, make_run
+from pipeline.data.batches import load_batches
+from pipeline.data.facts import data_facts
+from pipeline.errors import InterruptedRunError
+from pipeline.run.events import EpochDone
+from pipeline.schedule.feed import Course
+from pipeline.storage.background_writer import BackgroundWriter
+from pipeline.storage.checkpoint import RunState
+from pipeline.storage.folder import Folder
+
+if TYPE_CHECKING:
+    from launch.job import Job
+    from pipeline.coordinator.engine import Engine
+    from pipeline.data.batches import Batches
+    from pipeline.run.events import Event
+
+SECONDS, EPOCHS = 5.0, 3
+"""What is measured at least."""
+_EPOCH_S = 0.5
+"""About so long is an epoch of the trial, at whose end the last stage says that it is there."""
+_BATCHES = 2
+"""That there are: the same ones, again and again."""
+_NEVER = 1 << 40
+"""In epochs and in steps; the trial is interrupted long before."""
+
+
+class _Nowhere:
+    """Takes the snapshot of an interruption, which nobody goes on from."""
+
+    def write(self, state: RunState) -> Path:
+        return Path("nowhere")
+
+
+class _Stopwatch:
+    """Adds up epochs, but for those that begin before `warm_up` steps are done."""
+
+    def __init__(self, warm_up: int) -> None:
+        self._warm_up, self._step = warm_up, 0
+        self.epochs, self.seconds = 0, 0.0
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, EpochDone):
+            if self._step >= self._warm_up:
+                self.epochs += 1
+                self.seconds += event.metrics["seconds"]
+            self._step = event.metrics["step"]
+
+    @property
+    def done(self) -> bool:
+        return self.epochs >= EPOCHS and self.seconds >= SECONDS
+
+
+def trial_speed(job: Job, engine: Engine | None) -> float:
+    """Images/s that the plan reaches with synthetic batches of the data set's shape, at a learning
+    rate of 0. It leaves nothing behind but, of several stages on a CPU, how much they slow each
+    other down, in the file of measured costs.
+
+    Args:
+        job: whose block times are known.
+        engine: None is single mode.
+
+    Raises:
+        PipelineError: what ended the trial before its time.
+        KeyboardInterrupt: where it was interrupted.
+    """
+    assert job.foresight, "its blocks have been measured"
+    config, slots = job.config, job.config.runtime.max_in_flight
+    plan = job.plan if engine else job.plan.in_one_process()
+    plain = replace(job.foresight.timing, feed_s=0.0, crowded_speed=1.0)
+    expected = plain.prospect(plan, slots).images_per_s
+    steps = max(1, round(_EPOCH_S * expected / config.data.batch_size))
+    course = Course(_NEVER, steps, 0, lr=0.0, eval_every_epochs=0, checkpoint_every_steps=_NEVER)
+    watch = _Stopwatch(warm_up=plan.n_stages)  # until there is a batch in each
+    with (
+        TemporaryDirectory(prefix="pipeline-trial-") as path,
+        Folder.open(Path(path)) as folder,
+        interrupts_noted() as asked,
+    ):
+        writer = BackgroundWriter(_Nowhere())
+        run = make_run(job, folder, RunState(), _batches(job), course, writer, watch)
+        try:
+            carry_out(replace(run, interrupted=lambda: watch.done or asked()), engine)
+        except InterruptedRunError:
+            if asked():
+                raise KeyboardInterrupt from None
+    speed = watch.epochs * steps * config.data.batch_size / watch.seconds
+    if plan.n_stages > 1 and plan.stages[0].device == "cpu":
+        keep_crowded_speed(config, job.specs, speed / expected)
+    return speed
+
+
+def _batches(job: Job) -> Batches:
+    """As large as the configured ones; whether these are there does not matter."""
+    data, facts = job.config.data, data_facts(job.config.data)
+    made = {
+        "name": "synthetic",
+        "channels": facts.channels,
+        "size": facts.size,
+        "classes": facts.classes,
+        "train_images": _BATCHES * data.batch_size,
+        "test_images": 1,
+        "train_limit": None,
+        "classes_per_batch": None,
+        "normalise": "known",
+    }
+    return load_batches(data.model_copy(update=made), job.config.runtime.seed)
