@@ -35,8 +35,9 @@ WORDS = """\
 Written by `python -m benchmarks.results` from the files in [`results/`](results).
 [`README.md`](README.md) says how to measure each again, [`PAPER.md`](PAPER.md) has the paper's
 tables. A command is the one that ran, at the commit beside it (with a +: and uncommitted changes);
-its options may have changed since. The machines were shared and noisy: ratios within one run mean
-more than single seconds. A number in **bold** misses what was asked for.
+its options may have changed since. Until 2026-11-28 a date is the day on which a result was added.
+The machines were shared and noisy: ratios within one run mean more than single seconds. A number in
+**bold** misses what was asked for.
 """
 TRAININGS = """\
 ## Trainings
