@@ -99,7 +99,7 @@ _COLUMNS: tuple[tuple[str, JustifyMethod, int, int], ...] = (
     ("busy", "right", 5, 0),
     ("queue", "right", 0, 62),
     ("batch", "right", 6, 70),
-    ("phase", "left", 8, 56),
+    ("activity", "left", 8, 56),
     ("receives", "right", 0, 78),
 )
 """Header, alignment, the width that keeps it still, and the terminal that has room for it."""
@@ -264,12 +264,12 @@ def _heading(started: RunStarted, width: int) -> Text:
 
 
 def _load(now: StageProgress | None) -> tuple[RenderableType, ...]:
-    """Of a stage: bar and number of its busy share, batches that wait, last batch, phase."""
+    """Of a stage: bar and number of its busy share, batches that wait, last batch, activity."""
     if now is None:
         return ("",) * 5
     bar = ProgressBar(1, now.busy, 6, style="dim", complete_style="green", finished_style="green")
-    busy, phase = f"{100 * now.busy:.0f} %", _line(now.phase, "dim")
-    return bar, busy, str(now.queue), str(now.batch_id), phase
+    busy, activity = f"{100 * now.busy:.0f} %", _line(now.activity, "dim")
+    return bar, busy, str(now.queue), str(now.batch_id), activity
 
 
 def _table(rows: list[tuple[RenderableType, ...]], width: int) -> Table:

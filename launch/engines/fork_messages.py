@@ -1,7 +1,7 @@
 """What launcher and fork server say to each other: a line of JSON each.
 
 launcher ──── Start ───▶ fork server
-         ◀─── Ready, once it has imported what workers need; or Broken, and it ends
+         ◀─── Imported, once it has imported what workers need; or Broken, and it ends
          ◀─── Started ─▶ Ended, perhaps with Failed before: of each worker, by its number
 """
 
@@ -30,7 +30,7 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class Imported:
     """All is imported."""
 
 
@@ -67,9 +67,9 @@ class Ended:
     code: int
 
 
-Answer: TypeAlias = Ready | Broken | Started | Failed | Ended
+Answer: TypeAlias = Imported | Broken | Started | Failed | Ended
 _ANSWERS: dict[str, type[Answer]] = {
-    kind.__name__: kind for kind in (Ready, Broken, Started, Failed, Ended)
+    kind.__name__: kind for kind in (Imported, Broken, Started, Failed, Ended)
 }
 
 

@@ -28,7 +28,7 @@ from launch.engines.fork_messages import (
     Broken,
     Ended,
     Failed,
-    Ready,
+    Imported,
     Started,
     answer_line,
     read_answer,
@@ -103,7 +103,7 @@ class ForkServer:
         signal.set_wakeup_fd(self._bell, warn_on_full_buffer=False)
         # it must have a handler to wake up the selector
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
-        self._say(Ready())
+        self._say(Imported())
         while os.getppid() == self._launcher:
             ready = {key.fd for key, _ in self._selector.select(_LOOK_S)}
             if self._alarm in ready:

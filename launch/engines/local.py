@@ -18,7 +18,7 @@ from launch.engines.fork_messages import (
     Broken,
     Ended,
     Failed,
-    Ready,
+    Imported,
     Start,
     Started,
     read_answer,
@@ -228,7 +228,7 @@ class LocalWorkers:
                 self._server.wake()
 
     def _take(self, answer: Answer) -> None:
-        if isinstance(answer, Ready):
+        if isinstance(answer, Imported):
             return
         for worker in self._workers:
             if isinstance(answer, Broken):

@@ -75,8 +75,8 @@ class Reports:
 
     def _progress_of(self, stage: int) -> StageProgress:
         seen = self._progress[stage]
-        doing = self._watchdog.activity(stage)
-        return StageProgress(stage, seen.batch_id, doing, seen.busy, seen.queue, seen.tallies)
+        activity = self._watchdog.activity(stage)
+        return StageProgress(stage, seen.batch_id, activity, seen.busy, seen.queue, seen.tallies)
 
     def _on_remark(self, said: Said, remark: Remark) -> None:
         self.tell(f"{self._stages.name(said.stage)}: {remark.text}")

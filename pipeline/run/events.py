@@ -40,7 +40,7 @@ class StageProgress:
 
     stage: int
     batch_id: int
-    phase: str
+    activity: str
     busy: float
     queue: int
     tallies: tuple[Tally, ...]

@@ -106,7 +106,7 @@ class TestLive:
         lines = [" ".join(line.split()) for line in shown(view, 90)]
         assert lines[0] == "digits-mlp /srv/runs/digits-mlp-1"
         assert lines[5:9] == [
-            "stage device block loss error % busy queue batch phase",
+            "stage device block loss error % busy queue batch activity",
             "0 cuda:0 conv 3→8 2.0000 90.00 ━━━━━╸ 97 % 2 940 train",
             "1 cuda:1 linear 8→4 0.1235 7.00 ━━━ 50 % 2 941 train",
             "output 4→2 0.5000 –",
@@ -115,7 +115,7 @@ class TestLive:
     @pytest.mark.parametrize(
         ("width", "left_out"),
         [
-            (40, ["device", "queue", "batch", "phase", "receives"]),
+            (40, ["device", "queue", "batch", "activity", "receives"]),
             (60, ["queue", "batch", "receives"]),
             (80, []),
         ],
@@ -123,7 +123,7 @@ class TestLive:
     def test_a_narrow_terminal_gets_fewer_columns(self, width: int, left_out: list[str]) -> None:
         start = replace(a_start(one_each(3)), received_bytes=(197_632, 201_327_616, 512))
         lines = shown(a_view(start, a_progress(a_stage(0))), width)
-        all_columns = "stage device block loss error % busy queue batch phase receives"
+        all_columns = "stage device block loss error % busy queue batch activity receives"
         shown_columns = [word for word in all_columns.split() if word not in left_out]
         assert lines[5].split() == shown_columns
         assert all(f"conv {i}→{i + 1}" in lines[6 + i] for i in range(3))
