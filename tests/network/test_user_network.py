@@ -23,6 +23,7 @@ from pipeline.worker.heartbeat import Activity
 from pipeline.worker.worker import Worker
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from pipeline.learning.stage import Stage
@@ -50,28 +51,137 @@ def convolutional(width: int = 6, dropout: float = 0.5) -> nn.Sequential:
     )
 
 
-def lonely() -> nn.Sequential:
-    return nn.Sequential(nn.Flatten(), nn.Linear(768, 5))
+class Mixing(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.view(1, -1))
 
 
-def not_sequential() -> nn.Module:
-    return nn.Linear(3, 3)
+class Twofold(nn.Linear):
+    def forward(self, x: torch.Tensor) -> Any:
+        return super().forward(x), x
 
 
-def wrong_classes() -> nn.Sequential:
-    return nn.Sequential(nn.Flatten(), nn.Linear(768, 4), nn.Linear(4, 4))
+class Masked(nn.Linear):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.register_buffer("mask", torch.tensor([0.0, float("-inf")]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * self.mask.softmax(0)[0]
 
 
-def wrong_input() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(7, 4), nn.Linear(4, 5))
+class Scaled(nn.Sequential):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
 
 
-def sequence_like() -> nn.Sequential:
-    return nn.Sequential(nn.Flatten(2), nn.Linear(256, 4), nn.Flatten(), nn.Linear(12, 5))
+class Plain(nn.Sequential):
+    """As torchvision's are: it only says how its children are made."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(
+            nn.Flatten(), nn.Linear(768, width), nn.BatchNorm1d(width), nn.Linear(width, 5)
+        )
 
 
-def config_of(function: str = "convolutional", **sections: Any) -> Config:
-    model = {"factory": f"{__name__}:{function}", **sections.pop("model", {})}
+def flat(*children: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), *children)
+
+
+def without_norm() -> nn.Sequential:
+    return flat(nn.Linear(768, 6), nn.ReLU(), nn.Linear(6, 5))
+
+
+def tied() -> nn.Sequential:
+    same = nn.Linear(6, 6)
+    return flat(nn.Linear(768, 6), same, nn.ReLU(), same, nn.Linear(6, 5))
+
+
+def shared_activation() -> nn.Sequential:
+    act = nn.Tanh()
+    return flat(nn.Linear(768, 6), act, nn.Linear(6, 7), act, nn.Linear(7, 5))
+
+
+def leaves() -> nn.Sequential:
+    raise SystemExit(0)
+
+
+def replaced() -> nn.Sequential:
+    network = without_norm()
+    network.forward = lambda x: nn.Sequential.forward(network, x) / 3  # type: ignore[method-assign]
+    return network
+
+
+def hooked() -> nn.Sequential:
+    network = without_norm()
+    network.register_forward_hook(lambda module, given, result: result * 2)
+    return network
+
+
+def tempered() -> nn.Sequential:
+    network = without_norm()
+    network.register_parameter("temperature", nn.Parameter(torch.ones(())))
+    network.register_buffer("shift", torch.zeros(5))
+    return network
+
+
+def spoilt() -> nn.Sequential:
+    network = without_norm()
+    nn.init.constant_(network[3].bias, float("inf"))
+    return network
+
+
+def ever_wider() -> nn.Sequential:
+    width = next(WIDTHS)
+    return flat(nn.Linear(768, width), nn.Linear(width, 5))
+
+
+WIDTHS = iter(range(3, 99))
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "convolutional": convolutional,
+    "enlarging": lambda: nn.Sequential(
+        nn.ConvTranspose2d(3, 8, 4, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 64 * 64, 5)
+    ),
+    "without norm": without_norm,
+    "dropout": lambda inplace: flat(
+        nn.Linear(768, 6), nn.ReLU(), nn.Dropout(0.5, inplace), nn.Linear(6, 5)
+    ),
+    "shared activation": shared_activation,
+    "own activations": lambda: flat(
+        nn.Linear(768, 6), nn.Tanh(), nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 5)
+    ),
+    "a class of its own": lambda: Plain(6),
+    "masked": lambda: flat(Masked(768, 6), nn.ReLU(), nn.Linear(6, 5)),
+    "lonely": lambda: flat(nn.Linear(768, 5)),
+    "not sequential": lambda: nn.Linear(3, 3),
+    "wrong classes": lambda: flat(nn.Linear(768, 4), nn.Linear(4, 4)),
+    "wrong input": lambda: nn.Sequential(nn.Linear(7, 4), nn.Linear(4, 5)),
+    "like a sequence": lambda: nn.Sequential(
+        nn.Flatten(2), nn.Linear(256, 4), nn.Flatten(), nn.Linear(12, 5)
+    ),
+    "scaled": lambda: Scaled(*without_norm()),
+    "replaced": replaced,
+    "hooked": hooked,
+    "tempered": tempered,
+    "spoilt": spoilt,
+    "tied": tied,
+    "lazy": lambda: flat(nn.LazyLinear(6), nn.Linear(6, 5)),
+    "frozen end": lambda: flat(nn.Linear(768, 6), nn.ReLU(), nn.Linear(6, 5).requires_grad_(False)),
+    "mixing": lambda: flat(Mixing(1536, 6), nn.Linear(6, 5)),
+    "twofold": lambda: flat(Twofold(768, 6), nn.Linear(6, 5)),
+    "leaves": leaves,
+    "ever wider": ever_wider,
+}
+
+
+def made(network: str, **given: Any) -> nn.Module:
+    """The `model.factory` of these tests."""
+    return NETWORKS[network](**given)
+
+
+def config_of(network: str = "convolutional", **sections: Any) -> Config:
+    model = {"factory": f"{__name__}:made", **sections.pop("model", {})}
+    model["kwargs"] = {"network": network, **model.get("kwargs", {})}
     tree = {
         "model": model,
         "loss": {"name": "predsim", "dim_in_decoder": 64},
@@ -110,12 +220,6 @@ def test_costs_are_those_of_its_layers() -> None:
     assert [cost.forward_macs for cost in costs] == [
         27 * 6 * 256 + 0, 54 * 8 * 9, 72 * 12, 12 * 5
     ]  # fmt: skip
-
-
-def enlarging() -> nn.Sequential:
-    return nn.Sequential(
-        nn.ConvTranspose2d(3, 8, 4, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 64 * 64, 5)
-    )
 
 
 def test_a_transposed_convolution_costs_what_it_does_for_each_pixel_it_reads() -> None:
@@ -165,25 +269,27 @@ def test_initial_weights_and_dropout_belong_to_the_seed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "complaint"),
+    ("network", "complaint"),
     [
-        ("missing", "has no missing"),
         ("lonely", "1 children with parameters; at least a hidden one and the output"),
-        ("not_sequential", r"gave a Linear; an nn\.Sequential"),
-        ("wrong_classes", r"its last child gives \(4,\) per image, the data has 5 classes"),
-        ("wrong_input", r"block 0, for inputs of shape \(3, 16, 16\): "),
-        ("sequence_like", r"block 0 gives \(3, 4\) per image; local losses need"),
+        ("not sequential", r"gave a Linear; an nn\.Sequential"),
+        ("wrong classes", r"its last child gives \(4,\) per image, the data has 5 classes"),
+        ("wrong input", r"block 0, for inputs of shape \(3, 16, 16\): "),
+        ("like a sequence", r"block 0 gives \(3, 4\) per image; local losses need"),
     ],
 )
-def test_a_network_that_does_not_fit_is_refused(function: str, complaint: str) -> None:
-    with pytest.raises(ConfigError, match=f"model.factory {__name__}:{function}.*{complaint}"):
-        specs_of(config_of(function))
+def test_a_network_that_does_not_fit_is_refused(network: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=f"model.factory {__name__}:made: .*{complaint}"):
+        specs_of(config_of(network))
 
 
-def test_a_module_that_is_not_there_is_named() -> None:
-    config = config_of(model={"factory": "no.such.module:make"})
-    with pytest.raises(ConfigError, match=r"model.factory no.such.module:make: .*No module"):
-        specs_of(config)
+@pytest.mark.parametrize(
+    ("factory", "complaint"),
+    [("no.such.module:make", "No module"), (f"{__name__}:gone", "no gone")],
+)
+def test_a_function_that_is_not_there_is_named(factory: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=f"model.factory {factory}: .*{complaint}"):
+        specs_of(config_of(model={"factory": factory}))
 
 
 @pytest.mark.parametrize(
@@ -251,139 +357,12 @@ def test_a_message_can_not_name_code_to_be_imported() -> None:
 # --- networks with traps ------------------------------------------------------------------
 
 
-def shared_activation() -> nn.Sequential:
-    act = nn.Tanh()
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(768, 6), act, nn.Linear(6, 7), act, nn.Linear(7, 5)
-    )
-
-
-def own_activations() -> nn.Sequential:
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(768, 6), nn.Tanh(), nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 5)
-    )
-
-
-def tied() -> nn.Sequential:
-    same = nn.Linear(6, 6)
-    return nn.Sequential(nn.Flatten(), nn.Linear(768, 6), same, nn.ReLU(), same, nn.Linear(6, 5))
-
-
-def in_place(inplace: bool = True) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(768, 6), nn.ReLU(), nn.Dropout(0.5, inplace), nn.Linear(6, 5)
-    )
-
-
-def lazy() -> nn.Sequential:
-    return nn.Sequential(nn.Flatten(), nn.LazyLinear(6), nn.Linear(6, 5))
-
-
-def frozen_end() -> nn.Sequential:
-    last = nn.Linear(6, 5).requires_grad_(False)
-    return nn.Sequential(nn.Flatten(), nn.Linear(768, 6), nn.ReLU(), last)
-
-
-class Mixing(nn.Linear):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x.view(1, -1))
-
-
-def mixing() -> nn.Sequential:
-    return nn.Sequential(nn.Flatten(), Mixing(1536, 6), nn.Linear(6, 5))
-
-
-class Twofold(nn.Linear):
-    def forward(self, x: torch.Tensor) -> Any:
-        return super().forward(x), x
-
-
-def twofold() -> nn.Sequential:
-    return nn.Sequential(nn.Flatten(), Twofold(768, 6), nn.Linear(6, 5))
-
-
-def leaves() -> nn.Sequential:
-    raise SystemExit(0)
-
-
-def without_norm() -> nn.Sequential:
-    return nn.Sequential(nn.Flatten(), nn.Linear(768, 6), nn.ReLU(), nn.Linear(6, 5))
-
-
-WIDTHS = iter(range(3, 99))
-
-
-def ever_wider() -> nn.Sequential:
-    width = next(WIDTHS)
-    return nn.Sequential(nn.Flatten(), nn.Linear(768, width), nn.Linear(width, 5))
-
-
-def spoilt() -> nn.Sequential:
-    network = without_norm()
-    nn.init.constant_(network[3].bias, float("inf"))
-    return network
-
-
-class Masked(nn.Linear):
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs)
-        self.register_buffer("mask", torch.tensor([0.0, float("-inf")]))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x) * self.mask.softmax(0)[0]
-
-
-def masked() -> nn.Sequential:
-    return nn.Sequential(nn.Flatten(), Masked(768, 6), nn.ReLU(), nn.Linear(6, 5))
-
-
-class Scaled(nn.Sequential):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return 2 * super().forward(x)
-
-
-class Plain(nn.Sequential):
-    """As torchvision's are: it only says how its children are made."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(
-            nn.Flatten(), nn.Linear(768, width), nn.BatchNorm1d(width), nn.Linear(width, 5)
-        )
-
-
-def scaled() -> nn.Sequential:
-    return Scaled(*without_norm())
-
-
-def replaced() -> nn.Sequential:
-    network = without_norm()
-    network.forward = lambda x: nn.Sequential.forward(network, x) / 3  # type: ignore[method-assign]
-    return network
-
-
-def hooked() -> nn.Sequential:
-    network = without_norm()
-    network.register_forward_hook(lambda module, given, result: result * 2)
-    return network
-
-
-def tempered() -> nn.Sequential:
-    network = without_norm()
-    network.register_parameter("temperature", nn.Parameter(torch.ones(())))
-    network.register_buffer("shift", torch.zeros(5))
-    return network
-
-
-def plain() -> nn.Sequential:
-    return Plain(6)
-
-
 def test_a_class_of_its_own_that_only_makes_children_is_taken() -> None:
-    assert [spec.shape for spec in specs_of(config_of("plain"))] == [(6,), (6,), (5,)]
+    assert [spec.shape for spec in specs_of(config_of("a class of its own"))] == [(6,), (6,), (5,)]
 
 
 @pytest.mark.parametrize(
-    ("function", "complaint"),
+    ("network", "complaint"),
     [
         ("scaled", r"its Scaled has a forward\(\) of its own, which would not be used"),
         ("replaced", r"its Sequential has a forward\(\) of its own"),
@@ -392,15 +371,15 @@ def test_a_class_of_its_own_that_only_makes_children_is_taken() -> None:
         ("spoilt", r"block 1: a parameter of shape \(5,\) is not finite from the start"),
         ("tied", "blocks 1 and 2 share a tensor; every block learns alone"),
         ("lazy", "block 0 holds a lazy module; give its sizes"),
-        ("frozen_end", "1 children with parameters"),
+        ("frozen end", "1 children with parameters"),
         ("mixing", r"block 0, .*gives \(1, 6\) for 2 images; one row for each"),
         ("twofold", "block 0, .*gives a tuple, a tensor is needed"),
         ("leaves", "SystemExit: 0"),
     ],
 )
-def test_a_network_with_a_trap_is_refused(function: str, complaint: str) -> None:
-    with pytest.raises(ConfigError, match=f"model.factory {__name__}:{function}.*{complaint}"):
-        specs_of(config_of(function))
+def test_a_network_with_a_trap_is_refused(network: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=f"model.factory {__name__}:made: .*{complaint}"):
+        specs_of(config_of(network))
 
 
 def test_a_mask_of_infinities_is_no_divergence() -> None:
@@ -429,13 +408,13 @@ def same_weights(one: Stage, other: Stage) -> bool:
 
 
 def test_a_module_may_occur_again_where_it_learns_nothing() -> None:
-    one, other = trained(config_of("shared_activation")), trained(config_of("own_activations"))
+    one, other = trained(config_of("shared activation")), trained(config_of("own activations"))
     assert same_weights(one, other)
 
 
 def test_modules_that_change_their_input_do_not_change_what_heads_see() -> None:
     one, other = (
-        trained(config_of("in_place", model={"kwargs": {"inplace": inplace}}))
+        trained(config_of("dropout", model={"kwargs": {"inplace": inplace}}))
         for inplace in (True, False)
     )
     assert same_weights(one, other)
@@ -443,11 +422,11 @@ def test_modules_that_change_their_input_do_not_change_what_heads_see() -> None:
 
 def test_a_function_that_gives_another_network_each_time_is_refused() -> None:
     with pytest.raises(ConfigError, match="the function must give the same network each time"):
-        stage_of(config_of("ever_wider"))
+        stage_of(config_of("ever wider"))
 
 
 def test_only_batch_norm_needs_several_images() -> None:
-    one_image = config_of("without_norm", data={**DATA, "batch_size": 1})
+    one_image = config_of("without norm", data={**DATA, "batch_size": 1})
     assert not any(spec.normalises for spec in specs_of(one_image))
     assert any(spec.normalises for spec in specs_of(config_of()))
 
