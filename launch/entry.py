@@ -26,7 +26,6 @@ def leave_current_folder() -> None:
 
 
 def pipeline_launch() -> None:
-    """The command of that name."""
     try:
         leave_current_folder()
         from launch.cli import main
@@ -36,7 +35,6 @@ def pipeline_launch() -> None:
 
 
 def pipeline_verify() -> None:
-    """The command of that name."""
     try:
         leave_current_folder()
         from launch.verify import main
@@ -46,7 +44,6 @@ def pipeline_verify() -> None:
 
 
 def pipeline_reproduce() -> None:
-    """The command of that name."""
     try:
         leave_current_folder()
         from launch.reproduce import main

@@ -94,7 +94,9 @@ def _row(cell: Cell, records: Sequence[Record], folder: Path) -> tuple[str, ...]
     if record is None:
         blank = ("not run", _NONE, cell.parameters, ours, str(cell.entry.epochs))
         return (*head, *blank, _NONE, _NONE, _NONE, link)
-    error = f"{record.error_pct:.2f}{_runtime_note(record)}"
+    # seed and precision, where they are not the entry's
+    other = [f"{key.removeprefix('runtime.')} {ours}" for key, (_, ours) in record.changes.items()]
+    error = f"{record.error_pct:.2f}" + (f" ({', '.join(other)})" if other else "")
     gap = difference(record.error_pct, cell.error)
     epochs = epochs_text(record.epochs, cell.entry.epochs)
     return (*head, error, gap, cell.parameters, ours, epochs, *_where(record), link)
@@ -131,12 +133,6 @@ def _commit(start: dict[str, Any]) -> str:
     """The version where there is no commit; with a + where there were uncommitted changes."""
     commit = start["commit"] or start["versions"].get("local-loss-pipeline") or "unknown"
     return f"{commit}+" if start["uncommitted_changes"] else str(commit)
-
-
-def _runtime_note(record: Record) -> str:
-    """Seed and precision, where they are not the entry's."""
-    values = [f"{key.removeprefix('runtime.')} {ours}" for key, (_, ours) in record.changes.items()]
-    return f" ({', '.join(values)})" if values else ""
 
 
 def _pictures(table: Table, folder: Path, shown: set[str]) -> list[str]:

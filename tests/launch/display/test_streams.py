@@ -8,9 +8,10 @@ import subprocess
 import sys
 import termios
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.processes import HELD, digests
@@ -70,6 +71,7 @@ def paused_terminal() -> Iterator[tuple[int, int]]:
 
 
 GONE = pytest.mark.parametrize("gone", [broken_pipe, closed_terminal])
+FULL_DISK = partial(Path("/dev/full").open, "wb")
 PAUSED = pytest.mark.parametrize("paused", [unread_pipe, paused_terminal])
 
 
@@ -271,22 +273,20 @@ def test_a_closed_terminal_ends_a_run_with_a_checkpoint(launcher: Start, tmp_pat
     assert max(digests(tmp_path / "run")) == 3
 
 
-def test_a_list_that_is_not_read_to_its_end() -> None:
-    with broken_pipe() as output:
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [
+        (broken_pipe, ""),
+        (FULL_DISK, "the output can't be written: No space left on device\n"),
+    ],
+)
+def test_a_list_that_is_not_taken_to_its_end(output: Callable[[], Any], says: str) -> None:
+    with output() as stdout:
         done = subprocess.run(
             [sys.executable, "-m", "launch.reproduce", "--list"],
-            stdout=output, stderr=subprocess.PIPE, text=True, check=False, timeout=60,
+            stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, timeout=60,
         )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_a_list_that_a_disk_does_not_take() -> None:
-    with Path("/dev/full").open("wb") as output:
-        done = subprocess.run(
-            [sys.executable, "-m", "launch.reproduce", "--list"],
-            stdout=output, stderr=subprocess.PIPE, text=True, check=False, timeout=60,
-        )  # fmt: skip
-    assert done.stderr == "the output can't be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (0, says)
 
 
 CLOSED = """
