@@ -44,23 +44,15 @@ class Phase(Enum):
 
 
 _FAILURE: dict[type, Phase] = {Failure: Phase.FAILED}
-_AGAIN: dict[type, Phase] = {Setup: Phase.BUILDING}
+_AGAIN: dict[type, Phase] = {Setup: Phase.BUILDING, **_FAILURE}
+_WHILE_RUNNING = (Complete, PassReport, StageState, ProgressNow, Remark)
 TABLE: dict[Phase, dict[type, Phase]] = {
     Phase.STARTING: {Hello: Phase.GREETED, **_FAILURE},
     Phase.GREETED: {Setup: Phase.BUILDING, **_FAILURE},
-    Phase.BUILDING: {Ready: Phase.READY, **_AGAIN, **_FAILURE},
-    Phase.READY: {Connect: Phase.CONNECTING, **_AGAIN, **_FAILURE},
-    Phase.CONNECTING: {Connected: Phase.RUNNING, **_AGAIN, **_FAILURE},
-    Phase.RUNNING: {
-        Complete: Phase.RUNNING,
-        PassReport: Phase.RUNNING,
-        StageState: Phase.RUNNING,
-        ProgressNow: Phase.RUNNING,
-        Remark: Phase.RUNNING,
-        Bye: Phase.DONE,
-        **_AGAIN,
-        **_FAILURE,
-    },
+    Phase.BUILDING: {Ready: Phase.READY, **_AGAIN},
+    Phase.READY: {Connect: Phase.CONNECTING, **_AGAIN},
+    Phase.CONNECTING: {Connected: Phase.RUNNING, **_AGAIN},
+    Phase.RUNNING: {**dict.fromkeys(_WHILE_RUNNING, Phase.RUNNING), Bye: Phase.DONE, **_AGAIN},
     Phase.DONE: {},
     Phase.FAILED: {},
 }

@@ -33,7 +33,7 @@ class StageControl:
         """With its block files; not begun with yet."""
 
     def say(self, message: WorkerMessage, attached: Sequence[bytes | memoryview] = ()) -> None:
-        """To the coordinator."""
+        """To the coordinator. Raises ProtocolError where it is not this stage's turn to say so."""
         self._life.on(message)
         self._client.send(message, attached)
 

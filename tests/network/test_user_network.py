@@ -13,14 +13,11 @@ from torch import nn
 from pipeline.config.config_file import config_tree
 from pipeline.config.sections import Config, build_config
 from pipeline.data.facts import data_facts
-from pipeline.errors import ConfigError, ProtocolError
+from pipeline.errors import ConfigError
 from pipeline.learning.build import build_stage
 from pipeline.network.from_config import network_specs
 from pipeline.network.user_network import build_parts
 from pipeline.planning.cost import block_costs
-from pipeline.protocol.credentials import Invitation
-from pipeline.worker.heartbeat import Activity
-from pipeline.worker.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -339,19 +336,6 @@ def test_rebuilding_the_input_is_refused() -> None:
     loss = {"name": "pred", "unsupervised": "recon", "alpha": 0.5}
     with pytest.raises(ConfigError, match="recon rebuilds a block's input"):
         specs_of(config_of(loss=loss))
-
-
-def invitation(factory: str | None) -> Invitation:
-    return Invitation("run", 1, 0, "nowhere", factory)
-
-
-def test_a_message_can_not_name_code_to_be_imported() -> None:
-    anything: Any = None
-    for started_with in (None, "somebody:else"):
-        worker = Worker(invitation(started_with), anything, anything, Activity())
-        with pytest.raises(ProtocolError, match=r"stage 1: told to use model\.factory os:system"):
-            worker._check_factory("os:system")
-    Worker(invitation("own:network"), anything, anything, Activity())._check_factory("own:network")
 
 
 # --- networks with traps ------------------------------------------------------------------

@@ -145,14 +145,18 @@ def test_the_process_that_starts_workers_is_lost(
     assert "Traceback" not in run.stderr + run.stdout
 
 
-def test_the_launcher_is_killed(launcher: Start) -> None:
-    run = training(launcher)
-    family = run.family()
-    assert len(family) >= 5  # launcher, fork server, three workers
+def kill_launcher(run: Launcher) -> None:
+    """And nothing is left."""
     run.process.kill()
     assert run.exit_status() == -9
     until(lambda: not run.family(), "the end of workers and fork server", 5.0)
     until(lambda: not list(run.temp.glob("pipeline-*")), "the end of the socket folder", 5.0)
+
+
+def test_the_launcher_is_killed(launcher: Start) -> None:
+    run = training(launcher)
+    assert len(run.family()) >= 5  # launcher, fork server, three workers
+    kill_launcher(run)
 
 
 @pytest.mark.parametrize("stopped", ["a worker", "the fork server", "all"])
@@ -163,10 +167,7 @@ def test_the_launcher_is_killed_while_others_are_stopped(launcher: Start, stoppe
     found = {"a worker": workers[1:2], "the fork server": servers, "all": servers + workers}
     for process in found[stopped]:
         process.suspend()
-    run.process.kill()
-    assert run.exit_status() == -9
-    until(lambda: not run.family(), "the end of workers and fork server", 5.0)
-    until(lambda: not list(run.temp.glob("pipeline-*")), "the end of the socket folder", 5.0)
+    kill_launcher(run)
 
 
 def test_recoveries_leave_nothing_open(launcher: Start, tmp_path: Path) -> None:

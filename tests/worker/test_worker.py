@@ -60,3 +60,11 @@ def test_a_malformed_configuration_is_refused_in_one_line(
     assert failure.summary.startswith(says)
     assert "\n" not in failure.summary
     assert (failure.misused, failure.traceback) == (True, "")
+
+
+@pytest.mark.parametrize("started_with", [None, "somebody:else"])
+def test_a_message_can_not_name_code_to_be_imported(started_with: str | None) -> None:
+    failure = refused({**RIGHT, "model": {"factory": "os:system"}}, started_with)
+    assert failure.summary == (
+        f"stage 0: told to use model.factory os:system, started with {started_with}"
+    )
