@@ -12,7 +12,7 @@ from launch.command import run_command
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_HOW_TO_LAUNCH = (
+_LAUNCH_OPTIONS = (
     click.option(
         "--stages",
         type=int,
@@ -56,7 +56,7 @@ _HOW_TO_LAUNCH = (
 
 def launch_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options of every command that trains, under the names that `job.Options` has."""
-    for option in reversed(_HOW_TO_LAUNCH):
+    for option in reversed(_LAUNCH_OPTIONS):
         command = option(command)
     return command
 

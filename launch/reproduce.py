@@ -108,10 +108,10 @@ def _train(task: Task, run: HeldRun, command: str) -> int:
             train(task.job, run, origin, engine, view=view, begun=note_start)
     except (InterruptedRunError, KeyboardInterrupt) as error:
         said = str(error) or ended_at_once(run)
-        print(f"{said}; to go on, with what was to follow:\n  {command}", file=sys.stderr)
+        print(f"{said}; to go on, with the remaining entries:\n  {command}", file=sys.stderr)
         return INTERRUPTED
     except CutShortError as error:
-        advised = f"{error.summary}; to go on, with what was to follow:\n  {command}"
+        advised = f"{error.summary}; to go on, with the remaining entries:\n  {command}"
         raise StageFailedError(advised, error.remote_traceback) from error
     torch = sys.modules.get("torch")
     if torch is not None:

@@ -85,7 +85,7 @@ def digests_of(job: Job, steps: int, engine: Engine | None) -> dict[tuple[int, i
 
 @contextmanager
 def _folder() -> Iterator[Path]:
-    """A folder that is gone in the end, unless it holds a batch that was left for inspection."""
+    """A temporary folder; it stays where a batch was left in it for inspection."""
     folder = Path(mkdtemp(prefix="pipeline-verify-"))
     try:
         yield folder

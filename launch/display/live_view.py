@@ -1,8 +1,8 @@
 """The live view of a run: bars for epoch and run, a table with a row per block, the last test.
 
-What belongs to a stage stands in the row of its first block. Where the terminal is narrow the table
-leaves out columns; where it is low, rows, which are counted below. Colours are the terminal's own
-green and its dim and bold text, legible on dark and light.
+What belongs to a stage stands in the row of its first block. A narrow terminal gets fewer columns;
+one with few lines gets fewer rows, and how many are left out. Colours are the terminal's own green
+and its dim and bold text, legible on dark and light.
 """
 
 from __future__ import annotations

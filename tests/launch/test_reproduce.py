@@ -242,7 +242,7 @@ def test_an_interrupted_row_goes_on_where_it_was(
     held.press_ctrl_c()
     assert held.exit_status() == 130
     assert "interrupted after step 6: a checkpoint was written; to go on, " in held.stderr
-    assert "with what was to follow:\n  pipeline-reproduce 1/mlp" in held.stderr
+    assert "with the remaining entries:\n  pipeline-reproduce 1/mlp" in held.stderr
     assert not (here / "cut/digits/mlp_predsim").exists()
     assert not (here / "benchmarks" / RESULTS).exists()
 
@@ -268,7 +268,7 @@ def test_ctrl_c_before_an_entry_has_begun(
     monkeypatch.setattr(LocalEngine, "warm_up", at_once)
     assert reproduce(tables, request_of("1/mlp")) == 130
     assert capsys.readouterr().err == (
-        "interrupted: there is no complete checkpoint; to go on, with what was to follow:\n"
+        "interrupted: there is no complete checkpoint; to go on, with the remaining entries:\n"
         "  pipeline-reproduce 1/mlp\n"
     )
 
