@@ -19,8 +19,7 @@ from pipeline.network.from_config import build_specs
 from pipeline.network.specs import BlockSpec, LayerSpec
 from pipeline.planning import placement as planning
 from pipeline.planning.cost import BlockCost, block_costs
-from pipeline.planning.moves import drawn_together, relieved
-from pipeline.planning.placement import busiest, most_even_cuts, place
+from pipeline.planning.placement import busiest, drawn_together, most_even_cuts, place, relieved
 from pipeline.planning.plan import (
     Plan,
     make_plan,
