@@ -57,7 +57,7 @@ data: {name: synthetic, channels: 3, size: 16, train_images: 72, test_images: 40
 """,
     # a user's own modules, whose dropout draws from torch's own generators
     "own": """\
-model: {factory: "test_factory:convolutional", kwargs: {width: 8}}
+model: {factory: "network.test_user_network:convolutional", kwargs: {width: 8}}
 loss: {name: predsim, dim_in_decoder: 128}
 schedule: {epochs: 2}
 data: {name: synthetic, classes: 5, size: 16, train_images: 72, test_images: 40, batch_size: 32}

@@ -422,8 +422,8 @@ def test_nothing_is_executed_that_came_from_a_socket_or_a_file(path: Path) -> No
 
 
 def test_two_files_import_by_name_and_only_what_the_launcher_named() -> None:
-    """A worker refuses a network that it was not started with (test_factory.py); the process that
-    starts workers hears of them from the launcher alone, whose child it is."""
+    """A worker refuses a network that it was not started with (test_user_network.py); the process
+    that starts workers hears of them from the launcher alone, whose child it is."""
     importing = [p.name for p in SOURCES if "import_module" in p.read_text(encoding="utf-8")]
     assert sorted(importing) == ["fork_server.py", "user_network.py"]
 
