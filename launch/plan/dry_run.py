@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from launch.display.format import count_text, size_text
-from pipeline.planning.cost import LABEL_BYTES, arithmetic_ratio, memory_bytes
+from pipeline.planning.cost import LABEL_BYTES, arithmetic_ratio, estimated_bytes
 from pipeline.planning.placement import busiest
 from pipeline.planning.plan import (
     StageCost,
@@ -129,7 +129,7 @@ def _cells(cost: StageCost, unit: str, batch_size: int) -> tuple[str, ...]:
         count_text(cost.head_parameters),
         _macs(cost.train_macs, unit),
         size_text(cost.sent_bytes * batch_size) if cost.sent_bytes else "–",
-        size_text(cost.memory_bytes),
+        size_text(cost.estimated_bytes),
     )
 
 
@@ -144,7 +144,7 @@ def _sum(stages: Sequence[StageCost]) -> StageCost:
         head_parameters=sum(stage.head_parameters for stage in stages),
         train_macs=sum(stage.train_macs for stage in stages),
         sent_bytes=sum(stage.sent_bytes for stage in stages),
-        memory_bytes=sum(stage.memory_bytes for stage in stages),
+        estimated_bytes=sum(stage.estimated_bytes for stage in stages),
     )
 
 
@@ -166,7 +166,7 @@ def _ratio_sentence(config: Config, ratio: float) -> str:
 def _backprop_sentence(costs: Sequence[BlockCost]) -> str:
     return (
         "Global backprop needs all blocks in one process (--single): "
-        f"{size_text(memory_bytes(costs))} there, and no speed-up from stages."
+        f"{size_text(estimated_bytes(costs))} there, and no speed-up from stages."
     )
 
 
@@ -189,7 +189,7 @@ def _placement_sentence(plan: Plan, stages: Sequence[StageCost]) -> str:
         return "On the CPU, read 'device' below as the cores that one stage has to itself."
     loads = [stage.train_macs for stage in stages]
     peak = busiest(loads, [devices.index(name) for name in names])
-    memory = memory_by_device(plan, stages)
+    memory = estimated_by_device(plan, stages)
     fullest = max(devices, key=lambda name: memory[name])
     return (
         f"This plan, on {len(devices)} of the devices: by its multiply-adds at most "
@@ -198,11 +198,11 @@ def _placement_sentence(plan: Plan, stages: Sequence[StageCost]) -> str:
     )
 
 
-def memory_by_device(plan: Plan, stages: Sequence[StageCost]) -> dict[str, int]:
+def estimated_by_device(plan: Plan, stages: Sequence[StageCost]) -> dict[str, int]:
     """Bytes that training needs on each device of the plan."""
     memory = {planned.device: 0 for planned in plan.stages}
     for planned, stage in zip(plan.stages, stages, strict=True):
-        memory[planned.device] += stage.memory_bytes
+        memory[planned.device] += stage.estimated_bytes
     return memory
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from launch.display.format import size_text
-from launch.plan.dry_run import memory_by_device, plain_table, say
+from launch.plan.dry_run import estimated_by_device, plain_table, say
 from pipeline.network.specs import stage_units
 from pipeline.planning.plan import make_plan
 
@@ -42,7 +42,7 @@ def print_forecast(job: Job, known: Foresight, console: Console) -> None:
         plan = plan.in_one_process()
         timing = timing.in_one_process() if plan.stages[0].device == "cpu" else timing
     found = timing.prospect(plan, job.config.runtime.max_in_flight)
-    memory = memory_by_device(plan, plan.stage_costs(job.costs))
+    memory = estimated_by_device(plan, plan.stage_costs(job.costs))
     say(console, f"Predicted ({known.source}): {found.images_per_s:,.0f} images/s.")
     console.print()
     console.print(_device_table(plan, found, memory))
@@ -126,7 +126,7 @@ def _growth_table(job: Job, grown: Sequence[_Grown], limit: float | None) -> Tab
 
 def _most_memory(job: Job, plan: Plan, limit: float | None) -> str:
     """Of a device; marked where it is more than devices have."""
-    needed = max(memory_by_device(plan, plan.stage_costs(job.costs)).values())
+    needed = max(estimated_by_device(plan, plan.stage_costs(job.costs)).values())
     has_room = limit is None or needed <= limit
     return size_text(needed) if has_room else f"too much: {size_text(needed)}"
 

@@ -130,7 +130,7 @@ def tight(job: Job) -> list[str]:
     plan = job.plan.in_one_process() if job.single else job.plan
     estimates: dict[str, int] = {}
     for stage, cost in zip(plan.stages, plan.stage_costs(job.costs), strict=True):
-        estimates[stage.device] = estimates.get(stage.device, 0) + cost.memory_bytes
+        estimates[stage.device] = estimates.get(stage.device, 0) + cost.estimated_bytes
     has = memory_of_places(estimates)
     return [
         f"memory: training is estimated to need {size_text(needed)} on {place}, which has "

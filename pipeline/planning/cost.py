@@ -47,8 +47,8 @@ class BlockCost:
     `parameters`: the layer with bias and batch norm; `head_parameters`: classifier and g.
     `forward_macs`: the layer's forward pass; `train_macs`: everything training does.
     `sent_bytes`: what leaves the block after pooling; 0 for the output block.
-    `state_bytes`, `activation_bytes`, `working_bytes`: the parts of `memory_bytes`, for one batch:
-    what stays, what is held for the backward pass, what comes and goes with it.
+    `state_bytes`, `activation_bytes`, `working_bytes`: the parts of `estimated_bytes`, for one
+    batch: what stays, what is held for the backward pass, what comes and goes with it.
     `same_group`: whether it learns together with the block before it.
     """
 
@@ -64,13 +64,13 @@ class BlockCost:
     working_bytes: int = 0
 
     @property
-    def memory_bytes(self) -> int:
+    def estimated_bytes(self) -> int:
         """Estimate of what training this block alone holds at its peak, in bytes."""
         return self.state_bytes + self.activation_bytes + self.working_bytes
 
     def tree(self) -> dict[str, int]:
         """Plain JSON values, for plan.json."""
-        return {**asdict(self), "memory_bytes": self.memory_bytes}
+        return {**asdict(self), "memory_bytes": self.estimated_bytes}
 
 
 def block_costs(
@@ -104,7 +104,7 @@ def block_costs(
     )
 
 
-def memory_bytes(costs: Sequence[BlockCost]) -> int:
+def estimated_bytes(costs: Sequence[BlockCost]) -> int:
     """Estimate of what one process holds that trains these blocks, at its peak, in bytes.
 
     Blocks that learn together (all of them under global backprop) hold their activations until

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError
 from pipeline.network.specs import stage_units
-from pipeline.planning.cost import LABEL_BYTES, memory_bytes
+from pipeline.planning.cost import LABEL_BYTES, estimated_bytes
 from pipeline.planning.placement import busiest, most_even_cuts, place, smallest_peak
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class StageCost:
     head_parameters: int
     train_macs: int
     sent_bytes: int
-    memory_bytes: int
+    estimated_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def stage_cost(costs: Sequence[BlockCost]) -> StageCost:
         head_parameters=sum(cost.head_parameters for cost in costs),
         train_macs=sum(cost.train_macs for cost in costs),
         sent_bytes=costs[-1].sent_bytes,
-        memory_bytes=memory_bytes(costs),
+        estimated_bytes=estimated_bytes(costs),
     )
 
 

@@ -15,7 +15,13 @@ from pipeline.device.host import processor_fact
 from pipeline.kernels.memory_layout import SLICE_BYTES
 from pipeline.network.from_config import build_specs, network_specs
 from pipeline.network.specs import stage_units
-from pipeline.planning.cost import _SLICES, BlockCost, arithmetic_ratio, block_costs, memory_bytes
+from pipeline.planning.cost import (
+    _SLICES,
+    BlockCost,
+    arithmetic_ratio,
+    block_costs,
+    estimated_bytes,
+)
 from pipeline.planning.plan import stage_cost
 
 if TYPE_CHECKING:
@@ -98,7 +104,7 @@ def test_a_small_network_by_hand() -> None:
     assert (output.sent_bytes, output.head_parameters) == (0, 0)
     assert output.activation_bytes == 2 * 60 + (5 + 10) * 7 * 2
     assert output.working_bytes == 10 * 7 * 2
-    assert output.memory_bytes == output.activation_bytes + 10 * 7 * 2 + 3 * 4 * 60
+    assert output.estimated_bytes == output.activation_bytes + 10 * 7 * 2 + 3 * 4 * 60
 
 
 @pytest.mark.parametrize(("name", "copies"), [("sgd", 3), ("adam", 4), ("amsgrad", 5)])
@@ -135,16 +141,16 @@ def test_backprop_holds_the_activations_of_all_blocks_that_learn_together(
     together = costs if loss == "glob" else costs[:-1]
     held = [cost.activation_bytes for cost in together]
     peaks = [sum(held[: i + 1]) + cost.working_bytes for i, cost in enumerate(together)]
-    assert memory_bytes(costs) == state + max(peaks) >= state + sum(held)
+    assert estimated_bytes(costs) == state + max(peaks) >= state + sum(held)
 
 
 def test_local_losses_hold_the_activations_of_one_block() -> None:
     costs = costs_of(WIDE_VGG, "cifar10", "predsim")
     state = sum(cost.state_bytes for cost in costs)
-    assert memory_bytes(costs) == state + max(
+    assert estimated_bytes(costs) == state + max(
         cost.activation_bytes + cost.working_bytes for cost in costs
     )
-    assert memory_bytes(costs[3:4]) == costs[3].memory_bytes
+    assert estimated_bytes(costs[3:4]) == costs[3].estimated_bytes
 
 
 CONV = {"name": "vgg", "layers": [32, 64, "M"], "hidden": 128}
@@ -182,7 +188,7 @@ def test_activations_are_estimated_as_they_are_measured(
     costs = network_costs(config, specs)
     for unit in stage_units(specs):
         own = [costs[spec.index] for spec in unit]
-        estimate = memory_bytes(own) - sum(cost.state_bytes for cost in own)
+        estimate = estimated_bytes(own) - sum(cost.state_bytes for cost in own)
         measured = peaks_of_blocks(config, [cost.block for cost in own], torch.device("cpu"))
         assert estimate == pytest.approx(measured.activations, rel=0.15), unit[0].name
 
@@ -203,7 +209,7 @@ def test_a_stage_adds_up_and_sends_what_its_last_block_sends() -> None:
     assert stage.train_macs == costs[0].train_macs + costs[1].train_macs
     assert stage.parameters == costs[0].parameters + costs[1].parameters
     assert stage.sent_bytes == costs[1].sent_bytes == 768 * 16 * 16 * 4
-    assert stage.memory_bytes == memory_bytes(costs)
+    assert stage.estimated_bytes == estimated_bytes(costs)
 
 
 def test_costs_know_how_much_is_worked_on_at_a_time() -> None:
