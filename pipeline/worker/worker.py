@@ -135,8 +135,9 @@ class Worker:
             delivery = links.receive()
             self._control.check_wanted()
             with activity.during("working"):
-                tensors = links.device.arrived(delivery)
-                runner.handle(delivery.item, tensors, in_slot=delivery.on_device)
+                # no name for the tensors: they would live on while the next ones arrive
+                arrived = links.device.arrived
+                runner.handle(delivery.item, arrived(delivery), in_slot=delivery.on_device)
                 links.done_with(delivery)
             activity.handled += 1
             activity.batch_id = runner.last_batch_id
