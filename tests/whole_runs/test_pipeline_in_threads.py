@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from threading import Event as Signal
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,7 @@ from pipeline.protocol.messages import (
     Hello,
 )
 from pipeline.run.events import CheckpointWritten, EpochDone, Progress, Waiting
+from pipeline.schedule.items import Snapshot
 from pipeline.schedule.reports import PassReport, StageState, Tally, Usage
 from pipeline.single import SingleTrainer
 from pipeline.system.sources import running_code
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 
     from pipeline.learning.stage import Stage
     from pipeline.run.events import Event
+    from pipeline.schedule.items import Item
     from pipeline.storage.checkpoint import RunState
 
 pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
@@ -188,14 +191,25 @@ def test_resumed_with_another_number_of_stages(
     assert second.lines() == single.lines()[-len(second.lines()) :]
 
 
-def test_interrupted_and_resumed(single: Job, folder: Callable[[], Path]) -> None:
-    """Credits bound how far the feed is ahead: after the first checkpoint, less than the run."""
-    first = Job(folder(), 3, checkpoint_every_steps=1, max_in_flight=1)
+def test_interrupted_and_resumed(
+    single: Job, folder: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first checkpoint, before the feed has come to the end."""
+    first, interrupted = Job(folder(), 3, checkpoint_every_steps=1), Signal()
+    send = MemorySender.send
+
+    def held(sender: MemorySender, item: Item, payloads: Any = ()) -> None:
+        if isinstance(item, Snapshot) and item.step == 5:
+            assert interrupted.wait(60.0)
+        send(sender, item, payloads)
+
+    monkeypatch.setattr(MemorySender, "send", held)
 
     def interrupt(event: Event) -> None:
         if isinstance(event, CheckpointWritten) and event.step == 1:
             first.interrupted = True
             first.run.heed_interruption()
+            interrupted.set()
 
     first.listeners.append(interrupt)
     workers = ThreadWorkers(3)
