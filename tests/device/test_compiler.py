@@ -160,6 +160,21 @@ def test_a_compiler_is_not_asked_again_about_what_it_failed_at() -> None:
     assert backend.asked == 4
 
 
+@pytest.mark.parametrize("loss", ["pred", "predsim"])  # compiled; refused, as g is a convolution
+def test_it_is_not_asked_again_because_another_activation_is_computed_again(
+    loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where convolutions are refused, losses get activations with a `recompute`, which is another
+    function for each batch."""
+    backend = Chosen("conv2d")
+    monkeypatch.setattr(compiled, "BACKEND", backend)
+    stage = trained(VGG, {"name": loss}, compile=True)
+    asked, images = backend.asked, torch.zeros(8, 3, 8, 8, dtype=torch.uint8)
+    labels = torch.zeros(8, dtype=torch.int64)
+    stage.train(images, labels, batch_id=4, lr=0.1, send=lambda passed: None)
+    assert backend.asked == asked > 0
+
+
 def plus_one(x: torch.Tensor) -> torch.Tensor:
     return x + 1
 
