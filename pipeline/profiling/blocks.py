@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from pipeline.data.facts import DataFacts
     from pipeline.network.specs import BlockSpec
 
-WARM_UP = 3
+_WARM_UP = 3
 """Batches that count for nothing."""
-SECONDS, BATCHES = 0.5, 5
+SECONDS, _BATCHES = 0.5, 5
 """What is measured of each thing at least: what holds a machine up for a moment is to average
 out."""
 _COPIED_BYTES = 1 << 26
@@ -55,12 +55,12 @@ class _Laps:
         self.forward_s.append(self.now() - self._began)
 
     def take(self, step: Callable[[], object]) -> None:
-        """Time it again and again, for `SECONDS` and `BATCHES` at least."""
-        for _ in range(WARM_UP):
+        """Time it again and again, for `SECONDS` and `_BATCHES` at least."""
+        for _ in range(_WARM_UP):
             step()
         self.forward_s.clear()
         ends = perf_counter() + SECONDS
-        while len(self.total_s) < BATCHES or perf_counter() < ends:
+        while len(self.total_s) < _BATCHES or perf_counter() < ends:
             self._began = self.now()
             step()
             self.total_s.append(self.now() - self._began)
@@ -72,7 +72,7 @@ def measure_blocks(
     device_name: str,
     told: Callable[[str], None] = lambda text: None,
 ) -> tuple[BlockTimes, ...]:
-    """Train each smallest part that can be a stage alone, for `SECONDS` and `BATCHES` at least.
+    """Train each smallest part that can be a stage alone, for `SECONDS` and `_BATCHES` at least.
 
     Args:
         told: hears what is measured next.
