@@ -73,14 +73,13 @@ class BackgroundWriter:
     def _work(self) -> None:
         state = self._writing
         while state is not None:
-            self._outcomes.append((state.position.step, self._attempt(state)))
+            result: Path | Exception
+            try:
+                result = self._store.write(state)
+            except Exception as error:  # for the thread that trains, which knows what to do
+                result = error
+            self._outcomes.append((state.position.step, result))
             with self._changed:
                 state = self._writing = self._waiting
                 self._waiting = None
                 self._changed.notify_all()
-
-    def _attempt(self, state: RunState) -> Path | Exception:
-        try:
-            return self._store.write(state)
-        except Exception as error:  # for the thread that trains, which knows what to do
-            return error

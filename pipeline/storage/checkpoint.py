@@ -84,19 +84,16 @@ class Checkpoint:
         Raises:
             CheckpointError: naming the first file that is missing or not as it was written.
         """
-        return {block: self._read_block(block, digest) for block, digest in self.digests.items()}
-
-    def _read_block(self, block: int, digest: str) -> bytes:
-        name = block_file_name(block)
-        try:
-            data = self.folder.read(name)
-        except OSError as error:
-            raise CheckpointError(f"{self.path / name}: can't be read: {error.strerror}") from None
-        if sha256(data).hexdigest() != digest:
-            raise CheckpointError(
-                f"{self.path / name}: is damaged: its SHA-256 is not the manifest's"
-            )
-        return data
+        files = {}
+        for block, digest in self.digests.items():
+            path = self.path / block_file_name(block)
+            try:
+                files[block] = self.folder.read(path.name)
+            except OSError as error:
+                raise CheckpointError(f"{path}: can't be read: {error.strerror}") from None
+            if sha256(files[block]).hexdigest() != digest:
+                raise CheckpointError(f"{path}: is damaged: its SHA-256 is not the manifest's")
+        return files
 
 
 def block_file_name(block: int) -> str:
@@ -123,37 +120,18 @@ def complete_checkpoints(path: Path) -> list[Path]:
         return []
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in `path`, its manifest checked, its block files not yet.
+def checkpoint_in(checkpoints: Folder, name: str) -> Checkpoint:
+    """The checkpoint of that name, its manifest checked, its block files not yet.
 
     Raises:
         CheckpointError: where the manifest is damaged or of another format.
     """
     try:
-        folder = Folder.open(path)
-    except OSError as error:
-        raise _damaged(path, error) from None
-    return _opened(folder)
-
-
-def checkpoint_in(folder: Folder, name: str) -> Checkpoint:
-    """As `open_checkpoint`, of that name in a folder."""
-    try:
-        child = folder.child(name)
-    except OSError as error:
-        raise _damaged(folder.path / name, error) from None
-    return _opened(child)
-
-
-def _opened(folder: Folder) -> Checkpoint:
-    try:
+        folder = checkpoints.child(name)
         return _parsed(folder, json.loads(folder.read(MANIFEST)))
     except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
-        raise _damaged(folder.path, error) from None
-
-
-def _damaged(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{path / MANIFEST}: is damaged: {error!r:.300}")
+        path = checkpoints.path / name / MANIFEST
+        raise CheckpointError(f"{path}: is damaged: {error!r:.300}") from None
 
 
 def _parsed(folder: Folder, manifest: dict[str, Any]) -> Checkpoint:

@@ -114,8 +114,13 @@ class CheckpointStore:
         try:
             folder.make(temporary)
             with folder.child(temporary) as aside:
-                blocks = sorted(state.files.items())
-                entries = [_write_block(aside, block, data) for block, data in blocks]
+                entries = []
+                for block, data in sorted(state.files.items()):
+                    name = block_file_name(block)
+                    write_synced(aside, name, data)
+                    nbytes, digest = memoryview(data).nbytes, sha256(data).hexdigest()
+                    entry = {"block": block, "file": name, "bytes": nbytes, "sha256": digest}
+                    entries.append(entry)
                 manifest = json.dumps(self._manifest(state, entries), indent=1)
                 write_synced(aside, MANIFEST, manifest.encode())
                 aside.sync()
@@ -168,17 +173,6 @@ def checkpoints_of(run: Folder, *, make: bool = False) -> Folder:
                 f"{parent.path.resolve()}; each run needs its own"
             )
     return folder
-
-
-def _write_block(folder: Folder, block: int, data: bytes | memoryview) -> dict[str, Any]:
-    name = block_file_name(block)
-    write_synced(folder, name, data)
-    return {
-        "block": block,
-        "file": name,
-        "bytes": memoryview(data).nbytes,
-        "sha256": sha256(data).hexdigest(),
-    }
 
 
 def _make_appear(folder: Folder, temporary: str, final: str) -> None:

@@ -16,13 +16,9 @@ import os
 from contextlib import suppress
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
-from typing import TYPE_CHECKING
 from weakref import finalize, ref
 
 from pipeline.system.plain_file import open_regular
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY
 
@@ -53,12 +49,7 @@ class Folder:
     def __enter__(self) -> Folder:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     # --- which folder it is ---------------------------------------------------------------

@@ -64,20 +64,17 @@ class LineLog:
                     trim_lines(self._folder, self._name, change)
                 self._waiting.popleft()
         except OSError as error:
-            self._refused(reason(error, self._folder))
+            before, path = self.refusal, self._folder.path / self._name
+            self.refusal = f"{path}: can't be written: {reason(error, self._folder)}"
+            if self.refusal != before:  # else it was told
+                meanwhile = "are kept, and written when the disk works again"
+                fate = "are lost" if self._folder.deleted else meanwhile
+                self._tell(f"{self.refusal}; its lines {fate}")
         else:
             if self.refusal is not None:
                 path = self._folder.path / self._name
                 self._tell(f"{path}: is written again, with the lines that were kept")
             self.refusal = None
-
-    def _refused(self, why: str) -> None:
-        before, path = self.refusal, self._folder.path / self._name
-        self.refusal = f"{path}: can't be written: {why}"
-        if self.refusal != before:  # else it was told
-            meanwhile = "are kept, and written when the disk works again"
-            fate = "are lost" if self._folder.deleted else meanwhile
-            self._tell(f"{self.refusal}; its lines {fate}")
 
     def _write(self, line: str) -> None:
         """All of it or nothing; what a crash or a full disk has left of another is cut off."""

@@ -27,7 +27,8 @@ from pipeline.errors import CheckpointError, ProtocolError
 from pipeline.protocol.codec import MAX_HEADER_BYTES, decode, encode
 from pipeline.protocol.messages import CloseLink, Connect, Credit, Header, Ready
 from pipeline.schedule.reports import StageState
-from pipeline.storage.checkpoint import MANIFEST, block_file_name, open_checkpoint
+from pipeline.storage.checkpoint import MANIFEST, block_file_name, checkpoint_in
+from pipeline.storage.folder import Folder
 from pipeline.transport.payloads import ArrayPayload
 from pipeline.transport.rejections import Rejections
 from pipeline.transport.shared_memory import Ring, RingWriter
@@ -200,8 +201,9 @@ def checkpoint(data: bytes) -> None:
 
 
 def _is_of_a_checkpoint(name: str, folder: Path) -> bool:
-    """The folder itself, a name in it, or the number of a descriptor."""
-    return name == str(folder) or bool(re.fullmatch(rf"{MANIFEST}|block-\d+.safetensors|\d+", name))
+    """The folder that holds it, its name, a name in it, or the number of a descriptor."""
+    names = rf"{folder.name}|{MANIFEST}|block-\d+.safetensors|\d+"
+    return name == str(folder.parent) or bool(re.fullmatch(names, name))
 
 
 def framed(file: bytes) -> bytes:
@@ -232,7 +234,7 @@ def _lay_out(folder: Path, manifest: bytes, files: list[bytes]) -> None:
 
 def _starts_a_run_or_is_refused(folder: Path) -> None:
     try:
-        _can_travel(open_checkpoint(folder).start())
+        _can_travel(checkpoint_in(Folder.open(folder.parent), folder.name).start())
     except CheckpointError as error:
         _can_be_shown(error)
 

@@ -22,6 +22,8 @@ from pipeline.errors import ProtocolError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pipeline.storage.folder import Folder
+
 SEEDS = {target: seeds(target) for target in TARGETS}
 MOST = 1 << 16
 
@@ -120,8 +122,8 @@ def raising(error: Callable[[], Exception]) -> Callable[..., Any]:
         ("codec", "decode", lambda: ProtocolError("x" * 2000)),
         ("codec", "decode", lambda: ProtocolError("\udcff")),
         ("codec", "RingWriter", lambda: ValueError("cannot mmap an empty file")),
-        ("checkpoint", "open_checkpoint", RecursionError),
-        ("checkpoint", "open_checkpoint", lambda: ProtocolError("of the other half")),
+        ("checkpoint", "checkpoint_in", RecursionError),
+        ("checkpoint", "checkpoint_in", lambda: ProtocolError("of the other half")),
     ],
     ids=["type", "length", "half a character", "ring", "depth", "half"],
 )
@@ -134,14 +136,14 @@ def test_broken_rules_are_found(
 
 
 def test_a_file_of_others_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    secret, real = tmp_path / "secret", targets.open_checkpoint
+    secret, real = tmp_path / "secret", targets.checkpoint_in
     secret.write_bytes(b"secret")
 
-    def curious(path: Path) -> Any:
+    def curious(folder: Folder, name: str) -> Any:
         secret.read_bytes()
-        return real(path)
+        return real(folder, name)
 
-    monkeypatch.setattr(targets, "open_checkpoint", curious)
+    monkeypatch.setattr(targets, "checkpoint_in", curious)
     with pytest.raises(AssertionError, match="secret"):
         targets.checkpoint(SEEDS["checkpoint"][0])
 

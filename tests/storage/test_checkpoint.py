@@ -19,8 +19,8 @@ from pipeline.storage.checkpoint import (
     FORMAT,
     Checkpoint,
     RunState,
+    checkpoint_in,
     complete_checkpoints,
-    open_checkpoint,
     way_back,
 )
 from pipeline.storage.checkpoint_writer import CheckpointStore
@@ -40,9 +40,13 @@ def store_in(folder: Path, keep: int = 3) -> CheckpointStore:
     return CheckpointStore(Folder.open(folder.parent), CONFIG, keep, steps_per_epoch=4)
 
 
+def opened(path: Path) -> Checkpoint:
+    return checkpoint_in(Folder.open(path.parent), path.name)
+
+
 def newest(folder: Path) -> Checkpoint | None:
     complete = complete_checkpoints(folder)
-    return open_checkpoint(complete[-1]) if complete else None
+    return opened(complete[-1]) if complete else None
 
 
 def write(
@@ -150,7 +154,7 @@ def test_what_is_no_checkpoint_is_neither_counted_nor_dropped(folder: Path) -> N
 def test_it_takes_the_place_of_the_other(folder: Path, files: dict[int, bytes]) -> None:
     path = write(folder)
     write(folder, reported=True, files=files)
-    found = open_checkpoint(path)
+    found = opened(path)
     assert found.read() == {block: bytes(data) for block, data in files.items()}
     assert found.state.position.epoch_reported
     assert len(list(path.iterdir())) == len(files) + 1
@@ -161,10 +165,10 @@ def test_a_damaged_one_is_replaced(folder: Path) -> None:
     path = write(folder)
     (path / "manifest.json").write_text("{")
     write(folder)
-    assert open_checkpoint(path).read()
+    assert opened(path).read()
     (path / "manifest.json").unlink()
     write(folder)
-    assert open_checkpoint(path).read()
+    assert opened(path).read()
 
 
 # --- safe on the disk (interrupted: test_checkpoint_writer.py) ---------------------------------
@@ -199,11 +203,11 @@ def test_flipped_byte_truncated_and_missing_file_are_named(folder: Path, block: 
     for damaged in (flipped, data[:-1], data + b"\0", b""):
         file.write_bytes(damaged)
         with pytest.raises(CheckpointError) as caught:
-            open_checkpoint(path).read()
+            opened(path).read()
         assert str(caught.value) == f"{file}: is damaged: its SHA-256 is not the manifest's"
     file.unlink()
     with pytest.raises(CheckpointError) as caught:
-        open_checkpoint(path).start()
+        opened(path).start()
     assert str(caught.value) == f"{file}: can't be read: No such file or directory"
 
 
@@ -225,7 +229,7 @@ def test_flipped_byte_truncated_and_missing_file_are_named(folder: Path, block: 
 def test_damaged_manifest_is_named(folder: Path, text: str) -> None:
     path = write(folder)
     (path / "manifest.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    for look in (lambda: open_checkpoint(path), lambda: newest(folder)):
+    for look in (lambda: opened(path), lambda: newest(folder)):
         with pytest.raises(CheckpointError) as caught:
             look()
         assert str(caught.value).startswith(f"{path / 'manifest.json'}: is damaged: ")
@@ -234,13 +238,13 @@ def test_damaged_manifest_is_named(folder: Path, text: str) -> None:
 @pytest.mark.parametrize("key", ["step", "epoch_reported", "blocks", "tallies", "config"])
 def test_manifest_without_a_key(folder: Path, key: str) -> None:
     with pytest.raises(CheckpointError, match=f"manifest.json: is damaged: KeyError\\('{key}'\\)"):
-        open_checkpoint(_edited(write(folder), key))
+        opened(_edited(write(folder), key))
 
 
 def test_manifest_of_another_format(folder: Path) -> None:
     for found in (99, None, "1"):
         with pytest.raises(CheckpointError) as caught:
-            open_checkpoint(_edited(write(folder), format=found))
+            opened(_edited(write(folder), format=found))
         assert f"manifest.json: format {found!r}, this version reads {FORMAT}" in str(caught.value)
 
 
@@ -274,7 +278,7 @@ def test_manifest_of_another_format(folder: Path) -> None:
 )
 def test_manifest_with_odd_values(folder: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match=r"manifest\.json: is damaged: "):
-        open_checkpoint(_edited(write(folder), **changes))
+        opened(_edited(write(folder), **changes))
 
 
 @pytest.mark.parametrize("text", ["[" * 5000, '{"step":' * 5000])
@@ -283,7 +287,7 @@ def test_manifest_nested_too_deep(folder: Path, text: str) -> None:
     path = write(folder)
     (path / "manifest.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"manifest\.json: is damaged: RecursionError"):
-        open_checkpoint(path)
+        opened(path)
 
 
 def test_a_digest_that_is_a_tree_is_found_at_once(folder: Path) -> None:
@@ -293,7 +297,7 @@ def test_a_digest_that_is_a_tree_is_found_at_once(folder: Path) -> None:
         deep = [deep]
     path = _edited(write(folder), blocks=[{"block": 0, "sha256": deep}])
     with pytest.raises(CheckpointError, match=r"\[\[\[ is no str"):
-        open_checkpoint(path)
+        opened(path)
 
 
 @pytest.mark.parametrize(
@@ -311,7 +315,7 @@ def test_complaints_are_short_and_can_be_shown(folder: Path, manifest: bytes) ->
     rest = (path / "manifest.json").read_bytes().replace(b'"format": 1,', b"").lstrip(b"{ \n")
     (path / "manifest.json").write_bytes(manifest + rest)
     with pytest.raises(CheckpointError) as caught:
-        open_checkpoint(path)
+        opened(path)
     assert len(str(caught.value)) < len(str(path)) + 400
     str(caught.value).encode()
 
@@ -319,7 +323,7 @@ def test_complaints_are_short_and_can_be_shown(folder: Path, manifest: bytes) ->
 def test_whole_numbers_of_a_loss_are_read(folder: Path) -> None:
     """JSON need not tell 3 from 3.0, a message does."""
     tally = {"block": 0, "images": 1, "loss_sum": 3, "errors": None}
-    found = open_checkpoint(_edited(write(folder), tallies=[tally]))
+    found = opened(_edited(write(folder), tallies=[tally]))
     assert repr(found.state.tallies) == repr((Tally(0, 1, 3.0, None),))
 
 
@@ -341,9 +345,9 @@ def test_names_of_files_are_never_taken_from_the_manifest(folder: Path, tmp_path
         "bytes": 6,
     }
     with pytest.raises(CheckpointError, match=r"block-00\.safetensors: is damaged"):
-        open_checkpoint(_edited(path, blocks=[entry])).read()
+        opened(_edited(path, blocks=[entry])).read()
     right = {**entry, "sha256": sha256(b"first block").hexdigest()}
-    assert open_checkpoint(_edited(path, blocks=[right])).read() == {0: b"first block"}
+    assert opened(_edited(path, blocks=[right])).read() == {0: b"first block"}
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from support.disk import (
 
 from pipeline.errors import CheckpointError
 from pipeline.schedule.feed import Position
-from pipeline.storage.checkpoint import RunState, complete_checkpoints, open_checkpoint
+from pipeline.storage.checkpoint import RunState, checkpoint_in, complete_checkpoints
 from pipeline.storage.checkpoint_writer import CheckpointStore
 from pipeline.storage.folder import Folder
 
@@ -49,7 +49,8 @@ def snapshot_of(step: int, files: dict[int, bytes]) -> RunState:
 
 def state_of(run: Path) -> State:
     """What is there and whole; raises where something complete is not whole."""
-    opened = map(open_checkpoint, complete_checkpoints(run / "checkpoints"))
+    paths = complete_checkpoints(run / "checkpoints")
+    opened = (checkpoint_in(Folder.open(path.parent), path.name) for path in paths)
     return {
         found.state.position.step: {n: bytes(data) for n, data in found.read().items()}
         for found in opened

@@ -28,7 +28,8 @@ from launch.job import Options
 from launch.launcher import launch as launch_options
 from pipeline.schedule.items import TrainBatch
 from pipeline.storage.background_writer import BackgroundWriter
-from pipeline.storage.checkpoint import complete_checkpoints, open_checkpoint
+from pipeline.storage.checkpoint import checkpoint_in, complete_checkpoints
+from pipeline.storage.folder import Folder
 from support import REPOSITORY
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def digests(run_dir: Path) -> dict[int, dict[int, str]]:
     """SHA-256 of every block file by step; read from the files, not from the manifests."""
     found = {}
     for path in complete_checkpoints(run_dir / "checkpoints"):
-        checkpoint = open_checkpoint(path)
+        checkpoint = checkpoint_in(Folder.open(path.parent), path.name)
         checkpoint.read()  # raises where a file is not what its manifest says
         found[checkpoint.state.position.step] = checkpoint.digests
     return found
