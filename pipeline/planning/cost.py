@@ -87,21 +87,31 @@ def block_costs(
         element_bytes: size of one number of an activation: 4 for fp32, 2 for bf16.
         backprop: whether a global loss is sent back through all blocks.
     """
-    return tuple(
-        BlockCost(
-            block=spec.index,
-            parameters=_parameters(spec),
-            head_parameters=_head_parameters(spec),
-            forward_macs=_forward_macs(spec),
-            train_macs=_train_macs(spec, backprop=backprop),
-            sent_bytes=0 if spec.is_output else prod(spec.out_shape) * element_bytes,
-            state_bytes=_state_bytes(spec, optimizer_name),
-            activation_bytes=_activation_bytes(spec, batch_size, element_bytes),
-            same_group=spec.same_group,
-            working_bytes=_working_bytes(spec, batch_size, element_bytes),
+    copies = 2 + _OPTIMIZER_COPIES[optimizer_name]  # weights, gradients and what it keeps
+    # under autocast, weights as it reads them are held, too
+    cast_bytes = element_bytes if element_bytes < _PARAMETER_BYTES else 0
+    found = []
+    for spec in specs:
+        parameters, head_parameters = _parameters(spec), _head_parameters(spec)
+        weights, forward_macs = parameters + head_parameters, _forward_macs(spec)
+        # forward, gradient of the weights and, where a block before learns from it, of the input
+        passes = 3 if backprop or spec.same_group else 2
+        held_bytes = _held_numbers(spec) * batch_size * element_bytes
+        found.append(
+            BlockCost(
+                block=spec.index,
+                parameters=parameters,
+                head_parameters=head_parameters,
+                forward_macs=forward_macs,
+                train_macs=passes * forward_macs + 3 * _head_macs(spec),
+                sent_bytes=0 if spec.is_output else prod(spec.out_shape) * element_bytes,
+                state_bytes=copies * weights * _PARAMETER_BYTES,
+                activation_bytes=cast_bytes * weights + held_bytes,
+                same_group=spec.same_group,
+                working_bytes=_working_bytes(spec, batch_size, element_bytes),
+            )
         )
-        for spec in specs
-    )
+    return tuple(found)
 
 
 def estimated_bytes(costs: Sequence[BlockCost]) -> int:
@@ -158,25 +168,15 @@ def _parameters(spec: BlockSpec) -> int:
         return spec.custom.parameters
     layers = 1 + (_shortcut_weights(spec) > 0)
     biases = layers * spec.layer.out_features
-    return _weights(spec) + _shortcut_weights(spec) + biases + 2 * _normed_features(spec)
-
-
-def _normed_features(spec: BlockSpec) -> int:
-    """Those that a batch norm scales and shifts."""
     output = spec.norms_output + (_shortcut_weights(spec) > 0 and not spec.activates_input)
-    features = output * spec.layer.out_features + spec.activates_input * spec.layer.in_features
-    return features * spec.batch_norm
+    normed = output * spec.layer.out_features + spec.activates_input * spec.layer.in_features
+    scales_and_shifts = 2 * normed * spec.batch_norm
+    return _weights(spec) + _shortcut_weights(spec) + biases + scales_and_shifts
 
 
 def _shortcut_weights(spec: BlockSpec) -> int:
     layer = spec.shortcut.layer if spec.shortcut else None
     return layer.in_features * layer.out_features * layer.kernel**2 if layer else 0
-
-
-def _train_macs(spec: BlockSpec, *, backprop: bool) -> int:
-    """Forward, gradient of the weights and, where a block before learns from it, of the input."""
-    passes = 3 if backprop or spec.same_group else 2
-    return passes * _forward_macs(spec) + 3 * _head_macs(spec)
 
 
 def _head_parameters(spec: BlockSpec) -> int:
@@ -198,33 +198,16 @@ def _head_macs(spec: BlockSpec) -> int:
     return maps * prod(spec.shape[1:]) + classifier
 
 
-def _state_bytes(spec: BlockSpec, optimizer_name: Literal["adam", "amsgrad", "sgd"]) -> int:
-    """Weights, gradients and optimizer state of layer and heads."""
-    copies = 2 + _OPTIMIZER_COPIES[optimizer_name]
-    return copies * (_parameters(spec) + _head_parameters(spec)) * _PARAMETER_BYTES
-
-
-def _activation_bytes(spec: BlockSpec, batch_size: int, element_bytes: int) -> int:
-    """From the forward pass to the backward pass; under autocast with weights as it reads them."""
-    cast = element_bytes * (element_bytes < _PARAMETER_BYTES)
-    weights = cast * (_parameters(spec) + _head_parameters(spec))
-    return weights + _held_numbers(spec) * batch_size * element_bytes
-
-
 def _held_numbers(spec: BlockSpec) -> int:
     """Per image: what arrives, batch norm's input, the activation (non-linearities work in place,
     but in a user's own modules), what is passed on, a classifier's hidden layers."""
-    is_normed = spec.custom.normalises if spec.custom else spec.norms_output and _is_read(spec)
+    is_read = spec.has_loss or not spec.passes_raw  # else only its sum is passed on
+    is_normed = spec.custom.normalises if spec.custom else spec.norms_output and is_read
     tensors = 1 + is_normed + (spec.custom is not None)
     hidden = sum(spec.pred.hidden) if spec.pred else 0
     held = tensors * prod(spec.shape) + _passed_numbers(spec) + hidden
     held += spec.activates_input * prod(spec.in_shape)
     return _arrived_numbers(spec) + _shortcut_numbers(spec) + held
-
-
-def _is_read(spec: BlockSpec) -> bool:
-    """Whether anybody asks for the activation of a block that passes on its sum."""
-    return spec.has_loss or not spec.passes_raw
 
 
 def _arrived_numbers(spec: BlockSpec) -> int:

@@ -193,7 +193,10 @@ class _TrafficSearch:
         self._limit, *merit = _merit(loads, start, traffic)
         self._merit = tuple(merit)
         self._sent = [0, *traffic]
-        self._least = [_least_sums(self._sent[max(1, stage) :]) for stage in range(len(loads) + 1)]
+        self._least = [
+            [0, *accumulate(sorted(self._sent[max(1, stage) :]))] for stage in range(len(loads) + 1)
+        ]
+        """From each stage on, the sum of the 0, 1, 2, … smallest."""
         self._totals: list[int] = []
         self._devices: list[int] = []
         self._nodes = 0
@@ -213,11 +216,8 @@ class _TrafficSearch:
         if stage == len(self._loads):
             self._merit, self._best = (crossing, squares), tuple(self._devices)
             return
-        self._branch(crossing, squares, self._loads[stage])
-
-    def _branch(self, crossing: int, squares: int, load: int) -> None:
-        before = self._devices[-1] if self._devices else 0
-        used, sent = len(self._totals), self._sent[len(self._devices)]
+        load, sent = self._loads[stage], self._sent[stage]
+        before, used = self._devices[-1] if self._devices else 0, len(self._totals)
         for device in sorted(range(used + (used < self._n_devices)), key=lambda d: d != before):
             total = self._totals[device] if device < used else 0
             if total + load > self._limit:
@@ -228,11 +228,6 @@ class _TrafficSearch:
             self._descend(crossing + sent * (device != before), more)
             self._devices.pop()
             self._totals[device : device + 1] = [total] if device < used else []
-
-
-def _least_sums(values: Sequence[int]) -> list[int]:
-    """Sum of the 0, 1, 2, … smallest."""
-    return [0, *accumulate(sorted(values))]
 
 
 def relieved(loads: Sequence[int], placement: Sequence[int]) -> tuple[int, ...]:
@@ -250,7 +245,10 @@ def _relief(loads: Sequence[int], devices: Sequence[int], looks: Iterator[int]) 
     peak = max(totals)
     full = totals.index(peak)
     ours = [stage for stage, device in enumerate(devices) if device == full]
-    moves = product(ours, _places(devices, full))
+    # to each other device, alone or for a stage of its own in exchange
+    exchanges = [(device, stage) for stage, device in enumerate(devices) if device != full]
+    places = [*((device, None) for device in sorted(set(devices) - {full})), *exchanges]
+    moves = product(ours, places)
     for (stage, (other, theirs)), _ in zip(moves, looks, strict=False):
         less = loads[stage] - (loads[theirs] if theirs is not None else 0)
         if less > 0 and totals[other] + less < peak:
@@ -260,13 +258,6 @@ def _relief(loads: Sequence[int], devices: Sequence[int], looks: Iterator[int]) 
                 changed[theirs] = full
             return changed
     return None
-
-
-def _places(devices: Sequence[int], full: int) -> list[tuple[int, int | None]]:
-    """Other devices, each alone and with a stage of its own to give in exchange."""
-    others = sorted(set(devices) - {full})
-    exchanges = [(device, stage) for stage, device in enumerate(devices) if device != full]
-    return [*((device, None) for device in others), *exchanges]
 
 
 def drawn_together(
@@ -294,8 +285,11 @@ def _less_parted(
 ) -> dict[int, int] | None:
     """One stage that joins a neighbour, moving there or exchanged with another; None where that
     brings nothing, or nothing is left of `looks`."""
-    for stage, neighbour in _parted(devices):
+    pairs = list(pairwise(range(len(devices))))
+    for stage, neighbour in (*pairs, *((after, before) for before, after in pairs)):
         here, there = devices[stage], devices[neighbour]
+        if here == there:
+            continue
         gives = [None, *(other for other, device in enumerate(devices) if device == there)]
         for given, _ in zip(gives, looks, strict=False):
             more = loads[stage] - (0 if given is None else loads[given])
@@ -305,12 +299,6 @@ def _less_parted(
             if fits and not idle and _crossing_changes(devices, change, sent) < 0:
                 return change
     return None
-
-
-def _parted(devices: Sequence[int]) -> list[tuple[int, int]]:
-    """Each stage with a neighbour on another device."""
-    pairs = [pair for pair in pairwise(range(len(devices))) if devices[pair[0]] != devices[pair[1]]]
-    return [*pairs, *((after, before) for before, after in pairs)]
 
 
 def _crossing_changes(

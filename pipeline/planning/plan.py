@@ -122,7 +122,11 @@ def make_plan(
     n_stages = len(units) if stages is None else stages
     _check_stages(n_stages, specs, len(units))
     loads = [cost.train_macs for cost in costs] if loads is None else loads
-    groups = _divide(units, loads, n_stages)
+    cuts = most_even_cuts([sum(loads[spec.index] for spec in unit) for unit in units], n_stages)
+    groups = [
+        tuple(spec.index for unit in units[start:end] for spec in unit)
+        for start, end in pairwise(cuts)
+    ]
     # a stage of which nothing is known counts as something, or a device might be left without
     sums = [max(1, sum(loads[block] for block in group)) for group in groups]
     traffic = [costs[group[-1]].sent_bytes for group in groups[:-1]]
@@ -154,29 +158,13 @@ def _check_stages(n_stages: int, specs: Sequence[BlockSpec], most: int) -> None:
     if n_stages < 1:
         raise ConfigError(f"--stages {n_stages}: at least 1 stage is needed; use 1 to {most}")
     if n_stages > most:
-        raise ConfigError(
-            f"--stages {n_stages}: {_why_so_few(specs, most)}; use --stages {most} or fewer"
-        )
-
-
-def _why_so_few(specs: Sequence[BlockSpec], most: int) -> str:
-    hidden = sum(not spec.is_output for spec in specs)
-    model = f"the model ({specs[0].name} … {specs[-1].name})"
-    if hidden == most:
-        return f"every stage needs a hidden layer, and {model} has {hidden}"
-    return (
-        f"{model} has {hidden} hidden layers in {most} parts that can't be divided, because "
-        "layers learn in groups (model.group) or a residual connection spans them (model.residual)"
-    )
-
-
-def _divide(
-    units: Sequence[tuple[BlockSpec, ...]], loads: Sequence[int], n_stages: int
-) -> list[tuple[int, ...]]:
-    """Block numbers of each stage."""
-    sums = [sum(loads[spec.index] for spec in unit) for unit in units]
-    cuts = most_even_cuts(sums, n_stages)
-    return [
-        tuple(spec.index for unit in units[start:end] for spec in unit)
-        for start, end in pairwise(cuts)
-    ]
+        hidden = sum(not spec.is_output for spec in specs)
+        model = f"the model ({specs[0].name} … {specs[-1].name})"
+        why = f"every stage needs a hidden layer, and {model} has {hidden}"
+        if hidden > most:
+            why = (
+                f"{model} has {hidden} hidden layers in {most} parts that can't be divided, "
+                "because layers learn in groups (model.group) or a residual connection spans them "
+                "(model.residual)"
+            )
+        raise ConfigError(f"--stages {n_stages}: {why}; use --stages {most} or fewer")
