@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from launch.job import Job
 from launch.machine.gpus import devices
 from launch.plan.foresight import foresee
-from launch.plan.memory import needs, too_large
+from launch.plan.memory import too_large
 from launch.plan.user_code import awaited
 from pipeline.config.config_file import load_config
 from pipeline.data.facts import check_data, data_facts
@@ -35,11 +35,9 @@ if TYPE_CHECKING:
 
     from launch.job import Foresight, Options
     from pipeline.config.sections import Config
-    from pipeline.data.facts import DataFacts
     from pipeline.network.specs import BlockSpec
     from pipeline.planning.cost import BlockCost
     from pipeline.planning.plan import Plan
-    from pipeline.rehearsal.rehearsal import Rehearsal
 
 _CONNECTS_S = 5.0
 """To an address of this very machine; what takes longer is none, or a firewall's."""
@@ -57,7 +55,13 @@ def make_job(options: Options) -> Job:
     Raises:
         ConfigError: for the first thing that is wrong.
     """
-    options = _written_out(options)
+    # home folders in place of `~`; that of the run directory has been replaced before
+    options = replace(
+        options,
+        config=options.config and expanded("CONFIG.yaml", options.config),
+        plan=options.plan and expanded("--plan", options.plan),
+        assume=options.assume and expanded("--assume", options.assume),
+    )
     path = _config_path(options)
     config = load_config(path, options.overrides)
     facts = data_facts(config.data)
@@ -73,7 +77,10 @@ def make_job(options: Options) -> Job:
     costs = network_costs(config, specs)
     devices = _devices(options)
     if options.measure:
-        _check_each_block_fits(config, facts, specs, costs, devices[0])
+        for spec in specs:  # each is measured alone
+            alone = {devices[0]: (spec.index,)}
+            if why := too_large(config, facts, specs, costs, alone):
+                raise ConfigError(f"--measure: {why}")
     known = foresee(options, config, facts, specs, costs, devices)
     stages = 1 if backprop else options.stages
     plan = _plan(options, specs, costs, stages, devices, known)
@@ -81,30 +88,21 @@ def make_job(options: Options) -> Job:
         _check_address(config)
     if not (options.single or options.dry_run):
         check_enough(plan.n_stages, reserved=config.runtime.transport != "ipc")
-    why = _too_large(config, facts, specs, costs, plan)
+    blocks: dict[str, tuple[int, ...]] = {}
+    for stage in plan.stages:
+        blocks[stage.device] = (*blocks.get(stage.device, ()), *stage.blocks)
+    why = too_large(config, facts, specs, costs, blocks)
     if why and not options.dry_run:
         raise ConfigError(why)
     # that trains a step: not where memory can't hold it
     with awaited(factory, "trying the network"):
-        rehearsal = _rehearsed(config, facts, specs) if factory and not why else None
+        rehearsal = None
+        if factory and not why:
+            from pipeline.rehearsal.rehearsal import rehearse  # torch, which it needs anyway
+
+            rehearsal = rehearse(config, facts, specs)
     name = _name(path, options)
     return Job(name, config, specs, costs, plan, known, options.single, own, rehearsal, why)
-
-
-def _rehearsed(config: Config, facts: DataFacts, specs: Sequence[BlockSpec]) -> Rehearsal:
-    from pipeline.rehearsal.rehearsal import rehearse  # torch, which the function needs anyway
-
-    return rehearse(config, facts, specs)
-
-
-def _written_out(options: Options) -> Options:
-    """With home folders in place of `~`; that of the run directory has been replaced before."""
-    return replace(
-        options,
-        config=None if options.config is None else expanded("CONFIG.yaml", options.config),
-        plan=None if options.plan is None else expanded("--plan", options.plan),
-        assume=None if options.assume is None else expanded("--assume", options.assume),
-    )
 
 
 def _plan(
@@ -121,33 +119,6 @@ def _plan(
     if options.stages is not None:
         raise ConfigError("--plan says how many stages there are: leave --stages out")
     return load_plan(options.plan, specs, devices)  # single mode does all of its stages in turn
-
-
-def _too_large(
-    config: Config,
-    facts: DataFacts,
-    specs: Sequence[BlockSpec],
-    costs: Sequence[BlockCost],
-    plan: Plan,
-) -> str:
-    blocks: dict[str, tuple[int, ...]] = {}
-    for stage in plan.stages:
-        blocks[stage.device] = (*blocks.get(stage.device, ()), *stage.blocks)
-    return too_large(needs(config, facts, specs, costs, blocks))
-
-
-def _check_each_block_fits(
-    config: Config,
-    facts: DataFacts,
-    specs: Sequence[BlockSpec],
-    costs: Sequence[BlockCost],
-    device: str,
-) -> None:
-    """To measure a block takes it alone."""
-    for spec in specs:
-        why = too_large(needs(config, facts, specs, costs, {device: (spec.index,)}))
-        if why:
-            raise ConfigError(f"--measure: {why}")
 
 
 def _check_normalised(batch_size: int, specs: Sequence[BlockSpec]) -> None:

@@ -42,22 +42,14 @@ _INDIFFERENT = frozenset(
 def cost_file(config: Config, specs: Sequence[BlockSpec], device: str) -> Path | None:
     """Where the costs of this network on this kind of device are kept; None where nothing says
     which folder that would be, as for a user without a home (a container's, a service's)."""
-    cache = _cache()
-    if cache is None:
+    named = os.environ.get("XDG_CACHE_HOME")
+    try:
+        cache = Path(named) if named else Path.home() / ".cache"
+    except RuntimeError:  # HOME is not set, and the user is not known by name
         return None
     key = json.dumps([_key(config), repr(specs), device_kind(device)])
     digest = sha256(key.encode()).hexdigest()[:12]
     return cache / _FOLDER / f"{config.model.name}-{config.loss.name}-{digest}.yaml"
-
-
-def _cache() -> Path | None:
-    named = os.environ.get("XDG_CACHE_HOME")
-    if named:
-        return Path(named)
-    try:
-        return Path.home() / ".cache"
-    except RuntimeError:  # HOME is not set, and the user is not known by name
-        return None
 
 
 def device_kind(device: str) -> str:
@@ -109,14 +101,39 @@ def measure(
     Raises:
         ConfigError: where devices are of several kinds, there is no data set, or it can't be kept.
     """
-    from pipeline.profiling.blocks import feed_s, measure_blocks  # torch
+    from pipeline.profiling.blocks import copied_per_s, feed_s, measure_blocks  # torch
 
     path = _place_for(cost_file(config, specs, devices[0]))
-    _check_one_kind(devices)
+    kinds = {device_kind(device): device for device in devices}
+    if len(kinds) > 1:
+        named = ", ".join(f"{device} is {kind}" for kind, device in kinds.items())
+        raise ConfigError(
+            f"--measure: devices of one kind are measured, by the first of them, but {named}; "
+            "name devices of one kind with --gpus"
+        )
     told("the feed")  # first: it needs the data set
     fed_s = feed_s(config)
     times = measure_blocks(config, facts, devices[0], told)
-    _keep(path, _tree(config, specs, devices, times, fed_s))
+    threads = config.runtime.threads_per_stage
+    tree = {
+        "network": f"{config.model.name}, {config.loss.name}, {config.runtime.precision}",
+        "device": f"{devices[0]}: {device_kind(devices[0])}, {threads} threads",
+        "batch_size": config.data.batch_size,
+        "measured": f"{date.today().isoformat()}, torch {version('torch')}",
+        "copied_per_s": float(f"{copied_per_s(devices):.3g}"),
+        "feed_s": _rounded(fed_s),
+        "crowded_speed": 1.0,
+        "blocks": [
+            {
+                "block": block.block,
+                "name": specs[block.block].name,
+                "forward_s": _rounded(block.forward_s),
+                "learn_s": _rounded(block.learn_s),
+            }
+            for block in times
+        ],
+    }
+    _keep(path, tree)
     return path
 
 
@@ -128,47 +145,6 @@ def keep_crowded_speed(config: Config, specs: Sequence[BlockSpec], speed: float)
     """
     path = _place_for(cost_file(config, specs, "cpu"))
     _keep(path, {**load_tree(path), "crowded_speed": _rounded(speed)})
-
-
-def _tree(
-    config: Config,
-    specs: Sequence[BlockSpec],
-    devices: Sequence[str],
-    times: Sequence[BlockTimes],
-    fed_s: float,
-) -> dict[str, object]:
-    from pipeline.profiling.blocks import copied_per_s  # torch
-
-    threads = config.runtime.threads_per_stage
-    rows = [
-        {
-            "block": block.block,
-            "name": specs[block.block].name,
-            "forward_s": _rounded(block.forward_s),
-            "learn_s": _rounded(block.learn_s),
-        }
-        for block in times
-    ]
-    return {
-        "network": f"{config.model.name}, {config.loss.name}, {config.runtime.precision}",
-        "device": f"{devices[0]}: {device_kind(devices[0])}, {threads} threads",
-        "batch_size": config.data.batch_size,
-        "measured": f"{date.today().isoformat()}, torch {version('torch')}",
-        "copied_per_s": float(f"{copied_per_s(devices):.3g}"),
-        "feed_s": _rounded(fed_s),
-        "crowded_speed": 1.0,
-        "blocks": rows,
-    }
-
-
-def _check_one_kind(devices: Sequence[str]) -> None:
-    kinds = {device_kind(device): device for device in devices}
-    if len(kinds) > 1:
-        named = ", ".join(f"{device} is {kind}" for kind, device in kinds.items())
-        raise ConfigError(
-            f"--measure: devices of one kind are measured, by the first of them, but {named}; "
-            "name devices of one kind with --gpus"
-        )
 
 
 def _place_for(path: Path | None) -> Path:

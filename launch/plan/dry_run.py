@@ -69,28 +69,34 @@ def dry_run_report(
     plan = plan.in_one_process() if single else plan
     stages, images = plan.stage_costs(costs), config.data.batch_size
     console.print(_stage_table(specs, plan, stages, images))
-    links = "" if single or backprop else f"{_feed_sentence(specs, stages, images)} "
-    say(console, f"Batches of {images} images. {links}{_NOTE}")
+    links = (
+        f"Stage 0 is sent {size_text(received_bytes(specs, stages, images)[0])} with each, a byte "
+        f"per pixel and colour; labels, {LABEL_BYTES} bytes an image, travel on every link and are "
+        "counted. "
+    )
+    say(console, f"Batches of {images} images. {'' if single or backprop else links}{_NOTE}")
     ratio = arithmetic_ratio(costs)
     if ratio is not None and not config.schedule.greedy:
-        say(console, _ratio_sentence(config, ratio))
+        say(
+            console,
+            f"Arithmetic: {config.loss.name} does {ratio:.2f} times the "
+            "multiply-adds of global backprop on the same layers (3 forward passes).",
+        )
     if backprop:
-        say(console, _backprop_sentence(costs))
+        say(
+            console,
+            "Global backprop needs all blocks in one process (--single): "
+            f"{size_text(estimated_bytes(costs))} there, and no speed-up from stages.",
+        )
         return
     if config.schedule.greedy:
         say(console, _GREEDY if single else f"{_GREEDY} {_GREEDY_STAGES}")
         return
     if not single and _sum(stages).train_macs:  # those of a user's own modules may not be known
-        _print_bounds(specs, plan, stages, console)
-
-
-def _print_bounds(
-    specs: Sequence[BlockSpec], plan: Plan, stages: Sequence[StageCost], console: Console
-) -> None:
-    say(console, _bottleneck_sentence(specs, plan, stages))
-    say(console, _placement_sentence(plan, stages))
-    console.print()
-    console.print(_bound_table(stages))
+        say(console, _bottleneck_sentence(specs, plan, stages))
+        say(console, _placement_sentence(plan, stages))
+        console.print()
+        console.print(_bound_table(stages))
 
 
 def say(console: Console, sentence: str) -> None:
@@ -104,7 +110,11 @@ def _stage_table(
 ) -> Table:
     table = plain_table(("stage", "device", "blocks"), _NUMBERS)
     unit = _macs_unit(stages)
-    stages = [_with_labels(stage) for stage in stages]
+    labels = [LABEL_BYTES if stage.sent_bytes else 0 for stage in stages]
+    stages = [
+        replace(stage, sent_bytes=stage.sent_bytes + more)
+        for stage, more in zip(stages, labels, strict=True)
+    ]
     for planned, cost in zip(plan.stages, stages, strict=True):
         names = "\n".join(_names(specs, planned))
         cells = _cells(cost, unit, batch_size)
@@ -133,11 +143,6 @@ def _cells(cost: StageCost, unit: str, batch_size: int) -> tuple[str, ...]:
     )
 
 
-def _with_labels(stage: StageCost) -> StageCost:
-    sent_bytes = stage.sent_bytes + LABEL_BYTES if stage.sent_bytes else 0
-    return replace(stage, sent_bytes=sent_bytes)
-
-
 def _sum(stages: Sequence[StageCost]) -> StageCost:
     return StageCost(
         parameters=sum(stage.parameters for stage in stages),
@@ -145,28 +150,6 @@ def _sum(stages: Sequence[StageCost]) -> StageCost:
         train_macs=sum(stage.train_macs for stage in stages),
         sent_bytes=sum(stage.sent_bytes for stage in stages),
         estimated_bytes=sum(stage.estimated_bytes for stage in stages),
-    )
-
-
-def _feed_sentence(specs: Sequence[BlockSpec], stages: Sequence[StageCost], images: int) -> str:
-    first, *_ = received_bytes(specs, stages, images)
-    return (
-        f"Stage 0 is sent {size_text(first)} with each, a byte per pixel and colour; labels, "
-        f"{LABEL_BYTES} bytes an image, travel on every link and are counted."
-    )
-
-
-def _ratio_sentence(config: Config, ratio: float) -> str:
-    return (
-        f"Arithmetic: {config.loss.name} does {ratio:.2f} times the "
-        "multiply-adds of global backprop on the same layers (3 forward passes)."
-    )
-
-
-def _backprop_sentence(costs: Sequence[BlockCost]) -> str:
-    return (
-        "Global backprop needs all blocks in one process (--single): "
-        f"{size_text(estimated_bytes(costs))} there, and no speed-up from stages."
     )
 
 

@@ -11,7 +11,7 @@ from pipeline.network.specs import stage_units
 from pipeline.planning.plan import make_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from rich.console import Console
     from rich.table import Table
@@ -45,37 +45,29 @@ def print_forecast(job: Job, known: Foresight, console: Console) -> None:
     memory = estimated_by_device(plan, plan.stage_costs(job.costs))
     say(console, f"Predicted ({known.source}): {found.images_per_s:,.0f} images/s.")
     console.print()
-    console.print(_device_table(plan, found, memory))
-    for sentence in _too_full(memory, known.memory_bytes):
-        say(console, sentence)
-    if plan.stages[0].device != "cpu" and not (job.single or job.config.loss.is_global):
-        _print_growth(job, known, console)
-
-
-def _device_table(plan: Plan, found: Prospect, memory: Mapping[str, int]) -> Table:
     table = plain_table(("device", "stages"), ("busy", "memory"))
     for device, busy in found.device_busy.items():
         stages = [str(s.stage) for s in plan.stages if s.device == device]
         table.add_row(device, ", ".join(stages), f"{100 * busy:.0f} %", size_text(memory[device]))
-    return table
-
-
-def _too_full(memory: Mapping[str, int], limit: float | None) -> list[str]:
-    if limit is None:
-        return []
-    return [
-        f"{device} needs {size_text(needed)} and has {size_text(limit)}: use more devices or "
-        "stages, or a smaller data.batch_size, or place stages yourself with --plan"
-        for device, needed in memory.items()
-        if needed > limit
-    ]
+    console.print(table)
+    for device, needed in memory.items():
+        if known.memory_bytes is not None and needed > known.memory_bytes:
+            say(
+                console,
+                f"{device} needs {size_text(needed)} and has {size_text(known.memory_bytes)}: use "
+                "more devices or stages, or a smaller data.batch_size, or place stages yourself "
+                "with --plan",
+            )
+    if plan.stages[0].device != "cpu" and not (job.single or job.config.loss.is_global):
+        _print_growth(job, known, console)
 
 
 def _print_growth(job: Job, known: Foresight, console: Console) -> None:
     timing = known.timing
 
     def on(count: int) -> _Grown:
-        plan = _plan_on(job, timing, count)
+        devices, stages = [f"device {number}" for number in range(count)], job.plan.n_stages
+        plan = make_plan(job.specs, job.costs, stages=stages, devices=devices, loads=timing.loads)
         return _Grown(count, plan, timing.prospect(plan, job.config.runtime.max_in_flight))
 
     grown = [on(count) for count in _COUNTS]
@@ -108,11 +100,6 @@ class _Grown:
         return len({stage.device for stage in self.plan.stages})
 
 
-def _plan_on(job: Job, timing: Timing, count: int) -> Plan:
-    devices, stages = [f"device {number}" for number in range(count)], job.plan.n_stages
-    return make_plan(job.specs, job.costs, stages=stages, devices=devices, loads=timing.loads)
-
-
 def _growth_table(job: Job, grown: Sequence[_Grown], limit: float | None) -> Table:
     headings = ("equal devices", "used", "images/s", "speed-up", "busy, on average", "most memory")
     table = plain_table((), headings)
@@ -120,15 +107,11 @@ def _growth_table(job: Job, grown: Sequence[_Grown], limit: float | None) -> Tab
         busy = sum(one.found.device_busy.values()) / one.devices
         speedup = one.speed / grown[0].speed
         cells = (f"{one.speed:,.0f}", f"{speedup:.2f}×", f"{100 * busy:.0f} %")
-        table.add_row(str(one.devices), str(one.used), *cells, _most_memory(job, one.plan, limit))
+        needed = max(estimated_by_device(one.plan, one.plan.stage_costs(job.costs)).values())
+        excess = "too much: " if limit is not None and needed > limit else ""
+        used, memory = str(one.used), f"{excess}{size_text(needed)}"
+        table.add_row(str(one.devices), used, *cells, memory)
     return table
-
-
-def _most_memory(job: Job, plan: Plan, limit: float | None) -> str:
-    """Of a device; marked where it is more than devices have."""
-    needed = max(estimated_by_device(plan, plan.stage_costs(job.costs)).values())
-    has_room = limit is None or needed <= limit
-    return size_text(needed) if has_room else f"too much: {size_text(needed)}"
 
 
 def _where_it_stops(

@@ -71,14 +71,16 @@ class Need:
         )
 
 
-def needs(
+def too_large(
     config: Config,
     facts: DataFacts,
     specs: Sequence[BlockSpec],
     costs: Sequence[BlockCost],
     blocks: Mapping[str, Sequence[int]],
-) -> list[Need]:
-    """What training these `blocks` of each place needs for certain; the images are on the CPU."""
+) -> str:
+    """The first line on what this machine can't hold of training these `blocks` of each place, and
+    of the images, which are on the CPU; empty where it may hold all, or where a place is not of
+    this machine."""
     images = _image_bytes(config)
     n = min(config.data.batch_size, max(facts.train_images, facts.test_images))
     number_bytes = 2 if config.runtime.precision == "bf16" else 4
@@ -87,16 +89,22 @@ def needs(
         spec = specs[block]
         return n * (prod(spec.in_shape) + prod(spec.shape)) * number_bytes
 
-    found = []
+    needed = []
     for place, own in blocks.items():
         largest = max(own, key=batch_bytes)
         parameters = sum(costs[block].parameters + costs[block].head_parameters for block in own)
         on_cpu = images if place == "cpu" else 0
         weights, batch = parameters * _WEIGHT_BYTES, batch_bytes(largest)
-        found.append(Need(place, on_cpu, weights, batch, specs[largest], n))
+        needed.append(Need(place, on_cpu, weights, batch, specs[largest], n))
     if "cpu" not in blocks:
-        found.append(Need("cpu", images, 0, 0, specs[0], n))
-    return found
+        needed.append(Need("cpu", images, 0, 0, specs[0], n))
+    has = memory_of_places(need.place for need in needed)
+    problems = (
+        need.problem(has[need.place])
+        for need in needed
+        if need.place in has and need.total > has[need.place]
+    )
+    return next(problems, "")
 
 
 def _image_bytes(config: Config) -> int:
@@ -107,18 +115,6 @@ def _image_bytes(config: Config) -> int:
     whole = config.data.model_copy(update={"train_limit": None, "test_limit": None})
     facts = data_facts(whole)
     return (facts.train_images + facts.test_images) * prod(facts.shape)
-
-
-def too_large(needed: Sequence[Need]) -> str:
-    """The first line on what this machine can't hold; empty where it may hold all, or where a
-    place is not of this machine."""
-    has = memory_of_places(need.place for need in needed)
-    problems = (need.problem(has[need.place]) for need in needed if _exceeds(need, has))
-    return next(problems, "")
-
-
-def _exceeds(need: Need, has: Mapping[str, int]) -> bool:
-    return need.place in has and need.total > has[need.place]
 
 
 def tight(job: Job) -> list[str]:
