@@ -77,7 +77,13 @@ class SingleTrainer:
             StageFailedError: for whatever else goes wrong in a stage.
         """
         while (fault := self._trained()) is not None:
-            self._roll_back(fault)
+            self._queue.clear()
+            self._runners = []
+            gc.collect()  # the old stages must be gone before the new ones are built
+            self._run = self._run.rewound(fault.batch_id)
+            step = self._run.start.position.step
+            self._run.observer(Note(f"{fault}: back to step {step} {self._run.bad_batches}"))
+            self._runners = self._built()
         self._run.check_whole()
 
     def _trained(self) -> NonFiniteLossError | None:
@@ -93,15 +99,6 @@ class SingleTrainer:
             kept = self._run.keep_batch(error.batch_id)
             raise StageFailedError(f"{error}{cure}{kept}") from error
         return None
-
-    def _roll_back(self, fault: NonFiniteLossError) -> None:
-        self._queue.clear()
-        self._runners = []
-        gc.collect()  # the old stages must be gone before the new ones are built
-        self._run = self._run.rewound(fault.batch_id)
-        step = self._run.start.position.step
-        self._run.observer(Note(f"{fault}: back to step {step} {self._run.bad_batches}"))
-        self._runners = self._built()
 
     def _train(self) -> None:
         run = self._run

@@ -47,7 +47,9 @@ class BadBatchSearch:
         Raises:
             StageFailedError: where leaving out batches does not help.
         """
-        suspects = self._suspects(found, start)
+        # after a batch that was looked at closely, all before it are cleared
+        first = found if found <= self.check_until else start + 1
+        suspects = [batch for batch in range(first, found + 1) if batch not in self.left_out]
         if not suspects:
             raise StageFailedError(
                 f"what is not finite at batch {found} comes of no batch after step {start}: "
@@ -61,23 +63,16 @@ class BadBatchSearch:
         until, tries = max(self.check_until, next_snapshot), self.tries + 1
         if len(suspects) > 1:
             return BadBatchSearch(self.left_out, until, tries)
-        return BadBatchSearch(self._with(suspects[0]), until, tries, suspects[0])
-
-    def _suspects(self, found: int, start: int) -> list[int]:
-        """After a batch that was looked at closely, all before it are cleared."""
-        first = found if found <= self.check_until else start + 1
-        return [batch for batch in range(first, found + 1) if batch not in self.left_out]
-
-    def _with(self, bad: int) -> frozenset[int]:
         # what was decided on a later batch was decided on another history: it is tried again, so
         # that the order in which stages find out does not matter
+        bad = suspects[0]
         left_out = frozenset(batch for batch in self.left_out if batch < bad) | {bad}
         if len(left_out) > MOST_LEFT_OUT:
             raise StageFailedError(
                 f"{len(left_out)} batches gave losses or states that are not finite, the last "
                 f"{bad}: leaving them out does not help; {_CURE}"
             )
-        return left_out
+        return BadBatchSearch(left_out, until, tries, bad)
 
     def __str__(self) -> str:
         """As the end of a sentence: how the run goes on."""

@@ -54,7 +54,9 @@ class MetricsLog:
             if report.training:
                 self._seconds[report.epoch] = now - self._began
             self._began = now
-        if self._has_all(report.epoch, report.training) and self._complete(report.epoch):
+        trained = not report.epoch or self._has_all(report.epoch, training=True)
+        tests = self._course.evaluates(report.epoch)
+        if trained and (not tests or self._has_all(report.epoch, training=False)):
             self._write_line(report.epoch)
 
     def report_untested(self) -> None:
@@ -75,11 +77,6 @@ class MetricsLog:
 
     def _has_all(self, epoch: int, training: bool) -> bool:
         return len(self._reports.get((epoch, training), ())) == len(self._devices)
-
-    def _complete(self, epoch: int) -> bool:
-        trained = not epoch or self._has_all(epoch, training=True)
-        tested = not self._course.evaluates(epoch) or self._has_all(epoch, training=False)
-        return trained and tested
 
     def _write_line(self, epoch: int) -> None:
         trained = self._take(epoch, training=True)

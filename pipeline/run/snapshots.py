@@ -14,7 +14,7 @@ from pipeline.schedule.feed import Position
 from pipeline.storage.checkpoint import RunState
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
     from pipeline.run.events import Observer
     from pipeline.schedule.reports import StageState
@@ -55,7 +55,16 @@ class Snapshots:
         parts[stage] = state, files
         if len(parts) == self._stages:
             del self._parts[state.step]
-            self.newest = _assembled(parts.values())
+            tallies = [tally for state, _ in parts.values() for tally in state.tallies]
+            self.newest = RunState(
+                Position(state.step, state.epoch_reported),
+                {
+                    block: file
+                    for state, files in parts.values()
+                    for block, file in zip(state.blocks, files, strict=True)
+                },
+                tuple(sorted(tallies, key=lambda tally: tally.block)),
+            )
             self._writer.write(self.newest)
 
     def drop_incomplete(self) -> None:
@@ -122,15 +131,3 @@ class Snapshots:
 
     def _note(self, text: str) -> None:
         self._observer(Note(text))
-
-
-def _assembled(parts: Collection[Part]) -> RunState:
-    states = [state for state, _ in parts]
-    files = {
-        block: file
-        for state, files in parts
-        for block, file in zip(state.blocks, files, strict=True)
-    }
-    tallies = [tally for state in states for tally in state.tallies]
-    position = Position(states[0].step, states[0].epoch_reported)
-    return RunState(position, files, tuple(sorted(tallies, key=lambda tally: tally.block)))

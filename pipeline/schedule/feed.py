@@ -155,7 +155,10 @@ class Feed:
         """Yields each item once; an item counts as fed when the next is asked for."""
         for item in _items(self.course, self.position):
             if not self.interrupted:
-                yield self._without_left_out(item)
+                if isinstance(item, TrainBatch) and item.batch_id in self.left_out:
+                    yield PassedBatch(item.batch_id, item.epoch)
+                else:
+                    yield item
                 if not self._given_up:
                     self._advance(item)
                     continue
@@ -164,11 +167,6 @@ class Feed:
             yield Snapshot(step, self.course.epoch_of(step), reported)
             break
         yield Stop()
-
-    def _without_left_out(self, item: Item) -> Item:
-        if isinstance(item, TrainBatch) and item.batch_id in self.left_out:
-            return PassedBatch(item.batch_id, item.epoch)
-        return item
 
     def _advance(self, item: Item) -> None:
         if isinstance(item, TrainBatch):

@@ -26,7 +26,16 @@ class DaemonPool(Executor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """As every executor does it; the first call starts the threads."""
         future: Future[Any] = Future()
-        self._work.put(lambda: _carry_out(future, lambda: fn(*args, **kwargs)))
+
+        def work() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except Exception as error:  # for whoever asks for the result
+                future.set_exception(error)
+
+        self._work.put(work)
         while self._to_start:
             Thread(target=self._run, name=self._to_start.pop(), daemon=True).start()
         return future
@@ -44,12 +53,3 @@ class DaemonPool(Executor):
         while work := self._work.get():
             work()
             del work  # and with it the result, which may be large, until more is asked for
-
-
-def _carry_out(future: Future[Any], work: Callable[[], Any]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        future.set_result(work())
-    except Exception as error:  # for whoever asks for the result
-        future.set_exception(error)
