@@ -30,7 +30,12 @@ class FeedThread(Thread):
         self._run, self._link, self._called_off = run, link, called_off
         self._error: Exception | None = None
         self._news: SimpleQueue[RunEvent] = SimpleQueue()
-        self._from_disk = BatchReader(run, self._check_wanted, self._news.put)
+
+        def check_wanted() -> None:  # no method: a cycle would keep the link's memory for a while
+            if called_off.is_set():
+                raise CalledOffError("the feed is called off")
+
+        self._from_disk = BatchReader(run, check_wanted, self._news.put)
         self.reading = False
         """Whether it is about to send; else it waits for the first stage, or has ended."""
 
@@ -57,10 +62,6 @@ class FeedThread(Thread):
         """What the person who watches should know, since this was asked last."""
         while not self._news.empty():
             yield self._news.get()
-
-    def _check_wanted(self) -> None:
-        if self._called_off.is_set():
-            raise CalledOffError("the feed is called off")
 
     def check(self) -> None:
         """Whether it still feeds, or has fed all that could be read.
