@@ -33,14 +33,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from launch.job import Foresight, Options
+    from launch.job import Options
     from pipeline.config.sections import Config
     from pipeline.network.specs import BlockSpec
     from pipeline.planning.cost import BlockCost
-    from pipeline.planning.plan import Plan
 
 _CONNECTS_S = 5.0
-"""To an address of this very machine; what takes longer is none, or a firewall's."""
+"""Longest time to connect to an address of this machine; beyond, a firewall is in the way."""
 
 
 def check_engine(options: Options) -> None:
@@ -83,7 +82,13 @@ def make_job(options: Options) -> Job:
                 raise ConfigError(f"--measure: {why}")
     known = foresee(options, config, facts, specs, costs, devices)
     stages = 1 if backprop else options.stages
-    plan = _plan(options, specs, costs, stages, devices, known)
+    if options.plan is None:
+        loads = known.timing.loads if known else None
+        plan = make_plan(specs, costs, stages=stages, devices=devices, loads=loads)
+    elif options.stages is not None:
+        raise ConfigError("--plan says how many stages there are: leave --stages out")
+    else:
+        plan = load_plan(options.plan, specs, devices)  # single mode does all stages in turn
     if not options.single:
         _check_address(config)
     if not (options.single or options.dry_run):
@@ -103,22 +108,6 @@ def make_job(options: Options) -> Job:
             rehearsal = rehearse(config, facts, specs)
     name = _name(path, options)
     return Job(name, config, specs, costs, plan, known, options.single, own, rehearsal, why)
-
-
-def _plan(
-    options: Options,
-    specs: tuple[BlockSpec, ...],
-    costs: tuple[BlockCost, ...],
-    stages: int | None,
-    devices: tuple[str, ...],
-    known: Foresight | None,
-) -> Plan:
-    if options.plan is None:
-        loads = known.timing.loads if known else None
-        return make_plan(specs, costs, stages=stages, devices=devices, loads=loads)
-    if options.stages is not None:
-        raise ConfigError("--plan says how many stages there are: leave --stages out")
-    return load_plan(options.plan, specs, devices)  # single mode does all of its stages in turn
 
 
 def _check_normalised(batch_size: int, specs: Sequence[BlockSpec]) -> None:

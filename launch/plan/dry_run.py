@@ -6,7 +6,7 @@ Estimates from shapes alone: nothing is started, no data set is read, no device 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -93,10 +93,7 @@ def dry_run_report(
         say(console, _GREEDY if single else f"{_GREEDY} {_GREEDY_STAGES}")
         return
     if not single and _sum(stages).train_macs:  # those of a user's own modules may not be known
-        say(console, _bottleneck_sentence(specs, plan, stages))
-        say(console, _placement_sentence(plan, stages))
-        console.print()
-        console.print(_bound_table(stages))
+        _print_bounds(specs, plan, stages, console)
 
 
 def say(console: Console, sentence: str) -> None:
@@ -110,10 +107,9 @@ def _stage_table(
 ) -> Table:
     table = plain_table(("stage", "device", "blocks"), _NUMBERS)
     unit = _macs_unit(stages)
-    labels = [LABEL_BYTES if stage.sent_bytes else 0 for stage in stages]
     stages = [
-        replace(stage, sent_bytes=stage.sent_bytes + more)
-        for stage, more in zip(stages, labels, strict=True)
+        replace(stage, sent_bytes=stage.sent_bytes + LABEL_BYTES) if stage.sent_bytes else stage
+        for stage in stages
     ]
     for planned, cost in zip(plan.stages, stages, strict=True):
         names = "\n".join(_names(specs, planned))
@@ -144,25 +140,28 @@ def _cells(cost: StageCost, unit: str, batch_size: int) -> tuple[str, ...]:
 
 
 def _sum(stages: Sequence[StageCost]) -> StageCost:
-    return StageCost(
-        parameters=sum(stage.parameters for stage in stages),
-        head_parameters=sum(stage.head_parameters for stage in stages),
-        train_macs=sum(stage.train_macs for stage in stages),
-        sent_bytes=sum(stage.sent_bytes for stage in stages),
-        estimated_bytes=sum(stage.estimated_bytes for stage in stages),
-    )
+    return StageCost(*map(sum, zip(*map(astuple, stages), strict=True)))
 
 
-def _bottleneck_sentence(
-    specs: Sequence[BlockSpec], plan: Plan, stages: Sequence[StageCost]
-) -> str:
+def _print_bounds(
+    specs: Sequence[BlockSpec], plan: Plan, stages: Sequence[StageCost], console: Console
+) -> None:
     slowest = max(plan.stages, key=lambda planned: stages[planned.stage].train_macs)
     unit, names = _macs_unit(stages), ", ".join(_names(specs, slowest))
     macs = _macs(stages[slowest.stage].train_macs, unit)
-    return (
+    say(
+        console,
         f"Speed: bound by stage {slowest.stage} ({names}): {macs} multiply-adds of "
-        f"{_macs(_sum(stages).train_macs, unit)}."
+        f"{_macs(_sum(stages).train_macs, unit)}.",
     )
+    say(console, _placement_sentence(plan, stages))
+    console.print()
+    table = plain_table((), ("equal devices", "speed-up, consecutive", "speed-up, free placement"))
+    for count in _DEVICE_COUNTS:
+        consecutive = speedup_bound_consecutive(stages, count)
+        free = speedup_bound_free(stages, count)
+        table.add_row(str(count), f"{consecutive:.2f}×", f"{free:.2f}×")
+    console.print(table)
 
 
 def _placement_sentence(plan: Plan, stages: Sequence[StageCost]) -> str:
@@ -187,15 +186,6 @@ def estimated_by_device(plan: Plan, stages: Sequence[StageCost]) -> dict[str, in
     for planned, stage in zip(plan.stages, stages, strict=True):
         memory[planned.device] += stage.estimated_bytes
     return memory
-
-
-def _bound_table(stages: Sequence[StageCost]) -> Table:
-    table = plain_table((), ("equal devices", "speed-up, consecutive", "speed-up, free placement"))
-    for count in _DEVICE_COUNTS:
-        consecutive = speedup_bound_consecutive(stages, count)
-        free = speedup_bound_free(stages, count)
-        table.add_row(str(count), f"{consecutive:.2f}×", f"{free:.2f}×")
-    return table
 
 
 def _names(specs: Sequence[BlockSpec], planned: StagePlan) -> list[str]:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from rich.console import Console
-    from rich.table import Table
 
     from launch.job import Foresight, Job
     from pipeline.planning.plan import Plan
@@ -77,7 +76,17 @@ def _print_growth(job: Job, known: Foresight, console: Console) -> None:
         f"With {n} stage{'s' * (n > 1)}, divided and placed anew for each number of devices:",
     )
     console.print()
-    console.print(_growth_table(job, grown, known.memory_bytes))
+    headings = ("equal devices", "used", "images/s", "speed-up", "busy, on average", "most memory")
+    table = plain_table((), headings)
+    for one in grown:
+        busy = sum(one.found.device_busy.values()) / one.devices
+        speedup = one.speed / grown[0].speed
+        cells = (f"{one.speed:,.0f}", f"{speedup:.2f}×", f"{100 * busy:.0f} %")
+        needed = max(estimated_by_device(one.plan, one.plan.stage_costs(job.costs)).values())
+        is_excess = known.memory_bytes is not None and needed > known.memory_bytes
+        memory = f"{'too much: ' if is_excess else ''}{size_text(needed)}"
+        table.add_row(str(one.devices), str(one.used), *cells, memory)
+    console.print(table)
     say(console, _where_it_stops(job, timing, grown, on))
 
 
@@ -100,20 +109,6 @@ class _Grown:
         return len({stage.device for stage in self.plan.stages})
 
 
-def _growth_table(job: Job, grown: Sequence[_Grown], limit: float | None) -> Table:
-    headings = ("equal devices", "used", "images/s", "speed-up", "busy, on average", "most memory")
-    table = plain_table((), headings)
-    for one in grown:
-        busy = sum(one.found.device_busy.values()) / one.devices
-        speedup = one.speed / grown[0].speed
-        cells = (f"{one.speed:,.0f}", f"{speedup:.2f}×", f"{100 * busy:.0f} %")
-        needed = max(estimated_by_device(one.plan, one.plan.stage_costs(job.costs)).values())
-        excess = "too much: " if limit is not None and needed > limit else ""
-        used, memory = str(one.used), f"{excess}{size_text(needed)}"
-        table.add_row(str(one.devices), used, *cells, memory)
-    return table
-
-
 def _where_it_stops(
     job: Job, timing: Timing, grown: Sequence[_Grown], on: Callable[[int], _Grown]
 ) -> str:
@@ -121,21 +116,17 @@ def _where_it_stops(
     last = next(n for n, one in enumerate(grown) if _GROWS * one.speed >= best)
     if last == len(grown) - 1:
         return f"Speed still grows at {grown[last].devices} devices."
-    enough = _fewest(best, grown[last - 1] if last else None, grown[last], on)
-    why = _why(job, timing, grown[last + 1].plan, grown[last + 1].found)
-    devices = f"device{'s' * (enough.used > 1)} bring{'s' * (enough.used == 1)}"
-    return f"More than {enough.used} {devices} nothing: {why}."
-
-
-def _fewest(best: float, few: _Grown | None, enough: _Grown, on: Callable[[int], _Grown]) -> _Grown:
-    """As many devices as bring all that they can: more than `few`, at most `enough`."""
-    while few is not None and enough.devices - few.devices > 1:
+    # between one count that was tried and the next: as few devices as bring all that they can
+    few, enough = grown[last - 1] if last else grown[last], grown[last]
+    while enough.devices - few.devices > 1:
         middle = on((few.devices + enough.devices) // 2)
         if _GROWS * middle.speed >= best:
             enough = middle
         else:
             few = middle
-    return enough
+    why = _why(job, timing, grown[last + 1].plan, grown[last + 1].found)
+    devices = f"device{'s' * (enough.used > 1)} bring{'s' * (enough.used == 1)}"
+    return f"More than {enough.used} {devices} nothing: {why}."
 
 
 def _why(job: Job, timing: Timing, plan: Plan, found: Prospect) -> str:

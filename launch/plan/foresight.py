@@ -42,7 +42,15 @@ def foresee(
         ConfigError: for a file that is wrong, or options that don't go together.
     """
     if options.assume is not None:
-        return _assumed(options, config, costs)
+        if not options.dry_run or options.measure:
+            raise ConfigError(
+                "--assume imagines a device: it goes with --dry-run, without --measure"
+            )
+        device, precision = load_device(options.assume), config.runtime.precision
+        speed = device.speed(precision, str(options.assume))
+        timing = assumed(costs, device, speed, config.data.batch_size)
+        source = f"assumed: {options.assume}, {precision}"
+        return Foresight(timing, source, device.memory_bytes)
     if options.measure:
         print(f"kept in {measure(config, facts, specs, devices, _tell)}", file=sys.stderr)
     known = known_timing(config, specs, costs, devices)
@@ -108,18 +116,6 @@ def _milestones_elsewhere(schedule: ScheduleConfig) -> list[str]:
         f"{', and '.join(said)}; at the same shares of the run as in the paper: "
         f"--set 'schedule.milestones={wanted}'"
     ]
-
-
-def _assumed(options: Options, config: Config, costs: tuple[BlockCost, ...]) -> Foresight:
-    assert options.assume, "called with a file"
-    if not options.dry_run or options.measure:
-        raise ConfigError("--assume imagines a device: it goes with --dry-run, without --measure")
-    device = load_device(options.assume)
-    precision = config.runtime.precision
-    speed = device.speed(precision, str(options.assume))
-    timing = assumed(costs, device, speed, config.data.batch_size)
-    source = f"assumed: {options.assume}, {precision}"
-    return Foresight(timing, source, device.memory_bytes)
 
 
 def _tell(text: str) -> None:
