@@ -150,8 +150,22 @@ def load_plan(path: Path, specs: Sequence[BlockSpec], devices: Sequence[str]) ->
         ConfigError: where it is no plan, not for this network, or not for these devices.
     """
     stages = checked(_PlanFile, load_tree(path), str(path)).stages
-    _check_blocks(path, [stage.blocks for stage in stages], specs)
+    found = [block for stage in stages for block in stage.blocks]
+    if found != list(range(len(specs))):
+        raise ConfigError(
+            f"{path}: the stages' blocks must be 0 to {len(specs) - 1}, each once and in order; "
+            f"found {brief(found)}"
+        )
+    beginnings = {unit[0].index for unit in stage_units(specs)}
     for number, stage in enumerate(stages):
+        first = stage.blocks[0]
+        if first not in beginnings:
+            raise ConfigError(
+                f"{path}: stage {number} can't begin with block {first} ({specs[first].name}): it "
+                "stays with the block before it, because they learn together (global backprop, "
+                "model.group), a residual connection spans them, or it is the output; stages may "
+                f"begin with {cut(', '.join(map(str, sorted(beginnings))))}"
+            )
         if stage.stage not in (None, number):
             raise ConfigError(
                 f"{path}: stage {brief(stage.stage)} stands where stage {number} belongs"
@@ -162,24 +176,3 @@ def load_plan(path: Path, specs: Sequence[BlockSpec], devices: Sequence[str]) ->
                 f"{cut(', '.join(devices))}; change it there or give other --gpus"
             )
     return Plan(tuple(StagePlan(n, s.blocks, s.device) for n, s in enumerate(stages)))
-
-
-def _check_blocks(
-    path: Path, groups: Sequence[tuple[int, ...]], specs: Sequence[BlockSpec]
-) -> None:
-    found = [block for group in groups for block in group]
-    if found != list(range(len(specs))):
-        raise ConfigError(
-            f"{path}: the stages' blocks must be 0 to {len(specs) - 1}, each once and in order; "
-            f"found {brief(found)}"
-        )
-    beginnings = {unit[0].index for unit in stage_units(specs)}
-    allowed = cut(", ".join(map(str, sorted(beginnings))))
-    for number, group in enumerate(groups):
-        if group[0] not in beginnings:
-            raise ConfigError(
-                f"{path}: stage {number} can't begin with block {group[0]} "
-                f"({specs[group[0]].name}): it stays with the block before it, because they learn "
-                "together (global backprop, model.group), a residual connection spans them, or it "
-                f"is the output; stages may begin with {allowed}"
-            )

@@ -93,7 +93,14 @@ class CheckpointStore:
         except OSError as error:
             path, why = self._run.path / CHECKPOINTS, reason(error, self._run)
             raise CheckpointError(f"{path}: can't be written: {why}") from error
-        self._drop_oldest(folder, final)
+        # the new one is complete and synced by now: where the disk refuses to drop an old one, the
+        # next write tries again
+        with suppress(OSError):
+            for name in complete_names(folder)[: -self._keep]:
+                if name != final:
+                    aside = f"{TEMPORARY}dropped-{name}"
+                    folder.rename(name, aside)  # at once: no half of it is taken for a whole
+                    folder.remove(aside)
         return folder.path / final
 
     def _at_hand(self) -> Folder:
@@ -146,16 +153,6 @@ class CheckpointStore:
             **({"data": self._data.tree} if self._data else {}),
             "config": self._config_tree,
         }
-
-    def _drop_oldest(self, folder: Folder, newest: str) -> None:
-        """The new one is complete and synced by now. Where the disk refuses to drop an old one,
-        that is no reason to call the new one unwritten: the next write tries again."""
-        with suppress(OSError):
-            for name in complete_names(folder)[: -self._keep]:
-                if name != newest:
-                    aside = f"{TEMPORARY}dropped-{name}"
-                    folder.rename(name, aside)  # at once: no half of it is taken for a whole
-                    folder.remove(aside)
 
 
 def checkpoints_of(run: Folder, *, make: bool = False) -> Folder:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
+_IMPORT_MACHINERY = ("importlib", "_frozen_importlib")
 _PROGRAM = """\
 import sys
 sys.path[:] = {path}
@@ -114,13 +115,12 @@ class _Folder(MetaPathFinder):
 def _importing_file() -> str:
     """Of the statement that is about to import; empty where no file has it."""
     frame = sys._getframe(1)
-    while frame.f_back and _is_machinery(frame.f_globals.get("__name__", "")):
+    while frame.f_back:
+        module = frame.f_globals.get("__name__", "")
+        if module != __name__ and module.partition(".")[0] not in _IMPORT_MACHINERY:
+            break
         frame = frame.f_back
     return frame.f_code.co_filename
-
-
-def _is_machinery(module: str) -> bool:
-    return module == __name__ or module.partition(".")[0] in ("importlib", "_frozen_importlib")
 
 
 def _is_in(path: str, folder: str) -> bool:
