@@ -31,7 +31,7 @@ class CheckpointError(RunError):
 
 
 class CalledOffError(RunError):
-    """Whoever waits has been told to do something else."""
+    """A wait was called off: the run begins again or ends."""
 
 
 class StageFailedError(RunError):

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 class _ToRecorder:
-    """What one stage says goes to the recorder."""
+    """Passes on what one stage reports."""
 
     def __init__(self, stage: int, run: Run) -> None:
         self._stage, self._run = stage, run

@@ -1,5 +1,5 @@
-"""What the items of a feed hold, read so that neither a bad file nor a disk that hangs costs what
-was learned: the feed then ends before the item, with a snapshot, as if it were interrupted.
+"""Reads the batches of a feed. Neither a bad file nor a disk that hangs loses what was learned: the
+feed then ends before that batch, with a snapshot, as if it were interrupted.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Recorder:
         self.snapshots = Snapshots(folder, len(devices), writer, observer, start)
 
     def tell_written(self) -> None:
-        """Tell what became of snapshots handed over earlier; cheap, to be called often."""
+        """Report which snapshots were written, refused or left out; cheap, to be called often."""
         if self.snapshots.tell_written():  # the disk works: lines that it refused may go, too
             self.metrics.lines.flush()
 
@@ -52,7 +52,7 @@ class Recorder:
         self.snapshots.drop_incomplete()
 
     def settle(self) -> None:
-        """Give the disk time to take what it was given, and tell: a run ends, however."""
+        """Give the disk time to take what it was given, and report: for the end of a run."""
         self.snapshots.settle()
         self.metrics.lines.flush()
 

@@ -1,4 +1,4 @@
-"""What is to be done, and whom to tell: the same for single mode and the pipeline."""
+"""One run: configuration, data, feed, start and observer; single mode and the pipeline share it."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ class Run:
 
 
 class Speedometer:
-    """Turns steps and times into what the person who watches sees."""
+    """Turns steps and times into `Progress` events."""
 
     def __init__(self, run: Run, now: float) -> None:
         self._run = run

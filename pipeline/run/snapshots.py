@@ -68,11 +68,11 @@ class Snapshots:
             self._writer.write(self.newest)
 
     def drop_incomplete(self) -> None:
-        """The run begins again: what stages say from here on must be of the new attempt."""
+        """For a run that begins again: states of the old attempt must not mix with the new."""
         self._parts.clear()
 
     def tell_written(self) -> bool:
-        """Tell what became of snapshots handed over earlier; whether one is on the disk now."""
+        """Report what was written, refused or left out; whether a checkpoint was written."""
         before = self.last_checkpoint
         for step, result in self._writer.outcomes():
             if result is None:
@@ -96,7 +96,7 @@ class Snapshots:
         return self.last_checkpoint != before
 
     def settle(self) -> None:
-        """Give the disk time to take what it was given, and tell."""
+        """Give the disk time to take what it was given, and report."""
         waited_s = 0.0
         while self._patience_s > 0 and not self._writer.settle(_LOOK_S):
             self._patience_s -= _LOOK_S

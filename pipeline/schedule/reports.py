@@ -1,4 +1,4 @@
-"""What a stage says about itself: plain numbers, upstream of nothing.
+"""Reports of a stage: its counters, usage and state, as plain numbers.
 
 Shared by the learning half (which makes them) and the message half (which carries them).
 """

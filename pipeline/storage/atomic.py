@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TEMPORARY = ".writing-"
-"""Begins the name of whatever is not finished; nobody needs it once its writer is gone."""
+"""Prefix of unfinished files and folders; they can be removed once their writer has ended."""
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:
@@ -59,7 +59,7 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def reason(error: OSError, folder: Folder) -> str:
-    """Why a folder's disk refuses, without the name of the file, which may be a temporary one."""
+    """Why a folder's disk refuses; without the file's name, which may be a temporary one."""
     if folder.deleted:
         return "the folder was deleted"
     return error.strerror or str(error) or type(error).__name__

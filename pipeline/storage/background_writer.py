@@ -3,9 +3,9 @@
     recorder ──write───▶ [waits] ──▶ [is being written] ──▶ disk
              ◀─outcomes──────────────────────┘
 
-There is room for one that waits. A newer one takes its place, so that a slow disk makes checkpoints
-rarer, never staler, and memory holds two states at most. Outcomes are collected by the thread that
-trains, which alone tells the person who watches.
+At most one waits. A newer one takes its place, so that a slow disk makes checkpoints rarer, never
+staler, and memory holds two states at most. The thread that trains collects the outcomes: it alone
+calls the observer.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class BackgroundWriter:
             self.settle(None)
 
     def outcomes(self) -> list[Outcome]:
-        """What was finished since the last question, in order; does not wait."""
-        # the thread may add more meanwhile: that is for the next question
+        """What was finished since the last call, in order; does not wait."""
+        # the thread may add more meanwhile: that is for the next call
         return [self._outcomes.popleft() for _ in range(len(self._outcomes))]
 
     def settle(self, timeout_s: float | None) -> bool:

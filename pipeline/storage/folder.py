@@ -89,8 +89,8 @@ class Folder:
     # --- for one process alone ------------------------------------------------------------
 
     def lock(self) -> bool:
-        """Keep out whoever wants to lock it, too, until it is closed; False where its file system
-        has no locks. On a network disk it may keep out this machine's processes only.
+        """Lock it for this process until it is closed; False where its file system has no locks. On
+        a network disk it may keep out this machine's processes only.
 
         Raises:
             BlockingIOError: where another has locked it.

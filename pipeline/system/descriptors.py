@@ -1,7 +1,6 @@
 """File descriptors of this process: as many as it may have, and some that are kept back.
 
-Strangers can only hold as many connections as there are descriptors for; what the run itself
-opens later must find some.
+Connections of strangers use up descriptors; what the run itself opens later must find some.
 """
 
 from __future__ import annotations
@@ -38,13 +37,13 @@ class Reserve:
         self._held: list[int] = []
 
     def hold(self) -> None:
-        """Take what is missing of them, as far as the process has any left."""
+        """Open descriptors up to `size`, or until the process has none left."""
         with suppress(OSError):
             while len(self._held) < self.size:
                 self._held.append(os.open(os.devnull, os.O_RDONLY))
 
     def release(self) -> None:
-        """From now on the run can have them."""
+        """Close them, so that the run can use them."""
         while self._held:
             os.close(self._held.pop())
 

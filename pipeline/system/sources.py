@@ -40,7 +40,7 @@ def running_code() -> tuple[str, ...]:
 
 
 def own_code(factory: str | None) -> tuple[str, ...]:
-    """The like for the modules of a user's `model.factory` that this process has imported: those
+    """The same for the modules of a user's `model.factory` that this process has imported: those
     of its package, and those that lie beside its file."""
     module = sys.modules.get(str(factory).partition(":")[0])
     file = getattr(module, "__file__", None)
