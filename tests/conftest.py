@@ -25,11 +25,13 @@ settings.load_profile("same_everywhere")
 
 
 @pytest.fixture(autouse=True)
-def same_draws() -> None:
-    """What a test draws must not depend on which tests came before it, and how much they drew."""
+def same_draws_and_threads() -> None:
+    """What a test draws, and the memory that products take for each thread, must not depend on
+    which tests came before it."""
     import torch
 
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # as a worker does
 
 
 @pytest.fixture(autouse=True)
