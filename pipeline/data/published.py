@@ -181,7 +181,7 @@ def _open(config: DataConfig, split: _Split) -> Any:
         "svhn": datasets.SVHN, "stl10": datasets.STL10,
     }  # fmt: skip
     kind, root = known[config.name], data_root(config)
-    was_there = root.exists()
+    was_there = os.path.exists(root)  # unlike Path's, of any path
     try:
         with _network_timeout():
             return kind(str(root), download=config.download, **split.arguments)
@@ -209,7 +209,7 @@ def _first_wrong(kind: Any, config: DataConfig, split: _Split) -> str:
         listed = [*getattr(kind, "train_list", ()), *getattr(kind, "test_list", ())]
     for name, digest in listed:
         path = folder / name
-        if path.exists() and not check_integrity(str(path), digest):
+        if os.path.exists(path) and not check_integrity(str(path), digest):
             return f"{path} is damaged; "
     return ""
 

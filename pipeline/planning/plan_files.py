@@ -124,7 +124,9 @@ def load_costs(path: Path, specs: Sequence[BlockSpec], batch_size: int) -> Measu
     Raises:
         ConfigError: naming file, key, value and rule.
     """
-    tree = {key: value for key, value in load_tree(path).items() if key not in _NO_LONGER}
+    tree = load_tree(path)
+    if isinstance(tree, dict):
+        tree = {key: value for key, value in tree.items() if key not in _NO_LONGER}
     costs = checked(MeasuredCosts, tree, str(path))
     cure = "change it back, or remove the file and measure again with --measure"
     if costs.batch_size != batch_size:

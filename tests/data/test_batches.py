@@ -253,6 +253,13 @@ def test_a_download_that_fails(name: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert socket.getdefaulttimeout() is None
 
 
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_a_root_that_can_not_be_looked_at(name: str, tmp_path: Path) -> None:
+    root = tmp_path / ("x" * 300)  # longer than any file system allows
+    with pytest.raises(ConfigError, match=r"File name too long.*--set data\.root=DIR"):
+        load_batches(stored(name, root, download=True), seed=1)
+
+
 # --- the files of the published sets ------------------------------------------------------
 
 

@@ -139,6 +139,14 @@ def test_costs_of_another_network_are_refused(tmp_path: Path) -> None:
         assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(("text", "found"), [("", "null"), ("- 1", r"\[1\]")])
+def test_a_file_of_costs_that_holds_none(tmp_path: Path, text: str, found: str) -> None:
+    path = tmp_path / "costs.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=f"costs.yaml: expected keys and values .* found {found}"):
+        load_costs(path, specs_of(1), 8)
+
+
 def specs_of(blocks: int) -> list[BlockSpec]:
     layer = LayerSpec("linear", 4, 4)
     return [BlockSpec(index, (4,), layer, (4,), (4,), 4) for index in range(blocks)]
