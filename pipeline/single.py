@@ -136,12 +136,9 @@ class SingleTrainer:
         except Exception as error:  # told as a worker's would be
             at = f" at batch {runner.at_batch}" if runner.at_batch else ""
             block = runner.stage.at_work
-            where = (
-                f"stage {runner.index}" if block is None else f"stage {runner.index}, block {block}"
-            )
-            raise StageFailedError(
-                f"{where} failed{at}: {one_line(error)}", traceback.format_exc()
-            ) from error
+            where = f"stage {runner.index}" + ("" if block is None else f", block {block}")
+            summary = f"{where} failed{at}: {one_line(error)}"
+            raise StageFailedError(summary, traceback.format_exc()) from error
 
     def _runner(self, plan: StagePlan, graphs: CudaGraphCapture) -> StageRunner:
         run, start = self._run, self._run.start

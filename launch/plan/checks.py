@@ -61,7 +61,11 @@ def make_job(options: Options) -> Job:
         plan=options.plan and expanded("--plan", options.plan),
         assume=options.assume and expanded("--assume", options.assume),
     )
-    path = _config_path(options)
+    path = options.config
+    if path is None:
+        if not options.resume or options.run_dir is None:
+            raise ConfigError("which config? give CONFIG.yaml, or --resume with --run-dir DIR")
+        path = options.run_dir / CONFIG
     config = load_config(path, options.overrides)
     facts = data_facts(config.data)
     factory = config.model.factory
@@ -177,11 +181,3 @@ def _devices(options: Options) -> tuple[str, ...]:
     if options.assume is not None and options.gpus is None and found == ("cpu",):
         found = ("cuda:0",)  # one such device is imagined, on whatever machine
     return found[:1] if options.single else found
-
-
-def _config_path(options: Options) -> Path:
-    if options.config is not None:
-        return options.config
-    if options.resume and options.run_dir is not None:
-        return options.run_dir / CONFIG
-    raise ConfigError("which config? give CONFIG.yaml, or --resume with --run-dir DIR")
