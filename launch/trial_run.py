@@ -95,7 +95,9 @@ def trial_speed(job: Job, engine: Engine | None) -> float:
         writer = BackgroundWriter(_Nowhere())
         run = make_run(job, folder, RunState(), _batches(job), course, writer, watch)
         try:
-            carry_out(replace(run, interrupted=lambda: watch.done or asked()), engine)
+            # no batch is left for inspection: it is noise, in a folder that goes
+            run = replace(run, folder=None, interrupted=lambda: watch.done or asked())
+            carry_out(run, engine)
         except InterruptedRunError:
             if asked():
                 raise KeyboardInterrupt from None

@@ -72,6 +72,7 @@ def test_what_stages_cost_each_other_is_kept(
         for number in range(1, 6):
             run.observer(EpochDone({"step": number * epoch, "seconds": 1.0}))
         assert run.interrupted()
+        assert run.keep_batch(1) == "", "its folder goes with the trial"
 
     monkeypatch.setattr(trial, "carry_out", carry_out)
     monkeypatch.setattr(
