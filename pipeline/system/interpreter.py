@@ -107,9 +107,19 @@ class _Folder(MetaPathFinder):
         return None
 
     def _holds(self, file: str) -> bool:
-        """A virtual environment in the folder holds libraries, none of the user's own files."""
-        libraries = (entry for entry in sys.path if _is_in(entry, self.path))
-        return _is_in(file, self.path) and not any(_is_in(file, entry) for entry in libraries)
+        """Installed packages are none of the user's own files, as in a virtual environment in the
+        folder; what PYTHONPATH names in it, as its `src`, may be."""
+        within = [entry for entry in sys.path if _is_in(entry, self.path) and _is_in(file, entry)]
+        return _is_in(file, self.path) and not any(map(_has_installed, within))
+
+
+def _has_installed(entry: str) -> bool:
+    """Whether an entry of the module path has packages of an installer, which notes them there, or
+    the standard library."""
+    with suppress(OSError):  # not there, or an archive
+        names = os.listdir(entry)
+        return "os.py" in names or any(name.endswith(".dist-info") for name in names)
+    return False
 
 
 def _importing_file() -> str:

@@ -105,8 +105,8 @@ def own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
         (tmp_path / path).write_text(text)
     work = tmp_path / "work"
     monkeypatch.chdir(work)
-    libraries = [str(tmp_path / "libraries"), str(work / ".venv")]
-    monkeypatch.setattr(sys, "path", [str(work), "", *sys.path, *libraries])
+    more = [str(tmp_path / "libraries"), str(work / ".venv"), str(work / "src")]
+    monkeypatch.setattr(sys, "path", [str(work), "", *sys.path, *more])
     monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
     before = {*sys.modules}
     yield work
@@ -129,10 +129,13 @@ MODULES = {
     "libraries/some_library.py": TRIES,
     "libraries/there_and_here.py": "",
     "work/.venv/library_in_here.py": TRIES,
+    "work/.venv/library_in_here-1.0.dist-info/METADATA": "",
+    "work/src/on_pythonpath.py": TRIES,
     "work/optional_thing.py": "",
     "work/there_and_here.py": "",
     "work/my_nets.py": (
-        "import some_library, library_in_here, my_helper, there_and_here, my_parts.one"
+        "import some_library, library_in_here, on_pythonpath\n"
+        "import my_helper, there_and_here, my_parts.one"
     ),
     "work/my_helper.py": TRIES,
     "work/my_parts/one.py": "from my_parts import two",
@@ -145,7 +148,7 @@ def test_own_modules_find_each_other_and_libraries_find_none(own_modules: Path) 
     look_here_last("my_nets")
     nets = importlib.import_module("my_nets")
     here = str(own_modules / "optional_thing.py")
-    assert nets.my_helper.found == nets.my_parts.two.found == here
+    assert nets.my_helper.found == nets.my_parts.two.found == nets.on_pythonpath.found == here
     assert nets.there_and_here.__file__ == str(own_modules.parent / "libraries/there_and_here.py")
     assert str(own_modules) not in sys.path
     assert "" not in sys.path
