@@ -68,10 +68,10 @@ def test_it_trains_from_an_environment_of_its_own(wheel: Path, tmp_path: Path) -
     home = tmp_path / "env"
     venv.create(home, symlinks=True)
     packages = home / f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
-    installed = [entry for entry in sys.path if Path(entry).name.endswith("-packages")]
-    (packages / "dependencies.pth").write_text("\n".join(installed))
     pip = [sys.executable, "-m", "pip", "--python", home / "bin/python", "install", "-q"]
     run([*pip, "--no-deps", "--no-index", wheel], tmp_path)
+    installed = [entry for entry in sys.path if Path(entry).name.endswith("-packages")]
+    (packages / "dependencies.pth").write_text("\n".join(installed))  # looked at after its own
     asked = "import pipeline, launch; print(pipeline.__file__, launch.__file__)"
     for file in run([home / "bin/python", "-c", asked], tmp_path).split():
         assert file.startswith(str(packages))
