@@ -17,12 +17,11 @@ from typing import Any, NamedTuple, Union, cast, get_args, get_origin, get_type_
 
 import msgpack
 
-from pipeline.data import facts as datasets
+from pipeline.data import facts
 from pipeline.errors import ProtocolError
 from pipeline.protocol import addresses, messages
 from pipeline.protocol.messages import Message
-from pipeline.schedule import items as inband
-from pipeline.schedule import reports as records
+from pipeline.schedule import items, reports
 
 MAX_HEADER_BYTES = 1 << 22
 MAX_ITEMS = 1 << 14
@@ -34,7 +33,7 @@ _PLAIN = (type(None), bool, int, float, str)
 
 _CLASSES: dict[str, type] = {
     name: value
-    for module in (addresses, datasets, inband, messages, records)
+    for module in (addresses, facts, items, messages, reports)
     for name, value in vars(module).items()
     if is_dataclass(value) and isinstance(value, type)
 }

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import yaml_file as yamlfile
+from pipeline.config import yaml_file
 from pipeline.config.yaml_file import load_tree, load_words
 from pipeline.config.yaml_text import dump_tree, value_of, word_for
 from pipeline.errors import ConfigError
@@ -222,7 +222,7 @@ def test_a_pipe_is_read_and_one_that_nobody_writes_to_is_not_waited_for(
     os.close(writer)
     assert load_tree(tmp_path / f"/dev/fd/{reader}") == {"a": 1}
     os.close(reader)
-    monkeypatch.setattr(yamlfile, "_PIPE_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(yaml_file, "_PIPE_TIMEOUT_S", 0.01)
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(ConfigError, match="no file, and nothing more came out of it for"):
         load_tree(tmp_path / "fifo")

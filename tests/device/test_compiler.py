@@ -11,7 +11,7 @@ from support.run_in_threads import Job
 
 from pipeline.config.sections import build_config
 from pipeline.data.facts import data_facts
-from pipeline.device import compiler as compiled
+from pipeline.device import compiler as compiler_module
 from pipeline.device.compiler import Compiler
 from pipeline.kernels import dropout
 from pipeline.learning.build import build_stage
@@ -41,7 +41,7 @@ MLP = {"name": "mlp", "hidden_layers": 1, "hidden": 16}
 @pytest.fixture
 def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that the compiler does but to generate code, which takes minutes."""
-    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
+    monkeypatch.setattr(compiler_module, "BACKEND", "aot_eager")
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuses(graph: Any, examples: Any) -> Any:
         raise RuntimeError("no C++ compiler\nfurther words")
 
-    monkeypatch.setattr(compiled, "BACKEND", refuses)
+    monkeypatch.setattr(compiler_module, "BACKEND", refuses)
 
 
 def trained(model: dict[str, Any], loss: dict[str, Any], **runtime: Any) -> Stage:
@@ -133,7 +133,7 @@ def test_what_it_fails_at_depends_neither_on_the_stages_nor_on_what_was_before(
     folder: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Convolutions are refused, other parts are compiled: by each stage, and before they fail."""
-    monkeypatch.setattr(compiled, "BACKEND", Chosen("conv2d"))
+    monkeypatch.setattr(compiler_module, "BACKEND", Chosen("conv2d"))
     one, three, plain = (
         Job(folder(), 1, compile=True),
         Job(folder(), 3, compile=True),
@@ -149,7 +149,7 @@ def test_a_compiler_is_not_asked_again_about_what_it_failed_at() -> None:
     heard: list[str] = []
     backend = Chosen("add")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "BACKEND", backend)
+        patch.setattr(compiler_module, "BACKEND", backend)
         compiler = Compiler(heard.append)
         plus, times, minus = map(compiler.compiled, (plus_one, times_two, plus_three))
     x = torch.tensor([5.0])
@@ -167,7 +167,7 @@ def test_it_is_not_asked_again_because_another_activation_is_computed_again(
     """Where convolutions are refused, losses get activations with a `recompute`, which is another
     function for each batch."""
     backend = Chosen("conv2d")
-    monkeypatch.setattr(compiled, "BACKEND", backend)
+    monkeypatch.setattr(compiler_module, "BACKEND", backend)
     stage = trained(VGG, {"name": loss}, compile=True)
     asked, images = backend.asked, torch.zeros(8, 3, 8, 8, dtype=torch.uint8)
     labels = torch.zeros(8, dtype=torch.int64)
@@ -192,7 +192,7 @@ def test_of_a_function_that_breaks_apart_no_piece_is_run_twice() -> None:
     compiled."""
     heard: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "BACKEND", Chosen("neg"))
+        patch.setattr(compiler_module, "BACKEND", Chosen("neg"))
         counted = Compiler(heard.append).compiled(counted_and_turned)
     count = torch.zeros(())
     for batches in (1, 2):
@@ -211,8 +211,8 @@ def test_more_variants_than_the_compiler_makes_run_as_they_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     heard: list[str] = []
-    monkeypatch.setattr(compiled, "BACKEND", Chosen("nothing"))
-    monkeypatch.setattr(compiled, "_VARIANTS", 1)
+    monkeypatch.setattr(compiler_module, "BACKEND", Chosen("nothing"))
+    monkeypatch.setattr(compiler_module, "_VARIANTS", 1)
     plus = Compiler(heard.append).compiled(plus_five)
     found = [float(plus(torch.ones(size))[0]) for size in (1, 2, 2)]
     assert found == pytest.approx([6.0006, 6, 6], abs=1e-5)
@@ -233,7 +233,7 @@ def test_what_goes_wrong_as_compiled_kernels_run_is_not_done_again() -> None:
         return runs_out_of_memory
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "BACKEND", backend)
+        patch.setattr(compiler_module, "BACKEND", backend)
         plus = Compiler(lambda text: None).compiled(plus_one)
     with pytest.raises(torch.OutOfMemoryError):
         plus(torch.ones(1))

@@ -12,8 +12,7 @@ import torch
 from pipeline.config.sections import build_config
 from pipeline.data.facts import data_facts
 from pipeline.device.cuda_graphs import PLAIN_STEPS, CudaGraphCapture
-from pipeline.kernels import dropout
-from pipeline.kernels import memory_layout as layout
+from pipeline.kernels import dropout, memory_layout
 from pipeline.kernels.dropout import Dropout
 from pipeline.learning import optimizers
 from pipeline.learning.block import Block
@@ -116,7 +115,7 @@ def trained(
             labels.to(device),
             batch_id=batch_id,
             lr=lr,
-            send=keeper(done),
+            send=appending_to(done),
             in_slot=slots is not None,
         )
     return done
@@ -140,7 +139,7 @@ class Slots:
         return x.data_ptr() in {slot.data_ptr() for slot in self._memory}
 
 
-def keeper(done: Trained) -> Callable[[torch.Tensor], None]:
+def appending_to(done: Trained) -> Callable[[torch.Tensor], None]:
     return lambda passed: done.sent.append(passed.clone())
 
 
@@ -267,7 +266,7 @@ def test_on_devices_masks_depend_on_nothing_that_a_recording_would_keep(
     mask = Dropout.mask
     monkeypatch.setattr(Dropout, "mask", lambda self, h, batch_id: mask(self, h, -1))
     trained(Again()).check_equals(told)
-    monkeypatch.setattr(Dropout, "follow", lambda self, dial: None)
+    monkeypatch.setattr(Dropout, "follow", lambda self, batch_id: None)
     assert not torch.equal(*(run.stage.blocks[1].encoder.weight for run in (trained(None), told)))
 
 
@@ -290,7 +289,7 @@ def no_data(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """Stands for a CUDA device: whoever asks for a number of a tensor gets an error, as while a
     graph is recorded."""
     monkeypatch.setattr(Block, "_autocast", lambda block: nullcontext())
-    monkeypatch.setitem(layout.SLICE_BYTES, "meta", 1 << 20)
+    monkeypatch.setitem(memory_layout.SLICE_BYTES, "meta", 1 << 20)
     for fused in ("fused_adam", "sgd"):  # their kernels know no such device
         monkeypatch.setattr(optimizers, fused, check_rate)
     return torch.device("meta")

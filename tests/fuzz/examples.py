@@ -24,7 +24,7 @@ from pipeline.protocol.messages import (
     Setup,
     TensorSpec,
 )
-from pipeline.schedule import items as inband
+from pipeline.schedule import items
 from pipeline.schedule.reports import PassReport, StageState, Tally, Usage
 
 FACTS = DataFacts(1, 8, 10, 100, 20, (0.5,), (0.25,))
@@ -36,21 +36,21 @@ ADDRESS = LinkAddress(
     DeviceRingHandle("host", bytes(range(64)), 2, 4096),
 )
 MARKERS = (
-    inband.Stop(),
-    inband.PassedBatch(3, 1),
-    inband.StartEvaluation(1),
-    inband.EndEvaluation(1),
-    inband.EndEpoch(1),
-    inband.Snapshot(3, 1, False),
+    items.Stop(),
+    items.PassedBatch(3, 1),
+    items.StartEvaluation(1),
+    items.EndEvaluation(1),
+    items.EndEpoch(1),
+    items.Snapshot(3, 1, False),
 )
 EXAMPLES: list[Any] = [
     *(Header(marker) for marker in MARKERS),
     Header(
-        inband.TrainBatch(3, 1, 5e-4),
+        items.TrainBatch(3, 1, 5e-4),
         (TensorSpec("float32", (2, 3)), TensorSpec("int64", (2,))),
         slot=1,
     ),
-    Header(inband.EvaluationBatch(3, 1), (TensorSpec("uint8", (1, 9)),), slot=0, way="frames"),
+    Header(items.EvaluationBatch(3, 1), (TensorSpec("uint8", (1, 9)),), slot=0, way="frames"),
     OpenLink("run", 1),
     Credit(0),
     CloseLink(),

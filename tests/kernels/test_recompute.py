@@ -12,7 +12,7 @@ from torch import nn
 from benchmarks.lib.allocations import peak, pieces_of, recorded
 from pipeline.config.sections import build_config
 from pipeline.data.facts import data_facts
-from pipeline.kernels import memory_layout as layout
+from pipeline.kernels import memory_layout
 from pipeline.kernels.memory_layout import channels_last
 from pipeline.kernels.nonlinearity import activate
 from pipeline.kernels.pooling import pool, pool_values
@@ -39,7 +39,7 @@ NONLINEARITIES = pytest.mark.parametrize("nonlinearity", ["relu", "leaky_relu"])
 @pytest.fixture(params=[1, 2, 5], ids="{} at a time".format)
 def few_examples(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     nbytes = 8 * SHAPE[1] * SHAPE[2] * SHAPE[3]
-    monkeypatch.setitem(layout.SLICE_BYTES, "cpu", request.param * nbytes)
+    monkeypatch.setitem(memory_layout.SLICE_BYTES, "cpu", request.param * nbytes)
 
 
 def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -160,7 +160,7 @@ def test_pooled_values_are_those_of_pooling(spec: PoolSpec | None) -> None:
     x = drawn(*SHAPE)
     values = pool_values(x, spec)
     assert torch.equal(values, pool(x, spec))
-    assert layout.is_channels_last(values)
+    assert memory_layout.is_channels_last(values)
 
 
 def configured(loss: str, **model: Any) -> Config:
@@ -229,7 +229,7 @@ def test_a_block_takes_its_input_two_tensors_and_what_it_passes_on(
     loss: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Peak of the widest block with pooling; a slice at a time and weights come on top."""
-    monkeypatch.setitem(layout.SLICE_BYTES, "cpu", 1 << 14)
+    monkeypatch.setitem(memory_layout.SLICE_BYTES, "cpu", 1 << 14)
     config = configured(loss, dropout=0.2)
     stage = build_stage(config, data_facts(config.data), range(3), CPU)
     _one_step(stage, 1)

@@ -9,7 +9,7 @@ import torch
 from support.gradients import check_gradients
 from torch.nn import functional as F
 
-from pipeline.kernels import memory_layout as layout
+from pipeline.kernels import memory_layout
 from pipeline.kernels import spatial_std as module
 from pipeline.kernels.memory_layout import channels_last, flattened, is_channels_last, pixels
 from pipeline.kernels.pooling import pool
@@ -48,7 +48,7 @@ def plainly(h: Tensor, weight: Tensor, spec: PoolSpec | None) -> tuple[Tensor, T
 @pytest.fixture(params=[1, 3, 5], ids="{} at a time".format)
 def few_examples(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     nbytes = 8 * SHAPE[1] * SHAPE[2] * SHAPE[3]
-    monkeypatch.setitem(layout.SLICE_BYTES, "cpu", request.param * nbytes)
+    monkeypatch.setitem(memory_layout.SLICE_BYTES, "cpu", request.param * nbytes)
 
 
 @pytest.fixture(params=[frozenset(), frozenset({"cpu"})], ids=["copies", "converts"])

@@ -12,7 +12,7 @@ import pytest
 from support.disk import fill, remount, small_disk
 from support.processes import TINY_EPOCH, launch
 
-from launch import run_directory as rundir
+from launch import run_directory
 from launch.engines.local import LocalEngine
 from launch.run_directory import folder_named, hold, hold_new
 from pipeline.errors import ConfigError
@@ -127,7 +127,7 @@ class SameSecond:
 
 
 def test_runs_that_start_in_the_same_second(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rundir, "datetime", SameSecond)
+    monkeypatch.setattr(run_directory, "datetime", SameSecond)
     with ExitStack() as stack:
         runs = [stack.enter_context(hold_new("digits")) for _ in range(4)]
         write_synced(runs[2].folder, "file", b"")

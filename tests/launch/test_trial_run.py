@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from launch import trial_run as trial
+from launch import trial_run
 from launch.job import Foresight, Job, Options
 from launch.launcher import launch
 from launch.plan.checks import make_job
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("pipeline.profiling.blocks.SECONDS", 0.02)
-    monkeypatch.setattr(trial, "SECONDS", 0.0)
+    monkeypatch.setattr(trial_run, "SECONDS", 0.0)
 
 
 def planned(config: Path, **more: Any) -> Job:
@@ -39,7 +39,7 @@ def planned(config: Path, **more: Any) -> Job:
 
 
 def test_epochs_count_once_the_pipeline_is_full() -> None:
-    watch = trial._Stopwatch(warm_up=5)
+    watch = trial_run._Stopwatch(warm_up=5)
     watch(Note("which takes no time"))
     for step in (4, 8, 12, 16):
         watch(EpochDone({"step": step, "seconds": 2.5}))
@@ -54,7 +54,7 @@ def test_one_process_trains_on_images_of_the_same_shape_and_leaves_nothing(
     overrides = ("data.name=cifar10", "data.download=false", "optimizer.lr=1.0")
     (tmp_path / "temp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temp"))
-    assert trial.trial_speed(planned(tiny, single=True, overrides=overrides), None) > 0
+    assert trial_run.trial_speed(planned(tiny, single=True, overrides=overrides), None) > 0
     assert list((tmp_path / "temp").iterdir()) == []
     assert not (tmp_path / "cache").exists()  # it shows nothing of stages beside each other
 
@@ -74,11 +74,11 @@ def test_what_stages_cost_each_other_is_kept(
         assert run.interrupted()
         assert run.keep_batch(1) == "", "its folder goes with the trial"
 
-    monkeypatch.setattr(trial, "carry_out", carry_out)
+    monkeypatch.setattr(trial_run, "carry_out", carry_out)
     monkeypatch.setattr(
-        trial, "keep_crowded_speed", lambda config, specs, speed: found.append(speed)
+        trial_run, "keep_crowded_speed", lambda config, specs, speed: found.append(speed)
     )
-    speed = trial.trial_speed(job, object())  # type: ignore[arg-type]
+    speed = trial_run.trial_speed(job, object())  # type: ignore[arg-type]
     assert speed == pytest.approx(steps * 32)
     assert found == pytest.approx(kept, rel=0.03)
 
@@ -102,7 +102,7 @@ def test_a_trial_that_fails_costs_a_line(
     def fail(job: Job, engine: object) -> float:
         raise error
 
-    monkeypatch.setattr(trial, "trial_speed", fail)
+    monkeypatch.setattr(trial_run, "trial_speed", fail)
     overrides = ("schedule.milestones=[9]",)
     given = Options(tiny, gpus="cpu", single=True, dry_run=True, measure=True, overrides=overrides)
     assert launch(given) == 0

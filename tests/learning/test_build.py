@@ -7,7 +7,7 @@ import torch
 
 from pipeline.config.sections import build_config
 from pipeline.data.facts import data_facts
-from pipeline.learning import build as assembly
+from pipeline.learning import build
 from pipeline.learning.build import WITHOUT_BF16, build_stage, computes_bf16
 
 CPU = torch.device("cpu")
@@ -29,7 +29,7 @@ def test_it_is_said_once_that_a_device_has_no_bf16(
     remarks: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(assembly, "computes_bf16", lambda device: has_bf16)
+    monkeypatch.setattr(build, "computes_bf16", lambda device: has_bf16)
     tree = {
         "model": {"name": "mlp", "hidden_layers": 2, "hidden": 8},
         "data": {"name": "synthetic", "size": 4},

@@ -17,7 +17,7 @@ from pipeline.data.facts import data_facts
 from pipeline.errors import ConfigError
 from pipeline.network.from_config import build_specs
 from pipeline.network.specs import BlockSpec, LayerSpec
-from pipeline.planning import placement as planning
+from pipeline.planning import placement as searches
 from pipeline.planning.cost import BlockCost, block_costs
 from pipeline.planning.placement import busiest, drawn_together, most_even_cuts, place, relieved
 from pipeline.planning.plan import (
@@ -125,9 +125,9 @@ def test_placement_is_the_best_of_all() -> None:
             for placement in product(range(used), repeat=len(loads))
             if len(set(placement)) == used
         )
-        best = min(planning._merit(loads, placement, traffic) for placement in every)
+        best = min(searches._merit(loads, placement, traffic) for placement in every)
         found = place(loads, n_devices, traffic)
-        assert planning._merit(loads, found, traffic) == best, (loads, n_devices, found)
+        assert searches._merit(loads, found, traffic) == best, (loads, n_devices, found)
         assert len(set(found)) == used
 
 
@@ -136,7 +136,7 @@ def test_many_stages_are_placed_within_a_percent_of_what_is_possible() -> None:
     for n_devices in (3, 8, 20):
         loads = [source.randrange(50, 150) for _ in range(200)]
         found = place(loads, n_devices)
-        quick = planning._placed_longest_first(loads, n_devices)
+        quick = searches._placed_longest_first(loads, n_devices)
         assert len(set(found)) == n_devices
         assert busiest(loads, found) <= busiest(loads, quick)
         assert busiest(loads, found) <= 1.01 * sum(loads) / n_devices
@@ -164,9 +164,9 @@ def test_large_placements_are_as_even_as_quick_ones_and_send_less(
         loads = [source.randrange(1, 1000) for _ in range(stages)]
         traffic = [source.randrange(1, 100) for _ in loads[1:]]
         found = place(loads, n_devices, traffic)
-        quick = relieved(loads, planning._placed_longest_first(loads, n_devices))
+        quick = relieved(loads, searches._placed_longest_first(loads, n_devices))
         assert len(set(found)) == n_devices
-        assert planning._merit(loads, found, traffic) < planning._merit(loads, quick, traffic)
+        assert searches._merit(loads, found, traffic) < searches._merit(loads, quick, traffic)
 
 
 def test_free_placement_by_hand() -> None:
@@ -182,10 +182,10 @@ def test_searches_stop_at_their_limits_with_a_placement_no_worse_than_the_quick_
 ) -> None:
     source = random.Random(3)
     loads = [source.randrange(1, 10**9) for _ in range(40)]
-    monkeypatch.setattr(planning, "_NODE_LIMIT", 500)
+    monkeypatch.setattr(searches, "_NODE_LIMIT", 500)
     searched = busiest(loads, place(loads, 7))
-    assert searched <= busiest(loads, planning._placed_longest_first(loads, 7))
-    assert searched <= busiest(loads, planning._placed_consecutively(loads, 7))
+    assert searched <= busiest(loads, searches._placed_longest_first(loads, 7))
+    assert searched <= busiest(loads, searches._placed_consecutively(loads, 7))
 
 
 def test_many_equal_stages_stay_with_their_neighbours() -> None:

@@ -24,7 +24,7 @@ from pipeline.data.batches import load_batches
 from pipeline.errors import CheckpointError, ConfigError, RunError
 from pipeline.run.events import CheckpointWritten, EpochDone, Note, ignore
 from pipeline.schedule.feed import course_of
-from pipeline.storage import checkpoint_writer as store_module
+from pipeline.storage import checkpoint_writer
 from pipeline.storage.background_writer import BackgroundWriter
 from pipeline.storage.checkpoint import RunState
 
@@ -209,7 +209,7 @@ def test_a_folder_that_may_not_be_changed_at_the_end(job: Job, tmp_path: Path) -
 def test_a_last_checkpoint_that_is_lost_ends_the_command_with_status_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    appear = store_module._make_appear
+    appear = checkpoint_writer._make_appear
 
     def full(folder: Folder, temporary: str, final: str) -> None:
         if final == "step-00000012":
@@ -219,7 +219,7 @@ def test_a_last_checkpoint_that_is_lost_ends_the_command_with_status_1(
     (tmp_path / "small.yaml").write_text(SMALL, encoding="utf-8")
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "_make_appear", full)
+        patch.setattr(checkpoint_writer, "_make_appear", full)
         assert launch(tmp_path / "small.yaml", run, single=True) == 1
     says = capsys.readouterr().err
     assert says.count("\n") == 1

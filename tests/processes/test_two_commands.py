@@ -157,12 +157,12 @@ def test_without_locks_a_run_says_so_and_goes_on(
 
 FIVE = """
 import datetime, sys
-from launch import run_directory as rundir
+from launch import run_directory
 moment = datetime.datetime(2026, 1, 2, 3, 4, 5)
-rundir.datetime = type("SameSecond", (), {"now": lambda: moment})
+run_directory.datetime = type("SameSecond", (), {"now": lambda: moment})
 print("ready", flush=True)
 sys.stdin.readline()
-with rundir.hold_new("digits") as run:
+with run_directory.hold_new("digits") as run:
     print(run.path, flush=True)
     sys.stdin.readline()
 """

@@ -48,7 +48,7 @@ from pipeline.protocol.messages import (
     Setup,
     TensorSpec,
 )
-from pipeline.schedule import items as inband
+from pipeline.schedule import items
 from pipeline.schedule.reports import PassReport, StageState, Tally, Usage
 
 if TYPE_CHECKING:
@@ -69,16 +69,16 @@ tensors = st.builds(
     st.sampled_from(sorted(ITEM_BYTES)),
     st.lists(st.integers(0, 9), max_size=MAX_DIMENSIONS).map(tuple),
 )
-batches = st.builds(inband.TrainBatch, counts, counts, reals) | st.builds(
-    inband.EvaluationBatch, counts, counts
+batches = st.builds(items.TrainBatch, counts, counts, reals) | st.builds(
+    items.EvaluationBatch, counts, counts
 )
 markers = (
-    st.builds(inband.StartEvaluation, counts)
-    | st.builds(inband.EndEvaluation, counts)
-    | st.builds(inband.EndEpoch, counts)
-    | st.builds(inband.PassedBatch, counts, counts)
-    | st.builds(inband.Snapshot, counts, counts, st.booleans())
-    | st.just(inband.Stop())
+    st.builds(items.StartEvaluation, counts)
+    | st.builds(items.EndEvaluation, counts)
+    | st.builds(items.EndEpoch, counts)
+    | st.builds(items.PassedBatch, counts, counts)
+    | st.builds(items.Snapshot, counts, counts, st.booleans())
+    | st.just(items.Stop())
 )
 headers = st.builds(Header, markers) | st.builds(
     Header,
@@ -255,7 +255,7 @@ def test_wrong_type_is_named_with_message_and_field() -> None:
     assert refused(msgpack.packb(tree)) == "Credit.slot: 'first' is not a <class 'int'>"
     tree = {**as_tree(Credit(0)), "slot": True}
     assert refused(msgpack.packb(tree)) == "Credit.slot: True is not a <class 'int'>"
-    tree = {**as_tree(Header(inband.Stop())), "item": as_tree(Bye())}
+    tree = {**as_tree(Header(items.Stop())), "item": as_tree(Bye())}
     assert refused(msgpack.packb(tree)).startswith("Header.item: dict is not a ")
 
 
@@ -274,7 +274,7 @@ def test_unknown_classes(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "part", [inband.Stop(), Tally(0, 1, 1.0, None), TensorSpec("uint8", (1,)), Usage(1.0, 1.0, 1)]
+    "part", [items.Stop(), Tally(0, 1, 1.0, None), TensorSpec("uint8", (1,)), Usage(1.0, 1.0, 1)]
 )
 def test_parts_of_messages_are_no_messages(part: Any) -> None:
     said = refused(msgpack.packb(as_tree(part)))
@@ -340,7 +340,7 @@ def test_long_lists_are_not_read() -> None:
 )
 def test_absurd_tensors(dtype: str, shape: tuple[int, ...], says: str) -> None:
     spec = {"type": "TensorSpec", "dtype": dtype, "shape": list(shape), "channels_last": False}
-    tree = as_tree(Header(inband.TrainBatch(1, 1, 1.0), (TensorSpec("uint8", (1,)),), 0))
+    tree = as_tree(Header(items.TrainBatch(1, 1, 1.0), (TensorSpec("uint8", (1,)),), 0))
     assert says in refused(msgpack.packb({**tree, "tensors": [spec]}))
 
 
@@ -351,15 +351,15 @@ def test_only_feature_maps_have_channels() -> None:
 
 
 def test_headers_refuse_to_be_built_wrong() -> None:
-    batch, spec = inband.TrainBatch(1, 1, 1.0), TensorSpec("uint8", (1,))
+    batch, spec = items.TrainBatch(1, 1, 1.0), TensorSpec("uint8", (1,))
     right = Header(batch, (spec,), slot=0)
     for wrong in (
         lambda: replace(right, tensors=()),
         lambda: replace(right, slot=None),
         lambda: Header(batch),
-        lambda: Header(inband.EvaluationBatch(1, 1)),
-        lambda: Header(inband.Stop(), (spec,)),
-        lambda: Header(inband.Stop(), (), slot=0),
+        lambda: Header(items.EvaluationBatch(1, 1)),
+        lambda: Header(items.Stop(), (spec,)),
+        lambda: Header(items.Stop(), (), slot=0),
     ):
         with pytest.raises(ProtocolError, match="a batch has tensors and a slot"):
             wrong()

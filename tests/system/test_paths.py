@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launch.job import Options
-from launch.plan import cost_cache as costfile
+from launch.plan import cost_cache
 from launch.plan.checks import make_job
 from pipeline.config.sections import DataConfig
 from pipeline.data.facts import data_root
@@ -59,7 +59,7 @@ def test_who_has_no_home_keeps_no_measurements_and_plans(
     with pytest.raises(ConfigError, match=r"no home folder; let XDG_CACHE_HOME name a folder"):
         make_job(Options(tiny, gpus="cpu", measure=True))
     monkeypatch.setenv("XDG_CACHE_HOME", "/kept/here")
-    assert str(costfile.cost_file(job.config, job.specs, "cpu")).startswith("/kept/here/")
+    assert str(cost_cache.cost_file(job.config, job.specs, "cpu")).startswith("/kept/here/")
 
 
 def test_the_config_may_be_at_home(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

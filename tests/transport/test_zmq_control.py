@@ -79,16 +79,16 @@ def test_control_carries_messages_and_attachments_both_ways(control: Control) ->
 
 
 def test_heartbeats_have_a_socket_of_their_own(control: Control) -> None:
-    stage, heart = control.client(4), control.client(4, role="heartbeat")
-    heart.send(Heartbeat(1, 1, "working", 0.5))
+    stage, heartbeat = control.client(4), control.client(4, role="heartbeat")
+    heartbeat.send(Heartbeat(1, 1, "working", 0.5))
     said = control.server.receive(SOON_S)
     assert said is not None
     assert (said.stage, said.message) == (4, Heartbeat(1, 1, "working", 0.5))
     stage.send(Bye())
     assert control.server.receive(SOON_S)
-    control.server.send(4, Connect(None))  # to the stage, not to its heart
+    control.server.send(4, Connect(None))  # to the stage, not to its heartbeat
     assert stage.receive(SOON_S).message == Connect(None)
-    assert not heart._socket.poll(0)
+    assert not heartbeat._socket.poll(0)
 
 
 def test_a_worker_that_was_replaced_is_not_heard_any_more(control: Control) -> None:

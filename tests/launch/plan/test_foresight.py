@@ -14,7 +14,7 @@ from rich.console import Console
 from support import REPOSITORY
 
 from launch.job import Foresight, Job, Options
-from launch.plan import cost_cache as costfile
+from launch.plan import cost_cache
 from launch.plan.checks import make_job
 from launch.plan.cost_cache import cost_file
 from launch.plan.forecast import print_forecast
@@ -365,7 +365,7 @@ def test_a_stage_alone_is_never_slower_than_it_was_measured(
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
     config = make_job(Options(tmp_path / "tiny.yaml", gpus="cpu")).config
     runtime = config.runtime.model_copy(update={"threads_per_stage": threads})
-    assert costfile._capacity(config.model_copy(update={"runtime": runtime}), "cpu") == capacity
+    assert cost_cache._capacity(config.model_copy(update={"runtime": runtime}), "cpu") == capacity
 
 
 @pytest.mark.usefixtures("tiny", "torch_settings")
@@ -375,12 +375,12 @@ def test_devices_copy_beside_what_they_compute(
     """What a CPU was measured to do, read as a CUDA device's."""
     monkeypatch.setattr("pipeline.profiling.blocks.SECONDS", 0.02)
     job = make_job(Options(tmp_path / "tiny.yaml", gpus="cpu", measure=True))
-    path = costfile.cost_file(job.config, job.specs, "cpu")
+    path = cost_cache.cost_file(job.config, job.specs, "cpu")
     assert path
-    costfile.keep_crowded_speed(job.config, job.specs, 0.5)
-    monkeypatch.setattr(costfile, "cost_file", lambda *_: path)
+    cost_cache.keep_crowded_speed(job.config, job.specs, 0.5)
+    monkeypatch.setattr(cost_cache, "cost_file", lambda *_: path)
     for device, kept in (("cpu", 0.5), ("cuda:0", 1.0)):
-        known = costfile.known_timing(job.config, job.specs, job.costs, [device])
+        known = cost_cache.known_timing(job.config, job.specs, job.costs, [device])
         assert known
         links = known[0].links
         assert (links.copied_per_s < inf, links.sent_per_s < inf) == (kept < 1, kept == 1)

@@ -9,7 +9,7 @@ import pytest
 
 from launch.job import Options
 from launch.machine.gpus import devices, gpu_memory
-from launch.plan import memory as room
+from launch.plan import memory
 from launch.plan.checks import make_job
 from launch.plan.foresight import cautions
 from launch.plan.memory import host_memory
@@ -35,7 +35,7 @@ FOLDER = SYNTHETIC.replace("name: synthetic", "name: imagefolder, root: ROOT").r
 def places(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """A machine with 16 GiB and a GPU of 8."""
     has = {"cpu": 16 * GIB, "cuda:0": 8 * GIB}
-    monkeypatch.setattr(room, "memory_of_places", lambda places: has)
+    monkeypatch.setattr(memory, "memory_of_places", lambda places: has)
     monkeypatch.setattr("launch.plan.checks.devices", partial(devices, count=lambda: 1))
     return has
 
@@ -175,6 +175,6 @@ def test_memory_of_gpus_is_asked_of_the_driver() -> None:
 def test_a_driver_is_asked_only_for_its_own_devices(
     monkeypatch: pytest.MonkeyPatch, places: list[str], asked: bool
 ) -> None:
-    monkeypatch.setattr(room, "gpu_memory", lambda: (GIB, 2 * GIB))
+    monkeypatch.setattr(memory, "gpu_memory", lambda: (GIB, 2 * GIB))
     expected = {"cpu", "cuda:0", "cuda:1"} if asked else {"cpu"}
-    assert room.memory_of_places(places).keys() == expected
+    assert memory.memory_of_places(places).keys() == expected

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from launch.plan import user_code as usercode
+from launch.plan import user_code
 from launch.plan.user_code import awaited
 from pipeline.errors import ConfigError
 from pipeline.system import children
@@ -80,7 +80,7 @@ def test_one_that_was_ended_or_was_there_before_is_no_matter() -> None:
 def test_what_is_awaited_is_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(usercode, "TOLD_AFTER_S", 0.01)
+    monkeypatch.setattr(user_code, "TOLD_AFTER_S", 0.01)
     said, give_up = "", time.monotonic() + 20
     with awaited("my:net", "planning"):
         while not said.endswith("\n") and time.monotonic() < give_up:
