@@ -31,12 +31,15 @@ OTHERS = {"nn", "torch", "np"}
 """Modules that are not ours."""
 ONE_PAGE = {"pipeline/README.md": (120, 120), "benchmarks/README.md": (120, 240)}
 """Documents that are to stay short: lines, columns."""
+WRITTEN = ("benchmarks/RESULTS.md", "benchmarks/PAPER.md")
+"""Documents that commands write."""
 
 A_PATH = re.compile(r"(?<![\w/.*…-])(?:[\w-]+/)*[\w-]+\.(?:py|ya?ml|md|toml)(?![\w/])")
 A_LINK = re.compile(
     r"(?:\]\(|^\[[^\]]+\]: )(?!https?:)([^)#\s]*)(?:#([^)\s]+))?(?:\)|$)", re.MULTILINE
 )
 """`[words](path#anchor)`, `![words](path)`, or `[name]: path#anchor` on a line of its own."""
+A_FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 A_HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 A_MEMBER = re.compile(r"`((?:\w+/)*[a-z]\w*)\.([A-Z]\w*[a-z]\w*(?:\.\w+)?)`")
 """A class of a module, or what it has: `learning/stage.Stage.step`."""
@@ -118,6 +121,15 @@ def test_one_page_stays_one(document: str) -> None:
     most_lines, most_columns = ONE_PAGE[document]
     assert len(lines) <= most_lines
     assert max(map(len, lines)) <= most_columns
+
+
+def test_prose_has_at_most_120_columns() -> None:
+    """Tables and code may be wider."""
+    for document in set(DOCUMENTS) - set(WRITTEN):
+        text = (REPOSITORY / document).read_text(encoding="utf-8")
+        lines = A_FENCE.sub("", text).splitlines()
+        prose = [line for line in lines if not line.startswith(("|", "    "))]
+        assert [line for line in prose if len(line) > 120] == [], document
 
 
 def test_the_design_names_every_message() -> None:
