@@ -50,7 +50,7 @@ _OF_CONTENDERS = frozenset({
 })  # fmt: skip
 """Not to be set: networks are called by their sizes, and rivals train by Adam without weight decay,
 whatever a config says."""
-_PATIENCE_S = 900.0
+_START_UP_S = 900.0
 """For starting, warming up and, of ours, the first epoch."""
 
 
@@ -200,15 +200,15 @@ def raced(task: Task) -> Lap:
 
 def _finished(words: list[str], seconds: float) -> str | Lap:
     """What a module prints in the end, or why it failed."""
-    patience_s = 10 * seconds + _PATIENCE_S
+    timeout_s = 10 * seconds + _START_UP_S
     try:
         done = subprocess.run(
             [sys.executable, "-m", *words],
-            capture_output=True, text=True, check=False, timeout=patience_s,
+            capture_output=True, text=True, check=False, timeout=timeout_s,
             cwd=_CONFIGS.parent,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return {"failed": f"not done after {patience_s:g} s"}
+        return {"failed": f"not done after {timeout_s:g} s"}
     if done.returncode:
         return {"failed": _cause(done.stderr) or f"exit status {done.returncode}"}
     return done.stdout

@@ -65,7 +65,7 @@ class OutputStream(io.TextIOBase):
         self._backlog: Backlog | None = None  # None: writes wait for the reader
         self._writing = False
         self._changed = Condition()
-        self._patience_s = LAST_WORDS_S
+        self._reader_wait_s = LAST_WORDS_S
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -122,8 +122,8 @@ class OutputStream(io.TextIOBase):
         self.flush()
         began = monotonic()
         with self._changed:
-            settled = self._changed.wait_for(lambda: not self._writing, self._patience_s)
-        self._patience_s = max(0.0, self._patience_s - (monotonic() - began))
+            settled = self._changed.wait_for(lambda: not self._writing, self._reader_wait_s)
+        self._reader_wait_s = max(0.0, self._reader_wait_s - (monotonic() - began))
         return settled
 
     def end(self) -> None:

@@ -3,8 +3,8 @@
 Here are all sections but the two longest: `model.py` and `loss.py`.
 
 Checked before any process starts. Unknown keys, wrong types and impossible combinations are
-`ConfigError`s that name file, key, value and what is allowed. Everything below the coordinator
-takes plain arguments. `config_file.py` reads and writes the YAML.
+`ConfigError`s that name file, key, value and what is allowed. Each stage is sent the resolved
+config and checks it again. `config_file.py` reads and writes the YAML.
 """
 
 from __future__ import annotations

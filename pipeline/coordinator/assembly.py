@@ -28,7 +28,7 @@ class Assembly:
 
     Args:
         bind: where (stage, attempt) is to listen for the stage before it.
-        pump: hears what has been said, and looks for trouble.
+        pump: handles the messages that have come, and raises where a stage is lost.
     """
 
     def __init__(

@@ -36,7 +36,7 @@ _POLL_S = 0.1
 _LAST_WORDS_S = 1.0
 _FEED_ENDS_S = 5.0
 _HEARS_S = 0.5
-"""At a stretch, before it looks for trouble: somebody may talk without end."""
+"""Spent on messages before lost stages are looked for: a peer may send without pause."""
 _ASLEEP_S = 1.0
 """Not to have looked for so long means that this process was stopped, or very busy."""
 
@@ -163,10 +163,10 @@ class Coordinator:
             count = f"restart {restarts.count} of {restarts.most} within an hour"
             self._reports.tell(f"{fault.summary}: replaced; all go {again} ({count})")
 
-    # hearing, and what goes wrong
+    # messages, and lost stages
 
     def _pump(self) -> None:
-        """Hear everything that has been said, then look for trouble.
+        """Handle all messages that have come, then look for lost stages.
 
         In this order: what was said while the coordinator was busy must not count as silence.
         Nor must the time in which all processes were stopped (Ctrl-Z, a suspended cluster job).
@@ -181,14 +181,14 @@ class Coordinator:
         self._looked_at = now
         self._run.recorder.tell_written()
         self._reports.tell(*self._control.rejections.news())
-        self._look_for_trouble()
+        self._look_for_lost_stages()
 
     def _hear(self, said: Said) -> None:
         handler = self._handlers.get(type(said.message))  # none of a heartbeat, nor of a bye
         if self._stages.admit(said) and handler:
             handler(said, said.message)
 
-    def _look_for_trouble(self) -> None:
+    def _look_for_lost_stages(self) -> None:
         for stage, end in self._stages.dead().items():
             self._hear_last_words(stage, end)
         if self._feed_thread:

@@ -126,7 +126,8 @@ class Stages:
         self._workers.replace(stage, self.attempt)
 
     def wake(self, phase: Phase) -> None:
-        """Whoever is awaited: what is stopped before it could greet is silent, but not found so."""
+        """Let stages that have not reached `phase` go on: one that was stopped (SIGSTOP) before its
+        hello is not watched yet."""
         for stage in self.behind(phase):
             self._workers.wake(stage)
 
@@ -138,10 +139,11 @@ class Stages:
         return f"stage {stage} ({blocks}, {plan.device})"
 
     def admit(self, said: Said) -> bool:
-        """Whether to heed what was said; the speaker's life goes on accordingly.
+        """Whether a message is to be handled; it moves its stage on in the life cycle.
 
-        What belongs to the past is not heeded, and what can't be so is rejected: a stage that was
-        mistaken will be found missing, and a stranger must not stop the run.
+        What belongs to an earlier attempt is dropped. What the life cycle does not allow is
+        rejected and ends nothing: a stage that was wrong is found missing later, and a stranger
+        must not stop the run.
         """
         try:
             return self._admitted(said)

@@ -1,4 +1,4 @@
-"""Where a stage can be sent to, as it tells the stage before it by way of the coordinator."""
+"""The address of a stage: where the stage before it connects to. The coordinator passes it on."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class DeviceRingHandle:
 
 @dataclass(frozen=True, slots=True)
 class LinkAddress:
-    """Where a stage can be sent to.
+    """Where a stage listens, and how tensors can reach it.
 
     `word`: the name by which it knows its sender, a secret of the two. `key`: the public CURVE key
     of the stage, None where links are not encrypted. `device_ring`: where the stage is on a CUDA

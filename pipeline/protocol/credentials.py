@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The CURVE keys of one process (Z85 text), and whom they open the door to.
+    """The CURVE keys of one process (Z85 text), and the public keys that it accepts.
 
     `coordinator`: the public key of the coordinator. `run`: those of all processes of the run.
     """

@@ -1,4 +1,4 @@
-"""This process as if it were another one, at another time."""
+"""Makes this process look like another one, started later: its id, the time, shared generators."""
 
 from __future__ import annotations
 

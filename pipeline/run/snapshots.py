@@ -41,7 +41,7 @@ class Snapshots:
     ) -> None:
         self._folder, self._stages, self._writer, self._observer = folder, stages, writer, observer
         self._parts: dict[int, dict[int, Part]] = {}
-        self._patience_s = _LONGEST_WAIT_S
+        self._disk_wait_s = _LONGEST_WAIT_S
         self._some_left_out = False
         self._refusal = ""
         self.newest: RunState | None = None
@@ -98,8 +98,8 @@ class Snapshots:
     def settle(self) -> None:
         """Give the disk time to take what it was given, and report."""
         waited_s = 0.0
-        while self._patience_s > 0 and not self._writer.settle(_LOOK_S):
-            self._patience_s -= _LOOK_S
+        while self._disk_wait_s > 0 and not self._writer.settle(_LOOK_S):
+            self._disk_wait_s -= _LOOK_S
             waited_s += _LOOK_S
             self._observer(Waiting(("the disk",), waited_s))
         self.tell_written()
@@ -115,7 +115,7 @@ class Snapshots:
         if self.newest and self._refusal:
             self._writer.write(self.newest)  # the disk may have healed since
             self.settle()
-        if self._patience_s <= 0:
+        if self._disk_wait_s <= 0:
             raise TimedOutError(f"waited {_LONGEST_WAIT_S:.0f} s for the disk; {self.on_disk()}")
         if self.newest and self._refusal:
             raise CheckpointError(

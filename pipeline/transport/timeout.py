@@ -1,4 +1,4 @@
-"""How long somebody waits who may be stopped meanwhile (Ctrl-Z, a suspended cluster job)."""
+"""Time-outs that do not count time in which the process was stopped (Ctrl-Z, suspended jobs)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LONGEST_POLL_S = 1.0
 
 
 class Timeout:
-    """So many seconds of waiting, poll by poll; `used_s` of them so far."""
+    """A wait of `seconds` at most, in polls; `used_s` of them are over."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = monotonic) -> None:
         self.used_s, self._seconds, self._clock, self._polled_at = 0.0, seconds, clock, clock()

@@ -234,7 +234,7 @@ class ZmqReceiver:
                 self._reject(envelope)
 
     def _hear(self, frames: list[memoryview]) -> None:
-        """What comes in-band from the right sender must be right: to drop it would leave a hole."""
+        """What comes from the right sender must be right: to drop it would leave a hole."""
         message = decode(frames[0] if frames else b"")
         if isinstance(message, OpenLink):
             self._open(message)

@@ -1,4 +1,4 @@
-"""What a worker is doing, and the thread that tells it.
+"""What a worker is doing, and the thread that reports it in heartbeats.
 
 The heartbeat has a thread and a socket of its own, so that it goes on while the worker computes.
 """

@@ -1,4 +1,4 @@
-"""A stage between its neighbours."""
+"""The links of a stage: from the stage before it, and to the one after it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Obeys what travels in-band: trains, evaluates, answers markers. One per stage.
+"""Handles the items of a feed in order: trains, evaluates, answers markers. One per stage.
 
 The worker puts it between two links, single mode chains one after another; both see the same
 calls in the same order, which is why they give the same weights.

@@ -1,4 +1,4 @@
-"""One stage obeys what travels in-band: order, evaluation, markers, counters."""
+"""One stage handles the items of a feed: order, evaluation, markers, counters."""
 
 from __future__ import annotations
 

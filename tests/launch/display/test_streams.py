@@ -168,7 +168,7 @@ def test_the_end_does_not_wait_for_ever(
         outlet.wait_for_no_reader()
         print("last words", file=outlet)
         assert not outlet.settle()
-        assert outlet._patience_s == 0  # it was used up: the next one does not wait
+        assert outlet._reader_wait_s == 0  # it was used up: the next one does not wait
         outlet.lost = OSError()  # the thread ends as soon as the reader is gone
 
 
