@@ -97,6 +97,9 @@ class LineLog:
 def trim_lines(folder: Folder, name: str, stays: Callable[[str], bool]) -> None:
     """Drop the lines that do not stay.
 
+    Where they are the last ones, as ever but for a damaged file, the file is cut: that needs no
+    space, and whoever follows it, by a link or by `tail -f`, goes on.
+
     Raises:
         OSError: where the disk refuses; the file is as it was.
     """
@@ -105,5 +108,11 @@ def trim_lines(folder: Folder, name: str, stays: Callable[[str], bool]) -> None:
     before = folder.read(name)
     lines = (line for line in before.split(b"\n") if line and stays(line.decode(errors="replace")))
     kept = b"".join(line + b"\n" for line in lines)
-    if kept != before:
+    if not before.startswith(kept):
         replace_in(folder, name, kept)
+    elif kept != before:
+        descriptor = folder.open_file(name, os.O_WRONLY)
+        try:
+            os.ftruncate(descriptor, len(kept))
+        finally:
+            os.close(descriptor)

@@ -134,6 +134,18 @@ def test_a_trim_that_is_refused_comes_before_the_next_line(lines: Lines) -> None
     assert lines.there() == ["1", "3 again"]
 
 
+def test_the_last_lines_go_where_the_file_is_and_without_space(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        lines = Lines(tmp_path / "lines")
+        lines.path.symlink_to(disk / "elsewhere")
+        for line in ("one", "two", "three"):
+            lines.file.append(line)
+        fill(disk)
+        lines.file.trim(lambda line: line == "one")
+        assert (lines.there(), lines.said) == (["one"], [])
+        assert lines.path.is_symlink()
+
+
 def test_a_full_disk_keeps_lines(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "64k") as disk:
         lines = Lines(disk / "lines")
