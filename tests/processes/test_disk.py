@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from support.disk import fill, immutable, no_space, remount, small_disk
+from support.disk import fill, no_space, remount, small_disk
 from support.processes import digests, epochs, final_digests, launch
 
 from launch.job import Options
@@ -21,7 +20,7 @@ from launch.resume import start_state
 from launch.run_directory import hold
 from launch.training import carry_out, make_run
 from pipeline.data.batches import load_batches
-from pipeline.errors import CheckpointError, ConfigError, RunError
+from pipeline.errors import ConfigError, RunError
 from pipeline.run.events import CheckpointWritten, EpochDone, Note, ignore
 from pipeline.schedule.feed import course_of
 from pipeline.storage import checkpoint_writer
@@ -136,22 +135,6 @@ def test_a_disk_that_is_read_only_for_a_while(job: Job, tmp_path: Path, undistur
         assert_as_undisturbed(disk / "run", undisturbed)
 
 
-def test_a_run_directory_that_is_moved_is_followed(
-    job: Job, tmp_path: Path, undisturbed: Path
-) -> None:
-    folder, away = tmp_path / "run", tmp_path / "away"
-
-    def moved() -> None:
-        folder.rename(away)
-        shutil.copytree(undisturbed, folder)  # another run, under the old name
-
-    trained = Trained(job, folder, {1: moved})
-    assert (trained.error, trained.notes) == (None, [])
-    assert trained.written == [3, 6, 9, 12]
-    assert_as_undisturbed(away, undisturbed)
-    assert contents(folder) == contents(undisturbed)
-
-
 def test_a_batch_is_kept_where_the_run_directory_went(job: Job, tmp_path: Path) -> None:
     batches = load_batches(job.config.data, job.config.runtime.seed)
     course = course_of(job.config, job.specs, batches.steps_per_epoch, batches.evaluation_batches)
@@ -166,41 +149,6 @@ def test_a_batch_is_kept_where_the_run_directory_went(job: Job, tmp_path: Path) 
         shutil.rmtree(tmp_path / "moved")
         assert "can't be kept for inspection" in run.keep_batch(3)
     assert not list((tmp_path / "run").iterdir())
-
-
-def test_a_run_directory_that_was_deleted_is_told_and_not_made_again(
-    job: Job, tmp_path: Path
-) -> None:
-    folder = tmp_path / "run"
-    trained = Trained(job, folder, {2: lambda: shutil.rmtree(folder)})
-    assert not folder.exists()
-    assert trained.written == [3]
-    checkpoints, lines = sorted(trained.notes)
-    assert lines.startswith(f"{folder}/metrics.jsonl: can't be written: the folder was deleted")
-    assert checkpoints.startswith(f"{folder}/checkpoints: can't be written: the folder was deleted")
-    assert str(trained.error).endswith(
-        "the last checkpoint, of step 12, is lost; there is no complete checkpoint"
-    )
-
-
-def test_a_full_disk_at_the_end(job: Job, tmp_path: Path, undisturbed: Path) -> None:
-    with small_disk(tmp_path / "disk", "2m") as disk:
-        trained = Trained(job, disk / "run", {3: lambda: fill(disk)})
-        assert str(trained.error) == (
-            f"{disk}/run/checkpoints: can't be written: No space left on device: "
-            "the last checkpoint, of step 12, is lost; the newest complete checkpoint is of step 6"
-        )
-        assert isinstance(trained.error, CheckpointError)
-        whole = digests(undisturbed)
-        assert digests(disk / "run") == {3: whole[3], 6: whole[6]}
-
-
-def test_a_folder_that_may_not_be_changed_at_the_end(job: Job, tmp_path: Path) -> None:
-    with ExitStack() as stack:
-        seal = immutable(tmp_path / "run" / "checkpoints")
-        trained = Trained(job, tmp_path / "run", {3: lambda: stack.enter_context(seal)})
-        assert "Operation not permitted: the last checkpoint, of step 12" in str(trained.error)
-        assert sorted(digests(tmp_path / "run")) == [3, 6]
 
 
 # --- the command --------------------------------------------------------------------------
@@ -230,21 +178,6 @@ def test_a_last_checkpoint_that_is_lost_ends_the_command_with_status_1(
     assert "failed: " in log
     assert launch(tmp_path / "small.yaml", run, resume=True, single=True) == 0
     assert max(digests(run)) == 12
-
-
-def test_a_manifest_without_its_files_is_refused_at_resume(
-    job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = tmp_path / "run"
-    Trained(job, run, {})
-    newest = run / "checkpoints" / "step-00000012"
-    for file in newest.glob("block-*"):
-        file.unlink()
-    assert launch(run / "config.yaml", run, resume=True, single=True) == 1
-    says = capsys.readouterr().err
-    missing = newest / "block-00.safetensors"
-    assert says.startswith(f"error: {missing}: can't be read: No such file or directory; ")
-    assert "the previous complete checkpoint is step-00000009" in says
 
 
 # --- the next start -----------------------------------------------------------------------

@@ -124,14 +124,6 @@ def test_newest_is_that_of_the_last_step(folder: Path) -> None:
     assert found.state.position.step == 100_000_001
 
 
-@pytest.mark.parametrize("keep", [1, 2, 3])
-def test_only_the_newest_are_kept(folder: Path, keep: int) -> None:
-    for step in range(1, 6):
-        write(folder, step, keep=keep)
-    assert names(folder) == [f"step-{step:08d}" for step in range(6 - keep, 6)]
-    assert sorted(path.name for path in folder.iterdir()) == names(folder)
-
-
 def test_what_is_no_checkpoint_is_neither_counted_nor_dropped(folder: Path) -> None:
     write(folder, 1)
     for name in ("damaged-step-00000009", ".writing-step-00000008", "step-1", "notes"):

@@ -236,13 +236,6 @@ def test_leftovers_of_a_killed_run_are_cleared_away(tmp_path: Path) -> None:
     assert state_of(tmp_path) == {4: OLD, 8: NEW}
 
 
-def test_the_new_one_is_never_the_one_that_is_dropped(tmp_path: Path) -> None:
-    store = store_in(tmp_path, 1)
-    store.write(snapshot_of(8, OLD))
-    store.write(snapshot_of(4, NEW))
-    assert state_of(tmp_path)[4] == NEW
-
-
 # --- real disks ---------------------------------------------------------------------------
 
 
