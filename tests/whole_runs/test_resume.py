@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
@@ -31,7 +30,7 @@ from pipeline.data.batches import load_batches
 from pipeline.errors import InterruptedRunError
 from pipeline.run.events import ignore
 from pipeline.schedule.feed import Feed, course_of
-from pipeline.schedule.items import EndEvaluation, EvaluationBatch, Item, Snapshot, Stop, TrainBatch
+from pipeline.schedule.items import Item, TrainBatch
 from pipeline.storage.background_writer import BackgroundWriter
 from pipeline.storage.checkpoint import RunState
 
@@ -67,10 +66,10 @@ def copy(undisturbed: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def interrupted_at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with monkeypatch.context() as patch:
+def interrupted_at_once() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr("launch.training.interrupts_noted", lambda: nullcontext(lambda: True))
-        yield
+        yield patch
 
 
 def assert_same_end(run_dir: Path, undisturbed: Path) -> None:
@@ -166,15 +165,21 @@ def test_interrupted_before_there_is_a_run(
     assert capsys.readouterr().err == "interrupted: there is no complete checkpoint\n"
 
 
-@pytest.mark.usefixtures("interrupted_at_once")
-def test_interrupted_while_workers_start(
-    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_interrupted_while_workers_start_and_resumed(
+    tiny: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    undisturbed: Path,
+    interrupted_at_once: pytest.MonkeyPatch,
 ) -> None:
     assert launch(tiny, tmp_path / "run") == 130
     says = capsys.readouterr().err
     assert digests(tmp_path / "run") == {}
     assert says.startswith("interrupted after step 0: there was nothing to save yet; to go on:")
     assert str(tmp_path / "run") in says
+    interrupted_at_once.undo()
+    assert launch(tiny, tmp_path / "run", resume=True, stages=2) == 0
+    assert_same_end(tmp_path / "run", undisturbed)
 
 
 # --- nothing left to train ----------------------------------------------------------------
@@ -337,36 +342,44 @@ def interrupted_after(item: int) -> Callable[[], bool]:
     return answer
 
 
+TESTED_FIRST = ("runtime.eval_before_training=true",)
+SELDOM_TESTED = ("runtime.checkpoint_every_steps=2", "runtime.eval_every_epochs=2")
+NEVER_TESTED = ("runtime.eval_every_epochs=0", "optimizer.name=sgd")
+ITEMS = {TESTED_FIRST: 23, SELDOM_TESTED: 16, NEVER_TESTED: 11}
+"""How many items such a run feeds."""
+
+
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], Path]:
+    """Run directories of undisturbed runs."""
+    folders = {overrides: tmp_path_factory.mktemp("whole") for overrides in ITEMS}
+    for overrides, folder in folders.items():
+        train(smallest(folder, *overrides), folder / "run", lambda: False)
+    return {overrides: folder / "run" for overrides, folder in folders.items()}
+
+
 @pytest.mark.parametrize(
-    "overrides",
-    [
-        ["runtime.eval_before_training=true"],
-        ["runtime.checkpoint_every_steps=2", "runtime.eval_every_epochs=2"],
-        ["runtime.eval_every_epochs=0", "optimizer.name=sgd"],
-    ],
+    ("overrides", "number"),
+    [(overrides, number) for overrides in ITEMS for number in range(1, ITEMS[overrides] + 1)],
 )
-def test_interrupted_after_any_item(tmp_path: Path, overrides: list[str]) -> None:
-    job = smallest(tmp_path, *overrides)
-    train(job, tmp_path / "undisturbed", lambda: False)
-    whole = tmp_path / "undisturbed"
+def test_interrupted_after_any_item(
+    tmp_path: Path,
+    wholes: dict[tuple[str, ...], Path],
+    overrides: tuple[str, ...],
+    number: int,
+) -> None:
+    job, folder, whole = smallest(tmp_path, *overrides), tmp_path / "run", wholes[overrides]
     items = items_of(job)
-    kinds = {TrainBatch, Snapshot, Stop}
-    if job.config.runtime.eval_every_epochs:
-        kinds |= {EvaluationBatch, EndEvaluation}
-    assert kinds <= set(map(type, items))
-    for number, item in enumerate(items, start=1):
-        folder = tmp_path / f"after-{number}"
-        if item in items[-2:]:  # the last snapshot and the stop: nothing was left to do
-            train(job, folder, interrupted_after(number))
-            assert final_digests(folder) == final_digests(whole)
-        else:
-            with pytest.raises(InterruptedRunError):
-                train(job, folder, interrupted_after(number))
-        done = [other.batch_id for other in items[:number] if isinstance(other, TrainBatch)]
-        assert max(digests(folder)) == max(done, default=0), item
-        train(job, folder, lambda: False)
-        assert final_digests(folder) == final_digests(whole), item
-        assert epochs(folder) == epochs(whole), item
+    assert len(items) == ITEMS[overrides]
+    # at the last snapshot and the stop nothing is left to do
+    nothing_left_to_do = number > len(items) - 2
+    with nullcontext() if nothing_left_to_do else pytest.raises(InterruptedRunError):
+        train(job, folder, interrupted_after(number))
+    done = [item.batch_id for item in items[:number] if isinstance(item, TrainBatch)]
+    assert max(digests(folder)) == max(done, default=0)
+    train(job, folder, lambda: False)
+    assert final_digests(folder) == final_digests(whole)
+    assert epochs(folder) == epochs(whole)
 
 
 def test_interrupted_again_and_again(tmp_path: Path) -> None:
@@ -410,34 +423,3 @@ def test_a_damaged_block_file(
     subprocess.run(shlex.split(advice[1]), check=True, timeout=60)
     assert launch(undisturbed / "config.yaml", copy, resume=True, **options) == 0
     assert_same_end(copy, undisturbed)
-
-
-def test_the_only_checkpoint_is_damaged(
-    undisturbed: Path, copy: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for step in (4, 8):
-        shutil.rmtree(copy / "checkpoints" / f"step-{step:08d}")
-    os.truncate(copy / "checkpoints" / "step-00000012" / "block-00.safetensors", 100)
-    assert launch(undisturbed / "config.yaml", copy, resume=True, single=True) == 1
-    says = capsys.readouterr().err
-    assert "block-00.safetensors: is damaged" in says
-    assert "there is no earlier checkpoint in this run directory" in says
-
-
-def test_a_checkpoint_that_was_never_finished_is_passed_over(undisturbed: Path, copy: Path) -> None:
-    newest = copy / "checkpoints" / "step-00000012"
-    (newest / "manifest.json").unlink()
-    flip_one_byte(newest / "block-00.safetensors")
-    newest.with_name(".writing-step-00000013").mkdir()
-    assert launch(undisturbed / "config.yaml", copy, resume=True, single=True) == 0
-    assert_same_end(copy, undisturbed)
-
-
-def test_a_run_that_saved_nothing_yet_is_resumed_by_starting_it(
-    tiny: Path, tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr("launch.training.interrupts_noted", lambda: nullcontext(lambda: True))
-        assert launch(tiny, tmp_path / "run") == 130
-    assert launch(tiny, tmp_path / "run", resume=True, stages=2) == 0
-    assert_same_end(tmp_path / "run", undisturbed)
