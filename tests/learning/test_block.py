@@ -172,20 +172,6 @@ def test_what_is_sent_is_detached_even_where_it_is_the_activation_itself() -> No
     assert sent[0].grad_fn is None
 
 
-def test_learning_from_what_was_sent_later_changes_nothing_upstream() -> None:
-    """Blocks in one stage and blocks in two stages learn the same."""
-    together, upstream = staged(), staged(last=2)
-    downstream = stage_of(specs()[2:], **DEFAULTS)
-    for batch_id in (1, 2):
-        x, labels = batch(batch_id)
-        together.train(x, labels, batch_id=batch_id, lr=0.01, send=nowhere)
-        passed: list[Tensor] = []
-        upstream.train(x, labels, batch_id=batch_id, lr=0.01, send=passed.append)
-        downstream.train(passed[0], labels, batch_id=batch_id, lr=0.01, send=nowhere)
-    apart = {**upstream.state(), **downstream.state()}
-    assert all(same(apart[index], state) for index, state in together.state().items())
-
-
 def test_a_block_learns_its_own_parameters_only() -> None:
     first, second = made(specs()[0]), made(specs()[1])
     x, labels = batch()
@@ -209,23 +195,6 @@ def test_inputs_are_not_modified() -> None:
     stage.evaluate(x, labels, send=nowhere)
     assert torch.equal(x, before[0])
     assert torch.equal(labels, before[1])
-
-
-def test_global_backprop_learns_what_torch_autograd_says() -> None:
-    stage = Stage([made(spec, optimizer="sgd") for spec in specs(loss="glob")], None)
-    reference = [made(spec, optimizer="sgd") for spec in specs(loss="glob")]
-    x, labels = batch()
-    stage.train(x, labels, batch_id=1, lr=0.5, send=nowhere)
-    for block in reference:
-        h = block(x, batch_id=1)
-        x = block.transfer(h, batch_id=1)
-    torch.nn.functional.cross_entropy(h, labels).backward()
-    for block, own in zip(stage.blocks, reference, strict=True):
-        for name, parameter in own.named_parameters():
-            assert parameter.grad is not None
-            expected = parameter.detach() - 0.5 * parameter.grad
-            found = dict(block.named_parameters())[name]
-            torch.testing.assert_close(found.detach(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_failure_names_the_block_at_work() -> None:

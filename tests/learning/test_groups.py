@@ -110,27 +110,18 @@ def plain_losses(stage: Stage, size: int, detach_after: set[int]) -> list[torch.
         ({**RESNET, "group": 3}, {2, 5, 8, 11, 14, 16}),
         ({**RESNET, "group": "all"}, {16}),
         ({**RESNET, "residual": False}, set(range(17))),
+        (RESNET, set()),  # global backprop
     ],
 )
 def test_the_gradient_is_that_of_the_local_losses_within_each_group(
     model: dict[str, Any], ends: set[int]
 ) -> None:
-    specs = specs_of(model, size=16)
+    specs = specs_of(model, 16, None if ends else {"name": "glob"})
     assert {spec.index for spec in specs if spec.pred} == ends
     stage, twin = stirred(specs), stirred(specs)
     total = torch.stack(plain_losses(twin, 16, ends)).sum()
     parameters = [p for block in twin.blocks for p in block.parameters()]
     expected = dict(zip(weights(twin), torch.autograd.grad(total, parameters), strict=True))
-    for name, gradient in gradients(stage, 16).items():
-        torch.testing.assert_close(gradient, expected[name], msg=lambda m, n=name: f"{n}: {m}")
-
-
-def test_global_backprop_flows_through_shortcuts() -> None:
-    specs = specs_of(RESNET, 16, {"name": "glob"})
-    stage, twin = stirred(specs), stirred(specs)
-    (loss,) = plain_losses(twin, 16, set())
-    parameters = [p for block in twin.blocks for p in block.parameters()]
-    expected = dict(zip(weights(twin), torch.autograd.grad(loss, parameters), strict=True))
     for name, gradient in gradients(stage, 16).items():
         torch.testing.assert_close(gradient, expected[name], msg=lambda m, n=name: f"{n}: {m}")
 
