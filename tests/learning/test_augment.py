@@ -131,17 +131,6 @@ def test_crops_reach_every_offset_about_equally_often() -> None:
     assert max(hits) < 260
 
 
-def test_the_border_is_raw_zero_and_the_hole_is_normalised_zero() -> None:
-    white = torch.full((50, 3, 6, 6), 255, dtype=torch.uint8)
-    black = -torch.tensor(MEAN) / torch.tensor(STD)
-    cropped = preprocess(2).train(white, 1)
-    for channel in range(3):
-        assert set(cropped[:, channel].unique().tolist()) == {
-            black[channel].item(), ((1 - torch.tensor(MEAN)) / torch.tensor(STD))[channel].item()
-        }  # fmt: skip
-    assert (preprocess(cutout=2).train(white, 1) == 0).any()
-
-
 @pytest.mark.parametrize("cutout", [3, 4])
 def test_the_hole_is_a_square_clipped_at_the_edges(cutout: int) -> None:
     white = torch.full((3000, 3, 8, 8), 255, dtype=torch.uint8)
@@ -154,17 +143,6 @@ def test_the_hole_is_a_square_clipped_at_the_edges(cutout: int) -> None:
         assert set(extent.tolist()) == set(inside)
     assert rows.sum(1).float().mean() == pytest.approx(np.mean(inside), abs=0.05)
     assert (rows.sum(1) == cutout).any()
-
-
-def test_no_trick_changes_the_draws_of_another() -> None:
-    images = numbered(40, 8)
-    cropped_only = preprocess(2).train(images, 3)
-    both = preprocess(2, flip=True).train(images, 3)
-    same = (both == cropped_only).flatten(1).all(1)
-    assert (same ^ (both == cropped_only.flip(3)).flatten(1).all(1)).all()
-    hole = preprocess(cutout=4).train(images, 3) == 0
-    all_three = preprocess(2, flip=True, cutout=4).train(images, 3)
-    assert torch.equal(all_three, both.masked_fill(hole, 0.0))
 
 
 def test_a_smaller_batch_gets_the_same_draws() -> None:

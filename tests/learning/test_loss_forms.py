@@ -6,16 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from support.blocks import block_of, ignored, loss_of, stage_of
+from support.blocks import block_of, ignored, loss_of, specs_of, stage_of
 from support.gradients import check_gradients
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.config.loss import LossConfig
-from pipeline.config.model import ModelConfig
 from pipeline.learning.losses import similarity_matrix
 from pipeline.learning.stage import Stage
-from pipeline.network.from_config import build_specs
 
 if TYPE_CHECKING:
     from pipeline.learning.block import Block
@@ -25,9 +22,8 @@ CLASSES, EXAMPLES = 4, 6
 
 def blocks_of(loss: dict[str, Any], seed: int = 3) -> list[Block]:
     """A small network in float64: two convolution blocks, a linear one, the output."""
-    model = ModelConfig(name="vgg", layers=(4, "M", 5), hidden_layers=1, hidden=7)
-    config = LossConfig.model_validate({"dim_in_decoder": 16, **loss})
-    specs = build_specs(model, config, "leaky_relu", (3, 6, 6), CLASSES)
+    model = {"name": "vgg", "layers": [4, "M", 5], "hidden": 7, "nonlinearity": "leaky_relu"}
+    specs = specs_of(model, {"dim_in_decoder": 16, **loss}, (3, 6, 6), CLASSES)
     return [block_of(spec, seed=seed, optimizer="adam") for spec in specs]
 
 
@@ -264,9 +260,9 @@ def test_a_linear_blocks_input_is_flat_before_its_similarities_are_taken() -> No
 
 @pytest.mark.parametrize("size", [15, 16])
 def test_strided_layers_are_rebuilt_in_the_size_of_their_input(size: int) -> None:
-    model = ModelConfig.model_validate({"name": "resnet18", "feat_mult": 0.05})
-    config = LossConfig(name="pred", unsupervised="recon", alpha=0.5)
-    for spec in build_specs(model, config, "relu", (3, size, size), CLASSES)[1:-1]:
+    loss = {"name": "pred", "unsupervised": "recon", "alpha": 0.5}
+    model = {"name": "resnet18", "feat_mult": 0.05}
+    for spec in specs_of(model, loss, (3, size, size), CLASSES)[1:-1]:
         block = block_of(spec)
         assert block.recon is not None
         assert block.recon(activation(block)).shape == (EXAMPLES, *spec.in_shape)
@@ -274,9 +270,9 @@ def test_strided_layers_are_rebuilt_in_the_size_of_their_input(size: int) -> Non
 
 def test_a_groups_unsupervised_part_looks_at_the_input_of_the_group() -> None:
     """Blocks of several layers: what comes in is what the first of them receives."""
-    model = ModelConfig(name="mlp", hidden_layers=2, hidden=7, group=2)
-    loss = LossConfig(name="pred", unsupervised="sim", alpha=1.0)
-    stage = stage_of(build_specs(model, loss, "relu", (1, 3, 4), CLASSES))
+    model = {"name": "mlp", "hidden_layers": 2, "hidden": 7, "group": 2, "nonlinearity": "relu"}
+    loss = {"name": "pred", "unsupervised": "sim", "alpha": 1.0}
+    stage = stage_of(specs_of(model, loss, (1, 3, 4), CLASSES))
     blocks = stage.blocks
     x = torch.randn(EXAMPLES, 1, 3, 4, dtype=torch.float64)
     with torch.no_grad():
