@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from support.processes import digests, final_digests, launch
+from support.processes import final_digests, launch
 from support.user_networks import FACTORY, NETWORKS, batch, config_of, stage_of
 from torch import Tensor, nn
 
@@ -160,19 +160,6 @@ def test_an_attribute_that_steps_change_is_named(
     )
 
 
-def test_a_module_that_is_kept_in_a_list_is_found() -> None:
-    refused(lambda: around(Teaching()), r"block 1: encoder.0.teacher\[0\].weight changes from")
-
-
-def test_a_look_into_another_block_is_found() -> None:
-    def make() -> nn.Sequential:
-        first = nn.Linear(12, 12)
-        look = Block(lambda own, h: h + first.weight.detach().sum())
-        return around(first, look)
-
-    refused(make, "block 2: the same step from the same state does not give the same ")
-
-
 CALLS = {"count": 0}
 DRAWS = np.random.default_rng(0)
 
@@ -194,18 +181,9 @@ class Shared(Block):
         return super().forward(x)
 
 
-@pytest.mark.parametrize(
-    ("make", "name"),
-    [
-        (lambda: around(Block(in_this_file)), r"CALLS\['count'\]"),
-        (lambda: around(Block(of_this_file)), "DRAWS"),
-        (lambda: around(Shared()), "Shared.calls"),
-    ],
-)
-def test_values_of_classes_and_files_that_steps_change_are_named(
-    make: Callable[[], nn.Sequential], name: str
-) -> None:
-    refused(make, f"block 1: its step changes {__name__}.{name}, which is no part of its state")
+def looking() -> nn.Sequential:
+    first = nn.Linear(12, 12)
+    return around(first, Block(lambda own, h: h + first.weight.detach().sum()))
 
 
 def with_iterator() -> nn.Sequential:
@@ -213,8 +191,22 @@ def with_iterator() -> nn.Sequential:
     return around(Block(lambda own, h: h * next(turns)))
 
 
-def test_state_that_can_not_be_looked_at_shows_in_what_it_does() -> None:
-    refused(with_iterator, "block 1: the same step from the same .* keeps what no buffer")
+CHANGES = f"block 1: its step changes {__name__}.%s, which is no part of its state"
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda: around(Teaching()), r"block 1: encoder.0.teacher\[0\].weight changes from"),
+        (looking, "block 2: the same step from the same state does not give the same "),
+        (lambda: around(Block(in_this_file)), CHANGES % r"CALLS\['count'\]"),
+        (lambda: around(Block(of_this_file)), CHANGES % "DRAWS"),
+        (lambda: around(Shared()), CHANGES % "Shared.calls"),
+        (with_iterator, "block 1: the same step from the same .* keeps what no buffer"),
+    ],
+)
+def test_state_elsewhere_is_found(make: Callable[[], nn.Sequential], complaint: str) -> None:
+    refused(make, complaint)
 
 
 def last_only(own: Any, h: Tensor) -> Tensor:
@@ -280,13 +272,6 @@ def test_draws_in_training_that_no_seed_sets_are_found(
     )
 
 
-def constant(value: Callable[[], float]) -> Callable[[], nn.Sequential]:
-    def fill(own: Any) -> None:
-        nn.init.constant_(own.own.weight, value())
-
-    return lambda: around(Block(make=fill))
-
-
 STARTS = itertools.count()
 
 
@@ -302,7 +287,11 @@ STARTS = itertools.count()
     ],
 )
 def test_a_network_that_starts_otherwise_each_time_is_refused(value: Callable[[], float]) -> None:
-    refused(constant(value), "block 1: encoder.0.own.weight does not start as it did when the func")
+    def fill(own: Any) -> None:
+        nn.init.constant_(own.own.weight, value())
+
+    complaint = "block 1: encoder.0.own.weight does not start as it did when the func"
+    refused(lambda: around(Block(make=fill)), complaint)
 
 
 @pytest.mark.parametrize("draw", [np.random.uniform, random.random, lambda: float(torch.rand(()))])
@@ -602,8 +591,6 @@ def test_groups_and_global_backprop_are_rehearsed_as_they_learn() -> None:
 
     for section in ({"loss": {"name": "glob"}}, {"loss": {"name": "pred"}}):
         refused(make, "block [012]: none of its parameters gets a gradient", **section)
-    counting = Block(warm_up, lambda own: setattr(own, "calls", 0))
-    assert isinstance(counting, nn.Module)
     refused(
         lambda: around(nn.Linear(12, 12), Block(warm_up, lambda own: setattr(own, "calls", 0))),
         "block 2: encoder.0.calls changes from step to step",
@@ -734,37 +721,45 @@ def own_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[s
     return config
 
 
-@pytest.mark.processes
-def test_processes_whose_networks_start_otherwise_are_told_apart(
-    own_networks: Callable[[str], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def later_than(calls: int) -> dict[str, Any]:
+    return {"single": True, "overrides": (f"model.kwargs={{before: {calls}}}",)}
+
+
+@pytest.mark.parametrize(
+    ("function", "given", "says"),
+    [
+        pytest.param(
+            "by_process",
+            {"stages": 2},
+            "block 1: encoder.0.bias starts otherwise in the process of stage 1 (blocks 1",
+            marks=pytest.mark.processes,
+        ),
+        pytest.param(
+            "only_here",
+            {"stages": 1},
+            "only_here: LookupError: no licence",
+            marks=pytest.mark.processes,
+        ),
+        # a call for the shapes, three for the rehearsal; then those of the run
+        ("by_call", later_than(5), "block 1: encoder.0.bias starts otherwise in stage"),
+        # a call for the shapes, two that are compared
+        ("by_call", later_than(2), "block 1: encoder.0.bias does not start as it did"),
+    ],
+)
+def test_a_network_that_is_another_later_is_refused_in_a_line(
+    own_networks: Callable[[str], Path],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    function: str,
+    given: dict[str, Any],
+    says: str,
 ) -> None:
-    assert launch(own_networks("by_process"), tmp_path / "run", stages=2) == 2
+    assert launch(own_networks(function), tmp_path / "run", **given) == 2
     said = capfd.readouterr().err.splitlines()
     assert [line for line in said if "error" in line.lower()] == said[-1:]
-    assert (
-        "block 1: encoder.0.bias starts otherwise in the process of stage 1 (blocks 1" in said[-1]
-    )
-    assert not digests(tmp_path / "run")
-
-
-@pytest.mark.processes
-def test_a_function_that_fails_in_a_worker_is_the_users_and_told_in_a_line(
-    own_networks: Callable[[str], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert launch(own_networks("only_here"), tmp_path / "run", stages=1) == 2
-    said = capfd.readouterr().err
-    assert "only_here: LookupError: no licence" in said
-    assert "Traceback" not in said
-
-
-def test_a_network_that_starts_otherwise_with_a_later_call_is_refused_in_single_mode(
-    own_networks: Callable[[str], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    config = own_networks("by_call")
-    # a call for the shapes, three for the rehearsal; then those of the run
-    status = launch(config, tmp_path / "run", single=True, overrides=("model.kwargs={before: 5}",))
-    assert status == 2
-    assert "block 1: encoder.0.bias starts otherwise in stage" in capfd.readouterr().err
+    assert says in said[-1]
+    assert not list(tmp_path.glob("run/checkpoints/step-*"))
+    assert (tmp_path / "run").exists() == ("does not start" not in says)  # the rehearsal is before
 
 
 @pytest.mark.processes
@@ -777,17 +772,6 @@ def test_global_draws_of_numpy_and_python_give_the_same_in_all_processes(
     random.seed(5)
     assert launch(config, tmp_path / "two", stages=2) == 0
     assert final_digests(tmp_path / "one") == final_digests(tmp_path / "two")
-
-
-def test_it_is_said_before_the_run_directory_is_touched(
-    own_networks: Callable[[str], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    config = own_networks("by_call")
-    # a call for the shapes, two that are compared
-    status = launch(config, tmp_path / "run", single=True, overrides=("model.kwargs={before: 2}",))
-    assert status == 2
-    assert "block 1: encoder.0.bias does not start as it did" in capfd.readouterr().err
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("name", "changes"), [("mean", True), ("steps", True), ("scale", False)])
