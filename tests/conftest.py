@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
-from support.processes import TINY, Launcher, until
+from support.processes import TINY, Launcher, Started, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -106,6 +106,17 @@ def tiny(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY, encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever would train raises `Started`."""
+
+    def start(*given: Any) -> None:
+        raise Started
+
+    monkeypatch.setattr("launch.engines.local.LocalEngine.warm_up", start)
+    monkeypatch.setattr("launch.training.load_batches", start)
 
 
 @pytest.fixture

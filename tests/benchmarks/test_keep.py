@@ -19,12 +19,6 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("benchmarks.lib.result_files.RESULTS", tmp_path / "results")
-    return tmp_path / "results"
-
-
-@pytest.fixture
 def finished(tmp_path: Path, results: Path) -> Path:
     """The folder of a run of three epochs, as far as keeping it needs it."""
     folder = tmp_path / "a run"

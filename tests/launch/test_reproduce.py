@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 from support import REPOSITORY
-from support.processes import final_digests
+from support.processes import contents, final_digests
 
 from launch.engines.local import LocalEngine
 from launch.job import Options
 from launch.machine.provenance import is_provenance, provenance, read_starts, write_starts
-from launch.paper.configs import config_text, shortened
+from launch.paper.configs import config_text
 from launch.paper.report import RESULTS, difference, report_text, write_report
 from launch.paper.results import (
     Record,
@@ -99,17 +99,6 @@ def tables(here: Path) -> tuple[Table, ...]:
     return read_tables()
 
 
-@pytest.fixture
-def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever would train fails the test."""
-
-    def start(*given: Any) -> None:
-        raise AssertionError("started")
-
-    monkeypatch.setattr(LocalEngine, "warm_up", start)
-    monkeypatch.setattr("launch.training.load_batches", start)
-
-
 def request_of(selector: str, *overrides: str, **given: Any) -> Request:
     options = Options(None, gpus="cpu", view="quiet", overrides=overrides)
     return Request(selector, options, command=f"pipeline-reproduce {selector}", **given)
@@ -154,24 +143,19 @@ def start(commit: str, *, changed: bool = False, gpus: Sequence[str] = ()) -> di
     return {**START, "gpus": list(gpus), "commit": commit, "uncommitted_changes": changed}
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def finished_run(folder: Path, entry: Entry, epochs: int | None = None) -> Path:
-    """A run directory as a finished run leaves it, as far as results need it."""
-    epochs = epochs or entry.epochs
+def finished_run(loss: str) -> Path:
+    """The run directory of an entry as a finished run leaves it, as far as results need it."""
+    entry = entry_of(read_tables(), f"1/mlp/{loss}")
+    folder = Path(f"runs/paper/digits/mlp_{loss}")
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(
-        config_text(shortened(entry, epochs), CELLS), encoding="utf-8"
-    )
+    (folder / "config.yaml").write_text(config_text(entry, CELLS), encoding="utf-8")
     lines = [
         {
             "event": "epoch", "epoch": epoch, "images_per_s": 100.0 * epoch,
             "train": {"error_pct": 10 / epoch}, "test": {"error_pct": 20 / epoch},
             "stages": [{"device": "cpu"}],
         }
-        for epoch in range(1, epochs + 1)
+        for epoch in range(1, entry.epochs + 1)
     ]  # fmt: skip
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
@@ -279,8 +263,7 @@ def test_ctrl_c_before_an_entry_has_begun(
 @pytest.mark.usefixtures("nothing_starts")
 def test_a_finished_run_is_only_looked_at(tables: Sequence[Table], here: Path) -> None:
     """A run of another command may be put in the place: its provenance is not known."""
-    entry = entry_of(tables, "1/mlp/predsim")
-    finished_run(here / "runs/paper/digits/mlp_predsim", entry)
+    finished_run("predsim")
     more = ("runtime.threads_per_stage=2", "data.root=/elsewhere", "data.download=false")
     assert reproduce(tables, request_of("1/mlp/predsim", *more)) == 0
     (found,) = read_records(here / "benchmarks" / RESULTS)
@@ -300,11 +283,8 @@ def test_a_finished_run_is_only_looked_at(tables: Sequence[Table], here: Path) -
         ("optimizer.lr=0.1", "0.1", "0.0005"),
     ],
 )  # fmt: skip
-def test_another_run_in_the_place_is_named(
-    tables: Sequence[Table], here: Path, change: str, now: str, before: str
-) -> None:
-    entry = entry_of(tables, "1/mlp/predsim")
-    finished_run(here / "runs/paper/digits/mlp_predsim", entry)
+def test_another_run_in_the_place_is_named(here: Path, change: str, now: str, before: str) -> None:
+    finished_run("predsim")
     key = change.partition("=")[0]
     says = refused("1/mlp/predsim", "--set", change, "--gpus", "cpu")
     assert says == (
@@ -315,7 +295,7 @@ def test_another_run_in_the_place_is_named(
 
 @pytest.mark.usefixtures("nothing_starts")
 def test_results_that_were_removed_are_recorded_anew(tables: Sequence[Table], here: Path) -> None:
-    finished_run(here / "runs/paper/digits/mlp_predsim", entry_of(tables, "1/mlp/predsim"))
+    finished_run("predsim")
     for _ in range(2):
         assert reproduce(tables, request_of("1/mlp/predsim")) == 0
         (here / "benchmarks" / RESULTS).unlink()
@@ -356,7 +336,7 @@ def test_plans_of_older_runs_do_not_say_how_many_processes(
     tables: Sequence[Table], here: Path, loss: str, plan: str | None, single: bool
 ) -> None:
     entry = entry_of(tables, f"1/mlp/{loss}")
-    directory = finished_run(here / "run", entry)
+    directory = finished_run(loss)
     if plan is not None:
         (directory / "plan.json").write_text(plan, encoding="utf-8")
     assert record_of(entry, directory).single == single
@@ -364,7 +344,7 @@ def test_plans_of_older_runs_do_not_say_how_many_processes(
 
 def test_a_damaged_plan_is_named(tables: Sequence[Table], here: Path) -> None:
     entry = entry_of(tables, "1/mlp/predsim")
-    directory = finished_run(here / "run", entry)
+    directory = finished_run("predsim")
     for text in ("", "[]"):
         (directory / "plan.json").write_text(text, encoding="utf-8")
         with pytest.raises(ConfigError, match=r"plan\.json: is no plan of a run: "):
@@ -375,7 +355,7 @@ def test_a_run_is_finished_when_its_last_epoch_was_tested(
     tables: Sequence[Table], here: Path
 ) -> None:
     entry = entry_of(tables, "1/mlp/predsim")
-    directory = finished_run(here / "run", entry)
+    directory = finished_run("predsim")
     assert record_of(entry, directory).error_pct == 5.0
     lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (directory / "metrics.jsonl").write_text("".join(lines[:-1]) + lines[-1][:20], encoding="utf-8")
@@ -446,13 +426,10 @@ def test_a_file_in_the_place_of_a_run(here: Path) -> None:
     ["", "{}", "[1]", '[{"command": "x"}]', json.dumps([START | {"cores": "two"}]),
      json.dumps([START | {"gpus": [1]}])],
 )  # fmt: skip
-def test_damaged_provenance_is_named(tables: Sequence[Table], here: Path, text: str) -> None:
+def test_damaged_provenance_is_named(here: Path, text: str) -> None:
     """Before anything starts: that of the second entry, too."""
-    finished_run(here / "runs/paper/digits/mlp_glob", entry_of(tables, "1/mlp/glob"))
-    directory = finished_run(
-        here / "runs/paper/digits/mlp_predsim", entry_of(tables, "1/mlp/predsim")
-    )
-    (directory / "provenance.json").write_text(text, encoding="utf-8")
+    finished_run("glob")
+    (finished_run("predsim") / "provenance.json").write_text(text, encoding="utf-8")
     says = refused("1", "--gpus", "cpu", "--view", "quiet")
     assert says.startswith("runs/paper/digits/mlp_predsim/provenance.json: is no list of proven")
     assert "repair it, or move it away" in says
@@ -487,9 +464,8 @@ def test_what_is_refused_leaves_no_provenance(here: Path) -> None:
     assert read_starts(here / "runs/paper/digits/mlp_glob") == []
 
 
-def test_where_another_is_at_work_nothing_is_touched(tables: Sequence[Table], here: Path) -> None:
-    entry = entry_of(tables, "1/mlp/glob")
-    directory = finished_run(here / "runs/paper/digits/mlp_glob", entry)
+def test_where_another_is_at_work_nothing_is_touched(here: Path) -> None:
+    directory = finished_run("glob")
     lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (directory / "metrics.jsonl").write_text(lines[0], encoding="utf-8")
     write_starts(Folder.open(directory), [start("0c1cfec")])
@@ -509,7 +485,7 @@ def test_what_another_command_finishes_meanwhile_is_not_trained_again(
     before = {}
 
     def late(path: Path) -> Any:
-        finished_run(folder, entry_of(tables, "1/mlp/glob"))
+        finished_run("glob")
         before.update(contents(folder))
         return hold(path)
 
@@ -665,7 +641,7 @@ def test_no_other_writes_between_a_record_and_its_report(
             os.close(descriptor)
 
     monkeypatch.setattr("launch.paper.report.draw_figures", look)
-    finished_run(here / "runs/paper/digits/mlp_predsim", entry_of(tables, "1/mlp/predsim"))
+    finished_run("predsim")
     assert reproduce(tables, request_of("1/mlp/predsim")) == 0
     assert run("--report").exit_code == 0
     assert found == [1, 1]

@@ -6,14 +6,13 @@ import os
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from support.disk import fill, remount, small_disk
-from support.processes import TINY_EPOCH, launch
+from support.processes import contents, launch
 
 from launch import run_directory
-from launch.engines.local import LocalEngine
 from launch.run_directory import folder_named, hold, hold_new
 from pipeline.errors import ConfigError
 from pipeline.storage.atomic import write_synced
@@ -22,21 +21,11 @@ from pipeline.storage.folder import Folder
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from support.processes import Launcher
-
-    Start = Callable[..., Launcher]
-
-MIDDLE = TINY_EPOCH + 2
-
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def contents(folder: Path) -> dict[Path, bytes | None]:
-    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 # --- held ---------------------------------------------------------------------------------
@@ -146,16 +135,6 @@ def test_a_config_with_a_long_or_odd_name_has_a_folder(here: Path, name: str) ->
 
 
 # --- refused before anything starts -------------------------------------------------------
-
-
-def never(*given: Any) -> None:
-    raise AssertionError("something was started")
-
-
-@pytest.fixture
-def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LocalEngine, "warm_up", never)
-    monkeypatch.setattr("launch.training.load_batches", never)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,6 @@ from pipeline.storage.checkpoint import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 CONFIG = """\
 model: {name: mlp, hidden_layers: 1, hidden: 8}
@@ -59,6 +59,13 @@ def start_of(batches: Batches, name: str = "imagefolder") -> RunState:
     """As a checkpoint brings it: through JSON."""
     tree = json.loads(json.dumps(batches.record(name).tree))
     return RunState(steps_per_epoch=batches.steps_per_epoch, data=record_of_tree(tree))
+
+
+def checked(start: RunState, now: Batches, *, accepted: bool = False, **limit: int) -> list[str]:
+    """The notes, without a list of files; `accepted`: whatever images there are now."""
+    record = now.record("imagefolder")
+    config = wanted(accept=record.digest if accepted else None, **limit)
+    return check_same_data(start, now, record, config, Path("none"))
 
 
 def _gone(root: Path) -> None:
@@ -133,56 +140,50 @@ def test_without_the_list_of_files_the_rest_is_said(root: Path, tmp_path: Path) 
 def test_a_folder_that_moved_is_the_same(root: Path, tmp_path: Path) -> None:
     start = start_of(read(root))
     root.rename(tmp_path / "elsewhere")
-    now = read(tmp_path / "elsewhere")
-    assert not check_same_data(start, now, now.record("imagefolder"), wanted(), tmp_path / "none")
+    assert not checked(start, read(tmp_path / "elsewhere"))
 
 
-def test_another_number_of_batches_can_not_be_accepted(root: Path, tmp_path: Path) -> None:
+def test_another_number_of_batches_can_not_be_accepted(root: Path) -> None:
     start = start_of(read(root))
     for number in range(3):
         (root / "train" / "cat" / f"{number}.bmp").unlink()
-    now = read(root)
-    record = now.record("imagefolder")
     with pytest.raises(ConfigError, match="now gives 3 batches an epoch, the run began with 4"):
-        check_same_data(start, now, record, wanted(accept=record.digest), tmp_path / "none")
+        checked(start, read(root), accepted=True)
 
 
-def test_another_number_of_classes_can_not_be_accepted(root: Path, tmp_path: Path) -> None:
+def test_another_number_of_classes_can_not_be_accepted(root: Path) -> None:
     start = start_of(read(root))
     for part, number in (("train", 6), ("val", 2)):
         (root / part / "eel").mkdir()
         (root / part / "cat" / f"{number}.bmp").rename(root / part / "eel" / "0.bmp")
-    now = read(root)
-    record = now.record("imagefolder")
     with pytest.raises(ConfigError, match=r"classes cat, dog, eel instead of .* bring back"):
-        check_same_data(start, now, record, wanted(accept=record.digest), tmp_path / "none")
+        checked(start, read(root), accepted=True)
 
 
-def test_a_checkpoint_without_a_digest_goes_on_with_a_note(root: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_digest_goes_on_with_a_note(root: Path) -> None:
     now = read(root)
     start = replace(start_of(now), data=None)
-    record = now.record("imagefolder")
-    (note,) = check_same_data(start, now, record, wanted(), tmp_path / "none")
+    (note,) = checked(start, now)
     assert "kept no digest" in note
     with pytest.raises(ConfigError, match="now gives 4 batches an epoch, the run began with 9"):
-        check_same_data(replace(start, steps_per_epoch=9), now, record, wanted(), tmp_path / "none")
-    assert not check_same_data(RunState(), now, record, wanted(), tmp_path / "none")
+        checked(replace(start, steps_per_epoch=9), now)
+    assert not checked(RunState(), now)
 
 
 @pytest.mark.parametrize("limit", [{"train_limit": 13}, {"test_limit": 5}, {"train_limit": 15}])
 def test_a_checkpoint_without_a_digest_had_other_images_under_a_limit(
-    limit: dict[str, int], root: Path, tmp_path: Path
+    limit: dict[str, int], root: Path
 ) -> None:
     """Earlier versions took the first images, which are of the first classes."""
-    now, none = read(root, **limit), tmp_path / "none"
-    start, record = replace(start_of(now), data=None), now.record("imagefolder")
+    now = read(root, **limit)
+    start, digest = replace(start_of(now), data=None), now.record("imagefolder").digest
     if limit == {"train_limit": 15}:  # more than there are
-        (note,) = check_same_data(start, now, record, wanted(**limit), none)
+        (note,) = checked(start, now, **limit)
         assert "kept no digest" in note
         return
-    with pytest.raises(ConfigError, match=f"took the first images.*accept={record.digest}"):
-        check_same_data(start, now, record, wanted(**limit), none)
-    (note,) = check_same_data(start, now, record, wanted(accept=record.digest, **limit), none)
+    with pytest.raises(ConfigError, match=f"took the first images.*accept={digest}"):
+        checked(start, now, **limit)
+    (note,) = checked(start, now, accepted=True, **limit)
     assert "from here on the run has other images" in note
 
 

@@ -104,6 +104,21 @@ def epochs(run_dir: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
 
 
+def contents(folder: Path) -> dict[Path, bytes | None]:
+    """Of every file below a folder; None for folders."""
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def python(*arguments: str, **given: Any) -> subprocess.CompletedProcess[str]:
+    """Python with these arguments, to its end; `given`: as for `subprocess.run`."""
+    usual = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 60}
+    return subprocess.run([sys.executable, *arguments], check=False, **{**usual, **given})
+
+
+class Started(BaseException):
+    """Something was started that should not have been."""
+
+
 # --- launchers that are processes ---------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support import REPOSITORY
+from support.processes import python
 
 from launch.entry import leave_current_folder
 from pipeline.system.interpreter import (
@@ -29,17 +30,7 @@ if TYPE_CHECKING:
 
 OPTIONAL = ("pandas", "polars", "accimage", "cupy", "triton", "numexpr", "pyarrow")
 """What libraries use where it is installed."""
-SHADOWS = (
-    "linecache",
-    "pathlib",
-    "selectors",
-    "json",
-    "threading",
-    "yaml",
-    "click",
-    "rich",
-    *OPTIONAL,
-)
+USED = ("linecache", "pathlib", "selectors", "json", "threading", "yaml", "click", "rich")
 NET = """\
 import helper
 from torch import nn
@@ -52,7 +43,7 @@ def net():
 @pytest.fixture
 def shadowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder: modules that leave a file where they are imported."""
-    for name in SHADOWS:
+    for name in (*USED, *OPTIONAL):
         (tmp_path / f"{name}.py").write_text(f"open('{tmp_path}/EXECUTED-{name}', 'w')\n")
     (tmp_path / "launch").mkdir()
     (tmp_path / "launch/__init__.py").write_text(f"open('{tmp_path}/EXECUTED-launch', 'w')\n")
@@ -191,11 +182,8 @@ def test_commands_that_are_started_as_modules_leave_it_too(shadowed: Path, modul
     """Where the package is installed elsewhere; `runpy` itself is Python's business."""
     (shadowed / "launch/__init__.py").unlink()
     (shadowed / "launch").rmdir()
-    done = subprocess.run(
-        [sys.executable, "-m", module, "--help"],
-        env={**os.environ, "PYTHONPATH": f":{REPOSITORY}"},
-        capture_output=True, timeout=60, check=False,
-    )  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": f":{REPOSITORY}"}
+    done = python("-m", module, "--help", env=environment)
     unavoidable = {f"EXECUTED-{name}" for name in ("linecache", "pathlib", "threading")}
     assert not {*executed(shadowed)} - unavoidable, done.stderr
 

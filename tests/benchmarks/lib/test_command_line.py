@@ -9,13 +9,6 @@ from click.testing import CliRunner
 
 from benchmarks import links, memory, ready, recovery, scaling, throughput
 
-
-@pytest.fixture
-def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("benchmarks.lib.result_files.RESULTS", tmp_path / "results")
-    return tmp_path / "results"
-
-
 THROUGHPUT = ["--network", "mlp", "--losses", "pred", "--precision", "fp32"]
 
 

@@ -15,12 +15,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.fixture
-def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("benchmarks.lib.result_files.RESULTS", tmp_path / "results")
-    return tmp_path / "results"
-
-
 def test_nothing_is_overwritten(results: Path) -> None:
     today = date.today().isoformat()
     for number in (1, 2, 3):

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from support import blocks
+from support.blocks import specs_of
 from torch import Tensor
 
 from benchmarks.rivals.onef1b import Part, loss_of
 from benchmarks.rivals.plain import PlainBlock, PlainTrainer
-from pipeline.config.sections import build_config
-from pipeline.learning.block import Block
-from pipeline.learning.optimizers import make_optimizer
-from pipeline.learning.stage import Stage
-from pipeline.network.from_config import build_specs
+
+if TYPE_CHECKING:
+    from pipeline.learning.stage import Stage
 
 LR, STEPS, CPU = 5e-4, 3, torch.device("cpu")
 MODELS = {
@@ -30,18 +29,8 @@ DECODED = {"vgg, whole maps decoded": 1024}
 
 def stage_of(model: str, loss: str) -> Stage:
     """A stage of ours that holds the whole network, in float64."""
-    tree: dict[str, Any] = {
-        "model": MODELS[model],
-        "loss": {"name": loss, "dim_in_decoder": DECODED.get(model, 24)},
-        "data": {"name": "cifar10"},
-    }
-    config = build_config(tree, "test")
-    specs = build_specs(config.model, config.loss, config.nonlinearity, (3, 9, 9), 4)
-    make = partial(make_optimizer, "adam", weight_decay=0.0, momentum=0.9)
-    blocks = [Block(spec, seed=1, device=CPU, dtype=torch.float64, bf16=False) for spec in specs]
-    for block in blocks:
-        block.attach(make)
-    return Stage(blocks, None)
+    section = {"name": loss, "dim_in_decoder": DECODED.get(model, 24)}
+    return blocks.stage_of(specs_of(MODELS[model], section, (3, 9, 9), 4), optimizer="adam")
 
 
 def losses_of(stage: Stage, x: Tensor, labels: Tensor, batch_id: int) -> list[float | None]:
@@ -104,8 +93,6 @@ def test_1f1b_has_the_layers_of_our_global_backprop(model: str) -> None:
 
 
 def test_the_plain_baseline_refuses_what_it_does_not_know() -> None:
-    tree = {"model": {"name": "resnet18"}, "loss": {"name": "pred"}, "data": {"name": "cifar10"}}
-    config = build_config(tree, "test")
-    specs = build_specs(config.model, config.loss, config.nonlinearity, (3, 32, 32), 10)
+    specs = specs_of({"name": "resnet18"}, {"name": "pred"}, (3, 32, 32), 10)
     with pytest.raises(SystemExit, match="only an MLP or a VGG"):
         [PlainBlock(spec) for spec in specs]

@@ -14,7 +14,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.processes import HELD, digests
+from support.processes import HELD, digests, python
 
 from launch.display.streams import Backlog, OutputStream, lost_output
 
@@ -88,8 +88,17 @@ def test_what_nobody_takes_is_dropped(gone: Callable[[], Iterator[int]], waits: 
     assert lost_output(outlet).startswith("the output can't be written: ")
 
 
-def test_what_is_taken_arrives() -> None:
-    reader, writer = os.pipe()
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """The ends to read from and to write into."""
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+def test_what_is_taken_arrives(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
     outlet = OutputStream(writer, "utf-8")
     print("one", file=outlet)
     assert os.read(reader, 10) == b"one\n"
@@ -98,25 +107,21 @@ def test_what_is_taken_arrives() -> None:
     print("two", end="", file=outlet, flush=True)
     assert os.read(reader, 10) == b"two"
     assert lost_output(outlet) == ""
-    os.close(reader)
-    os.close(writer)
 
 
 @pytest.mark.parametrize(
     "data", [b"plain\n", "→\n".encode(), bytearray(b"more\n"), memoryview(b"m\n")]
 )
-def test_bytes_go_the_way_of_text(data: bytes) -> None:
-    reader, writer = os.pipe()
+def test_bytes_go_the_way_of_text(data: bytes, pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
     outlet = OutputStream(writer, "utf-8")
     print("first", end=" ", file=outlet)
     assert outlet.buffer.write(data) == len(data)
     outlet.buffer.flush()
     assert os.read(reader, 100) == b"first " + bytes(data)
-    os.close(reader)
-    os.close(writer)
 
 
-def test_a_line_that_comes_while_the_output_ends() -> None:
+def test_a_line_that_comes_while_the_output_ends(pipe: tuple[int, int]) -> None:
     """It is written by its own thread: no other would be there to write it."""
     late: list[Thread] = []
 
@@ -127,15 +132,13 @@ def test_a_line_that_comes_while_the_output_ends() -> None:
             late[-1].start()
             return settled
 
-    reader, writer = os.pipe()
+    reader, writer = pipe
     outlet = Ending(writer, "utf-8")
     outlet.wait_for_no_reader()
     outlet.end()
     late[0].join()
     assert not outlet.is_behind
     assert os.read(reader, 10) == b"late\n"
-    os.close(reader)
-    os.close(writer)
 
 
 @PAUSED
@@ -172,8 +175,8 @@ def test_the_end_does_not_wait_for_ever(
         outlet.lost = OSError()  # the thread ends as soon as the reader is gone
 
 
-def test_a_descriptor_that_somebody_has_made_non_blocking() -> None:
-    reader, writer = os.pipe()
+def test_a_descriptor_that_somebody_has_made_non_blocking(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
     os.set_blocking(writer, False)
     outlet = OutputStream(writer, "utf-8")
     outlet.wait_for_no_reader()
@@ -183,8 +186,6 @@ def test_a_descriptor_that_somebody_has_made_non_blocking() -> None:
     while len(taken) < len(text):
         taken += os.read(reader, 1000)
     assert (taken.decode(), outlet.settle(), outlet.lost) == (text, True, None)
-    os.close(reader)
-    os.close(writer)
 
 
 @pytest.mark.parametrize(
@@ -282,10 +283,7 @@ def test_a_closed_terminal_ends_a_run_with_a_checkpoint(launcher: Start, tmp_pat
 )
 def test_a_list_that_is_not_taken_to_its_end(output: Callable[[], Any], says: str) -> None:
     with output() as stdout:
-        done = subprocess.run(
-            [sys.executable, "-m", "launch.reproduce", "--list"],
-            stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, timeout=60,
-        )  # fmt: skip
+        done = python("-m", "launch.reproduce", "--list", stdout=stdout)
     assert (done.returncode, done.stderr) == (0, says)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
-from support.processes import HELD
+from support.processes import HELD, python
 
 from launch import entry
 from launch.cli import main as launch
@@ -24,7 +24,7 @@ from launch.verify import main as verify
 from pipeline.signals import signals_held
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from click import Command
@@ -32,14 +32,10 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(autouse=True)
-def signals_as_before() -> Iterator[None]:
-    """Whatever a test does to the handlers of this process."""
-    before = {number: signal.getsignal(number) for number in INTERRUPTIONS}
+def heeded(handlers_as_before: None) -> None:
+    """Signals as Python handles Ctrl-C, however the tests were started."""
     for number in INTERRUPTIONS:
         signal.signal(number, signal.default_int_handler)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", INTERRUPTIONS)
@@ -170,10 +166,7 @@ run_command(body)
 
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_before_training_unwinds_the_command(number: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", BEGINNING.format(number=number)], preexec_fn=default_signals,
-        capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
+    done = python("-c", BEGINNING.format(number=number), preexec_fn=default_signals)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
@@ -188,9 +181,7 @@ run_command(lambda: {status})
 @pytest.mark.parametrize(("number", "status"), [("SIGINT", 0), ("SIGTERM", 1), ("SIGHUP", 2)])
 def test_a_signal_at_the_end_of_python_changes_nothing(number: str, status: int) -> None:
     program = ENDING.format(number=number, status=status)
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60
-    )
+    done = python("-c", program)
     assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from launch.machine.gpus import devices, gpu_names, visible_gpus
+from launch.machine.gpus import devices, gpu_memory, gpu_names, visible_gpus
 from pipeline.errors import ConfigError, cut
 
 
@@ -104,6 +104,10 @@ class FakeDriver:
         name.value = f"GPU of {length} letters, {device.value}".encode()
         return 0
 
+    def cuDeviceTotalMem_v2(self, size: Any, device: Any) -> int:
+        size._obj.value = 5 << 30
+        return 0
+
 
 def test_the_driver_is_asked() -> None:
     assert visible_gpus({"libcuda.so.1": FakeDriver(3)}.__getitem__) == 3
@@ -129,6 +133,12 @@ def test_gpus_say_their_names() -> None:
     named = ("GPU of 256 letters, 0", "GPU of 256 letters, 1", "unknown")
     assert gpu_names(lambda name: FakeDriver(3)) == named
     assert gpu_names(lambda name: FakeDriver(3, init_status=100)) == ()
+
+
+def test_gpus_say_their_memory() -> None:
+    first, second, silent = gpu_memory(lambda name: FakeDriver(3))
+    assert first == second == 5 << 30
+    assert silent > 1 << 60
 
 
 @pytest.mark.parametrize("spec", ["0-1024", "0-999999", ",".join(map(str, range(2000)))])

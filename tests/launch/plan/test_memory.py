@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from launch.job import Options
-from launch.machine.gpus import devices, gpu_memory
+from launch.machine.gpus import devices
 from launch.plan import memory
 from launch.plan.checks import make_job
 from launch.plan.foresight import cautions
@@ -142,30 +142,6 @@ def test_memory_of_the_host_is_what_its_control_group_allows(tmp_path: Path) -> 
     assert host_memory(tmp_path, info) == 5120
     (tmp_path / "memory.swap.max").write_text("0\n", encoding="utf-8")
     assert host_memory(tmp_path, info) == 4096
-
-
-class Driver:
-    """Of two devices, the second of which answers nothing."""
-
-    def cuInit(self, flags: int) -> int:
-        return 0
-
-    def cuDeviceGetCount(self, count: object) -> int:
-        count._obj.value = 2  # type: ignore[attr-defined]
-        return 0
-
-    def cuDeviceGet(self, device: object, number: int) -> int:
-        return number
-
-    def cuDeviceTotalMem_v2(self, size: object, device: object) -> int:
-        size._obj.value = 5 * GIB  # type: ignore[attr-defined]
-        return 0
-
-
-def test_memory_of_gpus_is_asked_of_the_driver() -> None:
-    first, second = gpu_memory(lambda name: Driver())
-    assert first == 5 * GIB
-    assert second > 1 << 60
 
 
 @pytest.mark.parametrize(
