@@ -24,9 +24,9 @@ from pipeline.protocol.messages import Message
 from pipeline.schedule import items, reports
 
 MAX_HEADER_BYTES = 1 << 22
-MAX_ITEMS = 1 << 14
+MAX_ITEMS = 1 << 15
 """Of one list in a message: more than the blocks of a network, and read in no time; and of the
-values of a tree."""
+values of a tree: more than a file of YAML may have."""
 MAX_DEPTH = 32
 """Of a tree: `model.kwargs` may have 16 lists or mappings in each other."""
 _PLAIN = (type(None), bool, int, float, str)

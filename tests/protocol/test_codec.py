@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import REPOSITORY
 
+from pipeline.config import yaml_text
 from pipeline.data.facts import DataFacts
 from pipeline.errors import ProtocolError
 from pipeline.protocol.addresses import (
@@ -333,7 +334,7 @@ def test_long_lists_are_not_read() -> None:
         ("uint8", (-1,), "tensor shape (-1,) is not one"),
         ("uint8", (1,) * 9, "tensor shape (1, 1, 1, 1, 1, 1, 1, 1, 1) is not one"),
         ("uint8", (1,) * MAX_ITEMS, "tensor shape (1, "),
-        ("uint8", (1,) * 100_000, "100000 exceeds max_array_len(16384)"),
+        ("uint8", (1,) * 100_000, f"100000 exceeds max_array_len({MAX_ITEMS})"),
         ("uint8", (2**63, 2**63), "bytes: at most 68719476736 travel"),
         ("int64", (2**34,), "tensor of 137438953472 bytes"),
     ],
@@ -440,7 +441,7 @@ def nested(depth: int) -> dict[str, Any]:
     ("tree", "says"),
     [
         (nested(MAX_DEPTH + 1), f"or {MAX_DEPTH} of them in each other"),
-        ({"layers": [[0] * 9000, [0] * 9000]}, f"Setup.config: more than {MAX_ITEMS} values"),
+        ({"layers": [[0] * 18000, [0] * 18000]}, f"Setup.config: more than {MAX_ITEMS} values"),
         ({"bytes": b""}, "Setup.config: bytes is no plain value"),
         ({b"bytes": 1}, "Setup.config: bytes is no plain value"),
         ({"time": msgpack.Timestamp(1)}, "Setup.config: Timestamp is no plain value"),
@@ -453,6 +454,12 @@ def test_a_configuration_is_a_tree_of_plain_values(tree: Any, says: str) -> None
     deepest = replace(setup, config=nested(MAX_DEPTH))
     assert decode(encode(deepest)) == deepest
     assert says in refused(msgpack.packb({**as_tree(setup), "config": tree}))
+
+
+def test_whatever_a_file_may_hold_crosses() -> None:
+    most = {"names": [""] * yaml_text._MOST_VALUES}
+    setup = next(message for message in EXAMPLES if isinstance(message, Setup))
+    assert decode(encode(replace(setup, config=most))).config == most  # type: ignore[union-attr]
 
 
 def test_a_carrier_is_one_of_three_and_says_why_no_better_one() -> None:
