@@ -85,8 +85,8 @@ def launch_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--measure",
     is_flag=True,
-    help="Measure what each block costs on its device first, and keep it for later plans; with "
-    "--dry-run, also train for some seconds and print the speed.",
+    help="First measure what each block costs on its device, and keep it for later plans; then "
+    "train on synthetic images for some seconds and print the speed.",
 )
 @click.option(
     "--assume",

@@ -42,6 +42,8 @@ def launch(options: Options) -> int:
         if options.resume and options.run_dir is not None:
             look(options.run_dir, job)
         return _print_plan(job, options)
+    if said := _tried(job, options):
+        print(said, file=sys.stderr)
     # from here on no other command changes the run's folder
     folder = (
         hold_new(job.name)
@@ -72,15 +74,18 @@ def _print_plan(job: Job, options: Options) -> int:
         from launch.plan.forecast import print_forecast
 
         print_forecast(job, job.foresight, console)
-    if options.measure and not (job.too_large or job.config.schedule.greedy):
-        say(console, _tried(job, options))
+    if said := _tried(job, options):
+        say(console, said)
     for caution in cautions(job):
         say(console, caution)
     return DONE
 
 
 def _tried(job: Job, options: Options) -> str:
-    """What a trial run of the plan reaches; where it fails, the rest is still worth printing."""
+    """With `--measure`, what a trial run of the plan reaches; its failure ends nothing. Empty where
+    the memory holds no run, and in greedy training, where stages never work all at once."""
+    if not options.measure or job.too_large or job.config.schedule.greedy:
+        return ""
     from launch.trial_run import trial_speed  # numpy, and much more
 
     print("measuring the planned pipeline", file=sys.stderr)

@@ -132,14 +132,14 @@ main()
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize("more", [("--dry-run",), ("--run-dir", "run")], ids=["dry", "a run"])
 def test_the_planned_pipeline_trains(
-    launcher: Callable[..., Launcher], tiny: Path, tmp_path: Path
+    launcher: Callable[..., Launcher], tiny: Path, tmp_path: Path, more: tuple[str, ...]
 ) -> None:
-    program = COMMAND.format(seconds=0.1)
-    arguments = (tiny, "--dry-run", "--measure", "--stages", "2")
-    run = launcher(*arguments, program=program)
+    run = launcher(tiny, "--measure", "--stages", "2", *more, program=COMMAND.format(seconds=0.1))
     assert run.exit_status() == 0, run.stderr
-    assert "Measured in a trial run: " in run.stdout
+    assert "Measured in a trial run: " in run.stdout + run.stderr
+    assert (tmp_path / "run/checkpoints").exists() == ("--run-dir" in more)
     (kept,) = (tmp_path / "cache").rglob("*.yaml")
     assert "crowded_speed: 1.0\n" not in kept.read_text(encoding="utf-8")
 
