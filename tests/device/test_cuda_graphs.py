@@ -115,7 +115,7 @@ def trained(
             labels.to(device),
             batch_id=batch_id,
             lr=lr,
-            send=appending_to(done),
+            send=lambda passed: done.sent.append(passed.clone()),
             in_slot=slots is not None,
         )
     return done
@@ -137,10 +137,6 @@ class Slots:
     def holds(self, x: torch.Tensor) -> bool:
         """Whether x lies at the beginning of one."""
         return x.data_ptr() in {slot.data_ptr() for slot in self._memory}
-
-
-def appending_to(done: Trained) -> Callable[[torch.Tensor], None]:
-    return lambda passed: done.sent.append(passed.clone())
 
 
 def batch(stage: Stage, examples: int, batch_id: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -243,13 +239,7 @@ class NotAllOfIt(Again):
 
     def capture(self, work: Callable[[], None]) -> Callable[[], object]:
         again = super().capture(work)
-        if self.records == 1:
-            return again
-
-        def replay() -> None:
-            return None
-
-        return replay
+        return again if self.records == 1 else lambda: None
 
 
 def test_of_a_half_that_was_not_recorded_nothing_stays() -> None:

@@ -371,16 +371,6 @@ def test_devices_copy_beside_what_they_compute(
 
 
 @pytest.mark.usefixtures("tiny")
-def test_speed_is_that_of_full_slots(tmp_path: Path) -> None:
-    """One device is always at work; while slots fill, more goes in than comes out."""
-    job = make_job(Options(tmp_path / "tiny.yaml", gpus="cpu", stages=3))
-    timing = Timing(tuple(BlockTimes(n, 1, 1) for n in range(4)), job.costs, 32)
-    for max_in_flight in (1, 8, 64):
-        found = timing.prospect(job.plan, max_in_flight)
-        assert found.images_per_s == pytest.approx(32 / 8, rel=0.01)
-
-
-@pytest.mark.usefixtures("tiny")
 def test_stages_are_timed_by_hand(tmp_path: Path) -> None:
     """Blocks of 1 + 2 s, 3 + 4 s, 5 + 6 s, 0 + 7 s; 16 numbers for each of 32 images are sent,
     2,048 bytes."""
