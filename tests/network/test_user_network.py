@@ -8,29 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from support import user_networks
+from support.user_networks import FACTORY, NETWORKS, stage_of
 from torch import nn
 
+from launch.plan.checks import network_costs
 from pipeline.config.config_file import config_tree
-from pipeline.config.sections import Config, build_config
+from pipeline.config.sections import build_config
 from pipeline.data.facts import data_facts
 from pipeline.errors import ConfigError
-from pipeline.learning.build import build_stage
 from pipeline.network.from_config import network_specs
 from pipeline.network.user_network import build_parts
-from pipeline.planning.cost import block_costs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
+    from pipeline.config.sections import Config
     from pipeline.learning.stage import Stage
     from pipeline.network.specs import BlockSpec
-
-CPU = torch.device("cpu")
-DATA = {
-    "name": "synthetic", "size": 16, "classes": 5, "train_images": 40, "test_images": 12,
-    "batch_size": 8,
-}  # fmt: skip
 
 
 def convolutional(width: int = 6, dropout: float = 0.5) -> nn.Sequential:
@@ -134,7 +129,7 @@ def ever_wider() -> nn.Sequential:
 
 
 WIDTHS = iter(range(3, 99))
-NETWORKS: dict[str, Callable[..., nn.Module]] = {
+NETWORKS |= {
     "convolutional": convolutional,
     "enlarging": lambda: nn.Sequential(
         nn.ConvTranspose2d(3, 8, 4, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 64 * 64, 5)
@@ -171,31 +166,15 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def made(network: str, **given: Any) -> nn.Module:
-    """The `model.factory` of these tests."""
-    return NETWORKS[network](**given)
-
-
 def config_of(network: str = "convolutional", **sections: Any) -> Config:
-    model = {"factory": f"{__name__}:made", **sections.pop("model", {})}
-    model["kwargs"] = {"network": network, **model.get("kwargs", {})}
-    tree = {
-        "model": model,
-        "loss": {"name": "predsim", "dim_in_decoder": 64},
-        "data": DATA,
-        "schedule": {"epochs": 2},
-        **sections,
-    }
-    return build_config(tree, "test")
+    """With images of 16 × 16."""
+    sections["data"] = {"size": 16, **sections.get("data", {})}
+    loss = {"name": "predsim", "dim_in_decoder": 64}
+    return user_networks.config_of(network, **{"loss": loss, **sections})
 
 
 def specs_of(config: Config) -> tuple[BlockSpec, ...]:
     return network_specs(config, data_facts(config.data))
-
-
-def stage_of(config: Config) -> Stage:
-    specs = specs_of(config)
-    return build_stage(config, data_facts(config.data), range(len(specs)), CPU)
 
 
 def test_every_child_with_parameters_becomes_a_block() -> None:
@@ -208,9 +187,7 @@ def test_every_child_with_parameters_becomes_a_block() -> None:
 
 
 def test_costs_are_those_of_its_layers() -> None:
-    costs = block_costs(
-        specs_of(config_of()), batch_size=1, element_bytes=4, optimizer_name="adam", backprop=False
-    )
+    costs = network_costs(config_of(), specs_of(config_of()))
     assert [cost.parameters for cost in costs] == [
         sum(p.numel() for p in part.body.parameters()) for part in build_parts(config_of().model, 1)
     ]
@@ -220,13 +197,7 @@ def test_costs_are_those_of_its_layers() -> None:
 
 
 def test_a_transposed_convolution_costs_what_it_does_for_each_pixel_it_reads() -> None:
-    costs = block_costs(
-        specs_of(config_of("enlarging")),
-        batch_size=1,
-        element_bytes=4,
-        optimizer_name="adam",
-        backprop=False,
-    )
+    costs = network_costs(config_of(), specs_of(config_of("enlarging")))
     assert costs[0].forward_macs == 3 * 8 * 4 * 4 * 16 * 16
 
 
@@ -273,10 +244,21 @@ def test_initial_weights_and_dropout_belong_to_the_seed() -> None:
         ("wrong classes", r"its last child gives \(4,\) per image, the data has 5 classes"),
         ("wrong input", r"block 0, for inputs of shape \(3, 16, 16\): "),
         ("like a sequence", r"block 0 gives \(3, 4\) per image; local losses need"),
+        ("scaled", r"its Scaled has a forward\(\) of its own, which would not be used"),
+        ("replaced", r"its Sequential has a forward\(\) of its own"),
+        ("hooked", "its Sequential has hooks, which would not be used"),
+        ("tempered", r"has parameters or buffers of its own \(temperature, shift\)"),
+        ("spoilt", r"block 1: a parameter of shape \(5,\) is not finite from the start"),
+        ("tied", "blocks 1 and 2 share a tensor; every block learns alone"),
+        ("lazy", "block 0 holds a lazy module; give its sizes"),
+        ("frozen end", "1 children with parameters"),
+        ("mixing", r"block 0, .*gives \(1, 6\) for 2 images; one row for each"),
+        ("twofold", "block 0, .*gives a tuple, a tensor is needed"),
+        ("leaves", "SystemExit: 0"),
     ],
 )
-def test_a_network_that_does_not_fit_is_refused(network: str, complaint: str) -> None:
-    with pytest.raises(ConfigError, match=f"model.factory {__name__}:made: .*{complaint}"):
+def test_a_network_that_does_not_fit_or_has_a_trap_is_refused(network: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=f"model.factory {FACTORY}: .*{complaint}"):
         specs_of(config_of(network))
 
 
@@ -345,27 +327,6 @@ def test_a_class_of_its_own_that_only_makes_children_is_taken() -> None:
     assert [spec.shape for spec in specs_of(config_of("a class of its own"))] == [(6,), (6,), (5,)]
 
 
-@pytest.mark.parametrize(
-    ("network", "complaint"),
-    [
-        ("scaled", r"its Scaled has a forward\(\) of its own, which would not be used"),
-        ("replaced", r"its Sequential has a forward\(\) of its own"),
-        ("hooked", "its Sequential has hooks, which would not be used"),
-        ("tempered", r"has parameters or buffers of its own \(temperature, shift\)"),
-        ("spoilt", r"block 1: a parameter of shape \(5,\) is not finite from the start"),
-        ("tied", "blocks 1 and 2 share a tensor; every block learns alone"),
-        ("lazy", "block 0 holds a lazy module; give its sizes"),
-        ("frozen end", "1 children with parameters"),
-        ("mixing", r"block 0, .*gives \(1, 6\) for 2 images; one row for each"),
-        ("twofold", "block 0, .*gives a tuple, a tensor is needed"),
-        ("leaves", "SystemExit: 0"),
-    ],
-)
-def test_a_network_with_a_trap_is_refused(network: str, complaint: str) -> None:
-    with pytest.raises(ConfigError, match=f"model.factory {__name__}:made: .*{complaint}"):
-        specs_of(config_of(network))
-
-
 def test_a_mask_of_infinities_is_no_divergence() -> None:
     stage = trained(config_of("masked"))
     stage.check_state(1)
@@ -410,7 +371,7 @@ def test_a_function_that_gives_another_network_each_time_is_refused() -> None:
 
 
 def test_only_batch_norm_needs_several_images() -> None:
-    one_image = config_of("without norm", data={**DATA, "batch_size": 1})
+    one_image = config_of("without norm", data={"batch_size": 1})
     assert not any(spec.normalises for spec in specs_of(one_image))
     assert any(spec.normalises for spec in specs_of(config_of()))
 

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 CPU = torch.device("cpu")
 FACTORY = f"{__name__}:made"
-NETWORKS: dict[str, Callable[[], nn.Sequential]] = {}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {}
 
 
-def made(name: str) -> nn.Sequential:
+def made(network: str, **given: Any) -> nn.Module:
     """The `model.factory` of all tests."""
-    return NETWORKS[name]()
+    return NETWORKS[network](**given)
 
 
 def config_of(network: str, **sections: Any) -> Config:
@@ -34,8 +34,10 @@ def config_of(network: str, **sections: Any) -> Config:
         "name": "synthetic", "size": 4, "classes": 5, "train_images": 40, "test_images": 12,
         "batch_size": 8, **sections.pop("data", {}),
     }  # fmt: skip
+    model = {"factory": FACTORY, **sections.pop("model", {})}
+    model["kwargs"] = {"network": network, **model.get("kwargs", {})}
     tree = {
-        "model": {"factory": FACTORY, "kwargs": {"name": network}},
+        "model": model,
         "loss": {"name": "pred"},
         "schedule": {"epochs": 1},
         "data": data,
