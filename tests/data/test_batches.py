@@ -62,24 +62,26 @@ def test_batches_have_the_promised_form() -> None:
         assert (labels.shape, labels.dtype) == ((5,), np.int64)
         assert images.flags.c_contiguous
         assert labels.flags.c_contiguous
-
-
-def test_last_batch_is_smaller() -> None:
-    batches = load_batches(synthetic(), seed=3)
     assert [len(batches.train(2, index)[1]) for index in range(5)] == [5, 5, 5, 5, 2]
     assert [len(batches.evaluation(index)[1]) for index in range(2)] == [5, 4]
 
 
-def test_every_example_once_per_epoch_in_another_order() -> None:
-    batches = load_batches(synthetic(), seed=3)
+LIMITED = {"classes_per_batch": 3, "classes_per_batch_until_epoch": 2}
+
+
+@pytest.mark.parametrize("keys", [{}, LIMITED], ids=["plain", "limited"])
+def test_every_example_once_per_epoch_in_another_order(keys: dict[str, Any]) -> None:
+    batches = load_batches(synthetic(**keys), seed=3)
     (first, labels), (second, _) = everything(batches, 1), everything(batches, 2)
     assert len(np.unique(first.reshape(22, -1), axis=0)) == 22
     assert_same_multiset(everything(batches, 2), first, labels)
     assert not np.array_equal(first, second)
 
 
-def test_a_batch_does_not_depend_on_what_was_asked_before() -> None:
-    wanderer, fresh = load_batches(synthetic(), seed=3), load_batches(synthetic(), seed=3)
+@pytest.mark.parametrize("keys", [{}, LIMITED], ids=["plain", "limited"])
+def test_a_batch_does_not_depend_on_what_was_asked_before(keys: dict[str, Any]) -> None:
+    """So a resumed run goes on with the same batches, on this or that side of a limit's end."""
+    wanderer, fresh = (load_batches(synthetic(**keys), seed=3) for _ in range(2))
     for epoch, index in ((1, 4), (7, 0), (2, 3), (2, 1)):
         wanderer.train(epoch, index)
     wanderer.evaluation(1)
@@ -105,15 +107,13 @@ def test_the_caller_may_overwrite_a_batch() -> None:
         np.testing.assert_array_equal(ask()[0], before)
 
 
-@pytest.mark.parametrize(("epoch", "index"), [(0, 0), (1, 5), (1, -1)])
-def test_a_position_that_does_not_exist_is_a_bug(epoch: int, index: int) -> None:
-    with pytest.raises(AssertionError):
-        load_batches(synthetic(), seed=3).train(epoch, index)
-
-
-def test_an_evaluation_batch_that_does_not_exist_is_a_bug() -> None:
+def test_a_position_that_does_not_exist_is_a_bug() -> None:
+    batches = load_batches(synthetic(), seed=3)
+    for epoch, index in ((0, 0), (1, 5), (1, -1)):
+        with pytest.raises(AssertionError):
+            batches.train(epoch, index)
     with pytest.raises(AssertionError, match="batch 2 of 2"):
-        load_batches(synthetic(), seed=3).evaluation(2)
+        batches.evaluation(2)
 
 
 # --- synthetic and digits -----------------------------------------------------------------

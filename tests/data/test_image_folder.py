@@ -30,18 +30,20 @@ if TYPE_CHECKING:
     from pipeline.data.image_list import ImageFolder
 
     Images = NDArray[np.uint8]
+    Written = dict[str, list[tuple[str, int]]]
 
 IN_COLOUR = View(8, 8, 3, None)
 
 
-def write_folder(root: Path) -> dict[str, list[tuple[str, int]]]:
+@pytest.fixture(autouse=True)
+def written(tmp_path: Path) -> Written:
     """Classes cat and dog, 4 training and 3 test images each; paths and labels, in order."""
-    written: dict[str, list[tuple[str, int]]] = {"train": [], "val": []}
+    written: Written = {"train": [], "val": []}
     for part, each in (("train", 4), ("val", 3)):
         for label, kind in enumerate(("cat", "dog")):
-            (root / part / kind).mkdir(parents=True)
+            (tmp_path / part / kind).mkdir(parents=True)
             for number in range(each):
-                path = root / part / kind / f"{number}.png"
+                path = tmp_path / part / kind / f"{number}.png"
                 Image.fromarray(random_images(20 + number, 31 - number, 3)).save(path)
                 written[part].append((str(path), label))
     return written
@@ -56,7 +58,6 @@ def folder_config(root: Path, **changes: Any) -> DataConfig:
 
 def test_a_folder_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a million files on a network disk it takes minutes, and they may change meanwhile."""
-    write_folder(tmp_path)
     listed: list[Path] = []
 
     def listing(root: Path) -> ImageFolder:
@@ -69,8 +70,7 @@ def test_a_folder_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert listed == [tmp_path]
 
 
-def test_image_folders_are_read(tmp_path: Path) -> None:
-    written = write_folder(tmp_path)
+def test_image_folders_are_read(tmp_path: Path, written: Written) -> None:
     batches = load_batches(folder_config(tmp_path), seed=1)
     images, labels = everything(batches)
     assert (images.shape, images.dtype) == ((8, 3, 7, 7), np.uint8)
@@ -79,8 +79,7 @@ def test_image_folders_are_read(tmp_path: Path) -> None:
     assert list(all_tests(batches)[1]) == [label for _, label in written["val"]]
 
 
-def test_the_test_view_is_the_middle_after_resizing(tmp_path: Path) -> None:
-    written = write_folder(tmp_path)
+def test_the_test_view_is_the_middle_after_resizing(tmp_path: Path, written: Written) -> None:
     found = all_tests(load_batches(folder_config(tmp_path), seed=1))[0]
     for (path, _), image in zip(written["val"], found, strict=True):
         source = Image.open(path)
@@ -93,7 +92,6 @@ def test_the_test_view_is_the_middle_after_resizing(tmp_path: Path) -> None:
 
 
 def test_a_random_view_depends_on_seed_epoch_and_image_alone(tmp_path: Path) -> None:
-    write_folder(tmp_path)
     one, same, other = (load_batches(folder_config(tmp_path), seed=seed) for seed in (1, 1, 2))
     one.train(3, 2)
     np.testing.assert_array_equal(one.train(2, 1)[0], same.train(2, 1)[0])
@@ -130,9 +128,8 @@ def test_a_strip_is_cropped_in_the_middle(
 
 
 @pytest.mark.parametrize("side", [7, 8, 20])
-def test_a_square_image_can_be_seen_whole(side: int, tmp_path: Path) -> None:
+def test_a_square_image_can_be_seen_whole(side: int, tmp_path: Path, written: Written) -> None:
     """The digits as PNGs: their 8 × 8 pixels arrive as they are, in training as in tests."""
-    written = write_folder(tmp_path)
     for path, _ in written["train"]:
         Image.fromarray(random_images(side, side, 3)).save(path)
     config = folder_config(tmp_path, size=side, resize=side, random_crop=False)
@@ -142,15 +139,13 @@ def test_a_square_image_can_be_seen_whole(side: int, tmp_path: Path) -> None:
 
 
 def test_resizing_by_a_key_is_that_of_the_default(tmp_path: Path) -> None:
-    write_folder(tmp_path)
     usual = all_tests(load_batches(folder_config(tmp_path), seed=1))[0]
     for resize, same in ((7 * 256 // 224, True), (7, False), (14, False)):
         other = all_tests(load_batches(folder_config(tmp_path, resize=resize), seed=1))[0]
         assert np.array_equal(usual, other) is same, resize
 
 
-def test_grey_images_have_one_channel(tmp_path: Path) -> None:
-    written = write_folder(tmp_path)
+def test_grey_images_have_one_channel(tmp_path: Path, written: Written) -> None:
     config = folder_config(tmp_path, channels=1, resize=7)
     found = all_tests(load_batches(config, seed=1))[0]
     assert found.shape == (6, 1, 7, 7)
@@ -161,7 +156,6 @@ def test_grey_images_have_one_channel(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_mean_and_deviation_are_measured(channels: int, tmp_path: Path) -> None:
-    write_folder(tmp_path)
     config = folder_config(
         tmp_path, channels=channels, normalise="measured", random_crop=False, resize=7
     )
@@ -178,7 +172,6 @@ def test_mean_and_deviation_can_be_measured_of_any_data_set() -> None:
 
 
 def test_mean_and_deviation_can_be_given(tmp_path: Path) -> None:
-    write_folder(tmp_path)
     given = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
     facts = load_batches(folder_config(tmp_path, **given), seed=1).facts
     assert (facts.mean, facts.std) == tuple(given.values())
@@ -186,8 +179,8 @@ def test_mean_and_deviation_can_be_given(tmp_path: Path) -> None:
         data_facts(DataConfig(name="digits", **given))
 
 
-def test_images_of_one_colour_have_no_deviation(tmp_path: Path) -> None:
-    for path, _ in write_folder(tmp_path)["train"]:
+def test_images_of_one_colour_have_no_deviation(tmp_path: Path, written: Written) -> None:
+    for path, _ in written["train"]:
         Image.new("RGB", (9, 9), "grey").save(path)
     with pytest.raises(ConfigError, match=r"the standard deviation of a channel is 0"):
         load_batches(folder_config(tmp_path, normalise="measured"), seed=1)
@@ -211,7 +204,6 @@ def training_paths(root: Path) -> list[str]:
 def test_files_come_in_torchvisions_order(tmp_path: Path) -> None:
     from torchvision.datasets import ImageFolder
 
-    write_folder(tmp_path)
     copy_image(tmp_path, "cat/b/9.PNG", "cat/b-c/0.jpeg", "cat/b/c/d/1.png", "cat/B/2.webp")
     copy_image(tmp_path, "dog/film.png/0.png", "dog/notes.txt", "dog/x.gif", "dog/a.png.bak")
     (tmp_path / "elsewhere").mkdir()
@@ -240,7 +232,6 @@ def test_files_that_are_passed_over_are_told(
     names: list[str], said: list[str], tmp_path: Path
 ) -> None:
     """Somebody may take them for images of the run."""
-    write_folder(tmp_path)
     copy_image(tmp_path, *names)
     told = load_batches(folder_config(tmp_path), seed=1).passed_over
     assert bool(told) is bool(said)
@@ -252,7 +243,6 @@ def test_files_that_are_passed_over_are_told(
     "name", [".ipynb_checkpoints", "@eaDir", "__MACOSX", ".cache", "$RECYCLE.BIN"]
 )
 def test_what_a_system_keeps_for_itself_is_no_class_and_no_image(name: str, tmp_path: Path) -> None:
-    write_folder(tmp_path)
     before = training_paths(tmp_path)
     copy_image(
         tmp_path, f"{name}/0-checkpoint.png", f"cat/{name}/0.png", "cat/._0.png", "dog/.x.png"
@@ -275,7 +265,6 @@ LOOPS = {
 
 @pytest.mark.parametrize("links", LOOPS.values(), ids=LOOPS.keys())
 def test_links_in_circles_lead_nowhere(links: dict[str, str], tmp_path: Path) -> None:
-    write_folder(tmp_path)
     before = training_paths(tmp_path)
     for name, target in links.items():
         link = tmp_path / "train" / "cat" / name
@@ -304,7 +293,6 @@ def test_classes_that_do_not_fit_are_refused(
 ) -> None:
     import shutil
 
-    write_folder(tmp_path)
     for name in change.get("remove", []):
         shutil.rmtree(tmp_path / name)
     for name in change.get("make", []):
@@ -341,7 +329,6 @@ def test_a_limit_takes_a_share_of_every_class(
 
 
 def test_a_limit_of_an_image_folder_is_the_same_for_all_seeds(tmp_path: Path) -> None:
-    write_folder(tmp_path)
     config = folder_config(tmp_path, train_limit=5, test_limit=2)
     one, other = (load_batches(config, seed=seed) for seed in (1, 2))
     assert sorted(everything(one)[1]) == [0, 0, 0, 1, 1]
@@ -361,7 +348,6 @@ def test_a_limit_of_an_image_folder_is_the_same_for_all_seeds(tmp_path: Path) ->
 def test_a_limit_below_the_number_of_classes_is_told(
     limits: tuple[int, int], gaps: int, tmp_path: Path
 ) -> None:
-    write_folder(tmp_path)
     config = folder_config(tmp_path, train_limit=limits[0], test_limit=limits[1])
     found = load_batches(config, seed=1).record("imagefolder").gaps()
     assert len(found) == gaps
@@ -420,10 +406,9 @@ BROKEN: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("part", ["train", "val"])
 @pytest.mark.parametrize("damage", BROKEN.values(), ids=BROKEN.keys())
 def test_a_bad_file_is_named_before_anything_starts(
-    damage: Callable[[Path], object], part: str, tmp_path: Path
+    damage: Callable[[Path], object], part: str, tmp_path: Path, written: Written
 ) -> None:
-    written = write_folder(tmp_path)[part]
-    first, second = Path(written[1][0]), Path(written[4][0])
+    first, second = Path(written[part][1][0]), Path(written[part][4][0])
     damage(first)
     second.write_bytes(b"" if damage is text else b"broken")
     with pytest.raises(ConfigError) as caught:
@@ -436,9 +421,10 @@ def test_a_bad_file_is_named_before_anything_starts(
 
 
 @pytest.mark.parametrize("damage", BROKEN.values(), ids=BROKEN.keys())
-def test_bad_files_can_be_left_out(damage: Callable[[Path], object], tmp_path: Path) -> None:
+def test_bad_files_can_be_left_out(
+    damage: Callable[[Path], object], tmp_path: Path, written: Written
+) -> None:
     """As if they were not there: the same batches, whoever asks, and in every order."""
-    written = write_folder(tmp_path)
     bad = [Path(written["train"][1][0]), Path(written["val"][5][0])]
     for path in bad:
         damage(path)
@@ -454,9 +440,8 @@ def test_bad_files_can_be_left_out(damage: Callable[[Path], object], tmp_path: P
         np.testing.assert_array_equal(found, expected)
 
 
-def test_what_only_decoding_finds_is_found_by_skip(tmp_path: Path) -> None:
+def test_what_only_decoding_finds_is_found_by_skip(tmp_path: Path, written: Written) -> None:
     """Header and end are right, the middle is not."""
-    written = write_folder(tmp_path)
     path = Path(written["train"][2][0])
     path.write_bytes(png_of(20, 20, b"\0" * 50))
     assert not load_batches(folder_config(tmp_path), seed=1).left_out
@@ -464,8 +449,7 @@ def test_what_only_decoding_finds_is_found_by_skip(tmp_path: Path) -> None:
     assert left_out.path == str(path)
 
 
-def test_what_only_training_finds_is_named(tmp_path: Path) -> None:
-    written = write_folder(tmp_path)
+def test_what_only_training_finds_is_named(tmp_path: Path, written: Written) -> None:
     batches = load_batches(folder_config(tmp_path), seed=1)
     path = Path(written["val"][4][0])
     cut_off(path)
@@ -473,8 +457,8 @@ def test_what_only_training_finds_is_named(tmp_path: Path) -> None:
         batches.evaluation(1)
 
 
-def test_a_class_of_which_nothing_can_be_read_is_refused(tmp_path: Path) -> None:
-    for path, label in write_folder(tmp_path)["val"]:
+def test_a_class_of_which_nothing_can_be_read_is_refused(tmp_path: Path, written: Written) -> None:
+    for path, label in written["val"]:
         if label == 1:
             text(Path(path))
     with pytest.raises(ConfigError, match=r"no image of dog can be read \(first of 3: "):
@@ -484,7 +468,6 @@ def test_a_class_of_which_nothing_can_be_read_is_refused(tmp_path: Path) -> None
 def test_looking_is_told_and_the_same_in_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_folder(tmp_path)
     copy_image(tmp_path, *(f"cat/{number}.png" for number in range(10, 300)))
     text(tmp_path / "train" / "cat" / "200.png")
     reader, listed = ImageReader(IN_COLOUR), list_images(tmp_path)
@@ -560,8 +543,9 @@ def test_deeper_pixels_are_scaled(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", DEEP)
-def test_deeper_pixels_are_refused_where_white_is_not_known(kind: str, tmp_path: Path) -> None:
-    written = write_folder(tmp_path)
+def test_deeper_pixels_are_refused_where_white_is_not_known(
+    kind: str, tmp_path: Path, written: Written
+) -> None:
     path = Path(written["val"][2][0]).with_suffix(DEEP[kind][1])
     write_deep(path, kind)
     for on_bad_image in ("stop", "skip"):  # it is the config that is wrong, not the file
