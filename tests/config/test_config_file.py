@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.config.config_file import dump_config, load_config
 from pipeline.config.schema import brief
-from pipeline.config.sections import Config, build_config, config_tree, differing_keys
+from pipeline.config.sections import build_config, config_tree, differing_keys
 from pipeline.config.yaml_text import value_of, word_for
 from pipeline.errors import ConfigError
 
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SMALLEST = "model: {name: mlp}\nloss: {name: pred}\ndata: {name: digits}\n"
+
+
+def own(kwargs: str) -> str:
+    """The smallest config, with a factory that takes these arguments."""
+    return SMALLEST.replace("{name: mlp}", f"{{factory: 'a.b:c', kwargs: {kwargs}}}")
 
 
 def tree(**sections: dict[str, Any]) -> dict[str, Any]:
@@ -132,88 +137,76 @@ WRONG_VALUES = [
 def test_wrong_value_names_file_key_value_and_rule(
     file: Path, section: str, key: str, value: str, shown: str, rule: str
 ) -> None:
-    override = f"{section}.{key}={value}"
+    in_yaml = str(tree(**{section: {key: value}})).replace("'", "")  # values as they stand there
     for text in (
-        complaint(written(file, SMALLEST), [override]),
-        complaint(written(file, _with(section, key, value))),
+        complaint(written(file, SMALLEST), [f"{section}.{key}={value}"]),
+        complaint(written(file, in_yaml)),
     ):
         assert text.startswith(f"{file}: {section}.{key}: {shown} is not allowed: ")
         assert rule in text
 
 
-def _with(section: str, key: str, value: str) -> str:
-    """The smallest config with one more key, in a file."""
-    sections = {"model": {"name": "mlp"}, "loss": {"name": "pred"}, "data": {"name": "digits"}}
-    sections.setdefault(section, {})[key] = value
-    lines = [
-        f"{name}: {{{', '.join(f'{key}: {value}' for key, value in pairs.items())}}}"
-        for name, pairs in sections.items()
-    ]
-    return "\n".join(lines)
-
-
-def test_milestone_below_one_is_named_by_its_place(file: Path) -> None:
-    text = complaint(written(file, SMALLEST), ["schedule.milestones=[5, 0]"])
-    assert text.startswith(f"{file}: schedule.milestones.1: 0 is not allowed: ")
-
-
-def test_long_value_is_cut(file: Path) -> None:
-    text = complaint(written(file, SMALLEST), [f"data.batch_size={'x' * 1000}"])
-    assert "data.batch_size: 'xxx" in text
-    assert "…" in text
-
-
 # --- unknown, missing, impossible ---------------------------------------------------------
 
 
-def test_unknown_key_is_named_with_those_that_are_allowed(file: Path) -> None:
-    text = complaint(written(file, SMALLEST), ["loss.betta=0.5"])
-    assert text == (
-        f"{file}: loss.betta: unknown key; allowed here: name, beta, dim_in_decoder, pred_hidden, "
-        "bio, target_projection, classifier, feedback, unsupervised, alpha"
-    )
+WRONG_FILES = [
+    # (text, what is said of it)
+    (
+        SMALLEST + "training: {}\n",
+        "training: unknown key; allowed here: model, loss, optimizer, schedule, data, runtime",
+    ),
+    (
+        SMALLEST + "optimizer: adam\n",
+        "optimizer: expected keys and values (name, lr, weight_decay, momentum), found 'adam'",
+    ),
+    (
+        SMALLEST + "optimizer: {5: adam}\n",
+        "optimizer.5: 5 is not allowed: a key should be a text, in quotes where it would be read as"
+        " something else",
+    ),
+    (
+        own("{since: 2020-01-01}"),
+        "model.kwargs.since: 2020-01-01 is not allowed: input should be a text, a number, true, "
+        "false, null, or a list or keys and values of these",
+    ),
+    *(
+        (SMALLEST.replace(f"{section}: {{name: {name}}}", instead), f"{section}{missing}")
+        for section, name in (("model", "mlp"), ("loss", "pred"), ("data", "digits"))
+        for instead, missing in (("", ": is missing"), (f"{section}: {{}}", ".name: is missing"))
+    ),
+    *(
+        (text, f"expected sections (model:, loss:, …), found {found}")
+        for text, found in (("", "null"), ("3", "3"), ("- model\n", "['model']"), ("a b", "'a b'"))
+    ),
+]
 
 
-def test_a_section_that_is_none_is_told_its_keys(file: Path) -> None:
-    assert complaint(written(file, SMALLEST + "optimizer: adam\n")) == (
-        f"{file}: optimizer: expected keys and values (name, lr, weight_decay, momentum), "
-        "found 'adam'"
-    )
-
-
-def test_a_key_that_is_a_number(file: Path) -> None:
-    said = complaint(written(file, SMALLEST + "optimizer: {5: adam}\n"))
-    assert "optimizer.5: 5 is not allowed: a key should be a text, in quotes where" in said
-
-
-def test_arguments_of_a_factory_are_what_json_can_say(file: Path) -> None:
-    own = SMALLEST.replace("{name: mlp}", "{factory: 'a.b:c', kwargs: {since: 2020-01-01}}")
-    assert complaint(written(file, own)) == (
-        f"{file}: model.kwargs.since: 2020-01-01 is not allowed: input should be a text, a number, "
-        "true, false, null, or a list or keys and values of these"
-    )
-
-
-def test_unknown_section_is_named_with_those_that_are_allowed(file: Path) -> None:
-    text = complaint(written(file, SMALLEST + "training: {}\n"))
-    assert text == (
-        f"{file}: training: unknown key; "
-        "allowed here: model, loss, optimizer, schedule, data, runtime"
-    )
-
-
-@pytest.mark.parametrize("section", ["model", "loss", "data"])
-def test_missing_section_and_missing_name(file: Path, section: str) -> None:
-    without = "".join(line for line in SMALLEST.splitlines(True) if not line.startswith(section))
-    assert complaint(written(file, without)) == f"{file}: {section}: is missing"
-    nameless = f"{without}{section}: {{}}\n"
-    assert complaint(written(file, nameless)) == f"{file}: {section}.name: is missing"
+@pytest.mark.parametrize(("text", "said"), WRONG_FILES)
+def test_sections_and_keys_that_are_wrong_or_missing(file: Path, text: str, said: str) -> None:
+    assert complaint(written(file, text)) == f"{file}: {said}"
 
 
 LAYER_RULE = "neither a number of channels (1 to 1048576) nor M, M3, M4, A, A3, A4"
 SCAN_RULE = "needs data.classes_per_batch of at least 10, to which it widens every batch"
 IMPOSSIBLE = [
     # overrides, parted by spaces; what is said of them
+    (
+        "loss.betta=0.5",
+        "loss.betta: unknown key; allowed here: name, beta, dim_in_decoder, pred_hidden, bio, "
+        "target_projection, classifier, feedback, unsupervised, alpha",
+    ),
+    (
+        "train.lr=1",
+        "train: unknown key; allowed here: model, loss, optimizer, schedule, data, runtime",
+    ),
+    (
+        "schedule.a.b=1",
+        "schedule.a.b: unknown key; allowed here: epochs, milestones, factor, greedy",
+    ),
+    (
+        "schedule.milestones=[5,0]",
+        "schedule.milestones.1: 0 is not allowed: input should be greater than or equal to 1",
+    ),
     ("model.layers=[64,M]", "model.layers belongs to model.name vgg, not to mlp"),
     ("model.name=vgg", "model.name vgg needs model.layers, as [128, M, 256, M]"),
     ("model.name=vgg model.layers=[]", "model.name vgg needs model.layers, as [128, M, 256, M]"),
@@ -308,6 +301,7 @@ TOO_MUCH = [
     ("schedule.epochs", "1000000000000", "less than or equal to 1000000"),
     ("schedule.milestones", f"[{', '.join(map(str, range(1, 1500)))}]", "at most 1000 items"),
     ("schedule.milestones", "[10000000000]", "less than or equal to 1000000"),
+    ("data.batch_size", "x" * 1000, "xxx…"),
     ("data.batch_size", "1000000000", "less than or equal to 1048576"),
     ("data.train_limit", "1000000000000", "less than or equal to 1000000000"),
     ("data.cutout", "1000000", "less than or equal to 65536"),
@@ -364,15 +358,15 @@ ARGUMENTS = [
 def test_arguments_of_a_factory_are_bounded_and_plain(
     file: Path, name: str, value: str, said: str
 ) -> None:
-    own = written(file, SMALLEST.replace("{name: mlp}", "{factory: 'a.b:c', kwargs: {a: 1}}"))
-    assert said in complaint(own, [f"model.kwargs.{name}={value}"])
+    assert said in complaint(written(file, own("{a: 1}")), [f"model.kwargs.{name}={value}"])
 
 
 def test_the_most_arguments_are_read_again(file: Path) -> None:
-    own = SMALLEST.replace("{name: mlp}", "{factory: 'a.b:c', kwargs: {a: 'off', b: ['é', 1e-3]}}")
-    path, text = written(file, own), "é" * 10_000
+    path, text = written(file, own("{a: 'off', b: ['é', 1e-3], c: 1}")), "é" * 10_000
     wanted = (f"model.kwargs.text={text}", f"model.kwargs.list=[{'-1, ' * 2000}]")
-    config = load_config(path, (*wanted, f"model.kwargs.deep={'[' * 15 + ']' * 15}"))
+    wanted += (f"model.kwargs.deep={'[' * 15 + ']' * 15}", "model.kwargs.c=16")
+    config = load_config(path, wanted)
+    assert (config.model.kwargs["a"], config.model.kwargs["c"]) == ("off", 16)
     assert load_config(written(file, dump_config(config))) == config
 
 
@@ -391,29 +385,14 @@ def test_an_override_changes_its_own_section_alone(file: Path) -> None:
     assert (config.optimizer.lr, config.schedule.epochs) == (0.5, 7)
 
 
-@pytest.mark.parametrize("given", ["[1]", "5", "word"])
-def test_arguments_that_are_none(file: Path, given: str) -> None:
-    own = SMALLEST.replace("{name: mlp}", f"{{factory: 'a.b:c', kwargs: {given}}}")
-    assert "kwargs is not a section" in complaint(written(file, own), ["model.kwargs.a=1"])
-
-
 # --- files and YAML -----------------------------------------------------------------------
 
 
-def test_missing_file(file: Path) -> None:
+def test_what_is_no_text_can_not_be_read(file: Path, tmp_path: Path) -> None:
     assert complaint(file) == f"{file}: there is no such file"
-
-
-def test_folder_and_binary_file_can_not_be_read(file: Path, tmp_path: Path) -> None:
     assert complaint(tmp_path).startswith(f"{tmp_path}: can't be read as text: ")
     file.write_bytes(b"\xff\xfe\x00")
     assert complaint(file).startswith(f"{file}: can't be read as text: 'utf-8' codec")
-
-
-@pytest.mark.parametrize("text", ["", "3", "- model\n", "just words\n"])
-def test_file_without_sections(file: Path, text: str) -> None:
-    text = complaint(written(file, text))
-    assert text.startswith(f"{file}: expected sections (model:, loss:, …), found ")
 
 
 @pytest.mark.parametrize(
@@ -439,9 +418,11 @@ def test_yaml_errors_name_line_and_column(file: Path, text: str, place: str, pro
     assert problem in said
 
 
-def test_forbidden_character_is_one_line_too(file: Path) -> None:
-    text = complaint(written(file, SMALLEST + "# \x00\n"))
-    assert text.startswith(f"{file}: YAML syntax: unacceptable character #x0000")
+def test_what_would_be_misread_has_its_place_and_a_forbidden_character_one_line(file: Path) -> None:
+    misread = complaint(written(file, SMALLEST + "extra: {root: 010}\n"))
+    assert misread.startswith(f"{file}:4:15: 010 would be read as 8 (octal): write a number in")
+    forbidden = complaint(written(file, SMALLEST + "# \x00\n"))
+    assert forbidden.startswith(f"{file}: YAML syntax: unacceptable character #x0000")
 
 
 @pytest.mark.parametrize("value", ["5e-4", "5E-4", ".5e-3", "+5e-4", "0.0005", "5.e-4", "50e-5"])
@@ -455,60 +436,31 @@ def test_numbers_without_a_dot_are_numbers(file: Path, value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["", "optimizer.lr", "seed=3", "=3", ".lr=3", "optimizer.=3", "optimizer lr 3"]
-)
-def test_override_of_another_form(file: Path, override: str) -> None:
-    assert complaint(written(file, SMALLEST), [override]) == (
-        f"--set {override}: expected SECTION.KEY=VALUE, as data.batch_size=64"
-    )
-
-
-def test_override_whose_value_is_no_yaml(file: Path) -> None:
-    text = complaint(written(file, SMALLEST), ["schedule.milestones=[1"])
-    assert text.startswith("--set schedule.milestones=[1:1:3: YAML syntax: expected ',' or ']'")
-
-
-@pytest.mark.parametrize(
-    ("override", "said"),
+    ("text", "override", "said"),
     [
-        ("schedule.epochs=1:30", "1:30 would be read as 90 (base 60): write a number in plain"),
-        ("data.batch_size=0x10", "0x10 would be read as 16 (hexadecimal): write"),
-        (
-            "data.root=010",
-            "010 would be read as 8 (octal): write a number in plain decimal digits,",
+        (SMALLEST, "schedule.milestones=[1", ":1:3: YAML syntax: expected ',' or ']'"),
+        (SMALLEST, "data.root=010", ": 010 would be read as 8 (octal): write a number in plain"),
+        (SMALLEST + "optimizer: adam", "optimizer.lr=1", ": optimizer is not a section"),
+        (own("[1]"), "model.kwargs.a=1", ": kwargs is not a section"),
+        (own("5"), "model.kwargs.a=1", ": kwargs is not a section"),
+        (own("word"), "model.kwargs.a=1", ": kwargs is not a section"),
+        *(
+            (SMALLEST, form, ": expected SECTION.KEY=VALUE, as data.batch_size=64")
+            for form in ("", "optimizer.lr", "seed=3", "=3", ".lr=3", "optimizer.=3", "data root 3")
         ),
     ],
 )
-def test_override_that_would_be_misread(file: Path, override: str, said: str) -> None:
-    assert complaint(written(file, SMALLEST), [override]).startswith(f"--set {override}: {said}")
-    key, _, value = override.partition("=")
-    name = key.rpartition(".")[2]
-    text = complaint(written(file, f"{SMALLEST}extra: {{{name}: {value}}}\n"))
-    assert text.startswith(f"{file}:4:{11 + len(name)}: {said}")
-
-
-def test_override_of_unknown_places(file: Path) -> None:
-    path = written(file, SMALLEST)
-    assert complaint(path, ["train.lr=1"]).startswith(f"{file}: train: unknown key; ")
-    assert complaint(path, ["data.a.b=1"]).startswith(f"{file}: data.a.b: unknown key; ")
-    flat = written(file, SMALLEST + "optimizer: adam\n")
-    assert complaint(flat, ["optimizer.lr=1"]) == "--set optimizer.lr=1: optimizer is not a section"
+def test_override_that_can_not_be_applied(file: Path, text: str, override: str, said: str) -> None:
+    assert complaint(written(file, text), [override]).startswith(f"--set {override}{said}")
 
 
 def test_overrides_win_over_the_file_and_the_last_over_the_first(file: Path) -> None:
     path = written(file, SMALLEST + "runtime: {seed: 5, max_in_flight: 3}\n")
-    config = load_config(path, ("runtime.seed=6", "runtime.seed=7", "schedule.milestones=[2, 4]"))
+    more = ("schedule.milestones=[2, 4]", "data.root=a=b")
+    config = load_config(path, ("runtime.seed=6", "runtime.seed=7", *more))
     assert (config.runtime.seed, config.runtime.max_in_flight) == (7, 3)
-    assert config.schedule.milestones == (2, 4)
+    assert (config.schedule.milestones, config.data.root) == ((2, 4), "a=b")
     assert load_config(path).runtime.seed == 5
-
-
-def test_override_of_an_argument_of_a_factory(file: Path) -> None:
-    own = SMALLEST.replace("{name: mlp}", "{factory: 'a.b:c', kwargs: {width: 1}}")
-    assert "factory" in own
-    path = written(file, own)
-    config = load_config(path, ("model.kwargs.width=16", "model.kwargs.deep=true"))
-    assert config.model.kwargs == {"width": 16, "deep": True}
 
 
 @pytest.mark.parametrize(
@@ -517,19 +469,12 @@ def test_override_of_an_argument_of_a_factory(file: Path) -> None:
         (None, "null"), (True, "true"), (5e-4, "0.0005"), ("5e-4", "'5e-4'"), ("null", "'null'"),
         ("", "''"), ("a: b", "'a: b'"), ("é", "é"), ([[8], []], "[[8], []]"),
         ({"deep": None, "widths": [1]}, "{deep: null, widths: [1]}"),
+        ([64, "M"] * 40, f"[{', '.join(['64, M'] * 40)}]"),
     ],
 )  # fmt: skip
 def test_a_value_as_a_word_is_read_as_that_value(value: Any, word: str) -> None:
     assert value_of(word_for(value)) == value
     assert word_for(value) == word
-
-
-def test_long_lists_are_words_too() -> None:
-    assert word_for((64, "M") * 40) == f"[{', '.join(['64, M'] * 40)}]"
-
-
-def test_override_value_may_hold_an_equals_sign(file: Path) -> None:
-    assert load_config(written(file, SMALLEST), ("data.root=a=b",)).data.root == "a=b"
 
 
 # --- written and read again ---------------------------------------------------------------
@@ -571,29 +516,13 @@ configs = st.fixed_dictionaries(
 )
 
 
-@given(configs)
-def test_tree_builds_the_same_config(wanted: dict[str, Any]) -> None:
-    config = build_config(wanted, "test")
-    assert build_config(config_tree(config), "test") == config
-
-
-@pytest.fixture(scope="module")
-def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("config") / "dumped.yaml"
-
-
 @given(wanted=configs)
-def test_dumped_config_loads_to_an_equal_one(scratch: Path, wanted: dict[str, Any]) -> None:
+def test_dumped_config_loads_to_an_equal_one(
+    tmp_path_factory: pytest.TempPathFactory, wanted: dict[str, Any]
+) -> None:
     config = build_config(wanted, "test")
-    assert load_config(written(scratch, dump_config(config))) == config
-
-
-@pytest.mark.parametrize(
-    "root", ["5e-4", "1e5", "3", "null", "true", "2020-01-01", "", "a: b", "é"]
-)
-def test_dumped_text_stays_a_text(scratch: Path, root: str) -> None:
-    config = build_config(tree(data={"root": root}), "test")
-    assert load_config(written(scratch, dump_config(config))).data.root == root
+    dumped = written(tmp_path_factory.getbasetemp() / "dumped.yaml", dump_config(config))
+    assert load_config(dumped) == config
 
 
 def test_config_is_frozen() -> None:
@@ -605,16 +534,12 @@ def test_config_is_frozen() -> None:
 # --- differences --------------------------------------------------------------------------
 
 
-def changed(**sections: dict[str, Any]) -> Config:
-    return build_config(tree(**sections), "test")
-
-
 def test_differing_keys_are_dotted_and_give_both_values() -> None:
-    one = changed(optimizer={"lr": 1e-3}, runtime={"seed": 4})
-    other = changed(runtime={"seed": 5}, data={"train_limit": 7})
+    one = build_config(tree(optimizer={"lr": 1e-3}, runtime={"seed": 4}), "test")
+    other = build_config(tree(runtime={"seed": 5}, data={"train_limit": 7}), "test")
     assert differing_keys(one, other) == {
         "optimizer.lr": (1e-3, 5e-4),
         "data.train_limit": (None, 7),
         "runtime.seed": (4, 5),
     }
-    assert differing_keys(one, changed(optimizer={"lr": 1e-3}, runtime={"seed": 4})) == {}
+    assert differing_keys(one, build_config(config_tree(one), "test")) == {}
