@@ -198,6 +198,17 @@ class Launcher:
         """Every living process with its TMPDIR: itself, fork server, workers, orphans too."""
         return [process for process in psutil.process_iter() if self._is_mine(process)]
 
+    def ports(self) -> list[int]:
+        """Where it listens, on this machine alone."""
+        found = set()
+        with suppress(psutil.Error):  # one of them ended meanwhile
+            for process in (self.process, *self.process.children(recursive=True)):
+                for connection in process.net_connections("tcp"):
+                    if connection.status == psutil.CONN_LISTEN:
+                        assert connection.laddr.ip == "127.0.0.1"
+                        found.add(connection.laddr.port)
+        return sorted(found)
+
     def fork_servers(self) -> list[psutil.Process]:
         """Its fork server, once there is one."""
         with suppress(psutil.Error):  # one of them ended meanwhile

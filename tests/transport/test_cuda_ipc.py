@@ -12,26 +12,29 @@ import numpy as np
 import pytest
 import torch
 from support.fake_cuda import FakeCuda
+from support.links import SLOT_BYTES, SOON_S, Link, batch
 
 from pipeline.errors import ProtocolError
 from pipeline.protocol.addresses import Carrier, DeviceRingHandle
 from pipeline.protocol.credentials import Invitation
 from pipeline.protocol.messages import TensorSpec
-from pipeline.schedule.items import EndEpoch, TrainBatch
+from pipeline.schedule.items import EndEpoch
 from pipeline.transport.cuda_ipc import DeviceMemory, DeviceRing, Driver
 from pipeline.transport.payloads import ALIGNMENT, ArrayPayload, DeviceBytes
 from pipeline.transport.zmq_endpoints import ZmqEndpoints
-from pipeline.transport.zmq_link import ZmqReceiver, ZmqSender
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from pipeline.protocol.addresses import LinkAddress
     from pipeline.transport.interfaces import Delivery
     from pipeline.transport.sockets import Sockets
+    from pipeline.transport.zmq_link import ZmqSender
 
-SOON_S = 5.0
-SLOTS, SLOT_BYTES = 2, 4096
+    Listen = Callable[[int, int, FakeCuda | None], list[LinkAddress]]
+
+SLOTS = 2
 STREAM = 7
 
 
@@ -62,41 +65,23 @@ def cuda() -> FakeCuda:
     return FakeCuda()
 
 
-class Link:
-    """Both ends of a link, each of which has the fake driver."""
+class DeviceLink(Link):
+    """Each of its ends has the fake driver."""
 
     def __init__(self, sockets: Sockets, folder: Path, cuda: FakeCuda) -> None:
-        self.sockets, self.driver = sockets, Driver(cuda.load)
-        self.receiver = ZmqReceiver(
-            sockets,
-            f"ipc://{folder}/link",
-            "run",
-            names=("stage 1", "stage 0"),
-            slots=SLOTS,
-            slot_bytes=SLOT_BYTES,
-            device_ring=DeviceRing(SLOTS, SLOT_BYTES, self.driver),
-        )
-        self.address = self.receiver.address
+        self.driver = Driver(cuda.load)
+        ring = DeviceRing(SLOTS, SLOT_BYTES, self.driver)
+        super().__init__(sockets, folder, slots=SLOTS, device_ring=ring)
 
-    def sender(self) -> ZmqSender:
-        names = ("stage 0", "stage 1")
-        sender = ZmqSender(
-            self.sockets, self.address, "run", names=names, timeout_s=SOON_S, driver=self.driver
-        )
-        assert self.receiver._listener.poll(SOON_S)
-        assert self.receiver.queued == 0
-        return sender
+    def sender(self, **more: Any) -> ZmqSender:
+        return super().sender(timeout_s=SOON_S, driver=self.driver)
 
 
 @pytest.fixture
-def link(sockets: Sockets, tmp_path: Path, cuda: FakeCuda) -> Iterator[Link]:
-    link = Link(sockets, tmp_path, cuda)
+def link(sockets: Sockets, tmp_path: Path, cuda: FakeCuda) -> Iterator[DeviceLink]:
+    link = DeviceLink(sockets, tmp_path, cuda)
     yield link
     link.receiver.close()
-
-
-def batch(number: int) -> TrainBatch:
-    return TrainBatch(number, 1, 0.5)
 
 
 def tensors(value: int, story: list[str] | None = None) -> list[DevicePayload]:
@@ -116,8 +101,8 @@ def contents(delivery: Delivery) -> list[bytes]:
 # --- the ring on a link -------------------------------------------------------------------
 
 
-def test_batches_cross_within_the_device(link: Link, cuda: FakeCuda) -> None:
-    sender = link.sender()
+def test_batches_cross_within_the_device(link: DeviceLink, cuda: FakeCuda) -> None:
+    sender = link.connected()
     assert sender.carrier == Carrier("device")
     for number in range(1, 6):
         sent = tensors(number)
@@ -132,8 +117,8 @@ def test_batches_cross_within_the_device(link: Link, cuda: FakeCuda) -> None:
     assert cuda.calls.count("cuMemAlloc_v2") == cuda.calls.count("cuIpcOpenMemHandle_v2") == 1
 
 
-def test_a_batch_is_told_of_only_when_it_has_landed(link: Link) -> None:
-    sender, story = link.sender(), list[str]()
+def test_a_batch_is_told_of_only_when_it_has_landed(link: DeviceLink) -> None:
+    sender, story = link.connected(), list[str]()
     sender.send(batch(1), tensors(1, story))
     assert story == []
     assert not link.receiver._listener.poll(0.05)
@@ -142,9 +127,9 @@ def test_a_batch_is_told_of_only_when_it_has_landed(link: Link) -> None:
     assert link.receiver.receive(SOON_S).item == batch(1)
 
 
-def test_what_is_being_copied_is_held(link: Link) -> None:
+def test_what_is_being_copied_is_held(link: DeviceLink) -> None:
     """The memory of a tensor that nobody holds would be used again, by another stream."""
-    sender, payload = link.sender(), DevicePayload(np.zeros(3))
+    sender, payload = link.connected(), DevicePayload(np.zeros(3))
     alive = weakref.ref(payload)
     sender.send(batch(1), [payload])
     del payload
@@ -155,8 +140,8 @@ def test_what_is_being_copied_is_held(link: Link) -> None:
     assert alive() is None
 
 
-def test_what_is_sent_next_does_not_overtake_it(link: Link) -> None:
-    sender, story = link.sender(), list[str]()
+def test_what_is_sent_next_does_not_overtake_it(link: DeviceLink) -> None:
+    sender, story = link.connected(), list[str]()
     sender.send(batch(1), tensors(1, story))
     sender.send(EndEpoch(1))
     assert story == ["landed", "landed"]
@@ -164,16 +149,16 @@ def test_what_is_sent_next_does_not_overtake_it(link: Link) -> None:
     assert items == [batch(1), EndEpoch(1)]
 
 
-def test_a_sender_lets_go_only_when_nothing_is_under_way(link: Link, cuda: FakeCuda) -> None:
-    sender, story = link.sender(), list[str]()
+def test_a_sender_lets_go_only_when_nothing_is_under_way(link: DeviceLink, cuda: FakeCuda) -> None:
+    sender, story = link.connected(), list[str]()
     sender.send(batch(1), tensors(1, story))
     sender.close()
     assert story == ["landed", "landed"]
     assert cuda.calls[-1] == "cuIpcCloseMemHandle"
 
 
-def test_slots_of_the_device_are_bounded_by_credits_and_by_their_size(link: Link) -> None:
-    sender = link.sender()
+def test_slots_of_the_device_are_bounded_by_credits_and_by_their_size(link: DeviceLink) -> None:
+    sender = link.connected()
     with pytest.raises(ProtocolError, match="tensors of 8192 bytes don't fit a slot of 4096"):
         sender.send(batch(1), [DevicePayload(np.zeros(8192, np.uint8))])
     ring = DeviceRing(SLOTS, SLOT_BYTES, link.driver)
@@ -192,10 +177,10 @@ def test_slots_of_the_device_are_bounded_by_credits_and_by_their_size(link: Link
     ],
 )
 def test_refused_memory_falls_back_to_shared_memory(
-    link: Link, cuda: FakeCuda, refusing: str, reason: str
+    link: DeviceLink, cuda: FakeCuda, refusing: str, reason: str
 ) -> None:
     cuda.failing = {refusing}
-    sender = link.sender()
+    sender = link.connected()
     assert sender.carrier == Carrier("shared", f"not memory of the CUDA device: {reason}")
     opened = refusing != "cuIpcOpenMemHandle_v2"
     assert cuda.calls.count("cuIpcCloseMemHandle") == opened  # nothing stays open
@@ -218,13 +203,13 @@ def changed(**fields: Any) -> Callable[[DeviceRingHandle], DeviceRingHandle | No
     ],
 )
 def test_rings_that_are_not_there_are_not_used(
-    link: Link, change: Callable[[Any], Any], reason: str
+    link: DeviceLink, change: Callable[[Any], Any], reason: str
 ) -> None:
     handle = link.address.device_ring
     why = "it keeps it for itself"
     link.address = replace(link.address, device_ring=change(handle), no_device_ring=why)
     assert (
-        link.sender().carrier.in_words()
+        link.connected().carrier.in_words()
         == f"shared memory (not memory of the CUDA device: {reason})"
     )
 
@@ -244,25 +229,30 @@ def test_errors_without_a_name_have_a_number(cuda: FakeCuda) -> None:
 # --- who has a ring -----------------------------------------------------------------------
 
 
-def endpoints(stage: int, cuda: FakeCuda, sockets: Sockets) -> ZmqEndpoints:
-    made = ZmqEndpoints(Invitation("run", stage, 0, "nowhere"))
-    made.sockets.close(0)
-    made.sockets = sockets
-    made.use_cuda(Driver(cuda.load))
-    return made
+@pytest.fixture
+def listen(sockets: Sockets, tmp_path: Path) -> Listen:
+    """Where a stage listens in its first attempts."""
+
+    def addresses(stage: int, attempts: int, cuda: FakeCuda | None) -> list[LinkAddress]:
+        made = ZmqEndpoints(Invitation("run", stage, 0, "nowhere"))
+        made.sockets.close(0)
+        made.sockets = sockets
+        if cuda:
+            made.use_cuda(Driver(cuda.load))
+        found = []
+        for attempt in range(attempts):
+            receiver, address = made.listen(f"ipc://{tmp_path}/link-{attempt}", SLOTS, SLOT_BYTES)
+            found.append(address)
+            receiver.close()
+        return found
+
+    return addresses
 
 
-def test_a_stage_has_one_ring_for_all_attempts(
-    sockets: Sockets, tmp_path: Path, cuda: FakeCuda
-) -> None:
-    made = endpoints(1, cuda, sockets)
-    handles = []
-    for attempt in range(3):
-        receiver, address = made.listen(f"ipc://{tmp_path}/link-{attempt}", SLOTS, SLOT_BYTES)
-        handles.append(address.device_ring)
-        receiver.close()
-    assert handles[0] is not None
-    assert handles[0] == handles[1] == handles[2]
+def test_a_stage_has_one_ring_for_all_attempts(listen: Listen, cuda: FakeCuda) -> None:
+    first, *later = (address.device_ring for address in listen(1, 3, cuda))
+    assert first is not None
+    assert later == [first, first]
     assert cuda.calls == ["cuMemAlloc_v2", "cuIpcGetMemHandle"]
 
 
@@ -272,41 +262,18 @@ def test_a_stage_has_one_ring_for_all_attempts(
         (0, "", ""),
         (1, "cuMemAlloc_v2", "cuMemAlloc_v2: CUDA_ERROR_INVALID_CONTEXT"),
         (1, "cuIpcGetMemHandle", "cuIpcGetMemHandle: CUDA_ERROR_INVALID_CONTEXT"),
+        (1, "any", "it is on no CUDA device"),
     ],
 )
-def test_the_first_stage_has_none_nor_has_one_whose_device_refuses(
-    sockets: Sockets, tmp_path: Path, cuda: FakeCuda, stage: int, refusing: str, reason: str
+def test_a_stage_without_a_ring_says_why_and_asks_once(
+    listen: Listen, cuda: FakeCuda, stage: int, refusing: str, reason: str
 ) -> None:
     cuda.failing = {refusing}
-    receiver, address = endpoints(stage, cuda, sockets).listen(
-        f"ipc://{tmp_path}/link", SLOTS, SLOT_BYTES
-    )
-    assert address.device_ring is None
-    assert address.no_device_ring == reason
-    assert address.ring is not None
-    receiver.close()
-
-
-def test_a_refused_ring_is_freed_and_not_asked_for_again(
-    sockets: Sockets, tmp_path: Path, cuda: FakeCuda
-) -> None:
-    cuda.failing = {"cuIpcGetMemHandle"}
-    made = endpoints(1, cuda, sockets)
-    for attempt in range(3):
-        receiver, address = made.listen(f"ipc://{tmp_path}/link-{attempt}", SLOTS, SLOT_BYTES)
-        assert address.no_device_ring == "cuIpcGetMemHandle: CUDA_ERROR_INVALID_CONTEXT"
-        receiver.close()
-    assert cuda.calls == ["cuMemAlloc_v2", "cuIpcGetMemHandle", "cuMemFree_v2"]
+    for address in listen(stage, 3, None if refusing == "any" else cuda):
+        assert (address.device_ring, address.no_device_ring) == (None, reason)
+        assert address.ring is not None
+    assert len(cuda.calls) == len({*cuda.calls})
     assert cuda.allocated == 0
-
-
-def test_a_stage_on_a_cpu_says_that_it_is(sockets: Sockets, tmp_path: Path) -> None:
-    made = ZmqEndpoints(Invitation("run", 1, 0, "nowhere"))
-    made.sockets.close(0)
-    made.sockets = sockets
-    receiver, address = made.listen(f"ipc://{tmp_path}/link", SLOTS, SLOT_BYTES)
-    assert (address.device_ring, address.no_device_ring) == (None, "it is on no CUDA device")
-    receiver.close()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 import socket
-from contextlib import closing, suppress
+from contextlib import closing
 from typing import TYPE_CHECKING
 
-import psutil
 import pytest
-from support.kept_sockets import KeptSockets
+from support.links import SOON_S
 from support.processes import DEADLINE_S, final_digests, launch, until
 
 from pipeline.protocol.credentials import Invitation
 from pipeline.protocol.messages import Bye, Heartbeat
 from pipeline.schedule.items import Stop
 from pipeline.system.descriptors import MOST_RESERVED, Reserve
-from pipeline.transport.rejections import Rejections
 from pipeline.transport.tcp_port import TcpPort
 from pipeline.transport.zmq_control import ZmqControlClient, ZmqControlServer
 from pipeline.transport.zmq_link import ZmqReceiver, ZmqSender
@@ -27,9 +25,10 @@ if TYPE_CHECKING:
 
     from support.processes import Launcher
 
+    from pipeline.transport.sockets import Sockets
+
     Start = Callable[..., Launcher]
 
-SOON_S = 5.0
 NEVER_S = 0.3  # for what must not happen
 SILENT, HALF, TRICKLING = b"", b"\xff" + bytes(8) + b"\x7f\x03", b"\xff"
 """What those say who greet no further."""
@@ -121,12 +120,6 @@ def test_a_quarter_of_the_descriptors_is_kept_back(limit: int, size: int) -> Non
 # --- a listener -----------------------------------------------------------------------------
 
 
-@pytest.fixture
-def here() -> Iterator[KeptSockets]:
-    with closing(KeptSockets(Rejections("here"))) as sockets:
-        yield sockets
-
-
 def address_of(endpoint: str) -> tuple[str, int]:
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
     return host, int(port)
@@ -139,31 +132,33 @@ def hold(endpoint: str, said: bytes) -> socket.socket:
 
 
 def test_control_is_shut_once_all_have_come_and_open_while_one_is_awaited(
-    here: KeptSockets,
+    sockets: Sockets,
 ) -> None:
-    server = ZmqControlServer(here, "tcp://127.0.0.1:*", "run", most_bytes=1000)
+    server = ZmqControlServer(sockets, "tcp://127.0.0.1:*", "run", most_bytes=1000)
 
     def come(stage: int, attempt: int) -> None:
         invitation = Invitation("run", stage, attempt, server.endpoint)
         for role in ("stage", "heartbeat"):
             assert server.absent == {stage}
-            client = ZmqControlClient(here, invitation, role)
+            client = ZmqControlClient(sockets, invitation, role)
             client.send(Bye() if role == "stage" else Heartbeat(0, 0, "starting", 0.0))
             assert server.receive(SOON_S) is not None
         assert server.absent == set()
 
     def cuts_off() -> bool:
-        before = here.rejections.count
+        before = sockets.rejections.count
         with hold(server.endpoint, SILENT) as late:
             until(
-                lambda: server.receive(0.0) or here.rejections.count > before, "the count", SOON_S
+                lambda: server.receive(0.0) or sockets.rejections.count > before,
+                "the count",
+                SOON_S,
             )
             return late.recv(1) == b""
 
     server.expect(0, 0)
     come(0, 0)
     assert cuts_off()
-    assert here.rejections.news() == [
+    assert sockets.rejections.news() == [
         "here: 127.0.0.1 was turned away: all processes of this run that connect here have"
     ]
     server.expect(3, 1)
@@ -175,42 +170,42 @@ def test_control_is_shut_once_all_have_come_and_open_while_one_is_awaited(
 
 @pytest.mark.parametrize("said", [SILENT, HALF, TRICKLING])
 def test_who_does_not_greet_in_time_is_cut_off(
-    here: KeptSockets, monkeypatch: pytest.MonkeyPatch, said: bytes
+    sockets: Sockets, monkeypatch: pytest.MonkeyPatch, said: bytes
 ) -> None:
     monkeypatch.setattr("pipeline.transport.sockets._GREETING_MS", 50)
-    server = ZmqControlServer(here, "tcp://127.0.0.1:*", "run", most_bytes=1000)
+    server = ZmqControlServer(sockets, "tcp://127.0.0.1:*", "run", most_bytes=1000)
     server.expect(0, 0)
     assert server.receive(0.0) is None
     with hold(server.endpoint, said) as holder:
         assert holder.recv(100)[:1] in (b"", b"\xff")  # a greeting, if any
         while holder.recv(100):
             pass
-    until(lambda: server.receive(0.0) or here.rejections.count, "the count of it", SOON_S)
+    until(lambda: server.receive(0.0) or sockets.rejections.count, "the count of it", SOON_S)
     server.close()
 
 
-def test_a_link_lets_in_its_one_sender(here: KeptSockets) -> None:
+def test_a_link_lets_in_its_one_sender(sockets: Sockets) -> None:
     receiver = ZmqReceiver(
-        here, "tcp://127.0.0.1:*", "run", names=("b", "a"), slots=1, slot_bytes=64
+        sockets, "tcp://127.0.0.1:*", "run", names=("b", "a"), slots=1, slot_bytes=64
     )
     endpoint = receiver.address.endpoint
     with hold(endpoint, HALF):
-        sender = ZmqSender(here, receiver.address, "run", names=("a", "b"), timeout_s=SOON_S)
+        sender = ZmqSender(sockets, receiver.address, "run", names=("a", "b"), timeout_s=SOON_S)
         sender.send(Stop())
         assert receiver.receive(SOON_S).item == Stop()
         with hold(endpoint, SILENT) as late:
-            until(lambda: receiver.queued or here.rejections.count, "the count of it", SOON_S)
+            until(lambda: receiver.queued or sockets.rejections.count, "the count of it", SOON_S)
             assert late.recv(1) == b""
         sender.finish()  # the link goes on
     sender.close()
     receiver.close()
 
 
-def test_failures_that_nobody_reads_stop_nothing(here: KeptSockets) -> None:
+def test_failures_that_nobody_reads_stop_nothing(sockets: Sockets) -> None:
     """libzmq's thread would wait until there is room for what it has to say of them."""
-    listener = here.listen("tcp://127.0.0.1:*", 1000)
+    listener = sockets.listen("tcp://127.0.0.1:*", 1000)
     listener.open()
-    sender = here.connect(listener.endpoint, b"sender", None)
+    sender = sockets.connect(listener.endpoint, b"sender", None)
     for _ in range(2500):
         hold(listener.endpoint, b"\xff" + bytes(8) + b"\x7f\x03\x00nonsense".ljust(60)).close()
     sender.send(b"still here")
@@ -238,7 +233,7 @@ class Holders:
 
     def look(self) -> bool:
         """Fill up; whether the run has ended."""
-        for port in self._ports():
+        for port in self._run.ports():
             held = self._held.setdefault(port, [])
             held[:] = [holder for holder in held if self._is_held(holder)]
             while len(held) < HOLDERS and self._left:
@@ -274,14 +269,6 @@ class Holders:
         holder.close()
         self.cut_off += 1
         return False
-
-    def _ports(self) -> list[int]:
-        found = set()
-        with suppress(psutil.Error):
-            for process in (self._run.process, *self._run.process.children(recursive=True)):
-                connections = process.net_connections("tcp")
-                found |= {c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN}
-        return sorted(found)
 
 
 @pytest.mark.processes

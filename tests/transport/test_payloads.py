@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.links import address
 
 from pipeline.device.cuda_streams import Incoming
 from pipeline.errors import ProtocolError
@@ -23,10 +24,6 @@ from pipeline.transport.payloads import (
 from pipeline.worker.tensors import TensorPayload, arrived_tensor
 
 HERE = Incoming(torch.device("cpu"))
-
-
-def address(view: memoryview) -> int:
-    return int(np.frombuffer(view, dtype=np.uint8).ctypes.data)
 
 
 def array(dtype: str, *shape: int) -> np.ndarray[Any, Any]:

@@ -16,6 +16,7 @@ import psutil
 import pytest
 import zmq
 from support.kept_sockets import KeptSockets
+from support.links import SOON_S
 from support.processes import final_digests, launch, until
 
 from pipeline.errors import TimedOutError
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 
     Start = Callable[..., Launcher]
 
-SOON_S = 5.0
 NEVER_S = 0.3  # for what must not happen: a message within this process takes less than 1 ms
 
 
@@ -95,9 +95,10 @@ class House:
         self.opened.append(KeptSockets(Rejections("control"), keys))
         return self.opened[-1]
 
-    def client(self, stage: int, keys: Keys | None) -> ZmqControlClient:
+    def client(self, stage: int, keys: Keys | None, endpoint: str = "") -> ZmqControlClient:
+        endpoint = endpoint or self.server.endpoint
         return ZmqControlClient(
-            self.with_keys(keys), Invitation("run", stage, 0, self.server.endpoint, keys=keys)
+            self.with_keys(keys), Invitation("run", stage, 0, endpoint, keys=keys)
         )
 
 
@@ -133,7 +134,6 @@ def test_keys_of_another_run_do_not_open(house: House) -> None:
     assert told[0] == (
         f"control: key {stranger.public} was turned away: no process of this run holds it"
     )
-    client._socket.close(linger=0)
 
 
 def test_who_leaves_before_the_greeting_is_over_was_not_turned_away(house: House) -> None:
@@ -155,22 +155,17 @@ def test_without_keys_nobody_is_heard(house: House) -> None:
     client = house.client(0, None)
     client.send(Bye())
     assert house.server.receive(NEVER_S) is None
-    client._socket.close(linger=0)
 
 
 def test_an_impostor_at_the_address_learns_nothing(house: House) -> None:
     """The client asks for the coordinator's key; the listener holds another of the same run."""
     impostor = house.with_keys(house.keys[2])
     server = ZmqControlServer(impostor, "tcp://127.0.0.1:*", "run", most_bytes=1000)
-    client = ZmqControlClient(
-        house.with_keys(house.keys[1]),
-        Invitation("run", 0, 0, server.endpoint, keys=house.keys[1]),
-    )
+    client = house.client(0, house.keys[1], server.endpoint)
     client.send(Bye())
     assert server.receive(NEVER_S) is None
     with pytest.raises(TimedOutError):
         client.receive(NEVER_S)
-    client._socket.close(linger=0)
 
 
 def test_links_have_keys_too(house: House) -> None:
@@ -252,15 +247,10 @@ class Strangers:
         self.largest_bytes = 0
 
     def ports(self) -> list[int]:
-        found = set()
         for process in self.run.family():
             with suppress(psutil.Error):
                 self.largest_bytes = max(self.largest_bytes, process.memory_info().rss)
-                for connection in process.net_connections("tcp"):
-                    if connection.status == psutil.CONN_LISTEN:
-                        assert connection.laddr.ip == "127.0.0.1"
-                        found.add(connection.laddr.port)
-        return sorted(found)
+        return self.run.ports()
 
     def visit(self, port: int) -> None:
         for data in raw_visits(self.draws):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from support.links import address
 
 from pipeline.errors import ProtocolError
 from pipeline.protocol.addresses import Carrier, LinkAddress
@@ -21,10 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pipeline.transport.payloads import Payload
-
-
-def address(view: memoryview) -> int:
-    return int(np.frombuffer(view, dtype=np.uint8).ctypes.data)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+from support.links import SOON_S, TINY_S
 
 from pipeline.errors import TimedOutError
 from pipeline.protocol.addresses import Carrier
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
     from pipeline.transport.sockets import Socket, Sockets
 
-SOON_S = 5.0  # a time-out that is not expected to be used up
-TINY_S = 0.01
 THIS_PROCESS = f"process {os.getpid()} (user {os.getuid()})"
 
 
@@ -111,26 +110,27 @@ def test_a_worker_that_has_just_died_is_no_error(control: Control) -> None:
     control.server.send(7, Connect(None))  # whoever watches the processes will say so
 
 
+PROTOCOL = f"pipeline-{PROTOCOL_VERSION}"
+STRANGERS = [b"stage-1-0", b"pipeline-", b"\x01\x02", b"Pipeline-3-run-stage-1-0", b"x" * 255]
+
+
 @pytest.mark.parametrize(
-    "name",
-    [b"stage-1-0", b"pipeline-", b"\x01\x02", b"Pipeline-3-run-stage-1-0", b"x" * 255]
-    + [f"pipeline-{PROTOCOL_VERSION}-run-{rest}".encode() for rest in ("root-1-0", "stage-x-0")],
+    ("name", "told"),
+    [
+        *((name, "was turned away: it is no stage of this run") for name in STRANGERS),
+        (f"{PROTOCOL}-run-root-1-0".encode(), "was turned away: it is no stage of this run"),
+        (f"{PROTOCOL}-run-stage-x-0".encode(), "was turned away: it is no stage of this run"),
+        (
+            f"{PROTOCOL}-another-stage-1-0".encode(),
+            f"of run another (protocol {PROTOCOL_VERSION}) was turned away: "
+            f"this is run run (protocol {PROTOCOL_VERSION})",
+        ),
+    ],
 )
-def test_strangers_are_turned_away(control: Control, name: bytes) -> None:
+def test_strangers_are_turned_away(control: Control, name: bytes, told: str) -> None:
     control.peer(name).send(encode(Bye()))
     control.hear_until_turned_away(1)
-    news = control.server.rejections.news()
-    assert news == [f"here: {THIS_PROCESS} was turned away: it is no stage of this run"]
-
-
-def test_other_runs_and_protocols_are_refused_with_both_named(control: Control) -> None:
-    control.peer(f"pipeline-{PROTOCOL_VERSION}-another-stage-1-0".encode()).send(encode(Bye()))
-    control.hear_until_turned_away(1)
-    (news,) = control.server.rejections.news()
-    assert news == (
-        f"here: {THIS_PROCESS} of run another (protocol {PROTOCOL_VERSION}) was turned away: "
-        f"this is run run (protocol {PROTOCOL_VERSION})"
-    )
+    assert control.server.rejections.news() == [f"here: {THIS_PROCESS} {told}"]
 
 
 @pytest.mark.parametrize("frames", [[b"junk"], [b""], [b"\x80"], [b"\xc1", b"attached"]])
