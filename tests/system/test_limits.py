@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+def raised(error: Exception) -> int:
+    raise error
+
+
 @pytest.mark.parametrize(
     ("error", "limit"),
     [
@@ -45,11 +49,8 @@ if TYPE_CHECKING:
 def test_a_limit_of_the_system_is_named(
     error: Exception, limit: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fails() -> int:
-        raise error
-
     assert limit in with_cure(error)
-    assert status_of(fails) == 1
+    assert status_of(lambda: raised(error)) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert said.startswith(f"error: {type(error).__name__}")
@@ -60,11 +61,8 @@ def test_a_limit_of_the_system_is_named(
     "error", [ValueError("x"), RuntimeError("shape mismatch"), KeyError(24), ImportError("no y")]
 )
 def test_a_bug_is_none_of_them(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
-    def fails() -> int:
-        raise error
-
     assert cure_of(error) is None
-    assert status_of(fails) == 1
+    assert status_of(lambda: raised(error)) == 1
     assert "Traceback" in capsys.readouterr().err
 
 

@@ -38,6 +38,10 @@ def heeded(handlers_as_before: None) -> None:
         signal.signal(number, signal.default_int_handler)
 
 
+def ctrl_c(*given: Any, **options: Any) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("number", INTERRUPTIONS)
 def test_a_signal_is_noted(number: signal.Signals) -> None:
     with interrupts_noted() as interrupted:
@@ -123,10 +127,7 @@ def test_ctrl_c_before_anything_has_begun(
 ) -> None:
     """While modules are imported, which takes most of the time until then."""
 
-    def interrupted(*given: Any, **options: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("launch.job.Options", interrupted)
+    monkeypatch.setattr("launch.job.Options", ctrl_c)
     result = CliRunner().invoke(command, arguments)
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "interrupted\n")
 
@@ -141,10 +142,7 @@ def test_ctrl_c_while_the_first_modules_are_imported(
 ) -> None:
     """Click takes most of this time, before it can do anything about a signal."""
 
-    def interrupted() -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(entry, "leave_current_folder", interrupted)
+    monkeypatch.setattr(entry, "leave_current_folder", ctrl_c)
     with pytest.raises(SystemExit) as ended:
         command()
     assert (ended.value.code, capsys.readouterr().err) == (130, "interrupted\n")
@@ -188,11 +186,8 @@ def test_a_signal_at_the_end_of_python_changes_nothing(number: str, status: int)
 def test_ctrl_c_while_the_engine_is_closed_leaves_a_run_done(
     monkeypatch: pytest.MonkeyPatch, tiny: Path
 ) -> None:
-    def interrupted(engine: LocalEngine) -> None:
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(LocalEngine, "warm_up", lambda engine: None)
-    monkeypatch.setattr(LocalEngine, "close", interrupted)
+    monkeypatch.setattr(LocalEngine, "close", ctrl_c)
     monkeypatch.setattr("launch.training.train", lambda *given, **options: None)
     result = CliRunner().invoke(launch, [str(tiny)])
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
