@@ -12,13 +12,13 @@ from support import user_networks
 from support.user_networks import FACTORY, NETWORKS, stage_of
 from torch import nn
 
-from launch.plan.checks import network_costs
 from pipeline.config.config_file import config_tree
 from pipeline.config.sections import build_config
 from pipeline.data.facts import data_facts
 from pipeline.errors import ConfigError
 from pipeline.network.from_config import network_specs
 from pipeline.network.user_network import build_parts
+from pipeline.planning.cost import BlockCost, block_costs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -177,6 +177,11 @@ def specs_of(config: Config) -> tuple[BlockSpec, ...]:
     return network_specs(config, data_facts(config.data))
 
 
+def costs_of(network: str) -> tuple[BlockCost, ...]:
+    specs = specs_of(config_of(network))
+    return block_costs(specs, batch_size=1, element_bytes=4, optimizer_name="adam", backprop=False)
+
+
 def test_every_child_with_parameters_becomes_a_block() -> None:
     specs = specs_of(config_of())
     assert [spec.in_shape for spec in specs] == [(3, 16, 16), (6, 8, 8), (72,), (12,)]
@@ -187,7 +192,7 @@ def test_every_child_with_parameters_becomes_a_block() -> None:
 
 
 def test_costs_are_those_of_its_layers() -> None:
-    costs = network_costs(config_of(), specs_of(config_of()))
+    costs = costs_of("convolutional")
     assert [cost.parameters for cost in costs] == [
         sum(p.numel() for p in part.body.parameters()) for part in build_parts(config_of().model, 1)
     ]
@@ -197,7 +202,7 @@ def test_costs_are_those_of_its_layers() -> None:
 
 
 def test_a_transposed_convolution_costs_what_it_does_for_each_pixel_it_reads() -> None:
-    costs = network_costs(config_of(), specs_of(config_of("enlarging")))
+    costs = costs_of("enlarging")
     assert costs[0].forward_macs == 3 * 8 * 4 * 4 * 16 * 16
 
 
