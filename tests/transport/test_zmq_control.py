@@ -172,5 +172,4 @@ def test_waits_on_control_end(control: Control) -> None:
     assert control.server.receive(TINY_S) is None
     with pytest.raises(TimedOutError) as caught:
         control.client(3).receive(TINY_S)
-    said = "stage 3 waited 0.0 s for the coordinator: it said nothing"
-    assert str(caught.value) == said
+    assert str(caught.value) == "stage 3 waited 0.0 s for the coordinator: it said nothing"

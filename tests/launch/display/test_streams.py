@@ -246,7 +246,7 @@ def test_nor_the_signal_that_ends_it(
 
 @pytest.mark.processes
 @pytest.mark.usefixtures("tiny")
-@pytest.mark.parametrize("gone", [broken_pipe, closed_terminal])
+@GONE
 @pytest.mark.parametrize("view", ["plain", "live"])
 def test_training_goes_on(
     launcher: Start, tmp_path: Path, gone: Callable[[], Iterator[int]], view: str

@@ -202,27 +202,26 @@ class TestLive:
     def test_brackets_are_not_markup(self) -> None:
         assert "[bold]" in "\n".join(shown(a_view(a_start([["[bold]"]]))))
 
-    def test_the_last_picture_stays_below_notes(self) -> None:
+    def pictures(self, *events: Event) -> tuple[str, str]:
+        """All that is written, and the last picture of it."""
         console = a_console()
         with open_view("live", console, Clock()) as see:
-            see(a_start(one_each(2)))
-            see(Note("no peer access [cuda:3]"))
-            see(CheckpointWritten(Path("checkpoints/step-00000469"), 469))
-            see(an_epoch())
-        text = written(console)
-        last = text[text.rindex("digits-mlp  ") :]
-        assert "no peer access [cuda:3]" in text
-        assert "checkpoint step-00000469" in text
+            for event in (a_start(one_each(2)), *events):
+                see(event)
+        before, picture, last = written(console).rpartition("digits-mlp  ")
+        return before, picture + last
+
+    def test_the_last_picture_stays_below_notes(self) -> None:
+        checkpoint = CheckpointWritten(Path("checkpoints/step-00000469"), 469)
+        before, last = self.pictures(Note("no peer access [cuda:3]"), checkpoint, an_epoch())
+        assert "no peer access [cuda:3]" in before
+        assert "checkpoint step-00000469" in before
         assert "2.98 % after epoch 3" in last
         assert "checkpoint" not in last
 
     def test_the_last_picture_says_nothing_that_is_over(self) -> None:
-        console = a_console()
-        with open_view("live", console, Clock()) as see:
-            see(a_start(one_each(2)))
-            see(a_progress(a_stage(0, Tally(0, 1, 1.25, 0)), a_stage(1)))
-            see(Waiting(("the disk",), 2.0))
-        last = written(console)[written(console).rindex("digits-mlp  ") :]
+        progress = a_progress(a_stage(0, Tally(0, 1, 1.25, 0)), a_stage(1))
+        _, last = self.pictures(progress, Waiting(("the disk",), 2.0))
         assert "1.2500" in last
         assert not [word for word in ("97 %", "940", "train", "the disk") if word in last]
 

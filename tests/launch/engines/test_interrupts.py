@@ -178,8 +178,7 @@ run_command(lambda: {status})
 
 @pytest.mark.parametrize(("number", "status"), [("SIGINT", 0), ("SIGTERM", 1), ("SIGHUP", 2)])
 def test_a_signal_at_the_end_of_python_changes_nothing(number: str, status: int) -> None:
-    program = ENDING.format(number=number, status=status)
-    done = python("-c", program)
+    done = python("-c", ENDING.format(number=number, status=status))
     assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
 
 
