@@ -188,6 +188,14 @@ def test_a_block_goes_on_from_its_file_as_if_nothing_had_happened(
     assert all(files_of(stage)[block] != initial[block] for block in (0, 1, 2))
 
 
+def test_what_shares_memory_still_does_in_a_stage() -> None:
+    stage = stage_of(config_of("overlapping buffers"))
+    step(stage, 1)
+    buffers = dict(stage.blocks[1].named_buffers())
+    assert len({memory_of(buffer) for buffer in buffers.values()}) == 1
+    assert buffers["encoder.0.1.late"].tolist() == [3.0, 4.0, 5.0, 6.0]
+
+
 def test_a_shared_layer_is_saved_once() -> None:
     names = stage_of(config_of("tied weights")).state()[1]
     assert sum(name.endswith("weight") and "optimizer" not in name for name in names) == 3
