@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, get_args
+from dataclasses import is_dataclass, replace
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 import msgpack
 import pytest
@@ -15,16 +15,8 @@ from hypothesis import strategies as st
 from support import REPOSITORY
 
 from pipeline.config import yaml_text
-from pipeline.data.facts import DataFacts
 from pipeline.errors import ProtocolError
-from pipeline.protocol.addresses import (
-    CARRIERS,
-    Carrier,
-    DeviceRingHandle,
-    LinkAddress,
-    RingHandle,
-    reason_of,
-)
+from pipeline.protocol.addresses import CARRIERS, Carrier, LinkAddress, reason_of
 from pipeline.protocol.codec import MAX_DEPTH, MAX_HEADER_BYTES, MAX_ITEMS, decode, encode
 from pipeline.protocol.messages import (
     ACTIVITIES,
@@ -32,8 +24,6 @@ from pipeline.protocol.messages import (
     MAX_DIMENSIONS,
     MAX_TENSORS,
     Bye,
-    CloseLink,
-    Complete,
     Connect,
     Connected,
     Credit,
@@ -42,15 +32,12 @@ from pipeline.protocol.messages import (
     Heartbeat,
     Hello,
     Message,
-    OpenLink,
     ProgressNow,
-    Ready,
-    Remark,
     Setup,
     TensorSpec,
 )
 from pipeline.schedule import items
-from pipeline.schedule.reports import PassReport, StageState, Tally, Usage
+from pipeline.schedule.reports import StageState, Tally, Usage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,92 +45,53 @@ if TYPE_CHECKING:
 # --- every message that can be built ------------------------------------------------------
 
 numbers = st.integers(-(2**63), 2**64 - 1)
-counts = st.integers(0, 2**40)
 reals = st.floats(allow_nan=False)
 texts = st.text(max_size=20)
-tallies = st.lists(st.builds(Tally, counts, counts, reals, st.none() | counts), max_size=3).map(
-    tuple
-)
-blocks = st.lists(counts, max_size=3).map(tuple)
-tensors = st.builds(
-    TensorSpec,
-    st.sampled_from(sorted(ITEM_BYTES)),
-    st.lists(st.integers(0, 9), max_size=MAX_DIMENSIONS).map(tuple),
-)
-batches = st.builds(items.TrainBatch, counts, counts, reals) | st.builds(
-    items.EvaluationBatch, counts, counts
-)
-markers = (
-    st.builds(items.StartEvaluation, counts)
-    | st.builds(items.EndEvaluation, counts)
-    | st.builds(items.EndEpoch, counts)
-    | st.builds(items.PassedBatch, counts, counts)
-    | st.builds(items.Snapshot, counts, counts, st.booleans())
-    | st.just(items.Stop())
-)
-headers = st.builds(Header, markers) | st.builds(
-    Header,
-    batches,
-    st.lists(tensors, min_size=1, max_size=3).map(tuple),
-    counts,
-    st.sampled_from(sorted(CARRIERS)),
-)
-rings = st.builds(RingHandle, texts, *[numbers] * 5)
-device_rings = st.builds(
-    DeviceRingHandle, texts, st.binary(min_size=64, max_size=64), numbers, numbers
-)
 reasons = texts.filter(str.isprintable)
-carriers = st.builds(Carrier, st.sampled_from(sorted(CARRIERS)), reasons)
-addresses = st.builds(
-    LinkAddress,
-    texts,
-    st.none() | rings,
-    texts,
-    st.none() | texts,
-    st.none() | device_rings,
-    reasons,
-    reasons,
-)
-facts = st.builds(DataFacts, *[counts] * 5, st.lists(reals).map(tuple), st.lists(reals).map(tuple))
-usages = st.builds(Usage, reals, reals, counts)
+carriers = st.sampled_from(sorted(CARRIERS))
 trees = st.recursive(
     st.none() | st.booleans() | numbers | reals | texts,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
     max_leaves=12,
 )
+FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    "dtype": st.sampled_from(sorted(ITEM_BYTES)),
+    "shape": st.lists(st.integers(0, 9), max_size=MAX_DIMENSIONS).map(tuple),
+    "channels_last": st.just(False),
+    "way": carriers,
+    "kind": carriers,
+    "memory": st.binary(min_size=64, max_size=64),
+    "no_ring": reasons,
+    "no_device_ring": reasons,
+    "doing": st.sampled_from(ACTIVITIES),
+    "config": st.dictionaries(texts, trees),
+}
+"""Of fields that refuse most of what their type holds, in whatever message they are."""
+PLAIN = {int: numbers, float: reals, str: texts, bool: st.booleans(), type(None): st.none()}
+
+
+def values_of(hint: Any) -> st.SearchStrategy[Any]:
+    """Of a type, as messages name it."""
+    if is_dataclass(hint):
+        named = get_type_hints(hint).items()
+        return st.builds(
+            hint,
+            **{name: FIELDS[name] if name in FIELDS else values_of(its) for name, its in named},
+        )
+    if get_origin(hint) is tuple:
+        return st.lists(values_of(get_args(hint)[0]), max_size=3).map(tuple)
+    return st.one_of(map(values_of, get_args(hint))) if get_args(hint) else PLAIN[hint]
+
+
+headers = st.builds(Header, values_of(items.Marker)) | st.builds(
+    Header,
+    values_of(items.Batch),
+    st.lists(values_of(TensorSpec), min_size=1, max_size=3).map(tuple),
+    numbers,
+    carriers,
+)
 messages: st.SearchStrategy[Any] = st.one_of(
-    headers,
-    st.builds(OpenLink, texts, numbers),
-    st.builds(Credit, numbers),
-    st.just(CloseLink()),
-    st.builds(Hello, texts, numbers, numbers),
-    st.builds(
-        Setup,
-        attempt=numbers,
-        config=st.dictionaries(texts, trees),
-        facts=facts,
-        blocks=blocks,
-        device=texts,
-        bind=texts,
-        resumed=st.booleans(),
-        kept=st.booleans(),
-        last_batch_id=numbers,
-        epoch=numbers,
-        tallies=tallies,
-        max_in_flight=numbers,
-        progress_interval_s=reals,
-    ),
-    st.builds(Ready, numbers, addresses),
-    st.builds(Complete, numbers),
-    st.builds(Remark, texts),
-    st.builds(Connect, st.none() | addresses),
-    st.builds(Connected, st.none() | carriers),
-    st.builds(PassReport, counts, counts, st.booleans(), tallies, usages),
-    st.builds(StageState, numbers, numbers, st.booleans(), blocks, tallies),
-    st.builds(ProgressNow, numbers, reals, numbers, tallies),
-    st.builds(Heartbeat, numbers, numbers, st.sampled_from(ACTIVITIES), reals),
-    st.builds(Failure, texts, st.none() | numbers, numbers, texts),
-    st.just(Bye()),
+    headers, *(values_of(kind) for kind in get_args(Message) if kind is not Header)
 )
 
 

@@ -135,16 +135,10 @@ def test_snapshots_say_whether_the_epoch_was_reported() -> None:
 # --- learning rate ------------------------------------------------------------------------
 
 
-def test_milestones_take_effect_after_their_epoch() -> None:
-    course = Course(8, 1, 1, lr=0.8, milestones=(2, 5, 6), factor=0.5)
-    rates = [item.lr for item in feed(course) if isinstance(item, TrainBatch)]
-    assert rates == [0.8, 0.8, 0.4, 0.4, 0.4, 0.2, 0.1, 0.1]
-
-
-def test_every_batch_of_an_epoch_has_its_rate() -> None:
-    course = replace(DRAWN, milestones=(1,), factor=0.25)
+def test_milestones_take_effect_after_their_epoch_for_every_batch() -> None:
+    course = Course(4, 3, 1, lr=0.8, milestones=(1, 3), factor=0.5)
     rates = [(item.epoch, item.lr) for item in feed(course) if isinstance(item, TrainBatch)]
-    assert rates == [(1, 1.0)] * 3 + [(2, 0.25)] * 3
+    assert rates == [(1, 0.8)] * 3 + [(2, 0.4)] * 3 + [(3, 0.4)] * 3 + [(4, 0.2)] * 3
 
 
 def test_course_of_a_config() -> None:
@@ -209,6 +203,7 @@ COURSES = [
     replace(DRAWN, checkpoint_every_steps=2),
     replace(DRAWN, checkpoint_every_steps=1, evaluation_batches=1),
     replace(DRAWN, steps_per_epoch=1, eval_before_training=True),
+    replace(DRAWN, epochs=1, learners=(0, 1)),
 ]
 
 

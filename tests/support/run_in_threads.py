@@ -27,6 +27,7 @@ from pipeline.run.recorder import Recorder
 from pipeline.run.run import Run
 from pipeline.schedule.feed import Feed, course_of
 from pipeline.schedule.items import Stop
+from pipeline.single import SingleTrainer
 from pipeline.storage.background_writer import BackgroundWriter
 from pipeline.storage.checkpoint import RunState
 from pipeline.storage.folder import Folder
@@ -88,12 +89,13 @@ class Store:
     """Keeps every checkpoint in memory: bytes by block by step, and where it was."""
 
     files: dict[int, dict[int, bytes]] = field(default_factory=dict)
+    states: dict[int, RunState] = field(default_factory=dict)
     newest: RunState = field(default_factory=RunState)
 
     def write(self, state: RunState) -> Path:
         step = state.position.step
         self.files[step] = {block: bytes(data) for block, data in state.files.items()}
-        self.newest = replace(state, files=self.files[step])
+        self.newest = self.states[step] = replace(state, files=self.files[step])
         return Path(f"step-{step}")
 
 
@@ -301,6 +303,10 @@ def coordinator(
         return f"link-{stage}-{attempt}"
 
     return Coordinator(job.run, workers.control, workers.connect, bind, workers, watchdog, **given)
+
+
+def train_single(job: Job) -> None:
+    SingleTrainer(job.run).run()
 
 
 def train_pipelined(

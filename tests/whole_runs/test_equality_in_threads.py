@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from functools import partial
 from itertools import pairwise
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.run_in_threads import TREE, Job, train_pipelined
+from support.run_in_threads import TREE, Job, train_pipelined, train_single
 
-from pipeline.errors import (
-    InterruptedRunError,
-)
 from pipeline.learning.block_file import decode_block
-from pipeline.run.events import CheckpointWritten
-from pipeline.single import SingleTrainer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    from pipeline.run.events import Event
-    from pipeline.storage.checkpoint import RunState
 
 pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
 
@@ -40,17 +31,6 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_every_form_of_the_loss_is_the_same_in_a_pipeline(
-    form: str, folder: Callable[[], Path]
-) -> None:
-    single, pipelined = (Job(folder(), 3, loss=FORMS[form]) for _ in range(2))
-    SingleTrainer(single.run).run()
-    train_pipelined(pipelined)
-    assert pipelined.store.files == single.store.files
-    assert pipelined.lines() == single.lines()
-
-
 def test_batches_of_few_classes_are_the_same_in_a_resumed_pipeline(
     folder: Callable[[], Path],
 ) -> None:
@@ -59,16 +39,10 @@ def test_batches_of_few_classes_are_the_same_in_a_resumed_pipeline(
     limited, plain = (
         Job(folder(), 3, data={**data, **keys}, checkpoint_every_steps=1) for keys in (few, {})
     )
-    kept: list[RunState] = []
-
-    def keep(event: Event) -> None:
-        if isinstance(event, CheckpointWritten):
-            kept.append(limited.store.newest)
-
-    limited.listeners.append(keep)
     for job in (limited, plain):
-        SingleTrainer(job.run).run()
-    resumed = Job(folder(), 2, kept[1], data={**data, **few}, checkpoint_every_steps=1)
+        train_single(job)
+    start = limited.store.states[2]
+    resumed = Job(folder(), 2, start, data={**data, **few}, checkpoint_every_steps=1)
     train_pipelined(resumed)
     assert resumed.store.files[6] == limited.store.files[6]
     assert all(resumed.store.files[6][block] != plain.store.files[6][block] for block in range(4))
@@ -76,7 +50,8 @@ def test_batches_of_few_classes_are_the_same_in_a_resumed_pipeline(
 
 RESNET = {"name": "resnet18", "feat_mult": 0.05, "dropout": 0.1}
 PREACTIVATED = {"name": "wrn-10-2", "feat_mult": 0.2, "preactivation": True}
-NETWORKS: dict[str, tuple[int, dict[str, Any]]] = {
+CASES: dict[str, tuple[int, dict[str, Any]]] = {
+    **{form: (3, {"loss": loss}) for form, loss in FORMS.items()},
     "mlp": (2, {"model": {"name": "mlp", "hidden_layers": 2, "hidden": 16}}),
     "resnet18": (4, {"model": RESNET}),
     "resnet18 without shortcuts": (17, {"model": {**RESNET, "residual": False}}),
@@ -99,11 +74,13 @@ NETWORKS: dict[str, tuple[int, dict[str, Any]]] = {
 """How many stages, and what differs from `TREE`."""
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-def test_every_network_is_the_same_in_a_pipeline(network: str, folder: Callable[[], Path]) -> None:
-    stages, sections = NETWORKS[network]
+@pytest.mark.parametrize("case", CASES)
+def test_every_loss_and_network_is_the_same_in_a_pipeline(
+    case: str, folder: Callable[[], Path]
+) -> None:
+    stages, sections = CASES[case]
     single, pipelined = (Job(folder(), stages, **sections) for _ in range(2))
-    SingleTrainer(single.run).run()
+    train_single(single)
     train_pipelined(pipelined)
     assert pipelined.store.files == single.store.files
     assert pipelined.lines() == single.lines()
@@ -113,7 +90,7 @@ def test_every_network_is_the_same_in_a_pipeline(network: str, folder: Callable[
 def test_greedy_training_trains_one_block_after_another(folder: Callable[[], Path]) -> None:
     schedule = {"epochs": 1, "greedy": True}
     job = Job(folder(), 3, schedule=schedule)
-    SingleTrainer(job.run).run()
+    train_single(job)
     assert [line["blocks"][0]["block"] for line in job.lines()] == [0, 1, 2, 3]
     snapshots = [job.store.files[step] for step in sorted(job.store.files)]
     for learner, (before, after) in enumerate(pairwise(snapshots), start=1):
@@ -136,18 +113,9 @@ def network_part(data: bytes) -> dict[str, list[float]]:
 def test_a_greedy_run_goes_on_from_every_checkpoint(folder: Callable[[], Path]) -> None:
     schedule = {"epochs": 1, "greedy": True}
     whole = Job(folder(), 3, schedule=schedule, checkpoint_every_steps=1)
-    SingleTrainer(whole.run).run()
+    train_single(whole)
     last = max(whole.store.files)
     for step in (2, 3, 7):
-        first = Job(folder(), 3, schedule=schedule, checkpoint_every_steps=1)
-        first.listeners.append(partial(_interrupt_at, first, step))
-        with pytest.raises(InterruptedRunError):
-            SingleTrainer(first.run).run()
-        again = Job(folder(), 2, first.store.newest, schedule=schedule, checkpoint_every_steps=1)
+        again = Job(folder(), 2, whole.store.states[step], schedule=schedule)
         train_pipelined(again)
         assert again.store.files[last] == whole.store.files[last]
-
-
-def _interrupt_at(job: Job, step: int, event: Event) -> None:
-    if isinstance(event, CheckpointWritten) and event.step == step:
-        job.interrupted = True

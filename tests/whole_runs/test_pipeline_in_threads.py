@@ -18,6 +18,7 @@ from support.run_in_threads import (
     coordinator,
     plant_a_fault,
     train_pipelined,
+    train_single,
 )
 
 from pipeline.data.facts import data_facts
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
     from pipeline.learning.stage import Stage
     from pipeline.run.events import Event
     from pipeline.schedule.items import Item
-    from pipeline.storage.checkpoint import RunState
 
 pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
 
@@ -62,7 +62,7 @@ pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
 def single(folder: Callable[[], Path]) -> Job:
     """What must come out, with a checkpoint after every step."""
     job = Job(folder(), 3, checkpoint_every_steps=1)
-    SingleTrainer(job.run).run()
+    train_single(job)
     return job
 
 
@@ -156,7 +156,7 @@ def test_what_matters_changes_every_block(
     single: Job, folder: Callable[[], Path], change: dict[str, Any]
 ) -> None:
     other = Job(folder(), 3, checkpoint_every_steps=1, **change)
-    SingleTrainer(other.run).run()
+    train_single(other)
     assert all(other.store.files[6][block] != single.store.files[6][block] for block in range(4))
 
 
@@ -180,16 +180,7 @@ def test_tests_and_snapshots_in_between_change_no_weight(
 def test_resumed_with_another_number_of_stages(
     single: Job, folder: Callable[[], Path], step: int
 ) -> None:
-    first = Job(folder(), 3, checkpoint_every_steps=1)
-    kept: list[RunState] = []
-
-    def keep(event: Event) -> None:
-        if isinstance(event, CheckpointWritten) and event.step == step:
-            kept.append(first.store.newest)
-
-    first.listeners.append(keep)
-    SingleTrainer(first.run).run()
-    second = Job(folder(), 2, kept[0], checkpoint_every_steps=1)
+    second = Job(folder(), 2, single.store.states[step], checkpoint_every_steps=1)
     train_pipelined(second)
     assert sorted(second.store.files) == list(range(step + 1, 7))
     assert second.store.files[6] == single.store.files[6]
@@ -266,9 +257,9 @@ def test_single_mode_tells_the_failed_batch_too(
     plant_a_fault(monkeypatch)
     plant_a_fault(monkeypatch, "planted in a test", at=(0, None))
     with pytest.raises(StageFailedError, match="stage 1, block 1 failed at batch 3: ValueError"):
-        SingleTrainer(Job(folder(), 3).run).run()
+        train_single(Job(folder(), 3))
     with pytest.raises(StageFailedError, match="stage 0, block 0 failed: ValueError: planted in"):
-        SingleTrainer(Job(folder(), 3, eval_before_training=True).run).run()
+        train_single(Job(folder(), 3, eval_before_training=True))
 
 
 def ticking(step_s: float) -> Callable[[], float]:
@@ -345,25 +336,6 @@ MEANWHILE: list[tuple[int, Any, list[bytes], str]] = [
 ]
 
 
-def trained_with(
-    folder: Path, said: tuple[int, Any, list[bytes]], *, after_epoch: int
-) -> tuple[Job, list[str]]:
-    """A run in which somebody says this under the name of a stage; and its notes."""
-    job, workers = Job(folder, 2), ThreadWorkers(2)
-    stage, message, attached = said
-
-    def say(event: Any) -> None:
-        if isinstance(event, EpochDone) and event.metrics["epoch"] == after_epoch:
-            workers.control.client(stage).send(message, attached)
-
-    job.listeners.append(say)
-    if after_epoch == 0:
-        workers.control.client(stage).send(message, attached)
-    train_pipelined(job, workers=workers)
-    return job, job.notes
-
-
-@pytest.mark.usefixtures("one_builder_at_a_time")
 @pytest.mark.parametrize(
     ("stage", "message", "attached", "expected", "after_epoch"),
     [(*row, 0) for row in BEFORE_THE_START] + [(*row, 1) for row in MEANWHILE],
@@ -376,12 +348,20 @@ def test_what_no_stage_may_say_is_turned_away_and_changes_nothing(
     expected: str,
     after_epoch: int,
 ) -> None:
-    undisturbed = Job(folder(), 2)
+    undisturbed, job, workers = Job(folder(), 2), Job(folder(), 2), ThreadWorkers(2)
     train_pipelined(undisturbed)
-    job, notes = trained_with(folder(), (stage, message, attached), after_epoch=after_epoch)
+
+    def say(event: Any) -> None:
+        if isinstance(event, EpochDone) and event.metrics["epoch"] == after_epoch:
+            workers.control.client(stage).send(message, attached)
+
+    job.listeners.append(say)
+    if after_epoch == 0:
+        workers.control.client(stage).send(message, attached)
+    train_pipelined(job, workers=workers)
     assert job.store.files == undisturbed.store.files
     assert job.lines() == undisturbed.lines()
-    told, count = notes
+    told, count = job.notes
     assert expected in told
     assert count == "control: 1 messages were turned away in all"
 

@@ -19,6 +19,7 @@ from support.run_in_threads import (
     coordinator,
     plant_a_fault,
     train_pipelined,
+    train_single,
 )
 
 from pipeline.coordinator.restarts import WITHIN_S, Restarts
@@ -27,7 +28,6 @@ from pipeline.protocol.messages import Bye
 from pipeline.run.events import Note
 from pipeline.schedule.items import Stop
 from pipeline.schedule.reports import StageState
-from pipeline.single import SingleTrainer
 from pipeline.worker.kept_snapshots import KeptStates
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def test_a_fault_that_comes_back_is_known() -> None:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Job:
     job = Job(tmp_path_factory.mktemp("undisturbed"), STAGES, **COURSE)
-    SingleTrainer(job.run).run()
+    train_single(job)
     return job
 
 
@@ -143,8 +143,10 @@ def test_the_successor_is_lost_at_every_point(
     trained_as_if_undisturbed(folder(), fates, undisturbed)
 
 
-def trained_as_if_undisturbed(folder: Path, fates: dict[int, Fate], undisturbed: Job) -> Job:
-    job = Job(folder, STAGES, **COURSE)
+def trained_as_if_undisturbed(
+    folder: Path, fates: dict[int, Fate], undisturbed: Job, **runtime: Any
+) -> Job:
+    job = Job(folder, STAGES, **COURSE, **runtime)
     train_pipelined(job, fates)
     assert job.store.files == undisturbed.store.files, fates
     assert job.lines() == undisturbed.lines(), fates
@@ -156,10 +158,8 @@ def test_a_stage_that_hangs_while_another_is_lost(
     undisturbed: Job, last: int, folder: Folder
 ) -> None:
     """It never comes back, so it is replaced, too, after `start_timeout_s`."""
-    job = Job(folder(), STAGES, start_timeout_s=1.0, **COURSE)
-    train_pipelined(job, {1: Fate(last + 1), 2: Fate(last, hangs=True)})
-    assert job.store.files == undisturbed.store.files
-    assert job.lines() == undisturbed.lines()
+    fates = {1: Fate(last + 1), 2: Fate(last, hangs=True)}
+    job = trained_as_if_undisturbed(folder(), fates, undisturbed, start_timeout_s=1.0)
     assert any("did not come back in" in note for note in job.notes), job.notes
 
 

@@ -10,11 +10,10 @@ from threading import enumerate as enumerate_threads
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.run_in_threads import Job, train_pipelined
+from support.run_in_threads import Job, train_pipelined, train_single
 
 from pipeline.errors import CutShortError, InterruptedRunError, PipelineError, RunError
 from pipeline.run.events import Waiting
-from pipeline.single import SingleTrainer
 from pipeline.system.daemon_pool import DaemonPool
 
 if TYPE_CHECKING:
@@ -28,11 +27,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
 
 
-def in_single_mode(job: Job) -> None:
-    SingleTrainer(job.run).run()
-
-
-WAYS = pytest.mark.parametrize("train", [in_single_mode, train_pipelined])
+WAYS = pytest.mark.parametrize("train", [train_single, train_pipelined])
 TRAIN, TEST = "train", "evaluation"
 
 
@@ -82,9 +77,9 @@ def test_a_file_that_cant_be_read_costs_nothing_that_was_learned(
     )
     # and it goes on from there as if nothing had happened, the file having been mended
     resumed = Job(job.folder, 3, start=job.store.newest)
-    in_single_mode(resumed)
+    train_single(resumed)
     whole = Job(folder(), 3)
-    in_single_mode(whole)
+    train_single(whole)
     assert resumed.store.files[6] == whole.store.files[6]
 
 
@@ -117,13 +112,18 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Job, int], No
 
 
 @WAYS
-def test_what_is_read_from_a_disk_gives_the_same(
+def test_what_is_read_from_a_disk_gives_the_same_and_its_thread_ends_with_the_run(
     train: Train, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read, held = Job(folder(), 3), Job(folder(), 3)
+    before = set(enumerate_threads())
     with monkeypatch.context() as patched:
         patched.setattr("pipeline.data.batches.Batches.in_memory", False)
         train(read)
+    left = [one for one in enumerate_threads() if one not in before and "reading" in one.name]
+    for one in left:
+        one.join(10.0)
+    assert not any(one.is_alive() for one in left)
     train(held)
     assert read.store.files == held.store.files
 
@@ -157,19 +157,6 @@ def test_a_disk_that_hangs_for_too_long_ends_the_run(
     with pytest.raises(CutShortError, match="for the images of batch 2: the disk gave none"):
         train(job)
     assert max(job.store.files) == 1
-
-
-@WAYS
-def test_the_thread_that_reads_ends_with_the_run(
-    train: Train, folder: Folder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline.data.batches.Batches.in_memory", False)
-    before = set(enumerate_threads())
-    train(Job(folder(), 3))
-    left = [one for one in enumerate_threads() if one not in before and "reading" in one.name]
-    for one in left:
-        one.join(10.0)
-    assert not any(one.is_alive() for one in left)
 
 
 # --- threads that nobody waits for ----------------------------------------------------------
