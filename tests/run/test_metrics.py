@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def test_line_of_an_epoch_is_as_promised(recording: Recording) -> None:
     recording.recorder.metrics.start_clock()
     recording.now += 8.0
-    recording.tell(trained(0, 1), trained(1, 1), evaluated(0, 1), evaluated(1, 1))
+    recording.tell_epoch(1)
     expected = {
         "event": "epoch",
         "epoch": 1,
@@ -50,9 +50,7 @@ def test_line_of_an_epoch_is_as_promised(recording: Recording) -> None:
 
 def test_lines_use_the_rate_of_their_epoch(recording: Recording) -> None:
     for epoch in (1, 2):
-        recording.tell(
-            trained(0, epoch), trained(1, epoch), evaluated(0, epoch), evaluated(1, epoch)
-        )
+        recording.tell_epoch(epoch)
     assert [(line["epoch"], line["step"], line["lr"]) for line in recording.lines()] == [
         (1, 4, 0.5),
         (2, 8, 0.125),
@@ -112,7 +110,7 @@ def test_time_of_tests_is_not_counted(recording: Recording) -> None:
     recording.now += 100.0  # the test, and a first stage that speaks late
     recording.tell(trained(0, 1), evaluated(0, 1), evaluated(1, 1))
     recording.now += 4.0
-    recording.tell(trained(0, 2), trained(1, 2), evaluated(0, 2), evaluated(1, 2))
+    recording.tell_epoch(2)
     assert [(line["seconds"], line["images_per_s"]) for line in recording.lines()] == [
         (5.0, 20.0),
         (4.0, 25.0),
@@ -126,9 +124,7 @@ def test_resumed_epoch_counts_all_images_but_times_only_its_own(tmp_path: Path) 
     recording.recorder.metrics.start_clock()
     for epoch in (1, 2):
         recording.now += 4.0
-        recording.tell(
-            trained(0, epoch), trained(1, epoch), evaluated(0, epoch), evaluated(1, epoch)
-        )
+        recording.tell_epoch(epoch)
     assert [line["images_per_s"] for line in recording.lines()] == [10.0, 25.0]
     assert {line["train"]["loss"] for line in recording.lines()} == {2.0}
 

@@ -116,32 +116,19 @@ def test_the_first_is_written_whatever_follows(bench: Bench) -> None:
     assert bench.all_outcomes() == [(2, None), written(1), written(3)]
 
 
-def test_one_after_another(bench: Bench) -> None:
-    for step in (1, 2, 3):
-        bench.store.take()
-        bench.write(step)
-        assert bench.all_outcomes() == [written(step)]
-
-
-def test_never_two_at_once(bench: Bench) -> None:
+@pytest.mark.parametrize("error", [None, OSError(28, "No space left on device")])
+def test_one_after_another_and_a_refusal_is_an_outcome(bench: Bench, error: OSError | None) -> None:
     bench.write(1)
     bench.wait_until_begun(1)
     bench.write(2)
-    assert bench.store.begun.empty()
-    bench.store.take()
+    assert bench.store.begun.empty()  # never two at once
+    bench.store.take(error)
     bench.wait_until_begun(2)
     bench.store.take()
-    assert bench.all_outcomes() == [written(1), written(2)]
-
-
-def test_a_refusal_is_an_outcome_and_the_next_is_tried(bench: Bench) -> None:
-    error = OSError(28, "No space left on device")
-    bench.write(1)
-    bench.wait_until_begun(1)
-    bench.write(2)
-    bench.store.take(error)
+    assert bench.all_outcomes() == [(1, error) if error else written(1), written(2)]
     bench.store.take()
-    assert bench.all_outcomes() == [(1, error), written(2)]
+    bench.write(3)
+    assert bench.all_outcomes() == [written(3)]
 
 
 def test_memory_holds_two_at_most(bench: Bench) -> None:

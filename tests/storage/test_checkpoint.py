@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -25,6 +26,9 @@ from pipeline.storage.checkpoint import (
 )
 from pipeline.storage.checkpoint_writer import CheckpointStore
 from pipeline.storage.folder import Folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CONFIG = {"runtime": {"seed": 7}, "model": {"name": "mlp"}}
 FILES: dict[int, bytes | memoryview] = {0: b"first block", 1: memoryview(b"second"), 2: b"last"}
@@ -44,9 +48,8 @@ def opened(path: Path) -> Checkpoint:
     return checkpoint_in(Folder.open(path.parent), path.name)
 
 
-def newest(folder: Path) -> Checkpoint | None:
-    complete = complete_checkpoints(folder)
-    return opened(complete[-1]) if complete else None
+def newest(folder: Path) -> Checkpoint:
+    return opened(complete_checkpoints(folder)[-1])
 
 
 def write(
@@ -58,6 +61,12 @@ def write(
 
 def names(folder: Path) -> list[str]:
     return [path.name for path in complete_checkpoints(folder)]
+
+
+def refusal(look: Callable[[], object]) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        look()
+    return str(caught.value)
 
 
 # --- written and read ---------------------------------------------------------------------
@@ -73,7 +82,6 @@ def test_what_is_written_is_read(folder: Path) -> None:
         "manifest.json",
     ]
     found = newest(folder)
-    assert found is not None
     assert (found.path, found.state.position.step) == (path, 5)
     assert found.read() == {block: bytes(data) for block, data in FILES.items()}
     start = found.start()
@@ -109,19 +117,16 @@ def test_manifest_names_everything(folder: Path) -> None:
 
 
 def test_no_checkpoint(folder: Path) -> None:
-    assert newest(folder) is None
     assert complete_checkpoints(folder) == []
     folder.mkdir()
-    assert newest(folder) is None
+    assert complete_checkpoints(folder) == []
 
 
 def test_newest_is_that_of_the_last_step(folder: Path) -> None:
     for step in (99_999_999, 100_000_001, 5):
         write(folder, step)
     assert names(folder) == ["step-00000005", "step-99999999", "step-100000001"]
-    found = newest(folder)
-    assert found is not None
-    assert found.state.position.step == 100_000_001
+    assert newest(folder).state.position.step == 100_000_001
 
 
 def test_what_is_no_checkpoint_is_neither_counted_nor_dropped(folder: Path) -> None:
@@ -154,13 +159,11 @@ def test_it_takes_the_place_of_the_other(folder: Path, files: dict[int, bytes]) 
 
 
 def test_a_damaged_one_is_replaced(folder: Path) -> None:
-    path = write(folder)
-    (path / "manifest.json").write_text("{")
-    write(folder)
-    assert opened(path).read()
-    (path / "manifest.json").unlink()
-    write(folder)
-    assert opened(path).read()
+    manifest = write(folder) / "manifest.json"
+    for damage in (lambda: manifest.write_text("{"), manifest.unlink):
+        damage()
+        write(folder)
+        assert newest(folder).read()
 
 
 # --- safe on the disk (interrupted: test_checkpoint_writer.py) ---------------------------------
@@ -194,13 +197,10 @@ def test_flipped_byte_truncated_and_missing_file_are_named(folder: Path, block: 
     flipped = bytes([data[0], data[1] ^ 1, *data[2:]])
     for damaged in (flipped, data[:-1], data + b"\0", b""):
         file.write_bytes(damaged)
-        with pytest.raises(CheckpointError) as caught:
-            opened(path).read()
-        assert str(caught.value) == f"{file}: is damaged: its SHA-256 is not the manifest's"
+        says = f"{file}: is damaged: its SHA-256 is not the manifest's"
+        assert refusal(opened(path).read) == says
     file.unlink()
-    with pytest.raises(CheckpointError) as caught:
-        opened(path).start()
-    assert str(caught.value) == f"{file}: can't be read: No such file or directory"
+    assert refusal(opened(path).start) == f"{file}: can't be read: No such file or directory"
 
 
 @pytest.mark.parametrize(
@@ -221,10 +221,7 @@ def test_flipped_byte_truncated_and_missing_file_are_named(folder: Path, block: 
 def test_damaged_manifest_is_named(folder: Path, text: str) -> None:
     path = write(folder)
     (path / "manifest.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    for look in (lambda: opened(path), lambda: newest(folder)):
-        with pytest.raises(CheckpointError) as caught:
-            look()
-        assert str(caught.value).startswith(f"{path / 'manifest.json'}: is damaged: ")
+    assert refusal(lambda: newest(folder)).startswith(f"{path / 'manifest.json'}: is damaged: ")
 
 
 @pytest.mark.parametrize("key", ["step", "epoch_reported", "blocks", "tallies", "config"])
@@ -235,9 +232,9 @@ def test_manifest_without_a_key(folder: Path, key: str) -> None:
 
 def test_manifest_of_another_format(folder: Path) -> None:
     for found in (99, None, "1"):
-        with pytest.raises(CheckpointError) as caught:
-            opened(_edited(write(folder), format=found))
-        assert f"manifest.json: format {found!r}, this version reads {FORMAT}" in str(caught.value)
+        edited = _edited(write(folder), format=found)
+        says = f"manifest.json: format {found!r}, this version reads {FORMAT}"
+        assert says in refusal(partial(opened, edited))
 
 
 @pytest.mark.parametrize(
@@ -306,10 +303,9 @@ def test_complaints_are_short_and_can_be_shown(folder: Path, manifest: bytes) ->
     path = write(folder)
     rest = (path / "manifest.json").read_bytes().replace(b'"format": 1,', b"").lstrip(b"{ \n")
     (path / "manifest.json").write_bytes(manifest + rest)
-    with pytest.raises(CheckpointError) as caught:
-        opened(path)
-    assert len(str(caught.value)) < len(str(path)) + 400
-    str(caught.value).encode()
+    said = refusal(lambda: opened(path))
+    assert len(said) < len(str(path)) + 400
+    said.encode()
 
 
 def test_whole_numbers_of_a_loss_are_read(folder: Path) -> None:
@@ -357,10 +353,9 @@ def test_block_files_of_which_torch_makes_no_tensors(entry: dict[str, Any], says
     """They are right as far as safetensors knows, or their fault takes pages to tell."""
     header = json.dumps({"weight": entry}).encode()
     data = len(header).to_bytes(8, "little") + header + bytes(entry["data_offsets"][1])
-    with pytest.raises(CheckpointError) as caught:
-        decode_block(data)
-    assert str(caught.value).startswith(f"not a block file: {says}")
-    assert len(str(caught.value)) < 600
+    said = refusal(lambda: decode_block(data))
+    assert said.startswith(f"not a block file: {says}")
+    assert len(said) < 600
 
 
 # --- what a person can do -----------------------------------------------------------------
@@ -386,6 +381,4 @@ def test_way_back_is_a_command_that_works(tmp_path: Path) -> None:
     )
     _, source, target = shlex.split(command)
     Path(source).rename(target)
-    found = newest(folder)
-    assert found is not None
-    assert found.state.position.step == 5
+    assert newest(folder).state.position.step == 5

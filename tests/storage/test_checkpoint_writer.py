@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -41,6 +42,14 @@ OLD, NEW = {0: b"old", 1: b"old as well"}, {0: b"new", 1: b"new as well", 2: b"a
 
 def store_in(run: Path, keep: int) -> CheckpointStore:
     return CheckpointStore(Folder.open(run), {"runtime": {"seed": 1}}, keep, steps_per_epoch=4)
+
+
+def store_with_old(run: Path, keep: int = 1) -> CheckpointStore:
+    """That of a run, made if it is not there, which has written `OLD` after step 4."""
+    run.mkdir(exist_ok=True)
+    store = store_in(run, keep)
+    store.write(snapshot_of(4, OLD))
+    return store
 
 
 def snapshot_of(step: int, files: dict[int, bytes]) -> RunState:
@@ -222,8 +231,7 @@ def test_a_write_may_take_less_than_it_was_given(
 
 
 def test_leftovers_of_a_killed_run_are_cleared_away(tmp_path: Path) -> None:
-    store = store_in(tmp_path, 3)
-    store.write(snapshot_of(4, OLD))
+    store = store_with_old(tmp_path, 3)
     done = store.write(snapshot_of(8, NEW))
     for name in (".writing-step-00000012", ".writing-dropped-step-00000001"):
         shutil.copytree(done, done.with_name(name))
@@ -245,25 +253,30 @@ def refusal(store: CheckpointStore, step: int = 8) -> str:
     return str(caught.value)
 
 
-def test_a_disk_that_fills(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("spoil", "mend", "says"),
+    [
+        (fill, lambda disk: (disk / "ballast").unlink(), "No space left on device"),
+        (partial(remount, how="ro"), partial(remount, how="rw"), "Read-only file system"),
+    ],
+)
+def test_a_disk_that_refuses_for_a_while(
+    tmp_path: Path, spoil: Callable[[Path], None], mend: Callable[[Path], None], says: str
+) -> None:
     with small_disk(tmp_path / "disk") as disk:
-        store = store_in(disk, 1)
-        store.prepare()
-        store.write(snapshot_of(4, OLD))
-        fill(disk)
-        assert refusal(store) == f"{disk}/checkpoints: can't be written: No space left on device"
+        store = store_with_old(disk)
+        spoil(disk)
+        assert refusal(store) == f"{disk}/checkpoints: can't be written: {says}"
         assert names(disk) == ["step-00000004"]
         assert state_of(disk) == {4: OLD}
-        (disk / "ballast").unlink()
+        mend(disk)
         store.write(snapshot_of(8, NEW))
         assert state_of(disk) == {8: NEW}
 
 
 def test_a_disk_that_fills_with_the_checkpoint(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "256k") as disk:
-        store = store_in(disk, 1)
-        store.prepare()
-        store.write(snapshot_of(4, OLD))
+        store = store_with_old(disk)
         large = replace(snapshot_of(8, NEW), files={n: bytes(100_000) for n in range(3)})
         with pytest.raises(CheckpointError, match="No space left on device"):
             store.write(large)
@@ -272,22 +285,8 @@ def test_a_disk_that_fills_with_the_checkpoint(tmp_path: Path) -> None:
         store.write(snapshot_of(8, NEW))
 
 
-def test_a_read_only_disk(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk") as disk:
-        store = store_in(disk, 1)
-        store.prepare()
-        store.write(snapshot_of(4, OLD))
-        remount(disk, "ro")
-        assert refusal(store).endswith("can't be written: Read-only file system")
-        assert state_of(disk) == {4: OLD}
-        remount(disk, "rw")
-        store.write(snapshot_of(8, NEW))
-        assert names(disk) == ["step-00000008"]
-
-
 def test_a_folder_that_may_not_be_changed(tmp_path: Path) -> None:
-    store = store_in(tmp_path, 1)
-    store.write(snapshot_of(4, OLD))
+    store = store_with_old(tmp_path)
     with immutable(tmp_path / "checkpoints"):
         assert refusal(store).endswith("can't be written: Operation not permitted")
         assert state_of(tmp_path) == {4: OLD}
@@ -307,9 +306,7 @@ def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
 
 def test_a_run_directory_that_is_moved_is_followed(tmp_path: Path) -> None:
     run, moved = tmp_path / "run", tmp_path / "moved"
-    run.mkdir()
-    store = store_in(run, 1)
-    store.write(snapshot_of(4, OLD))
+    store = store_with_old(run)
     run.rename(moved)
     shutil.copytree(moved, run)  # another run, under the old name
     (run / "checkpoints" / ".writing-step-00000012").mkdir()
@@ -321,9 +318,7 @@ def test_a_run_directory_that_is_moved_is_followed(tmp_path: Path) -> None:
 
 def test_a_run_directory_that_was_deleted_is_not_made_again(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    run.mkdir()
-    store = store_in(run, 1)
-    store.write(snapshot_of(4, OLD))
+    store = store_with_old(run)
     shutil.rmtree(run)
     said = f"{run}/checkpoints: can't be written: the folder was deleted"
     assert refusal(store) == said
@@ -334,8 +329,7 @@ def test_a_run_directory_that_was_deleted_is_not_made_again(tmp_path: Path) -> N
 
 
 def test_checkpoints_that_were_removed_are_made_again_in_the_same_run(tmp_path: Path) -> None:
-    store = store_in(tmp_path, 1)
-    store.write(snapshot_of(4, OLD))
+    store = store_with_old(tmp_path)
     shutil.rmtree(tmp_path / "checkpoints")
     store.write(snapshot_of(8, NEW))
     assert state_of(tmp_path) == {8: NEW}
@@ -343,9 +337,7 @@ def test_checkpoints_that_were_removed_are_made_again_in_the_same_run(tmp_path: 
 
 def test_checkpoints_may_move_to_another_disk_meanwhile(tmp_path: Path) -> None:
     run, large = tmp_path / "run", tmp_path / "large"
-    run.mkdir()
-    store = store_in(run, 2)
-    store.write(snapshot_of(4, OLD))
+    store = store_with_old(run, 2)
     (run / "checkpoints").rename(large)
     (run / "checkpoints").symlink_to(large)
     store.write(snapshot_of(8, NEW))
@@ -357,9 +349,8 @@ def test_checkpoints_of_another_run_are_never_written_to(tmp_path: Path) -> None
     """However its folder comes to be in the place of one's own."""
     run, other = tmp_path / "run", tmp_path / "other"
     for folder in (run, other):
-        folder.mkdir()
+        store_with_old(folder)
         (folder / "config.yaml").touch()
-        store_in(folder, 1).write(snapshot_of(4, OLD))
     store = store_in(run, 1)
     store.prepare()
     (run / "checkpoints").rename(run / "aside")
