@@ -12,17 +12,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from support.disk import fill, no_space, remount, small_disk
-from support.processes import digests, epochs, final_digests, launch
+from support.processes import contents, course_and_batches, digests, epochs, final_digests, launch
 
 from launch.job import Options
 from launch.plan.checks import make_job
 from launch.resume import start_state
 from launch.run_directory import hold
 from launch.training import carry_out, make_run
-from pipeline.data.batches import load_batches
 from pipeline.errors import ConfigError, RunError
 from pipeline.run.events import CheckpointWritten, EpochDone, Note, ignore
-from pipeline.schedule.feed import course_of
 from pipeline.storage import checkpoint_writer
 from pipeline.storage.background_writer import BackgroundWriter
 from pipeline.storage.checkpoint import RunState
@@ -67,10 +65,7 @@ class Trained:
     def __init__(self, job: Job, folder: Path, after: dict[int, Callable[[], object]]) -> None:
         self.events: list[Event] = []
         self._after = after
-        batches = load_batches(job.config.data, job.config.runtime.seed)
-        course = course_of(
-            job.config, job.specs, batches.steps_per_epoch, batches.evaluation_batches
-        )
+        course, batches = course_and_batches(job)
         self.error: RunError | None = None
         with hold(folder) as held:
             store = held.prepare(job, RunState(), course.steps_per_epoch)
@@ -96,11 +91,6 @@ class Trained:
     @property
     def notes(self) -> list[str]:
         return [event.text for event in self.events if isinstance(event, Note)]
-
-
-def contents(folder: Path) -> dict[Path, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder): path.read_bytes() for path in files}
 
 
 def assert_as_undisturbed(folder: Path, undisturbed: Path) -> None:
@@ -136,8 +126,7 @@ def test_a_disk_that_is_read_only_for_a_while(job: Job, tmp_path: Path, undistur
 
 
 def test_a_batch_is_kept_where_the_run_directory_went(job: Job, tmp_path: Path) -> None:
-    batches = load_batches(job.config.data, job.config.runtime.seed)
-    course = course_of(job.config, job.specs, batches.steps_per_epoch, batches.evaluation_batches)
+    course, batches = course_and_batches(job)
     with hold(tmp_path / "run") as held:
         writer = BackgroundWriter(held.prepare(job, RunState(), course.steps_per_epoch))
         run = make_run(job, held.folder, RunState(), batches, course, writer, ignore)

@@ -145,29 +145,19 @@ def test_the_process_that_starts_workers_is_lost(
     assert "Traceback" not in run.stderr + run.stdout
 
 
-def kill_launcher(run: Launcher) -> None:
-    """And nothing is left."""
+@pytest.mark.parametrize("stopped", ["nobody", "a worker", "the fork server", "all"])
+def test_the_launcher_is_killed_while_others_are_stopped(launcher: Start, stopped: str) -> None:
+    run = training(launcher, "--set", "runtime.heartbeat_timeout_s=60")
+    assert len(run.family()) >= 5  # launcher, fork server, three workers
+    workers, servers = run.workers(), run.fork_servers()
+    servers = [process for process in servers if process not in workers]
+    found = {"a worker": workers[1:2], "the fork server": servers, "all": servers + workers}
+    for process in found.get(stopped, []):
+        process.suspend()
     run.process.kill()
     assert run.exit_status() == -9
     until(lambda: not run.family(), "the end of workers and fork server", 5.0)
     until(lambda: not list(run.temp.glob("pipeline-*")), "the end of the socket folder", 5.0)
-
-
-def test_the_launcher_is_killed(launcher: Start) -> None:
-    run = training(launcher)
-    assert len(run.family()) >= 5  # launcher, fork server, three workers
-    kill_launcher(run)
-
-
-@pytest.mark.parametrize("stopped", ["a worker", "the fork server", "all"])
-def test_the_launcher_is_killed_while_others_are_stopped(launcher: Start, stopped: str) -> None:
-    run = training(launcher, "--set", "runtime.heartbeat_timeout_s=60")
-    workers, servers = run.workers(), run.fork_servers()
-    servers = [process for process in servers if process not in workers]
-    found = {"a worker": workers[1:2], "the fork server": servers, "all": servers + workers}
-    for process in found[stopped]:
-        process.suspend()
-    kill_launcher(run)
 
 
 def test_recoveries_leave_nothing_open(launcher: Start, tmp_path: Path) -> None:
@@ -208,21 +198,14 @@ def test_the_launcher_is_killed_between_its_sockets_and_its_workers(launcher: St
     until(lambda: not list(run.temp.iterdir()), "the end of its folder", 5.0)
 
 
-def test_the_launcher_is_killed_before_there_are_workers(launcher: Start) -> None:
+@pytest.mark.parametrize("there", ["fork_servers", "workers"])
+def test_the_launcher_is_killed_while_others_start(launcher: Start, there: str) -> None:
     run = launcher("tiny.yaml", *ENDLESS)
-    until(run.fork_servers, "the fork server")
+    until(getattr(run, there), there)
     run.process.kill()
     assert run.exit_status() == -9
-    until(lambda: not run.family(), "the end of the fork server")  # that imports torch first
+    until(lambda: not run.family(), "the end of all")  # the fork server imports torch first
     until(lambda: not list(run.temp.iterdir()), "the end of its folder", 5.0)
-
-
-def test_the_launcher_is_killed_while_workers_start(launcher: Start) -> None:
-    run = launcher("tiny.yaml", *ENDLESS)
-    until(run.workers, "a worker")
-    run.process.kill()
-    assert run.exit_status() == -9
-    until(lambda: not run.family(), "the end of workers and fork server", 10.0)
 
 
 @pytest.mark.usefixtures("sockets_gone")

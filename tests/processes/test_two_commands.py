@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.processes import HELD, TINY_EPOCH, digests, epochs, final_digests, launch
+from support.processes import HELD, TINY_EPOCH, contents, digests, epochs, final_digests, launch
 
 from launch import launcher as launcher_module
 from launch.run_directory import HeldRun
@@ -29,10 +29,6 @@ pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("sockets_gone")]
 
 MIDDLE = TINY_EPOCH + 2
 """A step in the middle of the second epoch."""
-
-
-def contents(folder: Path) -> dict[Path, bytes | None]:
-    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def test_a_command_that_began_before_another_had_finished_is_refused(

@@ -26,6 +26,8 @@ from launch.command import status_of
 from launch.engines.interrupts import INTERRUPTIONS
 from launch.job import Options
 from launch.launcher import launch as launch_options
+from pipeline.data.batches import load_batches
+from pipeline.schedule.feed import course_of
 from pipeline.schedule.items import TrainBatch
 from pipeline.storage.background_writer import BackgroundWriter
 from pipeline.storage.checkpoint import checkpoint_in, complete_checkpoints
@@ -38,7 +40,10 @@ if TYPE_CHECKING:
     from numpy import generic
     from numpy.typing import NDArray
 
+    from launch.job import Job
+    from pipeline.data.batches import Batches
     from pipeline.run.run import Run
+    from pipeline.schedule.feed import Course
     from pipeline.schedule.items import Item
 
     Found = TypeVar("Found")
@@ -79,6 +84,13 @@ def launch(config: Path | None, run_dir: Path, **options: Any) -> int:
     given = {"gpus": "cpu", "view": "quiet", **options}
     with patch("launch.training.BackgroundWriter", partial(BackgroundWriter, every=True)):
         return status_of(lambda: launch_options(Options(config, run_dir=run_dir, **given)))
+
+
+def course_and_batches(job: Job) -> tuple[Course, Batches]:
+    """What is trained, and with what."""
+    batches = load_batches(job.config.data, job.config.runtime.seed)
+    parts = (batches.steps_per_epoch, batches.evaluation_batches)
+    return course_of(job.config, job.specs, *parts), batches
 
 
 def digests(run_dir: Path) -> dict[int, dict[int, str]]:
