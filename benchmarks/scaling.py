@@ -124,8 +124,8 @@ class Task:
 def predicted(options: Options) -> float:
     """Images/s, from costs measured in this round."""
     job = make_job(options)
-    assert job.foresight, "the costs have been measured"
-    found = job.foresight.timing.prospect(job.plan, job.config.runtime.max_in_flight)
+    assert job.known_speed, "the costs have been measured"
+    found = job.known_speed.timing.prospect(job.plan, job.config.runtime.max_in_flight)
     return found.images_per_s
 
 

@@ -19,7 +19,7 @@ ViewKind: TypeAlias = Literal["auto", "live", "plain", "quiet"]
 
 
 @dataclass(frozen=True, slots=True)
-class Foresight:
+class KnownSpeed:
     """What is known of a job's speed. `source`: where the times are from, for people.
     `memory_bytes`: of a device; None where it is not known."""
 
@@ -56,7 +56,7 @@ class Job:
     specs: tuple[BlockSpec, ...]
     costs: tuple[BlockCost, ...]
     plan: Plan
-    foresight: Foresight | None = None
+    known_speed: KnownSpeed | None = None
     single: bool = False
     """Whether one process trains all stages."""
     own_code: tuple[str, ...] = ()

@@ -66,14 +66,14 @@ def _print_plan(job: Job, options: Options) -> int:
     from rich.console import Console
 
     from launch.plan.dry_run import dry_run_report, say
-    from launch.plan.foresight import cautions
+    from launch.plan.known_speed import cautions
 
     console = Console()
     dry_run_report(job.config, job.specs, job.costs, job.plan, console, single=job.single)
-    if job.foresight:
-        from launch.plan.forecast import print_forecast
+    if job.known_speed:
+        from launch.plan.predicted_speed import print_prediction
 
-        print_forecast(job, job.foresight, console)
+        print_prediction(job, job.known_speed, console)
     if said := _tried(job, options):
         say(console, said)
     for caution in cautions(job):

@@ -154,7 +154,7 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def carry_out(request: Request, *, listing: bool, write: bool, report: bool) -> int:
+def run_request(request: Request, *, listing: bool, write: bool, report: bool) -> int:
     """Print the list, write the configs, write the report; if none is asked for, train.
 
     Raises:
@@ -261,7 +261,7 @@ def main(
             folder_named("--results", results),
             shlex.join(["pipeline-reproduce", *sys.argv[1:]]),
         )
-        return carry_out(request, listing=listing, write=write, report=report)
+        return run_request(request, listing=listing, write=write, report=report)
 
     run_command(body)
 

@@ -16,7 +16,7 @@ from launch.display.plain_view import open_log
 from launch.display.streams import lost_output, wait_for_no_reader
 from launch.display.view import open_view, reading_shown
 from launch.engines.interrupts import interrupts_noted
-from launch.plan.foresight import cautions
+from launch.plan.known_speed import cautions
 from launch.plan.user_code import awaited
 from launch.run_directory import IMAGES
 from launch.same_data import check_same_data, list_files

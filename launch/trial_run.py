@@ -79,10 +79,10 @@ def trial_speed(job: Job, engine: Engine | None) -> float:
         PipelineError: what ended the trial before its time.
         KeyboardInterrupt: where it was interrupted.
     """
-    assert job.foresight, "its blocks have been measured"
+    assert job.known_speed, "its blocks have been measured"
     config, slots = job.config, job.config.runtime.max_in_flight
     plan = job.plan if engine else job.plan.in_one_process()
-    plain = replace(job.foresight.timing, feed_s=0.0, crowded_speed=1.0)
+    plain = replace(job.known_speed.timing, feed_s=0.0, crowded_speed=1.0)
     expected = plain.prospect(plan, slots).images_per_s
     steps = max(1, round(_EPOCH_S * expected / config.data.batch_size))
     course = Course(_NEVER, steps, 0, lr=0.0, eval_every_epochs=0, checkpoint_every_steps=_NEVER)

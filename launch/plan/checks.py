@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from launch.job import Job
 from launch.machine.gpus import devices
-from launch.plan.foresight import foresee
+from launch.plan.known_speed import find_speed
 from launch.plan.memory import too_large
 from launch.plan.user_code import awaited
 from pipeline.config.config_file import load_config
@@ -84,7 +84,7 @@ def make_job(options: Options) -> Job:
             alone = {devices[0]: (spec.index,)}
             if why := too_large(config, facts, specs, costs, alone):
                 raise ConfigError(f"--measure: {why}")
-    known = foresee(options, config, facts, specs, costs, devices)
+    known = find_speed(options, config, facts, specs, costs, devices)
     stages = 1 if backprop else options.stages
     if options.plan is None:
         loads = known.timing.loads if known else None

@@ -119,8 +119,8 @@ def _image_bytes(config: Config) -> int:
 
 def tight(job: Job) -> list[str]:
     """Warnings where an estimate, or for a dry run what is certain, is more than there is."""
-    if job.foresight is not None and job.foresight.memory_bytes is not None:
-        return []  # imagined devices: the forecast compares with their memory
+    if job.known_speed is not None and job.known_speed.memory_bytes is not None:
+        return []  # imagined devices: the prediction compares with their memory
     if job.too_large:
         return [f"{job.too_large}: here it could not be trained"]
     plan = job.plan.in_one_process() if job.single else job.plan

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from launch import trial_run
-from launch.job import Foresight, Job, Options
+from launch.job import Job, KnownSpeed, Options
 from launch.launcher import launch
 from launch.plan.checks import make_job
 from pipeline.errors import ConfigError, StageFailedError
@@ -35,7 +35,7 @@ def planned(config: Path, **more: Any) -> Job:
     job = make_job(Options(config, gpus="cpu", **more))
     times = tuple(BlockTimes(n, 0.005, 0.005) for n in range(len(job.specs)))
     timing = Timing(times, job.costs, job.config.data.batch_size, capacity=2.0, feed_s=1.0)
-    return replace(job, foresight=Foresight(timing, "measured: here"))
+    return replace(job, known_speed=KnownSpeed(timing, "measured: here"))
 
 
 def test_epochs_count_once_the_pipeline_is_full() -> None:
@@ -115,7 +115,7 @@ def test_a_trial_that_fails_costs_a_line(
 def test_of_greedy_training_there_is_none(
     tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launch.plan.foresight.measure", lambda *_: "nowhere")
+    monkeypatch.setattr("launch.plan.known_speed.measure", lambda *_: "nowhere")
     given = Options(tiny, gpus="cpu", dry_run=True, measure=True)
     assert launch(replace(given, overrides=("schedule.greedy=true",))) == 0
     assert "trial run" not in capsys.readouterr().out

@@ -55,7 +55,7 @@ def test_who_has_no_home_keeps_no_measurements_and_plans(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job(Options(tiny, gpus="cpu"))
-    assert job.foresight is None
+    assert job.known_speed is None
     with pytest.raises(ConfigError, match=r"no home folder; let XDG_CACHE_HOME name a folder"):
         make_job(Options(tiny, gpus="cpu", measure=True))
     monkeypatch.setenv("XDG_CACHE_HOME", "/kept/here")

@@ -11,7 +11,7 @@ from launch.job import Options
 from launch.machine.gpus import devices
 from launch.plan import memory
 from launch.plan.checks import make_job
-from launch.plan.foresight import cautions
+from launch.plan.known_speed import cautions
 from launch.plan.memory import host_memory
 from pipeline.errors import ConfigError
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from launch.job import Foresight, Job
+    from launch.job import Job, KnownSpeed
     from pipeline.planning.plan import Plan
     from pipeline.planning.prediction import Links, Prospect, StageWork, Timing
 
@@ -31,7 +31,7 @@ _GREEDY = (
 )
 
 
-def print_forecast(job: Job, known: Foresight, console: Console) -> None:
+def print_prediction(job: Job, known: KnownSpeed, console: Console) -> None:
     """Predicted images/s of the plan, by device; and how speed grows with devices."""
     if job.config.schedule.greedy:
         say(console, _GREEDY)
@@ -61,7 +61,7 @@ def print_forecast(job: Job, known: Foresight, console: Console) -> None:
         _print_growth(job, known, console)
 
 
-def _print_growth(job: Job, known: Foresight, console: Console) -> None:
+def _print_growth(job: Job, known: KnownSpeed, console: Console) -> None:
     timing = known.timing
 
     def on(count: int) -> _Grown:

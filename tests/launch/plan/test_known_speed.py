@@ -13,12 +13,12 @@ import yaml
 from rich.console import Console
 from support import REPOSITORY
 
-from launch.job import Foresight, Job, Options
+from launch.job import Job, KnownSpeed, Options
 from launch.plan import cost_cache
 from launch.plan.checks import make_job
 from launch.plan.cost_cache import cost_file
-from launch.plan.forecast import print_forecast
-from launch.plan.foresight import cautions
+from launch.plan.known_speed import cautions
+from launch.plan.predicted_speed import print_prediction
 from pipeline.errors import ConfigError
 from pipeline.planning.plan import make_plan
 from pipeline.planning.prediction import BlockTimes, Links, Timing
@@ -56,9 +56,9 @@ def imagined(
 
 
 def printed(job: Job) -> str:
-    assert job.foresight
+    assert job.known_speed
     stream = io.StringIO()
-    print_forecast(job, job.foresight, Console(file=stream, width=200))
+    print_prediction(job, job.known_speed, Console(file=stream, width=200))
     return stream.getvalue()
 
 
@@ -78,8 +78,8 @@ def test_speed_grows_until_one_layer_is_all_that_its_device_does(tmp_path: Path)
 def test_no_fewer_devices_bring_as_much(tmp_path: Path) -> None:
     """Count by count; the table only has powers of two."""
     job = imagined(tmp_path)
-    assert job.foresight
-    timing, speeds = job.foresight.timing, {}
+    assert job.known_speed
+    timing, speeds = job.known_speed.timing, {}
     for count in (12, 13, 16):
         names = [f"device {n}" for n in range(count)]
         plan = make_plan(job.specs, job.costs, stages=17, devices=names, loads=timing.loads)
@@ -97,8 +97,8 @@ def test_growth_is_that_of_the_stages_asked_for(tmp_path: Path) -> None:
 def test_single_mode_is_one_process_on_one_device(tmp_path: Path) -> None:
     many, one = imagined(tmp_path), imagined(tmp_path, single=True)
     assert {stage.device for stage in one.plan.stages} == {"cuda:0"}
-    assert many.foresight
-    seconds = sum(block.total_s for block in many.foresight.timing.times)
+    assert many.known_speed
+    seconds = sum(block.total_s for block in many.known_speed.timing.times)
     assert (
         f"Predicted (assumed: {tmp_path / 'device.yaml'}, fp32): {128 / seconds:,.0f} "
         in printed(one)
@@ -122,9 +122,9 @@ def test_many_stages_are_predicted_at_once(tmp_path: Path) -> None:
 
 def test_a_feed_that_is_the_bound_is_named(tmp_path: Path) -> None:
     job = imagined(tmp_path)
-    assert job.foresight
-    slow = replace(job.foresight, timing=replace(job.foresight.timing, feed_s=0.1))
-    text = printed(replace(job, foresight=slow))
+    assert job.known_speed
+    slow = replace(job.known_speed, timing=replace(job.known_speed.timing, feed_s=0.1))
+    text = printed(replace(job, known_speed=slow))
     assert "More than 1 device brings nothing: the coordinator prepares a batch every 1e+02" in text
 
 
@@ -166,8 +166,10 @@ def test_in_single_mode_a_cpu_prepares_each_batch_and_nobody_else_is_at_work(
     job = make_job(Options(tmp_path / "tiny.yaml", gpus="cpu", single=True))
     times = tuple(BlockTimes(n, 1, 1) for n in range(4))
     crowded = Timing(times, job.costs, 32, capacity=2.0, feed_s=2.0, crowded_speed=0.5)
-    foresight = Foresight(crowded, "measured: here")
-    assert "Predicted (measured: here): 3 images/s" in printed(replace(job, foresight=foresight))
+    known_speed = KnownSpeed(crowded, "measured: here")
+    assert "Predicted (measured: here): 3 images/s" in printed(
+        replace(job, known_speed=known_speed)
+    )
 
 
 def test_a_device_is_imagined_on_a_machine_that_has_none(
@@ -256,8 +258,8 @@ def test_the_h200_predicts_what_was_measured_on_it(tmp_path: Path) -> None:
     cifar = ("data.name=cifar10", "loss.name=predsim", "runtime.precision=bf16")
     config, device = REPOSITORY / "configs/vgg8b.yaml", REPOSITORY / "configs/devices/h200.yaml"
     job = make_job(Options(config, single=True, dry_run=True, assume=device, overrides=cifar))
-    assert job.foresight
-    found = job.foresight.timing.prospect(job.plan.in_one_process(), 2)
+    assert job.known_speed
+    found = job.known_speed.timing.prospect(job.plan.in_one_process(), 2)
     assert found.images_per_s == pytest.approx(22_900, rel=0.02)
 
 
@@ -274,23 +276,23 @@ def test_what_was_measured_is_kept_and_used_and_may_be_edited(
 ) -> None:
     monkeypatch.setattr("pipeline.profiling.blocks.SECONDS", 0.02)
     config = tmp_path / "tiny.yaml"
-    assert make_job(Options(config, gpus="cpu", stages=2)).foresight is None
+    assert make_job(Options(config, gpus="cpu", stages=2)).known_speed is None
     measured = make_job(Options(config, gpus="cpu", stages=2, measure=True))
-    assert measured.foresight
+    assert measured.known_speed
     path = cost_file(measured.config, measured.specs, "cpu")
     tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     names = ["linear 64→16", "linear 16→16", "linear 16→16", "output 16→10"]
     assert [block["name"] for block in tree["blocks"]] == names
-    assert measured.foresight.timing.links == Links(tree["copied_per_s"])
+    assert measured.known_speed.timing.links == Links(tree["copied_per_s"])
     assert all(block["learn_s"] > 0 for block in tree["blocks"] if block["block"] != 2)
     tree["blocks"][0]["learn_s"] = 1000.0
     tree |= {"crowded_speed": 0.5, "crowd": 2, "hop_s": 0.001}  # two of which are no longer used
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     edited = make_job(Options(config, gpus="cpu", stages=2))
     assert [stage.blocks for stage in edited.plan.stages] == [(0,), (1, 2, 3)]
-    assert edited.foresight
-    assert edited.foresight.timing.loads[0] > 1e12
-    assert edited.foresight.timing.crowded_speed == 0.5
+    assert edited.known_speed
+    assert edited.known_speed.timing.loads[0] > 1e12
+    assert edited.known_speed.timing.crowded_speed == 0.5
 
 
 @pytest.mark.usefixtures("tiny")

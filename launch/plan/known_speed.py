@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from launch.job import Foresight
+from launch.job import KnownSpeed
 from launch.plan.cost_cache import known_timing, measure
 from launch.plan.memory import tight
 from pipeline.errors import ConfigError
@@ -27,14 +27,14 @@ _PAPERS_SHARES = (0.5, 0.75, 0.89, 0.94)
 """Of the epochs, at which the learning rate drops (section 4 of the paper)."""
 
 
-def foresee(
+def find_speed(
     options: Options,
     config: Config,
     facts: DataFacts,
     specs: Sequence[BlockSpec],
     costs: tuple[BlockCost, ...],
     devices: Sequence[str],
-) -> Foresight | None:
+) -> KnownSpeed | None:
     """Block times from `--assume FILE`, or as measured on devices of this kind, now (`--measure`)
     or earlier; None where there are none.
 
@@ -50,11 +50,11 @@ def foresee(
         speed = device.speed(precision, str(options.assume))
         timing = assumed(costs, device, speed, config.data.batch_size)
         source = f"assumed: {options.assume}, {precision}"
-        return Foresight(timing, source, device.memory_bytes)
+        return KnownSpeed(timing, source, device.memory_bytes)
     if options.measure:
         print(f"kept in {measure(config, facts, specs, devices, _tell)}", file=sys.stderr)
     known = known_timing(config, specs, costs, devices)
-    return Foresight(known[0], f"measured: {known[1]}") if known else None
+    return KnownSpeed(known[0], f"measured: {known[1]}") if known else None
 
 
 def cautions(job: Job) -> list[str]:
