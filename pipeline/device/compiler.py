@@ -26,7 +26,7 @@ _VARIANTS = 1 << 16
 """Of one function, at most: for each block, its last batch, its tests."""
 
 
-class Run(Protocol):
+class FunctionCaller(Protocol):
     """How functions of tensors are called: plainly, or compiled (`Compiler.run`)."""
 
     def __call__(

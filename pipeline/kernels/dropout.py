@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from pipeline.device.compiler import Run
+    from pipeline.device.compiler import FunctionCaller
 
 HOST_DEVICES = frozenset({"cpu"})
 """Devices whose masks numpy draws."""
@@ -44,7 +44,7 @@ class Dropout:
         self._seed, self._block = seed, block
         self._key = _signed(derived_seed(seed, Purpose.DROPOUT, block))
         self._batch_id: Tensor | None = None
-        self.run: Run = run_plainly
+        self.run: FunctionCaller = run_plainly
         """Calls what a device works out."""
 
     def follow(self, batch_id: Tensor) -> None:

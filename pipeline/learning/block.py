@@ -39,7 +39,7 @@ from pipeline.seeding import Purpose, derived_seed
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from pipeline.device.compiler import Run
+    from pipeline.device.compiler import FunctionCaller
     from pipeline.learning.optimizers import Optimizer
     from pipeline.network.specs import BlockSpec, LayerSpec
 
@@ -77,7 +77,7 @@ class Block(nn.Module):
         self.to(device=device, dtype=dtype)
         self.to(memory_format=torch.channels_last)
         self.dropout = Dropout(spec.dropout, seed=seed, block=spec.index, of_units=spec.drops_units)
-        self._run: Run = run_plainly
+        self._run: FunctionCaller = run_plainly
         self._optimizer: Optimizer | None = None
         self.learned: list[Tensor] = []
         """The parameters that are trained, once there is an optimizer, in its order."""
@@ -88,7 +88,7 @@ class Block(nn.Module):
         self.learned = list(learned.values())
         self._optimizer = make_optimizer(learned)
 
-    def compute_by(self, run: Run) -> None:
+    def compute_by(self, run: FunctionCaller) -> None:
         """From now on `run` calls what computes the activation, what is passed on and the loss."""
         self._run = self.dropout.run = run
 
