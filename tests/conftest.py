@@ -31,7 +31,8 @@ def same_draws_and_threads() -> None:
     import torch
 
     torch.manual_seed(0)
-    torch.set_num_threads(1)  # as a worker does
+    # as a worker does; to hand thousands of tiny sums to threads would take 30 times as long
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
@@ -60,14 +61,6 @@ def sockets() -> Iterator[Sockets]:
 
 
 @pytest.fixture
-def one_thread() -> None:
-    """Thousands of tiny sums: handing them to threads takes 30 times as long."""
-    import torch
-
-    torch.set_num_threads(1)
-
-
-@pytest.fixture
 def torch_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Puts back what `prepare_process` changes for the whole process."""
     import torch
@@ -75,27 +68,25 @@ def torch_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     filling = torch.utils.deterministic
     monkeypatch.setattr(filling, "fill_uninitialized_memory", filling.fill_uninitialized_memory)
-    mode, threads = torch.get_deterministic_debug_mode(), torch.get_num_threads()
+    mode = torch.get_deterministic_debug_mode()
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
     yield
     torch.set_deterministic_debug_mode(mode)
-    torch.set_num_threads(threads)
     cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 @pytest.fixture(scope="module", autouse=True)
 def torch_as_before(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Runs in this process set threads and determinism: set them back for the next module."""
+    """Runs in this process set determinism: set it back for the next module."""
     if not request.node.get_closest_marker("processes"):
         yield
         return
     import torch
 
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    deterministic = torch.are_deterministic_algorithms_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory
     yield
-    torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = fill
 

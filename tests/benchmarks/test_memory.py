@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
     Queue: TypeAlias = deque[tuple[int, Item, tuple[Tensor, ...]]]
 
-pytestmark = pytest.mark.usefixtures("one_thread")  # as the command measures
 
 single, global_backprop = WAYS["single"], WAYS["global"]
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from pipeline.config.sections import build_config
 if TYPE_CHECKING:
     from pipeline.config.sections import Config
 
-pytestmark = pytest.mark.usefixtures("torch_settings", "one_thread")
+pytestmark = pytest.mark.usefixtures("torch_settings")
 
 
 def small(precision: str) -> Config:

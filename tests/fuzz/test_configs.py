@@ -11,7 +11,7 @@ from support.run_in_threads import TREE, Job
 from fuzz import configs
 from fuzz.configs import Drawn, check, folders
 
-pytestmark = pytest.mark.usefixtures("torch_settings", "one_thread")
+pytestmark = pytest.mark.usefixtures("torch_settings")
 
 
 @settings(max_examples=8, suppress_health_check=list(HealthCheck))

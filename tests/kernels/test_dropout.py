@@ -18,7 +18,6 @@ from pipeline.seeding import Purpose, derived_seed, generator
 if TYPE_CHECKING:
     from pipeline.learning.block import Block
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 CONV, OTHER_CONV, LINEAR = 0, 1, 2
 

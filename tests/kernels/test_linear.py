@@ -23,7 +23,7 @@ HAS_ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) is not None
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> list[torch.Size]:
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     """oneDNN is the wider one, whatever this processor is; the products it is asked for."""
     if not HAS_ONEDNN:
         pytest.skip("PyTorch was built without oneDNN")

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from pipeline.kernels.nonlinearity import Nonlinearity
     from pipeline.learning.stage import Stage
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHAPE = (5, 4, 6, 7)
 NONLINEARITIES = pytest.mark.parametrize("nonlinearity", ["relu", "leaky_relu"])

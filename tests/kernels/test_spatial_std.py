@@ -21,7 +21,6 @@ from pipeline.network.specs import PoolSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHAPE = (5, 4, 6, 7)
 POOLS = {

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from pipeline.learning.block import Block
     from pipeline.network.specs import BlockSpec
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 IMAGE = (2, 6, 6)
 CLASSES = 3

@@ -100,7 +100,6 @@ def _build(words: dict[str, Any], optimizer: OptimizerConfig) -> Stage:
 
 @pytest.fixture(params=CASES, ids=lambda path: path.stem)
 def case(request: pytest.FixtureRequest) -> Case:
-    torch.set_num_threads(1)
     return Case(request.param)
 
 

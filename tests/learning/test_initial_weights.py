@@ -20,7 +20,6 @@ from pipeline.network.from_config import build_specs
 if TYPE_CHECKING:
     from pipeline.learning.stage import Stage
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 MLP: dict[str, Any] = {"name": "mlp", "hidden_layers": 2, "hidden": 9}
 VGG: dict[str, Any] = {"name": "vgg", "layers": [4, "M", 6], "hidden": 7}

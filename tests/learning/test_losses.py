@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from pipeline.network.specs import BlockSpec
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def random(*shape: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64)

@@ -29,8 +29,6 @@ CLASSES, CPU = 4, torch.device("cpu")
 WIDE: dict[str, Any] = {"name": "wrn-10-2", "feat_mult": 0.2, "preactivation": True}
 DEEP: dict[str, Any] = {"name": "wrn-16-1", "feat_mult": 0.3, "preactivation": True}
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def specs_of(model: dict[str, Any], loss: str = "glob", size: int = 12) -> tuple[BlockSpec, ...]:
     given = LossConfig.model_validate({"name": loss, "dim_in_decoder": 32})

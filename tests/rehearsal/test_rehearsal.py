@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from pipeline.learning.stage import Stage
     from pipeline.rehearsal.rehearsal import Rehearsal
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class Block(nn.Module):
     """What `step` makes of a linear layer's output; `make` sets it up."""

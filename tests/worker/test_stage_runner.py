@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from pipeline.schedule.items import Item
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 COURSE = Course(epochs=2, steps_per_epoch=4, evaluation_batches=2, lr=0.01)
 

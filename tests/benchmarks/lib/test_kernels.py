@@ -16,7 +16,7 @@ from benchmarks.lib.kernels import (
     kind_of,
 )
 
-pytestmark = pytest.mark.usefixtures("torch_settings", "one_thread")
+pytestmark = pytest.mark.usefixtures("torch_settings")
 
 
 class Ticks:

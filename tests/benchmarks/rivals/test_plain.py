@@ -51,7 +51,6 @@ def batches() -> list[tuple[Tensor, Tensor]]:
     ]
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("loss", ["pred", "sim", "predsim"])
 def test_the_plain_baseline_is_the_same_method(model: str, loss: str) -> None:
@@ -67,7 +66,6 @@ def test_the_plain_baseline_is_the_same_method(model: str, loss: str) -> None:
             torch.testing.assert_close(tensor, block.state_dict()[name])
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("model", MODELS)
 def test_1f1b_has_the_layers_of_our_global_backprop(model: str) -> None:
     stage = stage_of(model, "glob")
