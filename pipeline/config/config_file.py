@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.schema import brief
 from pipeline.config.sections import build_config, config_tree
+from pipeline.config.user_code import WITH_KEYS_BELOW
 from pipeline.config.yaml_file import load_tree
 from pipeline.config.yaml_text import dump_tree, parsed
 from pipeline.errors import ConfigError, cut
@@ -47,7 +48,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {said}: expected SECTION.KEY=VALUE, as data.batch_size=64")
     target = _own(tree, section, f"--set {said}")
     within, dot, name = key.partition(".")
-    if dot and f"{section}.{within}" == "model.kwargs":  # the one key that holds keys
+    if dot and f"{section}.{within}" in WITH_KEYS_BELOW:
         target, key = _own(target, within, f"--set {said}"), name
     target[key] = parsed(text, f"--set {said}")
 

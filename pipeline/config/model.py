@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pipeline.config.schema import (
     AfterValidator,
@@ -12,13 +11,10 @@ from pipeline.config.schema import (
     Field,
     JsonValue,
     Section,
-    YesOrNo,
     brief,
     model_validator,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from pipeline.config.user_code import arguments_of, object_name
 
 MODEL_NAMES = (
     "mlp", "vgg", "vgg6a", "vgg6b", "vgg8", "vgg8a", "vgg8b", "vgg11", "vgg11b", "vgg13", "vgg16",
@@ -31,10 +27,6 @@ MAX_UNITS = 1 << 20
 """Of a fully connected layer, or channels of a convolution."""
 MAX_LAYERS = 1 << 10
 """Hidden layers of a network: each is a process unless --stages says otherwise."""
-_MOST_CHARACTERS = 1 << 15
-_MOST_NESTED = 16
-_NUMBER_CHARACTERS = 8
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def _model_name(name: str) -> str:
@@ -52,15 +44,6 @@ def _model_name(name: str) -> str:
 
 
 ModelName: TypeAlias = Annotated[str, AfterValidator(_model_name)]
-
-
-def _factory_name(name: str) -> str:
-    if not re.fullmatch(r"\w+(\.\w+)*:\w+", name):
-        raise ValueError(
-            f"model.factory: {brief(name)} is not allowed: input should be as "
-            "package.module:function"
-        )
-    return name
 
 
 def _group_size(value: Any) -> Any:
@@ -84,57 +67,6 @@ def _layer_item(value: Any) -> Any:
 
 
 LayerItem: TypeAlias = Annotated[int | str, BeforeValidator(_layer_item)]
-
-
-def _checked_arguments(tree: Any) -> Any:
-    """Arguments of a factory as they are: values that YAML, JSON and msgpack hold alike, and not
-    too many, so that a run's own config.yaml can always be read again.
-
-    Raises:
-        ValueError: for a number that is not finite or needs more than 64 bits, for text that UTF-8
-            has not, for yes or no, and for too many, naming the dotted key.
-    """
-    left = _MOST_CHARACTERS
-    for key, value, level in _values(tree):
-        _check_value(key, value)
-        left -= len(value) if isinstance(value, str) else _NUMBER_CHARACTERS
-        if left < 0 or level > _MOST_NESTED:
-            raise ValueError(
-                f"model.kwargs: at most {_MOST_CHARACTERS:,} characters ({_NUMBER_CHARACTERS} for "
-                f"a number), and {_MOST_NESTED} lists or mappings in each other, can be given to "
-                "a factory: let it read a file of its own"
-            )
-    return tree
-
-
-def _values(tree: Any) -> Iterator[tuple[str, Any, int]]:
-    """Keys and values below `tree`, with the dotted key and how deep they are."""
-    waiting = [("model.kwargs", tree, 0)]
-    while waiting:
-        where, value, level = waiting.pop()
-        if isinstance(value, dict):
-            waiting += [(f"{where}.{str(key)[:60]}", v, level + 1) for key, v in value.items()]
-            yield from ((where, key, level) for key in value)
-        elif isinstance(value, list | tuple):
-            waiting += [(f"{where}.{number}", v, level + 1) for number, v in enumerate(value)]
-        yield where, value, level
-
-
-def _check_value(key: str, value: Any) -> None:
-    if isinstance(value, YesOrNo):
-        meant = brief(value.meant)
-        raise ValueError(
-            f"{key}: {value} is {meant} to some and a text to others: write {meant}, or "
-            f"'{value}' in quotes"
-        )
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{key}: {value} is not allowed: input should be a finite number")
-    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
-        raise ValueError(
-            f"{key}: {brief(value)} is not allowed: input should be a number of 64 bits"
-        )
-    if isinstance(value, str) and _SURROGATE.search(value):
-        raise ValueError(f"{key}: {brief(value)} is not allowed: input should be text in UTF-8")
 
 
 class ModelConfig(Section):
@@ -170,10 +102,10 @@ class ModelConfig(Section):
     group: Annotated[int | str, BeforeValidator(_group_size)] = 1
     """Hidden layers that learn together by backprop, from the local loss of the last of them;
     1: the paper's local learning, `all`: global backprop with one local head."""
-    factory: Annotated[str, AfterValidator(_factory_name)] | None = None
+    factory: Annotated[str, object_name("model.factory")] | None = None
     """A network of your own, as `package.module:function`, installed or in the current folder:
     the function gives an `nn.Sequential`, of which every child with parameters is a block."""
-    kwargs: Annotated[dict[str, JsonValue], BeforeValidator(_checked_arguments)] = Field(default={})
+    kwargs: Annotated[dict[str, JsonValue], arguments_of("model.kwargs")] = Field(default={})
     """What `factory` is called with."""
 
     @model_validator(mode="before")

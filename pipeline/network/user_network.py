@@ -12,7 +12,6 @@ same network each time.
 
 from __future__ import annotations
 
-import importlib
 from contextlib import contextmanager
 from functools import partial
 from math import prod
@@ -20,8 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pipeline.errors import ConfigError, one_line
 from pipeline.network.specs import BlockSpec, CustomSpec, LayerSpec
-from pipeline.system.children import no_process_left
-from pipeline.system.interpreter import look_here_last
+from pipeline.system.named_object import called, named_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -143,28 +141,7 @@ def traced_specs(
 def _network(model: ModelConfig) -> nn.Sequential:
     from torch import nn
 
-    module, _, name = str(model.factory).partition(":")
-    look_here_last(module)
-    try:
-        with no_process_left():
-            found = importlib.import_module(module)
-            if not hasattr(found, name):
-                raise ConfigError(
-                    f"{module} ({getattr(found, '__file__', 'of Python itself')}) has no {name}; a "
-                    "module of yours needs a name that no installed one has, which would go before "
-                    "it"
-                )
-            network = getattr(found, name)(**model.kwargs)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{one_line(error)}; install it, or start from the folder that holds it"
-        ) from error
-    except ConfigError:  # no such function, or of what the call left behind
-        raise
-    except SystemExit as error:
-        raise ConfigError(f"SystemExit: {error}") from error
-    except Exception as error:  # whatever the user's code raises
-        raise ConfigError(one_line(error)) from error
+    network = called(named_object(str(model.factory)), model.kwargs)
     if not isinstance(network, nn.Sequential):
         raise ConfigError(
             f"gave a {type(network).__name__}; an nn.Sequential whose children are the blocks is "

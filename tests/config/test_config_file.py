@@ -343,7 +343,7 @@ ARGUMENTS = [
     ("wide", "[-.inf]", "model.kwargs.wide.0: -inf is not allowed: input should be a finite"),
     ("wide", f"{2**63}", "model.kwargs.wide: 9223372036854775808 is not allowed: input should be"),
     ("wide", "[" * 20 + "]" * 20, "at most 32,768 characters (8 for a number), and 16 lists"),
-    ("wide", f"[{'1, ' * 5000}]", "can be given to a factory: let it read a file of its own"),
+    ("wide", f"[{'1, ' * 5000}]", "can be given to your own code: let it read a file of its own"),
     (
         "wide",
         '"\\uDCFF"',

@@ -1,0 +1,61 @@
+"""What a user names in a configuration as `package.module:name`: their own function or class."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import ConfigError, one_line
+from pipeline.system.children import no_process_left
+from pipeline.system.interpreter import look_here_last
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+def named_object(named: str) -> Any:
+    """The object `package.module:name`, whose module is imported; one that is not installed is
+    looked for in the current folder, last.
+
+    Raises:
+        ConfigError: where there is none, or its module fails.
+    """
+    module, _, name = named.partition(":")
+    look_here_last(module)
+    try:
+        with no_process_left():
+            found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{one_line(error)}; install it, or start from the folder that holds it"
+        ) from error
+    except Exception as error:  # whatever the user's module raises
+        raise refused_by(error) from error
+    except SystemExit as error:
+        raise ConfigError(f"SystemExit: {error}") from error
+    if not hasattr(found, name):
+        raise ConfigError(
+            f"{module} ({getattr(found, '__file__', 'of Python itself')}) has no {name}; a module "
+            "of yours needs a name that no installed one has, which would go before it"
+        )
+    return getattr(found, name)
+
+
+def called(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> Any:
+    """What a user's function gives.
+
+    Raises:
+        ConfigError: for whatever it raises, or a process that it leaves behind.
+    """
+    try:
+        with no_process_left():
+            return function(**kwargs)
+    except SystemExit as error:
+        raise ConfigError(f"SystemExit: {error}") from error
+    except Exception as error:  # whatever the user's code raises
+        raise refused_by(error) from error
+
+
+def refused_by(error: Exception) -> ConfigError:
+    """What a user's code has raised, in one line."""
+    return error if isinstance(error, ConfigError) else ConfigError(one_line(error))
