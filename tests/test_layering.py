@@ -47,6 +47,7 @@ PIPELINE: dict[str, Row] = {  # from the ground up
     "system": row("errors"),
     "config": row("errors"),
     "data": row("errors seeding system config"),
+    "rules": torch(""),
     "network": row("errors seeding system config data"),
     "planning": row("errors config network"),
     "schedule": row("errors config network"),

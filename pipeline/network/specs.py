@@ -19,25 +19,6 @@ Shape: TypeAlias = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a local rule works. All shapes are of one row, without the batch.
-
-    `index`: of its block (in a group, of the last one); `blocks`: how many of the network learn by
-    local rules, or lie within a group that does. `in_shape`: what arrives at the block or group;
-    `shape`: its activation. `classes`: 0 where the targets are no classes. `image_shape`: of what
-    the data give, after preprocessing; `target_shape`: () for one label an example.
-    """
-
-    index: int
-    blocks: int
-    in_shape: Shape
-    shape: Shape
-    classes: int
-    image_shape: Shape
-    target_shape: Shape = ()
-
-
-@dataclass(frozen=True, slots=True)
 class PoolSpec:
     """Pooling over space: kernel and padding as (height, width)."""
 

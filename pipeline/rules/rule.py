@@ -15,7 +15,7 @@ of each example, which then lie next to each other.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from torch import Tensor, nn
 
@@ -24,7 +24,26 @@ if TYPE_CHECKING:
 
     import torch
 
-    from pipeline.network.specs import Place, Shape
+Shape: TypeAlias = "tuple[int, ...]"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a local rule works. All shapes are of one row, without the batch.
+
+    `index`: of its block (in a group, of the last one); `blocks`: how many of the network learn by
+    local rules, or lie within a group that does. `in_shape`: what arrives at the block or group;
+    `shape`: its activation. `classes`: 0 where the targets are no classes. `image_shape`: of what
+    the data give, after preprocessing; `target_shape`: () for one label an example.
+    """
+
+    index: int
+    blocks: int
+    in_shape: Shape
+    shape: Shape
+    classes: int
+    image_shape: Shape
+    target_shape: Shape = ()
 
 
 @dataclass(slots=True)
