@@ -11,16 +11,22 @@ steps one by one.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Literal, Protocol, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-fused_adam = torch._fused_adam_
+OptimizerName: TypeAlias = Literal["adam", "amsgrad", "adamw", "sgd"]
+
+fused_adam, fused_adamw = torch._fused_adam_, torch._fused_adamw_
+
+_LEAST_NORM = 1e-6
+"""Added to the norm of gradients before it divides, as in torch.nn.utils.clip_grad_norm_."""
 
 
 class Optimizer(Protocol):
@@ -66,16 +72,22 @@ class _WithState(ABC):
 
 
 class Adam(_WithState):
-    """Kingma & Ba (2015); `amsgrad` after Reddi et al. (2018). Weight decay is an L2 penalty.
+    """Kingma & Ba (2015); `amsgrad` after Reddi et al. (2018). Weight decay is an L2 penalty, or,
+    `decoupled`, shrinks the parameters by itself (Loshchilov & Hutter 2019, algorithm 2).
 
     State: `exp_avg`, `exp_avg_sq`, `step`, and with AMSGrad `max_exp_avg_sq`.
     """
 
     def __init__(
-        self, parameters: Mapping[str, Tensor], *, weight_decay: float, amsgrad: bool
+        self,
+        parameters: Mapping[str, Tensor],
+        *,
+        weight_decay: float,
+        amsgrad: bool = False,
+        decoupled: bool = False,
     ) -> None:
         super().__init__(parameters)
-        self._weight_decay, self._amsgrad = weight_decay, amsgrad
+        self._weight_decay, self._amsgrad, self._decoupled = weight_decay, amsgrad, decoupled
         self._steps = torch.zeros(0)
         """All of `held["step"]`, views of it: a file of tensors takes no memory under two names."""
 
@@ -90,7 +102,8 @@ class Adam(_WithState):
             self._steps.add_(1)
         else:
             torch._foreach_add_(steps, 1)
-        fused_adam(
+        fused = fused_adamw if self._decoupled else fused_adam
+        fused(
             parameters,
             _laid_out(_real(gradients, at), parameters),
             _of(self._held["exp_avg"], at),
@@ -115,16 +128,23 @@ class Adam(_WithState):
 
 
 class SGD(_WithState):
-    """Stochastic gradient descent with momentum; weight decay is an L2 penalty.
+    """Stochastic gradient descent with momentum, which `nesterov` (Sutskever et al. 2013) looks
+    ahead by; weight decay is an L2 penalty.
 
     State: `momentum`; none without momentum.
     """
 
     def __init__(
-        self, parameters: Mapping[str, Tensor], *, weight_decay: float, momentum: float
+        self,
+        parameters: Mapping[str, Tensor],
+        *,
+        weight_decay: float,
+        momentum: float,
+        nesterov: bool = False,
     ) -> None:
         super().__init__(parameters)
         self._weight_decay, self._momentum = weight_decay, momentum
+        self._nesterov = nesterov
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None], lr: float | Tensor) -> None:
@@ -141,7 +161,7 @@ class SGD(_WithState):
             momentum=self._momentum,
             lr=lr,
             dampening=0.0,
-            nesterov=False,
+            nesterov=self._nesterov,
             maximize=False,
         )
 
@@ -150,17 +170,92 @@ class SGD(_WithState):
         return {"momentum": _zeros_like(self._parameters)} if self._momentum else {}
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some parameters of a block, by name, and the optimizer that holds just these, in this order.
+
+    `factor`: on the learning rate that arrives with each step.
+    """
+
+    names: Sequence[str]
+    optimizer: Optimizer
+    factor: float = 1.0
+
+
+class Parts:
+    """The optimizers of the parts of a block as one. Each parameter is of one part.
+
+    State: that of the parts, by the same names.
+    """
+
+    def __init__(self, names: Iterable[str], parts: Sequence[Part]) -> None:
+        """`names`: of all parameters, in the order in which gradients come."""
+        place = {name: at for at, name in enumerate(names)}
+        self._parts = [(part, [place.pop(name) for name in part.names]) for part in parts]
+        assert not place, f"no optimizer has {list(place)}"
+
+    def step(self, gradients: Sequence[Tensor | None], lr: float | Tensor) -> None:
+        for part, at in self._parts:
+            rate = lr if part.factor == 1.0 else lr * part.factor
+            part.optimizer.step([gradients[place] for place in at], rate)
+
+    def state(self) -> dict[str, Tensor]:
+        states = (part.optimizer.state() for part, _ in self._parts)
+        return {name: tensor for state in states for name, tensor in state.items()}
+
+    def hold(self) -> None:
+        for part, _ in self._parts:
+            part.optimizer.hold()
+
+    def release(self) -> None:
+        for part, _ in self._parts:
+            part.optimizer.release()
+
+
+class Clipped:
+    """Another optimizer, whose gradients are scaled down together to a norm of at most `most`: the
+    Euclidean norm of all numbers of all of them (Pascanu et al. 2013). It asks the device nothing.
+
+    State: that of the other optimizer.
+    """
+
+    def __init__(self, optimizer: Optimizer, most: float) -> None:
+        self._optimizer, self._most = optimizer, most
+        self.state, self.hold, self.release = optimizer.state, optimizer.hold, optimizer.release
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor | None], lr: float | Tensor) -> None:
+        at = _places(gradients)
+        if at:
+            # not in place: of a user's own network two gradients may be the same tensor
+            clipped = iter(_clipped(_of(gradients, at), self._most))
+            gradients = [None if gradient is None else next(clipped) for gradient in gradients]
+        self._optimizer.step(gradients, lr)
+
+
+def _clipped(gradients: list[Tensor], most: float) -> Sequence[Tensor]:
+    """The gradients times most / norm, where that is less than 1."""
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return torch._foreach_mul(gradients, (most / (norm + _LEAST_NORM)).clamp(max=1.0))
+
+
 def make_optimizer(
-    name: Literal["adam", "amsgrad", "sgd"],
+    name: OptimizerName,
     parameters: Mapping[str, Tensor],
     *,
     weight_decay: float,
     momentum: float,
+    nesterov: bool = False,
 ) -> Optimizer:
-    """The optimizer of one block; `momentum` matters to `sgd` only."""
+    """The optimizer of one block; `momentum` and `nesterov` matter to `sgd` only."""
     if name == "sgd":
-        return SGD(parameters, weight_decay=weight_decay, momentum=momentum)
-    return Adam(parameters, weight_decay=weight_decay, amsgrad=name == "amsgrad")
+        return SGD(parameters, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov)
+    return Adam(
+        parameters,
+        weight_decay=weight_decay,
+        amsgrad=name == "amsgrad",
+        decoupled=name == "adamw",
+    )
 
 
 def _places(gradients: Sequence[Tensor | None]) -> list[int]:

@@ -280,7 +280,7 @@ def no_data(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     graph is recorded."""
     monkeypatch.setattr(Block, "_autocast", lambda block: nullcontext())
     monkeypatch.setitem(memory_layout.SLICE_BYTES, "meta", 1 << 20)
-    for fused in ("fused_adam", "sgd"):  # their kernels know no such device
+    for fused in ("fused_adam", "fused_adamw", "sgd"):  # their kernels know no such device
         monkeypatch.setattr(optimizers, fused, check_rate)
     return torch.device("meta")
 
