@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pipeline.config.schema import (
     AfterValidator,
@@ -22,7 +22,10 @@ MODEL_NAMES = (
 )  # fmt: skip
 RESIDUAL_NAMES = ("resnet", "wrn-")
 """How the names of networks with shortcuts begin."""
-POOLING_NAMES = ("M", "M3", "M4", "A", "A3", "A4")
+_WIDE = "wrn-([0-9]{2,4})-([0-9]{1,2})"
+"""Depth and width."""
+PoolingName: TypeAlias = Literal["M", "M3", "M4", "A", "A3", "A4"]
+POOLING_NAMES = get_args(PoolingName)
 MAX_UNITS = 1 << 20
 """Of a fully connected layer, or channels of a convolution."""
 MAX_LAYERS = 1 << 10
@@ -32,7 +35,7 @@ MAX_LAYERS = 1 << 10
 def _model_name(name: str) -> str:
     if name in MODEL_NAMES:
         return name
-    wide = re.fullmatch(r"wrn-([0-9]{2,4})-([0-9]{1,2})", name)
+    wide = re.fullmatch(_WIDE, name)
     depth, width = (int(wide[1]), int(wide[2])) if wide else (0, 0)
     if 10 <= depth <= MAX_LAYERS and depth % 6 == 4 and 1 <= width <= 64:
         return name
@@ -43,7 +46,10 @@ def _model_name(name: str) -> str:
     )
 
 
-ModelName: TypeAlias = Annotated[str, AfterValidator(_model_name)]
+_NAMES_IN_SCHEMA = {"anyOf": [{"enum": [*MODEL_NAMES]}, {"pattern": f"^{_WIDE}$"}]}
+ModelName: TypeAlias = Annotated[
+    str, AfterValidator(_model_name), Field(json_schema_extra=_NAMES_IN_SCHEMA)
+]
 
 
 def _group_size(value: Any) -> Any:
@@ -66,7 +72,9 @@ def _layer_item(value: Any) -> Any:
     return value
 
 
-LayerItem: TypeAlias = Annotated[int | str, BeforeValidator(_layer_item)]
+LayerItem: TypeAlias = Annotated[
+    Annotated[int, Field(ge=1, le=MAX_UNITS)] | PoolingName, BeforeValidator(_layer_item)
+]
 
 
 class ModelConfig(Section):
@@ -99,12 +107,13 @@ class ModelConfig(Section):
     """For `wrn-…`: batch norm and non-linearity before each convolution of a unit instead of after
     it, as in the literature (Zagoruyko & Komodakis 2016); `dropout` then drops single units, and
     only between the two convolutions."""
-    group: Annotated[int | str, BeforeValidator(_group_size)] = 1
+    group: Annotated[Annotated[int, Field(ge=1)] | Literal["all"], BeforeValidator(_group_size)] = 1
     """Hidden layers that learn together by backprop, from the local loss of the last of them;
     1: the paper's local learning, `all`: global backprop with one local head."""
     factory: Annotated[str, object_name("model.factory")] | None = None
     """A network of your own, as `package.module:function`, installed or in the current folder:
-    the function gives an `nn.Sequential`, of which every child with parameters is a block."""
+    the function gives an `nn.Sequential`, of which every child with parameters is a block. It
+    takes the place of `name`."""
     kwargs: Annotated[dict[str, JsonValue], arguments_of("model.kwargs")] = Field(default={})
     """What `factory` is called with."""
 

@@ -66,7 +66,13 @@ class YesOrNo(str):
 class Section(BaseModel):
     """A part of a file: frozen, strict types, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,  # the sentence below a key is its description
+    )
 
     @model_validator(mode="before")
     @classmethod
