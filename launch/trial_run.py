@@ -112,8 +112,8 @@ def _batches(job: Job) -> Batches:
     data, facts = job.config.data, data_facts(job.config.data)
     made = {
         "name": "synthetic",
-        "channels": facts.channels,
-        "size": facts.size,
+        "channels": facts.shape[0],
+        "size": facts.shape[1],
         "classes": facts.classes,
         "train_images": _BATCHES * data.batch_size,
         "test_images": 1,

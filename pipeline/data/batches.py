@@ -233,7 +233,7 @@ def _synthetic(config: DataConfig, seed: int) -> tuple[Pair, Pair]:
     facts = data_facts(config.model_copy(update={"train_limit": None, "test_limit": None}))
     levels = np.linspace(0, 255, facts.classes).astype(np.uint8)
     draws = generator(seed, Purpose.IMAGES, _LEVELS)
-    levels_of_class = np.stack([draws.permutation(levels) for _ in range(facts.channels)], axis=1)
+    levels_of_class = np.stack([draws.permutation(levels) for _ in range(facts.shape[0])], axis=1)
     training = _noise(facts, facts.train_images, levels_of_class, seed, _TRAIN)
     return training, _noise(facts, facts.test_images, levels_of_class, seed, _TEST)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import count
+from math import prod
 from typing import TYPE_CHECKING
 
 from pipeline.data.image_list import list_images
@@ -21,39 +22,71 @@ if TYPE_CHECKING:
     from pipeline.data.image_list import ImageFolder
 
 
+_ITEM_BYTES = {"uint8": 1, "int64": 8, "float32": 4}
+
+
 @dataclass(frozen=True, slots=True)
 class DataFacts:
-    """Shapes and counts of a data set, and mean and standard deviation per channel in [0, 1]."""
+    """Shapes, types and counts of a data set.
 
-    channels: int
-    size: int
+    `shape`, `dtype`: of one example as it leaves the data set: (channels, height, width) of uint8
+    for images; uint8, float32, or int64 for token ids, which count from 0 to `tokens` - 1.
+    `target_shape`, `target_dtype`: of its target: () for one label, int64 for classes and float32
+    for numbers. `classes`: 0 where the targets are numbers.
+    `mean`, `std`: what examples are normalised by (of uint8: their values in [0, 1]): for each
+    channel of (C, H, W), else for each place of the last dimension; one for all; or empty.
+    """
+
+    shape: tuple[int, ...]
     classes: int
     train_images: int
     test_images: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    dtype: str = "uint8"
+    target_shape: tuple[int, ...] = ()
+    target_dtype: str = "int64"
+    tokens: int = 0
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one image."""
-        return (self.channels, self.size, self.size)
+    def example_bytes(self) -> int:
+        """Bytes of an example as it leaves the data set."""
+        return prod(self.shape) * _ITEM_BYTES[self.dtype]
+
+    @property
+    def target_bytes(self) -> int:
+        """Bytes of the target of an example."""
+        return prod(self.target_shape) * _ITEM_BYTES[self.target_dtype]
+
+
+def _images(
+    channels: int,
+    size: int,
+    classes: int,
+    train_images: int,
+    test_images: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> DataFacts:
+    """Square images of bytes, each of a class."""
+    return DataFacts((channels, size, size), classes, train_images, test_images, mean, std)
 
 
 _KNOWN = {
     # digits: every fifth image is for testing; mean and deviation of the 1437 training images
-    "digits": DataFacts(1, 8, 10, 1437, 360, (0.3053,), (0.3762,)),
-    "mnist": DataFacts(1, 28, 10, 60000, 10000, (0.1307,), (0.3081,)),
-    "fashion_mnist": DataFacts(1, 28, 10, 60000, 10000, (0.286,), (0.353,)),
-    "kmnist": DataFacts(1, 28, 10, 60000, 10000, (0.1904,), (0.3475,)),
-    "cifar10": DataFacts(
+    "digits": _images(1, 8, 10, 1437, 360, (0.3053,), (0.3762,)),
+    "mnist": _images(1, 28, 10, 60000, 10000, (0.1307,), (0.3081,)),
+    "fashion_mnist": _images(1, 28, 10, 60000, 10000, (0.286,), (0.353,)),
+    "kmnist": _images(1, 28, 10, 60000, 10000, (0.1904,), (0.3475,)),
+    "cifar10": _images(
         3, 32, 10, 50000, 10000, (0.424, 0.415, 0.384), (0.283, 0.278, 0.284)
     ),
-    "cifar100": DataFacts(
+    "cifar100": _images(
         3, 32, 100, 50000, 10000, (0.438, 0.418, 0.377), (0.300, 0.287, 0.294)
     ),
     # svhn: 73257 training images and the 531131 of the extra set, as in section 4.6
-    "svhn": DataFacts(3, 32, 10, 604388, 26032, (0.431, 0.430, 0.446), (0.197, 0.198, 0.199)),
-    "stl10": DataFacts(3, 96, 10, 5000, 8000, (0.447, 0.440, 0.407), (0.260, 0.257, 0.271)),
+    "svhn": _images(3, 32, 10, 604388, 26032, (0.431, 0.430, 0.446), (0.197, 0.198, 0.199)),
+    "stl10": _images(3, 96, 10, 5000, 8000, (0.447, 0.440, 0.407), (0.260, 0.257, 0.271)),
 }  # fmt: skip
 _IMAGENET = {  # mean and deviation by the number of channels: of colours, or of their luma
     3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -88,9 +121,9 @@ def data_facts(config: DataConfig, folder: ImageFolder | None = None) -> DataFac
     )
     if config.mean is None or config.std is None:
         return facts
-    if len(config.mean) != facts.channels:
+    if len(config.mean) != facts.shape[0]:
         raise ConfigError(
-            f"data.mean: {len(config.mean)} numbers for the {facts.channels} channels of "
+            f"data.mean: {len(config.mean)} numbers for the {facts.shape[0]} channels of "
             f"{config.name}: give one for each, in data.std too"
         )
     return replace(facts, mean=config.mean, std=config.std)
@@ -121,10 +154,11 @@ def check_data(config: DataConfig, facts: DataFacts, *, batch_norm: bool) -> Non
             classes than there are, and where one image is left for the last batch of an epoch.
     """
     for key, pixels in (("crop_padding", config.crop_padding), ("cutout", config.cutout)):
-        if pixels > facts.size:
+        side = min(facts.shape[1:])
+        if pixels > side:
             raise ConfigError(
-                f"data.{key} {pixels}: more than the {facts.size} pixels of an image's side"
-                f" ({config.name}); allowed: 0 to {facts.size}"
+                f"data.{key} {pixels}: more than the {side} pixels of an image's side"
+                f" ({config.name}); allowed: 0 to {side}"
             )
     if (config.classes_per_batch or 0) > facts.classes:
         raise ConfigError(
@@ -153,7 +187,7 @@ def _check_last_batch(images: int, batch_size: int) -> None:
 
 def _synthetic(config: DataConfig) -> DataFacts:
     channels = config.channels or 3
-    return DataFacts(
+    return _images(
         channels,
         config.size or 32,
         config.classes or 10,
@@ -166,7 +200,7 @@ def _synthetic(config: DataConfig) -> DataFacts:
 
 def _imagefolder(config: DataConfig, folder: ImageFolder) -> DataFacts:
     channels = config.channels or 3
-    return DataFacts(
+    return _images(
         channels,
         config.size or 224,
         len(folder.classes),

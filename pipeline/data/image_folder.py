@@ -69,8 +69,9 @@ def read_folder(
         training=_limited(folder.training, config.train_limit, facts.classes),
         test=_limited(folder.test, config.test_limit, facts.classes),
     )
-    shorter, is_random = config.resize or facts.size * 256 // 224, config.random_crop is not False
-    reader = ImageReader(View(facts.size, shorter, facts.channels, config.white, is_random))
+    channels, size, _ = facts.shape
+    shorter, is_random = config.resize or size * 256 // 224, config.random_crop is not False
+    reader = ImageReader(View(size, shorter, channels, config.white, is_random))
     skip = config.on_bad_image == "skip"
     checked = check_images(chosen, reader, skip=skip, progress=progress)
     pool = DaemonPool(_DECODING_THREADS, "decode")

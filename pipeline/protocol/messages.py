@@ -27,7 +27,8 @@ from pipeline.schedule.items import (
 )
 from pipeline.schedule.reports import Fingerprint, PassReport, StageState, Tally
 
-PROTOCOL_VERSION = 8
+PROTOCOL_VERSION = 9
+EXAMPLE_TYPES, TARGET_TYPES = ("uint8", "float32", "int64"), ("int64", "float32")
 ITEM_BYTES = {"uint8": 1, "int64": 8, "float32": 4, "float64": 8, "bfloat16": 2}
 MAX_DIMENSIONS = 8
 _FEATURE_MAPS = 4  # dimensions: (n, C, H, W)
@@ -152,6 +153,14 @@ class Setup:
     max_in_flight: int
     progress_interval_s: float
     check_until: int = 0
+
+    def __post_init__(self) -> None:
+        # refused here, where types and shapes of all that travels are known
+        facts = self.facts
+        examples = TensorSpec(facts.dtype, (1, *facts.shape))
+        targets = TensorSpec(facts.target_dtype, (1, *facts.target_shape))
+        if examples.dtype not in EXAMPLE_TYPES or targets.dtype not in TARGET_TYPES:
+            raise ProtocolError(f"examples are {examples.dtype}, targets {targets.dtype}")
 
 
 @dataclass(frozen=True, slots=True)

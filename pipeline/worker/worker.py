@@ -106,7 +106,7 @@ class Worker:
         links = StageLinks(
             self._endpoints,
             setup,
-            _slot_bytes(stage.blocks[0].spec, config.data.batch_size),
+            _slot_bytes(stage.blocks[0].spec, setup, config.data.batch_size),
             device,
             meter=meter,
             activity=self._activity,
@@ -157,7 +157,7 @@ class Worker:
             torch.cuda.empty_cache()
 
 
-def _slot_bytes(first: BlockSpec, batch_size: int) -> int:
-    """Room for the largest batch that arrives: float32 inputs (or uint8 images), int64 labels."""
-    item = 1 if first.index == 0 else 4
-    return batch_size * (prod(first.in_shape) * item + 8) + 2 * ALIGNMENT
+def _slot_bytes(first: BlockSpec, setup: Setup, batch_size: int) -> int:
+    """Room for the largest batch that arrives: examples or float32 activations, and targets."""
+    x_bytes = setup.facts.example_bytes if first.index == 0 else 4 * prod(first.in_shape)
+    return batch_size * (x_bytes + setup.facts.target_bytes) + 2 * ALIGNMENT

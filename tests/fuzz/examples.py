@@ -27,7 +27,7 @@ from pipeline.protocol.messages import (
 from pipeline.schedule import items
 from pipeline.schedule.reports import PassReport, StageState, Tally, Usage
 
-FACTS = DataFacts(1, 8, 10, 100, 20, (0.5,), (0.25,))
+FACTS = DataFacts((1, 8, 8), 10, 100, 20, (0.5,), (0.25,))
 ADDRESS = LinkAddress(
     "ipc://x",
     RingHandle("host", 1, 2, 3, 4, 5),

@@ -15,14 +15,17 @@ from hypothesis import strategies as st
 from support import REPOSITORY
 
 from pipeline.config import yaml_text
+from pipeline.data.facts import DataFacts
 from pipeline.errors import ProtocolError
 from pipeline.protocol.addresses import CARRIERS, Carrier, LinkAddress, reason_of
 from pipeline.protocol.codec import MAX_DEPTH, MAX_HEADER_BYTES, MAX_ITEMS, decode, encode
 from pipeline.protocol.messages import (
     ACTIVITIES,
+    EXAMPLE_TYPES,
     ITEM_BYTES,
     MAX_DIMENSIONS,
     MAX_TENSORS,
+    TARGET_TYPES,
     Bye,
     Connect,
     Connected,
@@ -54,7 +57,20 @@ trees = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
     max_leaves=12,
 )
+means = st.lists(reals, max_size=3).map(tuple)
+shapes = st.lists(st.integers(1, 9), max_size=MAX_DIMENSIONS - 1).map(tuple)
+facts = st.builds(
+    DataFacts,
+    shapes,
+    *(numbers, numbers, numbers),
+    *(means, means),
+    st.sampled_from(EXAMPLE_TYPES),
+    shapes,
+    st.sampled_from(TARGET_TYPES),
+    numbers,
+)
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    "facts": facts,
     "dtype": st.sampled_from(sorted(ITEM_BYTES)),
     "shape": st.lists(st.integers(0, 9), max_size=MAX_DIMENSIONS).map(tuple),
     "channels_last": st.just(False),
@@ -195,8 +211,10 @@ def test_every_field_with_every_wrong_type(message: Message) -> None:
             data = msgpack.packb(replaced(tree, path, value))
             found = outcome(data)
             # where it is taken, the field may be None, or one of several things
-            assert isinstance(found, ProtocolError) or encode(found) == data
-            assert len(str(found)) < 500
+            if isinstance(found, ProtocolError):
+                assert len(str(found)) < 500
+            else:
+                assert encode(found) == data
 
 
 def test_wrong_type_is_named_with_message_and_field() -> None:
@@ -291,6 +309,23 @@ def test_absurd_tensors(dtype: str, shape: tuple[int, ...], says: str) -> None:
     spec = {"type": "TensorSpec", "dtype": dtype, "shape": list(shape), "channels_last": False}
     tree = as_tree(Header(items.TrainBatch(1, 1, 1.0), (TensorSpec("uint8", (1,)),), 0))
     assert says in refused(msgpack.packb({**tree, "tensors": [spec]}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"dtype": "bfloat16"}, "examples are bfloat16, targets int64"),
+        ({"target_dtype": "uint8"}, "examples are uint8, targets uint8"),
+        ({"dtype": "object"}, "tensor type 'object' is none of"),
+        ({"shape": (1,) * 8}, "tensor shape (1, 1, 1"),
+        ({"target_shape": (3, -1)}, "tensor shape (1, 3, -1) is not one"),
+    ],
+)
+def test_a_stage_is_set_up_for_data_that_can_travel(changes: dict[str, Any], says: str) -> None:
+    (setup,) = (message for message in EXAMPLES if isinstance(message, Setup))
+    with pytest.raises(ProtocolError) as caught:
+        replace(setup, facts=replace(setup.facts, **changes))
+    assert says in str(caught.value)
 
 
 def test_only_feature_maps_have_channels() -> None:
