@@ -409,7 +409,7 @@ def test_two_files_import_by_name_and_only_what_the_launcher_named() -> None:
     """A worker refuses a network that it was not started with (test_user_network.py); the process
     that starts workers hears of them from the launcher alone, whose child it is."""
     importing = [p.name for p in SOURCES if "import_module" in p.read_text(encoding="utf-8")]
-    assert sorted(importing) == ["fork_server.py", "user_network.py"]
+    assert sorted(importing) == ["fork_server.py", "named_object.py"]
 
 
 def test_sources_are_found() -> None:
