@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
 
 settings.register_profile("same_everywhere", derandomize=True, deadline=None, database=None)
 settings.load_profile("same_everywhere")
+
+
+def pytest_collection_finish() -> None:
+    """What all tests import stays: to look through it at every collection of garbage would take
+    longer than the tiny runs in between. The process that starts workers does the same."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

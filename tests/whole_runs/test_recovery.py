@@ -49,6 +49,13 @@ COURSE: dict[str, Any] = {"schedule": {"epochs": 1}, "checkpoint_every_steps": 2
 pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
 
 
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of hundreds of losses is noticed only when nothing else has been heard for so long."""
+    for module in ("pipeline.coordinator.coordinator", "pipeline.transport.in_memory"):
+        monkeypatch.setattr(f"{module}._POLL_S", 0.01)
+
+
 def lost(stage: int, batch_id: int = 0) -> StageLostError:
     return StageLostError(stage, f"stage {stage} is gone", "its traceback", batch_id=batch_id)
 
