@@ -20,14 +20,14 @@ from pipeline.device.host import processor_fact
 
 
 class Linear(nn.Linear):
-    """nn.Linear for x (n, in_features)."""
+    """nn.Linear for x (n, in_features), or (n, …, in_features)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x weightᵀ + bias: (n, D), (K, D), (K,) to (n, K)."""
+    """x weightᵀ + bias: (n, D), (K, D), (K,) to (n, K); more dimensions of x stay."""
     if torch.compiler.is_compiling() or not _is_for_onednn(x):
         return F.linear(x, weight, bias)
     y: Tensor = _Linear.apply(x, weight, bias)
@@ -46,7 +46,8 @@ def wide(x: Tensor) -> Tensor:
 
 def _is_for_onednn(x: Tensor) -> bool:
     return (
-        x.dtype == torch.float32
+        x.dim() == 2
+        and x.dtype == torch.float32
         and x.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
         and onednn_is_wider()

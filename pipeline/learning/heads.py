@@ -3,6 +3,10 @@
 State keys within a block: `pred.*` (local classifier D, its hidden layers `pred.hidden.0.*` and so
 on, and `pred.feedback`), `sim.*` (the map g), `projection.weight` (label -> target of the bio
 forms), `recon.*` (activation -> input).
+
+Activations of other shapes than the paper's, as a user's own networks give them, are features
+(their last dimension) at positions: (n, T, D), or (n, …, D). A classifier averages over runs of
+neighbouring positions; the map g is a linear one of the features, the same at every position.
 """
 
 from __future__ import annotations
@@ -67,10 +71,10 @@ class PredHead(Linear):
             nn.init.zeros_(self.bias)
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.classified(pool(h, self.spec.pool))
+        return self.classified(pool(_in_a_row(h), self.spec.pool))
 
     def classified(self, pooled: Tensor) -> Tensor:
-        """D of the activation pooled already: (n, C, H, W) or (n, D) to (n, outputs)."""
+        """D of the activation pooled already: (n, C, H, W), (n, T, D) or (n, D) to (n, outputs)."""
         x = flattened(pooled)
         for layer in self.hidden:
             x = activate(layer(x), self.spec.nonlinearity)
@@ -98,7 +102,12 @@ class SimilarityPool(nn.Module):
         self.spec = spec
 
     def forward(self, h: Tensor) -> Tensor:
-        return pool(h, self.spec.pool)
+        return pool(_in_a_row(h), self.spec.pool)
+
+
+def _in_a_row(h: Tensor) -> Tensor:
+    """(n, …, D) as (n, T, D): all positions in one dimension. (n, D) and feature maps stay."""
+    return h if h.dim() in (2, 4) else h.flatten(1, -2)
 
 
 def similarity_map(spec: SimSpec) -> nn.Module:

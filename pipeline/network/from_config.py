@@ -147,8 +147,8 @@ def _within_shortcut(hidden: Sequence[BlockSpec], index: int) -> bool:
 
 
 def _with_heads(spec: BlockSpec, loss: LossConfig, hidden: tuple[int, ...]) -> BlockSpec:
-    shape, has_space = spec.shape, len(spec.shape) == 3
-    pool = decoder_pool(shape, loss.dim_in_decoder) if has_space else None
+    shape, are_maps = _as_pooled(spec.shape), len(spec.shape) == 3
+    pool = decoder_pool(spec.shape, loss.dim_in_decoder)
     pred = sim = None
     if loss.local in ("pred", "predsim"):
         feedback = loss.feedback if loss.classifier == "fixed" else "learned"
@@ -163,9 +163,10 @@ def _with_heads(spec: BlockSpec, loss: LossConfig, hidden: tuple[int, ...]) -> B
         )
     if loss.local in ("sim", "predsim") or loss.unsupervised == "sim":
         weight = {"sim": 1.0, "predsim": loss.beta}.get(loss.local or "", 0.0)
-        kind: Literal["linear", "conv"] = "conv" if has_space else "linear"
+        kind: Literal["linear", "conv"] = "conv" if are_maps else "linear"
+        features = shape[0] if are_maps else shape[-1]
         # the bio form has no map, and pools the activation as a classifier does
-        sim = SimSpec(kind, 0, weight, pool) if loss.bio else SimSpec(kind, shape[0], weight)
+        sim = SimSpec(kind, 0, weight, pool) if loss.bio else SimSpec(kind, features, weight)
     return replace(
         spec,
         pred=pred,
@@ -176,13 +177,22 @@ def _with_heads(spec: BlockSpec, loss: LossConfig, hidden: tuple[int, ...]) -> B
     )
 
 
+def _as_pooled(shape: Shape) -> Shape:
+    """The shape over which the heads pool: all positions in one row, but of feature maps."""
+    return shape if len(shape) in (1, 3) else (prod(shape[:-1]), shape[-1])
+
+
 def decoder_pool(shape: Shape, limit: int) -> PoolSpec | None:
     """Average pooling before a local classifier, so that at most `limit` inputs remain.
 
     The kernel's height, then its width, is doubled while C·⌈H/k_h⌉·⌈W/k_w⌉ exceeds `limit`;
     zeros of the padding count in the average. None where no pooling is needed.
+
+    What is neither features alone nor feature maps is not in the paper. It is averaged over runs
+    of neighbouring positions, D features at each of T, while D·⌈T/k⌉ exceeds `limit`.
     """
-    channels, height, width = shape
+    are_maps = len(shape) == 3
+    channels, height, width = shape if are_maps else (shape[-1], prod(shape[:-1]), 1)
     kernel_h = kernel_w = 1
 
     def inputs() -> int:
@@ -190,7 +200,7 @@ def decoder_pool(shape: Shape, limit: int) -> PoolSpec | None:
 
     while inputs() > limit and kernel_h < height:
         kernel_h *= 2
-        if inputs() > limit:
+        if inputs() > limit and are_maps:
             kernel_w *= 2
     if kernel_h == kernel_w == 1:
         return None

@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 Shape: TypeAlias = tuple[int, ...]
-"""Shape of one example: (channels, height, width) or (features,)."""
+"""Shape of one example: (features,), feature maps as (channels, height, width), or, of a user's own
+network, any other: positions, of which each has features, as the (tokens, features) of a
+transformer."""
 
 
 @dataclass(frozen=True, slots=True)
 class PoolSpec:
-    """Pooling over space: kernel and padding as (height, width)."""
+    """Pooling over space: kernel and padding as (height, width). Of (positions, features), height
+    goes over the positions."""
 
     kind: Literal["max", "average"]
     kernel: tuple[int, int]
@@ -29,14 +32,14 @@ class PoolSpec:
 
     def out_shape(self, shape: Shape) -> Shape:
         """Shape of one pooled example; sizes round down."""
-        channels, *sides = shape
+        *channels, height, width = shape
         pooled = [
             (side + 2 * pad - kernel) // stride + 1
             for side, pad, kernel, stride in zip(
-                sides, self.padding, self.kernel, self.stride, strict=True
+                (height, width), self.padding, self.kernel, self.stride, strict=True
             )
         ]
-        return (channels, *pooled)
+        return (*channels, *pooled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,8 @@ class PredSpec:
 
 @dataclass(frozen=True, slots=True)
 class SimSpec:
-    """The similarity head: a map g of the activation onto its own shape, without bias.
+    """The similarity head: a map g of the activation onto its own shape, without bias: of feature
+    maps a convolution, else a linear map of the features at each position.
 
     The bio form has no map (`features` 0) and pools the activation as a classifier does.
     """

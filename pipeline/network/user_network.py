@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 _IMAGES = 2
 """Passed through to find the shapes: enough to see whether images are kept apart."""
 
+_MOST_SIDES = 7
+"""Of what one image becomes: messages hold 8, with the batch."""
+
 
 class FactoryError(ConfigError):
     """What is wrong with the network of a `model.factory`, which it names."""
@@ -125,7 +128,7 @@ def traced_specs(
             spec = BlockSpec(
                 index=index,
                 in_shape=tuple(x.shape[1:]),
-                layer=LayerSpec("custom", prod(x.shape[1:2]), prod(h.shape[1:2])),
+                layer=LayerSpec("custom", _features(x.shape[1:]), _features(h.shape[1:])),
                 shape=tuple(h.shape[1:]),
                 out_shape=tuple(passed.shape[1:]),
                 classes=classes,
@@ -136,6 +139,11 @@ def traced_specs(
             x = passed
         _check_shapes(specs, classes)
     return specs
+
+
+def _features(shape: Shape) -> int:
+    """How many features there are: channels of feature maps, else the last side."""
+    return shape[0] if len(shape) == 3 else prod(shape[-1:])
 
 
 def _network(model: ModelConfig) -> nn.Sequential:
@@ -264,8 +272,9 @@ def _check_shapes(specs: list[BlockSpec], classes: int) -> None:
             f"({classes},) is needed"
         )
     for spec in hidden:
-        if len(spec.shape) not in (1, 3):
+        if not 1 <= len(spec.shape) <= _MOST_SIDES or len(spec.out_shape) > _MOST_SIDES:
             raise ConfigError(
-                f"block {spec.index} gives {spec.shape} per image; local losses need (features,) "
-                "or (channels, height, width)"
+                f"block {spec.index} gives {spec.shape} per image; local losses need (features,), "
+                "(channels, height, width) or (positions, …, features), with at most "
+                f"{_MOST_SIDES} sides"
             )

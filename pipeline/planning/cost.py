@@ -194,8 +194,14 @@ def _forward_macs(spec: BlockSpec) -> int:
 
 def _head_macs(spec: BlockSpec) -> int:
     classifier = sum(n_in * n_out for n_in, n_out in _classifier(spec))
-    maps = _g_weights(spec) + _weights(spec) * _rebuilds(spec)
-    return maps * prod(spec.shape[1:]) + classifier
+    rebuilding = _weights(spec) * _rebuilds(spec) * prod(spec.shape[1:])
+    return _g_macs(spec) + rebuilding + classifier
+
+
+def _g_macs(spec: BlockSpec) -> int:
+    if spec.sim is None or not spec.sim.features:
+        return 0
+    return _g_weights(spec) * (prod(spec.shape) // spec.sim.features)
 
 
 def _held_numbers(spec: BlockSpec) -> int:
@@ -262,7 +268,12 @@ def _working_tensors(spec: BlockSpec) -> tuple[int, int]:
     if spec.recomputable:  # as it is on a CPU
         return stays, stays
     has_map = spec.sim is not None and spec.sim.features > 0
-    return has_map * (1 if len(spec.shape) > 1 else 3), 2 + stays if spec.normalises else 1
+    return has_map * (1 if _g_is_by_hand(spec) else 3), 2 + stays if spec.normalises else 1
+
+
+def _g_is_by_hand(spec: BlockSpec) -> bool:
+    """Whether what follows the similarity map is computed a few examples at a time."""
+    return spec.sim is not None and spec.sim.kind == "conv"
 
 
 def _compared_bytes(spec: BlockSpec, batch_size: int) -> int:
@@ -271,6 +282,6 @@ def _compared_bytes(spec: BlockSpec, batch_size: int) -> int:
     numbers = copies[spec.unsupervised] * prod(spec.in_shape) * batch_size
     if spec.sim is not None:
         numbers += _SIMILARITY_MATRICES * batch_size**2
-        if spec.sim.features and len(spec.shape) > 1:
+        if spec.sim.features and _g_is_by_hand(spec):
             numbers += min(2 * prod(spec.shape) * batch_size, _SLICES)
     return numbers * _PARAMETER_BYTES

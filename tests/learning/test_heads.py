@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.errors import ConfigError
+from pipeline.kernels.recompute import Activation
+from pipeline.learning.heads import PredHead, heads_of, similarity_map
+from pipeline.network.from_config import decoder_pool
+from pipeline.network.specs import PredSpec, SimSpec
 from pipeline.planning.cost import block_costs
 
 if TYPE_CHECKING:
@@ -105,6 +110,37 @@ def test_hidden_layers_have_the_non_linearity_of_the_block(nonlinearity: str) ->
     x = x @ state["pred.hidden.0.weight"].T + state["pred.hidden.0.bias"]
     x = torch.where(x > 0, x, x * (0.01 if nonlinearity == "leaky_relu" else 0))
     torch.testing.assert_close(head(h), x @ state["pred.weight"].T + state["pred.bias"])
+
+
+# --- positions with features ---------------------------------------------------------------
+
+
+def token_heads() -> tuple[PredHead, nn.Module]:
+    """Of an activation (2, 1, 3, 4): 6 positions, of which a classifier with 12 inputs sees 3."""
+    pool = decoder_pool((2, 1, 3, 4), 12)
+    return PredHead(PredSpec(pool, 12, 5, 1.0)), similarity_map(SimSpec("linear", 4, 1.0))
+
+
+def test_heads_of_tokens_are_what_they_are_said_to_be() -> None:
+    pred, sim = token_heads()
+    nn.init.normal_(pred.weight, generator=torch.Generator().manual_seed(1))
+    h = torch.randn(8, 2, 1, 3, 4, generator=torch.Generator().manual_seed(2))
+    logits, mapped = heads_of(Activation(h), pred, sim)
+    assert logits is not None
+    assert mapped is not None
+    averages = h.view(8, 3, 2, 4).mean(2).flatten(1)
+    torch.testing.assert_close(logits, averages @ pred.weight.T + pred.bias)
+    torch.testing.assert_close(mapped, torch.einsum("nabcd,ed->nabce", h, sim.weight))
+
+
+def test_similarity_of_tokens_costs_a_product_at_each_position() -> None:
+    built = specs([], {"layers": [4]}, name="sim")[0]
+    tokens = replace(built, shape=(2, 1, 3, 4), sim=SimSpec("linear", 4, 1.0))
+    given = {"batch_size": 2, "element_bytes": 4, "optimizer_name": "adam", "backprop": False}
+    (cost,), (without,) = block_costs([tokens], **given), block_costs([built], **given)
+    assert cost.head_parameters == 16
+    assert (cost.train_macs - 2 * cost.forward_macs) == 3 * 16 * 6
+    assert without.head_parameters == 9 * 16
 
 
 # --- what it costs ------------------------------------------------------------------------

@@ -274,6 +274,23 @@ def test_decoder_pooling_is_no_larger_than_needed_and_torchs(
     assert spec.out_shape(shape)[1:] == tuple(ceil(side / kernel) for side, kernel in sides)
 
 
+@given(shape=st.lists(st.integers(1, 9), min_size=2, max_size=4), limit=st.integers(1, 200))
+def test_positions_are_averaged_in_runs_until_they_fit(shape: list[int], limit: int) -> None:
+    assume(len(shape) != 3)
+    *sides, features = shape
+    positions = prod(sides)
+    spec = decoder_pool(tuple(shape), limit)
+    run = spec.kernel[0] if spec else 1
+    remaining = ceil(positions / run)
+    assert remaining * features <= limit or remaining == 1
+    assert run == 1 or ceil(positions * 2 / run) * features > limit
+    h = torch.randn(2, positions, features)
+    pooled = pool(h, spec)
+    assert pooled.shape[1:] == (remaining, features)
+    if positions % run == 0:
+        torch.testing.assert_close(pooled, h.unflatten(1, (-1, run)).mean(2))
+
+
 def test_zeros_of_the_padding_count_in_the_average() -> None:
     spec = decoder_pool((1, 3, 3), 4)
     assert spec == PoolSpec("average", (2, 2), (2, 2), (1, 1))

@@ -48,6 +48,14 @@ class Mixing(nn.Linear):
         return super().forward(x.view(1, -1))
 
 
+class Lone(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(768, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).squeeze(1)
+
+
 class Twofold(nn.Linear):
     def forward(self, x: torch.Tensor) -> Any:
         return super().forward(x), x
@@ -151,6 +159,15 @@ NETWORKS |= {
     "like a sequence": lambda: nn.Sequential(
         nn.Flatten(2), nn.Linear(256, 4), nn.Flatten(), nn.Linear(12, 5)
     ),
+    "volumes": lambda: nn.Sequential(
+        *(nn.Unflatten(1, (1, 3)), nn.Conv3d(1, 2, 3), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(2 * 14 * 14, 5)),
+    ),
+    "single numbers": lambda: flat(Lone(), nn.Unflatten(0, (-1, 1)), nn.Linear(1, 5)),
+    "too many sides": lambda: flat(
+        *(nn.Unflatten(1, (1, 1, 1, 1, 1, 1, 768, 1)), nn.Linear(1, 2)),
+        *(nn.Flatten(), nn.Linear(1536, 5)),
+    ),
     "scaled": lambda: Scaled(*without_norm()),
     "replaced": replaced,
     "hooked": hooked,
@@ -248,7 +265,11 @@ def test_initial_weights_and_dropout_belong_to_the_seed() -> None:
         ("not sequential", r"gave a Linear; an nn\.Sequential"),
         ("wrong classes", r"its last child gives \(4,\) per image, the data has 5 classes"),
         ("wrong input", r"block 0, for inputs of shape \(3, 16, 16\): "),
-        ("like a sequence", r"block 0 gives \(3, 4\) per image; local losses need"),
+        ("single numbers", r"block 0 gives \(\) per image; local losses need \(features,\)"),
+        (
+            "too many sides",
+            r"block 0 gives \(1, 1, 1, 1, 1, 1, 768, 2\) per image; .* most 7 sides",
+        ),
         ("scaled", r"its Scaled has a forward\(\) of its own, which would not be used"),
         ("replaced", r"its Sequential has a forward\(\) of its own"),
         ("hooked", "its Sequential has hooks, which would not be used"),
@@ -309,6 +330,28 @@ def test_keyword_arguments_reach_the_function_and_survive_the_file() -> None:
     config = config_of(model={"kwargs": {"width": 10, "dropout": 0.25}})
     assert specs_of(config)[0].shape == (10, 16, 16)
     assert build_config(json.loads(json.dumps(config_tree(config))), "again") == config
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"name": "pred", "pred_hidden": [3]},
+        {"name": "predsim", "unsupervised": "sim", "alpha": 0.5},
+        {"name": "predsim", "bio": True},
+        {"name": "pred", "classifier": "fixed", "feedback": "random"},
+    ],
+)
+@pytest.mark.parametrize(
+    ("network", "shape"), [("like a sequence", (3, 4)), ("volumes", (2, 1, 14, 14))]
+)
+def test_local_losses_take_activations_of_any_shape(
+    network: str, shape: tuple[int, ...], loss: dict[str, Any]
+) -> None:
+    config = config_of(network, loss={"dim_in_decoder": 8, **loss})
+    assert specs_of(config)[0].shape == shape
+    before = stage_of(config).blocks[0].module_state()
+    after = trained(config).blocks[0].module_state()
+    assert not torch.equal(before["encoder.1.weight"], after["encoder.1.weight"])
 
 
 def test_groups_and_global_backprop_work_on_it_too() -> None:
