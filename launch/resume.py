@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from pipeline.rehearsal.rehearsal import Rehearsal
 
 _FREE_TO_CHANGE = (
-    "schedule.", "runtime.", "optimizer.lr", "data.root", "data.download", "data.on_bad_image",
-    "data.accept",
+    "schedule.", "runtime.", "optimizer.lr", "optimizer.clip_norm", "optimizer.blocks", "data.root",
+    "data.download", "data.on_bad_image", "data.accept",
 )  # fmt: skip
 _OF_A_NETWORK = ("encoder.", "tail.")
 """How the names of a user's tensors begin in a block's file."""

@@ -74,6 +74,7 @@ def make_job(options: Options) -> Job:
     own = own_code(config.model.factory)
     check_data(config.data, facts, batch_norm=any(spec.normalises for spec in specs))
     _check_normalised(config.data.batch_size, specs)
+    _check_blocks(config, specs)
     backprop = config.loss.is_global
     if backprop:
         _check_one_process(config, options)
@@ -125,6 +126,17 @@ def _check_normalised(batch_size: int, specs: Sequence[BlockSpec]) -> None:
             )
 
 
+def _check_blocks(config: Config, specs: Sequence[BlockSpec]) -> None:
+    """Settings of single blocks are of blocks that there are."""
+    missing = [index for index in sorted(config.optimizer.blocks) if index >= len(specs)]
+    if missing:
+        last = len(specs) - 1
+        raise ConfigError(
+            f"optimizer.blocks: there is no block {missing[0]}; the network has blocks 0 to {last} "
+            f"({last} is the output layer)"
+        )
+
+
 def _check_address(config: Config) -> None:
     """Sockets are opened when the run directory is there; whether they can be, and others can
     connect to them (not so at a network's broadcast address), is found out now."""
@@ -152,6 +164,7 @@ def network_costs(config: Config, specs: Sequence[BlockSpec]) -> tuple[BlockCost
         element_bytes=2 if config.runtime.precision == "bf16" else 4,
         optimizer_name=config.optimizer.name,
         backprop=config.loss.is_global,
+        clips=config.optimizer.clip_norm is not None,
     )
 
 

@@ -185,7 +185,8 @@ def _key(config: Config) -> list[object]:
     decisive = ("precision", "compile", "cuda_graphs", "threads_per_stage", "on_nonfinite")
     runtime = {key: tree["runtime"][key] for key in decisive}
     data = {key: value for key, value in tree["data"].items() if key not in _INDIFFERENT}
-    return [tree["model"], tree["loss"], tree["optimizer"]["name"], data, runtime]
+    clips = ["clipped"] * ("clip_norm" in tree["optimizer"])
+    return [tree["model"], tree["loss"], tree["optimizer"]["name"], data, runtime, *clips]
 
 
 def _rounded(seconds: float) -> float:

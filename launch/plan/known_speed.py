@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from launch.job import Job, Options
-    from pipeline.config.sections import Config, ScheduleConfig
+    from pipeline.config.recipe import ScheduleConfig
+    from pipeline.config.sections import Config
     from pipeline.data.facts import DataFacts
     from pipeline.network.specs import BlockSpec
     from pipeline.planning.cost import BlockCost

@@ -46,17 +46,23 @@ def _override(tree: dict[str, Any], override: str) -> None:
     section, dot, key = dotted.partition(".")
     if not (equals and dot and section and key):
         raise ConfigError(f"--set {said}: expected SECTION.KEY=VALUE, as data.batch_size=64")
-    target = _own(tree, section, f"--set {said}")
-    within, dot, name = key.partition(".")
-    if dot and f"{section}.{within}" in WITH_KEYS_BELOW:
-        target, key = _own(target, within, f"--set {said}"), name
-    target[key] = parsed(text, f"--set {said}")
+    has_keys_below = f"{section}.{key.partition('.')[0]}" in WITH_KEYS_BELOW
+    *path, last = [section, *(key.split(".") if has_keys_below else [key])]
+    for name in path:
+        tree = _own(tree, name, f"--set {said}")
+    tree[_as_it_stands(tree, last)] = parsed(text, f"--set {said}")
 
 
-def _own(tree: dict[str, Any], key: str, source: str) -> dict[str, Any]:
-    """The keys and values below `key`, made its own: an alias may have them elsewhere, too."""
+def _own(tree: dict[str, Any], name: str, source: str) -> dict[str, Any]:
+    """The keys and values below `name`, made its own: an alias may have them elsewhere, too."""
+    key = _as_it_stands(tree, name)
     target = tree.get(key)
     if not isinstance(target, dict | None):
-        raise ConfigError(f"{source}: {key} is not a section")
+        raise ConfigError(f"{source}: {name} is not a section")
     own = tree[key] = {**(target or {})}
     return own
+
+
+def _as_it_stands(tree: dict[str, Any], name: str) -> Any:
+    """A key by its name; one that is there may be a number, as in `optimizer.blocks`."""
+    return next((key for key in tree if str(key) == name), name)

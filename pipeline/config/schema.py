@@ -116,7 +116,7 @@ def brief(value: Any) -> str:
 def _first_problem(kind: type[Section], error: ValidationError) -> str:
     # a key that is written wrong is missing, too: what is written is named
     problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in problem["loc"])
+    key = ".".join(str(part) for part in problem["loc"]).removesuffix(".[key]")
     what, message = problem["type"], problem["msg"]
     if what == "model_type":
         keys = _allowed_keys(kind, (*problem["loc"], "any"))
@@ -140,7 +140,7 @@ def _first_problem(kind: type[Section], error: ValidationError) -> str:
 def _allowed_keys(kind: type[Section], location: tuple[int | str, ...]) -> str:
     owner = kind
     for key in location[:-1]:
-        if isinstance(key, str):
+        if key in owner.model_fields:  # else an item of what the last one holds
             owner = _section_in(owner.model_fields[key].annotation)
     return ", ".join(owner.model_fields)
 

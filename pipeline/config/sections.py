@@ -1,6 +1,6 @@
 """The YAML schema, declared once: typed sections with a sentence under each field.
 
-Here are all sections but the two longest: `model.py` and `loss.py`.
+Here are `data`, `runtime` and the whole; `model.py`, `loss.py` and `recipe.py` have the others.
 
 Checked before any process starts. Unknown keys, wrong types and impossible combinations are
 `ConfigError`s that name file, key, value and what is allowed. Each stage is sent the resolved
@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pipeline.config.loss import LossConfig  # noqa: TC001  pydantic reads it at run time
 from pipeline.config.model import MAX_UNITS, RESIDUAL_NAMES, ModelConfig
+from pipeline.config.recipe import MAX_EPOCHS, OptimizerConfig, ScheduleConfig
 from pipeline.config.schema import Field, Section, checked, field_validator, model_validator
 
 DataName: TypeAlias = Literal[
@@ -24,54 +25,15 @@ ClassOrder: TypeAlias = Literal["drawn", "scan"]
 LEAST_SCANNED = 10
 """Classes up to which `data.class_order: scan` widens a batch, whatever its limit."""
 
-MAX_EPOCHS = 1_000_000
 MAX_COUNT = 1_000_000_000
 """Of images and of steps."""
 _MAX_SIDE = 1 << 16
 _MAX_CHANNELS = 1 << 16
 _MAX_WHITE = 2.0**32
-_MAX_MILESTONES = 1000
 _MAX_S = 1e6
 """Seconds of a time-out, some 11 days: more milliseconds than this don't go into 32 bits."""
 
 _BROADCAST = "255.255.255.255"
-
-
-class OptimizerConfig(Section):
-    """Every block has an optimizer of its own."""
-
-    name: Literal["adam", "amsgrad", "sgd"] = "adam"
-    """Adam, Adam with AMSGrad, or stochastic gradient descent."""
-    lr: float = Field(default=5e-4, gt=0)
-    """Learning rate of the first epoch."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """L2 penalty, added to the gradient."""
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Used by `sgd` only."""
-
-
-class ScheduleConfig(Section):
-    """How long, and when the learning rate drops."""
-
-    epochs: int = Field(default=100, ge=1, le=MAX_EPOCHS)
-    """Passes over the training set."""
-    milestones: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=MAX_EPOCHS)], ...],
-        Field(strict=False, max_length=_MAX_MILESTONES),
-    ] = ()
-    """The learning rate is multiplied by `factor` after each of these epochs (from 1)."""
-    factor: float = Field(default=0.25, gt=0, le=1)
-    """What a milestone multiplies the learning rate by."""
-    greedy: bool = False
-    """Blocks learn one after another, each for `epochs` (and its milestones), from the input
-    that the finished ones before it give as in a test: frozen, without dropout. The test error
-    of a phase is that of the local classifier at work."""
-
-    @model_validator(mode="after")
-    def _milestones_increase(self) -> ScheduleConfig:
-        if list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError(f"schedule.milestones {list(self.milestones)} must increase strictly")
-        return self
 
 
 class DataConfig(Section):
@@ -317,10 +279,10 @@ def config_tree(config: Config) -> dict[str, Any]:
 
 def differing_keys(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
     """Dotted keys at which two configurations differ, each with both values."""
-    found: dict[str, tuple[Any, Any]] = {}
-    for section in type(one).model_fields:
-        left, right = getattr(one, section), getattr(other, section)
-        for key in type(left).model_fields:
-            if getattr(left, key) != getattr(right, key):
-                found[f"{section}.{key}"] = (getattr(left, key), getattr(right, key))
-    return found
+    left, right = one.model_dump(), other.model_dump()
+    return {
+        f"{section}.{key}": (left[section][key], right[section][key])
+        for section in left
+        for key in left[section]
+        if left[section][key] != right[section][key]
+    }

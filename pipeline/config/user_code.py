@@ -17,8 +17,8 @@ _MOST_NESTED = 16
 _NUMBER_CHARACTERS = 8
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
-WITH_KEYS_BELOW = frozenset({"model.kwargs", "loss.options"})
-"""Keys that hold keys of a user's own: `--set model.kwargs.width=64` reaches one of these."""
+WITH_KEYS_BELOW = frozenset({"model.kwargs", "loss.options", "optimizer.blocks"})
+"""Keys that hold keys of a user's choice: `--set model.kwargs.width=64` reaches one of these."""
 
 
 def object_name(key: str) -> AfterValidator:

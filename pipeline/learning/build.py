@@ -12,18 +12,22 @@ from pipeline.device.cuda_graphs import CudaGraphCapture, without_graphs
 from pipeline.device.host import keep_freed_memory
 from pipeline.learning.augment import Preprocess
 from pipeline.learning.block import Block
-from pipeline.learning.optimizers import make_optimizer
+from pipeline.learning.optimizers import Clipped, Part, Parts, make_optimizer
 from pipeline.learning.stage import Stage
 from pipeline.learning.user_block import CustomBlock
 from pipeline.network.from_config import network_specs
 from pipeline.network.user_network import build_parts, naming_factory
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from torch import Tensor
+
+    from pipeline.config.recipe import OptimizerConfig
     from pipeline.config.sections import Config
     from pipeline.data.facts import DataFacts
     from pipeline.device.cuda_graphs import GraphCapture
+    from pipeline.learning.optimizers import Optimizer
     from pipeline.network.specs import BlockSpec
 
 WITHOUT_BF16 = (
@@ -87,13 +91,6 @@ def build_blocks(
 ) -> list[Block]:
     """The blocks `indices` of the network that `specs` describe, each with its optimizer."""
     parts = build_parts(config.model, config.runtime.seed) if config.model.factory else None
-    optimizer = config.optimizer
-    make = partial(
-        make_optimizer,
-        optimizer.name,
-        weight_decay=optimizer.weight_decay,
-        momentum=optimizer.momentum,
-    )
     blocks = []
     with naming_factory(config.model):
         for index in indices:
@@ -105,9 +102,28 @@ def build_blocks(
                 dtype=torch.float32,
                 bf16=config.runtime.precision == "bf16",
             )
-            block.attach(make)
+            block.attach(partial(block_optimizer, config.optimizer, index))
             blocks.append(block)
     return blocks
+
+
+def block_optimizer(
+    settings: OptimizerConfig, block: int, learned: Mapping[str, Tensor]
+) -> Optimizer:
+    """The configured optimizer of a block, for the parameters that it learns."""
+    own = settings.blocks.get(block)
+    own_decay = own.weight_decay if own else None
+    optimizer = make_optimizer(
+        settings.name,
+        learned,
+        weight_decay=settings.weight_decay if own_decay is None else own_decay,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+    )
+    if own and own.lr is not None:
+        # the rate that arrives is the common one, as the schedule has changed it
+        optimizer = Parts(learned, [Part(list(learned), optimizer, own.lr / settings.lr)])
+    return optimizer if settings.clip_norm is None else Clipped(optimizer, settings.clip_norm)
 
 
 def computes_bf16(device: torch.device) -> bool:

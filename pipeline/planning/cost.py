@@ -36,7 +36,7 @@ _SLICES = 3 << 19
 """Numbers that hand-written backward passes work on at a time on a CPU (`memory_layout.py`)."""
 _SIMILARITY_MATRICES = 4
 """Of a batch's images with each other: two, their difference, its gradient."""
-_OPTIMIZER_COPIES = {"adam": 2, "amsgrad": 3, "sgd": 1}
+_OPTIMIZER_COPIES = {"adam": 2, "amsgrad": 3, "adamw": 2, "sgd": 1}
 """Numbers an optimizer keeps per parameter (sgd: the momentum)."""
 
 
@@ -78,16 +78,19 @@ def block_costs(
     *,
     batch_size: int,
     element_bytes: int,
-    optimizer_name: Literal["adam", "amsgrad", "sgd"],
+    optimizer_name: Literal["adam", "amsgrad", "adamw", "sgd"],
     backprop: bool,
+    clips: bool = False,
 ) -> tuple[BlockCost, ...]:
     """Cost of each block, in order.
 
     Args:
         element_bytes: size of one number of an activation: 4 for fp32, 2 for bf16.
         backprop: whether a global loss is sent back through all blocks.
+        clips: whether gradients are clipped, beside which they are held, too.
     """
-    copies = 2 + _OPTIMIZER_COPIES[optimizer_name]  # weights, gradients and what it keeps
+    # weights, gradients and what the optimizer keeps
+    copies = 2 + clips + _OPTIMIZER_COPIES[optimizer_name]
     # under autocast, weights as it reads them are held, too
     cast_bytes = element_bytes if element_bytes < _PARAMETER_BYTES else 0
     found = []

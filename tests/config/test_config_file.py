@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -103,6 +104,8 @@ WRONG_VALUES = [
     ("optimizer", "lr", "true", "true", "valid number"),
     ("optimizer", "lr", '"5e-4"', "'5e-4'", "valid number"),
     ("optimizer", "weight_decay", "-1", "-1", "greater than or equal to 0"),
+    ("optimizer", "clip_norm", "0", "0", "greater than 0"),
+    ("optimizer", "blocks", "3", "3", "keys and values, as {key: value}"),
     ("schedule", "epochs", "0", "0", "greater than or equal to 1"),
     ("schedule", "epochs", "2.5", "2.5", "valid integer"),
     ("schedule", "factor", "1.1", "1.1", "less than or equal to 1"),
@@ -157,7 +160,8 @@ WRONG_FILES = [
     ),
     (
         SMALLEST + "optimizer: adam\n",
-        "optimizer: expected keys and values (name, lr, weight_decay, momentum), found 'adam'",
+        "optimizer: expected keys and values (name, lr, weight_decay, momentum, nesterov, "
+        "clip_norm, blocks), found 'adam'",
     ),
     (
         SMALLEST + "optimizer: {5: adam}\n",
@@ -223,6 +227,25 @@ IMPOSSIBLE = [
         "loss.name=glob loss.bio=true",
         "loss.name glob has no local losses: bio and unsupervised need one",
     ),
+    *(
+        (
+            f"optimizer.nesterov=true {optimizer}".strip(),
+            "optimizer.nesterov needs optimizer.name sgd with optimizer.momentum above 0",
+        )
+        for optimizer in ("", "optimizer.name=sgd optimizer.momentum=0")
+    ),
+    (
+        "optimizer.blocks.0.rate=1",
+        "optimizer.blocks.0.rate: unknown key; allowed here: lr, weight_decay",
+    ),
+    (
+        "optimizer.blocks.first.lr=1",
+        "optimizer.blocks.first: 'first' is not allowed: input should be a valid integer",
+    ),
+    (
+        "optimizer.blocks.0=1",
+        "optimizer.blocks.0: expected keys and values (lr, weight_decay), found 1",
+    ),
     ("schedule.milestones=[5,5]", "schedule.milestones [5, 5] must increase strictly"),
     ("schedule.milestones=[6,5]", "schedule.milestones [6, 5] must increase strictly"),
     ("data.size=16", "data.size is for data.name synthetic and imagefolder, not for digits"),
@@ -276,6 +299,7 @@ def test_impossible_combinations(file: Path, overrides: str, said: str) -> None:
         {"data": {"name": "imagefolder", "size": 64}},
         {"data": {"name": "synthetic", "size": 8, "channels": 1, "classes": 2}},
         {"schedule": {"milestones": [1, 2]}},
+        {"optimizer": {"name": "sgd", "nesterov": True, "momentum": 0.1}},
         {"loss": {"beta": 1}},
         {"loss": {"pred_hidden": 8}},
         {"loss": {"pred_hidden": [8, 4], "name": "glob+predsim"}},
@@ -383,6 +407,20 @@ def test_an_override_changes_its_own_section_alone(file: Path) -> None:
     shared = written(file, SMALLEST + "optimizer: &o {}\nschedule: *o\n")
     config = load_config(shared, ("optimizer.lr=0.5", "schedule.epochs=7"))
     assert (config.optimizer.lr, config.schedule.epochs) == (0.5, 7)
+
+
+def test_settings_of_single_blocks_survive_being_written_overridden_and_sent(file: Path) -> None:
+    own = written(file, SMALLEST + "optimizer: {blocks: {0: {lr: 0.1}, 1: {weight_decay: 0.2}}}\n")
+    config = load_config(own, ("optimizer.blocks.0.weight_decay=0.3", "optimizer.blocks.2.lr=4"))
+    found = {index: (own.lr, own.weight_decay) for index, own in config.optimizer.blocks.items()}
+    assert found == {0: (0.1, 0.3), 1: (None, 0.2), 2: (4.0, None)}
+    assert load_config(written(file, dump_config(config))) == config
+    assert load_config(file, ("optimizer.blocks.0.lr=0.1",)) == config  # where 0 stands in quotes
+    assert build_config(json.loads(json.dumps(config_tree(config))), "a manifest") == config
+    other = load_config(file, ("optimizer.blocks={}",))
+    changed = differing_keys(other, config)["optimizer.blocks"]
+    assert value_of(word_for(changed[0])) == {}
+    assert value_of(word_for(changed[1]))[0] == {"lr": 0.1, "weight_decay": 0.3}
 
 
 # --- files and YAML -----------------------------------------------------------------------

@@ -297,6 +297,7 @@ def check_rate(*tensors: Any, lr: torch.Tensor, **settings: Any) -> None:
         {"loss": {"name": "predsim", "bio": True, "dim_in_decoder": 32}},
         {"loss": {"name": "pred", "unsupervised": "recon"}},
         {"model": {**VGG, "group": 2}, "optimizer": {"name": "sgd", "momentum": 0.9}},
+        {"optimizer": {"name": "adamw", "clip_norm": 1.0, "blocks": {0: {"lr": 0.1}}}},
     ],
     ids=str,
 )

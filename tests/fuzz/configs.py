@@ -98,7 +98,14 @@ def configs(draw: DrawFn) -> Drawn:
     blockwise = model.get("group") == 1 and not greedy
     epochs = 1 if greedy else draw(st.integers(1, 2))
     batch_size = draw(st.sampled_from([4, 8]))
-    optimizer = {"name": draw(st.sampled_from(["adam", "amsgrad", "sgd"])), "lr": 1e-3}
+    name = draw(st.sampled_from(["adam", "amsgrad", "adamw", "sgd"]))
+    optimizer = {
+        "name": name,
+        "lr": 1e-3,
+        "nesterov": name == "sgd" and draw(st.booleans()),
+        "clip_norm": draw(st.sampled_from([None, 0.1])),
+        "blocks": draw(st.sampled_from([{}, {0: {"lr": 0.01}, 1: {"weight_decay": 0.1}}])),
+    }
     sections = {
         "model": model,
         "loss": {

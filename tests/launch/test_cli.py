@@ -100,6 +100,10 @@ def test_what_is_refused_would_otherwise_start(here: Path) -> None:
         ("loss.beta=1.5", "tiny.yaml: loss.beta: 1.5 is not allowed: input should be less than"),
         ("loss.alpha=0.5", "tiny.yaml: loss.alpha needs loss.unsupervised sim or recon"),
         ("loss.name=hebb", "tiny.yaml: loss.name: 'hebb' is not allowed: input should be 'pred'"),
+        (
+            "optimizer.blocks.4.lr=1",
+            "optimizer.blocks: there is no block 4; the network has blocks 0 to 3 (3 is the output",
+        ),
         ("hidden=8", "--set hidden=8: expected SECTION.KEY=VALUE"),
         ("model.hidden=[8", "--set model.hidden=[8:1:3: YAML syntax: "),
     ],

@@ -19,7 +19,8 @@ from support.blocks import stage_of
 
 from pipeline.config.loss import LossConfig
 from pipeline.config.model import ModelConfig
-from pipeline.config.sections import Config, DataConfig, OptimizerConfig
+from pipeline.config.recipe import OptimizerConfig
+from pipeline.config.sections import Config, DataConfig
 from pipeline.learning.block import Block
 from pipeline.network.from_config import build_specs
 

@@ -107,12 +107,17 @@ def test_a_small_network_by_hand() -> None:
     assert output.estimated_bytes == output.activation_bytes + 10 * 7 * 2 + 3 * 4 * 60
 
 
-@pytest.mark.parametrize(("name", "copies"), [("sgd", 3), ("adam", 4), ("amsgrad", 5)])
-def test_each_optimizer_keeps_its_own_numbers(name: Any, copies: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "copies"), [("sgd", 3), ("adam", 4), ("adamw", 4), ("amsgrad", 5)]
+)
+@pytest.mark.parametrize("clips", [False, True])
+def test_each_optimizer_keeps_its_own_numbers(name: Any, copies: int, clips: bool) -> None:
     specs = specs_of(MLP_1024, {"name": "mnist"}, name="pred")
-    costs = block_costs(specs, batch_size=1, element_bytes=4, optimizer_name=name, backprop=False)
+    costs = block_costs(
+        specs, batch_size=1, element_bytes=4, optimizer_name=name, backprop=False, clips=clips
+    )
     for cost in costs:
-        assert cost.state_bytes == copies * 4 * (cost.parameters + cost.head_parameters)
+        assert cost.state_bytes == (copies + clips) * 4 * (cost.parameters + cost.head_parameters)
 
 
 def test_batch_norm_costs_parameters_and_memory() -> None:

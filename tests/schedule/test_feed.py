@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.config.sections import ScheduleConfig, build_config
+from pipeline.config.recipe import ScheduleConfig
+from pipeline.config.sections import build_config
 from pipeline.data.facts import data_facts
 from pipeline.network.from_config import network_specs
 from pipeline.schedule.feed import Course, Feed, Position, course_of

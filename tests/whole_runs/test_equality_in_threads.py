@@ -52,6 +52,17 @@ RESNET = {"name": "resnet18", "feat_mult": 0.05, "dropout": 0.1}
 PREACTIVATED = {"name": "wrn-10-2", "feat_mult": 0.2, "preactivation": True}
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
     **{form: (3, {"loss": loss}) for form, loss in FORMS.items()},
+    "clipped, with rates of blocks' own": (
+        3,
+        {
+            "optimizer": {
+                "name": "adamw",
+                "weight_decay": 0.1,
+                "clip_norm": 0.5,
+                "blocks": {0: {"lr": 0.01}, 2: {"weight_decay": 0.2}},
+            }
+        },
+    ),
     "mlp": (2, {"model": {"name": "mlp", "hidden_layers": 2, "hidden": 16}}),
     "resnet18": (4, {"model": RESNET}),
     "resnet18 without shortcuts": (17, {"model": {**RESNET, "residual": False}}),

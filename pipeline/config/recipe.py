@@ -1,0 +1,83 @@
+"""The `optimizer` and `schedule` sections of a configuration: how blocks learn, and how long."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pipeline.config.model import MAX_LAYERS
+from pipeline.config.schema import BeforeValidator, Field, Section, model_validator
+
+MAX_EPOCHS = 1_000_000
+_MAX_MILESTONES = 1000
+
+
+def _index(key: Any) -> Any:
+    """In JSON, as manifests and messages have it, a key is a text."""
+    return int(key) if isinstance(key, str) and re.fullmatch("0|[1-9][0-9]*", key) else key
+
+
+BlockIndex: TypeAlias = Annotated[int, BeforeValidator(_index), Field(ge=0, le=MAX_LAYERS)]
+
+
+class BlockOptimizer(Section):
+    """What one block has in place of the common settings."""
+
+    lr: float | None = Field(default=None, gt=0)
+    """Learning rate of the first epoch; the schedule changes it as it does `optimizer.lr`."""
+    weight_decay: float | None = Field(default=None, ge=0)
+    """As `optimizer.weight_decay`."""
+
+
+class OptimizerConfig(Section):
+    """Every block has an optimizer of its own."""
+
+    name: Literal["adam", "amsgrad", "adamw", "sgd"] = "adam"
+    """Adam, Adam with AMSGrad, Adam with decoupled weight decay (Loshchilov & Hutter 2019), or
+    stochastic gradient descent."""
+    lr: float = Field(default=5e-4, gt=0)
+    """Learning rate of the first epoch."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """L2 penalty, added to the gradient; under `adamw`, weights shrink by `lr` times this."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Used by `sgd` only."""
+    nesterov: bool = False
+    """Let the momentum of `sgd` look ahead, as Nesterov's does."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Scale the gradients of a block, of its layer and heads together, down to this Euclidean norm
+    wherever it is larger. Each block has its own norm, also where several learn together."""
+    blocks: dict[BlockIndex, BlockOptimizer] = Field(default={}, max_length=MAX_LAYERS + 1)
+    """Settings of single blocks by index, counted from 0, the output layer last: {0: {lr: 0.001}};
+    each may have `lr` and `weight_decay`."""
+
+    @model_validator(mode="after")
+    def _momentum_looks_ahead(self) -> OptimizerConfig:
+        if self.nesterov and (self.name != "sgd" or not self.momentum):
+            raise ValueError(
+                "optimizer.nesterov needs optimizer.name sgd with optimizer.momentum above 0"
+            )
+        return self
+
+
+class ScheduleConfig(Section):
+    """How long, and when the learning rate drops."""
+
+    epochs: int = Field(default=100, ge=1, le=MAX_EPOCHS)
+    """Passes over the training set."""
+    milestones: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=MAX_EPOCHS)], ...],
+        Field(strict=False, max_length=_MAX_MILESTONES),
+    ] = ()
+    """The learning rate is multiplied by `factor` after each of these epochs (from 1)."""
+    factor: float = Field(default=0.25, gt=0, le=1)
+    """What a milestone multiplies the learning rate by."""
+    greedy: bool = False
+    """Blocks learn one after another, each for `epochs` (and its milestones), from the input
+    that the finished ones before it give as in a test: frozen, without dropout. The test error
+    of a phase is that of the local classifier at work."""
+
+    @model_validator(mode="after")
+    def _milestones_increase(self) -> ScheduleConfig:
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"schedule.milestones {list(self.milestones)} must increase strictly")
+        return self
