@@ -191,7 +191,7 @@ def carry_out(run: Run, engine: Engine | None) -> None:
         if engine is None:
             from pipeline.single import SingleTrainer
 
-            with awaited(run.config.model.factory, "before the first step"):
+            with awaited(run.config.user_code, "before the first step"):
                 trainer = SingleTrainer(run)
             trainer.run()
         else:

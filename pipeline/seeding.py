@@ -38,6 +38,10 @@ class Purpose(IntEnum):
     """Initial weights of a user's own network: ()."""
     SHARE = 6
     """Images that a limit leaves of each class of an image folder: ()."""
+    RULE = 7
+    """What a local rule draws: (block, batch id, in training)."""
+    EXPAND = 8
+    """What a local rule draws before the first block: (batch id, in training)."""
 
 
 def derived_seed(seed: int, purpose: Purpose, *position: int) -> int:

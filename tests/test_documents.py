@@ -25,7 +25,7 @@ DOCUMENTS = sorted(
     )
 )
 SOURCES = ("pipeline", "launch", "benchmarks", "configs", "docs", "tests")
-USERS = {"my_networks.py", "queue.py"}
+USERS = {"my_rules.py", "my_networks.py", "queue.py"}
 """Files of a user's, as in examples."""
 OTHERS = {"nn", "torch", "np"}
 """Modules that are not ours."""

@@ -48,7 +48,7 @@ PIPELINE: dict[str, Row] = {  # from the ground up
     "config": row("errors"),
     "data": row("errors seeding system config"),
     "rules": torch(""),
-    "network": row("errors seeding system config data"),
+    "network": row("errors seeding system config data rules"),
     "planning": row("errors config network"),
     "schedule": row("errors config network"),
     "protocol": row("errors data schedule"),
@@ -57,8 +57,8 @@ PIPELINE: dict[str, Row] = {  # from the ground up
     "kernels": torch("seeding network device"),
     "transport": row("errors system schedule protocol"),
     "run": row("errors system config data planning schedule storage transport"),
-    "learning": torch("errors seeding config data network schedule device kernels"),
-    "rehearsal": torch("errors config data network schedule learning"),
+    "learning": torch("errors seeding config data rules network schedule device kernels"),
+    "rehearsal": torch("errors system config data network schedule learning"),
     "worker": torch(
         "errors system config network schedule protocol device kernels transport learning rehearsal"
     ),

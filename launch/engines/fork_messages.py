@@ -101,4 +101,5 @@ def read_start(line: bytes) -> Start:
         given = invitation["keys"]
         keys = Keys(**{**given, "run": frozenset(given["run"])})
     path = tuple(tree.pop("path"))
+    invitation["user_code"] = tuple(invitation["user_code"])
     return Start(**tree, path=path, invitation=Invitation(**{**invitation, "keys": keys}))

@@ -68,10 +68,10 @@ def make_job(options: Options) -> Job:
         path = options.run_dir / CONFIG
     config = load_config(path, options.overrides)
     facts = data_facts(config.data)
-    factory = config.model.factory
-    with awaited(factory, "planning"):
+    code = config.user_code
+    with awaited(code, "planning"):
         specs = network_specs(config, facts)
-    own = own_code(config.model.factory)
+    own = own_code(code.values())
     check_data(config.data, facts, batch_norm=any(spec.normalises for spec in specs))
     _check_normalised(config.data.batch_size, specs)
     _check_blocks(config, specs)
@@ -105,9 +105,9 @@ def make_job(options: Options) -> Job:
     if why and not options.dry_run:
         raise ConfigError(why)
     # that trains a step: not where memory can't hold it
-    with awaited(factory, "trying the network"):
+    with awaited(code, "trying the network"):
         rehearsal = None
-        if factory and not why:
+        if code and not why:
             from pipeline.rehearsal.rehearsal import rehearse  # torch, which it needs anyway
 
             rehearsal = rehearse(config, facts, specs)

@@ -12,25 +12,27 @@ from typing import TYPE_CHECKING
 from launch.engines.interrupts import INTERRUPTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 TOLD_AFTER_S = 10.0
 
 
 @contextmanager
-def awaited(factory: str | None, doing: str) -> Iterator[None]:
-    """Around calls of `model.factory`; nothing where there is none.
+def awaited(named: Mapping[str, str], doing: str) -> Iterator[None]:
+    """Around calls of a user's own code; nothing where there is none.
 
     Python's own handlers of signals run between two of its instructions, so a call into C that
     does not come back would keep Ctrl-C waiting: the system's way to handle them does not.
 
     Args:
+        named: as `Config.user_code` gives it.
         doing: what the network is made for, as "planning".
     """
-    if factory is None:
+    if not named:
         yield
         return
-    what = f"{doing}: waiting for model.factory {factory} since {TOLD_AFTER_S:g} s (Ctrl-C ends it)"
+    code = " and ".join(f"{key} {name}" for key, name in named.items())
+    what = f"{doing}: waiting for {code} since {TOLD_AFTER_S:g} s (Ctrl-C ends it)"
     teller = Timer(TOLD_AFTER_S, lambda: print(what, file=sys.stderr, flush=True))
     teller.daemon = True
     teller.start()

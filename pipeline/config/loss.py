@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pipeline.config.model import MAX_LAYERS, MAX_UNITS
-from pipeline.config.schema import BeforeValidator, Field, Section, brief, model_validator
+from pipeline.config.schema import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    JsonValue,
+    Section,
+    brief,
+    model_validator,
+)
+from pipeline.config.user_code import arguments_of
 
 _MAX_HIDDEN = 16
 """Hidden layers of a local classifier."""
@@ -40,12 +50,29 @@ HiddenWidths: TypeAlias = Annotated[
 ]
 
 
+_OF_RULES = ("name", "rule", "options")
+
+
+def _rule_name(name: str) -> str:
+    if not re.fullmatch(r"(\w+(\.\w+)*:)?\w+", name):
+        raise ValueError(
+            f"loss.rule: {brief(name)} is not allowed: input should be the class of a shipped "
+            "rule, or as package.module:Class"
+        )
+    return name
+
+
 class LossConfig(Section):
     """What every hidden block learns from."""
 
-    name: Literal["pred", "sim", "predsim", "glob", "glob+pred", "glob+sim", "glob+predsim"]
+    name: Literal["pred", "sim", "predsim", "glob", "glob+pred", "glob+sim", "glob+predsim", "rule"]
     """Local classifier, similarity matching, both; global backprop alone or with one of them
-    (single mode only)."""
+    (single mode only); or a local `rule`."""
+    rule: Annotated[str, AfterValidator(_rule_name)] | None = None
+    """A local rule: a shipped one by its class (docs/rules.md), as ForwardForward, or one of your
+    own as `package.module:Class`, installed or in the current folder."""
+    options: Annotated[dict[str, JsonValue], arguments_of("loss.options")] = Field(default={})
+    """What the rule is called with, beside its place."""
     beta: float = Field(default=0.99, ge=0, le=1)
     """Weight of `sim` in `predsim`; `pred` gets 1 - beta."""
     dim_in_decoder: int = Field(default=4096, ge=1, le=1 << 30)
@@ -69,7 +96,7 @@ class LossConfig(Section):
     """Weight of the unsupervised part; the supervised part gets 1 - alpha."""
 
     @property
-    def local(self) -> Literal["pred", "sim", "predsim"] | None:
+    def local(self) -> Literal["pred", "sim", "predsim", "rule"] | None:
         """What hidden blocks have of their own; None under plain `glob`."""
         name = self.name.removeprefix("glob+")
         return None if name == "glob" else name  # type: ignore[return-value]
@@ -78,6 +105,30 @@ class LossConfig(Section):
     def is_global(self) -> bool:
         """Whether gradients flow through the whole network."""
         return self.name.startswith("glob")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_rule_is_its_own_name(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and tree.get("rule") is not None:
+            return {"name": "rule", **tree}
+        return tree
+
+    @model_validator(mode="after")
+    def _a_rule_has_options(self) -> LossConfig:
+        if (self.name == "rule") != (self.rule is not None):
+            raise ValueError(
+                f"loss.name {self.name} and loss.rule {self.rule}: give loss.rule alone for a "
+                "local rule, and no loss.rule with another loss"
+            )
+        if self.rule is None and self.options:
+            raise ValueError(f"loss.options are for loss.rule, not for loss.name {self.name}")
+        if self.rule is not None:
+            for key, field in type(self).model_fields.items():
+                if key not in _OF_RULES and getattr(self, key) != field.default:
+                    raise ValueError(
+                        f"loss.{key} is for the built-in losses; a local rule has loss.options"
+                    )
+        return self
 
     @model_validator(mode="after")
     def _forms_fit_together(self) -> LossConfig:

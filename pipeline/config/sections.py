@@ -243,6 +243,11 @@ class Config(Section):
             raise ValueError(
                 "loss.unsupervised recon rebuilds the input of one layer: model.group must be 1"
             )
+        if self.loss.rule is not None and self.model.preactivation:
+            raise ValueError(
+                "model.preactivation passes on sums instead of activations, which loss.rule is not "
+                "made for: leave one of them out"
+            )
         if self.loss.unsupervised != "none" and self.model.preactivation:
             raise ValueError(
                 "model.preactivation passes on sums instead of activations: loss.unsupervised must "
@@ -254,6 +259,12 @@ class Config(Section):
                 "trains them together"
             )
         return self
+
+    @property
+    def user_code(self) -> dict[str, str]:
+        """What every process imports of a user's own: `package.module:name` by key."""
+        named = {"model.factory": self.model.factory, "loss.rule": self.loss.rule}
+        return {key: name for key, name in named.items() if name is not None and ":" in name}
 
     @property
     def nonlinearity(self) -> Literal["relu", "leaky_relu"]:

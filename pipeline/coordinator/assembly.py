@@ -91,10 +91,11 @@ class Assembly:
         )
 
     def _missing(self, phase: Phase) -> tuple[str, ...]:
-        factory, building = self._run.config.model.factory, self._stages.building
+        user_code, building = self._run.config.user_code, self._stages.building
+        made = " and ".join(f"{key} {name}" for key, name in user_code.items())
         return tuple(
             f"stage {stage} on {self._run.plan.stages[stage].device}"
-            + (f" (making the network with model.factory {factory})" if stage in building else "")
+            + (f" (making the network with {made})" if stage in building else "")
             for stage in self._stages.behind(phase)
         )
 

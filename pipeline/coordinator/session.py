@@ -43,10 +43,10 @@ def run_pipeline(run: Run, engine: Engine) -> None:
         control = ZmqControlServer(
             sockets, _bind(run, folder, "control"), run.id, most_bytes=run.most_file_bytes
         )
-        factory = run.config.model.factory
+        named = tuple(run.config.user_code.values())
         workers = engine.start(
             [
-                Invitation(run.id, stage, 0, control.endpoint, factory, key)
+                Invitation(run.id, stage, 0, control.endpoint, named, key)
                 for stage, key in enumerate(keys[1:])
             ]
         )

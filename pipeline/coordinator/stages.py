@@ -69,9 +69,9 @@ class Stages:
 
     @property
     def building(self) -> list[int]:
-        """Stages that may be in a user's `model.factory`, which may hold the interpreter: they say
+        """Stages that may be in a user's own code, which may hold the interpreter: they say
         nothing meanwhile, and `runtime.start_timeout_s` ends the wait."""
-        if self._run.config.model.factory is None:
+        if not self._run.config.user_code:
             return []
         return [life.stage for life in self._lives if life.phase is Phase.BUILDING]
 

@@ -27,7 +27,10 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    Send: TypeAlias = Callable[[Tensor], None]
+    Given: TypeAlias = tuple[Tensor, ...]
+    """A batch: x, its targets, and what is carried beside them."""
+    Send: TypeAlias = Callable[..., None]
+    """Takes what is passed on, and what is carried on."""
 
 PLAIN_STEPS = 2
 """Of each shape before one is captured: kernels are chosen and memory is taken meanwhile."""
@@ -59,7 +62,9 @@ class StepScalars:
 class Passing(Protocol):
     """A step between its two halves."""
 
-    passed: Tensor
+    @property
+    def sent(self) -> Given:
+        """What is passed on and carried on."""
 
 
 Half = TypeVar("Half", bound=Passing)
@@ -72,16 +77,16 @@ class Steps(Protocol[Half]):
     def sends(self) -> bool:
         """Whether what it passes on is sent."""
 
-    def prepared(self, x: Tensor, batch_id: int) -> Tensor:
+    def prepared(self, given: Given, batch_id: int) -> Given:
         """What arrived as input; may be different work for each batch."""
 
-    def begin(self, x: Tensor, labels: Tensor, batch_id: int, *, is_prepared: bool = False) -> Half:
+    def begin(self, given: Given, batch_id: int, *, is_prepared: bool = False) -> Half:
         """Up to what is sent, from what arrived, or from what is prepared."""
 
-    def finish(self, pending: Half, labels: Tensor, batch_id: int) -> None:
+    def finish(self, pending: Half, batch_id: int) -> None:
         """After it was sent."""
 
-    def step(self, x: Tensor, labels: Tensor, batch_id: int, send: Send) -> None:
+    def step(self, given: Given, batch_id: int, send: Send) -> None:
         """Both halves at once, from what arrived."""
 
     def mutated_tensors(self) -> Sequence[Tensor]:
@@ -132,39 +137,40 @@ class CudaGraphCapture:
 @dataclass(frozen=True, slots=True)
 class _Place:
     """What a captured step is good for. `address`: of the slot that it reads; None: it has memory
-    of its own, into which other batches are copied."""
+    of its own, into which other batches are copied. `others`: shapes of what comes beside x."""
 
     shape: torch.Size
     strides: tuple[int, ...]
     address: int | None
+    others: tuple[torch.Size, ...]
 
 
 @dataclass(slots=True)
 class _CapturedStep(Generic[Half]):
     """The two halves of a step, and the memory that they read and write.
 
-    `x`: the slot's, or its own; `labels`: its own; `proved`: a replay has equalled a plain step.
+    `given`: x in the slot or in memory of its own, the others always so; `proved`: a replay has
+    equalled a plain step.
     """
 
-    x: Tensor
-    labels: Tensor
+    given: Given
     batch_id: int
     begin: Callable[[], object] | None = None
     finish: Callable[[], object] | None = None
     pending: Half | None = None
-    passed: Tensor | None = None
+    sent: Given | None = None
     proved: bool = False
 
-    def replay(self, x: Tensor, labels: Tensor, batch_id: int, send: Send) -> None:
+    def replay(self, given: Given, batch_id: int, send: Send) -> None:
         assert self.begin is not None, "captured before it is replayed"
         assert self.finish is not None, "captured before it is replayed"
-        if x.data_ptr() != self.x.data_ptr():
-            self.x.copy_(x)
-        self.labels.copy_(labels)
+        for own, new in zip(self.given, given, strict=True):
+            if own.data_ptr() != new.data_ptr():
+                own.copy_(new)
         self.batch_id = batch_id
         self.begin()
-        if self.passed is not None:
-            send(self.passed)
+        if self.sent is not None:
+            send(*self.sent)
         self.finish()
 
 
@@ -179,41 +185,43 @@ class CapturedSteps(Generic[Half]):
         self._captured: dict[_Place, _CapturedStep[Half]] = {}
         self._given_up = False
 
-    def train(
-        self, x: Tensor, labels: Tensor, batch_id: int, send: Send, *, in_slot: bool = False
-    ) -> None:
+    def train(self, given: Given, batch_id: int, send: Send, *, in_slot: bool = False) -> None:
         """One step; its `StepScalars` are set.
 
         Args:
             in_slot: whether x lies where later batches will lie, too, and stays there until the
                 device has done the step.
         """
-        place = _Place(x.shape, x.stride(), x.data_ptr() if in_slot else None)
+        x, *others = given
+        address = x.data_ptr() if in_slot else None
+        place = _Place(x.shape, x.stride(), address, tuple(other.shape for other in others))
         captured = self._captured.get(place)
         if captured is None:
-            self._stage.step(x, labels, batch_id, send)
+            self._stage.step(given, batch_id, send)
             self._plain_steps[x.shape] += 1
             if self._plain_steps[x.shape] >= PLAIN_STEPS and not self._given_up:
-                self._capture(place, x, labels, batch_id)
+                self._capture(place, given, batch_id)
         elif captured.proved:
-            captured.replay(self._stage.prepared(x, batch_id), labels, batch_id, send)
+            captured.replay(self._stage.prepared(given, batch_id), batch_id, send)
         else:
-            self._prove(captured, x, labels, batch_id, send)
+            self._prove(captured, given, batch_id, send)
 
-    def _capture(self, place: _Place, x: Tensor, labels: Tensor, batch_id: int) -> None:
+    def _capture(self, place: _Place, given: Given, batch_id: int) -> None:
         """The step of the batch that was just trained; capturing it changes nothing."""
-        given = self._stage.prepared(x, batch_id)
-        given = given.clone() if place.address is None else given
-        step: _CapturedStep[Half] = _CapturedStep(given, labels.clone(), batch_id)
+        x, *others = self._stage.prepared(given, batch_id)
+        x = x.clone() if place.address is None else x
+        step: _CapturedStep[Half] = _CapturedStep(
+            (x, *(other.clone() for other in others)), batch_id
+        )
 
         def begin() -> None:
-            step.pending = self._stage.begin(step.x, step.labels, step.batch_id, is_prepared=True)
-            step.passed = step.pending.passed if self._stage.sends else None
+            step.pending = self._stage.begin(step.given, step.batch_id, is_prepared=True)
+            step.sent = step.pending.sent if self._stage.sends else None
 
         def finish() -> None:
             pending, step.pending = step.pending, None
             assert pending is not None, "a step begins before it is finished"
-            self._stage.finish(pending, step.labels, step.batch_id)
+            self._stage.finish(pending, step.batch_id)
 
         try:
             step.begin, step.finish = self._graphs.capture(begin), self._graphs.capture(finish)
@@ -223,22 +231,24 @@ class CapturedSteps(Generic[Half]):
             self._captured[place] = step
 
     def _prove(
-        self, captured: _CapturedStep[Half], x: Tensor, labels: Tensor, batch_id: int, send: Send
+        self, captured: _CapturedStep[Half], given: Given, batch_id: int, send: Send
     ) -> None:
         """Replay the batch, take it back, train it plainly, and compare."""
         before = _copies(self._stage.mutated_tensors())
         sent: list[Tensor] = []
-        captured.replay(self._stage.prepared(x, batch_id), labels, batch_id, sent.append)
+        captured.replay(
+            self._stage.prepared(given, batch_id), batch_id, lambda *passed: sent.extend(passed)
+        )
         replayed = _copies([*self._stage.mutated_tensors(), *sent])
         for live, copy in zip(self._stage.mutated_tensors(), before, strict=True):
             live.detach().copy_(copy)
         sent.clear()
 
-        def keep_and_send(passed: Tensor) -> None:
-            sent.append(passed)
-            send(passed)
+        def keep_and_send(*passed: Tensor) -> None:
+            sent.extend(passed)
+            send(*passed)
 
-        self._stage.step(x, labels, batch_id, keep_and_send)
+        self._stage.step(given, batch_id, keep_and_send)
         captured.proved = _alike(_copies([*self._stage.mutated_tensors(), *sent]), replayed)
         self._graphs.release_unused()
         if not captured.proved:

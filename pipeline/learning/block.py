@@ -6,49 +6,42 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pipeline.device.compiler import run_plainly
 from pipeline.errors import CheckpointError
 from pipeline.kernels.dropout import Dropout
-from pipeline.kernels.linear import Linear, wide
+from pipeline.kernels.linear import Linear
 from pipeline.kernels.memory_layout import channels_last, flattened
 from pipeline.kernels.nonlinearity import activate
 from pipeline.kernels.pooling import pool, pool_values
 from pipeline.kernels.recompute import RECOMPUTING_DEVICES, Activation, normalised
-from pipeline.learning.heads import (
-    PredHead,
-    heads_of,
-    label_projection,
-    reconstruction,
-    similarity_map,
-)
-from pipeline.learning.losses import (
-    LossValue,
-    is_reduced,
-    prediction_loss,
-    projected_prediction_loss,
-    similarity_loss,
-)
+from pipeline.learning.built_in import BuiltIn, HeadLosses, Heads, OutputLoss
+from pipeline.learning.heads import PredHead, label_projection, reconstruction, similarity_map
+from pipeline.learning.losses import is_reduced
+from pipeline.learning.rule_calls import RuleCalls
+from pipeline.network.rule_shapes import make_rule
 from pipeline.seeding import Purpose, derived_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pipeline.device.compiler import FunctionCaller
+    from pipeline.learning.losses import LossValue
     from pipeline.learning.optimizers import Optimizer
     from pipeline.network.specs import BlockSpec, LayerSpec
+    from pipeline.rules.rule import Batch, LocalRule
 
 
 class Block(nn.Module):
     """One hidden layer with its local heads, or the output layer with its cross-entropy.
 
     State keys: `encoder.*` (the layer), `bn.*`, `bn_input.*` where the input is activated,
-    `shortcut.*`, and those of `heads.py`.
+    `shortcut.*`, and those of `heads.py`, or `rule.*` for a rule that is not built in.
     Initial weights are PyTorch's defaults, drawn for (seed, block index), but for classifiers
     that are trained beside local losses, the output layer among them: their weights start at zero.
     """
@@ -72,19 +65,35 @@ class Block(nn.Module):
             self.sim = similarity_map(spec.sim) if spec.sim else None
             self.projection = label_projection(spec)
             self.recon = reconstruction(spec)
+            self.rule = self._made_rule()
         if self.bn is not None and spec.passes_raw and not spec.has_loss:
             self.bn.requires_grad_(False)  # nobody reads it, so nothing would teach it
         self.to(device=device, dtype=dtype)
         self.to(memory_format=torch.channels_last)
         self.dropout = Dropout(spec.dropout, seed=seed, block=spec.index, of_units=spec.drops_units)
+        self.calls: RuleCalls | None = None
+        """Of a rule that is not built in."""
+        if spec.rule is not None and self.rule is not None:
+            self.calls = RuleCalls(self.rule, spec, seed=seed, device=device)
         self._run: FunctionCaller = run_plainly
         self._optimizer: Optimizer | None = None
         self.learned: list[Tensor] = []
         """The parameters that are trained, once there is an optimizer, in its order."""
 
+    def _made_rule(self) -> LocalRule | None:
+        spec = self.spec
+        if spec.rule is not None:
+            return make_rule(spec)
+        if spec.is_output:
+            return OutputLoss(spec)
+        if not spec.has_local_loss:
+            return None
+        heads = Heads(self.pred, self.sim, self.projection, self.recon)
+        return HeadLosses(spec, heads, device=self.device, dtype=self.dtype, bf16=self.bf16)
+
     def attach(self, make_optimizer: Callable[[Mapping[str, Tensor]], Optimizer]) -> None:
         """Give the block the optimizer of its own parameters."""
-        learned = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        learned = {name: p for name, p in self.named_tensors() if p.requires_grad}
         self.learned = list(learned.values())
         self._optimizer = make_optimizer(learned)
 
@@ -106,7 +115,7 @@ class Block(nn.Module):
         return self._run(self._activation, x, shortcut)
 
     def _activation(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
-        with self._autocast():
+        with self.autocast():
             flat = self.spec.layer.kind == "linear"
             x = flattened(x) if flat else channels_last(x)
             if self.spec.activates_input:
@@ -156,63 +165,32 @@ class Block(nn.Module):
             passed = passed.mul_(self.dropout.scale)
         return channels_last(passed)
 
-    def local_loss(self, activation: Activation, labels: Tensor, x: Tensor) -> LossValue:
-        """The loss of this block for its activation and its input x (equations 4, 6, 7, 8)."""
-        return self._run(self._loss, activation, labels, x)
-
-    def _loss(self, activation: Activation, labels: Tensor, x: Tensor) -> LossValue:
-        if self.spec.output_weight is not None:
-            value = prediction_loss(wide(activation.h), labels)
-            return LossValue(self.spec.output_weight * value.loss, value.errors)
-        with self._autocast():
-            if self.spec.passes_raw:
-                activation = Activation(self._normed(activation.h, self.bn))
-            logits, mapped = heads_of(activation, self.pred, self.sim)
-        value = self._supervised(logits, mapped, labels)
-        if self.spec.unsupervised == "none":
-            return value
-        unsupervised = self._unsupervised(activation.h, mapped, x)
-        alpha = self.spec.alpha
-        return LossValue(alpha * unsupervised + (1 - alpha) * value.loss, value.errors)
-
-    def _target(self, labels: Tensor) -> Tensor:
-        """Labels one-hot, or projected for the bio forms: (n, k)."""
-        one_hot = F.one_hot(labels, self.spec.classes).to(self.dtype)
-        if self.projection is None:
-            return one_hot
-        projected: Tensor = self.projection(one_hot)
-        return projected
-
-    def _supervised(
-        self, logits: Tensor | None, mapped: Tensor | None, labels: Tensor
+    def local_loss(
+        self,
+        activation: Activation,
+        batch: Batch,
+        x: Tensor,
+        generator: torch.Generator | None = None,
     ) -> LossValue:
-        needed = mapped is not None or self.projection is not None
-        target = self._target(labels) if needed else labels
-        terms: list[Tensor] = []
-        errors = None
-        if logits is not None and self.spec.pred is not None:
-            value = (
-                projected_prediction_loss(wide(logits), target)
-                if self.projection is not None
-                else prediction_loss(wide(logits), labels)
-            )
-            terms.append(self.spec.pred.weight * value.loss)
-            errors = value.errors
-        if mapped is not None and self.spec.sim is not None:
-            terms.append(self.spec.sim.weight * similarity_loss(wide(mapped), target))
-        return LossValue(sum(terms[1:], start=terms[0]), errors)
+        """The loss of this block for its activation, by its rule.
 
-    def _unsupervised(self, h: Tensor, mapped: Tensor | None, x: Tensor) -> Tensor:
-        """Mean squared difference of similarities, or of the rebuilt input; 0 for neither."""
-        x = wide(x.detach())
-        if self.spec.unsupervised == "sim" and mapped is not None:
-            flat = self.spec.layer.kind == "linear"  # its input is flat before it arrives
-            return similarity_loss(wide(mapped), x.flatten(1) if flat else x)
-        if self.recon is None:
-            return torch.zeros((), dtype=x.dtype, device=x.device)
-        with self._autocast():
-            rebuilt = self._activate(self.recon(h))
-        return F.mse_loss(wide(rebuilt), x.reshape(rebuilt.shape))
+        Args:
+            batch: what arrived at the block, or at its group.
+            x: what its rule made of that.
+            generator: of this block and batch, for rules that are not built in.
+        """
+        if isinstance(self.rule, BuiltIn):
+            return self._run(self._built_in_loss, activation, batch.y, x)
+        assert self.calls is not None, "a block that learns has a rule"
+        with self.autocast():
+            return self.calls.value(activation.h, x, batch, generator)
+
+    def _built_in_loss(self, activation: Activation, labels: Tensor, x: Tensor) -> LossValue:
+        assert isinstance(self.rule, BuiltIn), "asked of no other"
+        if self.spec.passes_raw:
+            with self.autocast():
+                activation = Activation(self._normed(activation.h, self.bn))
+        return self.rule.value(activation, labels, x)
 
     def update(self, gradients: Sequence[Tensor | None], lr: float | Tensor) -> None:
         """Let the optimizer use `gradients`, one per parameter in order; None: no step for it."""
@@ -234,7 +212,17 @@ class Block(nn.Module):
 
     def module_state(self) -> dict[str, Tensor]:
         """Of that, what belongs to modules: all but the optimizer's."""
+        if self.spec.rule is not None:  # whose buffers need not be persistent
+            return {name: tensor.detach() for name, tensor in self.named_tensors()}
         return dict(self.state_dict())
+
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Its parameters and buffers, each once."""
+        return chain(self.named_parameters(), self.named_buffers())
+
+    def persistent_names(self) -> set[str]:
+        """Names of those that a state dict has."""
+        return set(self.state_dict(keep_vars=True))
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Overwrite the whole state.
@@ -264,7 +252,8 @@ class Block(nn.Module):
     def _activate(self, x: Tensor) -> Tensor:
         return activate(x, self.spec.nonlinearity)
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
+        """Around whatever computes with layers: a block under bf16 does so in bfloat16."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
 

@@ -16,6 +16,7 @@ from pipeline.learning.optimizers import Clipped, Part, Parts, make_optimizer
 from pipeline.learning.stage import Stage
 from pipeline.learning.user_block import CustomBlock
 from pipeline.network.from_config import network_specs
+from pipeline.network.rule_shapes import rule_class
 from pipeline.network.user_network import build_parts, naming_factory
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from pipeline.device.cuda_graphs import GraphCapture
     from pipeline.learning.optimizers import Optimizer
     from pipeline.network.specs import BlockSpec
+    from pipeline.rules.rule import LocalRule, OwnOptimizer
 
 WITHOUT_BF16 = (
     "runtime.precision: this device has no bf16 instructions, and may train several times slower "
@@ -90,7 +92,10 @@ def build_blocks(
     config: Config, specs: Sequence[BlockSpec], indices: Sequence[int], device: torch.device
 ) -> list[Block]:
     """The blocks `indices` of the network that `specs` describe, each with its optimizer."""
-    parts = build_parts(config.model, config.runtime.seed) if config.model.factory else None
+    parts = None
+    if config.model.factory:
+        has_output = specs[-1].is_output
+        parts = build_parts(config.model, config.runtime.seed, has_output=has_output)
     blocks = []
     with naming_factory(config.model):
         for index in indices:
@@ -102,15 +107,38 @@ def build_blocks(
                 dtype=torch.float32,
                 bf16=config.runtime.precision == "bf16",
             )
-            block.attach(partial(block_optimizer, config.optimizer, index))
+            block.attach(partial(block_optimizer, config.optimizer, index, block.rule))
             blocks.append(block)
     return blocks
 
 
 def block_optimizer(
-    settings: OptimizerConfig, block: int, learned: Mapping[str, Tensor]
+    settings: OptimizerConfig, block: int, rule: LocalRule | None, learned: Mapping[str, Tensor]
 ) -> Optimizer:
-    """The configured optimizer of a block, for the parameters that it learns."""
+    """The optimizer of a block, for the parameters that it learns: the configured one, but for what
+    its rule wants others for."""
+    of_rule = {name: tensor for name, tensor in learned.items() if name.startswith("rule.")}
+    of_layer = {name: tensor for name, tensor in learned.items() if name not in of_rule}
+    asked = [
+        (of_layer, rule.layer_optimizer if rule else None),
+        (of_rule, rule.rule_optimizer if rule else None),
+    ]
+    if any(wanted for _, wanted in asked):
+        parts = [
+            _asked_for(settings, wanted, tensors)
+            if wanted
+            else _configured(settings, block, tensors)
+            for tensors, wanted in asked
+            if tensors
+        ]
+    else:
+        parts = [_configured(settings, block, learned)]
+    alone = len(parts) == 1 and parts[0].factor == 1.0
+    optimizer = parts[0].optimizer if alone else Parts(learned, parts)
+    return optimizer if settings.clip_norm is None else Clipped(optimizer, settings.clip_norm)
+
+
+def _configured(settings: OptimizerConfig, block: int, learned: Mapping[str, Tensor]) -> Part:
     own = settings.blocks.get(block)
     own_decay = own.weight_decay if own else None
     optimizer = make_optimizer(
@@ -120,10 +148,16 @@ def block_optimizer(
         momentum=settings.momentum,
         nesterov=settings.nesterov,
     )
-    if own and own.lr is not None:
-        # the rate that arrives is the common one, as the schedule has changed it
-        optimizer = Parts(learned, [Part(list(learned), optimizer, own.lr / settings.lr)])
-    return optimizer if settings.clip_norm is None else Clipped(optimizer, settings.clip_norm)
+    # the rate that arrives is the common one, as the schedule has changed it
+    factor = own.lr / settings.lr if own and own.lr is not None else 1.0
+    return Part(list(learned), optimizer, factor)
+
+
+def _asked_for(
+    settings: OptimizerConfig, wanted: OwnOptimizer, learned: Mapping[str, Tensor]
+) -> Part:
+    optimizer = make_optimizer(wanted.name, learned, weight_decay=0.0, momentum=wanted.momentum)
+    return Part(list(learned), optimizer, wanted.lr / settings.lr)
 
 
 def computes_bf16(device: torch.device) -> bool:
@@ -136,6 +170,8 @@ def computes_bf16(device: torch.device) -> bool:
 
 def graphs_prevented_by(config: Config) -> str | None:
     """What of a config asks for more in a step than CUDA graphs can do; None for nothing."""
+    if config.loss.rule and not rule_class(config.loss.rule).static:
+        return f"loss.rule {config.loss.rule} does not say that it is static"
     if config.model.factory:
         return "model.factory: a user's own modules may do anything from batch to batch"
     if config.schedule.greedy:

@@ -92,6 +92,14 @@ class _Matching(torch.autograd.Function):
         return by_x.sub_(by_x.mean(dim=1, keepdim=True)), None
 
 
+def output_loss(outputs: Tensor, targets: Tensor) -> LossValue:
+    """Of the output layer: cross-entropy of logits (n, classes, …) with classes (n, …), or the mean
+    squared error of numbers, which predicts no class."""
+    if targets.is_floating_point():
+        return LossValue(F.mse_loss(outputs.reshape(targets.shape), targets), None)
+    return prediction_loss(outputs, targets)
+
+
 def prediction_loss(logits: Tensor, labels: Tensor) -> LossValue:
     """L_pred: cross-entropy of logits (n, classes) with the labels (equation 6)."""
     wrong = (logits.detach().argmax(dim=1) != labels).sum()

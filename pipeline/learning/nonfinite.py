@@ -93,7 +93,8 @@ class StateCheck:
         self._by_design = {
             (block.spec.index, name): ~torch.isfinite(tensor)
             for block in blocks
-            if block.spec.custom  # in a block of ours all is finite: no need to wait for the device
+            # in a block of ours all is finite: no need to wait for the device
+            if block.spec.custom or block.spec.rule
             for name, tensor in chain(block.named_parameters(), block.named_buffers())
             if not (tensor.requires_grad or _is_finite(tensor))
         }

@@ -22,12 +22,14 @@ from pipeline.device.cuda_graphs import CapturedSteps, StepScalars
 from pipeline.kernels.recompute import Activation
 from pipeline.learning.counters import Counters
 from pipeline.learning.nonfinite import FiniteCheck, StateCheck, restore
+from pipeline.learning.rule_calls import Expansion
 from pipeline.network.specs import in_runs
+from pipeline.rules.rule import Batch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from pipeline.device.cuda_graphs import GraphCapture, Send
+    from pipeline.device.cuda_graphs import Given, GraphCapture, Send
     from pipeline.learning.augment import Preprocess
     from pipeline.learning.block import Block
     from pipeline.learning.losses import LossValue
@@ -49,11 +51,14 @@ class Stage:
     ) -> None:
         device, indices = blocks[0].device, [block.spec.index for block in blocks]
         self.blocks = list(blocks)
+        self._is_last = blocks[-1].spec.is_last
+        self._carries = [spec.name for spec in blocks[0].spec.in_training.carried]
         self.at_work: int | None = None
         """Index of the block at work, for error messages."""
         self.training, self.evaluation = Counters(indices, device), Counters(indices, device)
         self._preprocess = preprocess
         self._groups = in_runs(self.blocks, lambda block: block.spec.same_group)
+        self._expansion = _expansion_of(self._groups[0]) if preprocess else None
         self._shortcuts = _Shortcuts(block.spec for block in blocks)
         self._scalars = StepScalars(device)
         for block in blocks:
@@ -70,7 +75,7 @@ class Stage:
         self,
         x: Tensor,
         labels: Tensor,
-        *,
+        *carried: Tensor,
         batch_id: int,
         lr: float,
         send: Send,
@@ -80,120 +85,180 @@ class Stage:
         """One step of every block; in greedy training of the `learner` and its group.
 
         Args:
-            x: what arrived: (n, *in_shape), or uint8 images for the first stage; not modified.
-            labels: (n,) int64.
-            send: receives the last block's output, (n, *out_shape), unless it is the output's or
-                the learner comes before the end of this stage.
+            x: what arrived: (rows, *in_shape), or examples for the first stage; not modified.
+            labels: (n, …): classes as int64, or numbers.
+            carried: what travels beside them, as the first block's spec has it.
+            send: receives the last block's output, (rows, *out_shape), and what is carried on,
+                unless it is the output's or the learner comes before the end of this stage.
             in_slot: whether x lies where later batches will, too, and stays until the device has
                 done the step: then a captured step reads it there.
         """
         self._shortcuts.clear()
         self._scalars.set(batch_id, lr)
+        given = (x, labels, *carried)
         if learner is not None:
-            self._train_learner(x, labels, batch_id, send, learner)
+            self._train_learner(given, batch_id, send, learner)
         elif self._captured is not None:
             in_slot = in_slot and self._preprocess is None  # which makes other input of it
-            self._captured.train(x, labels, batch_id, send, in_slot=in_slot)
+            self._captured.train(given, batch_id, send, in_slot=in_slot)
         else:
-            self.step(x, labels, batch_id, send)
+            self.step(given, batch_id, send)
 
-    def step(self, x: Tensor, labels: Tensor, batch_id: int, send: Send) -> None:
-        """One step of every block; x as it arrived."""
-        pending = self.begin(x, labels, batch_id)
+    def step(self, given: Given, batch_id: int, send: Send) -> None:
+        """One step of every block, for a batch as it arrived."""
+        pending = self.begin(given, batch_id)
         if self.sends:
-            send(pending.passed)
-        self.finish(pending, labels, batch_id)
+            send(*pending.sent)
+        self.finish(pending, batch_id)
 
     @property
     def sends(self) -> bool:
         """Whether another stage comes after this one."""
-        return not self.blocks[-1].spec.is_output
+        return not self._is_last
 
-    def prepared(self, x: Tensor, batch_id: int) -> Tensor:
-        """What arrived as the first block's input: images are normalised and augmented."""
-        return self._preprocess.train(x, batch_id) if self._preprocess else x
+    def prepared(self, given: Given, batch_id: int) -> Given:
+        """What arrived as the first block's input: examples are normalised and augmented, and a
+        rule makes copies of them."""
+        return _given(self._arrived(given, batch_id, training=True))
 
-    def begin(
-        self, x: Tensor, labels: Tensor, batch_id: int, *, is_prepared: bool = False
-    ) -> Pending:
+    def begin(self, given: Given, batch_id: int, *, is_prepared: bool = False) -> Pending:
         """Up to what is sent: all groups but the last learn, that one computes its activation."""
-        if not is_prepared:  # here, where the first block's input is forgotten with that block
-            x = self.prepared(x, batch_id)
+        # prepared here, where the first block's input is forgotten with that block
+        batch = self._batch(given) if is_prepared else self._arrived(given, batch_id, training=True)
+        del given
         for group in self._groups[:-1]:
-            x = self._group_step(group, x, labels, batch_id)
-        return self._pass_on(self._groups[-1], x, labels, batch_id)
+            batch = self._group_step(group, batch, batch_id)
+        return self._pass_on(self._groups[-1], batch, batch_id)
 
-    def finish(self, pending: Pending, labels: Tensor, batch_id: int) -> None:
+    def finish(self, pending: Pending, batch_id: int) -> None:
         """After it was sent: the last group learns."""
-        self._learn(self._groups[-1], pending, labels, batch_id)
+        self._learn(self._groups[-1], pending, batch_id)
 
-    def _train_learner(
-        self, x: Tensor, labels: Tensor, batch_id: int, send: Send, learner: int
-    ) -> None:
-        x = self.prepared(x, batch_id)
+    def passed_on(self, given: Given, batch_id: int, *, training: bool) -> Given:
+        """What goes on from a stage of one group, which does not learn from it."""
+        assert len(self._groups) == 1, "others would have to learn"
+        if training:
+            return _given(self.begin(given, batch_id).onwards)
+        batch = self._arrived(given, batch_id, training=False)
+        return _given(self._computed(self._groups[0], batch, batch_id)[-1])
+
+    def _batch(self, given: Given, *, training: bool = True) -> Batch:
+        x, labels, *carried = given
+        return Batch(x, labels, dict(zip(self._carries, carried, strict=True)), training)
+
+    def _arrived(self, given: Given, batch_id: int, *, training: bool) -> Batch:
+        """What arrived, as the first block receives it."""
+        if self._preprocess is None:
+            return self._batch(given, training=training)
+        x, labels = given
+        x = self._preprocess.train(x, batch_id) if training else self._preprocess.evaluate(x)
+        if self._expansion is None:
+            return Batch(x, labels, training=training)
+        return self._expansion.expanded(x, labels, batch_id, training=training)
+
+    def _train_learner(self, given: Given, batch_id: int, send: Send, learner: int) -> None:
+        batch = self._arrived(given, batch_id, training=True)
         for group in self._groups:
             ends = group[-1].spec.index
             if ends == learner:
-                self._group_step(group, x, labels, batch_id)
+                self._group_step(group, batch, batch_id)
                 continue
             for block in group:  # which has learned, or will later
                 block.release_optimizer()
             if ends < learner:
-                x = self._frozen(group, x, send)
+                batch = self._frozen(group, batch, batch_id, send)
 
     def ends_at(self, learner: int | None) -> bool:
         """Whether greedy training goes no further than this stage, which holds the learner."""
         return learner is not None and learner <= self.blocks[-1].spec.index
 
     @torch.no_grad()
-    def _frozen(self, group: Sequence[Block], x: Tensor, send: Send) -> Tensor:
+    def _frozen(self, group: Sequence[Block], batch: Batch, batch_id: int, send: Send) -> Batch:
         """What a group that has finished learning passes on: as in a test."""
+        batch = self._computed(group, batch, batch_id)[-1]
+        if group[-1] is self.blocks[-1]:
+            send(*_sent(batch))
+        return batch
+
+    def _computed(
+        self, group: Sequence[Block], batch: Batch, batch_id: int
+    ) -> tuple[Tensor, Tensor, Batch]:
+        """What a group makes of a batch without learning from it: what it computed on, its last
+        activation, and what goes on."""
+        calls = group[-1].calls
+        x = received = batch.x
+        if calls is not None:
+            generator = calls.generator(batch_id, training=batch.training)
+            x = received = calls.entered(batch, generator)
         for block in self.in_turn(group):
             h = block(x, batch_id=None, shortcut=self._shortcuts.at(block.spec, x))
-            x = block.transfer(h, batch_id=None)
-        if group[-1] is self.blocks[-1]:
-            send(x)
-        return x
+            x = h if block.spec.is_output else block.transfer(h, batch_id=None)
+        if calls is None:
+            return received, h, Batch(x, batch.y, batch.carry, batch.training)
+        self.at_work = group[-1].spec.index
+        return received, h, self._left(group[-1], h, x, batch)
 
-    def _group_step(
-        self, group: Sequence[Block], x: Tensor, labels: Tensor, batch_id: int
-    ) -> Tensor:
+    def _left(self, block: Block, h: Tensor, passed: Tensor, batch: Batch) -> Batch:
+        """What goes on from the last block of a group."""
+        if block.calls is None:
+            return Batch(passed, batch.y, batch.carry, batch.training)
+        onwards = block.calls.left(h, passed, batch)
+        leaving = block.spec.leaves_in_training if batch.training else block.spec.leaves_in_tests
+        block.calls.check_carried(onwards, leaving)
+        return onwards
+
+    def _group_step(self, group: Sequence[Block], batch: Batch, batch_id: int) -> Batch:
         """One step of the blocks of a group, from all their losses; gives what it passes on."""
-        pending = self._pass_on(group, x, labels, batch_id)
-        self._learn(group, pending, labels, batch_id)
-        return pending.passed
+        pending = self._pass_on(group, batch, batch_id)
+        del batch
+        self._learn(group, pending, batch_id)
+        return pending.onwards
 
-    def _pass_on(self, group: Sequence[Block], x: Tensor, labels: Tensor, batch_id: int) -> Pending:
+    def _pass_on(self, group: Sequence[Block], batch: Batch, batch_id: int) -> Pending:
         *others, last = group
         values: dict[Block, LossValue] = {}
-        statistics, received = self._finite.statistics_of(group), x
+        statistics = self._finite.statistics_of(group)
+        generator = None
+        x = batch.x
+        if last.calls is not None:
+            self.at_work = last.spec.index
+            generator = last.calls.generator(batch_id, training=True)
+            x = last.calls.entered(batch, generator)
+        received = x
         for block in self.in_turn(others):
             h = block(x, batch_id=batch_id, shortcut=self._shortcuts.at(block.spec, x))
             x = block.transfer(h, batch_id=batch_id)
             if block.spec.has_loss:
-                values[block] = block.local_loss(Activation(h), labels, received)
+                values[block] = block.local_loss(Activation(h), batch, received)
                 received = x
             del h
         self.at_work = last.spec.index
         h = last(x, batch_id=batch_id, shortcut=self._shortcuts.at(last.spec, x))
         with torch.no_grad():
-            passed = last.transfer(h.detach(), batch_id=batch_id)
-        return Pending(Activation.read_last(h, passed), received, passed, values, statistics)
+            detached = h.detach()
+            passed = last.transfer(detached, batch_id=batch_id)
+            onwards = self._left(last, detached, passed, batch)
+        activation = Activation.read_last(h, passed)
+        return Pending(activation, received, batch, onwards, values, statistics, generator)
 
-    def _learn(
-        self, group: Sequence[Block], pending: Pending, labels: Tensor, batch_id: int
-    ) -> None:
+    def _learn(self, group: Sequence[Block], pending: Pending, batch_id: int) -> None:
         """Learn and count, unless the batch is to be skipped."""
         last, values = group[-1], pending.values
         self.at_work = last.spec.index
+        directions: Mapping[str, Tensor] = {}
         if last.spec.has_loss:
-            values[last] = last.local_loss(pending.take_activation(), labels, pending.received)
+            if last.calls is not None and pending.activation is not None:
+                h = pending.activation.h.detach()
+                directions = last.calls.directions(last.encoder, h, pending.received, pending.batch)
+            values[last] = last.local_loss(
+                pending.take_activation(), pending.batch, pending.received, pending.generator
+            )
         losses = [value.loss for value in values.values()]
         loss = sum(losses[1:], start=losses[0])
         if self._finite.passes(loss, last.spec.index, batch_id):
-            learn(group, loss, self._scalars.lr)
+            learn(group, loss, self._scalars.lr, directions)
             for block, value in values.items():
-                self.training.add(block.spec.index, value, len(labels))
+                self.training.add(block.spec.index, value, counted(pending.onwards.y))
         else:
             restore(pending.statistics)
             self._skipped.setdefault(last.spec.index, []).append(batch_id)
@@ -206,22 +271,48 @@ class Stage:
 
     @torch.no_grad()
     def evaluate(
-        self, x: Tensor, labels: Tensor, *, send: Send, learner: int | None = None
+        self,
+        x: Tensor,
+        labels: Tensor,
+        *carried: Tensor,
+        send: Send,
+        batch_id: int = 1,
+        learner: int | None = None,
     ) -> None:
-        """Count loss and errors of the output block, or of the learner in greedy training;
-        changes nothing else (invariant 8)."""
-        if self._preprocess:
-            x = self._preprocess.evaluate(x)
-        for block in self.in_turn(self.blocks):
-            h = block(x, batch_id=None, shortcut=self._shortcuts.at(block.spec, x))
-            if block.spec.is_output or block.spec.index == learner:
-                value = block.local_loss(Activation(h), labels, x)
-                self.evaluation.add(block.spec.index, value, len(labels))
+        """Count loss and errors of the last block, or of the learner in greedy training; changes
+        nothing else (invariant 8). Arguments as for `train`."""
+        batch = self._arrived((x, labels, *carried), batch_id, training=False)
+        del x, labels, carried
+        for group in self._groups:
+            received, h, onwards = self._computed(group, batch, batch_id)
+            last = group[-1]
+            if learner is None:
+                ends = self._is_last and last is self.blocks[-1]
+            else:
+                ends = last.spec.index == learner
+            if ends:
+                self.at_work = last.spec.index
+                value = self._tested(last, h, received, batch, onwards, batch_id)
+                self.evaluation.add(last.spec.index, value, counted(batch.y))
                 break
-            x = block.transfer(h, batch_id=None)
+            batch = onwards
+            del received, h, onwards
         else:
-            send(x)
+            send(*_sent(batch))
         self.at_work = None
+
+    def _tested(
+        self,
+        block: Block,
+        h: Tensor,
+        x: Tensor,
+        batch: Batch,
+        onwards: Batch,
+        batch_id: int,
+    ) -> LossValue:
+        if block.calls is None:
+            return block.local_loss(Activation(h), batch, x)
+        return block.calls.scored(h, x, batch, onwards, batch_id)
 
     # --- how steps are run ----------------------------------------------------------------
 
@@ -303,18 +394,34 @@ class Pending:
     """Of its last block."""
     received: Tensor
     """The input of the part that the activation belongs to."""
-    passed: Tensor
-    """(n, *out_shape), detached."""
+    batch: Batch
+    """What arrived at the group."""
+    onwards: Batch
+    """What goes on from it: x (rows, *out_shape), detached."""
     values: dict[Block, LossValue]
     """Of the blocks before the last."""
     statistics: Sequence[tuple[Tensor, Tensor]]
     """Those of batch norm, where the batch may be skipped: live, as they were before."""
+    generator: torch.Generator | None = None
+    """Of a rule that is not built in."""
+
+    @property
+    def sent(self) -> Given:
+        """What is passed on and carried on."""
+        return _sent(self.onwards)
 
     def take_activation(self) -> Activation:
         """It is needed once: learning gives its memory back as soon as it can."""
         activation, self.activation = self.activation, None
         assert activation is not None, "taken once"
         return activation
+
+
+def _expansion_of(group: Sequence[Block]) -> Expansion | None:
+    last = group[-1]
+    if last.calls is None:
+        return None
+    return Expansion(group[0].spec, last.spec, type(last.rule), last.seed)
 
 
 class _Shortcuts:
@@ -340,15 +447,44 @@ class _Shortcuts:
         self._carried = {source: x.detach() for source, x in self._carried.items()}
 
 
-def learn(group: Sequence[Block], loss: Tensor, lr: float | Tensor) -> None:
-    """One step on the parameters of blocks that learn together; gradients are freed at once."""
-    learned = [parameter for block in group for parameter in block.learned]
-    # a user's own network may leave parameters out, for a batch or for good: they get None; that a
-    # built-in block does is a bug, of which autograd tells
-    may_miss = any(block.spec.custom is not None for block in group)
+def learn(
+    group: Sequence[Block],
+    loss: Tensor,
+    lr: float | Tensor,
+    directions: Mapping[str, Tensor] | None = None,
+) -> None:
+    """One step on the parameters of blocks that learn together; gradients are freed at once.
+
+    Args:
+        directions: of parameters of the last block's layer, by name: in place of a gradient.
+    """
+    layer = dict(group[-1].encoder.named_parameters()) if directions else {}
+    given = {id(layer[name]): direction for name, direction in (directions or {}).items()}
+    learned = [
+        parameter for block in group for parameter in block.learned if id(parameter) not in given
+    ]
+    # a user's own network or rule may leave parameters out, for a batch or for good: they get None;
+    # that a built-in block does is a bug, of which autograd tells
+    may_miss = any(block.spec.custom or block.spec.rule for block in group)
     gradients: Sequence[Tensor | None] = [None] * len(learned)
-    if loss.requires_grad or not may_miss:
+    if learned and (loss.requires_grad or not may_miss):
         gradients = torch.autograd.grad(loss, learned, allow_unused=may_miss)
     remaining = iter(gradients)
     for block in group:
-        block.update([next(remaining) for _ in block.learned], lr)
+        block.update(
+            [given[id(p)] if id(p) in given else next(remaining) for p in block.learned], lr
+        )
+
+
+def counted(targets: Tensor) -> int:
+    """How many predictions a batch asks for: one for each class that is a target."""
+    return len(targets) if targets.is_floating_point() else targets.numel()
+
+
+def _given(batch: Batch) -> Given:
+    return (batch.x, batch.y, *batch.carry.values())
+
+
+def _sent(batch: Batch) -> Given:
+    """Of what goes on, all but the targets, which are sent as they came."""
+    return (batch.x, *batch.carry.values())

@@ -87,7 +87,7 @@ class CustomBlock(Block):
         if self.spec.unsupervised != "none":
             x = x.clone()  # the loss will look at it, and the modules may work in place
         self._received = memory_of(x)
-        with self._autocast(), self._drawing(batch_id, _BODY):
+        with self.autocast(), self._drawing(batch_id, _BODY):
             return self._run(self._activation, x, shortcut)
 
     def _activation(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
@@ -97,7 +97,7 @@ class CustomBlock(Block):
 
     def transfer(self, h: Tensor, *, batch_id: int | None) -> Tensor:
         self.train(batch_id is not None)
-        with self._autocast(), self._drawing(batch_id, _TAIL):
+        with self.autocast(), self._drawing(batch_id, _TAIL):
             passed: Tensor = self.tail(h.clone() if self._changes_its_input else h)
         passed = as_it_arrives(passed)
         return passed.clone() if self._will_be_written(passed) else passed
@@ -121,10 +121,7 @@ class CustomBlock(Block):
     def module_state(self) -> dict[str, Tensor]:
         """As `Block.module_state`: every parameter and buffer, each once."""
         # not the state dict: that lacks what is not persistent, and repeats what occurs twice
-        return {
-            name: tensor.detach()
-            for name, tensor in (*self.named_parameters(), *self.named_buffers())
-        }
+        return {name: tensor.detach() for name, tensor in self.named_tensors()}
 
     def state(self) -> dict[str, Tensor]:
         """As `Block.state`, with what modules add to it by `get_extra_state`."""
@@ -147,10 +144,10 @@ class CustomBlock(Block):
             own.set_extra_state(tensors[name].clone())
 
     def _left_out_before(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        in_state_dict = self.state_dict(keep_vars=True).keys()
+        in_state_dict = self.persistent_names()
         return {
-            name: buffer.clone()
-            for name, buffer in self.named_buffers()
+            name: tensor.clone()
+            for name, tensor in self.named_tensors()
             if name not in given and name not in in_state_dict
         }
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Literal
 from pipeline.config.model import MAX_LAYERS
 from pipeline.errors import ConfigError
 from pipeline.network.architectures import hidden_layers
+from pipeline.network.rule_shapes import TracedRule
 from pipeline.network.specs import BlockSpec, LayerSpec, PoolSpec, PredSpec, SimSpec
 from pipeline.network.user_network import traced_specs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from pipeline.config.loss import LossConfig
     from pipeline.config.model import ModelConfig
@@ -28,7 +29,17 @@ def network_specs(config: Config, facts: DataFacts) -> tuple[BlockSpec, ...]:
     Raises:
         ConfigError: as `build_specs`.
     """
-    return build_specs(config.model, config.loss, config.nonlinearity, facts.shape, facts.classes)
+    rule = TracedRule(config.loss, facts) if config.loss.rule else None
+    return build_specs(
+        config.model,
+        config.loss,
+        config.nonlinearity,
+        facts.shape,
+        facts.classes,
+        rule,
+        target_shape=facts.target_shape,
+        are_tokens=facts.dtype == "int64",
+    )
 
 
 def build_specs(
@@ -37,35 +48,100 @@ def build_specs(
     nonlinearity: Literal["relu", "leaky_relu"],
     image_shape: Shape,
     classes: int,
+    rule: TracedRule | None = None,
+    *,
+    target_shape: Shape = (),
+    are_tokens: bool = False,
 ) -> tuple[BlockSpec, ...]:
-    """Hidden blocks in order, then the output block.
+    """Hidden blocks in order, then the output block, unless the rule does without.
 
     Args:
         image_shape: (channels, height, width) of one image.
+        rule: that of `loss.rule`, where there is one.
+        target_shape: of the target of an example; `classes` of each place, 0 for numbers.
+        are_tokens: whether examples are whole numbers, for a network of the user's own.
 
     Raises:
         ConfigError: where pooling leaves nothing of the image, or `loss.pred_hidden` is not
             for as many blocks as there are.
     """
+    arrivals = _Arrivals(model, rule)
+    if rule is not None:
+        image_shape = rule.in_shape
+    output: BlockSpec | None = None
     if model.factory is not None:
-        *hidden, output = traced_specs(model, nonlinearity, image_shape, classes)
+        hidden = traced_specs(
+            model,
+            nonlinearity,
+            image_shape,
+            classes,
+            arrivals.entered,
+            has_output=arrivals.output,
+            target_shape=target_shape,
+            are_tokens=are_tokens,
+        )
+        output = hidden.pop() if arrivals.output else None
         if loss.unsupervised == "recon":
             raise ConfigError(
                 f"loss.unsupervised recon rebuilds a block's input by its layer backwards, which "
                 f"is not known of the modules of model.factory {model.factory}; use sim or none"
             )
     else:
-        hidden = _hidden(model, nonlinearity, image_shape, classes)
-        shape = hidden[-1].out_shape if hidden else image_shape
-        layer = LayerSpec("linear", prod(shape), classes)
-        output = BlockSpec(len(hidden), shape, layer, (classes,), (classes,), classes)
+        hidden = _hidden(model, nonlinearity, image_shape, classes, arrivals.entered)
+        if arrivals.output:
+            shape = hidden[-1].out_shape if hidden else image_shape
+            outputs = classes or prod(target_shape)
+            layer = LayerSpec("linear", prod(shape), outputs)
+            output = BlockSpec(len(hidden), shape, layer, (outputs,), (outputs,), classes)
     if len(hidden) > MAX_LAYERS:
         raise ConfigError(
             f"model.{'factory' if model.factory else 'layers'}: a network of {len(hidden)} hidden "
             f"layers; at most {MAX_LAYERS} are allowed: several can be one block in a module of "
             "your own (model.factory)"
         )
-    return (*_grouped(hidden, model, loss), _as_output(output, loss))
+    _check_targets(model, loss, classes, target_shape, has_output=arrivals.output)
+    blocks = [replace(spec, target_shape=target_shape) for spec in _grouped(hidden, model, loss)]
+    if rule is not None:
+        blocks = list(rule.placed(blocks, arrivals.shapes))
+    if output is None:
+        return tuple(blocks)
+    output = replace(_as_output(output, loss), target_shape=target_shape)
+    return (*blocks, output if rule is None else rule.leaving(output))
+
+
+def _check_targets(
+    model: ModelConfig, loss: LossConfig, classes: int, target_shape: Shape, *, has_output: bool
+) -> None:
+    """Raises ConfigError where a loss is for other targets than the data have."""
+    what = f"{'classes' if classes else 'numbers'} of shape {target_shape}"
+    if loss.local not in (None, "rule") and (target_shape or not classes):
+        raise ConfigError(
+            f"loss.name {loss.name} is for one class an example, and the targets are {what}: use "
+            "a local rule (loss.rule), or glob"
+        )
+    if has_output and model.factory is None and classes and target_shape:
+        raise ConfigError(
+            f"model.name {model.name} predicts one class an example, and the targets are {what}: "
+            "use a network of your own (model.factory), or a rule without an output layer"
+        )
+
+
+class _Arrivals:
+    """What arrives at each hidden block, and what it computes on.
+
+    `shapes`: of one row, before a rule's `enter`. `output`: whether there is an output layer.
+    """
+
+    def __init__(self, model: ModelConfig, rule: TracedRule | None) -> None:
+        self._group, self._rule = model.group, rule
+        self.output = rule is None or rule.has_output_layer
+        self.shapes: list[Shape] = []
+
+    def entered(self, index: int, shape: Shape) -> Shape:
+        """What block `index` computes on, where `shape` arrives; to be asked block by block."""
+        self.shapes.append(shape)
+        starts = index == 0 if self._group == "all" else index % int(self._group) == 0
+        return self._rule.entered(shape) if self._rule and starts else shape
 
 
 def _hidden(
@@ -73,12 +149,14 @@ def _hidden(
     nonlinearity: Literal["relu", "leaky_relu"],
     image_shape: Shape,
     classes: int,
+    entered: Callable[[int, Shape], Shape],
 ) -> list[BlockSpec]:
     """The hidden blocks, before anything is said of how they learn."""
     specs: list[BlockSpec] = []
     shape = image_shape
     for index, hidden in enumerate(hidden_layers(model, image_shape)):
         layer, pool = hidden.layer, hidden.pool
+        shape = entered(index, shape)
         if layer.kind == "linear":
             layer = LayerSpec("linear", prod(shape), model.hidden)
         activation = layer.out_shape(shape)

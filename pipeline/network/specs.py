@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from math import prod
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+_ITEM_BYTES = {"uint8": 1, "int64": 8, "float32": 4, "float64": 8, "bfloat16": 2}
 
 Shape: TypeAlias = tuple[int, ...]
 """Shape of one example: (features,), feature maps as (channels, height, width), or, of a user's own
@@ -126,6 +129,55 @@ class SimSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class CarriedSpec:
+    """A tensor that travels beside the activation: (n·rows, *shape) for n examples."""
+
+    name: str
+    dtype: str
+    rows: int
+    shape: Shape
+
+    @property
+    def text(self) -> str:
+        """For people: `(n, 10) of float32`."""
+        first = "n" if self.rows == 1 else f"{self.rows}·n"
+        return f"({', '.join([first, *map(str, self.shape)])}) of {self.dtype}"
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What arrives at a block: for n examples n·rows rows, and what is carried. `shape`: of one
+    row, where a rule's `enter` may make another of it; None: as the block computes on."""
+
+    rows: int = 1
+    carried: tuple[CarriedSpec, ...] = ()
+    shape: Shape | None = None
+
+    @property
+    def carried_bytes(self) -> int:
+        """Of an example, of what is carried."""
+        return sum(spec.rows * prod(spec.shape) * _ITEM_BYTES[spec.dtype] for spec in self.carried)
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSpec:
+    """A local rule other than the built-in ones, and the place where it works.
+
+    `named`: as `package.module:Class`, which is called with `options`. `blocks`: hidden blocks of
+    the network. `in_shape`: of one row, before `enter`. `parameters`: those of the rule itself.
+    `static`: whether a CUDA graph can be made of a step.
+    """
+
+    named: str
+    options: Mapping[str, Any]
+    blocks: int
+    in_shape: Shape
+    image_shape: Shape
+    parameters: int = 0
+    static: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class BlockSpec:
     """Everything needed to build one block and to reckon what it costs.
 
@@ -163,6 +215,18 @@ class BlockSpec:
     norm and non-linearity of their own."""
     drops_units: bool = False
     """Whether dropout drops single units of feature maps instead of whole channels."""
+    rule: RuleSpec | None = None
+    """What the block learns from in place of `pred` and `sim` (`loss.rule`)."""
+    in_training: Arrival = Arrival()
+    """What arrives in training."""
+    in_tests: Arrival = Arrival()
+    leaves_in_training: Arrival = Arrival()
+    """What goes on from a block with a rule."""
+    leaves_in_tests: Arrival = Arrival()
+    ends_network: bool = False
+    """Whether it is the last block, where there is no output layer."""
+    target_shape: Shape = ()
+    """Of one target: () for the class of an image."""
     custom: CustomSpec | None = None
     """Where the layer is a user's own (`user_network.py`)."""
     same_group: bool = False
@@ -177,6 +241,11 @@ class BlockSpec:
         return self.output_weight is not None
 
     @property
+    def is_last(self) -> bool:
+        """Whether it sends nothing: what the network predicts comes from it."""
+        return self.is_output or self.ends_network
+
+    @property
     def normalises(self) -> bool:
         """Whether it normalises by batches, which takes several images."""
         return self.batch_norm or (self.custom is not None and self.custom.normalises)
@@ -185,7 +254,12 @@ class BlockSpec:
     def has_loss(self) -> bool:
         """Whether it has a loss of its own: of a group only the last has, under plain `glob` only
         the output."""
-        return self.is_output or self.pred is not None or self.sim is not None
+        return self.is_output or self.has_local_loss
+
+    @property
+    def has_local_loss(self) -> bool:
+        """Whether it learns from its own activation."""
+        return self.pred is not None or self.sim is not None or self.rule is not None
 
     @property
     def norms_output(self) -> bool:
@@ -198,7 +272,7 @@ class BlockSpec:
     @property
     def recomputable(self) -> bool:
         """Whether only heads read the activation that can compute it again where they need it, from
-        batch norm's input (`recompute.py`)."""
+        batch norm's input (`recompute.py`). A rule other than the built-in ones can't."""
         is_read = self.sim.features > 0 if self.sim else self.pred is not None
         is_plain = self.shortcut is None and self.unsupervised == "none" and not self.passes_raw
         return self.batch_norm and len(self.shape) > 1 and is_read and is_plain

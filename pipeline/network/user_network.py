@@ -12,17 +12,17 @@ same network each time.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pipeline.errors import ConfigError, one_line
 from pipeline.network.specs import BlockSpec, CustomSpec, LayerSpec
-from pipeline.system.named_object import called, named_object
+from pipeline.system.named_object import called, named_object, naming
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from torch import Tensor, nn
 
@@ -37,23 +37,9 @@ _MOST_SIDES = 7
 """Of what one image becomes: messages hold 8, with the batch."""
 
 
-class FactoryError(ConfigError):
-    """What is wrong with the network of a `model.factory`, which it names."""
-
-    def __init__(self, model: ModelConfig, what: str) -> None:
-        super().__init__(f"model.factory {model.factory}: {what}")
-
-
-@contextmanager
-def naming_factory(model: ModelConfig) -> Iterator[None]:
-    """Makes every ConfigError inside a FactoryError: named once, however many of these there are
-    around each other."""
-    try:
-        yield
-    except FactoryError:
-        raise
-    except ConfigError as error:
-        raise FactoryError(model, str(error)) from error
+def naming_factory(model: ModelConfig) -> AbstractContextManager[None]:
+    """Around what a user's network does: errors name its factory."""
+    return naming(f"model.factory {model.factory}")
 
 
 class Part(NamedTuple):
@@ -63,20 +49,24 @@ class Part(NamedTuple):
     tail: nn.Sequential
 
 
-def build_parts(model: ModelConfig, seed: int) -> list[Part]:
+def build_parts(model: ModelConfig, seed: int, *, has_output: bool = True) -> list[Part]:
     """The blocks' modules with the initial weights of `seed`, on the CPU.
+
+    Args:
+        has_output: whether the last one is the output layer.
 
     Raises:
         ConfigError: as `build_children`.
     """
     from torch import nn
 
-    *hidden, output = (list(children.values()) for children in build_children(model, seed))
+    blocks = [list(children.values()) for children in build_children(model, seed)]
     parts = []
-    for children in hidden:
-        end = _end_of_body(children)
+    for number, children in enumerate(blocks, start=1):
+        is_output = has_output and number == len(blocks)
+        end = len(children) if is_output else _end_of_body(children)
         parts.append(Part(nn.Sequential(*children[:end]), nn.Sequential(*children[end:])))
-    return [*parts, Part(nn.Sequential(*output), nn.Sequential())]
+    return parts
 
 
 def build_children(model: ModelConfig, seed: int) -> list[dict[str, nn.Module]]:
@@ -103,8 +93,19 @@ def traced_specs(
     nonlinearity: Literal["relu", "leaky_relu"],
     image_shape: Shape,
     classes: int,
+    entered: Callable[[int, Shape], Shape],
+    *,
+    has_output: bool = True,
+    target_shape: Shape = (),
+    are_tokens: bool = False,
 ) -> list[BlockSpec]:
-    """The blocks as they come out of the function, found by passing blank images through.
+    """The blocks as they come out of the function, found by passing blank examples through.
+
+    Args:
+        entered: of a block's index and what arrives, the shape of what it computes on.
+        has_output: whether the last one is the output layer, not a block like the others.
+        target_shape: of the target of an example; `classes` of each place, 0 for numbers.
+        are_tokens: whether examples are whole numbers.
 
     Raises:
         ConfigError: where the network does not take such images, gives other than one number per
@@ -116,11 +117,14 @@ def traced_specs(
     from pipeline.network.to_device import to_device
 
     specs: list[BlockSpec] = []
-    x = torch.zeros(_IMAGES, *image_shape)
+    x = torch.zeros(_IMAGES, *image_shape, dtype=torch.int64 if are_tokens else torch.float32)
     with naming_factory(model):
-        for index, part in enumerate(build_parts(model, 0)):
+        parts = build_parts(model, 0, has_output=has_output)
+        for index, part in enumerate(parts):
             macs: list[int] = []
-            to_device(part, x.device, x.dtype)
+            if not has_output or index + 1 < len(parts):
+                x = _as_entered(x, entered(index, tuple(x.shape[1:])))
+            to_device(part, x.device, torch.float32)
             h, passed = _traced(part, x, macs, f"block {index}")
             modules = [module for own in part for module in own.modules()]
             parameters = sum(p.numel() for own in part for p in own.parameters())
@@ -137,13 +141,19 @@ def traced_specs(
             )
             specs.append(spec)
             x = passed
-        _check_shapes(specs, classes)
+        _check_hidden(specs[:-1] if has_output else specs)
+        if has_output:
+            _check_output(specs[-1], classes, target_shape)
     return specs
 
 
 def _features(shape: Shape) -> int:
     """How many features there are: channels of feature maps, else the last side."""
     return shape[0] if len(shape) == 3 else prod(shape[-1:])
+
+
+def _as_entered(x: Tensor, shape: Shape) -> Tensor:
+    return x if tuple(x.shape[1:]) == shape else x.new_zeros(len(x), *shape)
 
 
 def _network(model: ModelConfig) -> nn.Sequential:
@@ -264,13 +274,21 @@ def _count_macs(macs: list[int], module: nn.Module, inputs: tuple[Tensor, ...], 
         macs.append(weight.numel() * prod(pixels.shape[2:]))
 
 
-def _check_shapes(specs: list[BlockSpec], classes: int) -> None:
-    *hidden, output = specs
-    if output.shape != (classes,):
+def _check_output(output: BlockSpec, classes: int, target_shape: Shape) -> None:
+    if classes and output.shape != (classes, *target_shape):
+        shape = ", ".join(map(str, (classes, *target_shape)))
         raise ConfigError(
             f"its last child gives {output.shape} per image, the data has {classes} classes; "
-            f"({classes},) is needed"
+            f"({shape}{',' * (not target_shape)}) is needed"
         )
+    if not classes and prod(output.shape) != prod(target_shape):
+        raise ConfigError(
+            f"its last child gives {output.shape} per example, whose target is {target_shape} "
+            "numbers: as many are needed"
+        )
+
+
+def _check_hidden(hidden: list[BlockSpec]) -> None:
     for spec in hidden:
         if not 1 <= len(spec.shape) <= _MOST_SIDES or len(spec.out_shape) > _MOST_SIDES:
             raise ConfigError(

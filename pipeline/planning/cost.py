@@ -107,7 +107,7 @@ def block_costs(
                 head_parameters=head_parameters,
                 forward_macs=forward_macs,
                 train_macs=passes * forward_macs + 3 * _head_macs(spec),
-                sent_bytes=0 if spec.is_output else prod(spec.out_shape) * element_bytes,
+                sent_bytes=0 if spec.is_last else _sent_bytes(spec, element_bytes),
                 state_bytes=copies * weights * _PARAMETER_BYTES,
                 activation_bytes=cast_bytes * weights + held_bytes,
                 same_group=spec.same_group,
@@ -193,6 +193,12 @@ def _forward_macs(spec: BlockSpec) -> int:
     if spec.custom is not None:
         return spec.custom.forward_macs
     return (_weights(spec) + _shortcut_weights(spec)) * prod(spec.shape[1:])
+
+
+def _sent_bytes(spec: BlockSpec, element_bytes: int) -> int:
+    """Of an example: its rows of what is passed on, and what is carried on."""
+    leaves = spec.leaves_in_training
+    return leaves.rows * prod(spec.out_shape) * element_bytes + leaves.carried_bytes
 
 
 def _head_macs(spec: BlockSpec) -> int:

@@ -24,13 +24,13 @@ class Invitation:
     """To be a stage of a run.
 
     `attempt`: how often the run had begun again when the process was started. `control`: where
-    the coordinator listens. `factory`: the `model.factory` that may be imported, if any.
-    `keys`: None where sockets are guarded by the file system, or not at all.
+    the coordinator listens. `user_code`: what may be imported of a user's own, as
+    `package.module:name`. `keys`: None where sockets are guarded by the file system, or not at all.
     """
 
     run: str
     stage: int
     attempt: int
     control: str
-    factory: str | None = None
+    user_code: tuple[str, ...] = ()
     keys: Keys | None = None

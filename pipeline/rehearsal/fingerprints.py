@@ -38,7 +38,7 @@ def fingerprints(states: Mapping[int, Mapping[str, Tensor]]) -> tuple[Fingerprin
 
 
 def initial_fingerprints(blocks: Iterable[Block]) -> tuple[Fingerprint, ...]:
-    """Of a user's own among newly made blocks. Those of built-in ones follow from the seed, and
-    need none."""
-    own = (block for block in blocks if block.spec.custom is not None)
+    """Of newly made blocks of a user's own, or with a rule. Those of built-in ones follow from the
+    seed, and need none."""
+    own = (block for block in blocks if block.spec.custom or block.spec.rule)
     return fingerprints({block.spec.index: block.module_state() for block in own})

@@ -15,7 +15,7 @@ the order of sets, which is another in each process. Steps are of few images, an
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
@@ -35,14 +35,17 @@ from pipeline.rehearsal.other_process import as_another_process
 from pipeline.rehearsal.trial import Trial, naming_block, some, users_modules
 from pipeline.rehearsal.unsaved_state import files_of
 from pipeline.schedule.reports import Fingerprint
+from pipeline.system.named_object import naming
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from torch import Tensor
 
     from pipeline.config.sections import Config
     from pipeline.data.facts import DataFacts
+    from pipeline.learning.block import Block
     from pipeline.network.specs import BlockSpec
 
 _IMAGES, _STEP_MACS = 16, 1 << 33
@@ -80,7 +83,7 @@ def rehearse(config: Config, facts: DataFacts, specs: Sequence[BlockSpec]) -> Re
     Raises:
         ConfigError: naming the block, what is wrong with it, and what to do.
     """
-    with naming_factory(config.model), _as_in_a_run(config.runtime.threads_per_stage):
+    with _naming_code(config), _as_in_a_run(config.runtime.threads_per_stage):
         one = _Network(config, facts, specs)
         initial = initial_fingerprints(one.blocks)
         files = files_of(users_modules(one.blocks).values())
@@ -93,9 +96,17 @@ def rehearse(config: Config, facts: DataFacts, specs: Sequence[BlockSpec]) -> Re
                 trial.compare(stage)
         del another
         one.try_sizes()
-        children = build_children(config.model, config.runtime.seed)
-        notes = (*retyped(children, torch.float32), *one.without_gradient())
-        return Rehearsal(initial, notes, tuple(one.tensors(initial)))
+        notes = [*one.without_gradient()]
+        if config.model.factory is not None:
+            children = build_children(config.model, config.runtime.seed)
+            notes = [*retyped(children, torch.float32), *notes]
+        return Rehearsal(initial, tuple(notes), tuple(one.tensors(initial)))
+
+
+def _naming_code(config: Config) -> AbstractContextManager[None]:
+    if config.model.factory is None and config.loss.rule is not None:
+        return naming(f"loss.rule {config.loss.rule}")
+    return naming_factory(config.model)
 
 
 class _Network:
@@ -115,11 +126,10 @@ class _Network:
     def trained(self) -> list[Trial]:
         """Two steps of every group and a test; what others are compared with."""
         n = min(_IMAGES, max(2, _STEP_MACS // self._macs), self._config.data.batch_size)
-        inputs = [self._images(n, number) for number in (1, 2)]
-        labels = torch.arange(n) % self._facts.classes
+        inputs = [self._batch(n, number) for number in (1, 2)]
         trials = []
         for stage in self.stages:
-            trial = Trial(stage, inputs, labels, self._config.optimizer.lr)
+            trial = Trial(stage, inputs, self._config.optimizer.lr)
             if self._config.runtime.on_nonfinite == "skip_batch":
                 trial.check_skippable(stage)
             trials.append(trial)
@@ -134,11 +144,11 @@ class _Network:
             *((n, False) for n in self._sizes(self._facts.test_images)),
         }
         for n, training in sorted(sizes):
-            x = self._images(n, n)
+            given = self._batch(n, n)
             for stage in self.stages:
                 what = f"{'in training' if training else 'in a test'}, for a batch of {n}"
-                with naming_block(stage, what):
-                    x = _passed(stage, x, n if training else None)
+                with naming_block(stage, what), _results_checked(stage.blocks):
+                    given = stage.passed_on(given, n, training=training)
 
     def without_gradient(self) -> Iterator[str]:
         """A line for each block some of whose parameters no step has given a gradient."""
@@ -153,9 +163,9 @@ class _Network:
         """Every tensor of the user's blocks, of which `initial` says how they began."""
         at_first = set(initial)
         for block in self.blocks:
-            if block.spec.custom is None:
+            if block.spec.custom is None and block.spec.rule is None:
                 continue
-            in_state_dict = block.state_dict(keep_vars=True).keys()
+            in_state_dict = block.persistent_names()
             for name, tensor in block.module_state().items():
                 now = Fingerprint(block.spec.index, name, digest(tensor))
                 moves, persistent = now not in at_first, name in in_state_dict
@@ -168,10 +178,18 @@ class _Network:
         most = min(_MOST_BYTES // largest, _MOST_MACS // self._macs)
         return {n for n in (batch, images % batch or batch) if n <= most}
 
-    def _images(self, n: int, number: int) -> Tensor:
-        shape = (n, *self._specs[0].in_shape)
-        draws = torch.Generator().manual_seed(number)
-        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=draws)
+    def _batch(self, n: int, number: int) -> tuple[Tensor, ...]:
+        """Examples and targets such as the data set has them."""
+        facts, draws = self._facts, torch.Generator().manual_seed(number)
+        shape, target_shape = (n, *facts.shape), (n, *facts.target_shape)
+        if facts.dtype == "float32":
+            x = torch.randn(shape, generator=draws)
+        else:
+            most = facts.tokens if facts.dtype == "int64" else 256
+            x = torch.randint(0, most, shape, dtype=getattr(torch, facts.dtype), generator=draws)
+        if facts.target_dtype == "float32":
+            return x, torch.randn(target_shape, generator=draws)
+        return x, torch.arange(prod(target_shape)).view(target_shape) % facts.classes
 
 
 @contextmanager
@@ -198,20 +216,18 @@ def _check_alike_at_first(one: Sequence[Fingerprint], other: Sequence[Fingerprin
             )
 
 
-def _passed(stage: Stage, x: Tensor, batch_id: int | None) -> Tensor:
-    """What the stage passes on, without learning; batch_id None: in a test."""
-    x = stage.prepared(x, batch_id or 0)
-    for block in stage.in_turn(stage.blocks):
-        h = block(x, batch_id=batch_id)
-        _check_result(h, (len(x), *block.spec.shape))
-        passed = block.transfer(h, batch_id=batch_id)
-        _check_result(passed, (len(x), *block.spec.out_shape))
-        x = passed
-    return x
+@contextmanager
+def _results_checked(blocks: Sequence[Block]) -> Iterator[None]:
+    """Inside, every activation must have the shape that was planned."""
 
+    def check(block: Block, given: tuple[Tensor, ...], h: Tensor) -> None:
+        shape = (len(given[0]), *block.spec.shape)
+        if tuple(h.shape) != shape or not h.is_floating_point():
+            raise ValueError(
+                f"gives {tuple(h.shape)} of {h.dtype}; {shape} of real numbers is needed"
+            )
 
-def _check_result(result: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(result.shape) != shape or not result.is_floating_point():
-        raise ValueError(
-            f"gives {tuple(result.shape)} of {result.dtype}; {shape} of real numbers is needed"
-        )
+    with ExitStack() as stack:
+        for block in blocks:
+            stack.callback(block.register_forward_hook(check).remove)
+        yield

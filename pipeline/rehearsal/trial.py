@@ -6,7 +6,6 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 from pipeline.errors import ConfigError, one_line
@@ -37,12 +36,13 @@ class Trial:
         ConfigError: naming the block, and what is wrong with it.
     """
 
-    def __init__(self, stage: Stage, inputs: Sequence[Tensor], labels: Tensor, lr: float) -> None:
-        self._inputs, self._labels, self._lr = inputs, labels, lr
+    def __init__(self, stage: Stage, inputs: Sequence[tuple[Tensor, ...]], lr: float) -> None:
+        """`inputs`: of two steps, what arrives."""
+        self._inputs, self._lr = inputs, lr
         modules = users_modules(stage.blocks)
         self._at_first = attributes(modules)
         self.sent = [self._step(stage, 1)]
-        gave = self.sent[0].clone()
+        gave = [tensor.clone() for tensor in self.sent[0]]
         self._before = dict(_buffers(stage))
         with naming_block(stage, "at its first snapshot"):
             states = stage.state()
@@ -53,7 +53,7 @@ class Trial:
         shared = shared_values(modules.values())
         self.sent.append(self._step(stage, 2))
         self._state, self._attributes = fingerprints(stage.state()), attributes(modules)
-        if digest(gave) != digest(self.sent[0]):
+        if list(map(digest, gave)) != list(map(digest, self.sent[0])):
             raise ConfigError(
                 f"block {stage.blocks[-1].spec.index}: what it gave for one batch has changed with "
                 "the next one, while it may still be on its way: give a new tensor each time"
@@ -81,7 +81,7 @@ class Trial:
         self._check_attributes(attributes(users_modules(stage.blocks)))
         found = fingerprints(stage.state())
         differing = [was for was, now in zip(self._state, found, strict=True) if was != now]
-        if digest(sent) != digest(self.sent[1]):
+        if list(map(digest, sent)) != list(map(digest, self.sent[1])):
             differing.append(Fingerprint(stage.blocks[-1].spec.index, "its activation", ""))
         if differing:
             # that of the first block, and rather what the user wrote than a head
@@ -115,12 +115,17 @@ class Trial:
                 "in place (copy_, lerp_), or use stop or rollback"
             )
 
-    def _step(self, stage: Stage, batch_id: int) -> Tensor:
+    def _step(self, stage: Stage, batch_id: int) -> tuple[Tensor, ...]:
+        """What arrives at the next stage; nothing from the last one."""
         sent: list[Tensor] = []
-        x = self._inputs[batch_id - 1].clone()
+        x, labels, *carried = (tensor.clone() for tensor in self._inputs[batch_id - 1])
+
+        def send(passed: Tensor, *onwards: Tensor) -> None:
+            sent.extend((passed, labels, *onwards))
+
         with naming_block(stage, f"in training, for inputs of shape {tuple(x.shape)}"):
-            stage.train(x, self._labels, batch_id=batch_id, lr=self._lr, send=sent.append)
-        return sent[0] if sent else torch.zeros(0)
+            stage.train(x, labels, *carried, batch_id=batch_id, lr=self._lr, send=send)
+        return tuple(sent)
 
     def _check_attributes(self, anew: Mapping[str, str]) -> None:
         """Attributes that steps change are what they would be without the earlier ones."""
@@ -140,9 +145,12 @@ class Trial:
     def _check_test(self, stage: Stage) -> None:
         """Tests change nothing (invariant 8)."""
         before = {name: buffer.clone() for name, buffer in _buffers(stage)}
-        x = self._inputs[1].clone()
+        x, *others = (tensor.clone() for tensor in self._inputs[1])
+        first = stage.blocks[0].spec
+        if first.index and first.in_tests != first.in_training:
+            return  # other rows arrive in a test
         with naming_block(stage, f"in a test, for inputs of shape {tuple(x.shape)}"):
-            stage.evaluate(x, self._labels, send=lambda passed: None)
+            stage.evaluate(x, *others, send=lambda *passed: None)
         for name, buffer in _buffers(stage):
             if name not in before or digest(buffer) != digest(before[name]):
                 block, _, tensor = name.partition(".")
@@ -163,10 +171,12 @@ class Trial:
                     "what it gives depend on them, without no_grad() or detach()?"
                 )
             batch_id += 1
-            x = self._inputs[0].clone()
             with naming_block(stage, "in training"):
                 stage.train(
-                    x, self._labels, batch_id=batch_id, lr=self._lr, send=lambda passed: None
+                    *(tensor.clone() for tensor in self._inputs[0]),
+                    batch_id=batch_id,
+                    lr=self._lr,
+                    send=lambda *passed: None,
                 )
 
 
@@ -181,12 +191,17 @@ def naming_block(stage: Stage, what: str) -> Iterator[None]:
 
 
 def users_modules(blocks: Iterable[Block]) -> dict[str, nn.Module]:
-    """The modules that the user's function has made, by block."""
-    return {
-        str(block.spec.index): nn.ModuleDict({"encoder": block.encoder, "tail": block.tail})
-        for block in blocks
-        if isinstance(block, CustomBlock)
-    }
+    """The modules that a user has written, by block."""
+    found: dict[str, nn.Module] = {}
+    for block in blocks:
+        own: dict[str, nn.Module] = {}
+        if isinstance(block, CustomBlock):
+            own = {"encoder": block.encoder, "tail": block.tail}
+        if block.spec.rule is not None and block.rule is not None:
+            own["rule"] = block.rule
+        if own:
+            found[str(block.spec.index)] = nn.ModuleDict(own)
+    return found
 
 
 def some(names: Sequence[str]) -> str:

@@ -84,9 +84,9 @@ class LocalRule(nn.Module):
     output_layer: ClassVar[bool] = True
     """Whether the network ends in an output layer, which cross-entropy trains; else the last block
     has a rule like all others, and its `scores` are what the network predicts."""
-    static: ClassVar[bool] = True
-    """Whether a step does the same work for every batch, so that a CUDA graph can be made of it;
-    say False where it looks at values, or draws from the generator."""
+    static: ClassVar[bool] = False
+    """Whether a step does the same work for every batch and draws nothing, so that a CUDA graph can
+    be made of it. Such a rule is given None for a generator."""
     layer_optimizer: OwnOptimizer | None = None
     """For the block's own parameters; None: the configured one."""
     rule_optimizer: OwnOptimizer | None = None

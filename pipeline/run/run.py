@@ -128,13 +128,14 @@ class Run:
         Raises:
             ConfigError: naming the first tensor that starts otherwise.
         """
+        whose = ", ".join(f"{key} {name}" for key, name in self.config.user_code.items())
         expected = {(each.block, each.tensor): each.digest for each in self.initial}
         for each in found:
             if expected and expected.get((each.block, each.tensor)) != each.digest:
                 raise ConfigError(
-                    f"model.factory {self.config.model.factory}: block {each.block}: {each.tensor} "
-                    f"starts otherwise in {who} than where the run was started: the function "
-                    "must give the same network in every process, so draw initial weights from "
+                    f"{whose}: block {each.block}: {each.tensor} "
+                    f"starts otherwise in {who} than where the run was started: it must "
+                    "give the same network in every process, so draw initial weights from "
                     "torch.rand, numpy.random.rand or random.random, whose seed is set, and depend "
                     "on no process id, time or order of sets"
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError, one_line
@@ -10,7 +11,23 @@ from pipeline.system.children import no_process_left
 from pipeline.system.interpreter import look_here_last
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+
+
+class NamedError(ConfigError):
+    """What is wrong with a user's own code, which it names."""
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Makes every ConfigError inside one that begins with `what`: named once, however many of
+    these there are around each other."""
+    try:
+        yield
+    except NamedError:
+        raise
+    except ConfigError as error:
+        raise NamedError(f"{what}: {error}") from error
 
 
 def named_object(named: str) -> Any:
@@ -41,15 +58,15 @@ def named_object(named: str) -> Any:
     return getattr(found, name)
 
 
-def called(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> Any:
-    """What a user's function gives.
+def called(function: Callable[..., Any], kwargs: Mapping[str, Any], *given: Any) -> Any:
+    """What a user's function gives, called with `given` and, by name, `kwargs`.
 
     Raises:
         ConfigError: for whatever it raises, or a process that it leaves behind.
     """
     try:
         with no_process_left():
-            return function(**kwargs)
+            return function(*given, **kwargs)
     except SystemExit as error:
         raise ConfigError(f"SystemExit: {error}") from error
     except Exception as error:  # whatever the user's code raises

@@ -39,10 +39,15 @@ def running_code() -> tuple[str, ...]:
     return (*versions, *lines)
 
 
-def own_code(factory: str | None) -> tuple[str, ...]:
-    """The same for the modules of a user's `model.factory` that this process has imported: those
-    of its package, and those that lie beside its file."""
-    module = sys.modules.get(str(factory).partition(":")[0])
+def own_code(named: Iterable[str]) -> tuple[str, ...]:
+    """The same for a user's modules that this process has imported: of each `package.module:name`,
+    those of its package, and those that lie beside its file."""
+    lines = (line for name in named for line in _own_code(name.partition(":")[0]))
+    return tuple(dict.fromkeys(lines))
+
+
+def _own_code(name: str) -> tuple[str, ...]:
+    module = sys.modules.get(name)
     file = getattr(module, "__file__", None)
     if module is None or file is None:
         return ()

@@ -50,7 +50,7 @@ class StageRunner:
     """One stage at work. `last_batch_id` is the last training step that its state includes.
 
     Args:
-        forward: sends an item downstream, and of a batch (activation, labels).
+        forward: sends an item downstream, and of a batch (activation, labels, what is carried).
         check_until: the last batch after which it looks whether its state is finite, beside
             snapshots.
     """
@@ -97,7 +97,7 @@ class StageRunner:
         """Do what one item asks for.
 
         Args:
-            tensors: for batches, what arrived: (activation or uint8 images, labels).
+            tensors: for batches, what arrived: (activation or examples, targets, what is carried).
             in_slot: whether the first of them is as `Stage.train` says.
 
         Raises:
@@ -109,16 +109,17 @@ class StageRunner:
         for text in self.stage.take_remarks():
             self._upstream.remark(text)
 
-    def _train(self, item: TrainBatch, x: Tensor, labels: Tensor) -> None:
+    def _train(self, item: TrainBatch, x: Tensor, labels: Tensor, *carried: Tensor) -> None:
         self._must_follow("training batch", self.last_batch_id, item.batch_id)
         self._open_epoch(item.epoch)
         self.at_batch = item.batch_id
         self.stage.train(
             x,
             labels,
+            *carried,
             batch_id=item.batch_id,
             lr=item.lr,
-            send=lambda passed: self._forward(item, (passed, labels)),
+            send=lambda passed, *onwards: self._forward(item, (passed, labels, *onwards)),
             learner=item.learner,
             in_slot=self._in_slot,
         )
@@ -135,12 +136,14 @@ class StageRunner:
         self.last_batch_id = item.batch_id
         self._forward(item, ())
 
-    def _evaluate(self, item: EvaluationBatch, x: Tensor, labels: Tensor) -> None:
+    def _evaluate(self, item: EvaluationBatch, x: Tensor, labels: Tensor, *carried: Tensor) -> None:
         self._must_follow("evaluation batch", self._last_evaluated, item.batch_id)
         self.stage.evaluate(
             x,
             labels,
-            send=lambda passed: self._forward(item, (passed, labels)),
+            *carried,
+            send=lambda passed, *onwards: self._forward(item, (passed, labels, *onwards)),
+            batch_id=item.batch_id,
             learner=item.learner,
         )
         self._last_evaluated = item.batch_id

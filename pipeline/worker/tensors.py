@@ -74,10 +74,11 @@ class DeviceQueue:
         self.releases = Releases(marks_of(device))
 
     def arrived(self, delivery: Delivery) -> tuple[Tensor, ...]:
-        """The tensors of a delivery, on the device: (input, labels), none of a marker. Labels
-        travel on after the slot may have been filled again, so they are a copy."""
+        """The tensors of a delivery, on the device: (input, targets, what is carried), none of a
+        marker. All but the input may travel on after the slot has been filled again, so they are
+        copies."""
         tensors = tuple(arrived_tensor(tensor, self._incoming) for tensor in delivery.tensors)
-        return (tensors[0], tensors[1].clone()) if tensors else ()
+        return (*tensors[:1], *(tensor.clone() for tensor in tensors[1:]))
 
     def payloads(self, tensors: tuple[Tensor, ...]) -> list[TensorPayload]:
         """As they are now."""

@@ -71,7 +71,7 @@ class Worker:
         setup = self._control.await_setup()
         self.attempt = setup.attempt
         config = build_config(setup.config, "the coordinator's config")
-        self._check_factory(config.model.factory)
+        self._check_user_code(tuple(config.user_code.values()))
         self.on_nonfinite = config.runtime.on_nonfinite
         self.runner, links = self._built(setup, config)
         try:
@@ -85,13 +85,13 @@ class Worker:
             return False
         return True
 
-    def _check_factory(self, named: str | None) -> None:
+    def _check_user_code(self, named: tuple[str, ...]) -> None:
         """What is to be imported must have been said when the process started: a message can't
         name code to be run (invariant 10)."""
-        if named != self._invitation.factory:
+        if named != self._invitation.user_code:
             raise ProtocolError(
-                f"stage {self._invitation.stage}: told to use model.factory {named}, started with "
-                f"{self._invitation.factory}"
+                f"stage {self._invitation.stage}: told to import {', '.join(named) or 'nothing'}, "
+                f"started to import {', '.join(self._invitation.user_code) or 'nothing'}"
             )
 
     def _built(self, setup: Setup, config: Config) -> tuple[StageRunner, StageLinks]:
@@ -125,7 +125,7 @@ class Worker:
             files = zip(setup.blocks, self._control.files_after(last), strict=True)
             stage.load({block: decode_block(bytes(data)) for block, data in files})
             runner.resume(setup.epoch, setup.tallies)
-        code = own_code(self._invitation.factory)
+        code = own_code(self._invitation.user_code)
         self._control.say(Ready(setup.attempt, links.address, code, initial))
         return runner, links
 
@@ -158,6 +158,15 @@ class Worker:
 
 
 def _slot_bytes(first: BlockSpec, setup: Setup, batch_size: int) -> int:
-    """Room for the largest batch that arrives: examples or float32 activations, and targets."""
-    x_bytes = setup.facts.example_bytes if first.index == 0 else 4 * prod(first.in_shape)
-    return batch_size * (x_bytes + setup.facts.target_bytes) + 2 * ALIGNMENT
+    """Room for the largest batch that arrives: examples, or float32 activations and what is carried
+    beside them, and targets."""
+    facts, passes = setup.facts, (first.in_training, first.in_tests)
+    tensors = 2 + len(first.in_training.carried)
+    if first.index == 0:
+        x_bytes = facts.example_bytes
+    else:
+        x_bytes = max(
+            4 * arrival.rows * prod(arrival.shape or first.in_shape) + arrival.carried_bytes
+            for arrival in passes
+        )
+    return batch_size * (x_bytes + facts.target_bytes) + tensors * ALIGNMENT

@@ -196,8 +196,8 @@ IMPOSSIBLE = [
     # overrides, parted by spaces; what is said of them
     (
         "loss.betta=0.5",
-        "loss.betta: unknown key; allowed here: name, beta, dim_in_decoder, pred_hidden, bio, "
-        "target_projection, classifier, feedback, unsupervised, alpha",
+        "loss.betta: unknown key; allowed here: name, rule, options, beta, dim_in_decoder, "
+        "pred_hidden, bio, target_projection, classifier, feedback, unsupervised, alpha",
     ),
     (
         "train.lr=1",

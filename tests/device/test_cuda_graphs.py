@@ -17,6 +17,7 @@ from pipeline.kernels.dropout import Dropout
 from pipeline.learning import optimizers
 from pipeline.learning.block import Block
 from pipeline.learning.build import build_stage, graphs_prevented_by, prepare_process
+from pipeline.learning.built_in import HeadLosses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -170,7 +171,7 @@ def test_batches_in_slots_are_read_there(count: int) -> None:
     assert recorder.tidied == 2 * count
     captured = recorded.stage._captured
     assert captured is not None
-    assert all(slots.holds(step.x) for step in captured._captured.values())
+    assert all(slots.holds(step.given[0]) for step in captured._captured.values())
 
 
 def test_what_lies_otherwise_in_a_slot_is_recorded_anew() -> None:
@@ -278,7 +279,8 @@ def test_what_no_graph_can_do_is_known_beforehand(sections: dict[str, Any], word
 def no_data(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """Stands for a CUDA device: whoever asks for a number of a tensor gets an error, as while a
     graph is recorded."""
-    monkeypatch.setattr(Block, "_autocast", lambda block: nullcontext())
+    monkeypatch.setattr(Block, "autocast", lambda block: nullcontext())
+    monkeypatch.setattr(HeadLosses, "_autocast", lambda rule: nullcontext())
     monkeypatch.setitem(memory_layout.SLICE_BYTES, "meta", 1 << 20)
     for fused in ("fused_adam", "fused_adamw", "sgd"):  # their kernels know no such device
         monkeypatch.setattr(optimizers, fused, check_rate)

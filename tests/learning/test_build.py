@@ -63,7 +63,7 @@ def after_a_step(block: int, gradient: float, lr: float, **settings: Any) -> flo
     """A weight of 1, at first, of a block that learns by plain gradient descent."""
     plain = OptimizerConfig.model_validate({"name": "sgd", "momentum": 0.0, "lr": 0.5, **settings})
     weight = torch.ones(1, dtype=torch.float64)
-    optimizer = block_optimizer(plain, block, {"weight": weight})
+    optimizer = block_optimizer(plain, block, None, {"weight": weight})
     optimizer.step([torch.full_like(weight, gradient)], lr)
     return weight.item()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss, one_hot
 
 from pipeline.kernels.linear import wide
-from pipeline.learning import block as block_module
+from pipeline.learning import built_in
 from pipeline.learning.losses import prediction_loss, similarity_loss, similarity_matrix
 
 if TYPE_CHECKING:
@@ -153,14 +153,15 @@ def test_losses_are_float32_under_bf16(kind: str, monkeypatch: pytest.MonkeyPatc
     seen: list[tuple[str, torch.dtype, bool]] = []
 
     def watched(name: str) -> None:
-        true = getattr(block_module, name)
+        true = getattr(built_in, name)
 
         def call(x: Tensor, *rest: Any) -> Any:
             seen.append((name, x.dtype, torch.is_autocast_enabled("cpu")))
             return true(x, *rest)
 
-        monkeypatch.setattr(block_module, name, call)
+        monkeypatch.setattr(built_in, name, call)
 
+    watched("output_loss")
     watched("prediction_loss")
     watched("similarity_loss")
     first, *_, last = specs("predsim", kind)
@@ -175,7 +176,7 @@ def test_losses_are_float32_under_bf16(kind: str, monkeypatch: pytest.MonkeyPatc
     assert seen == [
         ("prediction_loss", torch.float32, False),
         ("similarity_loss", torch.float32, False),
-        ("prediction_loss", torch.float32, False),
+        ("output_loss", torch.float32, False),
     ]
 
 

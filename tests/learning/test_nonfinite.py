@@ -288,7 +288,7 @@ class Odd(torch.nn.Linear):
 
 def a_check() -> tuple[StateCheck, dict[str, torch.Tensor]]:
     block: Any = Odd()
-    block.spec = SimpleNamespace(index=2, custom=True)
+    block.spec = SimpleNamespace(index=2, custom=True, rule=None)
     return StateCheck([block]), dict(block.state_dict())
 
 

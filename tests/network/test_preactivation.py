@@ -24,6 +24,7 @@ from pipeline.learning.optimizers import make_optimizer
 from pipeline.learning.stage import Stage
 from pipeline.network.from_config import build_specs, network_specs
 from pipeline.network.specs import BlockSpec, stage_units
+from pipeline.rules.rule import Batch
 
 CLASSES, CPU = 4, torch.device("cpu")
 WIDE: dict[str, Any] = {"name": "wrn-10-2", "feat_mult": 0.2, "preactivation": True}
@@ -291,7 +292,7 @@ def test_without_batch_norm_sums_go_on_unharmed(loss: str) -> None:
         h = block(given, batch_id=None, shortcut=carried)
         sent = h.clone()
         if block.spec.has_loss:
-            block.local_loss(Activation(h), labels, given)
+            block.local_loss(Activation(h), Batch(given, labels), given)
     assert torch.equal(given, kept[0])
     assert torch.equal(carried, kept[1])
     assert torch.equal(h, sent)

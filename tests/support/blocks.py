@@ -13,6 +13,7 @@ from pipeline.learning.block import Block
 from pipeline.learning.optimizers import make_optimizer
 from pipeline.learning.stage import Stage
 from pipeline.network.from_config import build_specs
+from pipeline.rules.rule import Batch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -58,7 +59,7 @@ def stage_of(specs: Iterable[BlockSpec], **given: Any) -> Stage:
 
 def loss_of(block: Block, h: Tensor, labels: Tensor, x: Tensor) -> LossValue:
     """The local loss of an activation that stays as it is."""
-    return block.local_loss(Activation(h), labels, x)
+    return block.local_loss(Activation(h), Batch(x, labels), x)
 
 
 def ignored(passed: Tensor) -> None:

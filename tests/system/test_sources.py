@@ -65,15 +65,15 @@ def test_modules_of_the_users_are_told_apart(
     for name in ("nets_of_mine", "deep_of_mine"):
         import_module(name)
     factory = f"{changed.partition('.')[0]}:net".replace("helper", "nets")
-    before = own_code(factory)
-    assert own_code(factory) == before
+    before = own_code([factory])
+    assert own_code([factory]) == before
     path = tmp_path / f"{changed.replace('.', '/')}.py"
     path.write_text("W = 3")
-    assert str(difference(before, own_code(factory))).startswith(f"{path} is ")
+    assert str(difference(before, own_code([factory]))).startswith(f"{path} is ")
 
 
 def test_who_has_no_factory_has_no_code_of_their_own() -> None:
-    assert own_code(None) == own_code("sys:exit") == own_code("not_there:net") == ()
+    assert own_code([]) == own_code(["sys:exit"]) == own_code(["not_there:net"]) == ()
 
 
 def test_a_worker_of_other_code_ends_the_run_and_is_not_replaced(

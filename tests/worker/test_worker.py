@@ -31,11 +31,11 @@ class Nowhere:
     rejections = Rejections("the link")
 
 
-def refused(config: dict[str, Any], factory: str | None = None) -> Failure:
+def refused(config: dict[str, Any], user_code: tuple[str, ...] = ()) -> Failure:
     """What is told to the coordinator by a worker that is to be this."""
     control, nowhere = MemoryControl(), Nowhere()
     client: Any = control.client(0)
-    worker = Worker(Invitation("run", 0, 0, "nowhere", factory), client, nowhere, Activity())
+    worker = Worker(Invitation("run", 0, 0, "nowhere", user_code), client, nowhere, Activity())
     message: Message = replace(SETUP, config=config)
     control.send(0, message)
     with pytest.raises(Exception) as caught:  # noqa: PT011 - it crosses the boundary as data
@@ -62,9 +62,15 @@ def test_a_malformed_configuration_is_refused_in_one_line(
     assert (failure.misused, failure.traceback) == (True, "")
 
 
-@pytest.mark.parametrize("started_with", [None, "somebody:else"])
-def test_a_message_can_not_name_code_to_be_imported(started_with: str | None) -> None:
-    failure = refused({**RIGHT, "model": {"factory": "os:system"}}, started_with)
+@pytest.mark.parametrize("started_with", [(), ("somebody:else",)])
+@pytest.mark.parametrize(
+    "section", [{"model": {"factory": "os:system"}}, {"loss": {"rule": "os:system"}}]
+)
+def test_a_message_can_not_name_code_to_be_imported(
+    section: dict[str, Any], started_with: tuple[str, ...]
+) -> None:
+    failure = refused({**RIGHT, **section}, started_with)
     assert failure.summary == (
-        f"stage 0: told to use model.factory os:system, started with {started_with}"
+        "stage 0: told to import os:system, started to import "
+        f"{', '.join(started_with) or 'nothing'}"
     )

@@ -82,12 +82,12 @@ def test_what_is_awaited_is_said(
 ) -> None:
     monkeypatch.setattr(user_code, "TOLD_AFTER_S", 0.01)
     said, give_up = "", time.monotonic() + 20
-    with awaited("my:net", "planning"):
+    with awaited({"model.factory": "my:net"}, "planning"):
         while not said.endswith("\n") and time.monotonic() < give_up:
             time.sleep(0.01)
             said += capsys.readouterr().err
     assert said == "planning: waiting for model.factory my:net since 0.01 s (Ctrl-C ends it)\n"
-    with awaited(None, "planning"):
+    with awaited({}, "planning"):
         assert signal.getsignal(signal.SIGINT) is not signal.SIG_DFL
 
 
@@ -97,7 +97,7 @@ from launch.plan.user_code import awaited
 signal.signal(signal.SIGTERM, lambda *given: None)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests' own is ignored
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-with awaited("my:net", "planning"):
+with awaited({"model.factory": "my:net"}, "planning"):
     print("holds", flush=True)
     ctypes.PyDLL(None).sleep(60)
 """
@@ -115,7 +115,7 @@ def test_a_signal_ends_who_holds_the_interpreter(number: signal.Signals) -> None
 def test_handlers_are_put_back_and_what_was_ignored_stays_so() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    with awaited("my:net", "planning"):
+    with awaited({"model.factory": "my:net"}, "planning"):
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,0 +1,151 @@
+"""The built-in local losses as rules, behind the same door as all others: `pred`, `sim`, `predsim`
+with their bio, fixed and unsupervised forms, and the cross-entropy of the output layer.
+
+They are called by `value`, which may overwrite the activation and knows of hand-written backward
+passes; `loss` is the same for whoever calls them as any other rule. Their heads are modules of the
+block, which checkpoints know by the names `pred.*`, `sim.*` and so on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.kernels.linear import wide
+from pipeline.kernels.nonlinearity import activate
+from pipeline.kernels.recompute import Activation
+from pipeline.learning.heads import heads_of
+from pipeline.learning.losses import (
+    LossValue,
+    output_loss,
+    prediction_loss,
+    projected_prediction_loss,
+    similarity_loss,
+)
+from pipeline.rules.rule import LocalRule, Place
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pipeline.learning.heads import PredHead
+    from pipeline.network.specs import BlockSpec
+    from pipeline.rules.rule import Batch
+
+
+class BuiltIn(LocalRule):
+    """A rule of this project's own, which the engine calls by `value`."""
+
+    def __init__(self, spec: BlockSpec) -> None:
+        super().__init__(
+            Place(spec.index, 0, spec.in_shape, spec.shape, spec.classes, (), spec.target_shape)
+        )
+        self.spec = spec
+
+    def value(self, activation: Activation, labels: Tensor, x: Tensor) -> LossValue:
+        """The loss of an activation for its labels and the block's input."""
+        raise NotImplementedError
+
+    def loss(
+        self, h: Tensor, x: Tensor, batch: Batch, generator: torch.Generator
+    ) -> Tensor | tuple[Tensor, Tensor] | None:
+        return self.value(Activation(h), batch.y, x).loss
+
+
+class OutputLoss(BuiltIn):
+    """Cross-entropy of the output layer, whose activations are the logits."""
+
+    def value(self, activation: Activation, labels: Tensor, x: Tensor) -> LossValue:
+        value = output_loss(wide(activation.h), labels)
+        return LossValue((self.spec.output_weight or 0.0) * value.loss, value.errors)
+
+    def scores(self, h: Tensor, batch: Batch) -> Tensor | None:
+        return h
+
+
+class Heads(NamedTuple):
+    """Modules of a block that its losses read by; None where there is no such head."""
+
+    pred: PredHead | None
+    sim: nn.Module | None
+    projection: nn.Module | None
+    recon: nn.Module | None
+
+
+class HeadLosses(BuiltIn):
+    """Section 3 of the paper: a local classifier, similarity matching, or both (equations 4, 6, 7,
+    8), and parts that need no labels."""
+
+    def __init__(
+        self,
+        spec: BlockSpec,
+        heads: Heads,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        bf16: bool,
+    ) -> None:
+        super().__init__(spec)
+        self._heads, self._device, self._dtype, self._bf16 = heads, device, dtype, bf16
+
+    def scores(self, h: Tensor, batch: Batch) -> Tensor | None:
+        """(n, classes) of the local classifier; None where there is none that predicts classes."""
+        return (
+            None
+            if self._heads.pred is None or self._heads.projection is not None
+            else self._heads.pred(h)
+        )
+
+    def value(self, activation: Activation, labels: Tensor, x: Tensor) -> LossValue:
+        with self._autocast():
+            logits, mapped = heads_of(activation, self._heads.pred, self._heads.sim)
+        value = self._supervised(logits, mapped, labels)
+        if self.spec.unsupervised == "none":
+            return value
+        unsupervised = self._unsupervised(activation.h, mapped, x)
+        alpha = self.spec.alpha
+        return LossValue(alpha * unsupervised + (1 - alpha) * value.loss, value.errors)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16)
+
+    def _target(self, labels: Tensor) -> Tensor:
+        """Labels one-hot, or projected for the bio forms: (n, k)."""
+        one_hot = F.one_hot(labels, self.spec.classes).to(self._dtype)
+        if self._heads.projection is None:
+            return one_hot
+        projected: Tensor = self._heads.projection(one_hot)
+        return projected
+
+    def _supervised(
+        self, logits: Tensor | None, mapped: Tensor | None, labels: Tensor
+    ) -> LossValue:
+        needed = mapped is not None or self._heads.projection is not None
+        target = self._target(labels) if needed else labels
+        terms: list[Tensor] = []
+        errors = None
+        if logits is not None and self.spec.pred is not None:
+            value = (
+                projected_prediction_loss(wide(logits), target)
+                if self._heads.projection is not None
+                else prediction_loss(wide(logits), labels)
+            )
+            terms.append(self.spec.pred.weight * value.loss)
+            errors = value.errors
+        if mapped is not None and self.spec.sim is not None:
+            terms.append(self.spec.sim.weight * similarity_loss(wide(mapped), target))
+        return LossValue(sum(terms[1:], start=terms[0]), errors)
+
+    def _unsupervised(self, h: Tensor, mapped: Tensor | None, x: Tensor) -> Tensor:
+        """Mean squared difference of similarities, or of the rebuilt input; 0 for neither."""
+        x = wide(x.detach())
+        if self.spec.unsupervised == "sim" and mapped is not None:
+            flat = self.spec.layer.kind == "linear"  # its input is flat before it arrives
+            return similarity_loss(wide(mapped), x.flatten(1) if flat else x)
+        if self._heads.recon is None:
+            return torch.zeros((), dtype=x.dtype, device=x.device)
+        with self._autocast():
+            rebuilt = activate(self._heads.recon(h), self.spec.nonlinearity)
+        return F.mse_loss(wide(rebuilt), x.reshape(rebuilt.shape))

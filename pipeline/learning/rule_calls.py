@@ -1,0 +1,210 @@
+"""Calls the functions of a rule that is not built in, for one block, and checks what they give.
+
+generator(batch) ─┬─ entered ─ the block ─┬─ left     what goes on, before anything learns
+                  │                       └─ value    the loss, and directions
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.errors import ConfigError
+from pipeline.learning.losses import LossValue
+from pipeline.network.rule_shapes import expanded, naming_rule
+from pipeline.rules.rule import Batch
+from pipeline.seeding import Purpose, derived_seed, seeded_draws
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from contextlib import AbstractContextManager
+
+    from torch import nn
+
+    from pipeline.network.specs import Arrival, BlockSpec
+    from pipeline.rules.rule import LocalRule
+
+
+class RuleCalls:
+    """The rule of a block at work.
+
+    All raise ConfigError, naming rule and block, where a function gives what it may not.
+    """
+
+    def __init__(
+        self, rule: LocalRule, spec: BlockSpec, *, seed: int, device: torch.device
+    ) -> None:
+        assert spec.rule is not None, "a block with a rule of a user's"
+        self._rule, self._spec, self._seed, self._device = rule, spec, seed, device
+        self.named = spec.rule.named
+
+    def generator(self, batch_id: int, *, training: bool) -> torch.Generator | None:
+        """The numbers that belong to this block and batch; none for a rule that draws nothing."""
+        if self._rule.static:
+            return None
+        position = (self._spec.index, batch_id, int(training))
+        return _generator(self._seed, self._device, Purpose.RULE, *position)
+
+    def entered(self, batch: Batch, generator: torch.Generator | None) -> Tensor:
+        """What the block, or the first of its group, computes on."""
+        with self._drawing(generator):
+            x = self._rule.enter(batch.x, batch, cast("torch.Generator", generator))
+        if not isinstance(x, Tensor) or len(x) != len(batch.x):
+            raise self._wrong(f"enter gives {_kind(x)} for {_kind(batch.x)}")
+        return x
+
+    @torch.no_grad()
+    def left(self, h: Tensor, passed: Tensor, batch: Batch) -> Batch:
+        """What goes on to the next block.
+
+        Args:
+            h: (rows, *shape): detached.
+            passed: what that block receives as x.
+        """
+        onwards = Batch(passed, batch.y, dict(batch.carry), batch.training)
+        before = {name: tensor._version for name, tensor in batch.carry.items()}
+        self._rule.leave(h, onwards)
+        for name, version in before.items():
+            if batch.carry[name]._version != version:
+                raise self._wrong(
+                    f"leave changes {name!r} in place, which others may still read: put a new "
+                    "tensor into batch.carry"
+                )
+        for name, tensor in onwards.carry.items():
+            if tensor.requires_grad:
+                raise self._wrong(
+                    f"carries {name!r} with its graph, by which a gradient would reach this block "
+                    "from another: detach it"
+                )
+        return onwards
+
+    def value(
+        self, h: Tensor, x: Tensor, batch: Batch, generator: torch.Generator | None
+    ) -> LossValue:
+        """The loss of an activation, and the errors of its scores where the rule gave them."""
+        with self._drawing(generator):
+            given = self._rule.loss(h, x, batch, cast("torch.Generator", generator))
+        loss, scores = given if isinstance(given, tuple) else (given, None)
+        if loss is None:
+            loss = torch.zeros((), device=self._device)
+        if not isinstance(loss, Tensor) or loss.dim() != 0:
+            raise self._wrong(f"loss gives {_kind(loss)}: a scalar is needed, as by mean()")
+        return LossValue(loss, None if scores is None else _errors(scores, batch.y))
+
+    @torch.no_grad()
+    def directions(
+        self, layer: nn.Module, h: Tensor, x: Tensor, batch: Batch
+    ) -> Mapping[str, Tensor]:
+        """What the parameters of the block's layer step against, by its names for them; empty where
+        only a gradient teaches."""
+        given = self._rule.update(layer, h, x, batch)
+        if not given:
+            return {}
+        own = dict(layer.named_parameters())
+        for name, direction in given.items():
+            if name not in own:
+                raise self._wrong(
+                    f"update names {name!r}; the layer has {', '.join(own) or 'no parameters'}"
+                )
+            if direction.shape != own[name].shape:
+                raise self._wrong(
+                    f"update gives {_kind(direction)} for {name!r} of {tuple(own[name].shape)}"
+                )
+        return {name: each.to(own[name].dtype) for name, each in given.items()}
+
+    def scored(
+        self, h: Tensor, x: Tensor, batch: Batch, onwards: Batch, batch_id: int
+    ) -> LossValue:
+        """In a test: cross-entropy and errors of the scores; without these, the rule's own loss.
+
+        Args:
+            batch: what arrived; `onwards`: what goes on.
+        """
+        scores = self._rule.scores(h, onwards)
+        if scores is None:
+            value = self.value(h, x, batch, self.generator(batch_id, training=False))
+            return LossValue(value.loss, None)
+        _check_scores(scores, batch.y, self._wrong)
+        return LossValue(F.cross_entropy(scores.float(), batch.y), _errors(scores, batch.y))
+
+    def _drawing(self, generator: torch.Generator | None) -> AbstractContextManager[None]:
+        """What modules of the rule draw from the generators that all share, as nn.Dropout does,
+        belongs to block and batch, too."""
+        if generator is None:
+            return nullcontext()
+        return seeded_draws(generator.initial_seed(), self._device)
+
+    def check_carried(self, batch: Batch, arrival: Arrival) -> None:
+        """Raises ConfigError where what goes on is not as it was when the run was planned."""
+        check_arrival(batch, arrival, self._wrong)
+
+    def _wrong(self, what: str) -> ConfigError:
+        return ConfigError(f"loss.rule {self.named}: block {self._spec.index}: {what}")
+
+
+class Expansion:
+    """What a rule makes of a batch before the first block of the network, `first`."""
+
+    def __init__(self, first: BlockSpec, group: BlockSpec, kind: Any, seed: int) -> None:
+        """`group`: the spec of the block whose rule the first one learns by."""
+        assert group.rule is not None, "a network with a rule"
+        self._first, self._of, self._kind, self._seed = first, group.rule, kind, seed
+        self._classes = first.classes
+
+    def expanded(self, x: Tensor, y: Tensor, batch_id: int, *, training: bool) -> Batch:
+        """The batch with its copies, and with what is carried."""
+        generator = _generator(self._seed, x.device, Purpose.EXPAND, batch_id, int(training))
+        before = Batch(x, y, {}, training)
+        with naming_rule(self._of.named):
+            batch = expanded(self._kind, self._of.options, before, self._classes, generator)
+            arrival = self._first.in_training if training else self._first.in_tests
+            check_arrival(batch, arrival, ConfigError)
+        return Batch(batch.x.contiguous(), y, dict(batch.carry), training)
+
+
+def check_arrival(batch: Batch, arrival: Arrival, wrong: Any) -> None:
+    """Whether rows and carried tensors of a batch are as when the run was planned; raises what
+    `wrong` makes of a text."""
+    n = len(batch.y)
+    if len(batch.x) != arrival.rows * n:
+        raise wrong(f"{len(batch.x)} rows for {n} examples; {arrival.rows} for each were planned")
+    expected = {spec.name: spec for spec in arrival.carried}
+    if batch.carry.keys() != expected.keys():
+        odd = min(batch.carry.keys() ^ expected.keys())
+        how = "is carried, but not named in carries" if odd in batch.carry else "was never set"
+        raise wrong(f"{odd!r} {how}")
+    for name, spec in expected.items():
+        tensor = batch.carry[name]
+        found = (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+        if found != (spec.dtype, (spec.rows * n, *spec.shape)):
+            raise wrong(
+                f"carries {name!r} of {_kind(tensor)} for {n} examples; {spec.text} was planned: "
+                "what is carried keeps its shape and type from batch to batch"
+            )
+
+
+def _generator(seed: int, device: torch.device, purpose: Purpose, *at: int) -> torch.Generator:
+    return torch.Generator(device).manual_seed(derived_seed(seed, purpose, *at))
+
+
+def _errors(scores: Tensor, y: Tensor) -> Tensor:
+    return (scores.detach().argmax(dim=1) != y).sum()
+
+
+def _check_scores(scores: Any, y: Tensor, wrong: Any) -> None:
+    shape = tuple(getattr(scores, "shape", ()))
+    if shape[:1] + shape[2:] != tuple(y.shape):
+        raise wrong(
+            f"scores gives {_kind(scores)} for targets of shape {tuple(y.shape)}: a row of "
+            "classes for each example is needed"
+        )
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
+    return f"a {type(value).__name__}"

@@ -1,0 +1,382 @@
+"""What a local rule makes of shapes: how many rows arrive at each block, and what is carried.
+
+The rule's own functions are called with a few blank examples, before anything starts, so that what
+is wrong with a rule is found then.
+
+    expand ──▶ entered_shape, the block's shapes, one rule for each block that has a loss ──▶ leave
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import ConfigError
+from pipeline.network.specs import Arrival, CarriedSpec, RuleSpec
+from pipeline.system.named_object import called, named_object, naming
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+    import torch
+    from torch import Tensor
+
+    from pipeline.config.loss import LossConfig
+    from pipeline.data.facts import DataFacts
+    from pipeline.network.specs import BlockSpec, Shape
+    from pipeline.rules.rule import Batch, LocalRule, Place
+
+_EXAMPLES = 2
+TRAVELS = ("uint8", "int64", "float32", "float64", "bfloat16")
+"""Types of tensors that links carry."""
+
+
+def rule_class(rule: str) -> type[LocalRule]:
+    """The class that `loss.rule` names.
+
+    Raises:
+        ConfigError: where there is none, or it is no local rule.
+    """
+    from pipeline.rules import SHIPPED
+    from pipeline.rules.rule import LocalRule
+
+    if ":" not in rule and rule not in SHIPPED:
+        raise ConfigError(
+            f"is no shipped rule; these are {', '.join(SHIPPED)}; one of your own is named as "
+            "package.module:Class"
+        )
+    found = named_object(rule if ":" in rule else f"pipeline.rules:{rule}")
+    if not (isinstance(found, type) and issubclass(found, LocalRule)):
+        what = found.__name__ if isinstance(found, type) else f"a {type(found).__name__}"
+        raise ConfigError(f"{what} is not a LocalRule; make it a subclass of pipeline.LocalRule")
+    return found
+
+
+def naming_rule(rule: str) -> AbstractContextManager[None]:
+    """Around what a user's rule does: errors name it."""
+    return naming(f"loss.rule {rule}")
+
+
+def make_rule(spec: BlockSpec) -> LocalRule:
+    """The rule of a block, drawn from torch's default generator.
+
+    Raises:
+        ConfigError: for options that it has not, and whatever its constructor raises.
+    """
+    assert spec.rule is not None, "a block with a rule"
+    with naming_rule(spec.rule.named):
+        kind = rule_class(spec.rule.named)
+        return _made(kind, place_of(spec), spec.rule.options)
+
+
+def place_of(spec: BlockSpec) -> Place:
+    """Where the rule of a block works."""
+    from pipeline.rules.rule import Place
+
+    rule = spec.rule
+    assert rule is not None, "a block with a rule"
+    return Place(
+        index=spec.index,
+        blocks=rule.blocks,
+        in_shape=rule.in_shape,
+        shape=spec.shape,
+        classes=spec.classes,
+        image_shape=rule.image_shape,
+        target_shape=spec.target_shape,
+    )
+
+
+def expanded(
+    kind: type[LocalRule],
+    options: Mapping[str, Any],
+    batch: Batch,
+    classes: int,
+    generator: torch.Generator,
+) -> Batch:
+    """What a rule makes of a batch before the first block."""
+    given = _of_its_names(kind.expand, options)
+    return kind.expand(batch, classes, batch.training, generator, **given)
+
+
+class TracedRule:
+    """The rule of a configuration for a data set.
+
+    `in_shape`: of one row of the first block's input.
+
+    Raises:
+        ConfigError: naming the rule, for whatever is wrong with it.
+    """
+
+    def __init__(self, loss: LossConfig, facts: DataFacts) -> None:
+        assert loss.rule is not None, "a configuration with a rule"
+        self.named, self._options, self._facts = loss.rule, loss.options, facts
+        with naming_rule(self.named):
+            self._kind = rule_class(self.named)
+            _check_options(self._kind, self._options)
+            self._batches = {training: self._expanded(training) for training in (True, False)}
+            shapes = {tuple(batch.x.shape[1:]) for batch in self._batches.values()}
+            if len(shapes) > 1:
+                raise ConfigError(
+                    f"expand gives inputs of shape {shapes.pop()} in training or in tests, and of "
+                    f"{shapes.pop()} in the other: the network takes one shape"
+                )
+        self.in_shape: Shape = shapes.pop()
+
+    @property
+    def has_output_layer(self) -> bool:
+        """Whether the network ends in an output layer beside the blocks with rules."""
+        return self._kind.output_layer
+
+    def entered(self, in_shape: Shape) -> Shape:
+        """The shape of one row that a block computes on, of what arrives."""
+        with naming_rule(self.named):
+            given = _of_its_names(self._kind.entered_shape, self._options)
+            shape = called(
+                self._kind.entered_shape,
+                given,
+                in_shape,
+                self._facts.classes,
+                tuple(self._facts.shape),
+            )
+            return tuple(map(int, shape))
+
+    def placed(self, hidden: Sequence[BlockSpec], arriving: Sequence[Shape]) -> Iterator[BlockSpec]:
+        """The blocks with their rules, and with what arrives at each; the next one after the last,
+        an output layer, gets what `leaving` then says.
+
+        Args:
+            hidden: in their groups; those that end one get a rule.
+            arriving: of each, the shape of one row before `enter`.
+        """
+        ends = [
+            at
+            for at, spec in enumerate(hidden)
+            if at + 1 == len(hidden) or not hidden[at + 1].same_group
+        ]
+        start = 0
+        for at, spec in enumerate(hidden):
+            arrived = replace(
+                spec,
+                in_training=replace(self._arrival(True), shape=arriving[at]),
+                in_tests=replace(self._arrival(False), shape=arriving[at]),
+            )
+            if at in ends:
+                with naming_rule(self.named):
+                    arrived = self._ruled(arrived, arriving[start], len(hidden))
+                arrived = replace(
+                    arrived,
+                    leaves_in_training=self._arrival(True),
+                    leaves_in_tests=self._arrival(False),
+                    ends_network=at + 1 == len(hidden) and not self.has_output_layer,
+                )
+                start = at + 1
+            yield arrived
+
+    def leaving(self, output: BlockSpec) -> BlockSpec:
+        """The output layer, with what arrives at it.
+
+        Raises:
+            ConfigError: where that is not a row for each example.
+        """
+        training, tests = self._arrival(True), self._arrival(False)
+        if rows := {training.rows, tests.rows} - {1}:
+            raise ConfigError(
+                f"loss.rule {self.named}: expand makes {rows.pop()} rows of each example, and an "
+                "output layer needs one: set output_layer = False, so that scores are what the "
+                "network predicts"
+            )
+        return replace(output, in_training=training, in_tests=tests)
+
+    def _expanded(self, training: bool) -> Batch:
+        import torch
+
+        from pipeline.rules.rule import Batch
+
+        facts = self._facts
+        x = torch.zeros(_EXAMPLES, *facts.shape, dtype=input_type(facts))
+        y = torch.zeros(_EXAMPLES, *facts.target_shape, dtype=getattr(torch, facts.target_dtype))
+        before = Batch(x, y, training=training)
+        generator = torch.Generator().manual_seed(0)
+        batch = called(
+            expanded,
+            {},
+            self._kind,
+            self._options,
+            before,
+            self._facts.classes,
+            generator,
+        )
+        if not isinstance(batch, Batch) or not isinstance(batch.x, torch.Tensor):
+            raise ConfigError(f"expand gives {type(batch).__name__}, a Batch of tensors is needed")
+        if batch.y.shape != y.shape:
+            raise ConfigError(
+                f"expand gives targets of shape {tuple(batch.y.shape)} for {tuple(y.shape)}: leave "
+                "y as it is, and carry what else is needed"
+            )
+        if batch.x.dim() == 0 or batch.x.shape[0] % _EXAMPLES or not len(batch.x):
+            raise ConfigError(
+                f"expand gives x of shape {tuple(batch.x.shape)} for {_EXAMPLES} examples: as many "
+                "rows for each example are needed"
+            )
+        found = Batch(batch.x, batch.y, dict(batch.carry), training)
+        check_carried(self._kind, found.carry)
+        return found
+
+    def _arrival(self, training: bool) -> Arrival:
+        batch = self._batches[training]
+        carried = tuple(
+            CarriedSpec(
+                name,
+                str(batch.carry[name].dtype).removeprefix("torch."),
+                batch.carry[name].shape[0] // _EXAMPLES,
+                tuple(batch.carry[name].shape[1:]),
+            )
+            for name in self._kind.carries
+        )
+        return Arrival(len(batch.x) // _EXAMPLES, carried)
+
+    def _ruled(self, spec: BlockSpec, in_shape: Shape, blocks: int) -> BlockSpec:
+        """The block with its rule, which was given blank examples."""
+        import torch
+
+        image_shape = tuple(self._facts.shape)
+        rule = RuleSpec(self.named, self._options, blocks, in_shape, image_shape)
+        spec = replace(spec, rule=rule)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            made = _made(self._kind, place_of(spec), self._options)
+            for training in (True, False):
+                made.train(training)
+                self._batches[training] = self._left(made, spec, self._batches[training])
+        parameters = sum(p.numel() for p in made.parameters())
+        rule = replace(rule, parameters=parameters, static=self._kind.static)
+        return replace(spec, rule=rule)
+
+    def _left(self, rule: LocalRule, spec: BlockSpec, batch: Batch) -> Batch:
+        """What arrives at the next block."""
+        import torch
+
+        from pipeline.rules.rule import Batch
+
+        generator = torch.Generator().manual_seed(0)
+        where = f"block {spec.index}"
+        with torch.no_grad():
+            x = called(rule.enter, {}, batch.x, batch, generator)
+            check_entered(x, self.entered(tuple(batch.x.shape[1:])), len(batch.x), where)
+            h = torch.rand(len(batch.x), *spec.shape, generator=generator)
+        if batch.training:
+            _check_loss(rule, h, x, batch, where)
+        with torch.no_grad():
+            passed = torch.zeros(len(batch.x), *spec.out_shape)
+            onwards = Batch(passed, batch.y, dict(batch.carry), batch.training)
+            called(rule.leave, {}, h, onwards)
+        check_carried(type(rule), onwards.carry)
+        for name, tensor in onwards.carry.items():
+            if tensor.dtype != batch.carry[name].dtype:
+                raise ConfigError(
+                    f"{where}: leave makes {batch.carry[name].dtype} of {name} a {tensor.dtype}: "
+                    "what is carried keeps the type that expand gave it"
+                )
+        return onwards
+
+
+def _check_loss(rule: LocalRule, h: Tensor, x: Tensor, batch: Batch, where: str) -> None:
+    """Raises ConfigError where a rule gives no loss that could teach its block."""
+    import torch
+
+    from pipeline.rules.rule import LocalRule
+
+    h = h.requires_grad_()
+    given = called(rule.loss, {}, h, x, batch, torch.Generator().manual_seed(0))
+    loss = given[0] if isinstance(given, tuple) else given
+    has_update = type(rule).update is not LocalRule.update
+    if loss is None:
+        if has_update:
+            return
+        raise ConfigError(f"{where}: neither loss nor update gives anything to learn from")
+    if not isinstance(loss, torch.Tensor) or loss.dim() != 0:
+        shape = tuple(getattr(loss, "shape", ()))
+        raise ConfigError(
+            f"{where}: loss gives a {type(loss).__name__} of shape {shape}: a scalar is needed, as "
+            "mean() gives it"
+        )
+    if not torch.isfinite(loss):
+        raise ConfigError(f"{where}: loss gives {loss.item()} for numbers between 0 and 1")
+    reaches_block = loss.requires_grad and (
+        torch.autograd.grad(loss, h, allow_unused=True)[0] is not None
+    )
+    if not (reaches_block or has_update):
+        raise ConfigError(
+            f"{where}: loss has no gradient for the activation, so the block would learn nothing: "
+            "compute it from h, without detach() or no_grad(), or give directions by update"
+        )
+
+
+def input_type(facts: DataFacts) -> torch.dtype:
+    """Of what the first block receives: bytes are made real numbers before."""
+    import torch
+
+    return torch.int64 if facts.dtype == "int64" else torch.float32
+
+
+def check_entered(x: Any, shape: Shape, rows: int, where: str) -> None:
+    """Raises ConfigError where `enter` gave other than `rows` rows of `shape`."""
+    if tuple(getattr(x, "shape", ())) != (rows, *shape):
+        raise ConfigError(
+            f"{where}: enter gives {tuple(getattr(x, 'shape', ()))} for {rows} rows, and the block "
+            f"takes {(rows, *shape)}: let entered_shape say what enter makes of a row"
+        )
+
+
+def check_carried(kind: type[LocalRule], carry: Mapping[str, Tensor]) -> None:
+    """Raises ConfigError where what is carried is not what the rule says that it carries."""
+    import torch
+
+    names = set(kind.carries)
+    for name in kind.carries:
+        if name not in carry:
+            raise ConfigError(f"carries {name!r}, which was never set: set it in expand")
+    for name, tensor in carry.items():
+        if name not in names:
+            raise ConfigError(f"puts {name!r} into batch.carry: name it in carries, too")
+        if not isinstance(tensor, torch.Tensor):
+            raise ConfigError(f"carries {name!r} as a {type(tensor).__name__}, not as a tensor")
+        if str(tensor.dtype).removeprefix("torch.") not in TRAVELS:
+            raise ConfigError(
+                f"carries {name!r} of {tensor.dtype}; what travels is {', '.join(TRAVELS)}"
+            )
+        if tensor.dim() == 0 or tensor.shape[0] % _EXAMPLES or not tensor.shape[0]:
+            raise ConfigError(
+                f"carries {name!r} of shape {tuple(tensor.shape)}: its first dimension has to be "
+                "the examples, or a multiple of them"
+            )
+
+
+def _made(kind: type[LocalRule], place: Place, options: Mapping[str, Any]) -> LocalRule:
+    return called(kind, dict(options), place)  # type: ignore[no-any-return]
+
+
+def _check_options(kind: type[LocalRule], options: Mapping[str, Any]) -> None:
+    """Raises ConfigError for options that a rule has not, or lacks."""
+    parameters = list(inspect.signature(kind.__init__).parameters.values())[2:]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [p.name for p in parameters if p.kind is not p.VAR_POSITIONAL]
+    has = f"it has {', '.join(known)}" if known else "it has none"
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"has no option {name!r}; {has}")
+    needed = [p.name for p in parameters if p.default is p.empty and p.name in known]
+    if missing := [name for name in needed if name not in options]:
+        raise ConfigError(f"needs the option {missing[0]!r}: give it in loss.options")
+
+
+def _of_its_names(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options for which a function has arguments."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return dict(options)
+    names = {parameter.name for parameter in parameters}
+    return {name: value for name, value in options.items() if name in names}
