@@ -32,7 +32,8 @@ from launch.engines.interrupts import INTERRUPTED
 from launch.job import Options
 from launch.launcher import engine_for, launch
 from launch.plan.checks import make_job
-from launch.trial_run import trial_speed
+from launch.trial_run import trial_run
+from pipeline.errors import ConfigError
 from pipeline.run.metrics import METRICS_FILE
 
 if TYPE_CHECKING:
@@ -132,7 +133,9 @@ def predicted(options: Options) -> float:
 def measure_costs(options: Options) -> None:
     """Of the blocks, and of so many stages beside each other."""
     with engine_for(single=False) as engine:
-        trial_speed(make_job(replace(options, measure=True)), engine)
+        trial = trial_run(make_job(replace(options, measure=True)), engine)
+    if trial.not_kept:
+        raise ConfigError(trial.not_kept)
 
 
 def measured(options: Options) -> float:

@@ -86,13 +86,15 @@ def _tried(job: Job, options: Options) -> str:
     the memory holds no run, and in greedy training, where stages never work all at once."""
     if not options.measure or job.too_large or job.config.schedule.greedy:
         return ""
-    from launch.trial_run import trial_speed  # numpy, and much more
+    from launch.trial_run import trial_run  # numpy, and much more
 
     print("measuring the planned pipeline", file=sys.stderr)
     try:
         single = options.single or job.config.loss.is_global
         with engine_for(single=single) as engine:
-            return f"Measured in a trial run: {trial_speed(job, engine):,.0f} images/s."
+            trial = trial_run(job, engine)
+            speed = f"{trial.images_per_s:,.0f} images/s"
+            return f"Measured in a trial run: {speed}. {trial.not_kept}".rstrip()
     except Exception as error:
         if not isinstance(error, PipelineError) and cure_of(error) is None:
             raise  # a bug

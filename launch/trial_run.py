@@ -7,9 +7,10 @@ shows.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
 from launch.engines.interrupts import interrupts_noted
@@ -17,14 +18,17 @@ from launch.plan.cost_cache import keep_crowded_speed
 from launch.training import carry_out, make_run
 from pipeline.data.batches import load_batches
 from pipeline.data.facts import data_facts
-from pipeline.errors import InterruptedRunError
+from pipeline.errors import ConfigError, InterruptedRunError
 from pipeline.run.events import EpochDone
 from pipeline.schedule.feed import Course
 from pipeline.storage.background_writer import BackgroundWriter
 from pipeline.storage.checkpoint import RunState
 from pipeline.storage.folder import Folder
+from pipeline.storage.line_log import LineLog
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from launch.job import Job
     from pipeline.coordinator.engine import Engine
     from pipeline.data.batches import Batches
@@ -47,6 +51,13 @@ class _Nowhere:
         return Path("nowhere")
 
 
+class _Unread(LineLog):
+    """The lines of epochs, of which the stopwatch takes what there is to know."""
+
+    def append(self, line: str) -> None:
+        """Nothing is written, and nothing waits for a disk."""
+
+
 class _Stopwatch:
     """Adds up epochs, but for those that begin before `warm_up` steps are done."""
 
@@ -66,10 +77,18 @@ class _Stopwatch:
         return self.epochs >= EPOCHS and self.seconds >= SECONDS
 
 
-def trial_speed(job: Job, engine: Engine | None) -> float:
-    """Images/s that the plan reaches with synthetic batches of the data set's shape, at a learning
-    rate of 0. It leaves nothing behind but, of several stages on a CPU, how much they slow each
-    other down, in the file of measured costs.
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a trial run has shown: images/s, and why that can't be kept for later predictions."""
+
+    images_per_s: float
+    not_kept: str = ""
+
+
+def trial_run(job: Job, engine: Engine | None) -> Trial:
+    """What the plan reaches with synthetic batches of the data set's shape, at a learning rate of
+    0. However it ends, it leaves nothing behind but, of several stages on a CPU, how much they slow
+    each other down, in the file of measured costs.
 
     Args:
         job: whose block times are known.
@@ -87,15 +106,12 @@ def trial_speed(job: Job, engine: Engine | None) -> float:
     steps = max(1, round(_EPOCH_S * expected / config.data.batch_size))
     course = Course(_NEVER, steps, 0, lr=0.0, eval_every_epochs=0, checkpoint_every_steps=_NEVER)
     watch = _Stopwatch(warm_up=plan.n_stages)  # until there is a batch in each
-    with (
-        TemporaryDirectory(prefix="pipeline-trial-") as path,
-        Folder.open(Path(path)) as folder,
-        interrupts_noted() as asked,
-    ):
+    with _deleted_folder() as folder, interrupts_noted() as asked:
         writer = BackgroundWriter(_Nowhere())
         run = make_run(job, folder, RunState(), _batches(job), course, writer, watch)
+        run.recorder.metrics.lines = _Unread(folder, "nowhere", lambda text: None)
         try:
-            # no batch is left for inspection: it is noise, in a folder that goes
+            # no batch is left for inspection: it is noise
             run = replace(run, folder=None, interrupted=lambda: watch.done or asked())
             carry_out(run, engine)
         except InterruptedRunError:
@@ -103,8 +119,20 @@ def trial_speed(job: Job, engine: Engine | None) -> float:
                 raise KeyboardInterrupt from None
     speed = watch.epochs * steps * config.data.batch_size / watch.seconds
     if plan.n_stages > 1 and plan.stages[0].device == "cpu":
-        keep_crowded_speed(config, job.specs, speed / expected)
-    return speed
+        try:
+            keep_crowded_speed(config, job.specs, speed / expected)
+        except ConfigError as error:
+            return Trial(speed, str(error))
+    return Trial(speed)
+
+
+@contextmanager
+def _deleted_folder() -> Iterator[Folder]:
+    """A folder that takes nothing: even a trial that is killed leaves nothing in its place."""
+    path = Path(mkdtemp(prefix="pipeline-trial-"))
+    with Folder.open(path) as folder:
+        path.rmdir()
+        yield folder
 
 
 def _batches(job: Job) -> Batches:

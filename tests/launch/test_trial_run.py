@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +19,6 @@ from pipeline.run.events import EpochDone, Note
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from support.processes import Launcher
 
@@ -54,8 +54,16 @@ def test_one_process_trains_on_images_of_the_same_shape_and_leaves_nothing(
     overrides = ("data.name=cifar10", "data.download=false", "optimizer.lr=1.0")
     (tmp_path / "temp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temp"))
-    assert trial_run.trial_speed(planned(tiny, single=True, overrides=overrides), None) > 0
-    assert list((tmp_path / "temp").iterdir()) == []
+    carry_out, meanwhile = trial_run.carry_out, list[list[Path]]()
+
+    def look(*given: Any) -> None:
+        meanwhile.append(list((tmp_path / "temp").iterdir()))
+        carry_out(*given)
+
+    monkeypatch.setattr(trial_run, "carry_out", look)
+    trial = trial_run.trial_run(planned(tiny, single=True, overrides=overrides), None)
+    assert trial.images_per_s > 0
+    assert [*meanwhile, list((tmp_path / "temp").iterdir())] == [[], []], "killed, it leaves more"
     assert not (tmp_path / "cache").exists()  # it shows nothing of stages beside each other
 
 
@@ -78,9 +86,27 @@ def test_what_stages_cost_each_other_is_kept(
     monkeypatch.setattr(
         trial_run, "keep_crowded_speed", lambda config, specs, speed: found.append(speed)
     )
-    speed = trial_run.trial_speed(job, object())  # type: ignore[arg-type]
-    assert speed == pytest.approx(steps * 32)
+    trial = trial_run.trial_run(job, object())  # type: ignore[arg-type]
+    assert trial.images_per_s == pytest.approx(steps * 32)
     assert found == pytest.approx(kept, rel=0.03)
+
+
+def test_a_speed_that_cant_be_kept_is_said(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def carry_out(run: Any, engine: object) -> None:
+        for number in range(5):
+            run.observer(EpochDone({"step": number, "seconds": 1.0}))
+
+    (tmp_path / "cache").write_text("which is no folder")
+    monkeypatch.setattr(trial_run, "carry_out", carry_out)
+    trial = trial_run.trial_run(planned(tiny, stages=2), object())  # type: ignore[arg-type]
+    assert "what is measured can't be kept in" in trial.not_kept
+    monkeypatch.setattr(trial_run, "trial_run", lambda job, engine: trial)
+    (tmp_path / "cache").unlink()
+    assert launch(Options(tiny, gpus="cpu", single=True, dry_run=True, measure=True)) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"run: {trial.images_per_s:,.0f} images/s. --measure: what is measured can't be" in text
 
 
 @pytest.mark.usefixtures("torch_settings")
@@ -102,7 +128,7 @@ def test_a_trial_that_fails_costs_a_line(
     def fail(job: Job, engine: object) -> float:
         raise error
 
-    monkeypatch.setattr(trial_run, "trial_speed", fail)
+    monkeypatch.setattr(trial_run, "trial_run", fail)
     overrides = ("schedule.milestones=[9]",)
     given = Options(tiny, gpus="cpu", single=True, dry_run=True, measure=True, overrides=overrides)
     assert launch(given) == 0
