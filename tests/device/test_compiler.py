@@ -92,6 +92,7 @@ def test_so_do_those_whose_masks_a_device_works_out(monkeypatch: pytest.MonkeyPa
     check_alike(trained(VGG, {"name": "pred"}, compile=True), trained(VGG, {"name": "pred"}))
 
 
+@pytest.mark.processes  # of the C++ compiler, a dozen: they take half a minute
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 def test_with_generated_code_too() -> None:
     check_alike(trained(MLP, {"name": "pred"}, compile=True), trained(MLP, {"name": "pred"}))
