@@ -20,6 +20,7 @@ from pipeline.storage.checkpoint import (
 )
 from pipeline.storage.checkpoint_writer import CONFIG, checkpoints_of
 from pipeline.storage.folder import Folder
+from pipeline.system.sources import changed_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,6 +33,8 @@ _FREE_TO_CHANGE = (
     "schedule.", "runtime.", "optimizer.lr", "optimizer.clip_norm", "optimizer.blocks", "data.root",
     "data.download", "data.on_bad_image", "data.accept",
 )  # fmt: skip
+CODE = "code.txt"
+"""A line for each file of the user's own code that the run was last started with, with a digest."""
 _OF_A_NETWORK = ("encoder.", "tail.")
 """How the names of a user's tensors begin in a block's file."""
 _BOUND = ("runtime.seed", "runtime.precision", "schedule.greedy")
@@ -138,24 +141,7 @@ def _from_checkpoint(run: Folder, checkpoint: Checkpoint, job: Job) -> tuple[Run
     start = checkpoint.start()
     if job.rehearsal:
         _check_user_network(checkpoint, start, job.rehearsal)
-    notes += _risen_rate(before, job, start)
-    return start, [f"resuming from {checkpoint.path.name}", *notes]
-
-
-def _risen_rate(before: Config, job: Job, start: RunState) -> list[str]:
-    """Milestones as shares of the run, a cosine and a warm-up follow the epochs: with more of them
-    a run goes on at a higher rate than it had come down to."""
-    if before.schedule == job.config.schedule or start.steps_per_epoch is None:
-        return []
-    step = start.position.step
-    courses = (
-        course_of(config, job.specs, start.steps_per_epoch, evaluation_batches=1)
-        for config in (before, job.config)
-    )
-    last, following = (course.learning_rate(step + k) for k, course in enumerate(courses))
-    if not step or following <= last:
-        return []
-    return [f"by the changed schedule the learning rate goes up from {last:.3g} to {following:.3g}"]
+    return start, [f"resuming from {checkpoint.path.name}", *notes, *_changed_code(run, job)]
 
 
 def _from_the_beginning(run: Folder, config: Config) -> tuple[RunState, list[str]]:
@@ -197,6 +183,18 @@ def _check_user_network(checkpoint: Checkpoint, start: RunState, rehearsal: Rehe
                 raise _another_network(checkpoint, f"the network has no {name} in block {block}")
 
 
+def _changed_code(run: Folder, job: Job) -> list[str]:
+    """A note where the user's own code is not as it was; that may be on purpose."""
+    if not run.has_file(CODE):
+        return []  # the network is a built-in one, or the run of an earlier version
+    before = run.read(CODE).decode(errors="replace").splitlines()
+    files = changed_files(before, job.own_code)
+    if not files:
+        return []
+    more = f" and {len(files) - 1} more of your files" if files[1:] else ""
+    return [f"{files[0]}{more} changed since the run was started: from here on it trains by that"]
+
+
 def _another_network(checkpoint: Checkpoint, what: str) -> ConfigError:
     return ConfigError(
         f"--resume: {checkpoint.path}: {what}: model.factory gives another network than the run "
@@ -215,13 +213,5 @@ def _compare(before: Config, now: Config, path: Path) -> list[str]:
                 f"--resume: {key} is {new}, but the run in {path} began with {old}; "
                 f"use --set {shlex.quote(f'{key}={old}')}, or start a new run"
             )
-        left = _left_behind(before, now) if key == "schedule.epochs" else ""
-        notes.append(f"{key} changed from {old} to {new}{left}")
+        notes.append(f"{key} changed from {old} to {new}")
     return notes
-
-
-def _left_behind(before: Config, now: Config) -> str:
-    """What to add of milestones that stay where they were, while the epochs change."""
-    milestones = now.schedule.milestones
-    moves = now.schedule.milestones_are_shares or milestones != before.schedule.milestones
-    return "" if moves or not milestones else f"; schedule.milestones stays {word_for(milestones)}"

@@ -17,7 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.resume import no_folder
+from launch.resume import CODE, no_folder
 from pipeline.config.config_file import dump_config
 from pipeline.config.sections import config_tree
 from pipeline.errors import CheckpointError, ConfigError
@@ -42,7 +42,7 @@ DATA, IMAGES = "data.json", "images.jsonl"
 RUNS = Path("runs")
 """Where runs go whose folder nobody has named."""
 _A_RUN = (CONFIG, METRICS_FILE, CHECKPOINTS)
-_WRITTEN = (*_A_RUN, PLAN, LOG, DATA, IMAGES)
+_WRITTEN = (*_A_RUN, PLAN, LOG, DATA, IMAGES, CODE)
 _UNSHOWN = {"Cc", "Cs", "Zl", "Zp"}
 """Unicode's control characters, bytes that are no UTF-8, line and paragraph separators."""
 _LONGEST_NAME = 200
@@ -140,6 +140,8 @@ class HeldRun:
                     folder.remove(left)
             replace_in(folder, CONFIG, dump_config(config).encode())
             replace_in(folder, PLAN, (json.dumps(tree, indent=1) + "\n").encode())
+            if job.own_code:
+                replace_in(folder, CODE, "".join(f"{line}\n" for line in job.own_code).encode())
             if data:
                 replace_in(folder, DATA, (json.dumps(data.tree, indent=1) + "\n").encode())
             if files:

@@ -76,6 +76,12 @@ def difference(ours: Sequence[str], theirs: Sequence[str], *, common: bool = Fal
     return None
 
 
+def changed_files(before: Sequence[str], now: Sequence[str]) -> list[str]:
+    """The files of two lists, as `own_code` gives them, that are in both and are not the same."""
+    one, other = _table(before), _table(now)
+    return [name for name in one if name in other and one[name] != other[name]]
+
+
 def _table(lines: Iterable[str]) -> dict[str, str]:
     return {name: what for name, _, what in (line.rpartition(" ") for line in lines)}
 
