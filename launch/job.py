@@ -65,3 +65,6 @@ class Job:
     """What was found out about a user's own network."""
     too_large: str = ""
     """Why this machine's memory can't hold it; only a dry run goes on with that."""
+    milestones_for: int | None = None
+    """The epochs that stand beside the milestones in the config, where `--set` changed only
+    these."""

@@ -141,7 +141,24 @@ def _from_checkpoint(run: Folder, checkpoint: Checkpoint, job: Job) -> tuple[Run
     start = checkpoint.start()
     if job.rehearsal:
         _check_user_network(checkpoint, start, job.rehearsal)
-    return start, [f"resuming from {checkpoint.path.name}", *notes, *_changed_code(run, job)]
+    notes += [*_risen_rate(before, job, start), *_changed_code(run, job)]
+    return start, [f"resuming from {checkpoint.path.name}", *notes]
+
+
+def _risen_rate(before: Config, job: Job, start: RunState) -> list[str]:
+    """Milestones as shares of the run, a cosine and a warm-up follow the epochs: with more of them
+    a run goes on at a higher rate than it had come down to."""
+    if before.schedule == job.config.schedule or start.steps_per_epoch is None:
+        return []
+    step = start.position.step
+    courses = (
+        course_of(config, job.specs, start.steps_per_epoch, evaluation_batches=1)
+        for config in (before, job.config)
+    )
+    last, following = (course.learning_rate(step + k) for k, course in enumerate(courses))
+    if not step or following <= last:
+        return []
+    return [f"by the changed schedule the learning rate goes up from {last:.3g} to {following:.3g}"]
 
 
 def _from_the_beginning(run: Folder, config: Config) -> tuple[RunState, list[str]]:
@@ -213,5 +230,13 @@ def _compare(before: Config, now: Config, path: Path) -> list[str]:
                 f"--resume: {key} is {new}, but the run in {path} began with {old}; "
                 f"use --set {shlex.quote(f'{key}={old}')}, or start a new run"
             )
-        notes.append(f"{key} changed from {old} to {new}")
+        left = _left_behind(before, now) if key == "schedule.epochs" else ""
+        notes.append(f"{key} changed from {old} to {new}{left}")
     return notes
+
+
+def _left_behind(before: Config, now: Config) -> str:
+    """What to add of milestones that stay where they were, while the epochs change."""
+    milestones = now.schedule.milestones
+    moves = now.schedule.milestones_are_shares or milestones != before.schedule.milestones
+    return "" if moves or not milestones else f"; schedule.milestones stays {word_for(milestones)}"

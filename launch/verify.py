@@ -69,7 +69,7 @@ def digests_of(job: Job, steps: int, engine: Engine | None) -> dict[tuple[int, i
     course = course_of(job.config, job.specs, batches.steps_per_epoch, batches.evaluation_batches)
     if course.learners:  # each of them must learn in these few steps
         share = min(course.steps_per_epoch, ceil(steps / len(course.learners)))
-        course = replace(course, epochs=1, steps_per_epoch=share, milestones=())
+        course = replace(course, epochs=1, steps_per_epoch=share, milestones=(), warmup_epochs=0)
     course = replace(course, checkpoint_every_steps=1, last_step=steps)
     writer = BackgroundWriter(store, every=True)
     with _folder() as path, Folder.open(path) as folder, interrupts_noted() as interrupted:

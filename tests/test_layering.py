@@ -70,13 +70,14 @@ PIPELINE: dict[str, Row] = {  # from the ground up
 
 LAUNCH: dict[str, Row] = {  # from the ground up; `pipeline` may be imported by all of it
     "job": row(),
+    "milestones": row(),
     "resume": row("job"),
     "run_directory": row("job resume"),
     "machine": row(),
     "display": row("job run_directory"),
     "engines": row("display"),
     "command": row("display engines"),
-    "plan": row("job machine display engines"),
+    "plan": row("job milestones machine display engines"),
     "same_data": row(),
     "training": row("job run_directory display engines plan same_data"),
     "trial_run": row("job engines plan training"),

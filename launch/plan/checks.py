@@ -112,7 +112,22 @@ def make_job(options: Options) -> Job:
 
             rehearsal = rehearse(config, facts, specs)
     name = _name(path, options)
-    return Job(name, config, specs, costs, plan, known, options.single, own, rehearsal, why)
+    written_for = _milestones_for(path, options.overrides)
+    return Job(
+        *(name, config, specs, costs, plan, known, options.single, own, rehearsal, why, written_for)
+    )
+
+
+def _milestones_for(path: Path, overrides: tuple[str, ...]) -> int | None:
+    """As `Job.milestones_for`."""
+    of_epochs = [text for text in overrides if text.startswith("schedule.epochs=")]
+    if not of_epochs or any(text.startswith("schedule.milestones=") for text in overrides):
+        return None
+    try:
+        others = tuple(text for text in overrides if text not in of_epochs)
+        return load_config(path, others).schedule.epochs
+    except ConfigError:  # only with these epochs is it right, or it came through a pipe
+        return None
 
 
 def _check_normalised(batch_size: int, specs: Sequence[BlockSpec]) -> None:

@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from launch.job import KnownSpeed
+from launch.milestones import misplaced
 from launch.plan.cost_cache import known_timing, measure
 from launch.plan.memory import tight
 from pipeline.errors import ConfigError
@@ -17,15 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from launch.job import Job, Options
-    from pipeline.config.recipe import ScheduleConfig
     from pipeline.config.sections import Config
     from pipeline.data.facts import DataFacts
     from pipeline.network.specs import BlockSpec
     from pipeline.planning.cost import BlockCost
-
-
-_PAPERS_SHARES = (0.5, 0.75, 0.89, 0.94)
-"""Of the epochs, at which the learning rate drops (section 4 of the paper)."""
 
 
 def find_speed(
@@ -66,7 +62,7 @@ def cautions(job: Job) -> list[str]:
         *rehearsed,
         *_crowded_cores(job),
         *_feedback_that_cannot_align(job.config),
-        *_milestones_elsewhere(job.config.schedule),
+        *misplaced(job.config.schedule, job.milestones_for),
         *tight(job),
     ]
 
@@ -94,28 +90,6 @@ def _feedback_that_cannot_align(config: Config) -> list[str]:
         "loss.feedback random: a classifier that is never trained can't align with random feedback;"
         " after 4 epochs of 6,000 images 16.5 % errors were measured, 6.2 % with transpose, 7.4 %"
         " with sign, 5.9 % with loss.classifier trained"
-    ]
-
-
-def _milestones_elsewhere(schedule: ScheduleConfig) -> list[str]:
-    """A milestone from the last epoch on has no effect; and where the last that has one is before
-    half of the epochs, `epochs` was mostly raised and the milestones forgotten."""
-    epochs, milestones = schedule.epochs, schedule.milestones
-    early = [milestone for milestone in milestones if milestone < epochs]
-    said = []
-    if len(early) < len(milestones):
-        late = ", ".join(map(str, milestones[len(early) :]))
-        said.append(f"the run is over before the learning rate drops after epoch {late}")
-    if early and early[-1] < epochs // 2:
-        said.append(f"after epoch {early[-1]} the rate stays the same for {epochs - early[-1]}")
-    if not said:
-        return []
-    shares = (round(share * epochs) for share in _PAPERS_SHARES[: len(milestones)])
-    wanted = sorted({milestone for milestone in shares if 0 < milestone < epochs})
-    return [
-        f"schedule.milestones {list(milestones)} don't fit schedule.epochs {epochs}: "
-        f"{', and '.join(said)}; at the same shares of the run as in the paper: "
-        f"--set 'schedule.milestones={wanted}'"
     ]
 
 

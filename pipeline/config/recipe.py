@@ -6,7 +6,7 @@ import re
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pipeline.config.model import MAX_LAYERS
-from pipeline.config.schema import BeforeValidator, Field, Section, model_validator
+from pipeline.config.schema import BeforeValidator, Field, Section, brief, model_validator
 
 MAX_EPOCHS = 1_000_000
 _MAX_MILESTONES = 1000
@@ -59,20 +59,44 @@ class OptimizerConfig(Section):
         return self
 
 
+def _milestone(value: Any) -> Any:
+    is_epoch = type(value) is int and 1 <= value <= MAX_EPOCHS
+    if not (is_epoch or (type(value) is float and 0 < value < 1)):
+        raise ValueError(
+            f"schedule.milestones: {brief(value)} is neither an epoch (1 to {MAX_EPOCHS}) nor a "
+            "share of the run (above 0, below 1)"
+        )
+    return value
+
+
+Milestone: TypeAlias = Annotated[
+    Annotated[int, Field(ge=1, le=MAX_EPOCHS)] | Annotated[float, Field(gt=0, lt=1)],
+    BeforeValidator(_milestone),
+]
+
+
 class ScheduleConfig(Section):
-    """How long, and when the learning rate drops."""
+    """How long, and how the learning rate changes."""
 
     epochs: int = Field(default=100, ge=1, le=MAX_EPOCHS)
     """Passes over the training set."""
     milestones: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=MAX_EPOCHS)], ...],
-        Field(strict=False, max_length=_MAX_MILESTONES),
+        tuple[Milestone, ...], Field(strict=False, max_length=_MAX_MILESTONES)
     ] = ()
-    """The learning rate is multiplied by `factor` after each of these epochs (from 1)."""
+    """The learning rate is multiplied by `factor` after each of these epochs (from 1), or after
+    each of these shares of the epochs: 0.5 is after half of them, rounded up."""
     factor: float = Field(default=0.25, gt=0, le=1)
     """What a milestone multiplies the learning rate by."""
+    decay: Literal["milestones", "cosine"] = "milestones"
+    """Let the learning rate drop at the milestones, if there are any, or from step to step by half
+    a cosine (Loshchilov & Hutter 2017, without restarts)."""
+    min_factor: float = Field(default=0.0, ge=0, lt=1)
+    """Of `cosine`: what is left of the learning rate at the end of the run, as a share of it."""
+    warmup_epochs: int = Field(default=0, ge=0, le=MAX_EPOCHS)
+    """In so many epochs at the begin the learning rate grows in proportion to the steps done
+    (Goyal et al. 2017); a cosine begins after them."""
     greedy: bool = False
-    """Blocks learn one after another, each for `epochs` (and its milestones), from the input
+    """Blocks learn one after another, each for `epochs` (and its schedule), from the input
     that the finished ones before it give as in a test: frozen, without dropout. The test error
     of a phase is that of the local classifier at work."""
 
@@ -80,4 +104,44 @@ class ScheduleConfig(Section):
     def _milestones_increase(self) -> ScheduleConfig:
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"schedule.milestones {list(self.milestones)} must increase strictly")
+        if len(set(map(type, self.milestones))) > 1:
+            raise ValueError(
+                f"schedule.milestones {list(self.milestones)}: give epochs (whole numbers) or "
+                "shares of the run (below 1), not both"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _decays_one_way(self) -> ScheduleConfig:
+        if self.decay == "cosine" and self.milestones:
+            raise ValueError(
+                f"schedule.decay cosine takes no milestones, and schedule.milestones is "
+                f"{list(self.milestones)}: set it to []"
+            )
+        if self.min_factor and self.decay != "cosine":
+            raise ValueError("schedule.min_factor needs schedule.decay cosine")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs {self.warmup_epochs} must be less than schedule.epochs "
+                f"{self.epochs}"
+            )
+        return self
+
+    @property
+    def milestones_are_shares(self) -> bool:
+        """Whether they follow the epochs."""
+        return any(isinstance(milestone, float) for milestone in self.milestones)
+
+    @property
+    def milestone_epochs(self) -> tuple[int, ...]:
+        """The milestones as epochs: the learning rate drops with the epoch after each."""
+        return tuple(
+            milestone if isinstance(milestone, int) else self._epochs_until(milestone)
+            for milestone in self.milestones
+        )
+
+    def _epochs_until(self, share: float) -> int:
+        """The fewest epochs that are such a share of the run: 3 of 10 are 0.3, whatever rounding
+        makes of 0.3 * 10."""
+        nearest = round(share * self.epochs)
+        return nearest if nearest / self.epochs >= share else nearest + 1

@@ -95,11 +95,12 @@ class MetricsLog:
         seconds, learner = self._seconds.pop(epoch, 0.0), self._course.learner(epoch)
         images = max((tally.images for tally in tallies), default=0) - self._images_before
         self._images_before = 0
+        step = epoch * self._course.steps_per_epoch
         return {
             "event": "epoch",
             "epoch": epoch,
-            "step": epoch * self._course.steps_per_epoch,
-            "lr": self._course.learning_rate(epoch),
+            "step": step,
+            "lr": self._course.learning_rate(step),
             **({"learner": learner} if learner is not None else {}),
             "train": _summary(tallies),
             "test": _summary([tally for report in tested for tally in report.tallies]),

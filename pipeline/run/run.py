@@ -183,7 +183,7 @@ class Speedometer:
             Progress(
                 epoch=epoch,
                 step=step,
-                lr=course.learning_rate(epoch),
+                lr=course.learning_rate(step),
                 images_per_s=images / passed_s if passed_s > 0 else 0.0,
                 stages=tuple(stages),
             )

@@ -7,12 +7,20 @@ snapshot at the end of each (t: training batch, E: end of epoch, ( ): evaluation
     t1 t2 t3 E1 (e1 e2) S3 | t4 t5 t6 E2 (e1 e2) S6 | Stop
 
 With a snapshot every 2 steps: t1 t2 S2 t3 E1 (e1 e2) | t4 S4 t5 t6 E2 (e1 e2) S6 | Stop
+
+The learning rate of each step, for 4 epochs of 2 steps, in hundredths of `lr`:
+
+    milestones [2], factor 0.5    100 100 | 100 100 |  50  50 |  50  50
+    decay cosine                  100  96 |  85  69 |  50  31 |  15   4
+    warm-up of 1 epoch             50 100 | 100 100 | 100 100 | 100 100
+    warm-up, then cosine           50 100 | 100  93 |  75  50 |  25   7
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from math import cos, pi
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.network.specs import in_runs
 from pipeline.schedule.items import (
@@ -44,6 +52,7 @@ class Course:
     evaluation_batches: int
     lr: float
     milestones: tuple[int, ...] = ()
+    """Epochs after which the rate drops."""
     factor: float = 0.25
     eval_every_epochs: int = 1
     eval_before_training: bool = False
@@ -52,6 +61,9 @@ class Course:
     """In greedy training, the block that learns in each phase; empty: all learn at once."""
     last_step: int | None = None
     """End early, after this step, as a check of a few steps does."""
+    decay: Literal["milestones", "cosine"] = "milestones"
+    min_factor: float = 0.0
+    warmup_epochs: int = 0
 
     @property
     def all_epochs(self) -> int:
@@ -73,11 +85,21 @@ class Course:
         """The epoch (from 1) that step (from 1) belongs to; 0 before the first step."""
         return (step + self.steps_per_epoch - 1) // self.steps_per_epoch
 
-    def learning_rate(self, epoch: int) -> float:
-        """A milestone m takes effect from epoch m + 1."""
-        within_phase = (max(epoch, 1) - 1) % self.epochs + 1
-        passed = sum(within_phase > milestone for milestone in self.milestones)
-        return self.lr * self.factor**passed
+    def learning_rate(self, step: int) -> float:
+        """Of a step (from 1), drawn above: for each phase of greedy training the same again."""
+        done = (max(step, 1) - 1) % (self.epochs * self.steps_per_epoch)
+        warmup = self.warmup_epochs * self.steps_per_epoch
+        rate = self.lr * self._decayed(done, warmup)
+        return rate if done >= warmup else rate * ((done + 1) / warmup)
+
+    def _decayed(self, done: int, warmup: int) -> float:
+        """What is left of the rate after `done` steps, of which `warmup` don't count."""
+        if self.decay == "cosine":
+            share = max(0, done - warmup) / (self.epochs * self.steps_per_epoch - warmup)
+            return self.min_factor + (1 - self.min_factor) * (1 + cos(pi * share)) / 2
+        # a milestone m takes effect from epoch m + 1
+        passed = sum(done // self.steps_per_epoch >= milestone for milestone in self.milestones)
+        return self.factor**passed
 
     def learner(self, epoch: int) -> int | None:
         """The block that learns in an epoch of greedy training; None: all blocks."""
@@ -110,8 +132,11 @@ def course_of(
         steps_per_epoch=steps_per_epoch,
         evaluation_batches=evaluation_batches,
         lr=config.optimizer.lr,
-        milestones=config.schedule.milestones,
+        milestones=config.schedule.milestone_epochs,
         factor=config.schedule.factor,
+        decay=config.schedule.decay,
+        min_factor=config.schedule.min_factor,
+        warmup_epochs=config.schedule.warmup_epochs,
         eval_every_epochs=config.runtime.eval_every_epochs,
         eval_before_training=config.runtime.eval_before_training,
         checkpoint_every_steps=config.runtime.checkpoint_every_steps,
@@ -186,7 +211,7 @@ def _items(course: Course, start: Position) -> Iterator[Item]:
     while step < course.steps:
         step += 1
         epoch = course.epoch_of(step)
-        yield TrainBatch(step, epoch, course.learning_rate(epoch), course.learner(epoch))
+        yield TrainBatch(step, epoch, course.learning_rate(step), course.learner(epoch))
         if step % course.steps_per_epoch == 0:
             yield from _epoch_end(course, epoch)
         elif course.checkpoint_every_steps and step % course.checkpoint_every_steps == 0:

@@ -205,11 +205,30 @@ IMPOSSIBLE = [
     ),
     (
         "schedule.a.b=1",
-        "schedule.a.b: unknown key; allowed here: epochs, milestones, factor, greedy",
+        "schedule.a.b: unknown key; allowed here: epochs, milestones, factor, decay, min_factor, "
+        "warmup_epochs, greedy",
+    ),
+    *(
+        (
+            f"schedule.milestones=[{wrong}]",
+            f"schedule.milestones: {brief(value_of(wrong))} is neither an epoch (1 to 1000000) nor "
+            "a share of the run (above 0, below 1)",
+        )
+        for wrong in ("0", "0.0", "1.0", "-0.5", "true", "half", "10000000")
     ),
     (
-        "schedule.milestones=[5,0]",
-        "schedule.milestones.1: 0 is not allowed: input should be greater than or equal to 1",
+        "schedule.milestones=[0.5,3]",
+        "schedule.milestones [0.5, 3]: give epochs (whole numbers) or shares of the run (below 1), "
+        "not both",
+    ),
+    (
+        "schedule.decay=cosine schedule.milestones=[5]",
+        "schedule.decay cosine takes no milestones, and schedule.milestones is [5]: set it to []",
+    ),
+    ("schedule.min_factor=0.1", "schedule.min_factor needs schedule.decay cosine"),
+    (
+        "schedule.epochs=5 schedule.warmup_epochs=5",
+        "schedule.warmup_epochs 5 must be less than schedule.epochs 5",
     ),
     ("model.layers=[64,M]", "model.layers belongs to model.name vgg, not to mlp"),
     ("model.name=vgg", "model.name vgg needs model.layers, as [128, M, 256, M]"),
@@ -299,6 +318,8 @@ def test_impossible_combinations(file: Path, overrides: str, said: str) -> None:
         {"data": {"name": "imagefolder", "size": 64}},
         {"data": {"name": "synthetic", "size": 8, "channels": 1, "classes": 2}},
         {"schedule": {"milestones": [1, 2]}},
+        {"schedule": {"milestones": [0.5, 0.75]}},
+        {"schedule": {"epochs": 2, "warmup_epochs": 1, "decay": "cosine", "min_factor": 0.01}},
         {"optimizer": {"name": "sgd", "nesterov": True, "momentum": 0.1}},
         {"loss": {"beta": 1}},
         {"loss": {"pred_hidden": 8}},
@@ -318,13 +339,31 @@ def test_neighbouring_right_configs_are_taken(changes: dict[str, Any]) -> None:
             assert (list(found) if isinstance(found, tuple) else found) == value
 
 
+@pytest.mark.parametrize(
+    ("epochs", "shares", "expected"),
+    [
+        (100, [0.5, 0.75, 0.89, 0.94], (50, 75, 89, 94)),
+        (10, [0.1, 0.3, 0.7], (1, 3, 7)),  # 0.7 * 10 is a little more than 7
+        (5, [0.5, 0.7], (3, 4)),
+        (3, [0.01, 0.99], (1, 3)),
+        (1, [0.5], (1,)),
+        (7, [2, 6], (2, 6)),
+    ],
+)
+def test_milestones_as_shares_are_the_epochs_after_which_so_much_is_done(
+    epochs: int, shares: list[float], expected: tuple[int, ...]
+) -> None:
+    config = build_config(tree(schedule={"epochs": epochs, "milestones": shares}), "test")
+    assert config.schedule.milestone_epochs == expected
+
+
 # --- bounds -----------------------------------------------------------------------------------
 
 
 TOO_MUCH = [
     ("schedule.epochs", "1000000000000", "less than or equal to 1000000"),
     ("schedule.milestones", f"[{', '.join(map(str, range(1, 1500)))}]", "at most 1000 items"),
-    ("schedule.milestones", "[10000000000]", "less than or equal to 1000000"),
+    ("schedule.milestones", "[10000000000]", "neither an epoch (1 to 1000000) nor"),
     ("data.batch_size", "x" * 1000, "xxx…"),
     ("data.batch_size", "1000000000", "less than or equal to 1048576"),
     ("data.train_limit", "1000000000000", "less than or equal to 1000000000"),

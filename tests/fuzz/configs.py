@@ -113,7 +113,12 @@ def configs(draw: DrawFn) -> Drawn:
             "dim_in_decoder": 32,
         },
         "optimizer": {**optimizer, "weight_decay": draw(st.sampled_from([0.0, 1e-3]))},
-        "schedule": {"epochs": epochs, "greedy": greedy},
+        "schedule": {
+            "epochs": epochs,
+            "greedy": greedy,
+            "decay": draw(st.sampled_from(["milestones", "cosine"])),
+            "warmup_epochs": draw(st.integers(0, epochs - 1)),
+        },
         "data": {
             "name": "synthetic",
             "size": 6,

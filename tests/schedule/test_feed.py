@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 from pipeline.config.recipe import ScheduleConfig
 from pipeline.config.sections import build_config
@@ -142,13 +143,49 @@ def test_milestones_take_effect_after_their_epoch_for_every_batch() -> None:
     assert rates == [(1, 0.8)] * 3 + [(2, 0.4)] * 3 + [(3, 0.4)] * 3 + [(4, 0.2)] * 3
 
 
+RATES = [
+    ({"milestones": (2,), "factor": 0.5}, "100 100 | 100 100 |  50  50 |  50  50"),
+    ({"decay": "cosine"}, "100  96 |  85  69 |  50  31 |  15   4"),
+    ({"warmup_epochs": 1}, " 50 100 | 100 100 | 100 100 | 100 100"),
+    ({"warmup_epochs": 1, "decay": "cosine"}, " 50 100 | 100  93 |  75  50 |  25   7"),
+    ({"warmup_epochs": 2, "milestones": (1, 3), "factor": 0.5}, "25 50 38 50 | 50 50 25 25"),
+    ({"decay": "cosine", "min_factor": 0.5}, "100 98 93 85 75 65 57 52"),
+]
+
+
+@pytest.mark.parametrize(("changes", "expected"), RATES, ids=str)
+def test_drawings_of_learning_rates(changes: dict[str, Any], expected: str) -> None:
+    course = Course(4, 2, 1, lr=0.2, **changes)
+    rates = [item.lr for item in feed(course) if isinstance(item, TrainBatch)]
+    assert [round(100 * rate / 0.2) for rate in rates] == [
+        int(word) for word in expected.replace("|", " ").split()
+    ]
+
+
+@pytest.mark.parametrize("min_factor", [0.0, 0.1])
+def test_a_cosine_is_torchs_in_every_step(min_factor: float) -> None:
+    course = Course(3, 7, 1, lr=0.3, decay="cosine", min_factor=min_factor)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.3)
+    torchs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 21, eta_min=0.3 * min_factor)
+    for step in range(1, 22):
+        assert course.learning_rate(step) == pytest.approx(torchs.get_last_lr()[0], rel=1e-12)
+        optimizer.step()
+        torchs.step()
+
+
+def test_each_phase_of_greedy_training_warms_up_and_decays_again() -> None:
+    course = Course(2, 2, 1, 1.0, warmup_epochs=1, decay="cosine", learners=(0, 1))
+    rates = [item.lr for item in feed(course) if isinstance(item, TrainBatch)]
+    assert rates[:4] == rates[4:] == pytest.approx([0.5, 1.0, 1.0, 0.5])
+
+
 def test_course_of_a_config() -> None:
     tree = {
         "model": {"name": "mlp"},
         "loss": {"name": "pred"},
         "data": {"name": "digits"},
         "optimizer": {"lr": 0.5},
-        "schedule": {"epochs": 7, "milestones": [3, 5], "factor": 0.1},
+        "schedule": {"epochs": 7, "milestones": [0.4, 0.7], "factor": 0.1, "warmup_epochs": 2},
         "runtime": {
             "eval_every_epochs": 2,
             "eval_before_training": True,
@@ -158,9 +195,15 @@ def test_course_of_a_config() -> None:
     config = build_config(tree, "test")
     specs = network_specs(config, data_facts(config.data))
     expected = Course(
-        7, 11, 4, 0.5, (3, 5), 0.1, 2, eval_before_training=True, checkpoint_every_steps=9
+        *(7, 11, 4, 0.5, (3, 5), 0.1, 2),
+        eval_before_training=True,
+        checkpoint_every_steps=9,
+        warmup_epochs=2,
     )
     assert course_of(config, specs, 11, 4) == expected
+    cosine = ScheduleConfig(epochs=7, decay="cosine", min_factor=0.2)
+    course = course_of(config.model_copy(update={"schedule": cosine}), specs, 11, 4)
+    assert (course.decay, course.min_factor) == ("cosine", 0.2)
     greedy = config.model_copy(update={"schedule": ScheduleConfig(epochs=7, greedy=True)})
     assert course_of(greedy, specs, 11, 4).learners == (0, 1)
 

@@ -60,7 +60,8 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
                 "weight_decay": 0.1,
                 "clip_norm": 0.5,
                 "blocks": {0: {"lr": 0.01}, 2: {"weight_decay": 0.2}},
-            }
+            },
+            "schedule": {"epochs": 2, "decay": "cosine", "warmup_epochs": 1},
         },
     ),
     "mlp": (2, {"model": {"name": "mlp", "hidden_layers": 2, "hidden": 16}}),

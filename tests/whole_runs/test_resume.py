@@ -293,7 +293,28 @@ def test_longer_than_planned(undisturbed: Path, tmp_path: Path) -> None:
     assert final_digests(resumed) == final_digests(planned)
     assert epochs(resumed) == epochs(planned)
     log = (resumed / "run.log").read_text(encoding="utf-8")
-    assert "schedule.epochs changed from 3 to 4" in log
+    assert "schedule.epochs changed from 3 to 4; schedule.milestones stays [1]\n" in log
+
+
+@pytest.mark.parametrize(
+    ("milestones", "epochs_now", "note"),
+    [
+        ("[0.5]", 6, "by the changed schedule the learning rate goes up from 0.0025 to 0.01"),
+        ("[0.5]", 3, None),
+        ("[1]", 6, None),
+    ],
+)
+def test_a_rate_that_goes_up_with_more_epochs_is_told(
+    tmp_path: Path, milestones: str, epochs_now: int, note: str | None
+) -> None:
+    def of(epochs: int) -> Job:
+        changes = (f"schedule.milestones={milestones}", f"schedule.epochs={epochs}")
+        return smallest(tmp_path, "optimizer.lr=0.01", *changes)
+
+    train(of(2), tmp_path / "run", lambda: False)
+    with hold(tmp_path / "run") as held:
+        notes = start_state(held.folder, of(epochs_now))[1]
+    assert [text for text in notes if "goes up" in text] == [note] * (note is not None)
 
 
 # --- interrupted after every single item --------------------------------------------------

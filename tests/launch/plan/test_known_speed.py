@@ -415,6 +415,8 @@ def test_stages_are_timed_by_hand(tmp_path: Path) -> None:
         (12, "[11]", ""),
         (12, "[6]", ""),
         (12, "[]", ""),
+        (60, "[0.1, 0.2]", ""),
+        (10, "[0.5, 0.95]", "10: the run is over before the learning rate drops at 0.95; at the"),
     ],
 )
 def test_milestones_left_behind_are_told(
@@ -425,6 +427,36 @@ def test_milestones_left_behind_are_told(
     assert said in "".join(told)
     assert len(told) == bool(said)
     assert all(f"don't fit schedule.epochs {epochs}: " in one for one in told)
+
+
+@pytest.mark.parametrize(
+    ("milestones", "epochs", "said"),
+    [
+        ("[6, 9, 11]", 14, "14: they stand in the config beside schedule.epochs 12; at the same"),
+        ("[6, 9, 11]", 14, "shares of the run as there: --set 'schedule.milestones=[7, 10, 13]'"),
+        ("[6]", 8, "8: they stand in the config beside schedule.epochs 12; at the same"),
+        ("[6, 9]", 8, "12, and the run is over before the learning rate drops after epoch 9; at"),
+        ("[6, 9, 11]", 12, ""),
+        ("[]", 24, ""),
+        ("[0.5, 0.75]", 24, ""),
+    ],
+)
+def test_epochs_asked_for_on_the_command_line_without_milestones_are_told(
+    tiny: Path, milestones: str, epochs: int, said: str
+) -> None:
+    own = f"schedule: {{epochs: 12, milestones: {milestones}}}\n"
+    config = "".join(
+        own if line.startswith("schedule:") else line
+        for line in tiny.read_text(encoding="utf-8").splitlines(keepends=True)
+    )
+    tiny.write_text(config, encoding="utf-8")
+    overrides = (f"schedule.epochs={epochs}",)
+    told = cautions(make_job(Options(tiny, gpus="cpu", overrides=overrides)))
+    assert said in "".join(told)
+    assert len(told) == bool(said)
+    thought_of = (*overrides, f"schedule.milestones={milestones}")
+    job = make_job(Options(tiny, gpus="cpu", overrides=thought_of))
+    assert "stand in the config" not in "".join(cautions(job))
 
 
 def test_the_configs_that_come_with_it_have_fitting_milestones() -> None:
