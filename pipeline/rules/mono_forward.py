@@ -34,6 +34,7 @@ class MonoForward(LocalRule):
 
     carries = ("goodness",)
     output_layer = False
+    static = True
 
     def __init__(self, place: Place, predict: str = "last") -> None:
         super().__init__(place)
