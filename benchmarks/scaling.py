@@ -30,8 +30,9 @@ from benchmarks.lib.result_files import RESULTS, keep_so_far, make_writable, wri
 from launch.command import status_of
 from launch.engines.interrupts import INTERRUPTED
 from launch.job import Options
-from launch.launcher import engine_for, launch
+from launch.launcher import launch
 from launch.plan.checks import make_job
+from launch.run_job import engine_for
 from launch.trial_run import trial_run
 from pipeline.errors import ConfigError
 from pipeline.run.metrics import METRICS_FILE

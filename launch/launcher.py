@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import shlex
 import sys
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from launch.command import DONE, FAILED, complain
 from launch.display.streams import wait_for_no_reader
 from launch.engines.interrupts import INTERRUPTED
 from launch.plan.checks import check_engine, make_job
-from launch.resume import look, nothing_left, start_state
-from launch.run_directory import HeldRun, hold, hold_new
+from launch.resume import look
+from launch.run_job import engine_for, run_folder, run_job
 from pipeline.errors import ConfigError, CutShortError, InterruptedRunError, PipelineError
-from pipeline.storage.checkpoint import RunState
 from pipeline.storage.checkpoint_writer import CONFIG
 from pipeline.system.limits import cure_of, with_cure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from launch.job import Job, Options
-    from pipeline.coordinator.engine import Engine
+    from launch.run_directory import HeldRun
 
 
 def launch(options: Options) -> int:
@@ -44,22 +40,8 @@ def launch(options: Options) -> int:
         return _print_plan(job, options)
     if said := _tried(job, options):
         print(said, file=sys.stderr)
-    # from here on no other command changes the run's folder
-    folder = (
-        hold_new(job.name)
-        if options.run_dir is None
-        else hold(options.run_dir, make=not options.resume)
-    )
-    with folder as run:
-        if not options.resume:
-            run.refuse_to_overwrite()
-            return _train(job, run, (RunState(), []), options)
-        origin = start_state(run.folder, job)
-        finished = nothing_left(job, origin[0], run.path)
-        if finished:
-            print(finished, flush=True)
-            return DONE
-        return _train(job, run, origin, options)
+    with run_folder(job, options) as run:
+        return _train(job, run, options)
 
 
 def _print_plan(job: Job, options: Options) -> int:
@@ -101,40 +83,19 @@ def _tried(job: Job, options: Options) -> str:
         return f"The trial run failed, so no speed was measured: {with_cure(error)}"
 
 
-def _train(job: Job, run: HeldRun, origin: tuple[RunState, list[str]], options: Options) -> int:
-    run.check_writable()
-    trained = False
+def _train(job: Job, run: HeldRun, options: Options) -> int:
     try:
-        with engine_for(single=options.single) as engine:
-            from launch.training import train  # numpy, and much more: only now that it is needed
-
-            train(job, run, origin, engine, view=options.view)
-            trained = True
+        finished = run_job(job, run, options)
     except InterruptedRunError as error:
         return complain(_how_to_resume(str(error), run, options), INTERRUPTED)
     except CutShortError as error:
         said = _how_to_resume(error.summary, run, options)
         return complain(said, FAILED, error.remote_traceback)
     except KeyboardInterrupt:
-        if not trained:  # else only the engine was still to be closed, and nothing is left to do
-            return complain(_how_to_resume(ended_at_once(run), run, options), INTERRUPTED)
+        return complain(_how_to_resume(ended_at_once(run), run, options), INTERRUPTED)
+    if finished.nothing_to_do:
+        print(finished.nothing_to_do, flush=True)
     return DONE
-
-
-@contextmanager
-def engine_for(*, single: bool) -> Iterator[Engine | None]:
-    """Workers on this machine, which begin to import torch; None is single mode."""
-    if single:
-        yield None
-        return
-    from launch.engines.local import LocalEngine
-
-    engine = LocalEngine()
-    try:
-        engine.warm_up()  # imports torch in the background while this process reads the data
-        yield engine
-    finally:
-        engine.close()
 
 
 def ended_at_once(run: HeldRun) -> str:

@@ -85,9 +85,10 @@ def show_plans(tables: Sequence[Table], request: Request) -> int:
 def _train(task: Task, run: HeldRun, command: str) -> int:
     """Train a task to its end in its folder; `command` goes into its provenance."""
     from launch.engines.interrupts import INTERRUPTED
-    from launch.launcher import ended_at_once, engine_for
+    from launch.launcher import ended_at_once
     from launch.machine.provenance import provenance, read_starts, write_starts
     from launch.paper.results import is_finished
+    from launch.run_job import engine_for
     from pipeline.errors import CutShortError, InterruptedRunError, StageFailedError
 
     if is_finished(run.path, task.job.config):

@@ -24,7 +24,7 @@ from pipeline.data.batches import load_batches
 from pipeline.data.facts import check_data
 from pipeline.errors import InterruptedRunError, one_line
 from pipeline.planning.plan import received_bytes
-from pipeline.run.events import Note, RunStarted
+from pipeline.run.events import Note, RunStarted, ignore
 from pipeline.run.recorder import Recorder
 from pipeline.run.run import Run
 from pipeline.schedule.feed import Feed, course_of
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from launch.run_directory import HeldRun
     from pipeline.coordinator.engine import Engine
     from pipeline.data.batches import Batches
+    from pipeline.data.facts import DataFacts
     from pipeline.data.record import DataRecord
     from pipeline.run.events import Event, Observer
     from pipeline.schedule.feed import Course
@@ -56,7 +57,9 @@ def train(
     *,
     view: ViewKind,
     begun: Callable[[], None] = lambda: None,
-) -> None:
+    watch: Observer = ignore,
+    ended: Callable[[], bool] = lambda: False,
+) -> tuple[RunState, DataFacts]:
     """Train a job in its run directory, shown as `view`.
 
     Args:
@@ -64,6 +67,11 @@ def train(
         origin: what to start from, and notes on that.
         engine: None is single mode.
         begun: called once the run directory is ready, before training.
+        watch: is told all that the view is.
+        ended: asked between batches; true ends the run early, with a checkpoint.
+
+    Returns:
+        The state that it ended with; the facts of its data, mean and deviation included.
 
     Raises:
         PipelineError: what ended the run, an interruption included; it is in the log, too.
@@ -94,7 +102,7 @@ def train(
             open_log(held.folder, show) as log,
             interrupts_noted() as interrupted,
         ):
-            observer = _both(log, show, console)
+            observer = _all_of(log, show, console, watch)
             run = make_run(job, held.folder, start, batches, course, writer, observer)
             observer(_started(job, held.path, run, linked=engine is not None))
             for note in (*notes, *_notes(job, held, batches, record)):
@@ -102,8 +110,17 @@ def train(
             for bad in batches.left_out:
                 log(Note(f"left out: {bad.path}: {bad.why}"))
             progress_s = 0.0 if view == "quiet" else _PROGRESS_EVERY_S
-            run = replace(run, interrupted=interrupted, progress_interval_s=progress_s)
-            _carry_out_logged(run, engine, log)
+            run = replace(
+                run,
+                interrupted=lambda: interrupted() or ended(),
+                progress_interval_s=progress_s,
+            )
+            try:
+                _carry_out_logged(run, engine, log)
+            except InterruptedRunError:
+                if interrupted() or not ended():
+                    raise
+            return run.recorder.snapshots.newest or start, batches.facts
     finally:
         if writer.settle(0.0):  # else it may yet write: the folder stays locked
             store.close()
@@ -225,17 +242,17 @@ def _received_bytes(job: Job) -> tuple[int, ...]:
     return received_bytes(job.specs, stages, job.config.data.batch_size)
 
 
-def _both(log: Observer, show: Observer, console: Console) -> Observer:
-    """`log`, and `show` for as long as its console's output is taken; then the log says so."""
+def _all_of(log: Observer, show: Observer, console: Console, watch: Observer) -> Observer:
+    """`log`, `watch`, and `show` for as long as its console's output is taken; then the log says
+    so."""
 
     def observer(event: Event) -> None:
         log(event)
-        if console.quiet:
-            return
-        show(event)
-        lost = lost_output(console.file)
-        if lost:
-            console.quiet = True
-            log(Note(f"{lost}: nothing is shown any more, training goes on"))
+        if not console.quiet:
+            show(event)
+            if lost := lost_output(console.file):
+                console.quiet = True
+                log(Note(f"{lost}: nothing is shown any more, training goes on"))
+        watch(event)
 
     return observer

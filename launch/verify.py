@@ -96,7 +96,7 @@ def _folder() -> Iterator[Path]:
 
 def verify(job: Job, steps: int) -> int:
     """Print whether single mode and the pipeline agree; 0 if they do, 1 if not."""
-    from launch.launcher import engine_for
+    from launch.run_job import engine_for
 
     with engine_for(single=False) as engine:
         pipeline = digests_of(job, steps, engine)

@@ -1,3 +1,57 @@
-"""Model-parallel pipelined training with local losses (see README.md beside this file)."""
+"""Model-parallel pipelined training with local losses (see README.md beside this file).
+
+The names below are the library; everything else in this package may change. They are imported when
+they are first used: neither this package nor a command that plans a run needs torch.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False  # `typing` is not there yet where commands begin (`launch/entry.py`)
+if TYPE_CHECKING:
+    from typing import Any
+
+    from pipeline.api.callbacks import Callback
+    from pipeline.api.fit import fit
+    from pipeline.api.fitted import FittedRun
+    from pipeline.errors import ConfigError, PipelineError
+    from pipeline.rules.rule import Batch, LocalRule, OwnOptimizer, Place
 
 __version__ = "0.1.0"
+
+_MODULES = {
+    "Batch": "pipeline.rules.rule",
+    "Callback": "pipeline.api.callbacks",
+    "ConfigError": "pipeline.errors",
+    "FittedRun": "pipeline.api.fitted",
+    "LocalRule": "pipeline.rules.rule",
+    "OwnOptimizer": "pipeline.rules.rule",
+    "PipelineError": "pipeline.errors",
+    "Place": "pipeline.rules.rule",
+    "fit": "pipeline.api.fit",
+}
+"""Where each public name is."""
+
+__all__ = [
+    "Batch",
+    "Callback",
+    "ConfigError",
+    "FittedRun",
+    "LocalRule",
+    "OwnOptimizer",
+    "PipelineError",
+    "Place",
+    "fit",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    found = globals()[name] = getattr(import_module(_MODULES[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -150,15 +150,22 @@ def sockets_gone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_fork_server() -> Iterator[None]:
-    """Runs in this process share a fork server: each would import torch anew."""
+    """Runs in this process share a fork server: each would import torch anew. But for those with
+    objects of their own for their workers, which need one of their own."""
     from unittest.mock import patch
 
     from launch.engines.local import ForkServerClient
 
-    shared = ForkServerClient()
+    shared, own = ForkServerClient(), ForkServerClient
     with (
-        patch("launch.engines.local.ForkServerClient", lambda: shared),
-        patch("launch.engines.local.LocalEngine.close", lambda engine: None),
+        patch(
+            "launch.engines.local.ForkServerClient",
+            lambda packed=b"": own(packed) if packed else shared,
+        ),
+        patch(
+            "launch.engines.local.LocalEngine.close",
+            lambda engine: None if engine._server is shared else engine._server.close(),
+        ),
     ):
         yield
     shared.close()

@@ -21,6 +21,7 @@ import sys
 import traceback
 from contextlib import suppress
 from importlib import import_module
+from mmap import PROT_READ, mmap
 from socket import socket
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -46,11 +47,12 @@ _ATOMIC = 4096
 """PIPE_BUF: writes of so many bytes by several processes do not mix."""
 
 
-def main(descriptor: int, launcher: int, folder: str) -> None:
+def main(descriptor: int, packed: int, launcher: int, folder: str) -> None:
     """The whole process.
 
     Args:
         descriptor: of its end of the socket to the launcher.
+        packed: of the memory with a user's objects for the workers; -1: there are none.
         launcher: process id.
         folder: of the workers' sockets; the launcher may be killed before it has told anything.
     """
@@ -61,7 +63,7 @@ def main(descriptor: int, launcher: int, folder: str) -> None:
     server = ForkServer(link, launcher, folder)
     try:
         try:
-            _import_what_workers_need()
+            _import_what_workers_need(packed)
         except (Exception, SystemExit) as error:  # the process boundary; MemoryError, ImportError …
             with suppress(OSError):
                 link.sendall(answer_line(Broken(_named(error), _traceback(error))))
@@ -71,12 +73,16 @@ def main(descriptor: int, launcher: int, folder: str) -> None:
         server.end_all()
 
 
-def _import_what_workers_need() -> None:
+def _import_what_workers_need(packed: int) -> None:
     """Whatever the garbage collector tracks by then is set aside: a collection in a worker would
     write to every object that it visits, and so copy the memory that the workers share."""
     import pipeline.worker.process  # noqa: F401 - for the sake of having been imported
+    from pipeline.system.given import inherit
     from pipeline.system.sources import running_code
 
+    if packed >= 0:
+        inherit(memoryview(mmap(packed, 0, prot=PROT_READ)))
+        os.close(packed)
     running_code()  # what was imported, not what may take its place while the run goes on
     gc.collect()
     gc.freeze()

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from contextlib import contextmanager
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -55,8 +56,12 @@ def interrupts_noted(
 
     A second signal raises KeyboardInterrupt, which unwinds through all that cleans up; from then
     on signals are ignored, so that nothing interrupts the cleaning. What was ignored before stays
-    so: `nohup`, and scripts that start a command in the background, mean it.
+    so: `nohup`, and scripts that start a command in the background, mean it. Python lets only the
+    main thread hear signals: in any other, nothing is noted.
     """
+    if current_thread() is not main_thread():
+        yield lambda: False
+        return
     asked: list[float] = []
     heeded = [number for number in INTERRUPTIONS if signal.getsignal(number) != signal.SIG_IGN]
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from socket import MSG_DONTWAIT, socketpair
 from time import monotonic
@@ -39,7 +39,7 @@ from pipeline.system.sources import running_code
 from pipeline.transport.sockets import new_socket_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
     from socket import socket
 
@@ -55,9 +55,15 @@ _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, s
 
 
 class ForkServerClient:
-    """The launcher's end of the fork server. No call waits for it: it may be busy, or stopped."""
+    """The launcher's end of the fork server. No call waits for it: it may be busy, or stopped.
 
-    def __init__(self) -> None:
+    Args:
+        packed: a user's objects for its workers (`Given.packed`). They lie in memory that
+            has no name and that only this process and its children can open, in one copy for all.
+    """
+
+    def __init__(self, packed: bytes = b"") -> None:
+        self._packed = packed
         self._process: subprocess.Popen[bytes] | None = None
         self._link: socket | None = None
         self._unsent = self._unread = b""
@@ -73,13 +79,16 @@ class ForkServerClient:
             return
         self.close()
         ours, theirs = socketpair()
-        number = theirs.fileno()
-        with theirs, signals_held(*INTERRUPTIONS):
+        with theirs, signals_held(*INTERRUPTIONS), _in_memory(self._packed) as packed:
+            numbers = (theirs.fileno(), packed)
+            command = python_command(
+                "launch.engines.fork_server", *numbers, os.getpid(), str(self.folder)
+            )
             self._process = subprocess.Popen(
-                python_command("launch.engines.fork_server", number, os.getpid(), str(self.folder)),
+                command,
                 env=python_environment(),
                 stdin=subprocess.DEVNULL,
-                pass_fds=(number,),
+                pass_fds=[number for number in numbers if number >= 0],
             )
         self._link = ours
 
@@ -244,10 +253,14 @@ class LocalWorkers:
 
 
 class LocalEngine:
-    """Starts workers through a fork server of its own."""
+    """Starts workers through a fork server of its own.
 
-    def __init__(self) -> None:
-        self._server = ForkServerClient()
+    Args:
+        packed: as for `ForkServerClient`.
+    """
+
+    def __init__(self, packed: bytes = b"") -> None:
+        self._server = ForkServerClient(packed)
 
     def warm_up(self) -> None:
         """Start the fork server; it imports torch while this process does other things.
@@ -300,6 +313,18 @@ def _work(invitation: Invitation, launcher_gone: Callable[[], bool]) -> int:
     status = run_worker(invitation, launcher_gone)
     settle_output()
     return status
+
+
+@contextmanager
+def _in_memory(data: bytes) -> Iterator[int]:
+    """The descriptor of a file in memory that holds `data`; -1 where there are none."""
+    if not data:
+        yield -1
+        return
+    with os.fdopen(os.memfd_create("pipeline"), "wb") as file:
+        file.write(data)
+        file.flush()
+        yield file.fileno()
 
 
 def _end_of(worker: _Worker, how: str, ended: Ended | None = None) -> End:

@@ -66,7 +66,16 @@ def make_job(options: Options) -> Job:
         if not options.resume or options.run_dir is None:
             raise ConfigError("which config? give CONFIG.yaml, or --resume with --run-dir DIR")
         path = options.run_dir / CONFIG
-    config = load_config(path, options.overrides)
+    job = check_job(_name(path, options), load_config(path, options.overrides), options)
+    return replace(job, milestones_for=_milestones_for(path, options.overrides))
+
+
+def check_job(name: str, config: Config, options: Options) -> Job:
+    """As `make_job`, of a configuration that is there already; `name`: what people call the run.
+
+    Raises:
+        ConfigError: for the first thing that is wrong.
+    """
     facts = data_facts(config.data)
     code = config.user_code
     with awaited(code, "planning"):
@@ -111,11 +120,7 @@ def make_job(options: Options) -> Job:
             from pipeline.rehearsal.rehearsal import rehearse  # torch, which it needs anyway
 
             rehearsal = rehearse(config, facts, specs)
-    name = _name(path, options)
-    written_for = _milestones_for(path, options.overrides)
-    return Job(
-        *(name, config, specs, costs, plan, known, options.single, own, rehearsal, why, written_for)
-    )
+    return Job(name, config, specs, costs, plan, known, options.single, own, rehearsal, why)
 
 
 def _milestones_for(path: Path, overrides: tuple[str, ...]) -> int | None:

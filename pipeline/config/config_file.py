@@ -40,17 +40,31 @@ def dump_config(config: Config) -> str:
     return dump_tree(config_tree(config))
 
 
-def _override(tree: dict[str, Any], override: str) -> None:
-    dotted, equals, text = override.partition("=")
-    said = cut(override)
+def set_value(tree: dict[str, Any], dotted: str, value: Any, source: str) -> None:
+    """Set one value of a tree by its dotted key, as `data.batch_size` or `model.kwargs.width`.
+
+    Args:
+        source: names the setting in an error.
+
+    Raises:
+        ConfigError: where that is no key of a section.
+    """
     section, dot, key = dotted.partition(".")
-    if not (equals and dot and section and key):
-        raise ConfigError(f"--set {said}: expected SECTION.KEY=VALUE, as data.batch_size=64")
+    if not (dot and section and key):
+        raise ConfigError(f"{source}: expected SECTION.KEY, as data.batch_size")
     has_keys_below = f"{section}.{key.partition('.')[0]}" in WITH_KEYS_BELOW
     *path, last = [section, *(key.split(".") if has_keys_below else [key])]
     for name in path:
-        tree = _own(tree, name, f"--set {said}")
-    tree[_as_it_stands(tree, last)] = parsed(text, f"--set {said}")
+        tree = _own(tree, name, source)
+    tree[_as_it_stands(tree, last)] = value
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    said = cut(override)
+    if not (equals and all(dotted.partition("."))):
+        raise ConfigError(f"--set {said}: expected SECTION.KEY=VALUE, as data.batch_size=64")
+    set_value(tree, dotted, parsed(text, f"--set {said}"), f"--set {said}")
 
 
 def _own(tree: dict[str, Any], name: str, source: str) -> dict[str, Any]:

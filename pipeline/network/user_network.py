@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pipeline.errors import ConfigError, one_line
 from pipeline.network.specs import BlockSpec, CustomSpec, LayerSpec
+from pipeline.system.given import is_given
 from pipeline.system.named_object import called, named_object, naming
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ _MOST_SIDES = 7
 
 
 def naming_factory(model: ModelConfig) -> AbstractContextManager[None]:
-    """Around what a user's network does: errors name its factory."""
-    return naming(f"model.factory {model.factory}")
+    """Around what a user's network does: errors name its factory, or say that it is the network."""
+    return naming("network" if is_given(model.factory) else f"model.factory {model.factory}")
 
 
 class Part(NamedTuple):
@@ -58,11 +59,24 @@ def build_parts(model: ModelConfig, seed: int, *, has_output: bool = True) -> li
     Raises:
         ConfigError: as `build_children`.
     """
+    return _parts(build_children(model, seed), has_output=has_output)
+
+
+def parts_of(network: nn.Sequential, *, has_output: bool) -> list[Part]:
+    """The same of a network that is there: its own modules, in blocks.
+
+    Raises:
+        ConfigError: where it can't be cut into blocks.
+    """
+    return _parts(_split(network), has_output=has_output)
+
+
+def _parts(blocks: list[dict[str, nn.Module]], *, has_output: bool) -> list[Part]:
     from torch import nn
 
-    blocks = [list(children.values()) for children in build_children(model, seed)]
     parts = []
-    for number, children in enumerate(blocks, start=1):
+    for number, block in enumerate(blocks, start=1):
+        children = list(block.values())
         is_output = has_output and number == len(blocks)
         end = len(children) if is_output else _end_of_body(children)
         parts.append(Part(nn.Sequential(*children[:end]), nn.Sequential(*children[end:])))
@@ -79,13 +93,29 @@ def build_children(model: ModelConfig, seed: int) -> list[dict[str, nn.Module]]:
     import torch
 
     from pipeline.network.ownership import check_blocks
-    from pipeline.seeding import Purpose, derived_seed, seeded_draws  # numpy
 
+    network = made_network(model, seed)
     with naming_factory(model):
-        with seeded_draws(derived_seed(seed, Purpose.FACTORY), torch.device("cpu")):
-            blocks = _split(_network(model))
+        blocks = _split(network)
         check_blocks(blocks, torch.float32)
     return blocks
+
+
+def made_network(model: ModelConfig, seed: int) -> nn.Sequential:
+    """The user's network as their function makes it for `seed`.
+
+    Raises:
+        ConfigError: where there is no such function, or it gives something else.
+    """
+    import torch
+
+    from pipeline.seeding import Purpose, derived_seed, seeded_draws  # numpy
+
+    with (
+        naming_factory(model),
+        seeded_draws(derived_seed(seed, Purpose.FACTORY), torch.device("cpu")),
+    ):
+        return _network(model)
 
 
 def traced_specs(

@@ -109,11 +109,11 @@ class _Folder(MetaPathFinder):
     def _holds(self, file: str) -> bool:
         """Installed packages are none of the user's own files, as in a virtual environment in the
         folder; what PYTHONPATH names in it, as its `src`, may be."""
-        within = [entry for entry in sys.path if _is_in(entry, self.path) and _is_in(file, entry)]
-        return _is_in(file, self.path) and not any(map(_has_installed, within))
+        within = [entry for entry in sys.path if is_in(entry, self.path) and is_in(file, entry)]
+        return is_in(file, self.path) and not any(map(has_installed, within))
 
 
-def _has_installed(entry: str) -> bool:
+def has_installed(entry: str) -> bool:
     """Whether an entry of the module path has packages of an installer, which notes them there, or
     the standard library."""
     with suppress(OSError):  # not there, or an archive
@@ -133,7 +133,8 @@ def _importing_file() -> str:
     return frame.f_code.co_filename
 
 
-def _is_in(path: str, folder: str) -> bool:
+def is_in(path: str, folder: str) -> bool:
+    """Whether a file lies in a folder, or in one below it."""
     return os.path.realpath(path).startswith(os.path.join(os.path.realpath(folder), ""))
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError, one_line
 from pipeline.system.children import no_process_left
+from pipeline.system.given import given_object, gives, is_given
 from pipeline.system.interpreter import look_here_last
 
 if TYPE_CHECKING:
@@ -32,11 +33,13 @@ def naming(what: str) -> Iterator[None]:
 
 def named_object(named: str) -> Any:
     """The object `package.module:name`, whose module is imported; one that is not installed is
-    looked for in the current folder, last.
+    looked for in the current folder, last. Or the one that was given in its place (`given.py`).
 
     Raises:
         ConfigError: where there is none, or its module fails.
     """
+    if is_given(named):
+        return given_object(named)
     module, _, name = named.partition(":")
     look_here_last(module)
     try:
@@ -64,8 +67,10 @@ def called(function: Callable[..., Any], kwargs: Mapping[str, Any], *given: Any)
     Raises:
         ConfigError: for whatever it raises, or a process that it leaves behind.
     """
+    # where an object is only handed out, processes that come meanwhile are the caller's own
+    outside = nullcontext() if gives(function) else no_process_left()
     try:
-        with no_process_left():
+        with outside:
             return function(*given, **kwargs)
     except SystemExit as error:
         raise ConfigError(f"SystemExit: {error}") from error

@@ -16,6 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.system.given import code_line, is_given
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -41,8 +43,13 @@ def running_code() -> tuple[str, ...]:
 
 def own_code(named: Iterable[str]) -> tuple[str, ...]:
     """The same for a user's modules that this process has imported: of each `package.module:name`,
-    those of its package, and those that lie beside its file."""
-    lines = (line for name in named for line in _own_code(name.partition(":")[0]))
+    those of its package, and those that lie beside its file. Of objects given in place of names,
+    what travelled to workers."""
+    lines = (
+        line
+        for name in named
+        for line in (code_line() if is_given(name) else _own_code(name.partition(":")[0]))
+    )
     return tuple(dict.fromkeys(lines))
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.processes import HELD, TINY_EPOCH, contents, digests, epochs, final_digests, launch
 
-from launch import launcher as launcher_module
+from launch import run_job as run_job_module
 from launch.run_directory import HeldRun
 from pipeline.storage.folder import Folder
 
@@ -38,16 +38,16 @@ def test_a_command_that_began_before_another_had_finished_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """It has been held up between its start and its lock for all the time that another took."""
-    run, held = tmp_path / "run", launcher_module.hold
+    run, held = tmp_path / "run", run_job_module.hold
     after_the_first: dict[Path, bytes | None] = {}
 
     def late(*given: Any, **more: Any) -> Any:
-        monkeypatch.setattr(launcher_module, "hold", held)
+        monkeypatch.setattr(run_job_module, "hold", held)
         assert launch(tiny, run, single=True) == 0
         after_the_first.update(contents(run))
         return held(*given, **more)
 
-    monkeypatch.setattr(launcher_module, "hold", late)
+    monkeypatch.setattr(run_job_module, "hold", late)
     assert launch(tiny, run, single=True) == 2
     assert "already holds a run (config.yaml)" in capsys.readouterr().err
     assert contents(run) == after_the_first
@@ -60,19 +60,19 @@ def test_resuming_what_another_command_has_finished_meanwhile(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run, held = tmp_path / "run", launcher_module.hold
+    run, held = tmp_path / "run", run_job_module.hold
     resume = partial(launch, tiny, run, single=True, resume=True)
     short = ("schedule.epochs=1",)
     assert launch(tiny, run, single=True, overrides=short) == 0
     finished: dict[Path, bytes | None] = {}
 
     def late(*given: Any, **more: Any) -> Any:
-        monkeypatch.setattr(launcher_module, "hold", held)
+        monkeypatch.setattr(run_job_module, "hold", held)
         assert resume() == 0
         finished.update(contents(run))
         return held(*given, **more)
 
-    monkeypatch.setattr(launcher_module, "hold", late)
+    monkeypatch.setattr(run_job_module, "hold", late)
     assert resume() == 0
     assert "nothing to do: the run in " in capsys.readouterr().out
     assert contents(run) == finished

@@ -1,0 +1,104 @@
+"""Carries out a checked job in its folder: what the commands and `pipeline.fit` have in common.
+
+run_folder    hold the run's folder, so that nobody else changes it
+run_job       what to start from ─▶ an engine ─▶ train
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from launch.resume import nothing_left, start_state
+from launch.run_directory import hold, hold_new
+from pipeline.run.events import ignore
+from pipeline.storage.checkpoint import RunState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from launch.job import Job, Options
+    from launch.run_directory import HeldRun
+    from pipeline.coordinator.engine import Engine
+    from pipeline.data.facts import DataFacts
+    from pipeline.run.events import Observer
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The state that a run ended with. `facts`: of its data, with the mean and deviation that they
+    were normalised by; None where nothing was read. `nothing_to_do`: why it was not trained, if so.
+    """
+
+    state: RunState
+    facts: DataFacts | None = None
+    nothing_to_do: str = ""
+
+
+def run_folder(job: Job, options: Options) -> AbstractContextManager[HeldRun]:
+    """The run's folder: from here on no other command changes it."""
+    if options.run_dir is None:
+        return hold_new(job.name)
+    return hold(options.run_dir, make=not options.resume)
+
+
+def run_job(
+    job: Job,
+    run: HeldRun,
+    options: Options,
+    *,
+    watch: Observer = ignore,
+    ended: Callable[[], bool] = lambda: False,
+    packed: bytes = b"",
+) -> Finished:
+    """Train a job, from the beginning or from where its folder is.
+
+    Args:
+        watch: is told what the view shows, by this thread.
+        ended: asked between batches; true ends the run as an interruption does.
+        packed: a user's objects for the workers (`given.Given`).
+
+    Raises:
+        ConfigError: where there is nothing to resume, or a run that would be overwritten.
+        PipelineError: what ended the run, an interruption included.
+        KeyboardInterrupt: where it was interrupted twice.
+    """
+    if options.resume:
+        origin = start_state(run.folder, job)
+        if why := nothing_left(job, origin[0], run.path):
+            return Finished(origin[0], nothing_to_do=why)
+    else:
+        run.refuse_to_overwrite()
+        origin = (RunState(), [])
+    run.check_writable()
+    ended_with = None
+    try:
+        with engine_for(single=options.single, packed=packed) as engine:
+            from launch.training import train  # numpy, and much more: only now that it is needed
+
+            ended_with = train(
+                job, run, origin, engine, view=options.view, watch=watch, ended=ended
+            )
+    except KeyboardInterrupt:
+        if ended_with is None:
+            raise
+        # else only the engine was still to be closed, and nothing is left to do
+    return Finished(*ended_with)
+
+
+@contextmanager
+def engine_for(*, single: bool, packed: bytes = b"") -> Iterator[Engine | None]:
+    """Workers on this machine, which begin to import torch; None is single mode."""
+    if single:
+        yield None
+        return
+    from launch.engines.local import LocalEngine
+
+    engine = LocalEngine(packed)
+    try:
+        engine.warm_up()  # imports torch in the background while this process reads the data
+        yield engine
+    finally:
+        engine.close()

@@ -1,0 +1,146 @@
+"""Arguments of `pipeline.fit` -> a configuration, and the objects that it can't hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from pipeline.config.config_file import set_value
+from pipeline.config.sections import Config, build_config, config_tree
+from pipeline.config.yaml_file import load_tree
+from pipeline.errors import ConfigError
+from pipeline.rules.rule import LocalRule
+from pipeline.system.given import NETWORK, RULE, Given
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+DEFAULT_LOSS = "predsim"
+_SHORT = {
+    "epochs": "schedule.epochs",
+    "batch_size": "data.batch_size",
+    "lr": "optimizer.lr",
+    "seed": "runtime.seed",
+}
+"""The arguments that stand for a key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What `fit` was asked for. `given`: the objects, of which the configuration has names."""
+
+    config: Config
+    given: Given
+    name: str
+
+
+def asked(
+    network: nn.Module | Sequence[nn.Module] | str | None,
+    data: Any,
+    loss: str | type[LocalRule] | Mapping[str, Any] | None,
+    config: Config | Mapping[str, Any] | str | Path | None,
+    values: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> Asked:
+    """The configuration of the arguments of `fit`; `values`: its short ones, None where left out.
+
+    Raises:
+        ConfigError: for what is wrong, as a config file's errors.
+    """
+    tree, name = _base(config)
+    given = Given(_network_of(network, tree), _rule_of(loss, tree), _data_of(data, tree))
+    for key, value in values.items():
+        if value is not None:
+            set_value(tree, _SHORT[key], _plain(value), key)
+    for key, value in options.items():
+        set_value(tree, key, _plain(value), f"options {key}")
+    return Asked(build_config(tree, "pipeline.fit"), given, name)
+
+
+def _base(config: Config | Mapping[str, Any] | str | Path | None) -> tuple[dict[str, Any], str]:
+    """A tree of its own to put values into, and the run's name."""
+    if config is None:
+        return {}, "fit"
+    if isinstance(config, str | Path):
+        path = Path(config).expanduser()
+        tree, name = load_tree(path), path.stem
+    else:
+        tree, name = config_tree(config) if isinstance(config, Config) else dict(config), "fit"
+    if not isinstance(tree, dict):
+        raise ConfigError(f"config: {config}: expected sections (model, loss, …)")
+    return {key: dict(value or {}) for key, value in tree.items()}, name
+
+
+def _network_of(network: Any, tree: dict[str, Any]) -> nn.Module | None:
+    if network is None:
+        if "model" not in tree:
+            raise ConfigError(
+                "network: which? give an nn.Module, a list of modules, a name as 'vgg8b', or a "
+                "config with a section model"
+            )
+        return None
+    if isinstance(network, str):
+        tree["model"] = {"name": network}
+        return None
+    modules = network if isinstance(network, nn.Module) else list(network)
+    if isinstance(modules, list):
+        if wrong := [each for each in modules if not isinstance(each, nn.Module)]:
+            raise ConfigError(
+                f"network: a {type(wrong[0]).__name__} is in the list; an nn.Module for each block "
+                "is needed"
+            )
+        modules = nn.Sequential(*modules)
+    kept = {key: value for key, value in tree.get("model", {}).items() if key == "group"}
+    tree["model"] = {"factory": NETWORK, **kept}
+    return modules
+
+
+def _rule_of(loss: Any, tree: dict[str, Any]) -> type[LocalRule] | None:
+    if loss is None:
+        tree.setdefault("loss", {"name": DEFAULT_LOSS})
+    elif isinstance(loss, str):
+        tree["loss"] = {"name": loss}
+    elif isinstance(loss, Mapping):
+        tree["loss"] = {key: _plain(value) for key, value in loss.items()}
+    rule = tree["loss"].get("rule") if loss is None or isinstance(loss, Mapping) else loss
+    if not isinstance(rule, type):
+        return None
+    if not issubclass(rule, LocalRule):
+        raise ConfigError(
+            f"loss: {rule.__name__} is no pipeline.LocalRule; derive it from that, or give the "
+            "name of a loss"
+        )
+    tree["loss"] = {**(tree["loss"] if isinstance(loss, Mapping) else {}), "rule": RULE}
+    return rule
+
+
+def _data_of(data: Any, tree: dict[str, Any]) -> Any:
+    if data is None:
+        if "data" not in tree:
+            raise ConfigError(
+                "data: which? give the name of a data set as 'digits', or a config with a section "
+                "data"
+            )
+    elif isinstance(data, str):
+        before = tree.get("data", {})
+        kept = {key: value for key, value in before.items() if key in ("batch_size", "root")}
+        tree["data"] = {"name": data, **kept}
+    return None
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy, paths and tensors of one number as a config has them."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, torch.Tensor) or type(value).__module__ == "numpy":
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value

@@ -1,0 +1,61 @@
+"""What a run changes of the process that it is carried out in, which is the caller's: put back."""
+
+from __future__ import annotations
+
+import os
+import random
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from threading import RLock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_one_at_a_time = RLock()
+"""Threads of a process share all of these settings; a callback may well train another network."""
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+
+
+@contextmanager
+def settings_kept() -> Iterator[None]:
+    """Inside, torch is as in a worker's process; afterwards, as it was: threads, precision and
+    determinism, and what all generators of this process draw next. One thread at a time is let
+    in."""
+    with _one_at_a_time, ExitStack() as stack:
+        for value, put_back in _settings():
+            stack.callback(put_back, value)
+        torch.set_default_dtype(torch.float32)
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast("cpu", enabled=False))
+        stack.enter_context(torch.autocast("cuda", enabled=False, dtype=torch.bfloat16))
+        yield
+
+
+def _settings() -> Iterator[tuple[Any, Callable[[Any], object]]]:
+    """Each setting as it is, and what sets it."""
+    yield torch.get_num_threads(), torch.set_num_threads
+    yield torch.get_default_dtype(), torch.set_default_dtype
+    yield torch.get_deterministic_debug_mode(), torch.set_deterministic_debug_mode
+    yield torch.get_rng_state(), torch.set_rng_state
+    yield random.getstate(), random.setstate
+    yield np.random.get_state(), np.random.set_state
+    for owner, name in (
+        (torch.utils.deterministic, "fill_uninitialized_memory"),
+        (torch.backends.cudnn, "benchmark"),
+        (torch.backends.cudnn, "allow_tf32"),
+        (torch.backends.cuda.matmul, "allow_tf32"),
+    ):
+        yield getattr(owner, name), partial(setattr, owner, name)
+    yield os.environ.get(_CUBLAS), _set_cublas
+
+
+def _set_cublas(value: str | None) -> None:
+    if value is None:
+        os.environ.pop(_CUBLAS, None)
+    else:
+        os.environ[_CUBLAS] = value

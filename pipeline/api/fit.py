@@ -1,0 +1,188 @@
+"""`pipeline.fit`: the same run as the commands', from Python objects."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline.api.asked import asked
+from pipeline.api.callbacks import Callbacks
+from pipeline.api.caller import settings_kept
+from pipeline.api.fitted import FittedRun
+from pipeline.errors import ConfigError, InterruptedRunError
+from pipeline.run.metrics import METRICS_FILE
+from pipeline.system.given import objects_given
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from torch import nn
+
+    from launch.job import Job, Options
+    from pipeline.api.asked import Asked
+    from pipeline.api.callbacks import AnyCallback
+    from pipeline.config.sections import Config
+    from pipeline.data.facts import DataFacts
+    from pipeline.rules.rule import LocalRule
+
+
+_ARGUMENTS = {
+    "pipeline-launch --single": "stages=None",
+    "--single": "stages=None",
+    "--stages": "stages",
+    "--gpus": "gpus",
+    "--run-dir": "run_dir",
+    "--resume": "resume=True",
+    "--set ": "options ",
+}
+"""What arguments of `fit` are called on a command line."""
+
+
+def fit(
+    network: nn.Module | Sequence[nn.Module] | str | None = None,
+    data: Any = None,
+    *,
+    loss: str | type[LocalRule] | Mapping[str, Any] | None = None,
+    stages: int | None = None,
+    gpus: str | Sequence[int] | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    seed: int | None = None,
+    config: Config | Mapping[str, Any] | str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    callbacks: Sequence[AnyCallback] = (),
+    quiet: bool = False,
+) -> FittedRun:
+    """Train a network without global backprop, and give what came of it.
+
+    Objects need no names: a worker process gets a copy of the network and the rule from this
+    process, and imports nothing of the script that calls. The objects themselves stay as they are.
+    Torch's settings, and all generators of this process, are as before afterwards.
+
+    Args:
+        network: an `nn.Sequential` or a list of modules, of which every one with parameters is a
+            block; another `nn.Module`, which is cut into blocks by `pipeline.localise`; or a name
+            that `model.name` may have, as "vgg8b".
+        data: what to train and test on, as `data.name` may have it, as "digits".
+        loss: a loss by name (default "predsim"), a `LocalRule` class, or the keys of a section
+            `loss`, as `{"name": "predsim", "beta": 0.9}` or `{"rule": Rule, "options": {…}}`.
+        stages: how many worker processes; None: none, all is done in this one. The weights are
+            the same, bit for bit.
+        gpus: devices, as "0-3", [0, 1] or "cpu"; None: all visible GPUs, else the CPU.
+        epochs, batch_size, lr, seed: `schedule.epochs`, `data.batch_size`, `optimizer.lr`,
+            `runtime.seed`; None: as configured.
+        config: a configuration to begin with, as a `Config`, its keys, or a file. What the other
+            arguments say goes before it.
+        options: any keys of a configuration, as `{"optimizer.momentum": 0.9}`.
+        run_dir: the folder of the run, which keeps its checkpoints; None: a temporary one, which
+            is removed with the result.
+        resume: go on with the run in `run_dir`, given the same objects.
+        callbacks: functions that are called with each new row of the history and end the run by
+            giving True, or `Callback`s.
+        quiet: show nothing; else progress is shown as by the commands.
+
+    Raises:
+        ConfigError: for what is wrong, before anything is started.
+        PipelineError: what ended the run.
+        KeyboardInterrupt: after a checkpoint, where the run was interrupted (Ctrl-C, SIGTERM).
+    """
+    short = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
+    if resume and run_dir is None:
+        raise ConfigError("resume: which run? name its folder with run_dir")
+    with settings_kept(), _errors_in_python():
+        wanted = asked(network, data, loss, config, short, options or {})
+        if stages is not None:
+            wanted = replace(wanted, given=wanted.given.for_workers())
+        view: Literal["quiet", "auto"] = "quiet" if quiet else "auto"
+        temporary = None if run_dir is not None else _temporary_folder()
+        try:
+            run = _trained(
+                wanted,
+                _options(stages, gpus, temporary or run_dir, resume, view),
+                Callbacks(callbacks),
+            )
+        except BaseException:
+            if temporary:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        if temporary:
+            run.remove_with_it()
+    return run
+
+
+def _options(
+    stages: int | None,
+    gpus: str | Sequence[int] | None,
+    run_dir: str | Path | None,
+    resume: bool,
+    view: Literal["quiet", "auto"],
+) -> Options:
+    from launch.job import Options
+    from launch.run_directory import folder_named
+
+    return Options(
+        None,
+        stages=stages,
+        gpus=gpus if gpus is None or isinstance(gpus, str) else ",".join(map(str, gpus)),
+        single=stages is None,
+        run_dir=None if run_dir is None else folder_named("run_dir", str(run_dir)),
+        resume=resume,
+        view=view,
+    )
+
+
+def _trained(wanted: Asked, options: Options, callbacks: Callbacks) -> FittedRun:
+    from launch.plan.checks import check_job
+    from launch.run_job import run_folder, run_job
+
+    given = wanted.given
+    with objects_given(given):
+        job = check_job(wanted.name, wanted.config, options)
+        with run_folder(job, options) as folder:
+            try:
+                finished = run_job(
+                    job,
+                    folder,
+                    options,
+                    watch=callbacks,
+                    ended=callbacks.ended,
+                    packed=given.packed,
+                )
+            except InterruptedRunError as error:
+                raise KeyboardInterrupt(str(error)) from error
+            callbacks.raise_failure()
+            facts = finished.facts or _facts(job)
+            lines = folder.folder.read(METRICS_FILE)
+            run = FittedRun(job, finished.state, facts, folder.path.absolute(), lines, given)
+    callbacks.on_end(run)
+    return run
+
+
+@contextmanager
+def _errors_in_python() -> Iterator[None]:
+    """Cures of the commands' errors name options of a command line: here, arguments of `fit`."""
+    try:
+        yield
+    except ConfigError as error:
+        said = str(error)
+        for option, argument in _ARGUMENTS.items():
+            said = said.replace(option, argument)
+        raise ConfigError(said) from error.__cause__
+
+
+def _facts(job: Job) -> DataFacts:
+    """Of the data of a run that needed no more training."""
+    from pipeline.data.batches import load_batches
+
+    return load_batches(job.config.data, job.config.runtime.seed).facts
+
+
+def _temporary_folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="pipeline-fit-"))

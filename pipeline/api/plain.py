@@ -1,0 +1,157 @@
+"""Trained networks as plain modules: torch's own layers, or the user's, without heads.
+
+block files of a checkpoint ──▶ nn.Module in evaluation mode, on the CPU
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from math import prod
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import ConfigError
+from pipeline.kernels.nonlinearity import LEAKY_SLOPE
+from pipeline.network.ownership import extra_states
+from pipeline.network.to_device import to_device
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from pipeline.network.specs import BlockSpec, LayerSpec, PoolSpec
+    from pipeline.network.user_network import Part
+
+
+class Residual(nn.Module):
+    """Blocks with a shortcut around them: `tail(body(x) + shortcut(x))`."""
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module, tail: nn.Module) -> None:
+        super().__init__()
+        self.body, self.shortcut, self.tail = body, shortcut, tail
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, *in_shape) to (n, *out_shape)."""
+        passed: Tensor = self.tail(self.body(x) + self.shortcut(x))
+        return passed
+
+
+def trained_parts(parts: Sequence[Part], states: Mapping[int, Mapping[str, Tensor]]) -> None:
+    """Put the trained tensors of blocks into a user's own modules."""
+    for index, part in enumerate(parts):
+        to_device(part, torch.device("cpu"), torch.float32)
+        both = nn.ModuleDict({"encoder": part.body, "tail": part.tail})
+        for name, tensor in (*both.named_parameters(), *both.named_buffers()):
+            if name not in states[index]:
+                raise ConfigError(
+                    f"network: block {index} has {name}, the run's has not: give the network that "
+                    "the run began with"
+                )
+            with torch.no_grad():
+                tensor.copy_(states[index][name])
+        for name, module in extra_states(both).items():
+            module.set_extra_state(states[index][name].clone())
+
+
+def built_in(
+    specs: Sequence[BlockSpec], states: Mapping[int, Mapping[str, Tensor]]
+) -> nn.Sequential:
+    """A network of a built-in kind, with children `block0`, `block1`, … and `output`."""
+    modules: OrderedDict[str, nn.Module] = OrderedDict()
+    sources = {spec.shortcut.source: spec for spec in specs if spec.shortcut}
+    left = list(specs)
+    while left:
+        ends = sources.get(left[0].index)
+        count = 1 if ends is None else ends.index - left[0].index + 1
+        inside, left = left[:count], left[count:]
+        name = "output" if inside[-1].is_output else f"block{inside[0].index}"
+        modules[name] = _residual(inside, states) if ends else _plain(inside[0], states)
+    return nn.Sequential(modules).train(False)
+
+
+def _plain(spec: BlockSpec, states: Mapping[int, Mapping[str, Tensor]]) -> nn.Sequential:
+    state = states[spec.index]
+    return nn.Sequential(OrderedDict([*_layers(spec, state), *_after(spec, state)]))
+
+
+def _residual(specs: Sequence[BlockSpec], states: Mapping[int, Mapping[str, Tensor]]) -> Residual:
+    *inner, last = specs
+    body = OrderedDict[str, nn.Module](
+        (f"block{each.index}", _plain(each, states)) for each in inner
+    )
+    body[f"block{last.index}"] = nn.Sequential(OrderedDict(_layers(last, states[last.index])))
+    tail = nn.Sequential(OrderedDict(_after(last, states[last.index])))
+    return Residual(nn.Sequential(body), _shortcut(last, states[last.index]), tail)
+
+
+def _layers(spec: BlockSpec, state: Mapping[str, Tensor]) -> Iterator[tuple[str, nn.Module]]:
+    """Up to where a shortcut is added."""
+    layer = spec.layer
+    if layer.kind == "linear" and len(spec.in_shape) > 1:
+        yield "flatten", nn.Flatten()
+    if spec.activates_input:
+        yield from _norm("bn_input", state)
+        yield "activate_input", _activation(spec)
+    if layer.kind == "linear":
+        yield "layer", _loaded(nn.Linear(prod(spec.in_shape), layer.out_features), "encoder", state)
+    else:
+        yield "layer", _loaded(_convolution(layer), "encoder", state)
+    if not spec.activates_input and not spec.passes_raw:
+        flat = layer.kind == "linear"
+        yield from _norm("bn", state, nn.BatchNorm1d if flat else nn.BatchNorm2d)
+
+
+def _after(spec: BlockSpec, state: Mapping[str, Tensor]) -> Iterator[tuple[str, nn.Module]]:
+    """From where a shortcut is added to what is passed on."""
+    if not spec.is_output and not spec.passes_raw:
+        if spec.activates_input:
+            yield from _norm("bn", state)
+        yield "activate", _activation(spec)
+    if spec.dropout:
+        channels = len(spec.shape) > 1 and not spec.drops_units
+        yield "dropout", (nn.Dropout2d if channels else nn.Dropout)(spec.dropout)
+    if spec.pool:
+        yield "pool", _pool(spec.pool)
+
+
+def _shortcut(spec: BlockSpec, state: Mapping[str, Tensor]) -> nn.Module:
+    assert spec.shortcut is not None, "ends in this block"
+    if spec.shortcut.layer is None:
+        return nn.Identity()
+    layer = _loaded(_convolution(spec.shortcut.layer), "shortcut.0", state)
+    return nn.Sequential(OrderedDict([("layer", layer), *_norm("shortcut.1", state)]))
+
+
+def _convolution(layer: LayerSpec) -> nn.Conv2d:
+    return nn.Conv2d(
+        layer.in_features, layer.out_features, layer.kernel, layer.stride, layer.padding
+    )
+
+
+def _norm(
+    name: str, state: Mapping[str, Tensor], make: type[nn.Module] = nn.BatchNorm2d
+) -> Iterator[tuple[str, nn.Module]]:
+    """The batch norm of that name in the state of a block, if it has one."""
+    if f"{name}.weight" in state:
+        yield (
+            "bn" if "." in name else name,
+            _loaded(make(len(state[f"{name}.weight"])), name, state),
+        )
+
+
+def _pool(spec: PoolSpec) -> nn.Module:
+    make = nn.MaxPool2d if spec.kind == "max" else nn.AvgPool2d
+    return make(spec.kernel, spec.stride, spec.padding)
+
+
+def _activation(spec: BlockSpec) -> nn.Module:
+    return nn.ReLU() if spec.nonlinearity == "relu" else nn.LeakyReLU(LEAKY_SLOPE)
+
+
+def _loaded(module: nn.Module, name: str, state: Mapping[str, Tensor]) -> nn.Module:
+    """The module with the tensors that a block's state has below `name`."""
+    prefix = f"{name}."
+    own = {key.removeprefix(prefix): t for key, t in state.items() if key.startswith(prefix)}
+    module.load_state_dict(own)
+    return module

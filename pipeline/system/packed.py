@@ -1,0 +1,120 @@
+"""A user's objects as bytes, for processes that this one starts. The only file that imports
+cloudpickle, and only the process that starts others makes such bytes (invariant 10).
+
+What a worker would import from the same file as this process travels by its name. All the rest
+travels by value: what `__main__`, a notebook or a test module defines, which no worker could
+import, or only by running the user's script once more.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import contextmanager
+from importlib.machinery import PathFinder
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import ConfigError, one_line
+from pipeline.system.interpreter import (
+    current_folder,
+    has_installed,
+    is_in,
+    look_here_last,
+    module_path,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+_OURS = frozenset({"pipeline", "launch", "__main__", "__mp_main__"})
+"""Packages that every process has; and modules that cloudpickle takes by value anyway."""
+
+
+def packed(what: str, objects: Any) -> bytes:
+    """The bytes of a user's objects.
+
+    Args:
+        what: names them in an error.
+
+    Raises:
+        ConfigError: where they can't travel: a lock, an open file, a generator is in them.
+    """
+    import cloudpickle
+
+    here, by_value = _own_modules()
+    try:
+        with _travelling_by_value(by_value):
+            inner = cloudpickle.dumps(objects)
+    except Exception as error:  # whatever a user's object raises
+        raise ConfigError(
+            f"{what}: can't be sent to worker processes: {one_line(error)}; leave out what is held "
+            "of this process (files, locks, threads), or train without stages"
+        ) from error
+    return bytes(cloudpickle.dumps((here, inner)))
+
+
+def unpacked(data: bytes | memoryview) -> Any:
+    """The objects that `packed` was given.
+
+    Raises:
+        ConfigError: for what importing or rebuilding them raises.
+    """
+    import cloudpickle
+
+    here, inner = cloudpickle.loads(data)
+    for module in here:
+        look_here_last(module)
+    try:
+        return cloudpickle.loads(inner)
+    except Exception as error:
+        raise ConfigError(f"can't be rebuilt in a worker process: {one_line(error)}") from error
+
+
+def _own_modules() -> tuple[list[str], list[str]]:
+    """The user's modules that are imported here, by their outermost name: those that workers find
+    in the current folder, and those that they don't find."""
+    here: list[str] = []
+    by_value: list[str] = []
+    path = module_path()
+    for name, file in _users_modules():
+        if _leads_to(name, path, file):
+            continue
+        found = _leads_to(name, [current_folder() or ""], file)
+        (here if found else by_value).append(name)
+    return here, by_value
+
+
+def _users_modules() -> Iterator[tuple[str, str]]:
+    """Outermost names and a file of each, where neither Python nor an installer has put it."""
+    places = {*sys.path, os.path.dirname(os.__file__)}
+    installed = [place for place in places if has_installed(place)]
+    files: dict[str, str] = {}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if isinstance(file, str):
+            files.setdefault(name.partition(".")[0], file)
+    for name, file in files.items():
+        if name not in _OURS and not any(is_in(file, entry) for entry in installed):
+            yield name, file
+
+
+def _leads_to(name: str, path: list[str], file: str) -> bool:
+    """Whether the module of a name is found in `path`, and is this file."""
+    spec = PathFinder.find_spec(name, path)
+    origin = spec.origin if spec else None
+    return origin is not None and os.path.realpath(origin) == os.path.realpath(file)
+
+
+@contextmanager
+def _travelling_by_value(names: Iterable[str]) -> Iterator[None]:
+    import cloudpickle
+
+    before = set(cloudpickle.list_registry_pickle_by_value())
+    new = [name for name in names if name in sys.modules and name not in before]
+    for name in new:
+        cloudpickle.register_pickle_by_value(sys.modules[name])
+    try:
+        yield
+    finally:
+        for name in new:
+            cloudpickle.unregister_pickle_by_value(sys.modules[name])

@@ -1,0 +1,302 @@
+"""`pipeline.fit` in this process; that worker processes give the same bits is shown by
+`tests/processes/test_fit.py`."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import pipeline
+from pipeline.config.sections import build_config
+from pipeline.data.batches import load_batches
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+LIMITS = {"data.train_limit": 100, "data.test_limit": 40}
+QUICK: dict[str, Any] = {
+    "epochs": 2, "batch_size": 32, "gpus": "cpu", "quiet": True, "options": LIMITS,
+}  # fmt: skip
+
+
+class Wide(nn.Module):
+    """A layer of a user's own."""
+
+    def __init__(self, out: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, out)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x.flatten(1))
+
+
+def own_network() -> nn.Sequential:
+    torch.manual_seed(3)
+    return nn.Sequential(Wide(16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 10))
+
+
+def raw_test_images() -> tuple[Any, Any]:
+    tree = {
+        "model": {"name": "mlp"},
+        "loss": {"name": "pred"},
+        "data": {"name": "digits", "test_limit": 40},
+    }
+    return load_batches(build_config(tree, "test").data, 1).evaluation(0)
+
+
+def states(module: nn.Module) -> dict[str, Any]:
+    return {name: tensor.tolist() for name, tensor in module.state_dict().items()}
+
+
+def test_a_network_is_trained_and_the_users_stays_as_it_was() -> None:
+    network = own_network()
+    before = states(network)
+    run = pipeline.fit(network, "digits", **QUICK)
+    assert states(network) == before
+    assert [row["epoch"] for row in run.history] == [1, 2]
+    assert type(run.model) is nn.Sequential
+    assert type(run.model[0]) is Wide
+    assert not run.model.training
+    assert run.model.state_dict().keys() == before.keys()
+    assert states(run.model) != before
+
+
+def test_predictions_are_those_that_the_run_has_tested() -> None:
+    images, labels = raw_test_images()
+    run = pipeline.fit(own_network(), "digits", **QUICK)
+    wrong = 100 * float((run.predict(images) != labels).mean())
+    assert wrong == run.history[-1]["test"]["error_pct"]
+    assert run.logits(images[:3]).shape == (3, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mlp", {"model.hidden": 32, "model.dropout": 0.2}),
+        ("vgg", {"model.layers": [4, "M", 6, "A3"], "model.dropout": 0.1}),
+        ("vgg", {"model.layers": [4, "M", 6], "model.batch_norm": False, "loss.name": "pred"}),
+        ("resnet18", {"model.feat_mult": 0.05}),
+        ("wrn-10-1", {"model.feat_mult": 0.3, "model.preactivation": True}),
+        ("wrn-10-1", {"model.feat_mult": 0.3, "model.hidden_layers": 1, "model.hidden": 8}),
+        ("wrn-10-1", {"model.feat_mult": 0.3, "model.residual": False, "loss.name": "glob"}),
+    ],
+)
+def test_built_in_networks_become_torchs_own_layers(name: str, options: dict[str, Any]) -> None:
+    images, labels = raw_test_images()
+    run = pipeline.fit(name, "digits", **{**QUICK, "epochs": 1, "options": {**LIMITS, **options}})
+    test = run.history[-1]["test"]
+    logits = run.logits(images)
+    assert 100 * float((logits.argmax(1).numpy() != labels).mean()) == test["error_pct"]
+    loss = nn.functional.cross_entropy(logits, torch.as_tensor(labels))
+    weight = 0.01 if run._config.loss.name == "predsim" else 1.0
+    assert float(loss) * weight == pytest.approx(test["loss"], rel=1e-5)
+
+
+def test_arguments_are_keys_of_a_configuration(tmp_path: Path) -> None:
+    run = pipeline.fit(
+        "mlp",
+        "digits",
+        loss={"name": "predsim", "beta": np.float64(0.5)},
+        epochs=1,
+        batch_size=np.int64(16),
+        lr=0.01,
+        seed=3,
+        gpus="cpu",
+        quiet=True,
+        run_dir=tmp_path / "run",
+        options={"model.hidden": 8, "optimizer.momentum": 0.5, "optimizer.name": "sgd", **LIMITS},
+    )
+    config = run._config
+    assert (config.loss.beta, config.data.batch_size, config.optimizer.lr) == (0.5, 16, 0.01)
+    assert (config.runtime.seed, config.optimizer.name, config.model.hidden) == (3, "sgd", 8)
+    assert run.path == tmp_path / "run"
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row) for row in rows] == run.history
+
+
+def test_a_config_file_is_where_arguments_begin(tmp_path: Path) -> None:
+    path = tmp_path / "small.yaml"
+    path.write_text(
+        "model: {name: mlp, hidden: 8}\nloss: {name: pred}\nschedule: {epochs: 5}\n"
+        "data: {name: digits, train_limit: 100, test_limit: 40}\n"
+    )
+    one = pipeline.fit(config=path, epochs=1, gpus="cpu", quiet=True)
+    assert (one._config.loss.name, one._config.schedule.epochs) == ("pred", 1)
+    other = pipeline.fit(config=one._config, loss="sim", gpus="cpu", quiet=True)
+    assert (other._config.loss.name, other._config.model.hidden) == ("sim", 8)
+    assert one._config.loss.name == "pred"
+
+
+@pytest.mark.parametrize(("given", "says"), [
+    ({"network": None}, "network: which?"),
+    ({"data": None}, "data: which?"),
+    ({"network": "vgg8c"}, "model.name: 'vgg8c' is not allowed"),
+    ({"network": [nn.Linear(64, 10), 3]}, "network: a int is in the list"),
+    ({"network": nn.Sequential(nn.Linear(64, 10))}, "network: 1 children with parameters"),
+    ({"loss": int}, "loss: int is no pipeline.LocalRule"),
+    ({"loss": "pres"}, "loss.name"),
+    ({"epochs": 0}, "schedule.epochs"),
+    ({"options": {"momentum": 0.9}}, "options momentum: expected SECTION.KEY"),
+    ({"options": {"optimizer.momentun": 0.9}}, "optimizer.momentun"),
+    ({"resume": True}, "resume: which run?"),
+    ({"stages": 9}, "stages 9"),
+])  # fmt: skip
+def test_what_is_wrong_is_said_before_anything_starts(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(pipeline.ConfigError) as caught:
+        pipeline.fit(**{"network": own_network(), "data": "digits", **QUICK, **given})
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# --- the run's folder -----------------------------------------------------------------------
+
+
+def test_a_folder_that_nobody_has_named_goes_with_the_result() -> None:
+    run = pipeline.fit("mlp", "digits", **QUICK)
+    path = run.path
+    assert (path / "checkpoints").is_dir()
+    del run
+    assert not path.exists()
+
+
+def test_a_run_goes_on_with_the_same_objects_and_gives_the_same_bits(tmp_path: Path) -> None:
+    folder = {"run_dir": tmp_path / "run"}
+    whole = pipeline.fit(own_network(), "digits", **QUICK)
+    first = pipeline.fit(own_network(), "digits", **{**QUICK, **folder, "epochs": 1})
+    rest = pipeline.fit(own_network(), "digits", **QUICK, **folder, resume=True)
+    assert states(rest.model) == states(whole.model) != states(first.model)
+    assert [row["epoch"] for row in rest.history] == [1, 2]
+    again = pipeline.fit(own_network(), "digits", **QUICK, **folder, resume=True)
+    assert states(again.model) == states(rest.model)
+    assert again.predict(raw_test_images()[0]).shape == (40,)
+
+
+def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    pipeline.fit("mlp", "digits", **QUICK, run_dir=tmp_path / "run")
+    with pytest.raises(pipeline.ConfigError, match=r"already holds a run .*; add resume=True"):
+        pipeline.fit("mlp", "digits", **QUICK, run_dir=tmp_path / "run")
+
+
+def test_the_command_says_how_to_go_on_with_objects(tmp_path: Path) -> None:
+    from launch.job import Options
+    from launch.plan.checks import make_job
+
+    pipeline.fit(own_network(), "digits", **QUICK, run_dir=tmp_path / "run")
+    with pytest.raises(pipeline.ConfigError) as caught:
+        make_job(Options(None, run_dir=tmp_path / "run", resume=True, gpus="cpu"))
+    assert str(caught.value) == (
+        "network: the network of this run is a Python object, which no command has: go on with it "
+        "by pipeline.fit(…, run_dir=…, resume=True), given the same"
+    )
+
+
+# --- the caller's process -------------------------------------------------------------------
+
+
+def process() -> list[Any]:
+    return [
+        torch.get_num_threads(), torch.get_default_dtype(), torch.get_deterministic_debug_mode(),
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32,
+        torch.utils.deterministic.fill_uninitialized_memory,
+        os.environ.get("CUBLAS_WORKSPACE_CONFIG"), torch.get_rng_state().tolist(),
+        random.getstate(), [str(part) for part in np.random.get_state()],
+    ]  # fmt: skip
+
+
+def test_the_callers_process_is_left_as_it_was() -> None:
+    threads, plain = torch.get_num_threads(), pipeline.fit(own_network(), "digits", **QUICK)
+    torch.set_num_threads(2)
+    torch.set_default_dtype(torch.float64)
+    try:
+        torch.use_deterministic_algorithms(False)
+        torch.manual_seed(5)
+        network = own_network().float()
+        before = process()
+        with torch.no_grad():
+            other = pipeline.fit("mlp", "digits", **QUICK)
+        assert process() == before
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_default_dtype(torch.float32)
+    assert states(other.model) == states(pipeline.fit("mlp", "digits", **QUICK).model)
+    assert network[0].linear.weight.dtype == torch.float32
+    assert states(plain.model) == states(pipeline.fit(own_network(), "digits", **QUICK).model)
+
+
+def test_another_thread_may_train() -> None:
+    """Which can't handle signals, and finds the objects that it was given."""
+    found: list[Any] = []
+    thread = Thread(
+        target=lambda: found.append(pipeline.fit(own_network(), "digits", **QUICK)), daemon=True
+    )
+    thread.start()
+    thread.join(60)
+    assert states(found[0].model) == states(pipeline.fit(own_network(), "digits", **QUICK).model)
+
+
+# --- callbacks ------------------------------------------------------------------------------
+
+
+class Notes(pipeline.Callback):
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def on_start(self) -> None:
+        self.told.append("start")
+
+    def on_epoch(self, row: dict[str, Any]) -> None:
+        self.told.append(row["epoch"])
+
+    def on_end(self, run: pipeline.FittedRun) -> None:
+        self.told.append(len(run.history))
+
+
+def test_callbacks_are_told_and_may_end_a_run(tmp_path: Path) -> None:
+    notes = Notes()
+    more = {**QUICK, "epochs": 5, "run_dir": tmp_path / "run"}
+    run = pipeline.fit("mlp", "digits", **more, callbacks=[notes, lambda row: row["epoch"] == 2])
+    assert notes.told == ["start", 1, 2, 2]
+    plain = pipeline.fit("mlp", "digits", **QUICK)
+    assert states(run.model) == states(plain.model)
+    rest = pipeline.fit("mlp", "digits", **more, resume=True)
+    assert states(rest.model) == states(
+        pipeline.fit("mlp", "digits", **{**QUICK, "epochs": 5}).model
+    )
+
+
+def fails(error: BaseException) -> Callable[[Any], bool]:
+    def callback(row: Any) -> bool:
+        raise error
+
+    return callback
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("by zero"), KeyboardInterrupt("enough")])
+def test_a_callback_that_fails_ends_the_run_with_a_checkpoint(
+    tmp_path: Path, error: BaseException
+) -> None:
+    with pytest.raises(type(error)) as caught:
+        pipeline.fit("mlp", "digits", **QUICK, run_dir=tmp_path / "run", callbacks=[fails(error)])
+    assert caught.value is error
+    rest = pipeline.fit("mlp", "digits", **QUICK, run_dir=tmp_path / "run", resume=True)
+    assert states(rest.model) == states(pipeline.fit("mlp", "digits", **QUICK).model)
+
+
+def test_a_callback_may_train_another_network() -> None:
+    inner: list[Any] = []
+
+    def train(row: Any) -> None:
+        inner.append(pipeline.fit("mlp", "digits", **QUICK))
+
+    run = pipeline.fit(own_network(), "digits", **QUICK, callbacks=[train])
+    assert states(run.model) == states(pipeline.fit(own_network(), "digits", **QUICK).model)
+    assert states(inner[0].model) == states(inner[1].model)

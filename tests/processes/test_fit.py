@@ -1,0 +1,91 @@
+"""`pipeline.fit` with worker processes, called by a script as people write them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.processes
+
+PARTS = """\
+import torch
+from torch import nn
+
+
+class Scale(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.by = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return self.by * x
+"""
+SCRIPT = """\
+import hashlib, json, os, signal
+from pathlib import Path
+import psutil
+import torch
+from torch import nn
+import pipeline
+from parts import Scale
+
+with open("imported.txt", "a") as file:
+    file.write("once\\n")
+POWER = 2
+
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.scale = nn.Linear(64, 16), Scale()
+
+    def forward(self, x):
+        return self.scale(torch.relu(self.linear(x.flatten(1)))) ** POWER
+
+
+def digests(run):
+    return {block: hashlib.sha256(data).hexdigest() for block, data in run._files.items()}
+
+
+def kill_a_worker(row):
+    if row["epoch"] == 2 and not log.exists():
+        servers = psutil.Process().children()
+        worker = max((child for one in servers for child in one.children()), key=lambda p: p.pid)
+        worker.send_signal(signal.SIGKILL)
+        log.write_text(str(worker.pid))
+
+
+torch.manual_seed(1)
+net = nn.Sequential(Own(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 10))
+shared = {"epochs": 6, "batch_size": 32, "gpus": "cpu", "quiet": True,
+          "options": {"data.train_limit": 200, "data.test_limit": 40}}
+log = Path("killed.txt")
+single = pipeline.fit(net, "digits", **shared)
+pair = pipeline.fit(net, "digits", **shared, stages=2, run_dir="run", callbacks=[kill_a_worker])
+print(json.dumps([digests(single), digests(pair), len(pair.history)]))
+"""
+
+
+def test_two_workers_equal_one_process_and_import_nothing_of_the_script(tmp_path: Path) -> None:
+    """The network's class is the script's own, which has no `__main__` guard, and uses a module
+    beside it. A worker is killed, and another gets the same objects."""
+    (tmp_path / "parts.py").write_text(PARTS)
+    (tmp_path / "train.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, "train.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    single, pair, epochs = json.loads(done.stdout)
+    assert single == pair
+    assert epochs == 6
+    assert (tmp_path / "imported.txt").read_text() == "once\n"
+    assert (tmp_path / "killed.txt").read_text()
+    assert "(restart 1 of 3" in (tmp_path / "run" / "run.log").read_text()
+    assert done.stderr == ""
