@@ -12,6 +12,8 @@ SHIPPED = {
     "ForwardForward": "forward_forward",
     "InfoPro": "infopro",
     "MonoForward": "mono_forward",
+    "NoProp": "noprop",
+    "SoftHebb": "soft_hebb",
 }
 """The file of each shipped rule, by its class, which is the name that a config has for it."""
 

@@ -62,6 +62,13 @@ loss: {name: predsim, dim_in_decoder: 128}
 schedule: {epochs: 2}
 data: {name: synthetic, classes: 5, size: 16, train_images: 72, test_images: 40, batch_size: 32}
 """,
+    # a user's own rule that uses every hook, and carries two tensors
+    "rule": """\
+model: {name: mlp, hidden_layers: 3, hidden: 24, dropout: 0.2}
+loss: {rule: "support.rules:WithDropout", options: {noise: 0.2}}
+schedule: {epochs: 2}
+data: {name: digits, batch_size: 32, train_limit: 200, test_limit: 70}
+""",
     "greedy": """\
 model: {name: vgg, layers: [8, M, 12], hidden_layers: 1, hidden: 32, dropout: 0.3}
 loss: {name: pred}
@@ -100,7 +107,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Runner:
         ("digits", 1), ("digits", 2), ("digits", None),
         ("colour", 2), ("colour", None),
         ("bf16", 2), ("bf16", None),
-        ("residual", 3), ("own", None), ("greedy", None),
+        ("residual", 3), ("own", None), ("rule", None), ("greedy", None),
     ],
 )  # fmt: skip
 def test_n_processes_equal_one(run: Runner, name: str, stages: int | None) -> None:
@@ -137,14 +144,17 @@ def test_every_block_learns_at_every_epoch(run: Runner) -> None:
         assert len({step[block] for step in steps}) == 3
 
 
-def test_frames_carry_the_same_bytes(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["digits", "rule"])
+def test_frames_carry_the_same_bytes(
+    name: str, run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("launch.engines.local._work", processes.work_without_shared_memory)
-    framed = run("digits", "runtime.max_in_flight=3", stages=3)
+    framed = run(name, "runtime.max_in_flight=3", stages=3)
     log = (framed / "run.log").read_text(encoding="utf-8")
     reason = "the next stage has no shared memory: this system has no memfd"
     assert f"link 0 → 1: tensors travel as frames ({reason})" in log
     assert "link 1 → 2: tensors travel as frames" in log
-    assert digests(framed) == digests(run("digits", single=True))
+    assert digests(framed) == digests(run(name, single=True))
 
 
 def test_the_ring_carries_where_it_can(run: Runner) -> None:

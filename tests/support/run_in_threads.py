@@ -222,7 +222,13 @@ class ThreadWorkers:
     `fates`: of the first worker of some stages; others live on.
     """
 
-    def __init__(self, stages: int, fates: dict[int, Fate] | None = None) -> None:
+    def __init__(
+        self,
+        stages: int,
+        fates: dict[int, Fate] | None = None,
+        user_code: tuple[str, ...] = (),
+    ) -> None:
+        self._user_code = user_code
         self.control, self.senders = MemoryControl(), dict[str, MemorySender]()
         self.killed: dict[int, End] = {}
         self.fates = fates or {}
@@ -280,7 +286,10 @@ class ThreadWorkers:
         control: Any = Mortal(self.control.client(stage, attempt), fate)
         endpoints: Any = MemoryEndpoints(self.senders, fate)
         worker = Worker(
-            Invitation("run", stage, attempt, "nowhere"), control, endpoints, Activity()
+            Invitation("run", stage, attempt, "nowhere", self._user_code),
+            control,
+            endpoints,
+            Activity(),
         )
         try:
             worker.live()
@@ -315,7 +324,8 @@ def train_pipelined(
     workers: ThreadWorkers | None = None,
     clock: Callable[[], float] | None = None,
 ) -> None:
-    workers = workers or ThreadWorkers(job.run.plan.n_stages, fates)
+    named = tuple(job.run.config.user_code.values())
+    workers = workers or ThreadWorkers(job.run.plan.n_stages, fates, named)
     workers.start()
     coordinator(job, workers, clock).run()
     workers.leave()

@@ -1,0 +1,107 @@
+"""What is wrong with a local rule is said before anything starts; what is right gives shapes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from support import rules
+
+from pipeline.config.sections import Config, build_config
+from pipeline.data.facts import data_facts
+from pipeline.errors import ConfigError
+from pipeline.network.from_config import network_specs
+from pipeline.network.specs import Arrival, CarriedSpec
+from pipeline.rules import SHIPPED
+
+DATA = {"name": "synthetic", "size": 4, "channels": 1, "classes": 3}
+
+
+def config_of(rule: str, options: dict[str, Any] | None = None, **model: Any) -> Config:
+    tree = {
+        "model": {"name": "mlp", "hidden_layers": 2, "hidden": 6, **model},
+        "loss": {"rule": rule, "options": options or {}},
+        "data": DATA,
+    }
+    return build_config(tree, "test")
+
+
+def specs_of(kind: type, options: dict[str, Any] | None = None, **model: Any) -> Any:
+    config = config_of(f"{rules.__name__}:{kind.__name__}", options, **model)
+    return network_specs(config, data_facts(config.data))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "says"),
+    [
+        (rules.NotARule, {}, "NotARule is not a LocalRule; make it a subclass of pipeline.LocalR"),
+        (rules.Raising, {}, "RuntimeError: no rule for (6,)"),
+        (rules.Plain, {"width": 3}, "has no option 'width'; it has none"),
+        (rules.EveryHook, {"nose": 3}, "has no option 'nose'; it has noise"),
+        (rules.Needy, {}, "needs the option 'width': give it in loss.options"),
+        (rules.ManyLosses, {}, "block 0: loss gives a Tensor of shape (2,): a scalar is needed"),
+        (rules.Infinite, {}, "block 0: loss gives inf for numbers between 0 and 1"),
+        (rules.Detached, {}, "block 0: loss has no gradient for the activation, so the block wou"),
+        (rules.Silent, {}, "block 0: neither loss nor update gives anything to learn from"),
+        (rules.Unset, {}, "carries 'image', which was never set: set it in expand"),
+        (rules.Unnamed, {}, "puts 'image' into batch.carry: name it in carries, too"),
+        (rules.Number, {}, "carries 'image' as a int, not as a tensor"),
+        (rules.Half, {}, "carries 'image' of torch.float16; what travels is uint8, int64, float3"),
+        (rules.Retyped, {}, "block 0: leave makes torch.float32 of image a torch.float64: what"),
+        (rules.Flattening, {}, "block 0: enter gives (2, 32) for 2 rows, and the block takes (2, "),
+        (rules.Copying, {}, "expand makes 2 rows of each example, and an output layer needs one"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_starts(
+    kind: type, options: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        specs_of(kind, options)
+    assert str(caught.value).startswith(f"loss.rule {rules.__name__}:{kind.__name__}: {says}")
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        ("Nonesuch", f"loss.rule Nonesuch: is no shipped rule; these are {', '.join(SHIPPED)};"),
+        ("not_there:Rule", "loss.rule not_there:Rule: ModuleNotFoundError: No module named"),
+        ("support.rules:Nonesuch", "loss.rule support.rules:Nonesuch: support.rules ("),
+    ],
+)
+def test_a_rule_that_is_not_there(rule: str, says: str) -> None:
+    config = config_of(rule)
+    with pytest.raises(ConfigError) as caught:
+        network_specs(config, data_facts(config.data))
+    assert str(caught.value).startswith(says)
+
+
+def test_rows_and_what_is_carried_are_known_for_every_block() -> None:
+    first, second = specs_of(rules.EveryHook)
+    assert not second.is_output
+    assert second.is_last
+    labels = CarriedSpec("label", "int64", 2, ())
+    assert first.in_training == Arrival(
+        2, (CarriedSpec("seen", "float32", 2, (2,)), labels), (1, 4, 4)
+    )
+    assert first.leaves_in_training.carried[0].shape == (3,)
+    assert second.in_tests.rows == 3
+    assert second.in_tests.carried[0] == CarriedSpec("seen", "float32", 3, (3,))
+    assert second.rule is not None
+    assert (second.rule.in_shape, second.rule.blocks, second.rule.parameters) == ((6,), 2, 21)
+
+
+def test_in_groups_the_last_block_has_the_rule() -> None:
+    specs = specs_of(rules.Plain, hidden_layers=3, group=2)
+    assert [spec.rule is not None for spec in specs] == [False, True, True, False]
+    assert specs[1].rule is not None
+    assert specs[1].rule.in_shape == (1, 4, 4)
+    assert [spec.has_loss for spec in specs] == [False, True, True, True]
+
+
+def test_all_shipped_rules_are_named() -> None:
+    from pipeline import rules as shipped
+
+    found = {name: getattr(shipped, name).__module__ for name in SHIPPED}
+    assert found == {name: f"pipeline.rules.{file}" for name, file in SHIPPED.items()}
+    with pytest.raises(AttributeError):
+        shipped.Nonesuch  # noqa: B018

@@ -1,0 +1,70 @@
+"""Runs by local rules: the same bytes in one process and in many, resumed and recovered."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support import rules
+from support.run_in_threads import Fate, Job, train_pipelined, train_single
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
+
+MLP = {"name": "mlp", "hidden_layers": 3, "hidden": 12, "dropout": 0.2}
+EVERY_HOOK = {"rule": f"{rules.__name__}:EveryHook", "options": {"noise": 0.2}}
+IMAGE = {"rule": f"{rules.__name__}:Image"}
+CASES: dict[str, tuple[int, dict[str, Any]]] = {
+    "every hook": (3, {"model": MLP, "loss": EVERY_HOOK}),
+    "every hook, feature maps": (3, {"loss": EVERY_HOOK}),
+    "every hook, bf16": (3, {"model": MLP, "loss": EVERY_HOOK, "precision": "bf16"}),
+    "every hook, in groups": (2, {"model": {**MLP, "group": 2}, "loss": EVERY_HOOK}),
+    "every hook, greedy": (
+        3,
+        {"model": MLP, "loss": EVERY_HOOK, "schedule": {"epochs": 1, "greedy": True}},
+    ),
+    "an output layer": (3, {"loss": IMAGE}),
+    "an output layer, bf16": (3, {"loss": IMAGE, "precision": "bf16"}),
+    "residual": (
+        3,
+        {"model": {"name": "resnet18", "feat_mult": 0.05}, "loss": IMAGE},
+    ),
+}
+"""How many stages, and what differs from `TREE`."""
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rules_train_the_same_in_a_pipeline(case: str, folder: Callable[[], Path]) -> None:
+    stages, sections = CASES[case]
+    single, pipelined = (Job(folder(), stages, **sections) for _ in range(2))
+    train_single(single)
+    train_pipelined(pipelined)
+    assert pipelined.store.files == single.store.files
+    assert pipelined.lines() == single.lines()
+
+
+@pytest.mark.parametrize("case", ["every hook", "an output layer", "every hook, greedy"])
+def test_a_run_by_a_rule_goes_on_from_a_checkpoint(case: str, folder: Callable[[], Path]) -> None:
+    _, sections = CASES[case]
+    whole = Job(folder(), 3, **sections, checkpoint_every_steps=1)
+    train_single(whole)
+    last = max(whole.store.files)
+    for step in (1, 3):
+        again = Job(folder(), 2, whole.store.states[step], **sections)
+        train_pipelined(again)
+        assert again.store.files[last] == whole.store.files[last]
+
+
+def test_a_lost_stage_of_a_run_by_a_rule_is_replaced(folder: Callable[[], Path]) -> None:
+    _, sections = CASES["every hook"]
+    undisturbed = Job(folder(), 3, **sections, checkpoint_every_steps=2)
+    train_single(undisturbed)
+    last = max(undisturbed.store.files)
+    for stage in range(3):
+        job = Job(folder(), 3, **sections, checkpoint_every_steps=2)
+        train_pipelined(job, {stage: Fate(20)})
+        assert job.store.files[last] == undisturbed.store.files[last]
+        assert any("begins again" in note or "back to step" in note for note in job.notes)
