@@ -10,7 +10,7 @@ Shapes: n examples, z (n, D) their projections.
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ class Contrastive(LocalRule):
         hidden: units of the hidden layer of the projection.
         projected: numbers in a projection.
     """
+
+    static: ClassVar[bool] = True
 
     def __init__(
         self, place: Place, temperature: float = 0.1, hidden: int = 256, projected: int = 128

@@ -7,7 +7,7 @@ with the auxiliary networks of section 5.1.
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
@@ -39,6 +39,8 @@ class DGL(LocalRule):
             Convolutions have the width of the block, and batch norm.
         hidden: units of each hidden layer of the MLP, and on vectors of that of `cnn`.
     """
+
+    static: ClassVar[bool] = True
 
     def __init__(self, place: Place, auxiliary: str = "mlp-sr", hidden: int = 256) -> None:
         super().__init__(place)

@@ -56,6 +56,7 @@ class InfoPro(LocalRule):
     """
 
     carries: ClassVar[tuple[str, ...]] = ("image",)
+    static: ClassVar[bool] = True
 
     def __init__(
         self,
