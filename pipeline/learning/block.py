@@ -74,7 +74,7 @@ class Block(nn.Module):
         self.calls: RuleCalls | None = None
         """Of a rule that is not built in."""
         if spec.rule is not None and self.rule is not None:
-            self.calls = RuleCalls(self.rule, spec, seed=seed, device=device)
+            self.calls = RuleCalls(self.rule, spec, seed=seed, device=device, bf16=bf16)
         self._run: FunctionCaller = run_plainly
         self._optimizer: Optimizer | None = None
         self.learned: list[Tensor] = []
@@ -182,8 +182,7 @@ class Block(nn.Module):
         if isinstance(self.rule, BuiltIn):
             return self._run(self._built_in_loss, activation, batch.y, x)
         assert self.calls is not None, "a block that learns has a rule"
-        with self.autocast():
-            return self.calls.value(activation.h, x, batch, generator)
+        return self.calls.value(activation.h, x, batch, generator)
 
     def _built_in_loss(self, activation: Activation, labels: Tensor, x: Tensor) -> LossValue:
         assert isinstance(self.rule, BuiltIn), "asked of no other"

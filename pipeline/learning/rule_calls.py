@@ -30,15 +30,22 @@ if TYPE_CHECKING:
 
 
 class RuleCalls:
-    """The rule of a block at work.
+    """The rule of a block at work, in the precision that the block computes in.
 
     All raise ConfigError, naming rule and block, where a function gives what it may not.
     """
 
     def __init__(
-        self, rule: LocalRule, spec: BlockSpec, *, seed: int, device: torch.device
+        self,
+        rule: LocalRule,
+        spec: BlockSpec,
+        *,
+        seed: int,
+        device: torch.device,
+        bf16: bool,
     ) -> None:
         assert spec.rule is not None, "a block with a rule of a user's"
+        self._bf16 = bf16
         self._rule, self._spec, self._seed, self._device = rule, spec, seed, device
         self.named = spec.rule.named
 
@@ -49,9 +56,14 @@ class RuleCalls:
         position = (self._spec.index, batch_id, int(training))
         return _generator(self._seed, self._device, Purpose.RULE, *position)
 
-    def entered(self, batch: Batch, generator: torch.Generator | None) -> Tensor:
-        """What the block, or the first of its group, computes on."""
-        with self._drawing(generator):
+    def entered(self, batch: Batch, generator: torch.Generator | None, *, learns: bool) -> Tensor:
+        """What the block, or the first of its group, computes on.
+
+        Args:
+            learns: from this batch; else the rule's modules are as in a test.
+        """
+        self._rule.train(learns)
+        with self._drawing(generator), self._autocast():
             x = self._rule.enter(batch.x, batch, cast("torch.Generator", generator))
         if not isinstance(x, Tensor) or len(x) != len(batch.x):
             raise self._wrong(f"enter gives {_kind(x)} for {_kind(batch.x)}")
@@ -67,7 +79,8 @@ class RuleCalls:
         """
         onwards = Batch(passed, batch.y, dict(batch.carry), batch.training)
         before = {name: tensor._version for name, tensor in batch.carry.items()}
-        self._rule.leave(h, onwards)
+        with self._autocast():
+            self._rule.leave(h, onwards)
         for name, version in before.items():
             if batch.carry[name]._version != version:
                 raise self._wrong(
@@ -86,7 +99,7 @@ class RuleCalls:
         self, h: Tensor, x: Tensor, batch: Batch, generator: torch.Generator | None
     ) -> LossValue:
         """The loss of an activation, and the errors of its scores where the rule gave them."""
-        with self._drawing(generator):
+        with self._drawing(generator), self._autocast():
             given = self._rule.loss(h, x, batch, cast("torch.Generator", generator))
         loss, scores = given if isinstance(given, tuple) else (given, None)
         if loss is None:
@@ -101,7 +114,8 @@ class RuleCalls:
     ) -> Mapping[str, Tensor]:
         """What the parameters of the block's layer step against, by its names for them; empty where
         only a gradient teaches."""
-        given = self._rule.update(layer, h, x, batch)
+        with self._autocast():
+            given = self._rule.update(layer, h, x, batch)
         if not given:
             return {}
         own = dict(layer.named_parameters())
@@ -124,12 +138,16 @@ class RuleCalls:
         Args:
             batch: what arrived; `onwards`: what goes on.
         """
-        scores = self._rule.scores(h, onwards)
+        with self._autocast():
+            scores = self._rule.scores(h, onwards)
         if scores is None:
             value = self.value(h, x, batch, self.generator(batch_id, training=False))
             return LossValue(value.loss, None)
         _check_scores(scores, batch.y, self._wrong)
         return LossValue(F.cross_entropy(scores.float(), batch.y), _errors(scores, batch.y))
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16)
 
     def _drawing(self, generator: torch.Generator | None) -> AbstractContextManager[None]:
         """What modules of the rule draw from the generators that all share, as nn.Dropout does,

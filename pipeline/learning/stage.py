@@ -189,7 +189,7 @@ class Stage:
         x = received = batch.x
         if calls is not None:
             generator = calls.generator(batch_id, training=batch.training)
-            x = received = calls.entered(batch, generator)
+            x = received = calls.entered(batch, generator, learns=False)
         for block in self.in_turn(group):
             h = block(x, batch_id=None, shortcut=self._shortcuts.at(block.spec, x))
             x = h if block.spec.is_output else block.transfer(h, batch_id=None)
@@ -223,7 +223,7 @@ class Stage:
         if last.calls is not None:
             self.at_work = last.spec.index
             generator = last.calls.generator(batch_id, training=True)
-            x = last.calls.entered(batch, generator)
+            x = last.calls.entered(batch, generator, learns=True)
         received = x
         for block in self.in_turn(others):
             h = block(x, batch_id=batch_id, shortcut=self._shortcuts.at(block.spec, x))
