@@ -58,12 +58,12 @@ PIPELINE: dict[str, Row] = {  # from the ground up
     "transport": row("errors system schedule protocol"),
     "run": row("errors system config data planning schedule storage transport"),
     "learning": torch("errors seeding config data rules network schedule device kernels"),
-    "rehearsal": torch("errors system config data network schedule learning"),
+    "rehearsal": torch("errors seeding system config data network schedule learning"),
     "worker": torch(
         "errors system config network schedule protocol device kernels transport learning rehearsal"
     ),
     "coordinator": row("errors system config schedule protocol transport run"),
-    "profiling": torch("config data network planning kernels learning"),
+    "profiling": torch("seeding config data network planning kernels learning"),
     "single": torch("errors planning schedule device run learning rehearsal worker"),
     "api": torch("errors config data kernels learning network rules run storage system"),
 }

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline.data.batches import load_batches
+from pipeline.data.noise import noise_like
 from pipeline.kernels.memory_layout import channels_last
 from pipeline.learning.build import build_stage, prepare_process
 from pipeline.network.from_config import network_specs
 from pipeline.network.specs import stage_units
 from pipeline.planning.prediction import BlockTimes
+from pipeline.seeding import Purpose, generator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -120,9 +122,10 @@ class UnitTrainer:
     ) -> None:
         self._stage = build_stage(config, facts, [spec.index for spec in unit], device)
         n, self._batch_id = config.data.batch_size, 0
-        x = torch.rand(n, *unit[0].in_shape, device=device)
-        self._x = channels_last(x) if unit[0].index else (x * 255).to(torch.uint8)
-        self._labels = torch.arange(n, device=device) % facts.classes
+        made = noise_like(facts, n, generator(config.runtime.seed, Purpose.IMAGES))
+        examples, self._labels = (torch.from_numpy(array).to(device) for array in made)
+        activations = torch.rand(n, *unit[0].in_shape, device=device)
+        self._x = channels_last(activations) if unit[0].index else examples
 
     def step(self, send: Callable[[Tensor], None] = lambda passed: None) -> None:
         """Train it once more, at a rate of 0."""

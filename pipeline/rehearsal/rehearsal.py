@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pipeline.data.noise import noise_like
 from pipeline.errors import ConfigError
 from pipeline.learning.block_file import kind_of
 from pipeline.learning.build import build_blocks, build_preprocess
@@ -35,6 +36,7 @@ from pipeline.rehearsal.other_process import as_another_process
 from pipeline.rehearsal.trial import Trial, naming_block, some, users_modules
 from pipeline.rehearsal.unsaved_state import files_of
 from pipeline.schedule.reports import Fingerprint
+from pipeline.seeding import Purpose, generator
 from pipeline.system.named_object import naming
 
 if TYPE_CHECKING:
@@ -173,6 +175,8 @@ class _Network:
 
     def _sizes(self, images: int) -> set[int]:
         batch = min(self._config.data.batch_size, images)
+        if not batch:
+            return set()  # data without a test
         shapes = (s for spec in self._specs for s in (spec.in_shape, spec.shape, spec.out_shape))
         largest = max(1, max(map(prod, shapes)) * 4)
         most = min(_MOST_BYTES // largest, _MOST_MACS // self._macs)
@@ -180,16 +184,8 @@ class _Network:
 
     def _batch(self, n: int, number: int) -> tuple[Tensor, ...]:
         """Examples and targets such as the data set has them."""
-        facts, draws = self._facts, torch.Generator().manual_seed(number)
-        shape, target_shape = (n, *facts.shape), (n, *facts.target_shape)
-        if facts.dtype == "float32":
-            x = torch.randn(shape, generator=draws)
-        else:
-            most = facts.tokens if facts.dtype == "int64" else 256
-            x = torch.randint(0, most, shape, dtype=getattr(torch, facts.dtype), generator=draws)
-        if facts.target_dtype == "float32":
-            return x, torch.randn(target_shape, generator=draws)
-        return x, torch.arange(prod(target_shape)).view(target_shape) % facts.classes
+        x, y = noise_like(self._facts, n, generator(number, Purpose.IMAGES))
+        return torch.from_numpy(x), torch.from_numpy(y)
 
 
 @contextmanager
