@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.config.sections import Config
+    from pipeline.data.own_data import OwnData
     from pipeline.network.specs import BlockSpec
     from pipeline.planning.cost import BlockCost
     from pipeline.planning.plan import Plan
@@ -68,3 +69,5 @@ class Job:
     milestones_for: int | None = None
     """The epochs that stand beside the milestones in the config, where `--set` changed only
     these."""
+    own_data: OwnData | None = None
+    """Data of the user's own, as they were read to plan the run."""

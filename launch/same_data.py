@@ -53,18 +53,18 @@ def check_same_data(
     if start.steps_per_epoch != steps:
         raise ConfigError(
             f"--resume: the data set now gives {steps} batches an epoch, the run began with "
-            f"{start.steps_per_epoch}{f' ({what})' if what else ''}: bring back as many images as "
-            "it had (where a file is broken, another image of its class can take its place), or "
-            "start a new run"
+            f"{start.steps_per_epoch}{f' ({what})' if what else ''}: bring back as many "
+            f"{record.noun} as it had (where a file is broken, another image of its class can take "
+            "its place), or start a new run"
         )
     if before and len(before.training.per_class) != len(record.training.per_class):
         raise ConfigError(f"--resume: {what}: bring back these classes, or start a new run")
     if data.accept != record.digest:
         raise ConfigError(
-            f"--resume: the images are others than the run began with ({what}): bring them back, "
-            f"or go on with these (--set data.accept={record.digest}), or start a new run"
+            f"--resume: the {record.noun} are others than the run began with ({what}): bring them "
+            f"back, or go on with these (--set data.accept={record.digest}), or start a new run"
         )
-    return [f"data.accept: from here on the run has other images: {what}"]
+    return [f"data.accept: from here on the run has other {record.noun}: {what}"]
 
 
 def _is_share(record: DataRecord, data: DataConfig) -> bool:

@@ -22,7 +22,7 @@ from launch.run_directory import IMAGES
 from launch.same_data import check_same_data, list_files
 from pipeline.data.batches import load_batches
 from pipeline.data.facts import check_data
-from pipeline.errors import InterruptedRunError, one_line
+from pipeline.errors import InterruptedRunError, cut, one_line
 from pipeline.planning.plan import received_bytes
 from pipeline.run.events import Note, RunStarted, ignore
 from pipeline.run.recorder import Recorder
@@ -80,7 +80,7 @@ def train(
     wait_for_no_reader()
     data, console = job.config.data, Console()
     with reading_shown(view, console) as show_reading:
-        batches = load_batches(data, job.config.runtime.seed, show_reading)
+        batches = load_batches(data, job.config.runtime.seed, show_reading, job.own_data)
     course = course_of(job.config, job.specs, batches.steps_per_epoch, batches.evaluation_batches)
     record, kept = batches.record(data.name), held.path / IMAGES
     notes = [*notes, *check_same_data(start, batches, record, data, kept)]
@@ -129,15 +129,21 @@ def train(
 def _notes(job: Job, held: HeldRun, batches: Batches, record: DataRecord) -> Iterator[str]:
     """What to say of the data, the plan and the run directory before training."""
     yield record.summary()
+    data, facts = job.config.data, batches.facts
+    if data.is_own:
+        yield (
+            f"data {data.factory or data.file}: examples are {facts.dtype} of shape {facts.shape}, "
+            f"targets {facts.target_dtype} of shape {facts.target_shape}"
+        )
     yield from record.gaps()
-    yield from batches.passed_over
+    yield from batches.notes
     if bad := batches.left_out:
         yield (
             f"data.on_bad_image skip: left out as they can't be decoded: {len(bad)} image "
             f"file{'s' * (len(bad) > 1)}, {bad[0].path} first ({bad[0].why}); run.log lists all"
         )
-    if job.config.data.normalise != "known":
-        mean, std = list(batches.facts.mean), list(batches.facts.std)
+    if data.normalise != "known":
+        mean, std = cut(str(list(facts.mean)), 200), cut(str(list(facts.std)), 200)
         yield f"data.normalise measured: mean {mean}, standard deviation {std}"
     yield from cautions(job)
     if not held.locked:

@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING
 from launch.engines.interrupts import interrupts_noted
 from launch.plan.cost_cache import keep_crowded_speed
 from launch.training import carry_out, make_run
-from pipeline.data.batches import load_batches
+from pipeline.data.batches import Batches
 from pipeline.data.facts import data_facts
+from pipeline.data.noise import noise_like
+from pipeline.data.parts import Arrays
 from pipeline.errors import ConfigError, InterruptedRunError
 from pipeline.run.events import EpochDone
 from pipeline.schedule.feed import Course
+from pipeline.seeding import Purpose, generator
 from pipeline.storage.background_writer import BackgroundWriter
 from pipeline.storage.checkpoint import RunState
 from pipeline.storage.folder import Folder
@@ -31,7 +34,6 @@ if TYPE_CHECKING:
 
     from launch.job import Job
     from pipeline.coordinator.engine import Engine
-    from pipeline.data.batches import Batches
     from pipeline.run.events import Event
 
 SECONDS, EPOCHS = 5.0, 3
@@ -86,7 +88,7 @@ class Trial:
 
 
 def trial_run(job: Job, engine: Engine | None) -> Trial:
-    """What the plan reaches with synthetic batches of the data set's shape, at a learning rate of
+    """What the plan reaches with batches of noise of the data set's shape, at a learning rate of
     0. However it ends, it leaves nothing behind but, of several stages on a CPU, how much they slow
     each other down, in the file of measured costs.
 
@@ -137,16 +139,7 @@ def _deleted_folder() -> Iterator[Folder]:
 
 def _batches(job: Job) -> Batches:
     """As large as the configured ones; whether these are there does not matter."""
-    data, facts = job.config.data, data_facts(job.config.data)
-    made = {
-        "name": "synthetic",
-        "channels": facts.shape[0],
-        "size": facts.shape[1],
-        "classes": facts.classes,
-        "train_images": _BATCHES * data.batch_size,
-        "test_images": 1,
-        "train_limit": None,
-        "classes_per_batch": None,
-        "normalise": "known",
-    }
-    return load_batches(data.model_copy(update=made), job.config.runtime.seed)
+    data, seed = job.config.data, job.config.runtime.seed
+    facts = data_facts(data, job.own_data)
+    x, y = noise_like(facts, _BATCHES * data.batch_size, generator(seed, Purpose.IMAGES))
+    return Batches(facts, data.batch_size, seed, Arrays(x, y), Arrays(x[:0], y[:0]), None)

@@ -65,7 +65,7 @@ def digests_of(job: Job, steps: int, engine: Engine | None) -> dict[tuple[int, i
     from pipeline.storage.folder import Folder
 
     store = DigestStore()
-    batches = load_batches(job.config.data, job.config.runtime.seed)
+    batches = load_batches(job.config.data, job.config.runtime.seed, own=job.own_data)
     course = course_of(job.config, job.specs, batches.steps_per_epoch, batches.evaluation_batches)
     if course.learners:  # each of them must learn in these few steps
         share = min(course.steps_per_epoch, ceil(steps / len(course.learners)))

@@ -37,7 +37,7 @@ class Purpose(IntEnum):
     FACTORY = 5
     """Initial weights of a user's own network: ()."""
     SHARE = 6
-    """Images that a limit leaves of each class of an image folder: ()."""
+    """Examples that a limit, or a validation share, takes of each class: ()."""
     RULE = 7
     """What a local rule draws: (block, batch id, in training)."""
     EXPAND = 8

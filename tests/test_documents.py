@@ -24,8 +24,8 @@ DOCUMENTS = sorted(
         *((REPOSITORY / folder).rglob("*.md") for folder in ("pipeline", "docs", "benchmarks")),
     )
 )
-SOURCES = ("pipeline", "launch", "benchmarks", "configs", "docs", "tests")
-USERS = {"my_rules.py", "my_networks.py", "queue.py"}
+SOURCES = ("pipeline", "launch", "benchmarks", "configs", "docs", "examples", "tests")
+USERS = {"my_data.py", "my_rules.py", "my_networks.py", "queue.py"}
 """Files of a user's, as in examples."""
 OTHERS = {"nn", "torch", "np"}
 """Modules that are not ours."""

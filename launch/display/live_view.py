@@ -35,6 +35,7 @@ from pipeline.run.events import (
     StageProgress,
     Waiting,
 )
+from pipeline.run.metrics import tested
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -195,14 +196,14 @@ class LiveView:
 
     def _epoch_done(self, event: EpochDone) -> None:
         metrics = event.metrics
-        error_pct = (metrics.get("test") or {}).get("error_pct")
+        error_pct = _error(metrics)
         if error_pct is not None:
             best, self._last = self._best, metrics
             # in greedy training another block's classifier may be tested: its best is another
             if (
                 best is None
                 or best.get("learner") != metrics.get("learner")
-                or error_pct < best["test"]["error_pct"]
+                or error_pct < (_error(best) or 0.0)
             ):
                 self._best = metrics
         for entry in metrics.get("blocks") or []:
@@ -244,12 +245,17 @@ class LiveView:
         last, best = self._last, self._best
         if last is None or best is None:
             return _line(f"test error {NOTHING}", "dim")
-        last_pct, best_pct = (number_text(one["test"]["error_pct"], ".2f") for one in (last, best))
+        last_pct, best_pct = (number_text(_error(one), ".2f") for one in (last, best))
         return (
-            _line("test error ")
+            _line(f"{tested(last)[0]} error ")
             .append(f"{last_pct} %", "bold")
             .append(f" after epoch {last['epoch']}   best {best_pct} % after epoch {best['epoch']}")
         )
+
+
+def _error(metrics: Mapping[str, Any]) -> float | None:
+    """Of a test, in percent; None where there was none."""
+    return tested(metrics)[1].get("error_pct")
 
 
 def _line(text: str, style: str = "") -> Text:

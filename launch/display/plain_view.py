@@ -21,6 +21,7 @@ from pipeline.run.events import (
     RunStarted,
     Waiting,
 )
+from pipeline.run.metrics import tested
 from pipeline.storage.line_log import LineLog
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class PlainView:
             f"epoch {metrics['epoch']}{self._of_epochs}  step {metrics['step']}",
             f"lr {lr_text(metrics['lr'])}",
             _pass_text("train", metrics["train"]),
-            _pass_text("test", metrics["test"]),
+            _pass_text(*tested(metrics)),
             _rate_text(metrics["images_per_s"]),
             f"{number_text(metrics['seconds'], '.1f', 1e7)} s",
         ]

@@ -143,7 +143,7 @@ def what_differs(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
 def is_finished(run_dir: Path, config: Config) -> bool:
     """Whether the run in this directory has trained and tested its last epoch."""
     lines = _epoch_lines(run_dir)
-    return bool(lines) and lines[-1]["epoch"] == all_epochs(config) and bool(lines[-1]["test"])
+    return bool(lines) and lines[-1]["epoch"] == all_epochs(config) and bool(lines[-1].get("test"))
 
 
 def all_epochs(config: Config) -> int:

@@ -76,7 +76,14 @@ def check_job(name: str, config: Config, options: Options) -> Job:
     Raises:
         ConfigError: for the first thing that is wrong.
     """
-    facts = data_facts(config.data)
+    own_data = None
+    if config.data.is_own:
+        from pipeline.data.own_data import read_own  # numpy
+
+        factory = config.data.factory
+        with awaited({"data.factory": factory} if factory else {}, "reading data"):
+            own_data = read_own(config.data)
+    facts = data_facts(config.data, own_data)
     code = config.user_code
     with awaited(code, "planning"):
         specs = network_specs(config, facts)
@@ -120,7 +127,10 @@ def check_job(name: str, config: Config, options: Options) -> Job:
             from pipeline.rehearsal.rehearsal import rehearse  # torch, which it needs anyway
 
             rehearsal = rehearse(config, facts, specs)
-    return Job(name, config, specs, costs, plan, known, options.single, own, rehearsal, why)
+    return Job(
+        *(name, config, specs, costs, plan, known, options.single, own, rehearsal, why),
+        own_data=own_data,
+    )
 
 
 def _milestones_for(path: Path, overrides: tuple[str, ...]) -> int | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from launch.display.format import size_text
 from launch.machine.gpus import gpu_memory
-from pipeline.data.facts import data_facts
+from pipeline.data.facts import whole_facts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -81,7 +81,7 @@ def too_large(
     """The first line on what this machine can't hold of training these `blocks` of each place, and
     of the images, which are on the CPU; empty where it may hold all, or where a place is not of
     this machine."""
-    images = _image_bytes(config)
+    images = _image_bytes(config, facts)
     n = min(config.data.batch_size, max(facts.train_images, facts.test_images))
     number_bytes = 2 if config.runtime.precision == "bf16" else 4
 
@@ -107,13 +107,14 @@ def too_large(
     return next(problems, "")
 
 
-def _image_bytes(config: Config) -> int:
-    """Of `synthetic` images, which are all made before a limit takes some; others are files, and
-    none of the published sets is too large for a machine of today."""
+def _image_bytes(config: Config, facts: DataFacts) -> int:
+    """Of a user's own examples, and of `synthetic` images, which are all made before a limit takes
+    some; others are files, and none of the published sets is too large for a machine of today."""
+    if config.data.is_own:
+        return (facts.train_images + facts.test_images) * facts.example_bytes
     if config.data.name != "synthetic":
         return 0
-    whole = config.data.model_copy(update={"train_limit": None, "test_limit": None})
-    facts = data_facts(whole)
+    facts = whole_facts(config.data)
     return (facts.train_images + facts.test_images) * prod(facts.shape)
 
 

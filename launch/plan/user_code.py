@@ -26,7 +26,7 @@ def awaited(named: Mapping[str, str], doing: str) -> Iterator[None]:
 
     Args:
         named: as `Config.user_code` gives it.
-        doing: what the network is made for, as "planning".
+        doing: what the code is called for, as "planning".
     """
     if not named:
         yield

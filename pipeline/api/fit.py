@@ -181,7 +181,7 @@ def _facts(job: Job) -> DataFacts:
     """Of the data of a run that needed no more training."""
     from pipeline.data.batches import load_batches
 
-    return load_batches(job.config.data, job.config.runtime.seed).facts
+    return load_batches(job.config.data, job.config.runtime.seed, own=job.own_data).facts
 
 
 def _temporary_folder() -> Path:

@@ -15,11 +15,19 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pipeline.config.loss import LossConfig  # noqa: TC001  pydantic reads it at run time
 from pipeline.config.model import MAX_UNITS, RESIDUAL_NAMES, ModelConfig
 from pipeline.config.recipe import MAX_EPOCHS, OptimizerConfig, ScheduleConfig
-from pipeline.config.schema import Field, Section, checked, field_validator, model_validator
+from pipeline.config.schema import (
+    Field,
+    JsonValue,
+    Section,
+    checked,
+    field_validator,
+    model_validator,
+)
+from pipeline.config.user_code import arguments_of, object_name
 
 DataName: TypeAlias = Literal[
     "digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "svhn", "stl10",
-    "imagefolder", "synthetic",
+    "imagefolder", "synthetic", "npz", "factory",
 ]  # fmt: skip
 ClassOrder: TypeAlias = Literal["drawn", "scan"]
 LEAST_SCANNED = 10
@@ -40,9 +48,18 @@ class DataConfig(Section):
     """The images, and what is done to them."""
 
     name: DataName
-    """Which data set; `digits` comes with the installation, `synthetic` is random."""
+    """Which data set; `digits` comes with the installation, `synthetic` is random; `npz` and
+    `factory` are data of your own (`file`, `factory`)."""
     root: str = "data"
     """Folder of the data sets (`imagefolder`: the folder that holds train/ and val/)."""
+    factory: Annotated[str, object_name("data.factory")] | None = None
+    """Data of your own, as `package.module:function`, installed or in the current folder: what the
+    function gives is in docs/data.md. It is called once, where the run is started."""
+    kwargs: Annotated[dict[str, JsonValue], arguments_of("data.kwargs")] | None = None
+    """What `factory` is called with."""
+    file: Annotated[str, arguments_of("data.file")] | None = None
+    """Data of your own, as an .npz file with the arrays x_train, y_train and, where there are test
+    examples, x_test, y_test (or X, y)."""
     download: bool = True
     """Fetch a data set that is not under `root`."""
     batch_size: int = Field(default=128, ge=1, le=1 << 20)
@@ -55,10 +72,14 @@ class DataConfig(Section):
     """Side of the square set to zero at a random place of each training image; 0 is off. (The
     authors' is one less where it is odd.)"""
     train_limit: int | None = Field(default=None, ge=1, le=MAX_COUNT)
-    """Use only the first so many training images; of an `imagefolder`, whose images lie class by
-    class, a share of every class, the same whatever `runtime.seed` is."""
+    """Use only the first so many training images; of an `imagefolder` and of data of your own,
+    which may lie class by class, a share of every class, the same whatever `runtime.seed` is."""
     test_limit: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     """Use only so many test images, chosen as for `train_limit`."""
+    validation: float | None = Field(default=None, gt=0, lt=1)
+    """Keep this share of the training images, of every class, from training, the same whatever
+    `runtime.seed` is, and test on these (after `train_limit`): for choosing settings. The test set
+    is then left alone."""
     classes_per_batch: int | None = Field(default=None, ge=2)
     """Fill a training batch with images of about so many classes (section 4.5 of the paper)."""
     classes_per_batch_until_epoch: int | None = Field(default=None, ge=1, le=MAX_EPOCHS)
@@ -79,15 +100,14 @@ class DataConfig(Section):
     """Number of `synthetic` test images (256)."""
     normalise: Literal["known", "measured"] = "known"
     """Mean and standard deviation to normalise by: those known of the data set (`imagefolder`: of
-    ImageNet), or measured before training on up to 10,000 of the training images."""
-    mean: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(strict=False)] | None = (
-        None
-    )
-    """Mean of each channel, of pixels from 0 to 1, where `normalise` is to know another."""
-    std: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(strict=False)] | None = (
-        None
-    )
-    """Standard deviation of each channel; it comes with `mean`."""
+    ImageNet; of your own: what you give, else none), or measured before training on up to 10,000
+    of the training images."""
+    mean: Annotated[tuple[float, ...], Field(strict=False)] | None = None
+    """Mean of each channel, of pixels from 0 to 1, where `normalise` is to know another; of your
+    own data of another shape than (channels, height, width), of each place of the last dimension,
+    or one for all; of float32 examples, of their values as they are."""
+    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False)] | None = None
+    """Standard deviations; they come with `mean`."""
     random_crop: bool | None = None
     """`imagefolder`: train on random parts of images, scaled to `size` (true, as for ImageNet), or
     on what is seen in a test, the middle (false)."""
@@ -102,6 +122,34 @@ class DataConfig(Section):
     before training and leave these out (skip)."""
     accept: str | None = Field(default=None, pattern="^sha256:[0-9a-f]{12}$")
     """Resume with images other than the run began with: their digest, which --resume names."""
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is data of a user's own, given as arrays."""
+        return self.name in ("npz", "factory")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_data_are_named_by_where_they_are_from(cls, tree: Any) -> Any:
+        for key, name in (("factory", "factory"), ("file", "npz")):
+            if isinstance(tree, dict) and tree.get(key) is not None:
+                return {"name": name, **tree}
+        return tree
+
+    @model_validator(mode="after")
+    def _own_data_are_from_one_place(self) -> DataConfig:
+        for key, name, form in (
+            ("factory", "factory", "package.module:function"),
+            ("file", "npz", "path.npz"),
+        ):
+            given = getattr(self, key)
+            if given is not None and self.name != name:
+                raise ValueError(f"data.{key} is data of your own: leave data.name out")
+            if given is None and self.name == name:
+                raise ValueError(f"data.name {name} needs data.{key}, as {form}")
+        if self.kwargs is not None and self.factory is None:
+            raise ValueError("data.kwargs needs data.factory, as package.module:function")
+        return self
 
     @model_validator(mode="after")
     def _keys_belong_to_the_data_set(self) -> DataConfig:
@@ -121,6 +169,12 @@ class DataConfig(Section):
             raise ValueError("data.mean and data.std: give both, a number for each channel")
         if mean is not None and self.normalise == "measured":
             raise ValueError("data.mean is given: leave it and data.std out, or normalise: known")
+        if not self.is_own:
+            for key, numbers in (("mean", mean), ("std", std)):
+                if any(not 0 <= number <= 1 for number in numbers or ()):
+                    raise ValueError(
+                        f"data.{key} {list(numbers or ())}: pixels go from 0 to 1, so these do, too"
+                    )
         return self
 
     @model_validator(mode="after")

@@ -33,10 +33,6 @@ _SIGHT = 16
 """Examples looked at first for each that is wanted: about what 13 of 100 classes take."""
 
 
-_SHARE_SEED = 0
-"""Not the run's: runs of other seeds are then compared on the same images."""
-
-
 @dataclass(frozen=True, slots=True)
 class ClassLimit:
     """About how many classes a batch holds, until which epoch (None: in all of them), and how
@@ -185,15 +181,17 @@ def _alike(
         sight *= 2
 
 
-def share_of_every_class(labels: NDArray[np.int64], limit: int, classes: int) -> NDArray[np.int64]:
+def share_of_every_class(
+    labels: NDArray[np.int64], limit: int, classes: int, seed: int = 0
+) -> NDArray[np.int64]:
     """Indices, in order, of `limit` examples: of each class in proportion to what it has.
 
-    A class has at least one wherever `limit` allows it. The draws belong to the labels and the
-    limit alone.
+    A class has at least one wherever `limit` allows it. The draws belong to the labels, the limit
+    and `seed` (not the run's: runs of other seeds are then compared on the same examples) alone.
     """
     counts = np.bincount(labels, minlength=classes)
     of_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
-    draws = generator(_SHARE_SEED, Purpose.SHARE)
+    draws = generator(seed, Purpose.SHARE)
     quotas = _quotas(counts, limit)
     chosen = [draws.permutation(all_)[:n] for all_, n in zip(of_class, quotas, strict=True)]
     every: NDArray[np.int64] = np.sort(np.concatenate(chosen))

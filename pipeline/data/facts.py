@@ -11,7 +11,7 @@ from itertools import count
 from math import prod
 from typing import TYPE_CHECKING
 
-from pipeline.data.image_list import list_images
+from pipeline.data.image_list import ImageFolder, list_images
 from pipeline.errors import ConfigError
 from pipeline.system.paths import expanded
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.config.sections import DataConfig
-    from pipeline.data.image_list import ImageFolder
+    from pipeline.data.own_data import OwnData
 
 
 _ITEM_BYTES = {"uint8": 1, "int64": 8, "float32": 4}
@@ -47,6 +47,11 @@ class DataFacts:
     target_shape: tuple[int, ...] = ()
     target_dtype: str = "int64"
     tokens: int = 0
+
+    @property
+    def normalised_places(self) -> int:
+        """How many numbers a mean has: one for each channel, or place of the last dimension."""
+        return self.shape[0] if len(self.shape) == 3 else self.shape[-1]
 
     @property
     def example_bytes(self) -> int:
@@ -94,39 +99,78 @@ _IMAGENET = {  # mean and deviation by the number of channels: of colours, or of
 }
 
 
-def data_facts(config: DataConfig, folder: ImageFolder | None = None) -> DataFacts:
-    """Facts of the configured data set, `train_limit` and `test_limit` applied.
+def data_facts(config: DataConfig, read: ImageFolder | OwnData | None = None) -> DataFacts:
+    """Facts of the configured data set, limits and `validation` applied: `test_images` are those
+    that are tested on.
 
     Images of an `imagefolder` are counted, not opened; where `data.normalise` is `measured`, mean
     and deviation are not known yet.
 
     Args:
-        folder: the list of an `imagefolder`, where that was made already.
+        read: the list of an `imagefolder`, or the user's own data, where that was read already.
 
     Raises:
-        ConfigError: where the folders of an `imagefolder` are missing or hold no classes, and for
-            a mean that has not a number for each channel.
+        ConfigError: where the folders of an `imagefolder` are missing or hold no classes, for own
+            data as `read_own`, for a mean that has not a number for each channel, and where
+            nothing is left to train on.
     """
     if config.name == "synthetic":
         facts = _synthetic(config)
     elif config.name == "imagefolder":
-        facts = _imagefolder(config, folder or list_images(data_root(config)))
+        folder = read if isinstance(read, ImageFolder) else list_images(data_root(config))
+        facts = _imagefolder(config, folder)
+    elif config.is_own:
+        facts = _own(config, None if isinstance(read, ImageFolder) else read)
     else:
         facts = _KNOWN[config.name]
     train, test = facts.train_images, facts.test_images
-    facts = replace(
-        facts,
-        train_images=min(train, config.train_limit or train),
-        test_images=min(test, config.test_limit or test),
-    )
-    if config.mean is None or config.std is None:
-        return facts
-    if len(config.mean) != facts.shape[0]:
+    train, test = min(train, config.train_limit or train), min(test, config.test_limit or test)
+    if config.validation is not None:
+        test = held_back(train, config.validation)
+        train -= test
+    facts = replace(facts, train_images=train, test_images=test)
+    if config.mean is not None and config.std is not None:
+        facts = replace(facts, mean=config.mean, std=config.std)
+    _check_normalised(config, facts)
+    return facts
+
+
+def held_back(images: int, share: float) -> int:
+    """How many of so many training images `data.validation` keeps from training: at least one.
+
+    Raises:
+        ConfigError: where none is left to train on.
+    """
+    if images < 2:
         raise ConfigError(
-            f"data.mean: {len(config.mean)} numbers for the {facts.shape[0]} channels of "
-            f"{config.name}: give one for each, in data.std too"
+            f"data.validation {share:g}: of {images} training image none would be left to train "
+            "on: use 2 or more, or leave it out"
         )
-    return replace(facts, mean=config.mean, std=config.std)
+    return min(images - 1, max(1, round(images * share)))
+
+
+def _check_normalised(config: DataConfig, facts: DataFacts) -> None:
+    """Raises ConfigError where mean and deviation don't fit what is normalised by them."""
+    if facts.dtype == "int64" and (facts.mean or config.normalise == "measured"):
+        raise ConfigError(
+            "data: examples of int64 are token ids, which have no mean: leave data.mean, data.std "
+            "and data.normalise out"
+        )
+    own, places = config.is_own, facts.normalised_places
+    if len(facts.mean) in (places, *((0, 1) if own else ())):
+        return
+    each = "channels" if len(facts.shape) == 3 else "places of the last dimension"
+    name = f"examples of shape {facts.shape}" if own else config.name
+    raise ConfigError(
+        f"data.mean: {len(facts.mean)} numbers for the {places} {each} of {name}: give one for "
+        f"each{', or one for all,' if own else ','} in data.std too"
+    )
+
+
+def whole_facts(config: DataConfig) -> DataFacts:
+    """As `data_facts`, without limits and a validation share."""
+    whole = {"train_limit": None, "test_limit": None, "validation": None}
+    return data_facts(config.model_copy(update=whole))
 
 
 def known_facts(name: str) -> DataFacts:
@@ -150,16 +194,26 @@ def check_data(config: DataConfig, facts: DataFacts, *, batch_norm: bool) -> Non
         batch_norm: whether the network normalises by batches, which takes several images.
 
     Raises:
-        ConfigError: for crops or holes larger than an image, for batches limited to more
-            classes than there are, and where one image is left for the last batch of an epoch.
+        ConfigError: for crops, flips or holes in what is no image, crops or holes larger than an
+            image, for batches limited to more classes than there are, and where one image is
+            left for the last batch of an epoch.
     """
+    augmented = [key for key in ("crop_padding", "flip", "cutout") if getattr(config, key)]
+    if augmented and (len(facts.shape) != 3 or facts.dtype == "int64"):
+        raise ConfigError(
+            f"data.{augmented[0]}: is for images of (channels, height, width), and an example is "
+            f"{facts.dtype} of shape {facts.shape}: leave it out, or reshape the examples"
+        )
     for key, pixels in (("crop_padding", config.crop_padding), ("cutout", config.cutout)):
-        side = min(facts.shape[1:])
-        if pixels > side:
+        if pixels and pixels > (side := min(facts.shape[1:])):
             raise ConfigError(
                 f"data.{key} {pixels}: more than the {side} pixels of an image's side"
                 f" ({config.name}); allowed: 0 to {side}"
             )
+    if config.classes_per_batch and (facts.target_shape or not facts.classes):
+        raise ConfigError(
+            "data.classes_per_batch: the targets are not one class for each example: leave it out"
+        )
     if (config.classes_per_batch or 0) > facts.classes:
         raise ConfigError(
             f"data.classes_per_batch {config.classes_per_batch}: more than the {facts.classes}"
@@ -195,6 +249,25 @@ def _synthetic(config: DataConfig) -> DataFacts:
         config.test_images or 256,
         (0.5,) * channels,
         (0.29,) * channels,
+    )
+
+
+def _own(config: DataConfig, read: OwnData | None) -> DataFacts:
+    from pipeline.data.own_data import read_own  # numpy, which planning can do without
+
+    own = read or read_own(config)
+    x, y = own.training.x, own.training.y
+    return DataFacts(
+        shape=x.shape[1:],
+        classes=own.classes,
+        train_images=len(x),
+        test_images=len(own.test) if own.test else 0,
+        mean=own.mean,
+        std=own.std,
+        dtype=str(x.dtype),
+        target_shape=y.shape[1:],
+        target_dtype=str(y.dtype),
+        tokens=own.tokens,
     )
 
 

@@ -234,10 +234,12 @@ class ImageFiles:
         images = self._pool.map(lambda index: self._image(index, epoch), indices.tolist())
         return np.stack(list(images)), self.labels[indices]
 
-    def digest(self) -> str:
-        """SHA-256 of all paths, labels and contents, as far as they were looked at."""
+    def digest(self, chosen: NDArray[np.int64] | None = None) -> str:
+        """SHA-256 of all paths, labels and contents, as far as they were looked at; or of those
+        at the indices `chosen`."""
         whole = sha256()
-        for file, sample in zip(self.checked.images.files, self.checked.samples, strict=True):
+        for index in range(len(self)) if chosen is None else chosen.tolist():
+            file, sample = self.checked.images.files[index], self.checked.samples[index]
             line = f"{file.label} {sample.nbytes} {sample.digest} {file.path}\n"
             whole.update(line.encode(errors="surrogateescape"))
         return whole.hexdigest()

@@ -1,5 +1,9 @@
 """Batched normalisation, crop, flip and cutout on stage 0's device.
 
+    uint8     to [0, 1], then by mean and deviation, where there are any
+    float32   by mean and deviation, where there are any; else as it is
+    int64     token ids: as they are
+
 The numbers are drawn on the host for (seed, batch id), so every device trains on the same
 images; they go over in one small copy, and nothing waits for the device.
 
@@ -23,7 +27,8 @@ if TYPE_CHECKING:
 
 
 class Preprocess:
-    """uint8 images to the float32 input of the first block."""
+    """Examples as they leave the data set to the input of the first block: float32, or int64 token
+    ids."""
 
     def __init__(
         self,
@@ -36,20 +41,22 @@ class Preprocess:
         seed: int,
         device: torch.device,
     ) -> None:
-        """`mean` and `std` per channel in [0, 1]; `crop_padding` and `cutout` in pixels."""
+        """`mean` and `std` (of uint8, of values in [0, 1]): for each channel of (C, H, W), for each
+        place of the last dimension of any other shape, one for all, or none; `crop_padding` and
+        `cutout` in pixels, for (C, H, W) only."""
         assert len(mean) == len(std), f"{len(mean)} means, {len(std)} deviations"
         assert crop_padding >= 0, crop_padding
         assert cutout >= 0, cutout
         self._crop_padding, self._flip, self._cutout = crop_padding, flip, cutout
         self._seed, self._device = seed, device
-        self._mean = torch.tensor(mean, dtype=torch.float32, device=device).view(-1, 1, 1)
-        self._std = torch.tensor(std, dtype=torch.float32, device=device).view(-1, 1, 1)
+        self._mean = torch.tensor(mean, dtype=torch.float32, device=device)
+        self._std = torch.tensor(std, dtype=torch.float32, device=device)
         # a tensor, because CUDA kernels multiply by the rounded reciprocal of a Python number
         self._full = torch.tensor(255.0, device=device)
 
     def train(self, images: Tensor, batch_id: int) -> Tensor:
-        """uint8 (n, C, H, W) on the device to float32 (n, C, H, W), augmented, contiguous."""
-        self._check(images)
+        """(n, *shape) on the device to float32 of the same shape, augmented, contiguous; int64 as
+        it is. What is given is not modified."""
         if not (self._crop_padding or self._flip or self._cutout):
             return self._normalised(images)
         top, left, mirrored, hole_y, hole_x = self._draws(images, batch_id)
@@ -57,22 +64,28 @@ class Preprocess:
             images = self._cropped(images, top, left, mirrored)
         prepared = self._normalised(images)
         if self._cutout:
+            if prepared is images:  # float32 that nothing was done to: not ours to change
+                prepared = prepared.clone()
             prepared.masked_fill_(self._hole(images, hole_y, hole_x), 0.0)
         return prepared
 
     def evaluate(self, images: Tensor) -> Tensor:
-        """uint8 (n, C, H, W) on the device to float32 (n, C, H, W), normalised, contiguous."""
-        self._check(images)
+        """(n, *shape) on the device to float32 of the same shape, normalised, contiguous; int64 as
+        it is."""
         return self._normalised(images)
 
-    def _check(self, images: Tensor) -> None:
-        assert images.dtype == torch.uint8, f"images must be uint8, not {images.dtype}"
-        assert images.ndim == 4, f"images must be (n, C, H, W), not {tuple(images.shape)}"
-        assert images.shape[1] == len(self._mean), f"{images.shape[1]} channels in {self._mean}"
-
-    def _normalised(self, images: Tensor) -> Tensor:
-        fresh = images.to(torch.float32, memory_format=torch.contiguous_format)
-        return fresh.div_(self._full).sub_(self._mean).div_(self._std)
+    def _normalised(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.int64:
+            return x
+        place = 1 if x.dim() == 4 else -1
+        assert len(self._mean) in (0, 1, x.shape[place]), f"{self._mean} for {tuple(x.shape)}"
+        places = (-1, 1, 1) if x.dim() == 4 else (-1,)
+        mean, std = self._mean.view(places), self._std.view(places)
+        if x.dtype == torch.uint8:
+            fresh = x.to(torch.float32, memory_format=torch.contiguous_format).div_(self._full)
+            return fresh.sub_(mean).div_(std) if len(mean) else fresh
+        assert x.dtype == torch.float32, f"examples must be uint8, float32 or int64, not {x.dtype}"
+        return x.sub(mean).div_(std) if len(mean) else x
 
     def _draws(self, images: Tensor, batch_id: int) -> tuple[Tensor, ...]:
         """Five int64 columns (n, 1): top and left of the crop, mirrored, centre of the hole.

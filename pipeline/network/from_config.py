@@ -27,8 +27,10 @@ def network_specs(config: Config, facts: DataFacts) -> tuple[BlockSpec, ...]:
     """The blocks of the configured network for a data set.
 
     Raises:
-        ConfigError: as `build_specs`.
+        ConfigError: as `build_specs`, and where a built-in network is not made for such data.
     """
+    if config.model.factory is None:
+        _check_data(config, facts)
     rule = TracedRule(config.loss, facts) if config.loss.rule else None
     return build_specs(
         config.model,
@@ -40,6 +42,25 @@ def network_specs(config: Config, facts: DataFacts) -> tuple[BlockSpec, ...]:
         target_shape=facts.target_shape,
         are_tokens=facts.dtype == "int64",
     )
+
+
+def _check_data(config: Config, facts: DataFacts) -> None:
+    name, own = config.model.name, "use a network of your own (model.factory)"
+    if facts.dtype == "int64":
+        raise ConfigError(
+            f"model.name {name}: computes with measurements, and the data are token ids (int64): "
+            f"{own}, or make them float32"
+        )
+    if name != "mlp" and len(facts.shape) != 3:
+        raise ConfigError(
+            f"model.name {name}: is for images of (channels, height, width), and an example has "
+            f"shape {facts.shape}: use model.name mlp, or reshape the examples"
+        )
+    if facts.classes and facts.target_shape and config.loss.rule is None:
+        raise ConfigError(
+            f"model.name {name}: predicts one class for each example, and a target has shape "
+            f"{facts.target_shape}: {own}"
+        )
 
 
 def build_specs(
@@ -56,7 +77,7 @@ def build_specs(
     """Hidden blocks in order, then the output block, unless the rule does without.
 
     Args:
-        image_shape: (channels, height, width) of one image.
+        image_shape: of one example, as (channels, height, width) of an image.
         rule: that of `loss.rule`, where there is one.
         target_shape: of the target of an example; `classes` of each place, 0 for numbers.
         are_tokens: whether examples are whole numbers, for a network of the user's own.

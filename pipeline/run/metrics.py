@@ -10,7 +10,7 @@ from pipeline.run.events import EpochDone, Note
 from pipeline.storage.line_log import LineLog, trim_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from pipeline.run.events import Observer
     from pipeline.schedule.feed import Course, Position
@@ -103,7 +103,9 @@ class MetricsLog:
             "lr": self._course.learning_rate(step),
             **({"learner": learner} if learner is not None else {}),
             "train": _summary(tallies),
-            "test": _summary([tally for report in tested for tally in report.tallies]),
+            self._course.tests_on: _summary(
+                [tally for report in tested for tally in report.tallies]
+            ),
             "blocks": [
                 {"block": tally.block, "loss": _number(tally.loss), "error_pct": tally.error_pct}
                 for tally in tallies
@@ -120,6 +122,13 @@ class MetricsLog:
                 for report in trained
             ],
         }
+
+
+def tested(line: Mapping[str, Any]) -> tuple[str, dict[str, float | None]]:
+    """Which part a line of metrics was tested on, `test` or `validation`, and its loss and error;
+    empty where it was not tested."""
+    part = "validation" if "validation" in line else "test"
+    return part, line.get(part) or {}
 
 
 def trim_metrics(folder: Folder, position: Position) -> None:

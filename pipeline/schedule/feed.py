@@ -64,6 +64,8 @@ class Course:
     decay: Literal["milestones", "cosine"] = "milestones"
     min_factor: float = 0.0
     warmup_epochs: int = 0
+    tests_on: Literal["test", "validation"] = "test"
+    """Which part of the data tests are on."""
 
     @property
     def all_epochs(self) -> int:
@@ -107,7 +109,9 @@ class Course:
 
     def evaluates(self, epoch: int) -> bool:
         """Whether `epoch` is followed by a test; the last one of a phase is, unless tests are
-        off."""
+        off, or there is nothing to test on."""
+        if not self.evaluation_batches:
+            return False
         if epoch == 0:
             return self.eval_before_training
         every = self.eval_every_epochs
@@ -141,6 +145,7 @@ def course_of(
         eval_before_training=config.runtime.eval_before_training,
         checkpoint_every_steps=config.runtime.checkpoint_every_steps,
         learners=tuple(group[-1].index for group in groups) if config.schedule.greedy else (),
+        tests_on="test" if config.data.validation is None else "validation",
     )
 
 

@@ -233,7 +233,7 @@ def test_files_that_are_passed_over_are_told(
 ) -> None:
     """Somebody may take them for images of the run."""
     copy_image(tmp_path, *names)
-    told = load_batches(folder_config(tmp_path), seed=1).passed_over
+    told = load_batches(folder_config(tmp_path), seed=1).notes
     assert bool(told) is bool(said)
     for words in said:
         assert words in " ".join(told)

@@ -153,15 +153,61 @@ def test_a_smaller_batch_gets_the_same_draws() -> None:
 @pytest.mark.parametrize(
     ("images", "words"),
     [
-        (torch.zeros(2, 3, 4, 4), "uint8, not torch.float32"),
-        (torch.zeros(3, 4, 4, dtype=torch.uint8), "n, C, H, W"),
-        (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), "1 channels"),
+        (torch.zeros(2, 3, 4, 4).double(), "uint8, float32 or int64, not torch.float64"),
+        (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), r"for \(2, 1, 4, 4\)"),
     ],
 )
 def test_images_of_the_wrong_form_are_a_bug(images: torch.Tensor, words: str) -> None:
     for prepare in (preprocess().evaluate, lambda wrong: preprocess(flip=True).train(wrong, 1)):
         with pytest.raises(AssertionError, match=words):
             prepare(images)
+
+
+FORMS = [((3, 4, 5), (1, 1)), ((7,), ()), ((6, 7), ())]
+"""Shape of an example; where its mean goes, beside one dimension."""
+
+
+@pytest.mark.parametrize(("shape", "beside"), FORMS)
+@pytest.mark.parametrize("numbers", ["each", "one", "none"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_examples_of_any_shape_are_normalised_by_channel_or_last_dimension(
+    shape: tuple[int, ...], beside: tuple[int, ...], numbers: str, dtype: torch.dtype
+) -> None:
+    places = {"each": shape[0] if len(shape) == 3 else shape[-1], "one": 1, "none": 0}[numbers]
+    mean, std = np.linspace(0.2, 0.5, places, dtype="f4"), np.linspace(1, 2, places, dtype="f4")
+    x = (torch.rand(5, *shape) * 255).to(dtype)
+    kept = x.clone()
+    expected = x.numpy().astype(np.float32)
+    if dtype == torch.uint8:
+        expected /= np.float32(255)
+    if places:
+        expected = (expected - mean.reshape(-1, *beside)) / std.reshape(-1, *beside)
+    prepare = Preprocess(mean.tolist(), std.tolist(), seed=1, device=CPU)
+    for found in (prepare.train(x, 1), prepare.evaluate(x)):
+        np.testing.assert_array_equal(found.numpy(), expected)
+    assert torch.equal(x, kept)
+
+
+def test_float_images_are_augmented_as_bytes_are() -> None:
+    images = some_images()
+    of_bytes = Preprocess((), (), crop_padding=2, flip=True, cutout=3, seed=7, device=CPU)
+    found = of_bytes.train(images.float() / 255, 5)
+    np.testing.assert_array_equal(found.numpy(), of_bytes.train(images, 5).numpy())
+
+
+def test_cutout_leaves_what_was_given_as_it_is() -> None:
+    images = some_images().float()
+    kept = images.clone()
+    cut = Preprocess((), (), cutout=3, seed=7, device=CPU).train(images, 5)
+    assert torch.equal(images, kept)
+    assert not torch.equal(cut, kept)
+
+
+def test_token_ids_go_through_as_they_are() -> None:
+    ids = torch.arange(20).view(4, 5)
+    prepare = Preprocess((), (), seed=7, device=CPU)
+    assert prepare.train(ids, 1) is ids
+    assert prepare.evaluate(ids) is ids
 
 
 @pytest.mark.parametrize("wrong", [{"padding": -1}, {"cutout": -1}])

@@ -1,0 +1,399 @@
+"""Data of a user's own: what a function of theirs gives (`data.factory`), or a file (`data.file`).
+
+    {"train": part, "test": part, "classes": names, "mean": numbers, "std": numbers}
+    (train, test)                short for {"train": train, "test": test}
+    train                        short for {"train": train}
+
+A part is a pair (X, y) of arrays or tensors, or a map-style Dataset (`__len__`, and `__getitem__`
+that gives a pair), which is read once, from the first example to the last. All is held in memory,
+so that batches are drawn by position alone.
+
+Legend of shapes: n examples; shape and target_shape of one example, without n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from pipeline.config.model import MAX_UNITS
+from pipeline.data.image_list import shortened
+from pipeline.data.npz import read_npz
+from pipeline.errors import ConfigError, cut, one_line
+from pipeline.system.named_object import called, named_object
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pipeline.config.sections import DataConfig
+
+Array: TypeAlias = "NDArray[Any]"
+
+_KEYS = ("train", "test", "classes", "mean", "std")
+_FORMS = (
+    "give (X, y), (train, test) of such pairs or of map-style Datasets, or a dict with "
+    f"{', '.join(_KEYS)}"
+)
+_MOST_DIMENSIONS = 7
+"""Of an example and of a target: a batch of them has one more, and 8 travel."""
+_CHANNELS = (1, 3, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Examples (n, *shape) of uint8, float32 or int64, and targets (n, *target_shape) of int64 or
+    float32."""
+
+    x: Array
+    y: Array
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnData:
+    """Checked data of a user's own. `classes`: how many there are, 0 where targets are numbers;
+    `names`: theirs, empty where they have none. `mean`, `std`: as given, or empty. `notes`: what
+    the user should know."""
+
+    training: Examples
+    test: Examples | None = None
+    classes: int = 0
+    names: tuple[str, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """One more than the largest token id; 0 where examples are no token ids."""
+        if self.training.x.dtype != np.int64:
+            return 0
+        parts = [part.x for part in (self.training, self.test) if part]
+        return 1 + max(int(x.max()) for x in parts)
+
+
+def read_own(config: DataConfig) -> OwnData:
+    """Call `data.factory`, or read `data.file`, and check what it gives.
+
+    Raises:
+        ConfigError: naming where the data are from, the part, what is wrong and what to do.
+    """
+    named = f"data.factory {config.factory}" if config.factory else f"data.file {config.file}"
+    try:
+        if config.factory:
+            given = called(named_object(config.factory), config.kwargs or {})
+        else:
+            given = read_npz(str(config.file))
+        # what it gives may run a user's code, too: a Dataset's
+        found: OwnData = called(own_data, {"given": given})
+    except ConfigError as error:
+        raise ConfigError(f"{named}: {error}") from error
+    return found
+
+
+def own_data(given: Any) -> OwnData:
+    """What a user has given, in any of the forms above, as checked arrays.
+
+    Raises:
+        ConfigError: naming the part, what is wrong and what to do; and whatever a Dataset raises.
+    """
+    tree = _tree(given)
+    notes: list[str] = []
+    training = _examples(tree["train"], "train", notes)
+    test = None if tree.get("test") is None else _examples(tree["test"], "test", notes)
+    names, count = _named_classes(tree.get("classes"))
+    classes = _classes(training.y, count)
+    if test:
+        _check_alike(training, test, classes)
+    mean, std = (_numbers(tree.get(key), key) for key in ("mean", "std"))
+    if len(mean) != len(std):
+        raise ConfigError(f"{len(mean)} numbers of mean and {len(std)} of std: give as many")
+    return OwnData(training, test, classes, names, mean, std, tuple(notes))
+
+
+# --- forms --------------------------------------------------------------------------------
+
+
+def _tree(given: Any) -> Mapping[str, Any]:
+    if isinstance(given, Mapping):
+        odd = [cut(repr(key), 40) for key in given if key not in _KEYS]
+        if odd or "train" not in given:
+            wrong = f"the unknown key {odd[0]}" if odd else "no train"
+            raise ConfigError(f"gives a dict with {wrong}; {_FORMS}")
+        return given
+    if _is_part(given):
+        return {"train": given}
+    if isinstance(given, tuple | list) and len(given) == 2 and all(map(_is_part, given)):
+        return {"train": given[0], "test": given[1]}
+    raise ConfigError(f"gives {_described(given)}; {_FORMS}")
+
+
+def _is_part(value: Any) -> bool:
+    return _is_pair(value) or _is_dataset(value)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2 and all(map(_is_array, value))
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "__array__") and not isinstance(value, type)
+
+
+def _is_dataset(value: Any) -> bool:
+    plain = isinstance(value, tuple | list | str | bytes | Mapping | type) or _is_array(value)
+    return not plain and hasattr(value, "__len__") and hasattr(value, "__getitem__")
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        kinds = ", ".join(_described(inner) for inner in value[:4])
+        return f"{len(value)} things ({kinds})" if value else "an empty list"
+    kind = type(value).__name__
+    if hasattr(value, "toarray"):
+        return f"a sparse {kind}, whose toarray() is needed"
+    by_place = hasattr(value, "__len__") and hasattr(value, "__getitem__")
+    if hasattr(value, "__iter__") and not by_place:
+        return f"a {kind}, which can be read in one order only"
+    return f"a {cut(kind, 40)}"
+
+
+def _named_classes(given: Any) -> tuple[tuple[str, ...], int | None]:
+    """Names of the classes, and how many there are; None where that is not said."""
+    if given is None:
+        return (), None
+    if isinstance(given, int | np.integer) and not isinstance(given, bool):
+        if not 2 <= given <= MAX_UNITS:
+            raise ConfigError(f"classes {given}: give their number, from 2, or their names")
+        return (), int(given)
+    names = list(given) if isinstance(given, tuple | list) or _is_array(given) else []
+    if len(names) < 2 or not all(isinstance(name, str) for name in names):
+        raise ConfigError(
+            f"classes {cut(repr(given), 60)}: give the names of at least 2 classes as texts, that "
+            "of class 0 first, or their number"
+        )
+    return tuple(str(name) for name in names), len(names)
+
+
+def _numbers(given: Any, key: str) -> tuple[float, ...]:
+    if given is None:
+        return ()
+    numbers = _array(given, key).astype(np.float64).reshape(-1)
+    wrong = ~np.isfinite(numbers) if key == "mean" else ~(np.isfinite(numbers) & (numbers > 0))
+    if wrong.any() or not len(numbers):
+        rule = "finite" if key == "mean" else "above 0"
+        raise ConfigError(f"{key}: give a number for each channel or feature, or one, all {rule}")
+    return tuple(numbers.tolist())
+
+
+# --- a part -------------------------------------------------------------------------------
+
+
+def _examples(part: Any, name: str, notes: list[str]) -> Examples:
+    if _is_pair(part):
+        x, y = _array(part[0], f"{name}: X"), _array(part[1], f"{name}: y")
+    elif _is_dataset(part):
+        x, y = _read(part, name)
+    else:
+        raise ConfigError(f"{name} is {_described(part)}: give (X, y) or a map-style Dataset")
+    checked = Examples(_inputs(x, f"{name}: X", notes), _targets(y, f"{name}: y", notes))
+    if len(checked.x) != len(checked.y):
+        raise ConfigError(
+            f"{name}: {len(checked.x)} examples in X and {len(checked.y)} targets in y: one target "
+            "for each example is needed"
+        )
+    return checked
+
+
+def _array(value: Any, what: str) -> Array:
+    try:
+        found = np.asarray(value)
+    except Exception as error:  # whatever a tensor on a device, or a user's own class, raises
+        raise ConfigError(f"{what} can't be read as an array: {one_line(error)}") from error
+    if found.dtype.kind not in "biuf":
+        raise ConfigError(
+            f"{what} holds {found.dtype}, which is no number: rows of unequal length, texts and "
+            "missing values have to be turned into numbers first"
+        )
+    return found
+
+
+def _read(dataset: Any, name: str) -> tuple[Array, Array]:
+    """Every example of a Dataset, in order."""
+    n = len(dataset)
+    if not n:
+        raise ConfigError(f"{name} is an empty {type(dataset).__name__}: there is no example")
+    first_x, first_y = _item(dataset, 0, name)
+    try:
+        x = np.empty((n, *first_x.shape), first_x.dtype)
+        y = np.empty((n, *first_y.shape), first_y.dtype)
+    except (MemoryError, ValueError):  # numpy's, for what no address reaches
+        raise ConfigError(
+            f"{name}: {n} examples of shape {first_x.shape} don't fit into memory, where a Dataset "
+            "is read to: give fewer or smaller ones"
+        ) from None
+    x[0], y[0] = first_x, first_y
+    for index in range(1, n):
+        one_x, one_y = _item(dataset, index, name)
+        for what, one, first in (("x", one_x, first_x), ("y", one_y, first_y)):
+            if (one.shape, one.dtype) != (first.shape, first.dtype):
+                raise ConfigError(
+                    f"{name}: {what} of example {index} is {one.dtype} of shape {one.shape}, that "
+                    f"of example 0 {first.dtype} of shape {first.shape}: all must be alike"
+                )
+        x[index], y[index] = one_x, one_y
+    return x, y
+
+
+def _item(dataset: Any, index: int, name: str) -> tuple[Array, Array]:
+    try:
+        item = dataset[index]
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever the user's code raises
+        raise ConfigError(f"{name}: example {index}: {one_line(error)}") from error
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        raise ConfigError(
+            f"{name}: example {index} is {_described(item)}: a pair (x, y) is needed, of numbers, "
+            "arrays or tensors"
+        )
+    x, y = (
+        _array(value, f"{name}: {what} of example {index}")
+        for what, value in zip("xy", item, strict=True)
+    )
+    return x, y
+
+
+# --- numbers ------------------------------------------------------------------------------
+
+
+def _inputs(x: Array, what: str, notes: list[str]) -> Array:
+    if not 2 <= x.ndim <= 1 + _MOST_DIMENSIONS or 0 in x.shape:
+        cure = "X.reshape(-1, 1) makes one feature of each number" if x.ndim == 1 else _FORMS
+        raise ConfigError(
+            f"{what} has shape {x.shape}: (n, …) with at least one example, of 1 to "
+            f"{_MOST_DIMENSIONS} dimensions, is needed; {cure}"
+        )
+    if x.dtype.kind == "f":
+        return _finite(x, what, notes)
+    if x.dtype.kind == "i" and x.dtype.itemsize == 8:
+        if x.min() < 0:
+            raise ConfigError(
+                f"{what} is {x.dtype}, which are token ids and count from 0, but holds {x.min()}: "
+                "make it float32 if these are measurements"
+            )
+        return np.ascontiguousarray(x, dtype=np.int64)
+    if x.dtype != np.uint8:
+        raise ConfigError(
+            f"{what} is {x.dtype}: give uint8 (bytes, as of images: 0 to 255), float32 "
+            "(measurements) or int64 (token ids), as by X.astype(numpy.float32)"
+        )
+    _warn_of_channels(x.shape[1:], what, notes)
+    return np.ascontiguousarray(x)
+
+
+def _finite(numbers: Array, what: str, notes: list[str]) -> Array:
+    """As float32.
+
+    Raises:
+        ConfigError: where some are not finite, or too large for that.
+    """
+    with np.errstate(over="ignore"):
+        found = np.ascontiguousarray(numbers, dtype=np.float32)
+    finite = np.isfinite(found)
+    if not finite.all():
+        first = np.unravel_index(int(np.argmin(finite)), found.shape)
+        place = f" at {tuple(map(int, first[1:]))}" if len(first) > 1 else ""
+        raise ConfigError(
+            f"{what} has {found.size - int(finite.sum())} numbers that are NaN, infinite or too "
+            f"large for float32, the first in example {int(first[0])}{place}: remove or replace "
+            "them"
+        )
+    if numbers.dtype != np.float32:
+        notes.append(f"{what} is {numbers.dtype}: trained on as float32")
+    _warn_of_channels(found.shape[1:], what, notes)
+    return found
+
+
+def _warn_of_channels(shape: tuple[int, ...], what: str, notes: list[str]) -> None:
+    if len(shape) == 3 and shape[2] in _CHANNELS and min(shape[:2]) > max(_CHANNELS):
+        notes.append(
+            f"{what} holds examples of shape {shape}, taken for {shape[0]} channels of {shape[1]} "
+            f"× {shape[2]} pixels; if channels come last, give X.transpose(0, 3, 1, 2)"
+        )
+
+
+def _targets(y: Array, what: str, notes: list[str]) -> Array:
+    if not 1 <= y.ndim <= 1 + _MOST_DIMENSIONS or 0 in y.shape:
+        raise ConfigError(f"{what} has shape {y.shape}: (n,) or (n, …) is needed, n from 1")
+    if y.dtype.kind == "f":
+        return _finite(y, what, notes)
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= MAX_UNITS:
+        odd = low if low < 0 else high
+        at = np.unravel_index(int(np.argmax(y == odd)), y.shape)
+        raise ConfigError(
+            f"{what} holds the label {odd} (example {int(at[0])}): whole numbers are classes, "
+            f"which count from 0 to at most {MAX_UNITS - 1}; make numbers to predict float32"
+        )
+    return np.ascontiguousarray(y, dtype=np.int64)
+
+
+def _classes(y: Array, given: int | None) -> int:
+    """How many classes there are; 0 where targets are numbers."""
+    if y.dtype != np.int64:
+        if given is not None:
+            raise ConfigError(f"{given} classes, but y of train holds numbers: give whole ones")
+        return 0
+    highest = int(y.max())
+    if given is not None:
+        if highest >= given:
+            raise ConfigError(f"train: y holds the label {highest}, and there are {given} classes")
+        return given
+    if y.ndim == 1:
+        _check_every_class(np.unique(y).tolist(), highest)
+    return max(2, highest + 1)
+
+
+def _check_every_class(present: list[int], highest: int) -> None:
+    if len(present) == 1:
+        raise ConfigError(
+            f"train: all labels are {present[0]}: there must be at least 2 classes; give float32 "
+            "targets for numbers to predict"
+        )
+    if len(present) <= highest:
+        known = set(present)
+        missing = [str(label) for label in range(highest) if label not in known]
+        raise ConfigError(
+            f"train: labels go from {present[0]} to {highest}, but none is {shortened(missing)}: "
+            "labels of n classes are 0 to n - 1, as numpy.unique(y, return_inverse=True)[1] "
+            "makes them; or say in classes how many there are"
+        )
+
+
+def _check_alike(training: Examples, test: Examples, classes: int) -> None:
+    for what, one, other in (("X", training.x, test.x), ("y", training.y, test.y)):
+        if (one.shape[1:], one.dtype) != (other.shape[1:], other.dtype):
+            raise ConfigError(
+                f"test: {what} is {other.dtype} of shape {other.shape[1:]} per example, that of "
+                f"train {one.dtype} of shape {one.shape[1:]}: both must be alike"
+            )
+    if not classes:
+        return
+    if (highest := int(test.y.max())) >= classes:
+        raise ConfigError(
+            f"test: y holds the label {highest}, and train has the classes 0 to {classes - 1}: "
+            "training must know every class"
+        )
+    if test.y.ndim == 1:
+        unknown = np.setdiff1d(test.y, training.y).tolist()
+        if unknown:
+            raise ConfigError(
+                f"test: no example of train has the label {shortened(map(str, unknown))}: training "
+                "must know every class"
+            )

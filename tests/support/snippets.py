@@ -1,0 +1,41 @@
+"""Carries out what a document shows, in order, as a reader who follows it would."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import TYPE_CHECKING
+
+from click.testing import CliRunner
+
+from launch.cli import main
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+A_SNIPPET = re.compile(r"^```(python|yaml|sh)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+A_FILE = re.compile(r"# (\w+\.(?:py|ya?ml))\b")
+"""A first line that names the file in which a snippet is to be."""
+
+
+def carry_out(document: Path, folder: Path) -> int:
+    """Write the files that a document shows into `folder`, the current one; run its Python and its
+    `pipeline-launch` commands there. Gives how many snippets there were."""
+    found = A_SNIPPET.findall(document.read_text(encoding="utf-8"))
+    for language, text in found:
+        named = A_FILE.match(text)
+        if named:
+            (folder / named[1]).write_text(text, encoding="utf-8")
+        elif language == "python":
+            exec(compile(text, document.name, "exec"), {"__name__": "__main__"})
+        elif language == "sh":
+            for line in text.splitlines():
+                _launch(line)
+    return len(found)
+
+
+def _launch(line: str) -> None:
+    command, *arguments = shlex.split(line)
+    assert command == "pipeline-launch", line
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output

@@ -1,0 +1,29 @@
+"""What documents show works as it stands there."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from support import REPOSITORY
+from support.snippets import carry_out
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.usefixtures("torch_settings")
+@pytest.mark.parametrize(("document", "snippets"), [("docs/data.md", 7)])
+def test_snippets_of_a_document_work(
+    document: str, snippets: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    known = set(sys.modules)
+    try:
+        assert carry_out(REPOSITORY / document, tmp_path) == snippets
+    finally:
+        for name in set(sys.modules) - known:
+            if name.startswith("my_"):
+                del sys.modules[name]

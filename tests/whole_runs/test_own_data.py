@@ -1,0 +1,132 @@
+"""Runs on data of a user's own: the same in one process, in several, and resumed; refused where
+the data are others."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support.own_data import DATA, FACTORY, floats, labels, shifted
+from support.processes import launch
+from support.run_in_threads import Job, train_pipelined, train_single
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import numpy as np
+
+pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
+
+SHIFTED = {
+    "factory": FACTORY, "kwargs": {"data": "shifted"}, "batch_size": 8, "validation": 0.25,
+    "normalise": "measured", "crop_padding": 1, "flip": True, "cutout": 2,
+}  # fmt: skip
+MLP = {"name": "mlp", "hidden_layers": 2, "hidden": 16}
+
+
+def rows(shape: tuple[int, ...], dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    x = floats(24, shape)
+    return (x if dtype == "float32" else (40 * x).clip(0, 255).astype(dtype)), labels(24)
+
+
+DATA["rows"] = rows
+CASES: dict[str, dict[str, Any]] = {
+    "float images": {"data": SHIFTED},
+    "float features": {
+        "model": MLP,
+        "data": {
+            "factory": FACTORY,
+            "kwargs": {"data": "rows", "shape": [9], "dtype": "float32"},
+            "batch_size": 7,
+            "validation": 0.2,
+        },
+    },
+    "bytes in two dimensions": {
+        "model": MLP,
+        "data": {
+            "factory": FACTORY,
+            "kwargs": {"data": "rows", "shape": [5, 4], "dtype": "uint8"},
+            "batch_size": 7,
+            "mean": [0.5],
+            "std": [0.25],
+            "validation": 0.2,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_own_data_train_the_same_in_a_pipeline_and_resumed(
+    case: str, folder: Callable[[], Path]
+) -> None:
+    sections = {**CASES[case], "checkpoint_every_steps": 1}
+    single, pipelined = (Job(folder(), 2, **sections) for _ in range(2))
+    train_single(single)
+    train_pipelined(pipelined)
+    assert pipelined.store.files == single.store.files
+    assert pipelined.lines() == single.lines()
+    resumed = Job(folder(), 1, single.store.states[2], **sections)
+    train_pipelined(resumed)
+    last = max(single.store.files)
+    assert resumed.store.files[last] == single.store.files[last]
+    for line in single.lines():
+        assert "test" not in line
+        assert line["validation"]["loss"] > 0
+
+
+def test_without_a_test_part_nothing_is_tested(folder: Callable[[], Path]) -> None:
+    data = {key: SHIFTED[key] for key in ("factory", "kwargs", "batch_size")}
+    job = Job(folder(), 2, data=data)
+    train_pipelined(job)
+    assert [line["test"] for line in job.lines()] == [None, None]
+
+
+# --- by the command -----------------------------------------------------------------------
+
+CONFIG = f"""
+model: {{name: mlp, hidden_layers: 1, hidden: 8}}
+loss: {{name: pred}}
+schedule: {{epochs: 1}}
+data: {{factory: "{FACTORY}", kwargs: {{data: shifted}}, batch_size: 8, validation: 0.25}}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "own.yaml"
+    path.write_text(CONFIG, encoding="utf-8")
+    return path
+
+
+def test_a_run_says_and_keeps_what_it_trains_on(config: Path, tmp_path: Path) -> None:
+    assert launch(config, tmp_path / "run", single=True) == 0
+    said = (tmp_path / "run/run.log").read_text()
+    for words in (
+        "data factory: 30 training and 10 validation examples of 4 classes\n",
+        f"data {FACTORY}: examples are float32 of shape (2, 6, 6), targets int64 of shape ()\n",
+        "  validation error ",
+    ):
+        assert words in said
+    assert " test error" not in said
+    kept = json.loads((tmp_path / "run/data.json").read_text())
+    assert (kept["training_images"], kept["validates"]) == (30, True)
+
+
+def test_a_run_resumed_on_other_data_is_refused(
+    config: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert launch(config, tmp_path / "run", single=True) == 0
+    capsys.readouterr()
+    monkeypatch.setitem(DATA, "shifted", lambda: shifted(change=0.5))
+    more = ("schedule.epochs=2",)
+    assert launch(config, tmp_path / "run", single=True, resume=True, overrides=more) == 2
+    said = capsys.readouterr().err
+    assert "--resume: the examples are others than the run began with (other training exam" in said
+    accepted = said[said.index("data.accept=") :].split(")")[0]
+    accept = (*more, accepted)
+    assert launch(config, tmp_path / "run", single=True, resume=True, overrides=accept) == 0
