@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _OWN = ("pipeline", "launch")
 _OTHERS = ("torch", "numpy")
 _DIGITS = 16
+_SOURCE = ".py"
 
 
 @cache
@@ -84,9 +85,11 @@ def difference(ours: Sequence[str], theirs: Sequence[str], *, common: bool = Fal
 
 
 def changed_files(before: Sequence[str], now: Sequence[str]) -> list[str]:
-    """The files of two lists, as `own_code` gives them, that are in both and are not the same."""
+    """The files of two lists, as `own_code` gives them, that are in both and are not the same;
+    given objects, which a network's weights make others each time, are none."""
     one, other = _table(before), _table(now)
-    return [name for name in one if name in other and one[name] != other[name]]
+    both = (name for name in one if name in other and name.endswith(_SOURCE))
+    return [name for name in both if one[name] != other[name]]
 
 
 def _table(lines: Iterable[str]) -> dict[str, str]:
@@ -111,4 +114,4 @@ def _line(name: str, path: Path) -> str:
 
 def _file_of(name: str) -> str | None:
     file = getattr(sys.modules.get(name), "__file__", None)
-    return file if isinstance(file, str) and file.endswith(".py") else None
+    return file if isinstance(file, str) and file.endswith(_SOURCE) else None

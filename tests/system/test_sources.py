@@ -11,7 +11,8 @@ from support.run_in_threads import Job, ThreadWorkers, coordinator
 
 from pipeline.errors import StageFailedError, StageLostError
 from pipeline.protocol.messages import PROTOCOL_VERSION, Hello
-from pipeline.system.sources import difference, own_code, running_code
+from pipeline.system.given import code_line
+from pipeline.system.sources import changed_files, difference, own_code, running_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -48,6 +49,13 @@ def test_the_first_difference_is_named(
     theirs: Sequence[str], common: bool, said: str | None
 ) -> None:
     assert difference(SAME, theirs, common=common) == said
+
+
+def test_files_that_both_have_and_that_differ_are_named() -> None:
+    before = ("/a/net.py 12", "/a/gone.py 1", "/a/same.py 7", f"{code_line.__module__} 5")
+    now = ("/a/new.py 1", f"{code_line.__module__} 6", "/a/same.py 7", "/a/net.py 13")
+    assert changed_files(before, now) == ["/a/net.py"]
+    assert changed_files(now, now) == changed_files((), now) == []
 
 
 @pytest.mark.parametrize("changed", ["nets_of_mine", "helper_of_mine", "deep_of_mine.part"])
