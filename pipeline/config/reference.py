@@ -101,9 +101,9 @@ def _alternatives(field: dict[str, Any], schema: dict[str, Any]) -> Iterator[str
     elif field.get("type") == "array":
         yield f"[{_allowed(field['items'], schema)}, …]"
     elif "properties" in field:
-        yield f"keys {', '.join(f'`{key}`' for key in field['properties'])}"
+        yield f"{{{', '.join(f'`{key}`' for key in field['properties'])}}}"
     elif "additionalProperties" in field:
-        yield f"keys of your own: {_allowed(field['additionalProperties'], schema)}"
+        yield f"{{key: {_allowed(field['additionalProperties'], schema)}, …}}"
     elif field.get("type") != "null":
         yield f"{_TYPES[field.get('type')]} {', '.join(_bounds(field))}".rstrip()
 

@@ -78,9 +78,9 @@ One key of each kind.
 | `first.only` | `all` | `all` | One. |
 | `first.choice` | whole number from 1, `all` or `none` | `1` | One of several. |
 | `first.several` | [[whole number, …], …] | `[]` | Lists in a list. |
-| `first.own` | keys of your own: any value | `{}` | A user's. |
-| `first.part` | keys `lr`, `steps` | `{"lr": 1.0, "steps": 1}` | A section below. |
-| `first.parts` | keys of your own: keys `lr`, `steps` | `{}` | Sections below. |
+| `first.own` | {key: any value, …} | `{}` | A user's. |
+| `first.part` | {`lr`, `steps`} | `{"lr": 1.0, "steps": 1}` | A section below. |
+| `first.parts` | {key: {`lr`, `steps`}, …} | `{}` | Sections below. |
 
 ## second
 
