@@ -98,7 +98,10 @@ LAUNCH: dict[str, Row] = {  # from the ground up; `pipeline` may be imported by 
     "entry": row("cli verify reproduce"),
 }
 
-TRACING = {"pipeline.network.ownership", "pipeline.network.to_device"}
+TRACING = {
+    f"pipeline.network.{name}"
+    for name in ("graph", "localise", "multiply_adds", "ownership", "to_device")
+}
 """Files that need torch in a folder that does not: for networks of a user's own."""
 
 LEARNS = frozenset({"device", "kernels", "learning", "rehearsal"})

@@ -112,8 +112,9 @@ class ModelConfig(Section):
     1: the paper's local learning, `all`: global backprop with one local head."""
     factory: Annotated[str, object_name("model.factory")] | None = None
     """A network of your own, as `package.module:function`, installed or in the current folder:
-    the function gives an `nn.Sequential`, of which every child with parameters is a block. It
-    takes the place of `name`."""
+    the function gives an `nn.Sequential`, of which every child with parameters is a block, or
+    another `nn.Module` whose forward is a chain, which is cut at its own blocks. It takes the place
+    of `name`."""
     kwargs: Annotated[dict[str, JsonValue], arguments_of("model.kwargs")] = Field(default={})
     """What `factory` is called with."""
 

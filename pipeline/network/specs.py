@@ -70,11 +70,12 @@ class LayerSpec:
 @dataclass(frozen=True, slots=True)
 class CustomSpec:
     """What is known of a user's own modules: parameters, multiply-adds for one image, whether
-    they normalise by batches."""
+    they normalise by batches, and what the user calls them, if anything."""
 
     parameters: int
     forward_macs: int
     normalises: bool
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,8 +280,9 @@ class BlockSpec:
 
     @property
     def name(self) -> str:
-        """How people call it: `conv 3→128` or `linear 2048→1024`."""
-        what = "output" if self.is_output else self.layer.kind
+        """How people call it: `conv 3→128`, `linear 2048→1024`, or a user's `layer1_0 64→64`."""
+        name = self.custom.name if self.custom else ""
+        what = "output" if self.is_output else name or self.layer.kind
         return f"{what} {self.layer.in_features}→{self.layer.out_features}"
 
 

@@ -1,4 +1,5 @@
-"""A user's own network: `model.factory` names a function that gives an `nn.Sequential`.
+"""A user's own network: `model.factory` names a function that gives an `nn.Sequential`, or any
+other module whose forward is a chain, which is then cut into one (`localise.py`).
 
     Flatten  Linear  ReLU  Dropout  Linear  ReLU  Linear
     ─────── block 0 ──────────────  ─ block 1 ──  output
@@ -12,11 +13,11 @@ same network each time.
 
 from __future__ import annotations
 
-from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pipeline.errors import ConfigError, one_line
+from pipeline.network.children import learns, passes_on
 from pipeline.network.specs import BlockSpec, CustomSpec, LayerSpec
 from pipeline.system.given import is_given
 from pipeline.system.named_object import called, named_object, naming
@@ -83,8 +84,13 @@ def _parts(blocks: list[dict[str, nn.Module]], *, has_output: bool) -> list[Part
     return parts
 
 
-def build_children(model: ModelConfig, seed: int) -> list[dict[str, nn.Module]]:
+def build_children(
+    model: ModelConfig, seed: int, example: Tensor | None = None
+) -> list[dict[str, nn.Module]]:
     """The children of the user's network that make up each block, by name, as they were made.
+
+    Args:
+        example: as for `made_network`.
 
     Raises:
         ConfigError: where there is no such function, it gives what can't be cut into blocks, or a
@@ -94,18 +100,21 @@ def build_children(model: ModelConfig, seed: int) -> list[dict[str, nn.Module]]:
 
     from pipeline.network.ownership import check_blocks
 
-    network = made_network(model, seed)
+    network = made_network(model, seed, example)
     with naming_factory(model):
         blocks = _split(network)
         check_blocks(blocks, torch.float32)
     return blocks
 
 
-def made_network(model: ModelConfig, seed: int) -> nn.Sequential:
+def made_network(model: ModelConfig, seed: int, example: Tensor | None = None) -> nn.Sequential:
     """The user's network as their function makes it for `seed`.
 
+    Args:
+        example: (n, …), where it is given: a network that is cut into blocks is tried on it.
+
     Raises:
-        ConfigError: where there is no such function, or it gives something else.
+        ConfigError: where there is no such function, or it gives what can't be cut into blocks.
     """
     import torch
 
@@ -115,7 +124,7 @@ def made_network(model: ModelConfig, seed: int) -> nn.Sequential:
         naming_factory(model),
         seeded_draws(derived_seed(seed, Purpose.FACTORY), torch.device("cpu")),
     ):
-        return _network(model)
+        return _network(model, example)
 
 
 def traced_specs(
@@ -149,13 +158,14 @@ def traced_specs(
     specs: list[BlockSpec] = []
     x = torch.zeros(_IMAGES, *image_shape, dtype=torch.int64 if are_tokens else torch.float32)
     with naming_factory(model):
-        parts = build_parts(model, 0, has_output=has_output)
+        enters_as_it_is = entered(0, image_shape) == image_shape
+        made = build_children(model, 0, _example(x) if enters_as_it_is else None)
+        parts = _parts(made, has_output=has_output)
         for index, part in enumerate(parts):
-            macs: list[int] = []
             if not has_output or index + 1 < len(parts):
                 x = _as_entered(x, entered(index, tuple(x.shape[1:])))
             to_device(part, x.device, torch.float32)
-            h, passed = _traced(part, x, macs, f"block {index}")
+            h, passed, macs = _traced(part, x, f"block {index}")
             modules = [module for own in part for module in own.modules()]
             parameters = sum(p.numel() for own in part for p in own.parameters())
             normalises = any(isinstance(module, _BatchNorm) for module in modules)
@@ -167,7 +177,7 @@ def traced_specs(
                 out_shape=tuple(passed.shape[1:]),
                 classes=classes,
                 nonlinearity=nonlinearity,
-                custom=CustomSpec(parameters, sum(macs), normalises),
+                custom=CustomSpec(parameters, macs // _IMAGES, normalises, _name(made[index])),
             )
             specs.append(spec)
             x = passed
@@ -182,19 +192,31 @@ def _features(shape: Shape) -> int:
     return shape[0] if len(shape) == 3 else prod(shape[-1:])
 
 
+def _example(x: Tensor) -> Tensor:
+    """Like x, but of random numbers where they have a fraction."""
+    import torch
+
+    drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    return drawn if x.is_floating_point() else x
+
+
 def _as_entered(x: Tensor, shape: Shape) -> Tensor:
     return x if tuple(x.shape[1:]) == shape else x.new_zeros(len(x), *shape)
 
 
-def _network(model: ModelConfig) -> nn.Sequential:
+def _network(model: ModelConfig, example: Tensor | None) -> nn.Sequential:
     from torch import nn
 
     network = called(named_object(str(model.factory)), model.kwargs)
-    if not isinstance(network, nn.Sequential):
+    if not isinstance(network, nn.Module):
         raise ConfigError(
             f"gave a {type(network).__name__}; an nn.Sequential whose children are the blocks is "
-            "needed"
+            "needed, or another nn.Module, which is cut at its own blocks"
         )
+    if not isinstance(network, nn.Sequential):
+        from pipeline.network.localise import localise
+
+        return localise(network, example)
     if own := _own_parts(network):
         raise ConfigError(
             f"its {type(network).__name__} has {own}, which would not be used, since each of its "
@@ -229,7 +251,7 @@ def _split(network: nn.Sequential) -> list[dict[str, nn.Module]]:
     learning = 0
     for name in network._modules:  # named_children leaves out what occurs again
         child = network.get_submodule(name)
-        if _learns(child):
+        if learns(child):
             learning += 1
             if learning > 1:
                 blocks.append({})
@@ -241,42 +263,37 @@ def _split(network: nn.Sequential) -> list[dict[str, nn.Module]]:
     return blocks
 
 
-def _learns(module: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())
+def _name(children: dict[str, nn.Module]) -> str:
+    """That of the block's layer; empty where it only has a number."""
+    name = next(name for name, child in children.items() if learns(child))
+    return "" if name.isdigit() else name
 
 
 def _end_of_body(children: list[nn.Module]) -> int:
     """From where the children of a block only pass on: dropout, pooling, flattening."""
     learned = False
     for number, child in enumerate(children):
-        name = type(child).__name__
-        passes_on = "Dropout" in name or "Pool" in name or name in ("Flatten", "Unflatten")
-        if learned and passes_on:
+        if learned and passes_on(child):
             return number
-        learned |= _learns(child)
+        learned |= learns(child)
     return len(children)
 
 
-def _traced(part: Part, x: Tensor, macs: list[int], where: str) -> tuple[Tensor, Tensor]:
+def _traced(part: Part, x: Tensor, where: str) -> tuple[Tensor, Tensor, int]:
+    """What a block's heads see, what it passes on, and the multiply-adds of the former."""
     import torch
 
-    hooks = [
-        module.register_forward_hook(partial(_count_macs, macs))
-        for module in part.body.modules()
-        if isinstance(getattr(module, "weight", None), torch.Tensor)
-        and not isinstance(module, torch.jit.ScriptModule)  # which takes no hooks
-    ]
+    from pipeline.network.multiply_adds import multiply_adds
+
     try:
         with torch.no_grad():
-            h = _one_each(part.body.train(False)(x))
+            with multiply_adds() as counted:
+                h = _one_each(part.body.train(False)(x))
             passed = _one_each(part.tail.train(False)(h.clone()))
     except Exception as error:  # whatever the user's modules raise
         shape = tuple(x.shape[1:])
         raise ConfigError(f"{where}, for inputs of shape {shape}: {one_line(error)}") from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return h, passed
+    return h, passed, counted.count
 
 
 def _one_each(result: Any) -> Tensor:
@@ -289,19 +306,6 @@ def _one_each(result: Any) -> Tensor:
             f"gives {tuple(result.shape)} for {_IMAGES} images; one row for each is needed"
         )
     return result
-
-
-def _count_macs(macs: list[int], module: nn.Module, inputs: tuple[Tensor, ...], y: Any) -> None:
-    """Multiply-adds of a linear layer or convolution for an image; others count as nothing. A
-    transposed convolution uses its weights for each pixel that it reads, not for each it gives."""
-    weight: Any = module.weight
-    if not hasattr(y, "shape"):
-        return
-    if weight.dim() == 2:
-        macs.append(weight.numel() * prod(y.shape[1:-1]))
-    elif weight.dim() > 2:
-        pixels = inputs[0] if getattr(module, "transposed", False) else y
-        macs.append(weight.numel() * prod(pixels.shape[2:]))
 
 
 def _check_output(output: BlockSpec, classes: int, target_shape: Shape) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import torch
 from support import user_networks
 from support.user_networks import FACTORY, NETWORKS, stage_of
 from torch import nn
+from torch.nn import functional as F
 
 from pipeline.config.config_file import config_tree
 from pipeline.config.sections import build_config
@@ -84,6 +85,18 @@ class Plain(nn.Sequential):
         )
 
 
+class NotSequential(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.hidden = nn.Conv2d(3, 6, 3, padding=1), nn.Linear(6 * 16, 7)
+        self.output = nn.Linear(7, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.max_pool2d(F.relu(self.conv(x)), 4)
+        x = F.relu(self.hidden(torch.flatten(x, 1)))
+        return cast("torch.Tensor", self.output(x))
+
+
 def flat(*children: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), *children)
 
@@ -153,7 +166,9 @@ NETWORKS |= {
     "a class of its own": lambda: Plain(6),
     "masked": lambda: flat(Masked(768, 6), nn.ReLU(), nn.Linear(6, 5)),
     "lonely": lambda: flat(nn.Linear(768, 5)),
-    "not sequential": lambda: nn.Linear(3, 3),
+    "no module": list,
+    "a loose layer": lambda: nn.Linear(3, 3),
+    "not sequential": NotSequential,
     "wrong classes": lambda: flat(nn.Linear(768, 4), nn.Linear(4, 4)),
     "wrong input": lambda: nn.Sequential(nn.Linear(7, 4), nn.Linear(4, 5)),
     "like a sequence": lambda: nn.Sequential(
@@ -206,6 +221,13 @@ def test_every_child_with_parameters_becomes_a_block() -> None:
     assert [spec.out_shape for spec in specs] == [(6, 8, 8), (72,), (12,), (5,)]
     assert [spec.is_output for spec in specs] == [False, False, False, True]
     assert all(spec.pred and spec.sim for spec in specs[:-1])
+
+
+def test_any_other_module_is_cut_at_its_own_blocks() -> None:
+    specs = specs_of(config_of("not sequential"))
+    assert [spec.name for spec in specs] == ["conv 3→6", "hidden 96→7", "output 7→5"]
+    assert [spec.shape for spec in specs] == [(6, 16, 16), (7,), (5,)]
+    assert [spec.out_shape for spec in specs] == [(96,), (7,), (5,)]
 
 
 def test_costs_are_those_of_its_layers() -> None:
@@ -262,7 +284,8 @@ def test_initial_weights_and_dropout_belong_to_the_seed() -> None:
     ("network", "complaint"),
     [
         ("lonely", "1 children with parameters; at least a hidden one and the output"),
-        ("not sequential", r"gave a Linear; an nn\.Sequential"),
+        ("no module", r"gave a list; an nn\.Sequential .*, or another nn\.Module, which is cut"),
+        ("a loose layer", r"Linear can't be cut into blocks: it is a single one"),
         ("wrong classes", r"its last child gives \(4,\) per image, the data has 5 classes"),
         ("wrong input", r"block 0, for inputs of shape \(3, 16, 16\): "),
         ("single numbers", r"block 0 gives \(\) per image; local losses need \(features,\)"),

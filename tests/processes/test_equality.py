@@ -69,6 +69,13 @@ loss: {rule: "support.rules:WithDropout", options: {noise: 0.2}}
 schedule: {epochs: 2}
 data: {name: digits, batch_size: 32, train_limit: 200, test_limit: 70}
 """,
+    # torchvision's, cut at its own blocks; dropout within its attention, too
+    "attention": """\
+model: {factory: "support.torchvision_networks:made", kwargs: {network: transformer, dropout: 0.1}}
+loss: {name: predsim, dim_in_decoder: 64}
+schedule: {epochs: 2}
+data: {name: synthetic, classes: 5, size: 32, train_images: 40, test_images: 20, batch_size: 16}
+""",
     "greedy": """\
 model: {name: vgg, layers: [8, M, 12], hidden_layers: 1, hidden: 32, dropout: 0.3}
 loss: {name: pred}
@@ -107,7 +114,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Runner:
         ("digits", 1), ("digits", 2), ("digits", None),
         ("colour", 2), ("colour", None),
         ("bf16", 2), ("bf16", None),
-        ("residual", 3), ("own", None), ("rule", None), ("greedy", None),
+        ("residual", 3), ("own", None), ("rule", None), ("attention", 3), ("greedy", None),
     ],
 )  # fmt: skip
 def test_n_processes_equal_one(run: Runner, name: str, stages: int | None) -> None:
