@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from pipeline.config.sections import DataConfig
+    from pipeline.config.data import DataConfig
     from pipeline.data.batches import Batches
     from pipeline.data.record import DataRecord
     from pipeline.storage.checkpoint import RunState

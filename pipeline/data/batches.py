@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pipeline.config.sections import DataConfig
+    from pipeline.config.data import DataConfig
     from pipeline.data.image_folder import BadImage, ImageFiles, Progress
     from pipeline.data.own_data import OwnData
     from pipeline.data.parts import Pair, Part

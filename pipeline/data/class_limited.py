@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.config.sections import LEAST_SCANNED
+from pipeline.config.data import LEAST_SCANNED
 from pipeline.seeding import Purpose, generator
 
 if TYPE_CHECKING:
     from numpy.random import Generator
     from numpy.typing import NDArray
 
-    from pipeline.config.sections import ClassOrder
+    from pipeline.config.data import ClassOrder
 
 _LOOKED_AT = 10
 """Examples that it passes over for that at most, as a multiple of those it begins with."""

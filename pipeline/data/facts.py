@@ -18,7 +18,7 @@ from pipeline.system.paths import expanded
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.config.sections import DataConfig
+    from pipeline.config.data import DataConfig
     from pipeline.data.own_data import OwnData
 
 

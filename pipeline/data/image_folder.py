@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pipeline.config.sections import DataConfig
+    from pipeline.config.data import DataConfig
     from pipeline.data.facts import DataFacts
     from pipeline.data.image_list import ImageFolder
 

@@ -28,7 +28,7 @@ from pipeline.system.named_object import called, named_object
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pipeline.config.sections import DataConfig
+    from pipeline.config.data import DataConfig
 
 Array: TypeAlias = "NDArray[Any]"
 

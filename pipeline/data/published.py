@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pipeline.config.sections import DataConfig
+    from pipeline.config.data import DataConfig
     from pipeline.data.facts import DataFacts
 
 Pair: TypeAlias = "tuple[NDArray[np.uint8], NDArray[np.int64]]"

@@ -17,7 +17,7 @@ import pytest
 from support import REPOSITORY
 from support.data import all_tests, everything, random_images
 
-from pipeline.config.sections import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.data import facts as facts_of
 from pipeline.data import published
 from pipeline.data.batches import load_batches
@@ -167,7 +167,7 @@ def test_digits_fit_their_facts() -> None:
 def test_digits_and_synthetic_need_neither_torch_nor_torchvision() -> None:
     code = (
         "import sys; from pipeline.data.batches import *\n"
-        "from pipeline.config.sections import DataConfig\n"
+        "from pipeline.config.data import DataConfig\n"
         "for name in ('digits', 'synthetic'): load_batches(DataConfig(name=name), 1).train(1, 0)\n"
         "assert not {'torch', 'torchvision'} & set(sys.modules)"
     )

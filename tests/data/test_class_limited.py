@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.sections import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.data.batches import load_batches
 from pipeline.data.class_limited import ClassLimit, class_limited_order, scanned_order
 

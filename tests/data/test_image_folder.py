@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from support.data import all_tests, everything, random_images
 
-from pipeline.config.sections import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.data.batches import load_batches
 from pipeline.data.class_limited import share_of_every_class
 from pipeline.data.facts import data_facts

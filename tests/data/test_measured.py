@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.own_data import floats, labels
 
-from pipeline.config.sections import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.data.batches import load_batches
 from pipeline.data.own_data import own_data
 from pipeline.errors import ConfigError

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.own_data import floats, labels
 
-from pipeline.config.sections import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.data import npz
 from pipeline.data.own_data import read_own
 from pipeline.errors import ConfigError

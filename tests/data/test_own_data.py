@@ -10,7 +10,7 @@ import torch
 from support.own_data import DATA, FACTORY, Rows, floats, labels
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
-from pipeline.config.sections import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.data.facts import data_facts
 from pipeline.data.own_data import OwnData, own_data, read_own
 from pipeline.errors import ConfigError

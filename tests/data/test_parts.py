@@ -9,7 +9,7 @@ import pytest
 from support.data import all_tests, everything
 from support.own_data import floats, labels
 
-from pipeline.config.sections import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.data.batches import Batches, load_batches
 from pipeline.data.facts import check_data, data_facts
 from pipeline.data.own_data import OwnData, own_data

@@ -14,7 +14,7 @@ from PIL import Image
 from support.processes import launch
 
 from launch.same_data import check_same_data, list_files
-from pipeline.config.sections import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.data.batches import Batches, load_batches
 from pipeline.data.record import record_of_tree
 from pipeline.errors import ConfigError

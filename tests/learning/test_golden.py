@@ -17,10 +17,11 @@ import torch
 from support import REPOSITORY
 from support.blocks import stage_of
 
+from pipeline.config.data import DataConfig
 from pipeline.config.loss import LossConfig
 from pipeline.config.model import ModelConfig
 from pipeline.config.recipe import OptimizerConfig
-from pipeline.config.sections import Config, DataConfig
+from pipeline.config.sections import Config
 from pipeline.learning.block import Block
 from pipeline.network.from_config import build_specs
 

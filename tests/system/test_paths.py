@@ -9,7 +9,7 @@ import pytest
 from launch.job import Options
 from launch.plan import cost_cache
 from launch.plan.checks import make_job
-from pipeline.config.sections import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.data.facts import data_root
 from pipeline.errors import ConfigError
 from pipeline.system.paths import expanded
