@@ -174,11 +174,12 @@ def trained(task: Task, steps: int, epochs: int, disk: Path) -> Lap:
             words += ["--set", override]
         config = str(_CONFIGS / f"{NETWORKS[task.network].config}.yaml")
         run = [*words, "--view", "quiet", "--run-dir", name, config]
-        answer = _finished(["launch.cli", *run], task.seconds)
-        return answer if isinstance(answer, dict) else _timed_epochs(Path(name), steps * BATCH)
+        answer = finished(["launch.cli", *run], task.seconds)
+        return answer if isinstance(answer, dict) else timed_epochs(Path(name), steps * BATCH)
 
 
-def _timed_epochs(folder: Path, images: int) -> Lap:
+def timed_epochs(folder: Path, images: int) -> Lap:
+    """What the metrics of a run say of its epochs but the first, of so many images each."""
     lines = (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
     timed = [json.loads(line) for line in lines][1:]
     seconds = sum(epoch["seconds"] for epoch in timed)
@@ -194,11 +195,11 @@ def _timed_epochs(folder: Path, images: int) -> Lap:
 
 def raced(task: Task) -> Lap:
     """What a rival says that it gave."""
-    answer = _finished([_RIVALS[task.contender.way], task.text()], task.seconds)
+    answer = finished([_RIVALS[task.contender.way], task.text()], task.seconds)
     return answer if isinstance(answer, dict) else dict(json.loads(answer))
 
 
-def _finished(words: list[str], seconds: float) -> str | Lap:
+def finished(words: list[str], seconds: float) -> str | Lap:
     """What a module prints in the end, or why it failed."""
     timeout_s = 10 * seconds + _START_UP_S
     try:
