@@ -96,8 +96,17 @@ def nothing_left(job: Job, start: RunState, path: Path) -> str:
             f"in epoch {trained} already; use --set schedule.epochs={trained} or more, or start a "
             "new run"
         )
-    if not all(isinstance(item, Stop) for item in Feed(course, start.position)):
+    feed = Feed(course, start.position, best=start.best)
+    if not all(isinstance(item, Stop) for item in feed):
         return ""
+    if feed.ended_early:
+        best = start.best
+        longer = best.epochs_since + (course.patience or 0)
+        return (
+            f"nothing to do: the run in {path} ended early, after epoch {best.tested} of "
+            f"{course.all_epochs}: {best.in_words()}; to go on, raise schedule.patience, as --set "
+            f"schedule.patience={longer}, or leave it out (null)"
+        )
     said = f"nothing to do: the run in {path} has trained all its {course.all_epochs} epochs"
     if job.config.schedule.greedy:
         return said

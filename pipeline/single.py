@@ -47,7 +47,7 @@ class _ToRecorder:
 
     def report(self, report: PassReport) -> None:
         """To the metrics."""
-        self._run.recorder.metrics.report(report)
+        self._run.report(report)
 
     def remark(self, text: str) -> None:
         """To the person who watches."""
@@ -55,7 +55,7 @@ class _ToRecorder:
 
     def snapshot(self, state: StageState, files: Sequence[bytes]) -> None:
         """To those of the other stages."""
-        self._run.recorder.snapshots.add(self._stage, state, files)
+        self._run.recorder.snapshot(self._stage, state, files)
 
 
 class SingleTrainer:

@@ -95,6 +95,10 @@ class ScheduleConfig(Section):
     warmup_epochs: int = Field(default=0, ge=0, le=MAX_EPOCHS)
     """In so many epochs at the begin the learning rate grows in proportion to the steps done
     (Goyal et al. 2017); a cosine begins after them."""
+    patience: int | None = Field(default=None, ge=1, le=MAX_EPOCHS)
+    """End the run where so many epochs have brought no lower error in tests (on `data.validation`,
+    where that is set) than the best before: a checkpoint is written and nothing more is trained.
+    Where nothing is predicted, the tested loss decides."""
     greedy: bool = False
     """Blocks learn one after another, each for `epochs` (and its schedule), from the input
     that the finished ones before it give as in a test: frozen, without dropout. The test error

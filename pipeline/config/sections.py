@@ -132,6 +132,21 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _patience_needs_tests(self) -> Config:
+        patience = self.schedule.patience
+        if patience is not None and self.runtime.eval_every_epochs == 0:
+            raise ValueError(
+                f"schedule.patience {patience} goes by tests: runtime.eval_every_epochs must be at "
+                "least 1"
+            )
+        if patience is not None and self.schedule.greedy:
+            raise ValueError(
+                f"schedule.patience {patience} would end the run in the phase of one block; "
+                "schedule.greedy goes through all: leave one of them out"
+            )
+        return self
+
     @property
     def user_code(self) -> dict[str, str]:
         """What every process imports of a user's own: `package.module:name` by key."""

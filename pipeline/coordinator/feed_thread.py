@@ -35,6 +35,7 @@ class FeedThread(Thread):
             if called_off.is_set():
                 raise CalledOffError("the feed is called off")
 
+        self._check_wanted = check_wanted
         self._from_disk = BatchReader(run, check_wanted, self._news.put)
         self.reading = False
         """Whether it is about to send; else it waits for the first stage, or has ended."""
@@ -48,6 +49,8 @@ class FeedThread(Thread):
                 self.reading = False
                 if arrays is not None:
                     self._link.send(item, [ArrayPayload(array) for array in arrays])
+                # should the report never come, the watchdog finds that nothing moves
+                self._run.feed.wait_for_report(item, self._check_wanted)
             self._link.finish()
         except CalledOffError:
             pass

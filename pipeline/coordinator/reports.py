@@ -25,7 +25,7 @@ class Reports:
     def __init__(
         self, run: Run, stages: Stages, watchdog: Watchdog, clock: Callable[[], float]
     ) -> None:
-        self._recorder, self._observer = run.recorder, run.observer
+        self._run, self._observer = run, run.observer
         self._stages, self._watchdog, self._clock = stages, watchdog, clock
         self._progress: dict[int, ProgressNow] = {}
         self._speedometer: Speedometer | None = None
@@ -39,7 +39,8 @@ class Reports:
 
     def begin(self, run: Run) -> None:
         """Training begins, or begins again."""
-        self._recorder.metrics.start_clock()
+        self._run = run
+        run.recorder.metrics.start_clock()
         self._speedometer = Speedometer(run, self._clock())
 
     def tell(self, *texts: str) -> None:
@@ -56,12 +57,12 @@ class Reports:
         self.tell_carrier(f"{said.stage} → {said.stage + 1}", connected.carrier)
 
     def _on_report(self, said: Said, report: PassReport) -> None:
-        self._recorder.metrics.report(report)
+        self._run.report(report)
 
     def _on_state(self, said: Said, state: StageState) -> None:
-        snapshots = self._recorder.snapshots
+        snapshots = self._run.recorder.snapshots
         before = snapshots.newest
-        snapshots.add(said.stage, state, said.attached)
+        self._run.recorder.snapshot(said.stage, state, said.attached)
         if snapshots.newest is not before:
             for stage in self._stages.serving:
                 self._stages.say(stage, Complete(state.step))

@@ -38,6 +38,8 @@ class MetricsLog:
         self._reports: dict[tuple[int, bool], dict[int, PassReport]] = {}
         self._seconds: dict[int, float] = {}
         self._images_before = _images_counted(start)
+        self.best = start.best
+        """What all tests so far have shown."""
         self._began = clock()
         self.lines = LineLog(folder, METRICS_FILE, lambda text: observer(Note(text)))
 
@@ -72,6 +74,7 @@ class MetricsLog:
         self._reports.clear()
         self._seconds.clear()
         self._images_before = _images_counted(start)
+        self.best = start.best
         self.lines.trim(lambda line: _stays(line, start.position))
         self.start_clock()
 
@@ -81,6 +84,10 @@ class MetricsLog:
     def _write_line(self, epoch: int) -> None:
         trained = self._take(epoch, training=True)
         line = self._line(epoch, trained, self._take(epoch, training=False))
+        _, test = tested(line)
+        if epoch and test:
+            predicts = test["error_pct"] is not None
+            self.best = self.best.after(epoch, test["error_pct" if predicts else "loss"])
         self.lines.append(json.dumps(line))
         self._observer(EpochDone(line))
 

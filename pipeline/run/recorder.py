@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from pipeline.run.events import Observer
     from pipeline.schedule.feed import Course
+    from pipeline.schedule.reports import StageState
     from pipeline.storage.background_writer import BackgroundWriter
     from pipeline.storage.checkpoint import RunState
     from pipeline.storage.folder import Folder
@@ -40,6 +41,11 @@ class Recorder:
     ) -> None:
         self.metrics = MetricsLog(folder, course, devices, observer, start, clock)
         self.snapshots = Snapshots(folder, len(devices), writer, observer, start)
+
+    def snapshot(self, stage: int, state: StageState, files: Sequence[bytes | memoryview]) -> None:
+        """Take a stage's state. By then every stage has reported all tests before it, and the last
+        stage none after it."""
+        self.snapshots.add(stage, state, files, self.metrics.best)
 
     def tell_written(self) -> None:
         """Report which snapshots were written, refused or left out; cheap, to be called often."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline.run.events import Observer
     from pipeline.run.recorder import Recorder
     from pipeline.schedule.items import Item
-    from pipeline.schedule.reports import Fingerprint
+    from pipeline.schedule.reports import Fingerprint, PassReport
     from pipeline.storage.checkpoint import RunState
     from pipeline.storage.folder import Folder
 
@@ -57,6 +57,11 @@ class Run:
     """That are on their way between processes at once: a batch on every link, or all states."""
     bad_batches: BadBatchSearch = field(default_factory=BadBatchSearch)
     """What `runtime.on_nonfinite: rollback` has left out, and how closely stages look."""
+
+    def report(self, report: PassReport) -> None:
+        """Take a stage's counters; what tests show may end the feed."""
+        self.recorder.metrics.report(report)
+        self.feed.hear(self.recorder.metrics.best)
 
     def heed_interruption(self) -> None:
         """End the feed, once, if the person or the cluster asked for it."""
@@ -90,6 +95,15 @@ class Run:
             raise CutShortError(failure, self.interruption().step)
         if self.feed.cut_short:
             raise self.interruption()
+        if self.feed.ended_early:
+            self.recorder.finish()  # what that has to say comes before the last line
+            course, best = self.feed.course, self.feed.best
+            self.observer(
+                Note(
+                    f"ended early, after epoch {best.tested} of {course.all_epochs}, by "
+                    f"schedule.patience {course.patience}: {best.in_words()}"
+                )
+            )
 
     def end_if_interrupted(self, fault: str) -> None:
         """A run that was about to end does so where a fault comes first: nothing is tried again.
@@ -119,7 +133,7 @@ class Run:
             search = replace(search, tries=0)
         if nonfinite is not None:
             search = search.after(nonfinite, step, course.snapshot_after(nonfinite))
-        feed = Feed(course, start.position, left_out=search.left_out)
+        feed = Feed(course, start.position, best=start.best, left_out=search.left_out)
         return replace(self, start=start, feed=feed, bad_batches=search)
 
     def check_initial(self, found: Sequence[Fingerprint], who: str) -> None:

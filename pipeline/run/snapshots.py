@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pipeline.run.events import Observer
+    from pipeline.schedule.best import BestSoFar
     from pipeline.schedule.reports import StageState
     from pipeline.storage.background_writer import BackgroundWriter
     from pipeline.storage.folder import Folder
@@ -49,8 +50,15 @@ class Snapshots:
         self.last_checkpoint = start.position.step if start.files else None
         """The step of the newest checkpoint that is on the disk."""
 
-    def add(self, stage: int, state: StageState, files: Sequence[bytes | memoryview]) -> None:
-        """Take a stage's state; have the checkpoint written when every stage's is there."""
+    def add(
+        self,
+        stage: int,
+        state: StageState,
+        files: Sequence[bytes | memoryview],
+        best: BestSoFar,
+    ) -> None:
+        """Take a stage's state; have the checkpoint written when every stage's is there, with what
+        the tests before it have shown."""
         parts = self._parts.setdefault(state.step, {})
         parts[stage] = state, files
         if len(parts) == self._stages:
@@ -64,6 +72,7 @@ class Snapshots:
                     for block, file in zip(state.blocks, files, strict=True)
                 },
                 tuple(sorted(tallies, key=lambda tally: tally.block)),
+                best=best,
             )
             self._writer.write(self.newest)
 

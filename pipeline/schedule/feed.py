@@ -7,6 +7,8 @@ snapshot at the end of each (t: training batch, E: end of epoch, ( ): evaluation
     t1 t2 t3 E1 (e1 e2) S3 | t4 t5 t6 E2 (e1 e2) S6 | Stop
 
 With a snapshot every 2 steps: t1 t2 S2 t3 E1 (e1 e2) | t4 S4 t5 t6 E2 (e1 e2) S6 | Stop
+With a patience of 1 epoch, 9 epochs end as these 2 do, where the second has no lower tested error:
+what follows a test that may end the run is fed once it has been reported.
 
 The learning rate of each step, for 4 epochs of 2 steps, in hundredths of `lr`:
 
@@ -20,9 +22,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import cos, pi
+from threading import Event
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.network.specs import in_runs
+from pipeline.schedule.best import BestSoFar
 from pipeline.schedule.items import (
     EndEpoch,
     EndEvaluation,
@@ -36,11 +40,15 @@ from pipeline.schedule.items import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from pipeline.config.sections import Config
     from pipeline.errors import PipelineError
     from pipeline.network.specs import BlockSpec
+
+
+_NO_TEST = BestSoFar()
+_LOOKS_EVERY_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +74,8 @@ class Course:
     warmup_epochs: int = 0
     tests_on: Literal["test", "validation"] = "test"
     """Which part of the data tests are on."""
+    patience: int | None = None
+    """Epochs without a lower tested error after which the run ends."""
 
     @property
     def all_epochs(self) -> int:
@@ -107,6 +117,10 @@ class Course:
         """The block that learns in an epoch of greedy training; None: all blocks."""
         return self.learners[(max(epoch, 1) - 1) // self.epochs] if self.learners else None
 
+    def is_enough(self, best: BestSoFar) -> bool:
+        """Whether the run ends with the test that was last, by its patience."""
+        return self.patience is not None and best.epochs_since >= self.patience
+
     def evaluates(self, epoch: int) -> bool:
         """Whether `epoch` is followed by a test; the last one of a phase is, unless tests are
         off, or there is nothing to test on."""
@@ -141,6 +155,7 @@ def course_of(
         decay=config.schedule.decay,
         min_factor=config.schedule.min_factor,
         warmup_epochs=config.schedule.warmup_epochs,
+        patience=config.schedule.patience,
         eval_every_epochs=config.runtime.eval_every_epochs,
         eval_before_training=config.runtime.eval_before_training,
         checkpoint_every_steps=config.runtime.checkpoint_every_steps,
@@ -154,12 +169,20 @@ class Feed:
 
     `interrupt` may be called from any thread: the next item is then a snapshot of what has been
     fed so far, and the last one a stop. Of the training batches `left_out` only the count is fed.
+
+    `best`: what the tests before `start` have shown. Where a test may end the run, whoever feeds
+    waits after it (`wait_for_report`), and whoever hears its report says so (`hear`).
     """
 
     def __init__(
-        self, course: Course, start: Position, *, left_out: frozenset[int] = frozenset()
+        self,
+        course: Course,
+        start: Position,
+        *,
+        best: BestSoFar = _NO_TEST,
+        left_out: frozenset[int] = frozenset(),
     ) -> None:
-        self.course, self.left_out = course, left_out
+        self.course, self.best, self.left_out = course, best, left_out
         self.interrupted = False
         self.cut_short = False
         """Whether part of the course was left out: an interruption, or an item that failed."""
@@ -168,10 +191,45 @@ class Feed:
         self.position = start
         """How far it has been fed."""
         self._given_up = False
+        self._news = Event()
 
     def interrupt(self) -> None:
         """End the feed early, with a snapshot."""
         self.interrupted = True
+        self._news.set()
+
+    def hear(self, best: BestSoFar) -> None:
+        """Tests have been reported; from any thread."""
+        self.best = best
+        self._news.set()
+
+    def wait_for_report(self, item: Item, look: Callable[[], None]) -> None:
+        """After an item was sent: wait until it is known what follows, or for an interruption.
+
+        Args:
+            look: called while it waits, and has the last word: it must raise where no report will
+                come any more.
+        """
+        while self._awaits(item) and not self.interrupted:
+            look()
+            self._news.wait(_LOOKS_EVERY_S)
+            self._news.clear()
+
+    def _awaits(self, item: Item) -> bool:
+        return (
+            self.course.patience is not None
+            and isinstance(item, EndEvaluation)
+            and self.best.tested < item.epoch
+        )
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether patience has left out the end of the course."""
+        is_early = not self.cut_short and self.position.step < self.course.steps
+        return is_early and self._is_enough()
+
+    def _is_enough(self) -> bool:
+        return self.course.is_enough(self.best)
 
     def give_up(self, failure: PipelineError | None) -> None:
         """The item at hand can't be had: it does not count, and the feed ends with a snapshot.
@@ -183,13 +241,14 @@ class Feed:
 
     def __iter__(self) -> Iterator[Item]:
         """Yields each item once; an item counts as fed when the next is asked for."""
-        for item in _items(self.course, self.position):
+        for item in _items(self.course, self.position, self._is_enough):
             if not self.interrupted:
                 if isinstance(item, TrainBatch) and item.batch_id in self.left_out:
                     yield PassedBatch(item.batch_id, item.epoch)
                 else:
                     yield item
                 if not self._given_up:
+                    assert self.interrupted or not self._awaits(item), "its report comes first"
                     self._advance(item)
                     continue
             self.cut_short = True
@@ -207,27 +266,27 @@ class Feed:
             self.position = Position(self.position.step, epoch_reported=True)
 
 
-def _items(course: Course, start: Position) -> Iterator[Item]:
+def _items(course: Course, start: Position, is_enough: Callable[[], bool]) -> Iterator[Item]:
     step = start.step
     if step == 0:
         yield from _evaluation(course, 0)
     elif not start.epoch_reported and step % course.steps_per_epoch == 0:
-        yield from _epoch_end(course, course.epoch_of(step))
-    while step < course.steps:
+        yield from _epoch_end(course, course.epoch_of(step), is_enough)
+    while step < course.steps and not is_enough():
         step += 1
         epoch = course.epoch_of(step)
         yield TrainBatch(step, epoch, course.learning_rate(step), course.learner(epoch))
         if step % course.steps_per_epoch == 0:
-            yield from _epoch_end(course, epoch)
+            yield from _epoch_end(course, epoch, is_enough)
         elif course.checkpoint_every_steps and step % course.checkpoint_every_steps == 0:
             yield Snapshot(step, epoch, epoch_reported=False)
 
 
-def _epoch_end(course: Course, epoch: int) -> Iterator[Item]:
+def _epoch_end(course: Course, epoch: int, is_enough: Callable[[], bool]) -> Iterator[Item]:
     yield EndEpoch(epoch)
     yield from _evaluation(course, epoch)
     step, every = epoch * course.steps_per_epoch, course.checkpoint_every_steps
-    if not every or step % every == 0 or epoch == course.all_epochs:
+    if not every or step % every == 0 or epoch == course.all_epochs or is_enough():
         yield Snapshot(step, epoch, epoch_reported=True)
 
 

@@ -13,10 +13,12 @@ import re
 import shlex
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from math import inf
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.data.record import record_of_tree
 from pipeline.errors import CheckpointError
+from pipeline.schedule.best import BestSoFar
 from pipeline.schedule.feed import Position
 from pipeline.schedule.reports import Tally
 from pipeline.storage.folder import Folder
@@ -51,6 +53,8 @@ class RunState:
     """Of the run that is resumed; None where none is."""
     data: DataRecord | None = None
     """The images of the run that is resumed; None where none is, or where that was not kept."""
+    best: BestSoFar = field(default_factory=BestSoFar)
+    """What the tests before have shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +155,8 @@ def _parsed(folder: Folder, manifest: dict[str, Any]) -> Checkpoint:
         raise CheckpointError(
             f"{folder.path / MANIFEST}: format {found!r:.40}, this version reads {FORMAT}"
         )
-    state = RunState(position, {}, tallies, steps_per_epoch, record)
+    best = _best(manifest["best"]) if "best" in manifest else BestSoFar()  # not kept early on
+    state = RunState(position, {}, tallies, steps_per_epoch, record, best)
     return Checkpoint(folder, state, blocks, config)
 
 
@@ -174,6 +179,15 @@ def _tally(tree: Any) -> Tally:
         _of_type(float, tally.loss_sum)
     errors = None if tally.errors is None else _count(tally.errors)
     return Tally(_count(tally.block), _count(tally.images), float(tally.loss_sum), errors)
+
+
+def _best(tree: Any) -> BestSoFar:
+    error = tree["error"]  # null where no test had one
+    if error is not None and type(error) is not int:
+        _of_type(float, error)
+    return BestSoFar(
+        _count(tree["epoch"]), inf if error is None else float(error), _count(tree["tested"])
+    )
 
 
 def way_back(folder: Path, damaged: Path) -> str:

@@ -17,6 +17,7 @@ import json
 from contextlib import suppress
 from dataclasses import asdict
 from hashlib import sha256
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import CheckpointError
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.data.record import DataRecord
+    from pipeline.schedule.best import BestSoFar
     from pipeline.storage.checkpoint import RunState
     from pipeline.storage.folder import Folder
 
@@ -151,8 +153,14 @@ class CheckpointStore:
             "blocks": entries,
             "tallies": [asdict(tally) for tally in state.tallies],
             **({"data": self._data.tree} if self._data else {}),
+            "best": _best_tree(state.best),
             "config": self._config_tree,
         }
+
+
+def _best_tree(best: BestSoFar) -> dict[str, Any]:
+    """JSON has no infinities: null stands for no error yet."""
+    return {**asdict(best), "error": best.error if isfinite(best.error) else None}
 
 
 def checkpoints_of(run: Folder, *, make: bool = False) -> Folder:

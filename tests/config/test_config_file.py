@@ -108,6 +108,7 @@ WRONG_VALUES = [
     ("optimizer", "blocks", "3", "3", "keys and values, as {key: value}"),
     ("schedule", "epochs", "0", "0", "greater than or equal to 1"),
     ("schedule", "epochs", "2.5", "2.5", "valid integer"),
+    ("schedule", "patience", "0", "0", "greater than or equal to 1"),
     ("schedule", "factor", "1.1", "1.1", "less than or equal to 1"),
     ("schedule", "milestones", "6", "6", "input should be a list, as [6]"),
     ("data", "root", "5e-4", "0.0005", "a text, in quotes where it would be read as"),
@@ -206,7 +207,7 @@ IMPOSSIBLE = [
     (
         "schedule.a.b=1",
         "schedule.a.b: unknown key; allowed here: epochs, milestones, factor, decay, min_factor, "
-        "warmup_epochs, greedy",
+        "warmup_epochs, patience, greedy",
     ),
     *(
         (
@@ -224,6 +225,15 @@ IMPOSSIBLE = [
     (
         "schedule.decay=cosine schedule.milestones=[5]",
         "schedule.decay cosine takes no milestones, and schedule.milestones is [5]: set it to []",
+    ),
+    (
+        "schedule.patience=3 runtime.eval_every_epochs=0",
+        "schedule.patience 3 goes by tests: runtime.eval_every_epochs must be at least 1",
+    ),
+    (
+        "schedule.patience=3 schedule.greedy=true",
+        "schedule.patience 3 would end the run in the phase of one block; schedule.greedy goes "
+        "through all: leave one of them out",
     ),
     ("schedule.min_factor=0.1", "schedule.min_factor needs schedule.decay cosine"),
     (

@@ -11,6 +11,7 @@ from support.recording import IMAGES, Recording, evaluated, trained
 
 from pipeline.run.events import EpochDone
 from pipeline.run.metrics import trim_metrics
+from pipeline.schedule.best import BestSoFar
 from pipeline.schedule.feed import Course, Position
 from pipeline.schedule.reports import Tally
 from pipeline.storage.checkpoint import RunState
@@ -153,6 +154,28 @@ def test_a_rewind_drops_lines_that_the_disk_has_not_taken(recording: Recording) 
     aside.rename(recording.path)
     recording.tell_epoch(2)
     assert [line["epoch"] for line in recording.lines()] == [1, 2]
+
+
+def test_the_best_test_is_that_of_the_lines_and_goes_back_with_them(
+    recording: Recording,
+) -> None:
+    recording.tell_epoch(1)
+    first = BestSoFar(1, 10.0, 1)
+    assert recording.recorder.metrics.best == first
+    recording.snap(4)
+    recording.tell_epoch(2)
+    assert recording.recorder.metrics.best == BestSoFar(1, 10.0, 2)
+    newest = recording.recorder.snapshots.newest
+    assert newest is not None
+    assert newest.best == first
+    recording.recorder.rewind(newest)
+    assert recording.recorder.metrics.best == first
+
+
+def test_the_test_before_training_is_not_the_best(tmp_path: Path) -> None:
+    recording = Recording(tmp_path, Course(2, 4, 2, lr=0.5, eval_before_training=True))
+    recording.tell(evaluated(0, 0), evaluated(1, 0))
+    assert recording.recorder.metrics.best == BestSoFar()
 
 
 @pytest.mark.parametrize(

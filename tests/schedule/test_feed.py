@@ -11,7 +11,9 @@ import torch
 from pipeline.config.recipe import ScheduleConfig
 from pipeline.config.sections import build_config
 from pipeline.data.facts import data_facts
+from pipeline.errors import CalledOffError
 from pipeline.network.from_config import network_specs
+from pipeline.schedule.best import BestSoFar
 from pipeline.schedule.feed import Course, Feed, Position, course_of
 from pipeline.schedule.items import (
     EndEpoch,
@@ -24,7 +26,7 @@ from pipeline.schedule.items import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from pipeline.schedule.items import Item
 
@@ -201,9 +203,9 @@ def test_course_of_a_config() -> None:
         warmup_epochs=2,
     )
     assert course_of(config, specs, 11, 4) == expected
-    cosine = ScheduleConfig(epochs=7, decay="cosine", min_factor=0.2)
+    cosine = ScheduleConfig(epochs=7, decay="cosine", min_factor=0.2, patience=3)
     course = course_of(config.model_copy(update={"schedule": cosine}), specs, 11, 4)
-    assert (course.decay, course.min_factor) == ("cosine", 0.2)
+    assert (course.decay, course.min_factor, course.patience) == ("cosine", 0.2, 3)
     greedy = config.model_copy(update={"schedule": ScheduleConfig(epochs=7, greedy=True)})
     assert course_of(greedy, specs, 11, 4).learners == (0, 1)
 
@@ -334,3 +336,130 @@ def test_interrupted_before_the_first_item() -> None:
 def test_an_interruption_after_the_last_item_changes_nothing() -> None:
     length = len(list(feed(DRAWN)))
     assert interrupted_after(DRAWN, Position(), length) == list(feed(DRAWN))
+
+
+# --- early ends ---------------------------------------------------------------------------
+
+
+def fed(course: Course, errors: Sequence[float], start: Snapshot | None = None) -> list[Item]:
+    """The items of a run whose test of epoch k gives the k-th of `errors`; from a snapshot, whose
+    tests were heard of before."""
+    position = position_of(start) if start else Position()
+    known = start.epoch - (not start.epoch_reported) if start else 0
+    best = BestSoFar()
+    for epoch in range(1, known + 1):
+        best = best.after(epoch, errors[epoch - 1])
+    feed, items = Feed(course, position, best=best), []
+    for item in feed:
+        items.append(item)
+        if isinstance(item, EndEvaluation) and item.epoch:
+            feed.hear(feed.best.after(item.epoch, errors[item.epoch - 1]))
+    assert feed.ended_early is (course.epoch_of(feed.position.step) < course.epochs)
+    return items
+
+
+WITH_PATIENCE = replace(DRAWN, epochs=9, patience=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "errors", "expected"),
+    [
+        ({}, [3, 3], "t1 t2 t3 E1 (e1 e2) S3 | t4 t5 t6 E2 (e1 e2) S6 | Stop"),
+        # a checkpoint is written last
+        (
+            {"checkpoint_every_steps": 100},
+            [3, 4],
+            "t1 t2 t3 E1 (e1 e2) | t4 t5 t6 E2 (e1 e2) S6 | Stop",
+        ),
+        (
+            {"checkpoint_every_steps": 2},
+            [3, 4],
+            "t1 t2 S2 t3 E1 (e1 e2) | t4 S4 t5 t6 E2 (e1 e2) S6 | Stop",
+        ),
+        (
+            {"steps_per_epoch": 1, "patience": 2},
+            [3, 3, 2, 2, 2],
+            "t1 E1 (e1 e2) S1 t2 E2 (e1 e2) S2 t3 E3 (e1 e2) S3 t4 E4 (e1 e2) S4 "
+            "t5 E5 (e1 e2) S5 Stop",
+        ),
+        # epochs count, tested or not
+        (
+            {"steps_per_epoch": 1, "patience": 3, "eval_every_epochs": 2},
+            [0, 3, 0, 3, 0, 3],
+            "t1 E1 S1 t2 E2 (e1 e2) S2 t3 E3 S3 t4 E4 (e1 e2) S4 t5 E5 S5 t6 E6 (e1 e2) S6 Stop",
+        ),
+        (
+            {"steps_per_epoch": 1, "eval_before_training": True},
+            [3, 3],
+            "(e1 e2) t1 E1 (e1 e2) S1 t2 E2 (e1 e2) S2 Stop",
+        ),
+        ({"epochs": 2}, [3, 2], "t1 t2 t3 E1 (e1 e2) S3 | t4 t5 t6 E2 (e1 e2) S6 | Stop"),
+        ({"epochs": 2}, [3, 3], "t1 t2 t3 E1 (e1 e2) S3 | t4 t5 t6 E2 (e1 e2) S6 | Stop"),
+    ],
+)
+def test_drawings_of_runs_that_patience_ends(
+    changes: dict[str, Any], errors: list[float], expected: str
+) -> None:
+    assert drawing(fed(replace(WITH_PATIENCE, **changes), errors)) == drawn(expected)
+
+
+@pytest.mark.parametrize("every", [0, 1, 2])
+def test_a_run_that_patience_ends_does_so_after_every_interruption(every: int) -> None:
+    course = replace(WITH_PATIENCE, checkpoint_every_steps=every, patience=2)
+    errors = [5, 4, 4, 6]
+    undisturbed = fed(course, errors)
+    assert len(trained(undisturbed)) == 12
+    for n in range(1, len(undisturbed) - 1):
+        feed = Feed(course, Position())
+        before: list[Item] = []
+        for item in feed:
+            before.append(item)
+            if len(before) == n:
+                feed.interrupt()  # before the report of a test
+            elif isinstance(item, EndEvaluation):
+                feed.hear(feed.best.after(item.epoch, errors[item.epoch - 1]))
+        *_, snapshot, _ = before
+        assert isinstance(snapshot, Snapshot)
+        assert not feed.ended_early
+        after = fed(course, errors, snapshot)
+        assert trained(before) + trained(after) == trained(undisturbed)
+
+
+def test_a_run_that_was_ended_goes_on_with_more_patience_only() -> None:
+    best = BestSoFar(1, 3.0, 2)
+    assert drawing(Feed(WITH_PATIENCE, Position(6), best=best)) == "Stop"
+    goes_on = Feed(replace(WITH_PATIENCE, patience=2), Position(6), best=best)
+    assert isinstance(next(iter(goes_on)), TrainBatch)
+
+
+def test_whoever_feeds_waits_for_the_report_of_a_test() -> None:
+    feed, looked = Feed(WITH_PATIENCE, Position()), list[int]()
+
+    def look() -> None:
+        looked.append(len(looked))
+        if len(looked) == 3:
+            feed.hear(BestSoFar(1, 3.0, 1))
+
+    feed.wait_for_report(EndEvaluation(1), look)
+    assert looked == [0, 1, 2]
+    for item in (EndEvaluation(1), EndEvaluation(0), EndEpoch(2), Snapshot(6, 2, True)):
+        feed.wait_for_report(item, look)
+    Feed(DRAWN, Position()).wait_for_report(EndEvaluation(1), look)  # nothing depends on it
+    assert looked == [0, 1, 2]
+
+
+def test_no_report_is_waited_for_after_an_interruption_or_where_none_will_come() -> None:
+    feed = Feed(WITH_PATIENCE, Position())
+
+    def called_off() -> None:
+        raise CalledOffError("the feed is called off")
+
+    with pytest.raises(CalledOffError):
+        feed.wait_for_report(EndEvaluation(1), called_off)
+    feed.wait_for_report(EndEvaluation(1), feed.interrupt)
+    assert feed.interrupted
+
+
+def test_to_go_on_without_the_report_of_a_test_is_a_bug() -> None:
+    with pytest.raises(AssertionError, match="its report comes first"):
+        list(Feed(WITH_PATIENCE, Position()))

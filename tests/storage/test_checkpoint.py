@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.errors import CheckpointError
 from pipeline.learning.block_file import decode_block
+from pipeline.schedule.best import BestSoFar
 from pipeline.schedule.feed import Position
 from pipeline.schedule.reports import Tally
 from pipeline.storage.checkpoint import (
@@ -89,6 +90,21 @@ def test_what_is_written_is_read(folder: Path) -> None:
     assert (start.files, start.tallies) == (found.read(), TALLIES)
 
 
+@pytest.mark.parametrize("best", [BestSoFar(), BestSoFar(3, 0.1 + 0.2, 5), BestSoFar(1, 2.0, 1)])
+def test_what_tests_have_shown_is_kept(folder: Path, best: BestSoFar) -> None:
+    path = write(folder, best=best)
+    assert opened(path).start().best == best
+    json.loads((path / "manifest.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_manifests_of_earlier_versions_say_nothing_of_tests(folder: Path) -> None:
+    path = write(folder, best=BestSoFar(3, 1.5, 5))
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["best"]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    assert opened(path).start().best == BestSoFar()
+
+
 def test_manifest_names_everything(folder: Path) -> None:
     manifest = json.loads((write(folder) / "manifest.json").read_text())
     assert manifest == {
@@ -112,6 +128,7 @@ def test_manifest_names_everything(folder: Path) -> None:
             {"block": 0, "images": 64, "loss_sum": 1.5, "errors": None},
             {"block": 1, "images": 64, "loss_sum": 2.25, "errors": 3},
         ],
+        "best": {"epoch": 0, "error": None, "tested": 0},
         "config": CONFIG,
     }
 
@@ -263,6 +280,10 @@ def test_manifest_of_another_format(folder: Path) -> None:
         {"tallies": [{"block": 0, "images": 1, "loss_sum": None, "errors": 0}]},
         {"tallies": [{"block": 0, "images": 1, "loss_sum": 10**400, "errors": 0}]},
         {"tallies": [{"block": 0, "images": 1, "loss_sum": 1.0, "errors": {}}]},
+        {"best": None},
+        {"best": {"epoch": -1, "error": 1.0, "tested": 1}},
+        {"best": {"epoch": 1, "error": "1.0", "tested": 1}},
+        {"best": {"epoch": 1, "error": 1.0}},
     ],
 )
 def test_manifest_with_odd_values(folder: Path, changes: dict[str, Any]) -> None:

@@ -92,7 +92,7 @@ class Recording:
         blocks = ((0, 1), (2,))[stage]
         tallies = tuple(Tally(block, 10, 1.0, None) for block in reversed(blocks))
         files = tuple(b"block %d" % block for block in blocks)
-        self.recorder.snapshots.add(stage, StageState(step, 1, reported, blocks, tallies), files)
+        self.recorder.snapshot(stage, StageState(step, 1, reported, blocks, tallies), files)
 
     def notes(self) -> list[str]:
         return [event.text for event in self.events if isinstance(event, Note)]

@@ -135,7 +135,7 @@ class Job:
             config=config,
             plan=plan,
             batches=batches,
-            feed=Feed(course, start.position),
+            feed=Feed(course, start.position, best=start.best),
             start=start,
             recorder=recorder,
             observer=self._observe,
@@ -157,7 +157,8 @@ class Job:
     def lines(self) -> list[dict[str, Any]]:
         """The metrics, without what depends on time and on stages."""
         timed = ("images_per_s", "seconds", "stages")
-        lines = map(json.loads, self._metrics.read_text().splitlines())
+        text = self._metrics.read_text() if self._metrics.exists() else ""
+        lines = map(json.loads, text.splitlines())
         return [{key: line[key] for key in line if key not in timed} for line in lines]
 
 

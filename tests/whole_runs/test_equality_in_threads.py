@@ -7,7 +7,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.run_in_threads import TREE, Job, train_pipelined, train_single
+from support.run_in_threads import TREE, Fate, Job, train_pipelined, train_single
 
 from pipeline.learning.block_file import decode_block
 
@@ -46,6 +46,61 @@ def test_batches_of_few_classes_are_the_same_in_a_resumed_pipeline(
     train_pipelined(resumed)
     assert resumed.store.files[6] == limited.store.files[6]
     assert all(resumed.store.files[6][block] != plain.store.files[6][block] for block in range(4))
+
+
+RECIPE: dict[str, Any] = {
+    "optimizer": {
+        "name": "sgd",
+        "lr": 0.5,
+        "nesterov": True,
+        "weight_decay": 1e-3,
+        "clip_norm": 2.0,
+        "blocks": {0: {"lr": 1.0}, 3: {"weight_decay": 0.0}},
+    },
+    "schedule": {"epochs": 30, "warmup_epochs": 1, "decay": "cosine", "patience": 3},
+    "loss": {"name": "predsim", "dim_in_decoder": 32, "beta": 0.5},
+    "data": {**TREE["data"], "classes": 3, "test_images": 40},
+    "checkpoint_every_steps": 2,
+}
+"""Steps by everything that a schedule and an optimizer can be told; tests end it early."""
+
+
+def test_a_run_that_patience_ends_is_the_same_however_it_is_trained(
+    folder: Callable[[], Path],
+) -> None:
+    single = Job(folder(), 3, **RECIPE)
+    train_single(single)
+    last = max(single.store.files)
+    assert 12 <= last < 90
+    assert single.lines()[-1]["step"] == last
+    assert single.notes[-1].startswith(f"ended early, after epoch {last // 3} of 30, by schedule.p")
+    before = max(step for step in single.store.states if step < last)
+    starts = [None, single.store.states[before], single.store.states[2]]
+    for stages, start in zip((3, 2, 3), starts, strict=True):
+        again = Job(folder(), stages, start, **RECIPE)
+        train_pipelined(again)
+        assert again.store.files[last] == single.store.files[last]
+        assert max(again.store.files) == last
+        assert again.store.newest.best == single.store.newest.best
+        assert again.notes[-1] == single.notes[-1]
+    ended = Job(folder(), 2, single.store.states[last], **RECIPE)
+    train_pipelined(ended)
+    assert (ended.store.files, ended.lines()) == ({}, [])
+
+
+@pytest.mark.parametrize(("stage", "act"), [(0, 40), (1, 25), (1, 60), (2, 1), (2, 44)])
+def test_a_run_that_patience_ends_does_so_after_a_worker_was_lost(
+    stage: int, act: int, folder: Callable[[], Path]
+) -> None:
+    single, disturbed = (Job(folder(), 3, **RECIPE) for _ in range(2))
+    train_single(single)
+    train_pipelined(disturbed, {stage: Fate(act)})
+    last = max(single.store.files)
+    assert disturbed.store.files[last] == single.store.files[last]
+    assert max(disturbed.store.files) == last
+    assert disturbed.lines() == single.lines()
+    assert disturbed.notes[-1] == single.notes[-1]
+    assert any("replaced" in note for note in disturbed.notes)
 
 
 RESNET = {"name": "resnet18", "feat_mult": 0.05, "dropout": 0.1}

@@ -114,6 +114,21 @@ def test_a_run_says_and_keeps_what_it_trains_on(config: Path, tmp_path: Path) ->
     assert (kept["training_images"], kept["validates"]) == (30, True)
 
 
+def test_patience_goes_by_the_validation_share_and_needs_something_to_test_on(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    early = ("schedule.epochs=9", "schedule.patience=1", "optimizer.lr=1e-12")
+    assert launch(config, tmp_path / "run", single=True, overrides=early) == 0
+    assert "ended early, after epoch 2 of 9" in (tmp_path / "run/run.log").read_text()
+    nothing = (*early, "data.validation=null")
+    assert launch(config, tmp_path / "other", single=True, overrides=nothing) == 2
+    assert capsys.readouterr().err == (
+        "error: schedule.patience 1 goes by tests, and there are no examples to test on: keep some "
+        "of the training set by data.validation, as 0.1\n"
+    )
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_run_resumed_on_other_data_is_refused(
     config: Path,
     tmp_path: Path,

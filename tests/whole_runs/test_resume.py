@@ -247,6 +247,33 @@ def test_a_finished_run_of_one_block_after_another_can_not_be_lengthened(tmp_pat
     assert said == f"nothing to do: the run in {tmp_path / 'run'} has trained all its 4 epochs"
 
 
+def test_a_run_that_patience_ended_has_nothing_to_resume_until_it_has_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, run = tmp_path / "smallest.yaml", tmp_path / "run"
+    config.write_text(SMALLEST, encoding="utf-8")
+    early = ("schedule.epochs=9", "schedule.patience=2", "optimizer.lr=1e-12")
+    assert launch(config, run, single=True, overrides=early) == 0
+    why = "2 epochs brought no lower tested error than epoch 1"
+    log = (run / "run.log").read_text(encoding="utf-8")
+    said = f" ended early, after epoch 3 of 9, by schedule.patience 2: {why}\n"
+    assert log.endswith(said)
+    assert max(digests(run)) == epochs(run)[-1]["step"] == 9
+    capsys.readouterr()
+    assert launch(None, run, resume=True, single=True) == 0
+    assert capsys.readouterr().out == (
+        f"nothing to do: the run in {run} ended early, after epoch 3 of 9: {why}; to go on, raise "
+        "schedule.patience, as --set schedule.patience=4, or leave it out (null)\n"
+    )
+    assert launch(None, run, resume=True, stages=1, overrides=("schedule.patience=4",)) == 0
+    assert [line["epoch"] for line in epochs(run)] == [1, 2, 3, 4, 5]
+    assert launch(None, run, resume=True, single=True, overrides=("schedule.patience=null",)) == 0
+    assert [line["epoch"] for line in epochs(run)] == [*range(1, 10)]
+    undisturbed = tmp_path / "undisturbed"
+    assert launch(config, undisturbed, single=True, overrides=(early[0], early[2])) == 0
+    assert final_digests(run) == final_digests(undisturbed)
+
+
 # --- looking on while a run is at work ----------------------------------------------------
 
 
