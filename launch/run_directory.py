@@ -10,7 +10,7 @@ import json
 import os
 import unicodedata
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from errno import ENOENT
 from itertools import count
@@ -32,13 +32,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from launch.job import Job
+    from pipeline.data.facts import DataFacts
     from pipeline.data.record import DataRecord
     from pipeline.storage.checkpoint import RunState
 
 PLAN, LOG = "plan.json", "run.log"
 """The plan; what the run said, with times."""
 DATA, IMAGES = "data.json", "images.jsonl"
-"""Number of images, classes and digests; of an image folder, every file with size and digest."""
+"""Number of images, classes, digests, facts; of an image folder, each file, its size and digest."""
 RUNS = Path("runs")
 """Where runs go whose folder nobody has named."""
 _A_RUN = (CONFIG, METRICS_FILE, CHECKPOINTS)
@@ -119,12 +120,14 @@ class HeldRun:
         *,
         single: bool = False,
         data: DataRecord | None = None,
+        facts: DataFacts | None = None,
         files: bytes = b"",
     ) -> CheckpointStore:
         """Remove what a killed run left half written, and write what is known before training.
 
         Args:
-            data: which images the run has; files: of an image folder, each of them.
+            data: which images the run has; facts: their shapes, and what they are normalised by;
+                files: of an image folder, each of them.
 
         Raises:
             ConfigError: where it can't be written; what was in it is as it was.
@@ -143,7 +146,8 @@ class HeldRun:
             if job.own_code:
                 replace_in(folder, CODE, "".join(f"{line}\n" for line in job.own_code).encode())
             if data:
-                replace_in(folder, DATA, (json.dumps(data.tree, indent=1) + "\n").encode())
+                known = {**data.tree, **({"facts": asdict(facts)} if facts else {})}
+                replace_in(folder, DATA, (json.dumps(known, indent=1) + "\n").encode())
             if files:
                 replace_in(folder, IMAGES, files)
             trim_metrics(folder, start.position)

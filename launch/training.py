@@ -97,6 +97,7 @@ def train(
         course.steps_per_epoch,
         single=engine is None,
         data=record,
+        facts=batches.facts,
         files=list_files(batches),
     )
     writer = BackgroundWriter(store)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pipeline.api.callbacks import Callback
     from pipeline.api.fit import fit
     from pipeline.api.fitted import FittedRun
+    from pipeline.api.load import load
     from pipeline.errors import ConfigError, PipelineError
     from pipeline.rules.rule import Batch, LocalRule, OwnOptimizer, Place
 
@@ -28,6 +29,7 @@ _MODULES = {
     "PipelineError": "pipeline.errors",
     "Place": "pipeline.rules.rule",
     "fit": "pipeline.api.fit",
+    "load": "pipeline.api.load",
 }
 """Where each public name is."""
 
@@ -41,6 +43,7 @@ __all__ = [
     "PipelineError",
     "Place",
     "fit",
+    "load",
 ]
 
 

@@ -10,6 +10,7 @@ from threading import Timer, current_thread, main_thread
 from typing import TYPE_CHECKING
 
 from launch.engines.interrupts import INTERRUPTIONS
+from pipeline.system.given import in_callers_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -19,7 +20,8 @@ TOLD_AFTER_S = 10.0
 
 @contextmanager
 def awaited(named: Mapping[str, str], doing: str) -> Iterator[None]:
-    """Around calls of a user's own code; nothing where there is none.
+    """Around calls of a user's own code; nothing where there is none, or where a caller's process
+    is not ours to end.
 
     Python's own handlers of signals run between two of its instructions, so a call into C that
     does not come back would keep Ctrl-C waiting: the system's way to handle them does not.
@@ -28,7 +30,7 @@ def awaited(named: Mapping[str, str], doing: str) -> Iterator[None]:
         named: as `Config.user_code` gives it.
         doing: what the code is called for, as "planning".
     """
-    if not named:
+    if not named or in_callers_process():
         yield
         return
     code = " and ".join(f"{key} {name}" for key, name in named.items())

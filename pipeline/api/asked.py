@@ -87,17 +87,26 @@ def _network_of(network: Any, tree: dict[str, Any]) -> nn.Module | None:
     if isinstance(network, str):
         tree["model"] = {"name": network}
         return None
-    modules = network if isinstance(network, nn.Module) else list(network)
-    if isinstance(modules, list):
-        if wrong := [each for each in modules if not isinstance(each, nn.Module)]:
-            raise ConfigError(
-                f"network: a {type(wrong[0]).__name__} is in the list; an nn.Module for each block "
-                "is needed"
-            )
-        modules = nn.Sequential(*modules)
     kept = {key: value for key, value in tree.get("model", {}).items() if key == "group"}
     tree["model"] = {"factory": NETWORK, **kept}
-    return modules
+    return network_given(network)
+
+
+def network_given(network: nn.Module | Sequence[nn.Module] | None) -> nn.Module | None:
+    """A network of a user's own as the engine takes it, an `nn.Sequential`.
+
+    Raises:
+        ConfigError: where it is none.
+    """
+    if network is None or isinstance(network, nn.Module):
+        return network
+    modules = list(network)
+    if wrong := [each for each in modules if not isinstance(each, nn.Module)]:
+        raise ConfigError(
+            f"network: a {type(wrong[0]).__name__} is in the list; an nn.Module for each block is "
+            "needed"
+        )
+    return nn.Sequential(*modules)
 
 
 def _rule_of(loss: Any, tree: dict[str, Any]) -> type[LocalRule] | None:

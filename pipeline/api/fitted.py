@@ -9,32 +9,38 @@ import weakref
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from pipeline.api.plain import built_in, trained_parts
+from pipeline.api.caller import settings_kept
+from pipeline.api.plain import plain_network
+from pipeline.errors import ConfigError
 from pipeline.learning.block_file import decode_block
-from pipeline.learning.build import build_preprocess
-from pipeline.network.user_network import made_network, parts_of
-from pipeline.system.given import Given, objects_given
+from pipeline.learning.build import build_stage
+from pipeline.system.given import objects_given
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from launch.job import Job
     from pipeline.data.facts import DataFacts
+    from pipeline.learning.stage import Stage
     from pipeline.storage.checkpoint import RunState
+    from pipeline.system.given import Given
 
 _AT_ONCE = 1024
 """Examples that go through a network together."""
+_CPU = torch.device("cpu")
 
 
 class FittedRun:
-    """A trained network.
+    """A trained network, and how it was trained.
+
+    What takes examples takes them as they are in the data, and normalises them as the run did.
 
     Legend of shapes: n examples, each of the shape that the data have.
     """
@@ -55,43 +61,105 @@ class FittedRun:
         self._given, self._facts = given, facts
         self._files = {block: bytes(data) for block, data in state.files.items()}
 
+    def __repr__(self) -> str:
+        return f"<FittedRun: {len(self.history)} epochs, in {self.path}>"
+
     @cached_property
     def model(self) -> nn.Module:
         """The trained network as a plain module, without heads, in evaluation mode and on the CPU:
-        a copy of the user's own, or one of torch's own layers. It takes what the network took in
-        training: examples that are normalised, as `predict` does."""
-        states = {block: decode_block(data) for block, data in self._files.items()}
-        if self._config.model.factory is None:
-            return built_in(self._specs, states)
+        a copy of the user's own, or one of torch's own layers. It takes what the first block took:
+        normalised examples."""
         with objects_given(self._given):
-            network = made_network(self._config.model, self._config.runtime.seed)
-        trained_parts(parts_of(network, has_output=self._specs[-1].is_output), states)
-        return network.train(False)
-
-    @torch.no_grad()
-    def logits(self, x: Any) -> Tensor:
-        """(n, classes) float32: what the output layer gives for raw examples, which are normalised
-        here as in the run."""
-        return torch.cat([self.model(part) for part in self._prepared(x)])
+            return plain_network(self._config, self._specs, self._states())
 
     def predict(self, x: Any) -> NDArray[np.int64]:
-        """(n,) the most likely class of each example, which is normalised here as in the run.
+        """(n,) the most likely class of each example, by the last block; (n, …) where there are
+        several targets for each.
 
-        Args:
-            x: (n, …) an array or tensor, of examples as the training data have them.
+        Raises:
+            ConfigError: where x does not hold such examples, or nothing is predicted.
         """
-        found: NDArray[np.int64] = self.logits(x).argmax(1).numpy()
-        return found
+        scores = self.scores_by_depth(x)[-1]
+        if scores is None:
+            raise ConfigError(
+                f"predict: by loss.rule {self._config.loss.rule} the last block has no scores"
+            )
+        return np.asarray(scores.argmax(axis=1), np.int64)
+
+    def scores_by_depth(self, x: Any) -> list[NDArray[np.float32] | None]:
+        """What each block predicts, by its rule or its local classifier; the last one is what the
+        network predicts. (n, classes) for each, None for blocks that predict nothing.
+
+        Raises:
+            ConfigError: where x does not hold such examples.
+        """
+        with settings_kept():
+            parts = [self._stage.scores(*given) for given in self._batches(x, None)]
+        return [
+            None if part[0] is None else torch.cat(part).float().numpy()
+            for part in zip(*parts, strict=True)
+        ]
+
+    def evaluate(self, data: Any) -> dict[str, float | None]:
+        """`loss` and `error_pct` of the last block on data (X, y), as the run's own tests have
+        them; `error_pct` is None where nothing is predicted.
+
+        Raises:
+            ConfigError: where these are no such examples.
+        """
+        x, y = data
+        with settings_kept():
+            self._stage.evaluation.reset()
+            for examples, targets in self._batches(x, y):
+                self._stage.evaluate(examples, targets, send=lambda *sent: None)
+            tally = self._stage.evaluation.read()[-1]
+        return {"loss": tally.loss, "error_pct": tally.error_pct}
 
     def remove_with_it(self) -> None:
         """The folder goes when this object does."""
         weakref.finalize(self, _remove, str(self.path), os.getpid())
 
-    def _prepared(self, x: Any) -> Iterator[Tensor]:
-        preprocess = build_preprocess(self._config, self._facts, torch.device("cpu"))
-        examples = torch.as_tensor(x)
+    @cached_property
+    def _stage(self) -> Stage:
+        """The whole network with its heads."""
+        plain = {"compile": False, "cuda_graphs": False}
+        runtime = self._config.runtime.model_copy(update=plain)
+        config = self._config.model_copy(update={"runtime": runtime})
+        with objects_given(self._given):
+            stage = build_stage(config, self._facts, range(len(self._specs)), _CPU)
+        stage.load(self._states())
+        return stage
+
+    def _states(self) -> dict[int, dict[str, Tensor]]:
+        return {block: decode_block(data) for block, data in self._files.items()}
+
+    def _batches(self, x: Any, y: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        """Examples and targets, so many at once; targets of zero where there are none."""
+        facts = self._facts
+        examples = _tensor(x, facts.dtype, facts.shape, "X")
+        if y is None:
+            kind = getattr(torch, facts.target_dtype)
+            targets = torch.zeros((len(examples), *facts.target_shape), dtype=kind)
+        else:
+            targets = _tensor(y, facts.target_dtype, facts.target_shape, "y")
+        if len(targets) != len(examples):
+            raise ConfigError(f"{len(examples)} examples in X and {len(targets)} targets in y")
         for first in range(0, len(examples), _AT_ONCE):
-            yield preprocess.evaluate(examples[first : first + _AT_ONCE])
+            part = slice(first, first + _AT_ONCE)
+            yield examples[part], targets[part]
+
+
+def _tensor(values: Any, dtype: str, shape: tuple[int, ...], what: str) -> Tensor:
+    """Values as the run's data have them; (n, *shape)."""
+    found = np.asarray(values)
+    if found.shape[1:] != shape or not len(found):
+        raise ConfigError(
+            f"{what} has shape {found.shape}; (n, {', '.join(map(str, shape))}) is needed, as in "
+            "the data that the network was trained on"
+        )
+    if not np.can_cast(found.dtype, dtype, "same_kind"):
+        raise ConfigError(f"{what} is {found.dtype}; {dtype} is needed, as in training")
+    return torch.from_numpy(np.ascontiguousarray(found, dtype))
 
 
 def _remove(path: str, process: int) -> None:

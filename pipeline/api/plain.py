@@ -16,12 +16,42 @@ from pipeline.errors import ConfigError
 from pipeline.kernels.nonlinearity import LEAKY_SLOPE
 from pipeline.network.ownership import extra_states
 from pipeline.network.to_device import to_device
+from pipeline.network.user_network import made_network, parts_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from pipeline.config.sections import Config
     from pipeline.network.specs import BlockSpec, LayerSpec, PoolSpec
     from pipeline.network.user_network import Part
+
+
+def plain_network(
+    config: Config,
+    specs: Sequence[BlockSpec],
+    states: Mapping[int, Mapping[str, Tensor]],
+    depth: int | None = None,
+) -> nn.Module:
+    """The network of a configuration with the trained tensors of `states`, by block.
+
+    Args:
+        depth: of how many blocks, from the first; None: all.
+
+    Raises:
+        ConfigError: where the user's own network is not there, or another than was trained; and
+            for a depth that there is not.
+    """
+    if depth is not None and not 1 <= depth <= len(specs):
+        raise ConfigError(f"depth {depth}: the network has {len(specs)} blocks: give 1 to that")
+    if config.model.factory is None:
+        return built_in(specs, states, depth)
+    network = made_network(config.model, config.runtime.seed)
+    parts = parts_of(network, has_output=specs[-1].is_output)
+    trained_parts(parts, states)
+    if depth is None:
+        return network.train(False)
+    children = sum(len(part.body) + len(part.tail) for part in parts[:depth])
+    return nn.Sequential(OrderedDict(list(network.named_children())[:children])).train(False)
 
 
 class Residual(nn.Module):
@@ -55,18 +85,29 @@ def trained_parts(parts: Sequence[Part], states: Mapping[int, Mapping[str, Tenso
 
 
 def built_in(
-    specs: Sequence[BlockSpec], states: Mapping[int, Mapping[str, Tensor]]
+    specs: Sequence[BlockSpec],
+    states: Mapping[int, Mapping[str, Tensor]],
+    depth: int | None = None,
 ) -> nn.Sequential:
-    """A network of a built-in kind, with children `block0`, `block1`, … and `output`."""
+    """A network of a built-in kind, with children `block0`, `block1`, … and `output`.
+
+    Raises:
+        ConfigError: for a depth within a shortcut.
+    """
     modules: OrderedDict[str, nn.Module] = OrderedDict()
-    sources = {spec.shortcut.source: spec for spec in specs if spec.shortcut}
-    left = list(specs)
-    while left:
-        ends = sources.get(left[0].index)
-        count = 1 if ends is None else ends.index - left[0].index + 1
-        inside, left = left[:count], left[count:]
-        name = "output" if inside[-1].is_output else f"block{inside[0].index}"
-        modules[name] = _residual(inside, states) if ends else _plain(inside[0], states)
+    ends = {spec.shortcut.source: spec.index for spec in specs if spec.shortcut}
+    first, depth = 0, depth or len(specs)
+    while first < depth:
+        last = ends.get(first, first)
+        if last >= depth:
+            raise ConfigError(
+                f"depth {depth}: a shortcut goes around blocks {first} to {last}, which are only "
+                f"whole what they are: give {last + 1}" + (f" or {first}" if first else "")
+            )
+        inside = specs[first : last + 1]
+        name = "output" if inside[-1].is_output else f"block{first}"
+        modules[name] = _residual(inside, states) if first in ends else _plain(inside[0], states)
+        first = last + 1
     return nn.Sequential(modules).train(False)
 
 

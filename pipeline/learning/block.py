@@ -191,6 +191,18 @@ class Block(nn.Module):
                 activation = Activation(self._normed(activation.h, self.bn))
         return self.rule.value(activation, labels, x)
 
+    def scores(self, h: Tensor, onwards: Batch) -> Tensor | None:
+        """(n, classes, …): what the block predicts by an activation; None: nothing.
+
+        Args:
+            onwards: what goes on from it.
+        """
+        if self.rule is None:
+            return None
+        with self.autocast():
+            seen = self._normed(h, self.bn) if self.spec.passes_raw else h
+            return self.rule.scores(seen, onwards)
+
     def update(self, gradients: Sequence[Tensor | None], lr: float | Tensor) -> None:
         """Let the optimizer use `gradients`, one per parameter in order; None: no step for it."""
         assert self._optimizer is not None, "attach an optimizer before training"

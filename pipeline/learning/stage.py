@@ -314,6 +314,25 @@ class Stage:
             return block.local_loss(Activation(h), batch, x)
         return block.calls.scored(h, x, batch, onwards, batch_id)
 
+    @torch.no_grad()
+    def scores(self, x: Tensor, labels: Tensor) -> list[Tensor | None]:
+        """What each block of a whole network predicts in a test, by its rule or local classifier.
+
+        Args:
+            x: (n, …) examples.
+            labels: (n, …): that the rules may look at; predictions should not depend on them.
+
+        Returns:
+            For each block (n, classes, …), or None where it predicts nothing.
+        """
+        batch = self._arrived((x, labels), 1, training=False)
+        found: list[Tensor | None] = []
+        for group in self._groups:
+            _, h, onwards = self._computed(group, batch, 1)
+            found += [*(None for _ in group[1:]), group[-1].scores(h, onwards)]
+            batch = onwards
+        return found
+
     # --- how steps are run ----------------------------------------------------------------
 
     def compile(self) -> None:

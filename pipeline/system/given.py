@@ -23,7 +23,7 @@ from pipeline.errors import ConfigError
 from pipeline.system.packed import packed, unpacked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 NETWORK, RULE, DATA = "pipeline.fit:network", "pipeline.fit:loss", "pipeline.fit:data"
 """What a configuration says in place of a user's own names: arguments of `pipeline.fit`."""
@@ -77,6 +77,12 @@ def inherit(data: memoryview) -> None:
     _inherited.append(data)
 
 
+def in_callers_process() -> bool:
+    """Whether this thread works for `pipeline.fit`: processes that come meanwhile, and signals, are
+    the caller's own."""
+    return _given.get() is not None
+
+
 def is_given(named: str | None) -> bool:
     """Whether what a configuration names is an object of `pipeline.fit`."""
     return named in (NETWORK, RULE, DATA)
@@ -101,11 +107,6 @@ def given_object(named: str) -> Any:
     if named == RULE:
         return _object("rule", _current().rule)
     return {NETWORK: _network, DATA: _data}[named]
-
-
-def gives(function: Callable[..., Any]) -> bool:
-    """Whether a function only hands out what was given."""
-    return function in (_network, _data)
 
 
 def _network() -> Any:

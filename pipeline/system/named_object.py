@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError, one_line
 from pipeline.system.children import no_process_left
-from pipeline.system.given import given_object, gives, is_given
+from pipeline.system.given import given_object, in_callers_process, is_given
 from pipeline.system.interpreter import look_here_last
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
 
 class NamedError(ConfigError):
@@ -41,9 +42,10 @@ def named_object(named: str) -> Any:
     if is_given(named):
         return given_object(named)
     module, _, name = named.partition(":")
-    look_here_last(module)
+    if not in_callers_process():  # whose path is its own
+        look_here_last(module)
     try:
-        with no_process_left():
+        with _no_process_left():
             found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ConfigError(
@@ -67,15 +69,17 @@ def called(function: Callable[..., Any], kwargs: Mapping[str, Any], *given: Any)
     Raises:
         ConfigError: for whatever it raises, or a process that it leaves behind.
     """
-    # where an object is only handed out, processes that come meanwhile are the caller's own
-    outside = nullcontext() if gives(function) else no_process_left()
     try:
-        with outside:
+        with _no_process_left():
             return function(*given, **kwargs)
     except SystemExit as error:
         raise ConfigError(f"SystemExit: {error}") from error
     except Exception as error:  # whatever the user's code raises
         raise refused_by(error) from error
+
+
+def _no_process_left() -> AbstractContextManager[None]:
+    return nullcontext() if in_callers_process() else no_process_left()
 
 
 def refused_by(error: Exception) -> ConfigError:

@@ -75,7 +75,6 @@ def test_predictions_are_those_that_the_run_has_tested() -> None:
     run = pipeline.fit(own_network(), "digits", **QUICK)
     wrong = 100 * float((run.predict(images) != labels).mean())
     assert wrong == run.history[-1]["test"]["error_pct"]
-    assert run.logits(images[:3]).shape == (3, 10)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +93,9 @@ def test_built_in_networks_become_torchs_own_layers(name: str, options: dict[str
     images, labels = raw_test_images()
     run = pipeline.fit(name, "digits", **{**QUICK, "epochs": 1, "options": {**LIMITS, **options}})
     test = run.history[-1]["test"]
-    logits = run.logits(images)
+    assert 100 * float((run.predict(images) != labels).mean()) == test["error_pct"]
+    pixels = torch.as_tensor(images) / 255
+    logits = run.model((pixels - run._facts.mean[0]) / run._facts.std[0]).detach()
     assert 100 * float((logits.argmax(1).numpy() != labels).mean()) == test["error_pct"]
     loss = nn.functional.cross_entropy(logits, torch.as_tensor(labels))
     weight = 0.01 if run._config.loss.name == "predsim" else 1.0
@@ -300,3 +301,61 @@ def test_a_callback_may_train_another_network() -> None:
     run = pipeline.fit(own_network(), "digits", **QUICK, callbacks=[train])
     assert states(run.model) == states(pipeline.fit(own_network(), "digits", **QUICK).model)
     assert states(inner[0].model) == states(inner[1].model)
+
+
+# --- predictions ----------------------------------------------------------------------------
+
+
+def test_scores_of_every_depth_are_those_of_the_local_classifiers() -> None:
+    images, labels = raw_test_images()
+    run = pipeline.fit(own_network(), "digits", **QUICK)
+    scores = run.scores_by_depth(images)
+    assert [each.shape for each in scores] == [(40, 10)] * 3
+    np.testing.assert_array_equal(scores[-1].argmax(1), run.predict(images))
+    test = run.evaluate((images, labels))
+    assert test["error_pct"] == run.history[-1]["test"]["error_pct"]
+    assert test["loss"] == pytest.approx(run.history[-1]["test"]["loss"])
+    assert run.evaluate((images, labels)) == test
+    assert run.evaluate((images[:4], run.predict(images[:4])))["error_pct"] == 0.0
+    similar = pipeline.fit(own_network(), "digits", **QUICK, loss="sim")
+    assert [each is None for each in similar.scores_by_depth(images)] == [True, True, False]
+
+
+class Sums(pipeline.LocalRule):
+    """Predicts by the first features of an activation."""
+
+    def __init__(self, place: pipeline.Place, factor: float = 1.0) -> None:
+        super().__init__(place)
+        self.factor = factor
+
+    def loss(self, h: Any, x: Any, batch: Any, generator: Any) -> Any:
+        return nn.functional.cross_entropy(self.factor * h[:, : self.place.classes], batch.y)
+
+    def scores(self, h: Any, batch: Any) -> Any:
+        return h[:, : self.place.classes]
+
+
+def test_a_rule_is_a_class(tmp_path: Path) -> None:
+    images, _ = raw_test_images()
+    loss = {"rule": Sums, "options": {"factor": 2.0}}
+    run = pipeline.fit(own_network(), "digits", **QUICK, loss=loss, run_dir=tmp_path / "run")
+    plain = pipeline.fit(own_network(), "digits", **QUICK, loss=Sums)
+    assert states(run.model) != states(plain.model)
+    assert [each.shape for each in run.scores_by_depth(images)] == [(40, 10)] * 3
+    loaded = pipeline.load(tmp_path / "run", network=own_network(), loss=Sums)
+    assert states(loaded) == states(run.model)
+
+
+@pytest.mark.parametrize(
+    ("x", "says"),
+    [
+        (np.zeros((2, 8, 8), np.uint8), r"X has shape (2, 8, 8); (n, 1, 8, 8) is needed"),
+        (np.zeros((0, 1, 8, 8), np.uint8), r"X has shape (0, 1, 8, 8); (n, 1, 8, 8) is needed"),
+        (np.zeros((2, 1, 8, 8)), "X is float64; uint8 is needed, as in training"),
+    ],
+)
+def test_examples_of_another_kind_are_refused(x: Any, says: str) -> None:
+    run = pipeline.fit("mlp", "digits", **{**QUICK, "epochs": 1})
+    with pytest.raises(pipeline.ConfigError) as caught:
+        run.predict(x)
+    assert str(caught.value).startswith(says)

@@ -12,7 +12,7 @@ import pipeline
 
 PUBLIC = [
     "Batch", "Callback", "ConfigError", "FittedRun", "LocalRule", "OwnOptimizer", "PipelineError",
-    "Place", "fit",
+    "Place", "fit", "load",
 ]  # fmt: skip
 
 
