@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pipeline.api.fitted import FittedRun
     from pipeline.api.load import load
     from pipeline.errors import ConfigError, PipelineError
+    from pipeline.network.localise import localise
     from pipeline.rules.rule import Batch, LocalRule, OwnOptimizer, Place
 
 __version__ = "0.1.0"
@@ -30,6 +31,7 @@ _MODULES = {
     "Place": "pipeline.rules.rule",
     "fit": "pipeline.api.fit",
     "load": "pipeline.api.load",
+    "localise": "pipeline.network.localise",
 }
 """Where each public name is."""
 
@@ -44,6 +46,7 @@ __all__ = [
     "Place",
     "fit",
     "load",
+    "localise",
 ]
 
 

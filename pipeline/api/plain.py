@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.kernels.nonlinearity import LEAKY_SLOPE
 from pipeline.network.ownership import extra_states
 from pipeline.network.to_device import to_device
-from pipeline.network.user_network import made_network, parts_of
+from pipeline.network.user_network import in_blocks, made_module, parts_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -45,11 +45,12 @@ def plain_network(
         raise ConfigError(f"depth {depth}: the network has {len(specs)} blocks: give 1 to that")
     if config.model.factory is None:
         return built_in(specs, states, depth)
-    network = made_network(config.model, config.runtime.seed)
+    module = made_module(config.model, config.runtime.seed)
+    network = in_blocks(module)
     parts = parts_of(network, has_output=specs[-1].is_output)
     trained_parts(parts, states)
     if depth is None:
-        return network.train(False)
+        return module.train(False)
     children = sum(len(part.body) + len(part.tail) for part in parts[:depth])
     return nn.Sequential(OrderedDict(list(network.named_children())[:children])).train(False)
 

@@ -116,7 +116,19 @@ def made_network(model: ModelConfig, seed: int, example: Tensor | None = None) -
     Raises:
         ConfigError: where there is no such function, or it gives what can't be cut into blocks.
     """
+    module = made_module(model, seed)
+    with naming_factory(model):
+        return in_blocks(module, example)
+
+
+def made_module(model: ModelConfig, seed: int) -> nn.Module:
+    """The same as the function gives it, perhaps still to be cut.
+
+    Raises:
+        ConfigError: where there is no such function, or it gives no module.
+    """
     import torch
+    from torch import nn
 
     from pipeline.seeding import Purpose, derived_seed, seeded_draws  # numpy
 
@@ -124,7 +136,33 @@ def made_network(model: ModelConfig, seed: int, example: Tensor | None = None) -
         naming_factory(model),
         seeded_draws(derived_seed(seed, Purpose.FACTORY), torch.device("cpu")),
     ):
-        return _network(model, example)
+        module = called(named_object(str(model.factory)), model.kwargs)
+        if not isinstance(module, nn.Module):
+            raise ConfigError(
+                f"gave a {type(module).__name__}; an nn.Sequential whose children are the blocks "
+                "is needed, or another nn.Module, which is cut at its own blocks"
+            )
+        return module
+
+
+def in_blocks(module: nn.Module, example: Tensor | None = None) -> nn.Sequential:
+    """A user's module as an `nn.Sequential` of its own blocks, which share its parameters.
+
+    Raises:
+        ConfigError: where it can't be cut into blocks.
+    """
+    from torch import nn
+
+    if not isinstance(module, nn.Sequential):
+        from pipeline.network.localise import localise
+
+        return localise(module, example)
+    if own := _own_parts(module):
+        raise ConfigError(
+            f"its {type(module).__name__} has {own}, which would not be used, since each of its "
+            "children is called by itself: put that into a child"
+        )
+    return module
 
 
 def traced_specs(
@@ -202,27 +240,6 @@ def _example(x: Tensor) -> Tensor:
 
 def _as_entered(x: Tensor, shape: Shape) -> Tensor:
     return x if tuple(x.shape[1:]) == shape else x.new_zeros(len(x), *shape)
-
-
-def _network(model: ModelConfig, example: Tensor | None) -> nn.Sequential:
-    from torch import nn
-
-    network = called(named_object(str(model.factory)), model.kwargs)
-    if not isinstance(network, nn.Module):
-        raise ConfigError(
-            f"gave a {type(network).__name__}; an nn.Sequential whose children are the blocks is "
-            "needed, or another nn.Module, which is cut at its own blocks"
-        )
-    if not isinstance(network, nn.Sequential):
-        from pipeline.network.localise import localise
-
-        return localise(network, example)
-    if own := _own_parts(network):
-        raise ConfigError(
-            f"its {type(network).__name__} has {own}, which would not be used, since each of its "
-            "children is called by itself: put that into a child"
-        )
-    return network
 
 
 def _own_parts(network: nn.Sequential) -> str:

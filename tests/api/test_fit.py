@@ -158,6 +158,34 @@ def test_what_is_wrong_is_said_before_anything_starts(given: dict[str, Any], say
     assert "\n" not in str(caught.value)
 
 
+class Branches(nn.Module):
+    """Whose forward is a chain, though it is no Sequential."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.out = Wide(16), nn.Linear(16, 16), nn.Linear(16, 10)
+        self.norm = nn.BatchNorm1d(16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.relu(self.first(x))
+        return self.out(torch.relu(self.norm(self.second(h))))
+
+
+def test_any_module_is_cut_and_comes_back_as_itself(tmp_path: Path) -> None:
+    images, _ = raw_test_images()
+    module = Branches()
+    run = pipeline.fit(module, "digits", **QUICK, run_dir=tmp_path / "run")
+    assert type(run.model) is Branches
+    assert run.model.state_dict().keys() == module.state_dict().keys()
+    assert len(run.scores_by_depth(images)) == 3
+    pixels = (torch.as_tensor(images) / 255 - run._facts.mean[0]) / run._facts.std[0]
+    given = run.model(pixels).detach()
+    np.testing.assert_allclose(given, run.scores_by_depth(images)[-1], rtol=1e-4, atol=1e-6)
+    assert states(pipeline.load(tmp_path / "run", network=Branches())) == states(run.model)
+    two = pipeline.load(tmp_path / "run", network=module, depth=2)
+    assert torch.equal(run.model.out(two(pixels)), given)
+
+
 # --- the run's folder -----------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ import pipeline
 
 PUBLIC = [
     "Batch", "Callback", "ConfigError", "FittedRun", "LocalRule", "OwnOptimizer", "PipelineError",
-    "Place", "fit", "load",
+    "Place", "fit", "load", "localise",
 ]  # fmt: skip
 
 
