@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.config.sections import Config
+    from pipeline.data.facts import DataFacts
     from pipeline.data.own_data import OwnData
     from pipeline.network.specs import BlockSpec
     from pipeline.planning.cost import BlockCost
@@ -54,6 +55,8 @@ class Job:
 
     name: str
     config: Config
+    facts: DataFacts
+    """Of its data, as planned: what is measured of them (`data.normalise`) is not known yet."""
     specs: tuple[BlockSpec, ...]
     costs: tuple[BlockCost, ...]
     plan: Plan

@@ -51,7 +51,9 @@ def _print_plan(job: Job, options: Options) -> int:
     from launch.plan.known_speed import cautions
 
     console = Console()
-    dry_run_report(job.config, job.specs, job.costs, job.plan, console, single=job.single)
+    dry_run_report(
+        job.config, job.facts, job.specs, job.costs, job.plan, console, single=job.single
+    )
     if job.known_speed:
         from launch.plan.predicted_speed import print_prediction
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _FREE_TO_CHANGE = (
     "schedule.", "runtime.", "optimizer.lr", "optimizer.clip_norm", "optimizer.blocks", "data.root",
-    "data.download", "data.on_bad_image", "data.accept",
+    "data.file", "data.download", "data.on_bad_image", "data.accept",
 )  # fmt: skip
 CODE = "code.txt"
 """A line for each file of the user's own code that the run was last started with, with a digest."""

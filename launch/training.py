@@ -250,8 +250,9 @@ def _started(job: Job, path: Path, run: Run, *, linked: bool) -> RunStarted:
 
 
 def _received_bytes(job: Job) -> tuple[int, ...]:
-    stages = job.plan.stage_costs(job.costs)
-    return received_bytes(job.specs, stages, job.config.data.batch_size)
+    stages, facts = job.plan.stage_costs(job.costs), job.facts
+    n = job.config.data.batch_size
+    return received_bytes(stages, n, facts.example_bytes, facts.target_bytes)
 
 
 def _all_of(log: Observer, show: Observer, console: Console, watch: Observer) -> Observer:

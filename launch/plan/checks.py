@@ -128,7 +128,7 @@ def check_job(name: str, config: Config, options: Options) -> Job:
 
             rehearsal = rehearse(config, facts, specs)
     return Job(
-        *(name, config, specs, costs, plan, known, options.single, own, rehearsal, why),
+        *(name, config, facts, specs, costs, plan, known, options.single, own, rehearsal, why),
         own_data=own_data,
     )
 

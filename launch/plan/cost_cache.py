@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _FOLDER = "local-loss-pipeline"
 _INDIFFERENT = frozenset(
     {"accept", "download", "mean", "normalise", "on_bad_image", "random_crop", "resize", "std",
-     "test_images", "test_limit", "train_images", "train_limit", "white"}
+     "test_images", "test_limit", "train_images", "train_limit", "validation", "white"}
 )  # fmt: skip
 """Keys of `data` that no block's time depends on."""
 

@@ -1,7 +1,7 @@
 """What `--dry-run` prints: the plan, and the speed and memory to expect from it.
 
-Estimates from shapes alone: nothing is started, no data set is read, no device is touched, but for
-`--measure`.
+Estimates from shapes alone: nothing is started, no device is touched, but for `--measure`, and no
+data set is read, but for a user's own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from launch.display.format import count_text, size_text
-from pipeline.planning.cost import LABEL_BYTES, arithmetic_ratio, estimated_bytes
+from pipeline.planning.cost import arithmetic_ratio, estimated_bytes
 from pipeline.planning.placement import busiest
 from pipeline.planning.plan import (
     StageCost,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pipeline.config.sections import Config
+    from pipeline.data.facts import DataFacts
     from pipeline.network.specs import BlockSpec
     from pipeline.planning.cost import BlockCost
     from pipeline.planning.plan import Plan, StagePlan
@@ -47,6 +48,11 @@ _GREEDY_STAGES = (
     "Stages spread the memory and bring no speed-up; a link carries batches only in the phases of "
     "blocks further down."
 )
+_FORMS = {
+    "uint8": "a byte per pixel and colour",
+    "float32": "four bytes for a number",
+    "int64": "eight bytes for a token",
+}
 _MACS_SCALES = {"G": 10**9, "M": 10**6, "k": 10**3}
 _MACS_FROM = {"G": 10**11, "M": 10**7, "k": 10**4}
 """All multiply-adds are written in the largest unit whose number here the slowest stage has."""
@@ -54,6 +60,7 @@ _MACS_FROM = {"G": 10**11, "M": 10**7, "k": 10**4}
 
 def dry_run_report(
     config: Config,
+    facts: DataFacts,
     specs: Sequence[BlockSpec],
     costs: Sequence[BlockCost],
     plan: Plan,
@@ -68,11 +75,11 @@ def dry_run_report(
     backprop = config.loss.is_global
     plan = plan.in_one_process() if single else plan
     stages, images = plan.stage_costs(costs), config.data.batch_size
-    console.print(_stage_table(specs, plan, stages, images))
+    console.print(_stage_table(specs, plan, stages, images, facts.target_bytes))
+    received = received_bytes(stages, images, facts.example_bytes, facts.target_bytes)
     links = (
-        f"Stage 0 is sent {size_text(received_bytes(specs, stages, images)[0])} with each, a byte "
-        f"per pixel and colour; labels, {LABEL_BYTES} bytes an image, travel on every link and are "
-        "counted. "
+        f"Stage 0 is sent {size_text(received[0])} with each, {_FORMS[facts.dtype]}; labels, "
+        f"{facts.target_bytes} bytes an image, travel on every link and are counted. "
     )
     say(console, f"Batches of {images} images. {'' if single or backprop else links}{_NOTE}")
     ratio = arithmetic_ratio(costs)
@@ -103,12 +110,16 @@ def say(console: Console, sentence: str) -> None:
 
 
 def _stage_table(
-    specs: Sequence[BlockSpec], plan: Plan, stages: Sequence[StageCost], batch_size: int
+    specs: Sequence[BlockSpec],
+    plan: Plan,
+    stages: Sequence[StageCost],
+    batch_size: int,
+    target_bytes: int,
 ) -> Table:
     table = plain_table(("stage", "device", "blocks"), _NUMBERS)
     unit = _macs_unit(stages)
     stages = [
-        replace(stage, sent_bytes=stage.sent_bytes + LABEL_BYTES) if stage.sent_bytes else stage
+        replace(stage, sent_bytes=stage.sent_bytes + target_bytes) if stage.sent_bytes else stage
         for stage in stages
     ]
     for planned, cost in zip(plan.stages, stages, strict=True):

@@ -203,8 +203,10 @@ def load_batches(
 
 def _own_parts(config: DataConfig, own: OwnData) -> tuple[Part, Part]:
     x, y = own.training.x, own.training.y
+    # other numbers to normalise by make other data of the same examples
+    training = Arrays(x, y, beside=f"{own.mean}{own.std}" if own.mean else "")
     test = Arrays(own.test.x, own.test.y) if own.test else Arrays(x[:0], y[:0])
-    return sampled(Arrays(x, y), config.train_limit), sampled(test, config.test_limit)
+    return sampled(training, config.train_limit), sampled(test, config.test_limit)
 
 
 def _digits() -> tuple[Images, Images]:

@@ -49,10 +49,15 @@ class Part(Protocol):
 
 
 class Arrays:
-    """Examples held in memory: (N, *shape), with targets (N, *target_shape), the first `limit`."""
+    """Examples held in memory: (N, *shape), with targets (N, *target_shape), the first `limit`.
 
-    def __init__(self, x: NDArray[Any], y: NDArray[Any], limit: int | None = None) -> None:
-        self._x, self.labels = x[:limit], y[:limit]
+    `beside`: what belongs to them, and is to change their digest.
+    """
+
+    def __init__(
+        self, x: NDArray[Any], y: NDArray[Any], limit: int | None = None, beside: str = ""
+    ) -> None:
+        self._x, self.labels, self._beside = x[:limit], y[:limit], beside
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -62,19 +67,20 @@ class Arrays:
 
     def digest(self, chosen: Indices | None = None) -> str:
         if chosen is None:
-            return _digest(self._x.shape, [self._x], self.labels)
+            return self._digest(self._x.shape, [self._x], self.labels)
         starts = range(0, len(chosen), _HASHED_AT_ONCE)
         # bit by bit: what is chosen may be too large to be copied whole
         pieces = (self._x[chosen[start : start + _HASHED_AT_ONCE]] for start in starts)
-        return _digest((len(chosen), *self._x.shape[1:]), pieces, self.labels[chosen])
+        return self._digest((len(chosen), *self._x.shape[1:]), pieces, self.labels[chosen])
 
-
-def _digest(shape: tuple[int, ...], pieces: Iterable[NDArray[Any]], labels: NDArray[Any]) -> str:
-    whole = sha256(repr(shape).encode())
-    for piece in (*pieces, labels):
-        if piece.size:  # a view of nothing can't be cast
-            whole.update(np.ascontiguousarray(piece).data.cast("B"))
-    return whole.hexdigest()
+    def _digest(
+        self, shape: tuple[int, ...], pieces: Iterable[NDArray[Any]], labels: NDArray[Any]
+    ) -> str:
+        whole = sha256(f"{shape}{self._beside}".encode())
+        for piece in (*pieces, labels):
+            if piece.size:  # a view of nothing can't be cast
+                whole.update(np.ascontiguousarray(piece).data.cast("B"))
+        return whole.hexdigest()
 
 
 class Subset:

@@ -29,6 +29,13 @@ def network_specs(config: Config, facts: DataFacts) -> tuple[BlockSpec, ...]:
     Raises:
         ConfigError: as `build_specs`, and where a built-in network is not made for such data.
     """
+    one_class = bool(facts.classes) and not facts.target_shape
+    if config.loss.local in ("pred", "sim", "predsim") and not one_class:
+        raise ConfigError(
+            f"loss.name {config.loss.name}: learns from one class for each example, and a target "
+            f"is {facts.target_dtype} of shape {facts.target_shape}: use a rule (loss.rule), or "
+            "global backprop (loss.name glob)"
+        )
     if config.model.factory is None:
         _check_data(config, facts)
     rule = TracedRule(config.loss, facts) if config.loss.rule else None

@@ -30,8 +30,6 @@ _G_KERNEL = 3
 """Side of the similarity map's kernel after a convolution."""
 _PARAMETER_BYTES = 4
 """Weights, gradients, optimizer state and losses are fp32, under bf16 autocast too."""
-LABEL_BYTES = 8
-"""Of an image, beside its activation: its class travels through all stages."""
 _SLICES = 3 << 19
 """Numbers that hand-written backward passes work on at a time on a CPU (`memory_layout.py`)."""
 _SIMILARITY_MATRICES = 4

@@ -14,12 +14,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError
 from pipeline.network.specs import stage_units
-from pipeline.planning.cost import LABEL_BYTES, estimated_bytes
+from pipeline.planning.cost import estimated_bytes
 from pipeline.planning.placement import busiest, most_even_cuts, place, smallest_peak
 
 if TYPE_CHECKING:
@@ -90,12 +89,13 @@ def stage_cost(costs: Sequence[BlockCost]) -> StageCost:
 
 
 def received_bytes(
-    specs: Sequence[BlockSpec], stages: Sequence[StageCost], images: int
+    stages: Sequence[StageCost], images: int, example_bytes: int, target_bytes: int
 ) -> tuple[int, ...]:
-    """What crosses the link to each stage with a batch, headers aside: the first is sent uint8
-    images, each other what the one before it passes on; all are sent labels."""
-    per_image = (prod(specs[0].in_shape), *(stage.sent_bytes for stage in stages[:-1]))
-    return tuple(images * (nbytes + LABEL_BYTES) for nbytes in per_image)
+    """What crosses the link to each stage with a batch, headers aside: the first is sent examples
+    as they leave the data set, each other what the one before it passes on; all are sent
+    targets."""
+    per_image = (example_bytes, *(stage.sent_bytes for stage in stages[:-1]))
+    return tuple(images * (nbytes + target_bytes) for nbytes in per_image)
 
 
 def make_plan(

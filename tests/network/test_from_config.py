@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from pipeline.config.sections import build_config
-from pipeline.data.facts import data_facts
+from pipeline.data.facts import DataFacts, data_facts
 from pipeline.errors import ConfigError
 from pipeline.kernels.pooling import pool
 from pipeline.network.from_config import build_specs, decoder_pool, network_specs
@@ -301,3 +301,51 @@ def test_zeros_of_the_padding_count_in_the_average() -> None:
 def test_names_say_kind_and_width() -> None:
     names = [spec.name for spec in specs_of(name="vgg", layers=[8, "M"], hidden=16)]
     assert names == ["conv 3→8", "linear 2048→16", "output 16→10"]
+
+
+# --- data of a user's own -----------------------------------------------------------------
+
+MLP, GLOB = {"name": "mlp", "hidden": 8}, {"name": "glob"}
+
+
+def own_specs(facts: DataFacts, model: dict[str, Any], loss: dict[str, Any]) -> tuple[Any, ...]:
+    tree = {"model": model, "loss": loss, "data": {"factory": "nowhere:f"}}
+    return network_specs(build_config(tree, "test"), facts)
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 4), (3, 4, 5), (2, 3, 4, 5)])
+def test_an_mlp_takes_examples_of_any_shape(shape: tuple[int, ...]) -> None:
+    first, output = own_specs(DataFacts(shape, 4, 9, 0, dtype="float32"), MLP, {"name": "pred"})
+    assert (first.in_shape, first.layer.in_features) == (shape, prod(shape))
+    assert output.shape == (4,)
+
+
+def test_numbers_are_predicted_by_as_many_outputs() -> None:
+    facts = DataFacts((7,), 0, 9, 0, dtype="float32", target_shape=(2, 3), target_dtype="float32")
+    assert own_specs(facts, MLP, GLOB)[-1].shape == (6,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "model", "loss", "says"),
+    [
+        ({"dtype": "int64", "tokens": 3}, MLP, GLOB, "model.name mlp: computes with measurements"),
+        ({}, {"name": "vgg8b"}, GLOB, "model.name vgg8b: is for images of (channels, height, wid"),
+        ({"shape": (4, 4)}, {"name": "resnet18"}, GLOB, "has shape (4, 4): use model.name mlp"),
+        ({"target_shape": (3,)}, MLP, GLOB, "predicts one class for each example, and a target"),
+        ({"target_shape": (3,)}, MLP, {"name": "sim"}, "a target is int64 of shape (3,): use a"),
+        (
+            {"target_dtype": "float32", "classes": 0},
+            MLP,
+            {"name": "pred"},
+            "loss.name pred: learns from one class for each example, and a target is float32 of "
+            "shape (): use a rule (loss.rule), or global backprop (loss.name glob)",
+        ),
+    ],
+)
+def test_networks_and_losses_that_are_not_made_for_such_data(
+    changes: dict[str, Any], model: dict[str, Any], loss: dict[str, Any], says: str
+) -> None:
+    given = {"shape": (7,), "classes": 4, "train_images": 9, "test_images": 0, "dtype": "float32"}
+    with pytest.raises(ConfigError) as caught:
+        own_specs(DataFacts(**{**given, **changes}), model, loss)
+    assert says in str(caught.value)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.own_data import DATA, FACTORY, floats, labels, shifted
-from support.processes import launch
+from support.processes import final_digests, launch
 from support.run_in_threads import Job, train_pipelined, train_single
 
 if TYPE_CHECKING:
@@ -145,3 +145,64 @@ def test_a_run_resumed_on_other_data_is_refused(
     accepted = said[said.index("data.accept=") :].split(")")[0]
     accept = (*more, accepted)
     assert launch(config, tmp_path / "run", single=True, resume=True, overrides=accept) == 0
+
+
+def test_numbers_are_learned_by_global_backprop(tmp_path: Path) -> None:
+    x = floats(64, (6,))
+    DATA["numbers"] = lambda: (x, (x @ floats(6, (2,), seed=2)) / 6)
+    path = tmp_path / "numbers.yaml"
+    path.write_text(
+        "model: {name: mlp, hidden: 32}\nloss: {name: glob}\nschedule: {epochs: 30}\n"
+        f"data: {{factory: '{FACTORY}', kwargs: {{data: numbers}}, batch_size: 16, "
+        "validation: 0.25, normalise: measured}\noptimizer: {lr: 0.02}\n"
+    )
+    assert launch(path, tmp_path / "run", single=True) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    losses = [line["validation"]["loss"] for line in lines]
+    assert losses[-1] < 0.2 * losses[0]
+    assert lines[-1]["validation"]["error_pct"] is None
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (lambda: (floats() * float("nan"), labels()), "train: X has 2880 numbers that are NaN"),
+        (lambda: (floats(), labels() + 1), "train: labels go from 1 to 4, but none is 0"),
+        (lambda: (floats(), labels(39)), "train: 40 examples in X and 39 targets in y"),
+        (lambda: (floats(1), labels(1)), "train: all labels are 0: there must be at least 2"),
+        (lambda: 1 / 0, "ZeroDivisionError: division by zero"),
+        (lambda: None, "gives a NoneType; give (X, y)"),
+    ],
+)
+@pytest.mark.usefixtures("nothing_starts")
+def test_bad_data_end_the_command_before_anything_starts(
+    given: Callable[[], Any],
+    says: str,
+    config: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(DATA, "shifted", given)
+    assert launch(config, tmp_path / "run", stages=1) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: data.factory {FACTORY}: {says}")
+    assert said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.processes
+def test_only_the_process_that_feeds_calls_the_function(config: Path, tmp_path: Path) -> None:
+    called: list[int] = []
+
+    def counted() -> Any:
+        called.append(1)
+        return shifted()
+
+    DATA["counted"] = counted
+    both = [tmp_path / name for name in ("single", "pipelined")]
+    more = ("data.kwargs.data=counted", "model.hidden_layers=2")
+    assert launch(config, both[0], single=True, overrides=more) == 0
+    assert launch(config, both[1], stages=2, overrides=more) == 0
+    assert len(called) == 2
+    assert final_digests(both[0]) == final_digests(both[1])

@@ -142,11 +142,13 @@ def test_what_people_are_told_of_the_links_crosses_them(
     job, workers = Job(folder(), 3, precision=precision), ThreadWorkers(3)
     train_pipelined(job, workers=workers)
     crossed = [nbytes[workers.senders[f"link-{stage}-0"]] for stage in range(3)]
-    specs = network_specs(job.run.config, data_facts(job.run.config.data))
+    facts = data_facts(job.run.config.data)
+    specs = network_specs(job.run.config, facts)
     costs = block_costs(
         specs, batch_size=8, element_bytes=element_bytes, optimizer_name="adam", backprop=False
     )
-    assert crossed == list(received_bytes(specs, job.run.plan.stage_costs(costs), 2 * (22 + 9)))
+    stages, data_bytes = job.run.plan.stage_costs(costs), (facts.example_bytes, facts.target_bytes)
+    assert crossed == list(received_bytes(stages, 2 * (22 + 9), *data_bytes))
 
 
 @pytest.mark.parametrize(

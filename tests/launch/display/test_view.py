@@ -75,14 +75,16 @@ def a_progress(*stages: StageProgress, step: int = 938) -> Progress:
     return Progress(3, step, 5e-4, 7812.4, stages)
 
 
-def an_epoch(epoch: int = 3, test_error: float | None = 2.98, **changed: Any) -> EpochDone:
+def an_epoch(
+    epoch: int = 3, test_error: float | None = 2.98, part: str = "test", **changed: Any
+) -> EpochDone:
     metrics = {
         "event": "epoch",
         "epoch": epoch,
         "step": 469 * epoch,
         "lr": 5e-4,
         "train": {"loss": 0.123, "error_pct": 3.21},
-        "test": None if test_error is None else {"loss": 0.1, "error_pct": test_error},
+        part: None if test_error is None else {"loss": 0.1, "error_pct": test_error},
         "blocks": [{"block": 0, "loss": 0.4321, "error_pct": None}],
         "images_per_s": 7812.4,
         "seconds": 12.34,
@@ -169,6 +171,11 @@ class TestLive:
         view = a_view(a_start(one_each(1)), an_epoch(1, 2.5), an_epoch(2, 3.5), an_epoch(3, None))
         assert shown(view)[-1] == "test error 3.50 % after epoch 2   best 2.50 % after epoch 1"
 
+    def test_a_validation_share_is_no_test(self) -> None:
+        epochs = [an_epoch(epoch, 3.0 - epoch, "validation") for epoch in (1, 2)]
+        last = shown(a_view(a_start(one_each(1)), *epochs))[-1]
+        assert last == "validation error 1.00 % after epoch 2   best 1.00 % after epoch 2"
+
     def test_an_epoch_brings_losses_and_never_goes_back(self) -> None:
         lines = shown(a_view(a_start(one_each(1)), a_progress(step=2000), an_epoch(3)))
         assert lines[2].endswith("2000/4690")
@@ -247,6 +254,11 @@ class TestPlain:
             "epoch 3/10  step 1407  lr 5e-04  train loss 0.1230  train error 3.21 %  "
             "test error 2.98 %  7812 images/s  12.3 s"
         ]
+
+    def test_a_validation_share_is_no_test(self) -> None:
+        (line,) = self.lines(an_epoch(3, 2.98, "validation"))
+        assert "  validation error 2.98 %  " in line
+        assert "test" not in line
 
     def test_what_is_not_known_is_left_out(self) -> None:
         untrained = an_epoch(0, 90.1, train=None)

@@ -65,7 +65,9 @@ def printed(
     costs = network_costs(config, specs)
     plan = make_plan(specs, costs, stages=stages, devices=devices)
     stream = io.StringIO()
-    dry_run_report(config, specs, costs, plan, Console(file=stream, width=width), single=single)
+    console = Console(file=stream, width=width)
+    facts = data_facts(config.data)
+    dry_run_report(config, facts, specs, costs, plan, console, single=single)
     return stream.getvalue()
 
 
