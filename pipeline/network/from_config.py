@@ -155,19 +155,22 @@ def _check_targets(
 
 
 class _Arrivals:
-    """What arrives at each hidden block, and what it computes on.
-
-    `shapes`: of one row, before a rule's `enter`. `output`: whether there is an output layer.
-    """
+    """What arrives at each hidden block, of one row before a rule's `enter`, and what it computes
+    on. `output`: whether there is an output layer."""
 
     def __init__(self, model: ModelConfig, rule: TracedRule | None) -> None:
         self._group, self._rule = model.group, rule
         self.output = rule is None or rule.has_output_layer
-        self.shapes: list[Shape] = []
+        self._shapes: dict[int, Shape] = {}
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """Of the blocks in order."""
+        return [self._shapes[index] for index in sorted(self._shapes)]
 
     def entered(self, index: int, shape: Shape) -> Shape:
-        """What block `index` computes on, where `shape` arrives; to be asked block by block."""
-        self.shapes.append(shape)
+        """What block `index` computes on, where `shape` arrives."""
+        self._shapes[index] = shape
         starts = index == 0 if self._group == "all" else index % int(self._group) == 0
         return self._rule.entered(shape) if self._rule and starts else shape
 
