@@ -185,15 +185,14 @@ class _Tracer(fx.Tracer):
 
 
 def _lists_blocks(module: nn.Module) -> bool:
-    """Whether it holds a list of several modules of one class, with forwards of their own."""
-    return any(
-        count > 1 and not kind.__module__.startswith("torch.")
-        for each in module.children()
-        if isinstance(each, nn.Sequential | nn.ModuleList)
-        for kind, count in Counter(
-            type(inner) for inner in each if any(inner.children()) and not is_sequence(inner)
-        ).items()
+    """Whether it holds a list of several modules of one class, with forwards of their own; one such
+    list alone, as several are rather branches of a block."""
+    lists = (each for each in module.children() if isinstance(each, nn.Sequential | nn.ModuleList))
+    classes = (
+        Counter(type(inner) for inner in each if any(inner.children()) and not is_sequence(inner))
+        for each in lists
     )
+    return sum(max(found.values(), default=0) > 1 for found in classes) == 1
 
 
 def _is_asserted(frame: FrameType) -> bool:

@@ -13,6 +13,7 @@ own: local losses see what is before (`user_network.py`).
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import chain, takewhile
 from operator import attrgetter
@@ -39,17 +40,20 @@ class LocalisedNetwork(nn.Sequential):
     """What `localise` gives: a module's blocks, and what each of them is made of.
 
     `cuts`: a line for each block. `names`: for each name in the module's state dict, that of the
-    same tensor in this one's.
+    same tensor in this one's. `versions`: of the modules in that state dict, as PyTorch has them.
     """
 
     cuts: tuple[str, ...] = ()
     names: dict[str, str]
+    versions: Any = None
 
     def original_state_dict(self) -> dict[str, Tensor]:
         """The state by the names of the module that was cut, whose `load_state_dict` takes it. What
         its forward does not use is missing."""
         state = self.state_dict()
-        return {name: state[here] for name, here in self.names.items()}
+        original = OrderedDict((name, state[here]) for name, here in self.names.items())
+        original._metadata = self.versions  # type: ignore[attr-defined]  # read by load_state_dict
+        return original
 
 
 def localise(module: nn.Module, example: Tensor | None = None) -> LocalisedNetwork:
@@ -79,6 +83,7 @@ def localise(module: nn.Module, example: Tensor | None = None) -> LocalisedNetwo
     for name, child in chain.from_iterable(children):
         _append(network, name, child)
     network.names = _names(module, network)
+    network.versions = getattr(module.state_dict(), "_metadata", None)
     network.training = module.training
     if example is not None:
         _check_same(module, network, example)
