@@ -1,7 +1,5 @@
 """A transformer in three processes: each block learns by itself to say a text's next character."""
 
-import sys
-
 from text_data import characters
 from torch import nn
 
@@ -35,6 +33,7 @@ def network(vocabulary, width=64, blocks=3):
     return nn.Sequential(nn.Embedding(vocabulary, width), *(Block(width) for _ in range(blocks)))
 
 
-if __name__ == "__main__":  # python examples/transformer.py [FILE.txt]
-    net = network(len((data := characters(*sys.argv[1:]))["classes"]))
+if __name__ == "__main__":
+    data = characters()  # of this repository's documents; or characters("FILE.txt")
+    net = network(len(data["classes"]))
     print(pipeline.fit(net, data, loss=NextCharacter, stages=3, epochs=3).history[-1])
