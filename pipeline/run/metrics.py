@@ -100,7 +100,8 @@ class MetricsLog:
     ) -> dict[str, Any]:
         tallies = [tally for report in trained for tally in report.tallies]
         seconds, learner = self._seconds.pop(epoch, 0.0), self._course.learner(epoch)
-        images = max((tally.images for tally in tallies), default=0) - self._images_before
+        counted = max((tally.images for tally in tallies), default=0) - self._images_before
+        images = counted / self._course.predictions
         self._images_before = 0
         step = epoch * self._course.steps_per_epoch
         return {

@@ -21,7 +21,7 @@ The learning rate of each step, for 4 epochs of 2 steps, in hundredths of `lr`:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import cos, pi
+from math import cos, pi, prod
 from threading import Event
 from typing import TYPE_CHECKING, Literal
 
@@ -65,6 +65,8 @@ class Course:
     eval_every_epochs: int = 1
     eval_before_training: bool = False
     checkpoint_every_steps: int = 0
+    predictions: int = 1
+    """That an example asks for: what is counted of it, as the characters of a text."""
     learners: tuple[int, ...] = ()
     """In greedy training, the block that learns in each phase; empty: all learn at once."""
     last_step: int | None = None
@@ -159,6 +161,7 @@ def course_of(
         eval_every_epochs=config.runtime.eval_every_epochs,
         eval_before_training=config.runtime.eval_before_training,
         checkpoint_every_steps=config.runtime.checkpoint_every_steps,
+        predictions=prod(specs[-1].target_shape) if specs[-1].classes else 1,
         learners=tuple(group[-1].index for group in groups) if config.schedule.greedy else (),
         tests_on="test" if config.data.validation is None else "validation",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -69,3 +70,15 @@ def test_it_sees_nothing_of_what_comes() -> None:
     one, two = network(ids), network(other)
     torch.testing.assert_close(one[0, :6], two[0, :6])
     assert not torch.allclose(one[0, 6:], two[0, 6:])
+
+
+def test_speed_counts_examples_and_errors_count_characters(
+    sections: dict[str, Any], folder: Callable[[], Path]
+) -> None:
+    job = Job(folder(), 2, **sections)
+    train_single(job)
+    assert job.run.feed.course.predictions == 12
+    line = json.loads((job.folder / "metrics.jsonl").read_text().splitlines()[0])
+    examples = job.run.batches.facts.train_images
+    assert line["images_per_s"] * line["seconds"] == pytest.approx(examples, rel=0.05)
+    assert 0 < line["train"]["error_pct"] < 100
