@@ -94,6 +94,9 @@ class LossConfig(Section):
     """A part that needs no labels: match the similarities of the block's input, or rebuild it."""
     alpha: float = Field(default=0.0, ge=0, le=1)
     """Weight of the unsupervised part; the supervised part gets 1 - alpha."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of each target that goes to all classes in equal parts, for local classifiers and the
+    output layer (Szegedy et al. 2016); tested losses are without it."""
 
     @property
     def local(self) -> Literal["pred", "sim", "predsim", "rule"] | None:
@@ -144,6 +147,11 @@ class LossConfig(Section):
             )
         if self.feedback != "transpose" and self.classifier != "fixed":
             raise ValueError(f"loss.feedback {self.feedback} needs loss.classifier fixed")
+        if self.label_smoothing and (self.bio or self.name == "sim"):
+            raise ValueError(
+                "loss.label_smoothing needs classifiers of classes: loss.name pred, predsim or one "
+                "of glob, without loss.bio"
+            )
         if self.alpha and self.unsupervised == "none":
             raise ValueError("loss.alpha needs loss.unsupervised sim or recon")
         return self

@@ -44,6 +44,11 @@ class BuiltIn(LocalRule):
         )
         self.spec = spec
 
+    @property
+    def smoothing(self) -> float:
+        """Of labels: none in tests, whose losses so can be compared."""
+        return self.spec.label_smoothing if self.training else 0.0
+
     def value(self, activation: Activation, labels: Tensor, x: Tensor) -> LossValue:
         """The loss of an activation for its labels and the block's input."""
         raise NotImplementedError
@@ -58,7 +63,7 @@ class OutputLoss(BuiltIn):
     """Cross-entropy of the output layer, whose activations are the logits."""
 
     def value(self, activation: Activation, labels: Tensor, x: Tensor) -> LossValue:
-        value = output_loss(wide(activation.h), labels)
+        value = output_loss(wide(activation.h), labels, self.smoothing)
         return LossValue((self.spec.output_weight or 0.0) * value.loss, value.errors)
 
     def scores(self, h: Tensor, batch: Batch) -> Tensor | None:
@@ -130,7 +135,7 @@ class HeadLosses(BuiltIn):
             value = (
                 projected_prediction_loss(wide(logits), target)
                 if self._heads.projection is not None
-                else prediction_loss(wide(logits), labels)
+                else prediction_loss(wide(logits), labels, self.smoothing)
             )
             terms.append(self.spec.pred.weight * value.loss)
             errors = value.errors

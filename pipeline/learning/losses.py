@@ -92,18 +92,23 @@ class _Matching(torch.autograd.Function):
         return by_x.sub_(by_x.mean(dim=1, keepdim=True)), None
 
 
-def output_loss(outputs: Tensor, targets: Tensor) -> LossValue:
+def output_loss(outputs: Tensor, targets: Tensor, smoothing: float = 0.0) -> LossValue:
     """Of the output layer: cross-entropy of logits (n, classes, …) with classes (n, …), or the mean
-    squared error of numbers, which predicts no class."""
+    squared error of numbers, which predicts no class. `smoothing`: as for `prediction_loss`."""
     if targets.is_floating_point():
         return LossValue(F.mse_loss(outputs.reshape(targets.shape), targets), None)
-    return prediction_loss(outputs, targets)
+    return prediction_loss(outputs, targets, smoothing)
 
 
-def prediction_loss(logits: Tensor, labels: Tensor) -> LossValue:
-    """L_pred: cross-entropy of logits (n, classes) with the labels (equation 6)."""
+def prediction_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> LossValue:
+    """L_pred: cross-entropy of logits (n, classes) with the labels (equation 6).
+
+    Args:
+        smoothing: share of each target that all classes have in common, in equal parts
+            (Szegedy et al. 2016, section 7).
+    """
     wrong = (logits.detach().argmax(dim=1) != labels).sum()
-    return LossValue(F.cross_entropy(logits, labels), wrong)
+    return LossValue(F.cross_entropy(logits, labels, label_smoothing=smoothing), wrong)
 
 
 def projected_prediction_loss(logits: Tensor, projected: Tensor) -> LossValue:

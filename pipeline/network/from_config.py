@@ -38,6 +38,8 @@ def network_specs(config: Config, facts: DataFacts) -> tuple[BlockSpec, ...]:
         )
     if config.model.factory is None:
         _check_data(config, facts)
+    if config.loss.label_smoothing and not facts.classes:
+        raise ConfigError("loss.label_smoothing smooths classes, and the targets are numbers")
     rule = TracedRule(config.loss, facts) if config.loss.rule else None
     return build_specs(
         config.model,
@@ -283,6 +285,7 @@ def _with_heads(spec: BlockSpec, loss: LossConfig, hidden: tuple[int, ...]) -> B
         projection=loss.target_projection if loss.bio else 0,
         unsupervised=loss.unsupervised,
         alpha=loss.alpha,
+        label_smoothing=loss.label_smoothing,
     )
 
 
@@ -327,6 +330,7 @@ def _as_output(spec: BlockSpec, loss: LossConfig) -> BlockSpec:
         spec,
         zero_start=loss.local is not None and spec.custom is None,
         output_weight=1.0 - loss.beta if loss.local == "predsim" else 1.0,
+        label_smoothing=loss.label_smoothing,
         same_group=loss.is_global,
         same_stage=True,
     )

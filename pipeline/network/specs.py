@@ -205,6 +205,9 @@ class BlockSpec:
     zero_start: bool = False
     """Whether the layer's weight starts at zero, as that of the output does where hidden blocks
     have local losses, `glob+…` among them: it is then a classifier like the local ones."""
+    label_smoothing: float = 0.0
+    """Share of a target that all classes have in common, in training, for the local classifier and
+    for the output."""
     output_weight: float | None = None
     """Factor of the output block's cross-entropy; None for hidden blocks."""
     shortcut: ShortcutSpec | None = None

@@ -89,6 +89,7 @@ WRONG_VALUES = [
     # (section, key, text of the value in YAML, as it is shown, rule)
     ("loss", "beta", "1.5", "1.5", "less than or equal to 1"),
     ("loss", "beta", "-0.1", "-0.1", "greater than or equal to 0"),
+    ("loss", "label_smoothing", "1", "1", "less than 1"),
     ("loss", "name", "backprop", "'backprop'", "'pred', 'sim', 'predsim', 'glob', 'glob+pred'"),
     ("loss", "dim_in_decoder", "0", "0", "greater than or equal to 1"),
     ("model", "name", "vgg12", "'vgg12'", "vgg11b"),
@@ -198,7 +199,8 @@ IMPOSSIBLE = [
     (
         "loss.betta=0.5",
         "loss.betta: unknown key; allowed here: name, rule, options, beta, dim_in_decoder, "
-        "pred_hidden, bio, target_projection, classifier, feedback, unsupervised, alpha",
+        "pred_hidden, bio, target_projection, classifier, feedback, unsupervised, alpha, "
+        "label_smoothing",
     ),
     (
         "train.lr=1",
@@ -275,6 +277,14 @@ IMPOSSIBLE = [
         "optimizer.blocks.0=1",
         "optimizer.blocks.0: expected keys and values (lr, weight_decay), found 1",
     ),
+    *(
+        (
+            f"loss.label_smoothing=0.1 {loss}",
+            "loss.label_smoothing needs classifiers of classes: loss.name pred, predsim or one of "
+            "glob, without loss.bio",
+        )
+        for loss in ("loss.name=sim", "loss.bio=true")
+    ),
     ("schedule.milestones=[5,5]", "schedule.milestones [5, 5] must increase strictly"),
     ("schedule.milestones=[6,5]", "schedule.milestones [6, 5] must increase strictly"),
     ("data.size=16", "data.size is for data.name synthetic and imagefolder, not for digits"),
@@ -332,6 +342,8 @@ def test_impossible_combinations(file: Path, overrides: str, said: str) -> None:
         {"schedule": {"epochs": 2, "warmup_epochs": 1, "decay": "cosine", "min_factor": 0.01}},
         {"optimizer": {"name": "sgd", "nesterov": True, "momentum": 0.1}},
         {"loss": {"beta": 1}},
+        {"loss": {"label_smoothing": 0.1}},
+        {"loss": {"label_smoothing": 0.1, "name": "glob+sim"}},
         {"loss": {"pred_hidden": 8}},
         {"loss": {"pred_hidden": [8, 4], "name": "glob+predsim"}},
         {"loss": {"pred_hidden": []}},

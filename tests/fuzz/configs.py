@@ -106,11 +106,14 @@ def configs(draw: DrawFn) -> Drawn:
         "clip_norm": draw(st.sampled_from([None, 0.1])),
         "blocks": draw(st.sampled_from([{}, {0: {"lr": 0.01}, 1: {"weight_decay": 0.1}}])),
     }
+    loss = draw(st.sampled_from(plain + BLOCKWISE if blockwise else plain))
+    classifies = loss["name"] != "sim" and not loss.get("bio")
     sections = {
         "model": model,
         "loss": {
-            **draw(st.sampled_from(plain + BLOCKWISE if blockwise else plain)),
+            **loss,
             "dim_in_decoder": 32,
+            "label_smoothing": draw(st.sampled_from([0.0, 0.1])) if classifies else 0.0,
         },
         "optimizer": {**optimizer, "weight_decay": draw(st.sampled_from([0.0, 1e-3]))},
         "schedule": {

@@ -126,6 +126,35 @@ def test_prediction_loss_is_cross_entropy_and_counts_what_is_wrong() -> None:
     assert value.errors.item() == 1
 
 
+def test_smoothed_labels_have_a_share_in_common() -> None:
+    logits, labels = random(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
+    targets = 0.7 * one_hot(labels, 4).double() + 0.3 / 4
+    expected = -(targets * logits.log_softmax(dim=1)).sum(dim=1).mean()
+    value = prediction_loss(logits, labels, 0.3)
+    torch.testing.assert_close(value.loss, expected, rtol=1e-14, atol=1e-14)
+    assert value.errors == prediction_loss(logits, labels).errors
+
+
+@pytest.mark.parametrize(("name", "weight"), [("pred", 1.0), ("predsim", 0.25), ("glob", 1.0)])
+def test_labels_are_smoothed_in_training_and_not_in_tests(name: str, weight: float) -> None:
+    loss = {"name": name, "beta": 0.75, "label_smoothing": 0.3}
+    model = {"name": "mlp", "hidden": 6, "batch_norm": False}
+    for spec in specs_of(model, loss, (2, 3, 3), 3):
+        block, labels = block_of(spec), torch.tensor([0, 1, 2, 0])
+        if not (spec.is_output or spec.pred):
+            continue
+        x, found = random(4, *spec.in_shape), []
+        for smoothing, batch_id in ((0.3, 1), (0.0, None)):
+            h = block(x, batch_id=batch_id)
+            logits = h if block.pred is None else block.pred(h)
+            expected = weight * prediction_loss(logits, labels, smoothing).loss
+            if block.sim is not None:
+                expected += 0.75 * similarity_loss(block.sim(h), one_hot(labels, 3).double())
+            found.append(loss_of(block, h, labels, x).loss)
+            torch.testing.assert_close(found[-1], expected, rtol=1e-12, atol=1e-12)
+        assert found[0] != found[1]
+
+
 @pytest.mark.parametrize("given", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_wide_is_at_least_float32(given: torch.dtype) -> None:
     assert wide(torch.zeros(2, dtype=given)).dtype == torch.promote_types(given, torch.float32)

@@ -340,6 +340,12 @@ def test_numbers_are_predicted_by_as_many_outputs() -> None:
             "loss.name pred: learns from one class for each example, and a target is float32 of "
             "shape (): use a rule (loss.rule), or global backprop (loss.name glob)",
         ),
+        (
+            {"target_dtype": "float32", "classes": 0},
+            MLP,
+            {**GLOB, "label_smoothing": 0.1},
+            "loss.label_smoothing smooths classes, and the targets are numbers",
+        ),
     ],
 )
 def test_networks_and_losses_that_are_not_made_for_such_data(

@@ -58,7 +58,7 @@ RECIPE: dict[str, Any] = {
         "blocks": {0: {"lr": 1.0}, 3: {"weight_decay": 0.0}},
     },
     "schedule": {"epochs": 30, "warmup_epochs": 1, "decay": "cosine", "patience": 3},
-    "loss": {"name": "predsim", "dim_in_decoder": 32, "beta": 0.5},
+    "loss": {"name": "predsim", "dim_in_decoder": 32, "beta": 0.5, "label_smoothing": 0.1},
     "data": {**TREE["data"], "classes": 3, "test_images": 40},
     "checkpoint_every_steps": 2,
 }
