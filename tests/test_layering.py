@@ -57,7 +57,7 @@ PIPELINE: dict[str, Row] = {  # from the ground up
     "kernels": torch("seeding network device"),
     "transport": row("errors system schedule protocol"),
     "run": row("errors system config data planning schedule storage transport"),
-    "learning": torch("errors seeding config data rules network schedule device kernels"),
+    "learning": torch("errors seeding system config data rules network schedule device kernels"),
     "rehearsal": torch("errors seeding system config data network schedule learning"),
     "worker": torch(
         "errors system config network schedule protocol device kernels transport learning rehearsal"

@@ -18,6 +18,7 @@ from pipeline.learning.losses import LossValue
 from pipeline.network.rule_shapes import expanded, naming_rule
 from pipeline.rules.rule import Batch
 from pipeline.seeding import Purpose, derived_seed, seeded_draws
+from pipeline.system.named_object import NamedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -161,7 +162,7 @@ class RuleCalls:
         check_arrival(batch, arrival, self._wrong)
 
     def _wrong(self, what: str) -> ConfigError:
-        return ConfigError(f"loss.rule {self.named}: block {self._spec.index}: {what}")
+        return NamedError(f"loss.rule {self.named}: block {self._spec.index}: {what}")
 
 
 class Expansion:

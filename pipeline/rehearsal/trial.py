@@ -15,6 +15,7 @@ from pipeline.network.ownership import extra_states
 from pipeline.rehearsal.fingerprints import digest, fingerprints
 from pipeline.rehearsal.unsaved_state import attributes, shared_values
 from pipeline.schedule.reports import Fingerprint
+from pipeline.system.named_object import NamedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -185,6 +186,8 @@ def naming_block(stage: Stage, what: str) -> Iterator[None]:
     """Whatever the user's modules raise inside becomes a ConfigError that names the block."""
     try:
         yield
+    except NamedError:  # which says where it was
+        raise
     except Exception as error:
         at = stage.blocks[-1].spec.index if stage.at_work is None else stage.at_work
         raise ConfigError(f"block {at}, {what}: {one_line(error)}") from error
