@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from pipeline.rules.rule import Batch, LocalRule, Place
 
 _EXAMPLES = 2
+_PASSES = 2
+"""Of what is counted while a loss is tried: forwards, and the gradient of the activation."""
 TRAVELS = ("uint8", "int64", "float32", "float64", "bfloat16")
 """Types of tensors that links carry."""
 
@@ -241,17 +243,24 @@ class TracedRule:
         """The block with its rule, which was given blank examples."""
         import torch
 
+        from pipeline.network.multiply_adds import multiply_adds
+
         image_shape = tuple(self._facts.shape)
         rule = RuleSpec(self.named, self._options, blocks, in_shape, image_shape)
         spec = replace(spec, rule=rule)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
             made = _made(self._kind, place_of(spec), self._options)
-            for training in (True, False):
-                made.train(training)
-                self._batches[training] = self._left(made, spec, self._batches[training])
-        parameters = sum(p.numel() for p in made.parameters())
-        rule = replace(rule, parameters=parameters, static=self._kind.static)
+            # the training batch with what its loss multiplies
+            with multiply_adds() as counted:
+                self._batches[True] = self._left(made.train(), spec, self._batches[True])
+            self._batches[False] = self._left(made.eval(), spec, self._batches[False])
+        rule = replace(
+            rule,
+            parameters=sum(p.numel() for p in made.parameters()),
+            forward_macs=counted.count // (_EXAMPLES * _PASSES),
+            static=self._kind.static,
+        )
         return replace(spec, rule=rule)
 
     def _left(self, rule: LocalRule, spec: BlockSpec, batch: Batch) -> Batch:

@@ -165,7 +165,8 @@ class RuleSpec:
     """A local rule other than the built-in ones, and the place where it works.
 
     `named`: as `package.module:Class`, which is called with `options`. `blocks`: hidden blocks of
-    the network. `in_shape`: of one row, before `enter`. `parameters`: those of the rule itself.
+    the network. `in_shape`: of one row, before `enter`. `parameters`: those of the rule itself;
+    `forward_macs`: multiply-adds of its loss for an example, forwards.
     `static`: whether a CUDA graph can be made of a step.
     """
 
@@ -175,6 +176,7 @@ class RuleSpec:
     in_shape: Shape
     image_shape: Shape
     parameters: int = 0
+    forward_macs: int = 0
     static: bool = True
 
 

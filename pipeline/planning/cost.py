@@ -97,7 +97,8 @@ def block_costs(
         weights, forward_macs = parameters + head_parameters, _forward_macs(spec)
         # forward, gradient of the weights and, where a block before learns from it, of the input
         passes = 3 if backprop or spec.same_group else 2
-        held_bytes = _held_numbers(spec) * batch_size * element_bytes
+        rows = spec.in_training.rows * batch_size
+        held_bytes = _held_numbers(spec) * rows * element_bytes
         found.append(
             BlockCost(
                 block=spec.index,
@@ -109,7 +110,7 @@ def block_costs(
                 state_bytes=copies * weights * _PARAMETER_BYTES,
                 activation_bytes=cast_bytes * weights + held_bytes,
                 same_group=spec.same_group,
-                working_bytes=_working_bytes(spec, batch_size, element_bytes),
+                working_bytes=_working_bytes(spec, rows, element_bytes),
             )
         )
     return tuple(found)
@@ -184,13 +185,15 @@ def _head_parameters(spec: BlockSpec) -> int:
     classifier = sum((n_in + 1) * n_out for n_in, n_out in _classifier(spec))
     projection = spec.projection * spec.classes
     rebuilding = (_weights(spec) + spec.layer.in_features) * _rebuilds(spec)
-    return _g_weights(spec) + classifier + projection + rebuilding
+    of_rule = spec.rule.parameters if spec.rule else 0
+    return _g_weights(spec) + classifier + projection + rebuilding + of_rule
 
 
 def _forward_macs(spec: BlockSpec) -> int:
+    rows = spec.in_training.rows
     if spec.custom is not None:
-        return spec.custom.forward_macs
-    return (_weights(spec) + _shortcut_weights(spec)) * prod(spec.shape[1:])
+        return rows * spec.custom.forward_macs
+    return rows * (_weights(spec) + _shortcut_weights(spec)) * prod(spec.shape[1:])
 
 
 def _sent_bytes(spec: BlockSpec, element_bytes: int) -> int:
@@ -202,7 +205,7 @@ def _sent_bytes(spec: BlockSpec, element_bytes: int) -> int:
 def _head_macs(spec: BlockSpec) -> int:
     classifier = sum(n_in * n_out for n_in, n_out in _classifier(spec))
     rebuilding = _weights(spec) * _rebuilds(spec) * prod(spec.shape[1:])
-    return _g_macs(spec) + rebuilding + classifier
+    return _g_macs(spec) + rebuilding + classifier + (spec.rule.forward_macs if spec.rule else 0)
 
 
 def _g_macs(spec: BlockSpec) -> int:
@@ -248,7 +251,7 @@ def _passed_numbers(spec: BlockSpec) -> int:
     the mask, or the places of the maxima (two numbers wide)."""
     if _passes_all(spec):
         return 0
-    learns_later = spec.pred is None and spec.sim is None
+    learns_later = not spec.has_local_loss
     has_mask = spec.layer.kind == "linear" or spec.drops_units  # one of channels takes nothing
     places = 2 if spec.pool and spec.pool.kind == "max" else has_mask
     return prod(spec.out_shape) * (1 + learns_later * places)

@@ -12,18 +12,18 @@ from pipeline.data.facts import data_facts
 from pipeline.errors import ConfigError
 from pipeline.network.from_config import network_specs
 from pipeline.network.specs import Arrival, CarriedSpec
+from pipeline.planning.cost import block_costs
 from pipeline.rules import SHIPPED
 
 DATA = {"name": "synthetic", "size": 4, "channels": 1, "classes": 3}
 
 
+TREE: dict[str, Any] = {"model": {"name": "mlp", "hidden_layers": 2, "hidden": 6}, "data": DATA}
+
+
 def config_of(rule: str, options: dict[str, Any] | None = None, **model: Any) -> Config:
-    tree = {
-        "model": {"name": "mlp", "hidden_layers": 2, "hidden": 6, **model},
-        "loss": {"rule": rule, "options": options or {}},
-        "data": DATA,
-    }
-    return build_config(tree, "test")
+    loss = {"rule": rule, "options": options or {}}
+    return build_config({**TREE, "model": {**TREE["model"], **model}, "loss": loss}, "test")
 
 
 def specs_of(kind: type, options: dict[str, Any] | None = None, **model: Any) -> Any:
@@ -105,3 +105,31 @@ def test_all_shipped_rules_are_named() -> None:
     assert found == {name: f"pipeline.rules.{file}" for name, file in SHIPPED.items()}
     with pytest.raises(AttributeError):
         shipped.Nonesuch  # noqa: B018
+
+
+def test_what_a_rule_costs_is_counted_for_an_example() -> None:
+    first, second = specs_of(rules.Plain)[:2]
+    assert first.rule is not None
+    assert first.rule.parameters == 6 * 3 + 3
+    assert first.rule.forward_macs == 6 * 3
+    plain = build_config({**TREE, "loss": {"name": "pred"}}, "test")
+    costs = [
+        block_costs(specs, batch_size=8, element_bytes=4, optimizer_name="adam", backprop=False)[:2]
+        for specs in ((first, second), network_specs(plain, data_facts(plain.data)))
+    ]
+    # a rule that does what pred does costs as much
+    for ours, builtin in zip(*costs, strict=True):
+        assert ours.train_macs == builtin.train_macs
+        assert ours.head_parameters == builtin.head_parameters
+        assert ours.sent_bytes == builtin.sent_bytes
+
+
+def test_copies_of_examples_are_counted() -> None:
+    once, copied = specs_of(rules.Plain)[0], specs_of(rules.EveryHook)[0]
+    (one,), (both,) = (
+        block_costs([spec], batch_size=8, element_bytes=4, optimizer_name="adam", backprop=False)
+        for spec in (once, copied)
+    )
+    assert both.forward_macs == 2 * one.forward_macs
+    # two rows of six numbers, and of what is carried two of three and two labels
+    assert both.sent_bytes == 2 * 6 * 4 + 2 * 3 * 4 + 2 * 8
