@@ -134,14 +134,15 @@ def train(
 
 def _notes(job: Job, held: HeldRun, batches: Batches, record: DataRecord) -> Iterator[str]:
     """What to say of the data, the plan and the run directory before training."""
-    yield record.summary()
     data, facts = job.config.data, batches.facts
+    title = data.factory or data.file or data.name
+    yield record.summary(title)
     if data.is_own:
         yield (
-            f"data {data.factory or data.file}: examples are {facts.dtype} of shape {facts.shape}, "
+            f"data {title}: examples are {facts.dtype} of shape {facts.shape}, "
             f"targets {facts.target_dtype} of shape {facts.target_shape}"
         )
-    yield from record.gaps()
+    yield from record.gaps(title)
     yield from batches.notes
     if bad := batches.left_out:
         yield (

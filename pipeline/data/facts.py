@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pipeline.data.own_data import OwnData
 
 
+_MOST_PLACES = 1 << 14
+"""Numbers of a mean, which goes to every process that is started."""
 _ITEM_BYTES = {"uint8": 1, "int64": 8, "float32": 4}
 
 
@@ -157,6 +159,12 @@ def _check_normalised(config: DataConfig, facts: DataFacts) -> None:
             "and data.normalise out"
         )
     own, places = config.is_own, facts.normalised_places
+    if places > _MOST_PLACES and (len(facts.mean) == places or config.normalise == "measured"):
+        raise ConfigError(
+            f"data.mean: {places} places of the last dimension, at most {_MOST_PLACES} can have a "
+            "number each: give data.mean and data.std one for all, or normalise in your own "
+            "function"
+        )
     if len(facts.mean) in (places, *((0, 1) if own else ())):
         return
     each = "channels" if len(facts.shape) == 3 else "places of the last dimension"

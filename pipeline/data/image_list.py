@@ -217,7 +217,8 @@ def _unreadable(folder: str | Path, error: OSError) -> ConfigError:
 
 
 def shortened(names: Iterable[str], most: int = 8) -> str:
-    """Names in a line, the first `most` of them."""
+    """Names in a line, the first `most` of them; what would break it is escaped."""
     known = list(names)
     more = [f"… ({len(known)} in all)"] if len(known) > most else []
-    return ", ".join([*(cut(name, 40) for name in known[:most]), *more])
+    shown = (name if name.isprintable() else repr(name) for name in known[:most])
+    return ", ".join([*(cut(name, 40) for name in shown), *more])

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     Moments: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 
 _MOST_MEASURED, _MEASURED_AT_ONCE = 10_000, 64
-_MOST_PLACES = 1 << 14
-"""Numbers of a mean: more are no statistic that anybody looks at, and have to cross a wire."""
 
 
 def measured(part: Part, facts: DataFacts, progress: Progress) -> Moments:
@@ -33,14 +31,8 @@ def measured(part: Part, facts: DataFacts, progress: Progress) -> Moments:
     deviation of 1.
 
     Raises:
-        ConfigError: where all pixels of a channel are the same, or there are too many places.
+        ConfigError: where all pixels of a channel are the same.
     """
-    if facts.normalised_places > _MOST_PLACES:
-        raise ConfigError(
-            f"data.normalise measured: {facts.normalised_places} places of the last dimension, at "
-            f"most {_MOST_PLACES}: give data.mean and data.std one number for all, or normalise "
-            "in your own function"
-        )
     chosen = np.linspace(0, len(part) - 1, min(len(part), _MOST_MEASURED)).astype(np.int64)
 
     def seen() -> Iterator[NDArray[np.generic]]:

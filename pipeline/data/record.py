@@ -67,18 +67,18 @@ class DataRecord:
         counts = {"training_images": self.training.images, "test_images": self.test.images}
         return {**counts, "digest": self.digest, **asdict(self)}
 
-    def summary(self) -> str:
-        """Examples and classes in a line."""
+    def summary(self, title: str) -> str:
+        """Examples and classes in a line; `title`: what people call the data."""
         counts = " and ".join(f"{part.images} {name}" for name, part in self.parts if part.images)
         classes = len(self.training.per_class)
         names = f": {shortened(self.classes)}" if self.classes else ""
         kinds = f" of {classes} classes{names}" if classes else ""
-        return f"data {self.name}: {counts} {self.noun}{kinds}"
+        return f"data {title}: {counts} {self.noun}{kinds}"
 
-    def gaps(self) -> list[str]:
+    def gaps(self, title: str) -> list[str]:
         """A line for each part in which classes have no example."""
         return [
-            f"data {self.name}: {len(empty)} of {len(record.per_class)} classes have no {part} "
+            f"data {title}: {len(empty)} of {len(record.per_class)} classes have no {part} "
             f"{self.noun[:-1]}: {shortened(self.names(empty))}"
             for part, record in self.parts
             if record.images

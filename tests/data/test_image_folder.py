@@ -349,7 +349,7 @@ def test_a_limit_below_the_number_of_classes_is_told(
     limits: tuple[int, int], gaps: int, tmp_path: Path
 ) -> None:
     config = folder_config(tmp_path, train_limit=limits[0], test_limit=limits[1])
-    found = load_batches(config, seed=1).record("imagefolder").gaps()
+    found = load_batches(config, seed=1).record("imagefolder").gaps("imagefolder")
     assert len(found) == gaps
     assert all("1 of 2 classes have no" in line for line in found)
 

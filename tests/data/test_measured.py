@@ -66,5 +66,7 @@ def test_an_image_of_one_value_is_refused() -> None:
 
 
 def test_too_many_places_are_refused() -> None:
-    with pytest.raises(ConfigError, match="20000 places of the last dimension, at most 16384"):
+    with pytest.raises(
+        ConfigError, match=r"data\.mean: 20000 places of the last dimension, at most 16384"
+    ):
         facts_of(floats(8, (20_000,)))

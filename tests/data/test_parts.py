@@ -115,8 +115,8 @@ def test_one_part_alone_is_not_tested() -> None:
     batches = loaded(own_of(labels()))
     assert (batches.evaluation_batches, batches.facts.test_images) == (0, 0)
     record = batches.record("factory")
-    assert record.summary() == "data factory: 40 training examples of 4 classes"
-    assert not record.gaps()
+    assert record.summary("my:own") == "data my:own: 40 training examples of 4 classes"
+    assert not record.gaps("my:own")
 
 
 @pytest.mark.parametrize(("n", "share"), [(1, 0.5), (2, 0.001), (2, 0.999)])
@@ -142,15 +142,22 @@ def test_a_record_tells_the_parts_apart_and_comes_back() -> None:
         assert record.validates == ("validation" in keys)
         digests.add(record.digest)
     assert len(digests) == 4
-    summary = loaded(own, validation=0.2).record("factory").summary()
-    assert summary == "data factory: 48 training and 12 validation examples of 2 classes"
+    summary = loaded(own, validation=0.2).record("factory").summary("my:own")
+    assert summary == "data my:own: 48 training and 12 validation examples of 2 classes"
 
 
 def test_a_record_of_numbers_has_no_classes() -> None:
     record = loaded(own_of(floats(12, ()), test=4)).record("npz")
     assert record_of_tree(record.tree) == record
     assert (record.training.images, record.test.images) == (12, 4)
-    assert record.summary() == "data npz: 12 training and 4 test examples"
+    assert record.summary("x.npz") == "data x.npz: 12 training and 4 test examples"
+
+
+def test_names_of_classes_stay_in_their_line() -> None:
+    own = own_data({"train": (floats(), labels()), "classes": ["\n", " ", "a\tb", "e" * 99, "f"]})
+    record = loaded(own).record("factory")
+    assert record.summary("my:own").endswith(rf"classes: '\n',  , 'a\tb', {'e' * 39}…, f")
+    assert record.gaps("my:own") == ["data my:own: 1 of 5 classes have no training example: f"]
 
 
 def test_a_record_of_an_earlier_version_is_read() -> None:

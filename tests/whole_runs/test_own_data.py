@@ -104,7 +104,7 @@ def test_a_run_says_and_keeps_what_it_trains_on(config: Path, tmp_path: Path) ->
     assert launch(config, tmp_path / "run", single=True) == 0
     said = (tmp_path / "run/run.log").read_text()
     for words in (
-        "data factory: 30 training and 10 validation examples of 4 classes\n",
+        f"data {FACTORY}: 30 training and 10 validation examples of 4 classes\n",
         f"data {FACTORY}: examples are float32 of shape (2, 6, 6), targets int64 of shape ()\n",
         "  validation error ",
     ):
