@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pipeline.api.callbacks import Callback
+    from pipeline.api.classifier import LocalClassifier
     from pipeline.api.fit import fit
     from pipeline.api.fitted import FittedRun
     from pipeline.api.load import load
@@ -25,6 +26,7 @@ _MODULES = {
     "Callback": "pipeline.api.callbacks",
     "ConfigError": "pipeline.errors",
     "FittedRun": "pipeline.api.fitted",
+    "LocalClassifier": "pipeline.api.classifier",
     "LocalRule": "pipeline.rules.rule",
     "OwnOptimizer": "pipeline.rules.rule",
     "PipelineError": "pipeline.errors",
@@ -40,6 +42,7 @@ __all__ = [
     "Callback",
     "ConfigError",
     "FittedRun",
+    "LocalClassifier",
     "LocalRule",
     "OwnOptimizer",
     "PipelineError",

@@ -115,7 +115,7 @@ DOORS = {
     "msgpack": {"pipeline.protocol.codec"},
     "zmq": {"pipeline.transport.sockets"},
     "torchvision": {"pipeline.data.published"},
-    "sklearn": {"pipeline.data.batches"},
+    "sklearn": {"pipeline.api.classifier", "pipeline.data.batches"},
     "PIL": {"pipeline.data.image_reading"},
     "safetensors": {"pipeline.learning.block_file"},
     "matplotlib": {"launch.paper.figures"},

@@ -15,17 +15,23 @@ from pipeline.config.sections import Config, build_config, config_tree
 from pipeline.config.yaml_file import load_tree
 from pipeline.errors import ConfigError
 from pipeline.rules.rule import LocalRule
-from pipeline.system.given import NETWORK, RULE, Given
+from pipeline.system.given import DATA, NETWORK, RULE, Given
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_OF_A_DATA_SET = frozenset((
+    "name", "root", "download", "factory", "kwargs", "file", "size", "channels", "classes",
+    "train_images", "test_images", "random_crop", "resize", "white", "on_bad_image", "accept",
+))  # fmt: skip
+"""Keys of `data` that say which it is; the others say what is done to it."""
 DEFAULT_LOSS = "predsim"
 _SHORT = {
     "epochs": "schedule.epochs",
     "batch_size": "data.batch_size",
     "lr": "optimizer.lr",
     "seed": "runtime.seed",
+    "validation": "data.validation",
 }
 """The arguments that stand for a key."""
 
@@ -42,6 +48,7 @@ class Asked:
 def asked(
     network: nn.Module | Sequence[nn.Module] | str | None,
     data: Any,
+    test: Any,
     loss: str | type[LocalRule] | Mapping[str, Any] | None,
     config: Config | Mapping[str, Any] | str | Path | None,
     values: Mapping[str, Any],
@@ -53,7 +60,7 @@ def asked(
         ConfigError: for what is wrong, as a config file's errors.
     """
     tree, name = _base(config)
-    given = Given(_network_of(network, tree), _rule_of(loss, tree), _data_of(data, tree))
+    given = Given(_network_of(network, tree), _rule_of(loss, tree), _data_of(data, test, tree))
     for key, value in values.items():
         if value is not None:
             set_value(tree, _SHORT[key], _plain(value), key)
@@ -128,18 +135,34 @@ def _rule_of(loss: Any, tree: dict[str, Any]) -> type[LocalRule] | None:
     return rule
 
 
-def _data_of(data: Any, tree: dict[str, Any]) -> Any:
+def _data_of(data: Any, test: Any, tree: dict[str, Any]) -> Any:
     if data is None:
         if "data" not in tree:
             raise ConfigError(
-                "data: which? give the name of a data set as 'digits', or a config with a section "
-                "data"
+                "data: which? give (X, y), a Dataset, the name of a data set as 'digits', an .npz "
+                "file, or a config with a section data"
             )
-    elif isinstance(data, str):
-        before = tree.get("data", {})
-        kept = {key: value for key, value in before.items() if key in ("batch_size", "root")}
-        tree["data"] = {"name": data, **kept}
-    return None
+        if test is not None:
+            raise ConfigError("test: goes with data; give both, or neither")
+        return None
+    before = tree.get("data", {})
+    kept = {key: value for key, value in before.items() if key not in _OF_A_DATA_SET}
+    if isinstance(data, str | Path):
+        if test is not None:
+            raise ConfigError(f"test: the data set {data} has a test set of its own")
+        tree["data"] = {**_named(str(data), before), **kept}
+        return None
+    tree["data"] = {"factory": DATA, **kept}
+    return data if test is None else {"train": data, "test": test}
+
+
+def _named(data: str, before: Mapping[str, Any]) -> dict[str, Any]:
+    """A data set by its name, an .npz file, or a folder of images."""
+    if data.endswith(".npz"):
+        return {"file": data}
+    if Path(data).expanduser().is_dir():
+        return {"name": "imagefolder", "root": data}
+    return {"name": data, **({"root": before["root"]} if "root" in before else {})}
 
 
 def _plain(value: Any) -> Any:

@@ -53,6 +53,8 @@ def fit(
     batch_size: int | None = None,
     lr: float | None = None,
     seed: int | None = None,
+    test: Any = None,
+    validation: float | None = None,
     config: Config | Mapping[str, Any] | str | Path | None = None,
     options: Mapping[str, Any] | None = None,
     run_dir: str | Path | None = None,
@@ -70,7 +72,9 @@ def fit(
         network: an `nn.Sequential` or a list of modules, of which every one with parameters is a
             block; another `nn.Module`, which is cut into blocks by `pipeline.localise`; or a name
             that `model.name` may have, as "vgg8b".
-        data: what to train and test on, as `data.name` may have it, as "digits".
+        data: what to train on: (X, y) of arrays or tensors, X of (n, …); a map-style Dataset; two
+            of these, to train and to test on; all that `data.factory` may give (docs/data.md). Or
+            the name of a data set, as "digits", an .npz file, or a folder of images.
         loss: a loss by name (default "predsim"), a `LocalRule` class, or the keys of a section
             `loss`, as `{"name": "predsim", "beta": 0.9}` or `{"rule": Rule, "options": {…}}`.
         stages: how many worker processes; None: none, all is done in this one. The weights are
@@ -78,6 +82,8 @@ def fit(
         gpus: devices, as "0-3", [0, 1] or "cpu"; None: all visible GPUs, else the CPU.
         epochs, batch_size, lr, seed: `schedule.epochs`, `data.batch_size`, `optimizer.lr`,
             `runtime.seed`; None: as configured.
+        test: what to test on after each epoch, (X, y) or a Dataset; None: what `data` has for it.
+        validation: the share of `data` that is kept from training, and tested on.
         config: a configuration to begin with, as a `Config`, its keys, or a file. What the other
             arguments say goes before it.
         options: any keys of a configuration, as `{"optimizer.momentum": 0.9}`.
@@ -93,11 +99,17 @@ def fit(
         PipelineError: what ended the run.
         KeyboardInterrupt: after a checkpoint, where the run was interrupted (Ctrl-C, SIGTERM).
     """
-    short = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
+    short = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "seed": seed,
+        "validation": validation,
+    }
     if resume and run_dir is None:
         raise ConfigError("resume: which run? name its folder with run_dir")
     with settings_kept(), _errors_in_python():
-        wanted = asked(network, data, loss, config, short, options or {})
+        wanted = asked(network, data, test, loss, config, short, options or {})
         if stages is not None:
             wanted = replace(wanted, given=wanted.given.for_workers())
         view: Literal["quiet", "auto"] = "quiet" if quiet else "auto"

@@ -14,6 +14,7 @@ import torch
 
 from pipeline.api.caller import settings_kept
 from pipeline.api.plain import plain_network
+from pipeline.data.own_data import own_data
 from pipeline.errors import ConfigError
 from pipeline.learning.block_file import decode_block
 from pipeline.learning.build import build_stage
@@ -101,13 +102,17 @@ class FittedRun:
         ]
 
     def evaluate(self, data: Any) -> dict[str, float | None]:
-        """`loss` and `error_pct` of the last block on data (X, y), as the run's own tests have
-        them; `error_pct` is None where nothing is predicted.
+        """`loss` and `error_pct` of the last block, as the run's own tests have them; `error_pct`
+        is None where nothing is predicted.
+
+        Args:
+            data: (X, y) of arrays or tensors, or a map-style Dataset.
 
         Raises:
             ConfigError: where these are no such examples.
         """
-        x, y = data
+        given = own_data({"train": data, "classes": self._facts.classes or None}).training
+        x, y = given.x, given.y
         with settings_kept():
             self._stage.evaluation.reset()
             for examples, targets in self._batches(x, y):
@@ -115,9 +120,18 @@ class FittedRun:
             tally = self._stage.evaluation.read()[-1]
         return {"loss": tally.loss, "error_pct": tally.error_pct}
 
+    def remove_folder(self) -> None:
+        """Nobody needs it any more."""
+        _remove(str(self.path), os.getpid())
+
     def remove_with_it(self) -> None:
         """The folder goes when this object does."""
         weakref.finalize(self, _remove, str(self.path), os.getpid())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what can be made of the rest."""
+        made = ("model", "_stage")
+        return {key: value for key, value in vars(self).items() if key not in made}
 
     @cached_property
     def _stage(self) -> Stage:

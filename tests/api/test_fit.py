@@ -186,6 +186,104 @@ def test_any_module_is_cut_and_comes_back_as_itself(tmp_path: Path) -> None:
     assert torch.equal(run.model.out(two(pixels)), given)
 
 
+# --- data ---------------------------------------------------------------------------------
+
+
+def own_data(examples: int = 60) -> tuple[Any, Any]:
+    draws = np.random.default_rng(0)
+    y = np.arange(examples) % 3
+    return (draws.normal(size=(examples, 5)) + y[:, None]).astype(np.float32), y
+
+
+def small() -> nn.Sequential:
+    torch.manual_seed(2)
+    return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+class Pairs(torch.utils.data.Dataset[Any]):
+    def __init__(self, x: Any, y: Any) -> None:
+        self.x, self.y = x, y
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        return torch.as_tensor(self.x[index]), int(self.y[index])
+
+
+ARRAYS = {"epochs": 2, "batch_size": 16, "gpus": "cpu", "quiet": True}
+
+
+def test_data_are_arrays_tensors_datasets_or_a_file(tmp_path: Path) -> None:
+    x, y = own_data()
+    np.savez(tmp_path / "data.npz", x_train=x[:40], y_train=y[:40], x_test=x[40:], y_test=y[40:])
+    forms: list[dict[str, Any]] = [
+        {"data": ((x[:40], y[:40]), (x[40:], y[40:]))},
+        {"data": (torch.as_tensor(x[:40]), torch.as_tensor(y[:40])), "test": (x[40:], y[40:])},
+        {"data": Pairs(x[:40], y[:40]), "test": Pairs(x[40:], y[40:])},
+        {"data": tmp_path / "data.npz"},
+    ]
+    runs = [pipeline.fit(small(), **form, **ARRAYS) for form in forms]
+    first, *others = runs
+    assert all(states(run.model) == states(first.model) for run in others)
+    assert {run.history[-1]["test"]["error_pct"] for run in runs} == {
+        first.evaluate((x[40:], y[40:]))["error_pct"]
+    }
+    np.testing.assert_array_equal(first.predict(x), first.predict(torch.as_tensor(x)))
+
+
+def test_settings_of_data_stay_where_data_are_given() -> None:
+    x, y = own_data()
+    config = {
+        "model": {"name": "mlp"}, "loss": {"name": "pred"},
+        "data": {"name": "synthetic", "size": 8, "batch_size": 7, "normalise": "measured"},
+    }  # fmt: skip
+    run = pipeline.fit(small(), (x, y), **{**ARRAYS, "batch_size": None}, config=config)
+    data = run._config.data
+    assert (data.name, data.batch_size, data.normalise) == ("factory", 7, "measured")
+    assert run.history[-1]["test"] is None
+    kept = pipeline.fit(small(), (x, y), **ARRAYS, validation=0.25)
+    assert kept.history[-1]["validation"]["error_pct"] is not None
+
+
+def test_what_is_normalised_in_training_is_normalised_in_predictions(tmp_path: Path) -> None:
+    x, y = own_data()
+    measured = {**ARRAYS, "options": {"data.normalise": "measured"}, "epochs": 3}
+    run = pipeline.fit(small(), (x, y), **measured, test=(x, y), run_dir=tmp_path / "run")
+    wrong = 100 * float((run.predict(x) != y).mean())
+    assert wrong == pytest.approx(run.history[-1]["test"]["error_pct"])
+    normalised = (x - np.float32(run._facts.mean)) / np.float32(run._facts.std)
+    given = run.model(torch.as_tensor(normalised)).detach()
+    np.testing.assert_allclose(run.scores_by_depth(x)[-1], given, atol=1e-5)
+    assert states(pipeline.load(tmp_path / "run", network=small())) == states(run.model)
+    rest = pipeline.fit(
+        small(), (x, y), **{**measured, "epochs": 4}, test=(x, y),
+        run_dir=tmp_path / "run", resume=True,
+    )  # fmt: skip
+    assert len(rest.history) == 4
+    with pytest.raises(pipeline.ConfigError, match=r"data\.accept"):
+        pipeline.fit(
+            small(), (x + 1, y), **{**measured, "epochs": 5}, test=(x, y),
+            run_dir=tmp_path / "run", resume=True,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"data": np.zeros((4, 5))}, "data.factory pipeline.fit:data: gives a ndarray"),
+        ({"data": (np.zeros((4, 5)), np.zeros(3, int))}, "4 examples in X and 3 targets in y"),
+        ({"data": "digits", "test": own_data()}, "test: the data set digits has a test set"),
+        ({"data": None, "test": own_data()}, "data: which?"),
+        ({"network": nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))}, "network: block 0, for in"),
+    ],
+)
+def test_data_that_do_not_fit_are_refused(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(pipeline.ConfigError) as caught:
+        pipeline.fit(**{"network": small(), "data": own_data(), **ARRAYS, **given})
+    assert says in str(caught.value)
+
+
 # --- the run's folder -----------------------------------------------------------------------
 
 

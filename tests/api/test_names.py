@@ -11,8 +11,8 @@ import pytest
 import pipeline
 
 PUBLIC = [
-    "Batch", "Callback", "ConfigError", "FittedRun", "LocalRule", "OwnOptimizer", "PipelineError",
-    "Place", "fit", "load", "localise",
+    "Batch", "Callback", "ConfigError", "FittedRun", "LocalClassifier", "LocalRule",
+    "OwnOptimizer", "PipelineError", "Place", "fit", "load", "localise",
 ]  # fmt: skip
 
 

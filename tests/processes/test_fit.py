@@ -30,6 +30,7 @@ class Scale(nn.Module):
 SCRIPT = """\
 import hashlib, json, os, signal
 from pathlib import Path
+import numpy as np
 import psutil
 import torch
 from torch import nn
@@ -64,11 +65,12 @@ def kill_a_worker(row):
 
 torch.manual_seed(1)
 net = nn.Sequential(Own(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 10))
-shared = {"epochs": 6, "batch_size": 32, "gpus": "cpu", "quiet": True,
-          "options": {"data.train_limit": 200, "data.test_limit": 40}}
+shared = {"epochs": 6, "batch_size": 32, "gpus": "cpu", "quiet": True}
+draws = np.random.default_rng(1)
+data = draws.normal(size=(200, 64)).astype(np.float32), draws.integers(0, 10, 200)
 log = Path("killed.txt")
-single = pipeline.fit(net, "digits", **shared)
-pair = pipeline.fit(net, "digits", **shared, stages=2, run_dir="run", callbacks=[kill_a_worker])
+single = pipeline.fit(net, data, **shared)
+pair = pipeline.fit(net, data, **shared, stages=2, run_dir="run", callbacks=[kill_a_worker])
 print(json.dumps([digests(single), digests(pair), len(pair.history)]))
 """
 
