@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from contextlib import contextmanager
 from dis import get_instructions
+from functools import wraps
 from itertools import islice
 from pathlib import Path
 from threading import Lock
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import fx, nn
+from torch.fx.node import map_aggregate
 from torch.nn import functional as F
 
 from pipeline.errors import ConfigError, one_line
@@ -29,6 +31,8 @@ from pipeline.errors import ConfigError, one_line
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
+
+    from torch import Tensor
 
 NETWORK = "network"
 """The name that the module has in the graph's root, before the names of all within."""
@@ -47,6 +51,7 @@ _LOOKS = frozenset({
     *("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "mod"),
 })  # fmt: skip
 """Functions that only look: left out where nobody uses what they see."""
+_MAKERS = ("arange", "empty", "full", "linspace", "ones", "rand", "randn", "zeros")
 _STEPS_TO_RAISE = 4
 """Instructions of Python from the truth of a condition to the error, if it is an assertion's."""
 
@@ -130,10 +135,11 @@ def _traced(module: nn.Module) -> tuple[Root, fx.Graph]:
         tracer = _Tracer(root, whole)
         drawn = _generators()
         try:
-            graph = tracer.trace(root)
+            with _sizes_read():
+                graph = tracer.trace(root)
         except Exception as error:  # whatever the user's forward raises
             if tracer.failed in ("", NETWORK, *whole):
-                raise cannot_be_cut(module, f"{_place(error)}{one_line(error)}") from error
+                raise cannot_be_cut(module, _why(error)) from error
             whole.add(tracer.failed)
             continue
         if _generators() != drawn:
@@ -207,6 +213,40 @@ def _is_asserted(frame: FrameType) -> bool:
 def _generators() -> list[Any]:
     """The states of the generators that all share, to compare."""
     return [torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())]
+
+
+@contextmanager
+def _sizes_read() -> Iterator[None]:
+    """Inside, torch's functions that make tensors of given sizes can be read like all others, which
+    are given tensors."""
+    kept = {name: getattr(torch, name) for name in _MAKERS}
+    for name, make in kept.items():
+        setattr(torch, name, _readable(make))
+    try:
+        yield
+    finally:
+        for name, make in kept.items():
+            setattr(torch, name, make)
+
+
+def _readable(make: Callable[..., Tensor]) -> Callable[..., Any]:
+    @wraps(make)
+    def made(*args: Any, **kwargs: Any) -> Any:
+        sizes = list[fx.Proxy]()
+        map_aggregate(
+            (args, kwargs), lambda each: sizes.append(each) if isinstance(each, fx.Proxy) else None
+        )
+        if not sizes:
+            return make(*args, **kwargs)
+        return sizes[0].tracer.create_proxy("call_function", make, args, kwargs)
+
+    return made
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, fx.proxy.TraceError) and "control flow" in str(error):
+        return f"{_place(error)}its forward decides by values of its input"
+    return f"{_place(error)}{one_line(error)}"
 
 
 def _place(error: Exception) -> str:

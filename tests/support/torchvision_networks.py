@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torchvision.models import VGG, VisionTransformer, mobilenet_v3_small
+from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.models.vgg import make_layers
 
@@ -67,11 +68,21 @@ def transformer(dropout: float = 0.0, layers: int = 3) -> nn.Module:
     )
 
 
+def convnext(dropout: float = 0.0) -> nn.Module:
+    """`dropout`: of whole blocks, more often the later they come (stochastic depth)."""
+    return ConvNeXt(
+        [CNBlockConfig(8, 12, 2), CNBlockConfig(12, None, 1)],
+        stochastic_depth_prob=dropout,
+        num_classes=CLASSES,
+    )
+
+
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet": resnet,
     "vgg": vgg,
     "mobilenet": mobilenet,
     "transformer": transformer,
+    "convnext": convnext,
 }
 
 
