@@ -161,9 +161,10 @@ def _check_blocks(config: Config, specs: Sequence[BlockSpec]) -> None:
     missing = [index for index in sorted(config.optimizer.blocks) if index >= len(specs)]
     if missing:
         last = len(specs) - 1
+        output = f" ({last} is the output layer)" if specs[-1].is_output else ""
         raise ConfigError(
-            f"optimizer.blocks: there is no block {missing[0]}; the network has blocks 0 to {last} "
-            f"({last} is the output layer)"
+            f"optimizer.blocks: there is no block {missing[0]}; the network has blocks 0 to "
+            f"{last}{output}"
         )
 
 

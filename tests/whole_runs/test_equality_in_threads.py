@@ -7,9 +7,19 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.run_in_threads import TREE, Fate, Job, train_pipelined, train_single
+from support.run_in_threads import (
+    TREE,
+    Fate,
+    Job,
+    ThreadWorkers,
+    coordinator,
+    train_pipelined,
+    train_single,
+)
 
+from pipeline.coordinator.reports import Reports
 from pipeline.learning.block_file import decode_block
+from pipeline.schedule.reports import PassReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,6 +111,33 @@ def test_a_run_that_patience_ends_does_so_after_a_worker_was_lost(
     assert disturbed.lines() == single.lines()
     assert disturbed.notes[-1] == single.notes[-1]
     assert any("replaced" in note for note in disturbed.notes)
+
+
+def test_a_report_that_is_lost_is_not_waited_for_without_end(
+    folder: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    single, disturbed = (Job(folder(), 2, **RECIPE) for _ in range(2))
+    train_single(single)
+    hear, lost = Reports._on_report, list[PassReport]()
+
+    def loses_one(reports: Reports, said: Any, report: PassReport) -> None:
+        if report.stage == 1 and report.epoch == 2 and not report.training and not lost:
+            lost.append(report)
+        else:
+            hear(reports, said, report)
+
+    monkeypatch.setattr(Reports, "_on_report", loses_one)
+    workers = ThreadWorkers(2)
+    workers.start()
+    coordinator(disturbed, workers, stall_timeout_s=0.5).run()
+    workers.leave()
+    assert lost
+    assert any("all wait since" in note for note in disturbed.notes)
+    assert (
+        disturbed.store.files[max(single.store.files)]
+        == single.store.files[max(single.store.files)]
+    )
+    assert disturbed.lines() == single.lines()
 
 
 RESNET = {"name": "resnet18", "feat_mult": 0.05, "dropout": 0.1}
