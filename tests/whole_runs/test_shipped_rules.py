@@ -1,0 +1,61 @@
+"""Runs by shipped rules: the same bytes in one process, in several stages, and resumed."""
+
+from __future__ import annotations
+
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support.run_in_threads import Job, train_pipelined, train_single
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
+
+DGL, AUGLOCAL, INFOPRO, CONTRASTIVE = (
+    {"rule": rule} for rule in ("DGL", "AugLocal", "InfoPro", "Contrastive")
+)
+CASES: dict[str, dict[str, Any]] = {
+    "DGL": {"loss": {**DGL, "options": {"hidden": 8}}},
+    "DGL with cnn": {"loss": {**DGL, "options": {"auxiliary": "cnn", "hidden": 8}}},
+    "AugLocal": {"loss": {**AUGLOCAL, "options": {"depth": 3}}},
+    "InfoPro": {"loss": {**INFOPRO, "options": {"hidden": 8}}},
+    "InfoPro by contrast": {
+        "loss": {**INFOPRO, "options": {"surrogate": "contrastive", "hidden": 8}}
+    },
+    "Contrastive": {"loss": {**CONTRASTIVE, "options": {"hidden": 8, "projected": 6}}},
+}
+"""What differs from `TREE`: each network has three hidden blocks."""
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("case", CASES)
+def test_a_pipeline_trains_as_one_process(
+    case: str, precision: str, folder: Callable[[], Path]
+) -> None:
+    """So do 2 stages, as many as there can be, and others from a checkpoint on."""
+    given = {**CASES[case], "precision": precision, "checkpoint_every_steps": 2}
+    single, two, three = (Job(folder(), stages, **given) for stages in (3, 2, 3))
+    train_single(single)
+    for pipelined in (two, three):
+        train_pipelined(pipelined)
+        assert pipelined.store.files == single.store.files
+        assert pipelined.lines() == single.lines()
+    first, *_, last = single.store.files
+    resumed = Job(folder(), 2, three.store.states[first], **given)
+    train_pipelined(resumed)
+    before, after = single.store.files[first], single.store.files[last]
+    assert resumed.store.files[last] == after
+    assert all(before[block] != after[block] for block in before)
+    assert all(isfinite(line["test"]["loss"]) for line in single.lines())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_greedy_training_is_the_same_in_a_pipeline(case: str, folder: Callable[[], Path]) -> None:
+    given = {**CASES[case], "schedule": {"epochs": 1, "greedy": True}}
+    single, pipelined = (Job(folder(), 3, **given) for _ in range(2))
+    train_single(single)
+    train_pipelined(pipelined)
+    assert pipelined.store.files == single.store.files
