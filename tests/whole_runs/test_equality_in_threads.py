@@ -116,7 +116,8 @@ def test_a_run_that_patience_ends_does_so_after_a_worker_was_lost(
 def test_a_report_that_is_lost_is_not_waited_for_without_end(
     folder: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    single, disturbed = (Job(folder(), 2, **RECIPE) for _ in range(2))
+    # more restarts than it takes: on a busy machine all may seem to wait
+    single, disturbed = (Job(folder(), 2, **RECIPE, max_restarts=100) for _ in range(2))
     train_single(single)
     hear, lost = Reports._on_report, list[PassReport]()
 
@@ -129,14 +130,12 @@ def test_a_report_that_is_lost_is_not_waited_for_without_end(
     monkeypatch.setattr(Reports, "_on_report", loses_one)
     workers = ThreadWorkers(2)
     workers.start()
-    coordinator(disturbed, workers, stall_timeout_s=0.5).run()
+    coordinator(disturbed, workers, stall_timeout_s=2.0).run()
     workers.leave()
     assert lost
     assert any("all wait since" in note for note in disturbed.notes)
-    assert (
-        disturbed.store.files[max(single.store.files)]
-        == single.store.files[max(single.store.files)]
-    )
+    last = max(single.store.files)
+    assert disturbed.store.files[last] == single.store.files[last]
     assert disturbed.lines() == single.lines()
 
 
