@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING
 
 from launch.resume import nothing_left, start_state
 from launch.run_directory import hold, hold_new
-from pipeline.run.events import ignore
 from pipeline.storage.checkpoint import RunState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
     from launch.job import Job, Options
     from launch.run_directory import HeldRun
     from pipeline.coordinator.engine import Engine
     from pipeline.data.facts import DataFacts
-    from pipeline.run.events import Observer
+    from pipeline.run.events import Watcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +48,13 @@ def run_job(
     run: HeldRun,
     options: Options,
     *,
-    watch: Observer = ignore,
-    ended: Callable[[], bool] = lambda: False,
+    watcher: Watcher | None = None,
     packed: bytes = b"",
 ) -> Finished:
     """Train a job, from the beginning or from where its folder is.
 
     Args:
-        watch: is told what the view shows, by this thread.
-        ended: asked between batches; true ends the run as an interruption does.
+        watcher: is told what the view shows, by this thread, and may end the run.
         packed: a user's objects for the workers (`given.Given`).
 
     Raises:
@@ -78,9 +75,7 @@ def run_job(
         with engine_for(single=options.single, packed=packed) as engine:
             from launch.training import train  # numpy, and much more: only now that it is needed
 
-            ended_with = train(
-                job, run, origin, engine, view=options.view, watch=watch, ended=ended
-            )
+            ended_with = train(job, run, origin, engine, view=options.view, watcher=watcher)
     except KeyboardInterrupt:
         if ended_with is None:
             raise

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from pipeline.data.batches import Batches
     from pipeline.data.facts import DataFacts
     from pipeline.data.record import DataRecord
-    from pipeline.run.events import Event, Observer
+    from pipeline.run.events import Event, Observer, Watcher
     from pipeline.schedule.feed import Course
     from pipeline.storage.checkpoint import RunState
     from pipeline.storage.folder import Folder
@@ -57,8 +57,7 @@ def train(
     *,
     view: ViewKind,
     begun: Callable[[], None] = lambda: None,
-    watch: Observer = ignore,
-    ended: Callable[[], bool] = lambda: False,
+    watcher: Watcher | None = None,
 ) -> tuple[RunState, DataFacts]:
     """Train a job in its run directory, shown as `view`.
 
@@ -67,8 +66,7 @@ def train(
         origin: what to start from, and notes on that.
         engine: None is single mode.
         begun: called once the run directory is ready, before training.
-        watch: is told all that the view is.
-        ended: asked between batches; true ends the run early, with a checkpoint.
+        watcher: is told all that the view is, by this thread.
 
     Returns:
         The state that it ended with; the facts of its data, mean and deviation included.
@@ -108,8 +106,9 @@ def train(
             open_log(held.folder, show) as log,
             interrupts_noted() as interrupted,
         ):
-            observer = _all_of(log, show, console, watch)
-            run = make_run(job, held.folder, start, batches, course, writer, observer)
+            observer = _all_of(log, show, console, watcher or ignore)
+            judge = watcher.is_enough if watcher else None
+            run = make_run(job, held.folder, start, batches, course, writer, observer, judge)
             observer(_started(job, held.path, run, linked=engine is not None))
             for note in (*notes, *_notes(job, held, batches, record)):
                 observer(Note(note))
@@ -118,14 +117,10 @@ def train(
             progress_s = 0.0 if view == "quiet" else _PROGRESS_EVERY_S
             run = replace(
                 run,
-                interrupted=lambda: interrupted() or ended(),
+                interrupted=lambda: interrupted() or (watcher is not None and watcher.has_failed()),
                 progress_interval_s=progress_s,
             )
-            try:
-                _carry_out_logged(run, engine, log)
-            except InterruptedRunError:
-                if interrupted() or not ended():
-                    raise
+            _carry_out_logged(run, engine, log)
             return run.recorder.snapshots.newest or start, batches.facts
     finally:
         if writer.settle(0.0):  # else it may yet write: the folder stays locked
@@ -182,6 +177,7 @@ def make_run(
     course: Course,
     writer: BackgroundWriter,
     observer: Observer,
+    judge: Callable[[int], bool] | None = None,
 ) -> Run:
     """A run of `job` that writes its metrics into `folder` and its snapshots with `writer`."""
     recorder = Recorder(
@@ -197,7 +193,8 @@ def make_run(
         config=job.config,
         plan=job.plan,
         batches=batches,
-        feed=Feed(course, start.position, best=start.best),
+        feed=Feed(course, start.position, best=start.best, is_judged=judge is not None),
+        judge=judge,
         start=start,
         recorder=recorder,
         observer=observer,

@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Called by the thread that called `pipeline.fit`, between batches. What a method raises ends
-    the run with a checkpoint, and then `fit` raises it."""
+    """Called by the thread that called `pipeline.fit`, which waits for it after each epoch. What a
+    method raises ends the run with a checkpoint, and then `fit` raises it."""
 
     def on_start(self) -> None:
         """Training begins."""
 
     def on_epoch(self, row: dict[str, Any]) -> bool | None:
-        """An epoch is over; `row` is its entry of `FittedRun.history`. True ends the run, with a
-        checkpoint."""
+        """An epoch is over; `row` is its entry of `FittedRun.history`. True ends the run with this
+        epoch. After a lost worker an epoch may be trained, and told, again."""
 
     def on_end(self, run: Any) -> None:
         """The run has ended by itself or by a callback; `run` is what `fit` gives."""
@@ -36,24 +36,33 @@ class Callbacks:
     """Those of one run, which are an observer of it."""
 
     def __init__(self, callbacks: Sequence[AnyCallback]) -> None:
-        self._callbacks = [_as_callback(one) for one in callbacks]
+        self.given = [_as_callback(one) for one in callbacks]
         self._failure: BaseException | None = None
-        self._ended = False
+        self._last: int | None = None
+        """The epoch that the run ends with, once one wants it."""
 
     def __call__(self, event: Event) -> None:
         """Tell each; what one raises is kept, since the run must end in order."""
         try:
-            for callback in self._callbacks:
+            for callback in self.given:
                 if isinstance(event, RunStarted):
                     callback.on_start()
                 elif isinstance(event, EpochDone):
-                    self._ended |= bool(callback.on_epoch(event.metrics))
+                    self._note(bool(callback.on_epoch(event.metrics)), event.metrics["epoch"])
         except BaseException as error:
             self._failure = self._failure or error
 
-    def ended(self) -> bool:
-        """Whether one wants the run to end, or has failed."""
-        return self._ended or self._failure is not None
+    def _note(self, ends: bool, epoch: int) -> None:
+        if ends and self._last is None:
+            self._last = epoch
+
+    def is_enough(self, epoch: int) -> bool:
+        """Whether one wanted the run to end with this epoch, or an earlier one."""
+        return self._last is not None and epoch >= self._last
+
+    def has_failed(self) -> bool:
+        """Whether one has raised something."""
+        return self._failure is not None
 
     def raise_failure(self) -> None:
         """Raises what a callback has raised."""
@@ -62,7 +71,7 @@ class Callbacks:
 
     def on_end(self, run: Any) -> None:
         """Tell each."""
-        for callback in self._callbacks:
+        for callback in self.given:
             callback.on_end(run)
 
 

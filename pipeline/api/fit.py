@@ -159,15 +159,10 @@ def _trained(wanted: Asked, options: Options, callbacks: Callbacks) -> FittedRun
         job = check_job(wanted.name, wanted.config, options)
         with run_folder(job, options) as folder:
             try:
-                finished = run_job(
-                    job,
-                    folder,
-                    options,
-                    watch=callbacks,
-                    ended=callbacks.ended,
-                    packed=given.packed,
-                )
+                watcher = callbacks if callbacks.given else None
+                finished = run_job(job, folder, options, watcher=watcher, packed=given.packed)
             except InterruptedRunError as error:
+                callbacks.raise_failure()
                 raise KeyboardInterrupt(str(error)) from error
             callbacks.raise_failure()
             facts = finished.facts or _facts(job)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,6 +82,18 @@ class Note:
 Event: TypeAlias = RunStarted | Waiting | Progress | EpochDone | CheckpointWritten | Note
 Observer: TypeAlias = Callable[[Event], None]
 """Called in the order of events, from one thread at a time; must not block."""
+
+
+class Watcher(Protocol):
+    """Who is told of a run as an observer is, and may end it."""
+
+    def __call__(self, event: Event) -> None: ...
+
+    def is_enough(self, epoch: int) -> bool:
+        """Whether the run ends with an epoch, of which `EpochDone` has told."""
+
+    def has_failed(self) -> bool:
+        """Whether the run is to end at once, with a checkpoint."""
 
 
 def ignore(event: Event) -> None:

@@ -39,6 +39,8 @@ class MetricsLog:
         self._seconds: dict[int, float] = {}
         self._images_before = _images_counted(start)
         self.best = start.best
+        self.written = 0
+        """The last epoch with a line."""
         """What all tests so far have shown."""
         self._began = clock()
         self.lines = LineLog(folder, METRICS_FILE, lambda text: observer(Note(text)))
@@ -74,7 +76,7 @@ class MetricsLog:
         self._reports.clear()
         self._seconds.clear()
         self._images_before = _images_counted(start)
-        self.best = start.best
+        self.best, self.written = start.best, 0
         self.lines.trim(lambda line: _stays(line, start.position))
         self.start_clock()
 
@@ -89,6 +91,7 @@ class MetricsLog:
             predicts = test["error_pct"] is not None
             self.best = self.best.after(epoch, test["error_pct" if predicts else "loss"])
         self.lines.append(json.dumps(line))
+        self.written = epoch
         self._observer(EpochDone(line))
 
     def _take(self, epoch: int, *, training: bool) -> list[PassReport]:

@@ -44,6 +44,8 @@ class Run:
     recorder: Recorder
     observer: Observer
     interrupted: Callable[[], bool] = lambda: False
+    judge: Callable[[int], bool] | None = None
+    """Asked of each epoch that has been reported: whether the run ends with it."""
     progress_interval_s: float = 0.0
     folder: Folder | None = None
     """The run directory, for what is left for inspection."""
@@ -61,7 +63,9 @@ class Run:
     def report(self, report: PassReport) -> None:
         """Take a stage's counters; what tests show may end the feed."""
         self.recorder.metrics.report(report)
-        self.feed.hear(self.recorder.metrics.best)
+        metrics = self.recorder.metrics
+        ended = self.judge is not None and metrics.written > 0 and self.judge(metrics.written)
+        self.feed.hear(metrics.best, judged=metrics.written, ended=ended)
 
     def heed_interruption(self) -> None:
         """End the feed, once, if the person or the cluster asked for it."""
@@ -98,11 +102,11 @@ class Run:
         if self.feed.ended_early:
             self.recorder.finish()  # what that has to say comes before the last line
             course, best = self.feed.course, self.feed.best
+            epoch, why = course.epoch_of(self.feed.position.step), "a callback"
+            if course.is_enough(best):
+                why = f"schedule.patience {course.patience}: {best.in_words()}"
             self.observer(
-                Note(
-                    f"ended early, after epoch {best.tested} of {course.all_epochs}, by "
-                    f"schedule.patience {course.patience}: {best.in_words()}"
-                )
+                Note(f"ended early, after epoch {epoch} of {course.all_epochs}, by {why}")
             )
 
     def end_if_interrupted(self, fault: str) -> None:
@@ -133,7 +137,13 @@ class Run:
             search = replace(search, tries=0)
         if nonfinite is not None:
             search = search.after(nonfinite, step, course.snapshot_after(nonfinite))
-        feed = Feed(course, start.position, best=start.best, left_out=search.left_out)
+        feed = Feed(
+            course,
+            start.position,
+            best=start.best,
+            left_out=search.left_out,
+            is_judged=self.judge is not None,
+        )
         return replace(self, start=start, feed=feed, bad_batches=search)
 
     def check_initial(self, found: Sequence[Fingerprint], who: str) -> None:

@@ -23,7 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import cos, pi, prod
 from threading import Event
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeGuard
 
 from pipeline.network.specs import in_runs
 from pipeline.schedule.best import BestSoFar
@@ -173,8 +173,9 @@ class Feed:
     `interrupt` may be called from any thread: the next item is then a snapshot of what has been
     fed so far, and the last one a stop. Of the training batches `left_out` only the count is fed.
 
-    `best`: what the tests before `start` have shown. Where a test may end the run, whoever feeds
-    waits after it (`wait_for_report`), and whoever hears its report says so (`hear`).
+    `best`: what the tests before `start` have shown. `is_judged`: whether somebody looks at each
+    epoch, and may end the run with it. Where a test or a judge may end the run, whoever feeds waits
+    after it (`wait_for_report`), and whoever hears its report says so (`hear`).
     """
 
     def __init__(
@@ -184,8 +185,10 @@ class Feed:
         *,
         best: BestSoFar = _NO_TEST,
         left_out: frozenset[int] = frozenset(),
+        is_judged: bool = False,
     ) -> None:
         self.course, self.best, self.left_out = course, best, left_out
+        self._is_judged, self._judged, self._is_ended = is_judged, 0, False
         self.interrupted = False
         self.cut_short = False
         """Whether part of the course was left out: an interruption, or an item that failed."""
@@ -201,9 +204,14 @@ class Feed:
         self.interrupted = True
         self._news.set()
 
-    def hear(self, best: BestSoFar) -> None:
-        """Tests have been reported; from any thread."""
-        self.best = best
+    def hear(self, best: BestSoFar, *, judged: int = 0, ended: bool = False) -> None:
+        """Tests have been reported; from any thread.
+
+        Args:
+            judged: the last epoch that a judge has seen; ended: whether the run ends with it.
+        """
+        self.best, self._judged = best, judged
+        self._is_ended |= ended
         self._news.set()
 
     def wait_for_report(self, item: Item, look: Callable[[], None]) -> None:
@@ -219,20 +227,21 @@ class Feed:
             self._news.clear()
 
     def _awaits(self, item: Item) -> bool:
-        return (
-            self.course.patience is not None
-            and isinstance(item, EndEvaluation)
-            and self.best.tested < item.epoch
+        if not _completes_an_epoch(item, self.course):
+            return False
+        by_tests = self.course.patience is not None and isinstance(item, EndEvaluation)
+        return (by_tests and self.best.tested < item.epoch) or (
+            self._is_judged and self._judged < item.epoch
         )
 
     @property
     def ended_early(self) -> bool:
-        """Whether patience has left out the end of the course."""
+        """Whether patience, or who looks at each epoch, has left out the end of the course."""
         is_early = not self.cut_short and self.position.step < self.course.steps
         return is_early and self._is_enough()
 
     def _is_enough(self) -> bool:
-        return self.course.is_enough(self.best)
+        return self._is_ended or self.course.is_enough(self.best)
 
     def give_up(self, failure: PipelineError | None) -> None:
         """The item at hand can't be had: it does not count, and the feed ends with a snapshot.
@@ -263,10 +272,15 @@ class Feed:
     def _advance(self, item: Item) -> None:
         if isinstance(item, TrainBatch):
             self.position = Position(item.batch_id, epoch_reported=False)
-        elif isinstance(item, EndEvaluation) or (
-            isinstance(item, EndEpoch) and not self.course.evaluates(item.epoch)
-        ):  # an epoch is complete with its test, or with its end where it is not tested
+        elif _completes_an_epoch(item, self.course):
             self.position = Position(self.position.step, epoch_reported=True)
+
+
+def _completes_an_epoch(item: Item, course: Course) -> TypeGuard[EndEpoch | EndEvaluation]:
+    """It is complete with its test, or with its end where it is not tested."""
+    return isinstance(item, EndEvaluation) or (
+        isinstance(item, EndEpoch) and not course.evaluates(item.epoch)
+    )
 
 
 def _items(course: Course, start: Position, is_enough: Callable[[], bool]) -> Iterator[Item]:

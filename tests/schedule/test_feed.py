@@ -448,6 +448,24 @@ def test_whoever_feeds_waits_for_the_report_of_a_test() -> None:
     assert looked == [0, 1, 2]
 
 
+@pytest.mark.parametrize(("tests", "last"), [(1, EndEvaluation(1)), (0, EndEpoch(1))])
+def test_a_judge_is_waited_for_after_each_epoch_and_may_end_the_run(tests: int, last: Item) -> None:
+    feed = Feed(replace(DRAWN, eval_every_epochs=tests), Position(), is_judged=True)
+    fed: list[Item] = []
+    looked: list[int] = []
+
+    def judge() -> None:
+        looked.append(len(fed))
+        feed.hear(BestSoFar(), judged=1, ended=True)
+
+    for item in feed:
+        fed.append(item)
+        feed.wait_for_report(item, judge)
+    assert looked == [fed.index(last) + 1]
+    assert fed[looked[0] :] == [Snapshot(DRAWN.steps_per_epoch, 1, True), Stop()]
+    assert feed.ended_early
+
+
 def test_no_report_is_waited_for_after_an_interruption_or_where_none_will_come() -> None:
     feed = Feed(WITH_PATIENCE, Position())
 
