@@ -182,7 +182,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "empty test": (((X, Y), (X[:0], Y[:0])), "test: X has shape (0, 2, 6, 6): (n, …) with at"),
     "no features": ((X[:, 0, 0, 0], Y), "has shape (40,): (n, …) with at least one example, of 1 to"
                                         " 7 dimensions, is needed; X.reshape(-1, 1) makes"),
-    "deep": ((X.reshape(40, *(1,) * 7, 72), Y), "is needed; give (X, y)"),
+    "deep": ((X.reshape(40, *(1,) * 7, 72), Y), "of 1 to 7 dimensions, is needed"),
     "objects": (
         (np.array([[1], [2, 3]], dtype=object), Y[:2]),
         "train: X holds object, which is no number: rows of unequal length, texts and missing",

@@ -25,6 +25,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where a script finds `support`
+from support.own_data import FACTORY
 from support.run_in_threads import Fate, Job, train_pipelined
 
 from pipeline.run.events import CheckpointWritten
@@ -98,6 +99,20 @@ def configs(draw: DrawFn) -> Drawn:
     blockwise = model.get("group") == 1 and not greedy
     epochs = 1 if greedy else draw(st.integers(1, 2))
     batch_size = draw(st.sampled_from([4, 8]))
+    images = 2 * batch_size + draw(st.integers(2, batch_size))
+    made = {
+        "name": "synthetic",
+        "size": 6,
+        "channels": draw(st.integers(1, 3)),
+        "classes": draw(st.integers(2, 5)),
+        "train_images": images,
+        "test_images": 9,
+    }
+    own = {
+        "factory": FACTORY,
+        "kwargs": {"data": "shifted", "n": images},
+        "normalise": draw(st.sampled_from(["known", "measured"])),
+    }
     name = draw(st.sampled_from(["adam", "amsgrad", "adamw", "sgd"]))
     optimizer = {
         "name": name,
@@ -123,12 +138,7 @@ def configs(draw: DrawFn) -> Drawn:
             "warmup_epochs": draw(st.integers(0, epochs - 1)),
         },
         "data": {
-            "name": "synthetic",
-            "size": 6,
-            "channels": draw(st.integers(1, 3)),
-            "classes": draw(st.integers(2, 5)),
-            "train_images": 2 * batch_size + draw(st.integers(2, batch_size)),
-            "test_images": 9,
+            **draw(st.sampled_from([made, own])),
             "batch_size": batch_size,
             "crop_padding": draw(st.integers(0, 2)),
             "flip": draw(st.booleans()),
