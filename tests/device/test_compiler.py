@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from support.run_in_threads import Job
+from support.run_in_threads import TREE, Job
 
 from pipeline.config.sections import build_config
 from pipeline.data.facts import data_facts
@@ -35,6 +35,11 @@ pytestmark = [
 CPU = torch.device("cpu")
 VGG = {"name": "vgg", "layers": [4, "M", 6], "hidden": 16, "dropout": 0.2}
 STAGES = ["stage 0", "stage 1", "stage 2"]
+SHORT: dict[str, Any] = {
+    "data": {**TREE["data"], "train_images": 16, "test_images": 8},
+    "schedule": {"epochs": 1},
+}
+"""Two steps and a test, on batches of one size: for each other the compiler is asked anew."""
 MLP = {"name": "mlp", "hidden_layers": 1, "hidden": 16}
 
 
@@ -102,7 +107,7 @@ def test_with_generated_code_too() -> None:
 def test_where_the_compiler_fails_a_run_goes_on_and_each_stage_says_so_once(
     folder: Callable[[], Path],
 ) -> None:
-    plain, other = Job(folder(), 3), Job(folder(), 3, compile=True)
+    plain, other = Job(folder(), 3, **SHORT), Job(folder(), 3, **SHORT, compile=True)
     for job in (plain, other):
         SingleTrainer(job.run).run()
     assert other.store.files == plain.store.files
@@ -136,9 +141,9 @@ def test_what_it_fails_at_depends_neither_on_the_stages_nor_on_what_was_before(
     """Convolutions are refused, other parts are compiled: by each stage, and before they fail."""
     monkeypatch.setattr(compiler_module, "BACKEND", Chosen("conv2d"))
     one, three, plain = (
-        Job(folder(), 1, compile=True),
-        Job(folder(), 3, compile=True),
-        Job(folder(), 1),
+        Job(folder(), 1, **SHORT, compile=True),
+        Job(folder(), 3, **SHORT, compile=True),
+        Job(folder(), 1, **SHORT),
     )
     for job in (one, three, plain):
         SingleTrainer(job.run).run()

@@ -181,8 +181,8 @@ def vgg(loss: str, **model: Any) -> Stage:
 def trained(stage: Stage, sent: list[Tensor]) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(3)
     for batch_id in range(3):
-        x = torch.randn(16, 3, 32, 32, generator=generator, dtype=torch.float64)
-        labels = torch.randint(0, 10, (16,), generator=generator)
+        x = torch.randn(6, 3, 32, 32, generator=generator, dtype=torch.float64)
+        labels = torch.randint(0, 10, (6,), generator=generator)
         stage.train(x, labels, batch_id=batch_id, lr=0.01, send=lambda x: sent.append(x.clone()))
     return {
         f"{index}/{name}": tensor
