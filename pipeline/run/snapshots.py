@@ -6,6 +6,7 @@ disk may refuse it, or be slow: training goes on, and the next snapshot tries ag
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, TypeAlias
 
 from pipeline.errors import CheckpointError, TimedOutError
@@ -41,7 +42,9 @@ class Snapshots:
         start: RunState,
     ) -> None:
         self._folder, self._stages, self._writer, self._observer = folder, stages, writer, observer
-        self._parts: dict[int, dict[int, Part]] = {}
+        self._parts: deque[dict[int, Part]] = deque()
+        """Of snapshots that are not complete, the oldest first. Two may be of one step: the end of
+        an epoch, and of a run that is interrupted there."""
         self._disk_wait_s = _LONGEST_WAIT_S
         self._some_left_out = False
         self._refusal = ""
@@ -59,10 +62,15 @@ class Snapshots:
     ) -> None:
         """Take a stage's state; have the checkpoint written when every stage's is there, with what
         the tests before it have shown."""
-        parts = self._parts.setdefault(state.step, {})
+        # a stage comes to all of them in order, so this state is of the first that lacks it
+        parts = next((parts for parts in self._parts if stage not in parts), None)
+        if parts is None:
+            self._parts.append(parts := {})
         parts[stage] = state, files
+        cuts = {(state.step, state.epoch_reported) for state, _ in parts.values()}
+        assert len(cuts) == 1, f"one snapshot at {sorted(cuts)}"
         if len(parts) == self._stages:
-            del self._parts[state.step]
+            self._parts.popleft()
             tallies = [tally for state, _ in parts.values() for tally in state.tallies]
             self.newest = RunState(
                 Position(state.step, state.epoch_reported),

@@ -42,6 +42,20 @@ def test_same_step_may_be_written_twice(recording: Recording) -> None:
     assert len(recording.writer.given) == 2
 
 
+def test_two_snapshots_of_one_step_do_not_mix(recording: Recording) -> None:
+    """Within an epoch and at its end, where the first stage is ahead of the second."""
+    recording.say(0, 4, reported=False)
+    recording.say(0, 4, reported=True)
+    recording.say(1, 4, reported=False)
+    assert [given.position.epoch_reported for given in recording.writer.given] == [False]
+    recording.say(1, 4, reported=True)
+    assert [given.position.epoch_reported for given in recording.writer.given] == [False, True]
+    recording.say(0, 8)
+    recording.recorder.rewind(RunState())  # and what is not complete is forgotten
+    recording.snap(12)
+    assert recording.writer.given[-1].position.step == 12
+
+
 def test_what_was_written_is_told_when_asked(recording: Recording) -> None:
     recording.snap(4)
     assert (recording.recorder.snapshots.last_checkpoint, recording.events) == (None, [])
