@@ -344,6 +344,20 @@ def test_a_limit_of_an_image_folder_is_the_same_for_all_seeds(tmp_path: Path) ->
     ][:7]
 
 
+def test_a_validation_share_is_seen_as_in_a_test(tmp_path: Path) -> None:
+    plain, validated = (
+        load_batches(folder_config(tmp_path, **keys), seed=1) for keys in ({}, {"validation": 0.25})
+    )
+    images, labels = all_tests(validated)
+    assert sorted(labels) == [0, 1]
+    in_tests = {image.tobytes() for image in plain.training.take(np.arange(8), None)[0]}
+    assert {image.tobytes() for image in images} <= in_tests
+    assert len(everything(validated)[1]) == 6
+    assert list(validated.files()) == list(plain.files())
+    digests = {batches.record("imagefolder").training.digest for batches in (plain, validated)}
+    assert len(digests) == 2
+
+
 @pytest.mark.parametrize(("limits", "gaps"), [((1, 6), 1), ((1, 1), 2), ((2, 2), 0)])
 def test_a_limit_below_the_number_of_classes_is_told(
     limits: tuple[int, int], gaps: int, tmp_path: Path
