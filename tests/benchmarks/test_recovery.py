@@ -18,6 +18,8 @@ from benchmarks.recovery import (
     timed_config,
 )
 from pipeline.config.sections import build_config
+from pipeline.data.facts import data_facts
+from pipeline.network.from_config import network_specs
 from pipeline.schedule.feed import Feed, Position, course_of
 from pipeline.schedule.items import Snapshot
 
@@ -69,7 +71,8 @@ def snapshots_of(tree: dict[str, Any]) -> list[int]:
     """The steps at which a config has snapshots."""
     config = build_config(tree, "a test")
     steps = config.data.train_images // config.data.batch_size
-    course = course_of(config, (), steps, 1)
+    specs = network_specs(config, data_facts(config.data))
+    course = course_of(config, specs, steps, 1)
     return [item.step for item in Feed(course, Position()) if isinstance(item, Snapshot)]
 
 
