@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.usefixtures("torch_settings")
-@pytest.mark.parametrize(("document", "snippets"), [("docs/data.md", 7)])
+@pytest.mark.parametrize(
+    ("document", "snippets"),
+    [("docs/data.md", 7), pytest.param("docs/python.md", 7, marks=pytest.mark.processes)],
+)
 def test_snippets_of_a_document_work(
     document: str, snippets: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import nn
 
 from pipeline.config.config_file import set_value
+from pipeline.config.data import DataName
 from pipeline.config.sections import Config, build_config, config_tree
 from pipeline.config.yaml_file import load_tree
 from pipeline.errors import ConfigError
@@ -160,7 +161,7 @@ def _named(data: str, before: Mapping[str, Any]) -> dict[str, Any]:
     """A data set by its name, an .npz file, or a folder of images."""
     if data.endswith(".npz"):
         return {"file": data}
-    if Path(data).expanduser().is_dir():
+    if data not in get_args(DataName) and Path(data).expanduser().is_dir():
         return {"name": "imagefolder", "root": data}
     return {"name": data, **({"root": before["root"]} if "root" in before else {})}
 

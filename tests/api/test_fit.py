@@ -124,6 +124,17 @@ def test_arguments_are_keys_of_a_configuration(tmp_path: Path) -> None:
     assert [json.loads(row) for row in rows] == run.history
 
 
+def test_a_data_set_goes_before_a_folder_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "photos").mkdir()
+    assert pipeline.fit("mlp", "digits", **QUICK)._config.data.name == "digits"
+    with pytest.raises(pipeline.ConfigError, match="photos"):  # which holds no images
+        pipeline.fit("mlp", "photos", gpus="cpu")
+
+
 def test_a_config_file_is_where_arguments_begin(tmp_path: Path) -> None:
     path = tmp_path / "small.yaml"
     path.write_text(
