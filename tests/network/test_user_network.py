@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -18,6 +19,7 @@ from pipeline.config.sections import build_config
 from pipeline.data.facts import data_facts
 from pipeline.errors import ConfigError
 from pipeline.network.from_config import network_specs
+from pipeline.network.localise import localise
 from pipeline.network.user_network import build_parts
 from pipeline.planning.cost import BlockCost, block_costs
 
@@ -167,6 +169,11 @@ NETWORKS |= {
     "masked": lambda: flat(Masked(768, 6), nn.ReLU(), nn.Linear(6, 5)),
     "lonely": lambda: flat(nn.Linear(768, 5)),
     "no module": list,
+    "localised": lambda: localise(
+        nn.Sequential(
+            OrderedDict(conv=nn.Conv2d(3, 4, 1), norm=nn.BatchNorm2d(4), act=nn.ReLU(True)),
+        ).extend([nn.Flatten(), nn.Linear(1024, 5)])
+    ),
     "a loose layer": lambda: nn.Linear(3, 3),
     "not sequential": NotSequential,
     "wrong classes": lambda: flat(nn.Linear(768, 4), nn.Linear(4, 4)),
@@ -228,6 +235,13 @@ def test_any_other_module_is_cut_at_its_own_blocks() -> None:
     assert [spec.name for spec in specs] == ["conv 3→6", "hidden 96→7", "output 7→5"]
     assert [spec.shape for spec in specs] == [(6, 16, 16), (7,), (5,)]
     assert [spec.out_shape for spec in specs] == [(96,), (7,), (5,)]
+
+
+def test_a_function_may_localise_a_sequence_itself() -> None:
+    specs = specs_of(config_of("localised"))
+    assert [spec.name for spec in specs] == ["conv 3→4", "output 1024→5"]
+    assert specs[0].custom
+    assert specs[0].custom.normalises
 
 
 def test_costs_are_those_of_its_layers() -> None:
