@@ -2,6 +2,8 @@
 
 Trains a few steps in single mode and as a pipeline, with a snapshot after every step, and
 compares a fingerprint of every tensor: weights, heads, statistics and optimizer state.
+
+With --locality: does each block, alone in a new process, become what it has become among others?
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from launch.job import Job
     from pipeline.coordinator.engine import Engine
     from pipeline.storage.checkpoint import RunState
+
+
+_STEPS, _STEPS_OF_EACH = 20, 10
 
 
 @dataclass(slots=True)
@@ -112,37 +117,78 @@ def verify(job: Job, steps: int) -> int:
     return 1
 
 
+def verify_locality(job: Job, steps: int) -> int:
+    """Print whether each block learns from nothing but what arrives; 0 if they do, 1 if not."""
+    from pipeline.locality.proof import ask, carry_out, judge, tape_bytes
+
+    config, specs, facts = job.config, job.specs, job.facts
+    with _folder() as folder:
+        device = job.plan.stages[0].device
+        ask(config, facts, specs, device=device, steps=steps, folder=folder)
+        size = tape_bytes(config, facts, specs, steps) / 1e6
+        print(
+            f"recording what arrives at {len(specs)} blocks: {size:.1f} MB in {folder}", flush=True
+        )
+        carry_out([folder])
+        found = judge(config, specs, folder)
+    for line in found.findings:
+        print(line)
+    if found.findings:
+        print('not local: see "Proof of locality" in docs/rules.md')
+        return 1
+    print(
+        f"local: {found.blocks} blocks retrained alone from {found.batches} batches, bit for bit "
+        "equal"
+    )
+    return 0
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("config", metavar="CONFIG.yaml", type=click.Path(path_type=Path))
 @click.option("--stages", type=int, metavar="N", help="Stages of the pipeline to compare with.")
 @click.option("--gpus", metavar="SPEC", help="Devices, as for pipeline-launch.")
 @click.option(
+    "--locality",
+    is_flag=True,
+    help="Check instead that each block learns from nothing but what arrives at it: retrain each "
+    "one alone, in a new process, from what it received.",
+)
+@click.option(
     "--steps",
     type=click.IntRange(min=1),
-    default=20,
-    show_default=True,
     metavar="K",
-    help="How many training steps to compare.",
+    help="How many training steps to compare.  [default: 20; 10 with --locality]",
 )
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value.")
 def main(
-    config: Path, stages: int | None, gpus: str | None, steps: int, overrides: tuple[str, ...]
+    config: Path,
+    stages: int | None,
+    gpus: str | None,
+    locality: bool,
+    steps: int | None,
+    overrides: tuple[str, ...],
 ) -> None:
-    """Check that training CONFIG in N processes equals one process, bit for bit.
+    """Check that training CONFIG in N processes equals one process, bit for bit, or, with
+    --locality, that each block learns only from what arrives at it.
 
     \b
-    Exit status: 0 equal; 1 different (block, tensor and step are printed), or a failed run;
-    2 wrong usage or config; 130 interrupted.
+    Exit status: 0 equal, or local; 1 different (block, tensor and step are printed), or a failed
+    run; 2 wrong usage or config; 130 interrupted.
     """
 
     def body() -> int:
         from launch.display.streams import wait_for_no_reader
         from launch.job import Options
         from launch.plan.checks import make_job
+        from pipeline.errors import ConfigError
 
         wait_for_no_reader()
-        options = Options(config, stages=stages, gpus=gpus, overrides=overrides)
-        return verify(make_job(options), steps)
+        options = Options(config, stages=stages, gpus=gpus, overrides=overrides, single=locality)
+        if not locality:
+            return verify(make_job(options), steps or _STEPS)
+        if stages is not None:
+            raise ConfigError("--locality trains each block in a process of its own: no --stages")
+        return verify_locality(make_job(options), steps or _STEPS_OF_EACH)
 
     run_command(body)
 

@@ -59,6 +59,9 @@ PIPELINE: dict[str, Row] = {  # from the ground up
     "run": row("errors system config data planning schedule storage transport"),
     "learning": torch("errors seeding system config data rules network schedule device kernels"),
     "rehearsal": torch("errors seeding system config data network schedule learning"),
+    "locality": torch(
+        "errors signals system config data network schedule device kernels learning rehearsal"
+    ),
     "worker": torch(
         "errors system config network schedule protocol device kernels transport learning rehearsal"
     ),
@@ -104,7 +107,7 @@ TRACING = {
 }
 """Files that need torch in a folder that does not: for networks of a user's own."""
 
-LEARNS = frozenset({"device", "kernels", "learning", "rehearsal"})
+LEARNS = frozenset({"device", "kernels", "learning", "rehearsal", "locality"})
 TALKS = frozenset({"protocol", "transport"})
 MEET = frozenset({"worker", "coordinator", "profiling", "single"})
 

@@ -35,6 +35,7 @@ from launch.engines.fork_messages import (
     read_answer,
     read_start,
 )
+from pipeline.system.children import end_with_parent
 from pipeline.system.limits import cure_of, with_cure
 
 if TYPE_CHECKING:
@@ -165,9 +166,7 @@ class ForkServer:
         """In the child: be that worker, for as long as the process `server` lives."""
         code = 1
         try:
-            _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != server:
-                os._exit(1)
+            end_with_parent(server)
             self._close()
             code = _work(start, self._launcher, server, self._folder)
         except BaseException as error:  # the process boundary: told as data

@@ -73,7 +73,19 @@ def build_stage(
     `graphs`: captures CUDA graphs, shared with other stages of this process; None: one of its own.
     """
     blocks = build_blocks(config, network_specs(config, facts), indices, device)
-    preprocess = build_preprocess(config, facts, device) if indices[0] == 0 else None
+    return stage_of(config, facts, blocks, device, graphs)
+
+
+def stage_of(
+    config: Config,
+    facts: DataFacts,
+    blocks: Sequence[Block],
+    device: torch.device,
+    graphs: GraphCapture | None = None,
+) -> Stage:
+    """The stage that trains consecutive blocks as the config has it; arguments as `build_stage`."""
+    is_first = blocks[0].spec.index == 0
+    preprocess = build_preprocess(config, facts, device) if is_first else None
     stage = Stage(blocks, preprocess, config.runtime.on_nonfinite)
     if config.runtime.compile:
         stage.compile()
@@ -81,9 +93,9 @@ def build_stage(
         reason = graphs_prevented_by(config)
         if reason is None:
             stage.capture(graphs or CudaGraphCapture(device))
-        elif indices[0] == 0:  # once for the run
+        elif is_first:  # once for the run
             stage.remark(without_graphs(reason))
-    if config.runtime.precision == "bf16" and indices[0] == 0 and not computes_bf16(device):
+    if config.runtime.precision == "bf16" and is_first and not computes_bf16(device):
         stage.remark(WITHOUT_BF16)
     return stage
 

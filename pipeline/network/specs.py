@@ -154,6 +154,10 @@ class Arrival:
     carried: tuple[CarriedSpec, ...] = ()
     shape: Shape | None = None
 
+    def example_bytes(self, in_shape: Shape) -> int:
+        """Of an example, targets aside; `in_shape`: what the block computes on."""
+        return 4 * self.rows * prod(self.shape or in_shape) + self.carried_bytes
+
     @property
     def carried_bytes(self) -> int:
         """Of an example, of what is carried."""
@@ -309,3 +313,9 @@ def stage_units(specs: Sequence[BlockSpec]) -> list[tuple[BlockSpec, ...]]:
     """The smallest parts that stages can be made of; their number is the most stages there can
     be: one per hidden layer, unless layers learn in groups or a shortcut spans them."""
     return in_runs(specs, lambda spec: spec.same_stage)
+
+
+def learning_units(specs: Sequence[BlockSpec]) -> list[tuple[BlockSpec, ...]]:
+    """The smallest parts that can be trained alone: as `stage_units`, but for an output layer,
+    which is one, too, unless it learns together with others."""
+    return in_runs(specs, lambda spec: spec.same_stage and (spec.same_group or not spec.is_output))

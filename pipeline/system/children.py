@@ -1,7 +1,9 @@
-"""Processes that a user's code starts in this one: nobody else would end them. Linux only."""
+"""Children that nobody else would end: those that a user's code starts in this process, and this
+one, should its parent be gone. Linux only."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 from contextlib import contextmanager, suppress
@@ -15,8 +17,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _LOOKS, _LOOK_S = 50, 0.002
+_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 _HARMLESS = "resource_tracker"
 """multiprocessing's own helper, which ends with the process that it serves."""
+
+
+def end_with_parent(parent: int) -> None:
+    """From now on the kernel kills this process, a stopped one too, when its parent is gone.
+
+    Args:
+        parent: which process that should be; it may be gone already.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 @contextmanager

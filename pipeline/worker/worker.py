@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import os
 import time
-from math import prod
 from typing import TYPE_CHECKING
 
 import torch
@@ -165,8 +164,5 @@ def _slot_bytes(first: BlockSpec, setup: Setup, batch_size: int) -> int:
     if first.index == 0:
         x_bytes = facts.example_bytes
     else:
-        x_bytes = max(
-            4 * arrival.rows * prod(arrival.shape or first.in_shape) + arrival.carried_bytes
-            for arrival in passes
-        )
+        x_bytes = max(arrival.example_bytes(first.in_shape) for arrival in passes)
     return batch_size * (x_bytes + facts.target_bytes) + tensors * ALIGNMENT

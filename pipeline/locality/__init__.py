@@ -1,0 +1,1 @@
+"""Proof that each block learns from nothing but what arrives at it."""
