@@ -282,7 +282,7 @@ def test_workers_that_never_come(folder: Callable[[], Path]) -> None:
     job, workers = Job(folder(), 2, start_timeout_s=100.0), ThreadWorkers(2)
     workers.control.client(0).send(Hello("run", PROTOCOL_VERSION, 1, running_code()))
     workers.control.client(1).send(Heartbeat(0, 0, "starting", 0.0))
-    kind, said = failure(job, workers, clock=ticking(5.0))
+    kind, said = failure(job, workers, clock=ticking(30.0))
     assert kind is TimedOutError
     assert said.startswith("waited 1")
     assert said.endswith(" s for stage 0 on cpu, stage 1 on cpu (runtime.start_timeout_s 100)")
