@@ -49,7 +49,7 @@ def run_job(
     options: Options,
     *,
     watcher: Watcher | None = None,
-    packed: bytes = b"",
+    packed: bytes | memoryview = b"",
 ) -> Finished:
     """Train a job, from the beginning or from where its folder is.
 
@@ -84,7 +84,7 @@ def run_job(
 
 
 @contextmanager
-def engine_for(*, single: bool, packed: bytes = b"") -> Iterator[Engine | None]:
+def engine_for(*, single: bool, packed: bytes | memoryview = b"") -> Iterator[Engine | None]:
     """Workers on this machine, which begin to import torch; None is single mode."""
     if single:
         yield None

@@ -62,7 +62,7 @@ class ForkServerClient:
             has no name and that only this process and its children can open, in one copy for all.
     """
 
-    def __init__(self, packed: bytes = b"") -> None:
+    def __init__(self, packed: bytes | memoryview = b"") -> None:
         self._packed = packed
         self._process: subprocess.Popen[bytes] | None = None
         self._link: socket | None = None
@@ -259,7 +259,7 @@ class LocalEngine:
         packed: as for `ForkServerClient`.
     """
 
-    def __init__(self, packed: bytes = b"") -> None:
+    def __init__(self, packed: bytes | memoryview = b"") -> None:
         self._server = ForkServerClient(packed)
 
     def warm_up(self) -> None:
@@ -316,7 +316,7 @@ def _work(invitation: Invitation, launcher_gone: Callable[[], bool]) -> int:
 
 
 @contextmanager
-def _in_memory(data: bytes) -> Iterator[int]:
+def _in_memory(data: bytes | memoryview) -> Iterator[int]:
     """The descriptor of a file in memory that holds `data`; -1 where there are none."""
     if not data:
         yield -1

@@ -12,11 +12,13 @@ from torch import nn
 
 from pipeline.config.config_file import set_value
 from pipeline.config.data import DataName
+from pipeline.config.recipe import ScheduleConfig
 from pipeline.config.sections import Config, build_config, config_tree
 from pipeline.config.yaml_file import load_tree
 from pipeline.errors import ConfigError
 from pipeline.rules.rule import LocalRule
 from pipeline.system.given import DATA, NETWORK, RULE, Given
+from pipeline.system.packed import users_modules
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +46,8 @@ class Asked:
     config: Config
     given: Given
     name: str
+    milestones_for: int | None = None
+    """As `Job.milestones_for`."""
 
 
 def asked(
@@ -61,13 +65,23 @@ def asked(
         ConfigError: for what is wrong, as a config file's errors.
     """
     tree, name = _base(config)
-    given = Given(_network_of(network, tree), _rule_of(loss, tree), _data_of(data, test, tree))
+    objects = _network_of(network, tree), _rule_of(loss, tree), _data_of(data, test, tree)
+    given = Given(*objects, modules=users_modules())
+    schedule = tree.get("schedule", {})
     for key, value in values.items():
         if value is not None:
             set_value(tree, _SHORT[key], _plain(value), key)
     for key, value in options.items():
         set_value(tree, key, _plain(value), f"options {key}")
-    return Asked(build_config(tree, "pipeline.fit"), given, name)
+    built = build_config(tree, "pipeline.fit")
+    return Asked(built, given, name, _milestones_for(schedule, tree.get("schedule", {})))
+
+
+def _milestones_for(before: Mapping[str, Any], now: Mapping[str, Any]) -> int | None:
+    changed = before.get("epochs") != now.get("epochs")
+    if not changed or not before.get("milestones") or before["milestones"] != now["milestones"]:
+        return None
+    return int(before.get("epochs", ScheduleConfig().epochs))
 
 
 def _base(config: Config | Mapping[str, Any] | str | Path | None) -> tuple[dict[str, Any], str]:
@@ -81,6 +95,9 @@ def _base(config: Config | Mapping[str, Any] | str | Path | None) -> tuple[dict[
         tree, name = config_tree(config) if isinstance(config, Config) else dict(config), "fit"
     if not isinstance(tree, dict):
         raise ConfigError(f"config: {config}: expected sections (model, loss, …)")
+    for key, value in tree.items():
+        if not isinstance(value, Mapping | None):
+            raise ConfigError(f"config: {key} is not a section")
     return {key: dict(value or {}) for key, value in tree.items()}, name
 
 

@@ -10,6 +10,7 @@ from pipeline.run.events import EpochDone, RunStarted
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pipeline.api.fitted import FittedRun
     from pipeline.run.events import Event
 
 
@@ -24,7 +25,7 @@ class Callback:
         """An epoch is over; `row` is its entry of `FittedRun.history`. True ends the run with this
         epoch. After a lost worker an epoch may be trained, and told, again."""
 
-    def on_end(self, run: Any) -> None:
+    def on_end(self, run: FittedRun) -> None:
         """The run has ended by itself or by a callback; `run` is what `fit` gives."""
 
 
@@ -69,7 +70,7 @@ class Callbacks:
         if self._failure is not None:
             raise self._failure
 
-    def on_end(self, run: Any) -> None:
+    def on_end(self, run: FittedRun) -> None:
         """Tell each."""
         for callback in self.given:
             callback.on_end(run)

@@ -52,6 +52,13 @@ def _settings() -> Iterator[tuple[Any, Callable[[Any], object]]]:
     ):
         yield getattr(owner, name), partial(setattr, owner, name)
     yield os.environ.get(_CUBLAS), _set_cublas
+    # to ask for the device would initialise CUDA, in a process that may never need it
+    yield torch.cuda.current_device() if _cuda_is_used() else 0, _set_cuda_device
+
+
+def _set_cuda_device(device: int) -> None:
+    if _cuda_is_used():
+        torch.cuda.set_device(device)
 
 
 def _set_cublas(value: str | None) -> None:
@@ -59,3 +66,7 @@ def _set_cublas(value: str | None) -> None:
         os.environ.pop(_CUBLAS, None)
     else:
         os.environ[_CUBLAS] = value
+
+
+def _cuda_is_used() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]

@@ -157,6 +157,7 @@ def _trained(wanted: Asked, options: Options, callbacks: Callbacks) -> FittedRun
     given = wanted.given
     with objects_given(given):
         job = check_job(wanted.name, wanted.config, options)
+        job = replace(job, milestones_for=wanted.milestones_for)
         with run_folder(job, options) as folder:
             try:
                 watcher = callbacks if callbacks.given else None

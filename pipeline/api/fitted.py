@@ -73,9 +73,9 @@ class FittedRun:
         with objects_given(self._given):
             return plain_network(self._config, self._specs, self._states())
 
-    def predict(self, x: Any) -> NDArray[np.int64]:
+    def predict(self, x: Any) -> NDArray[Any]:
         """(n,) the most likely class of each example, by the last block; (n, …) where there are
-        several targets for each.
+        several targets for each; where targets are numbers, these: (n, …) float32.
 
         Raises:
             ConfigError: where x does not hold such examples, or nothing is predicted.
@@ -85,6 +85,8 @@ class FittedRun:
             raise ConfigError(
                 f"predict: by loss.rule {self._config.loss.rule} the last block has no scores"
             )
+        if not self._facts.classes:
+            return scores.reshape(len(scores), *self._facts.target_shape)
         return np.asarray(scores.argmax(axis=1), np.int64)
 
     def scores_by_depth(self, x: Any) -> list[NDArray[np.float32] | None]:

@@ -20,7 +20,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError
-from pipeline.system.packed import packed, unpacked
+from pipeline.system.packed import Modules, packed, packed_modules, unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,13 +31,14 @@ NETWORK, RULE, DATA = "pipeline.fit:network", "pipeline.fit:loss", "pipeline.fit
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """The objects of one run. `packed`: those that workers need, as they travel; empty where there
-    are no workers."""
+    """The objects of one run. `modules`: those that they may be defined in. `packed`: what workers
+    need, as it travels; empty where there are no workers."""
 
     network: Any = None
     rule: Any = None
     data: Any = None
-    packed: bytes = field(default=b"", repr=False)
+    modules: Modules = field(default_factory=Modules)
+    packed: bytes | memoryview = field(default=b"", repr=False)
 
     def for_workers(self) -> Given:
         """The same, ready to travel.
@@ -52,7 +53,7 @@ class Given:
             for what, each in (("the network", self.network), ("the rule", self.rule))
             if each is not None
         )
-        return replace(self, packed=packed(what, (self.network, self.rule)))
+        return replace(self, packed=packed(what, (self.network, self.rule), self.modules))
 
 
 _given: ContextVar[Given | None] = ContextVar("given", default=None)
@@ -88,14 +89,17 @@ def is_given(named: str | None) -> bool:
     return named in (NETWORK, RULE, DATA)
 
 
+def own_modules() -> tuple[str, ...]:
+    """The user's modules that the objects may be defined in, and that workers import, by their
+    outermost names."""
+    modules = _current().modules
+    return (*modules.found, *modules.here)
+
+
 def code_line() -> tuple[str, ...]:
     """The line of `sources.own_code` for what travels to workers: every process has the same."""
-    if _inherited:
-        data: memoryview | bytes = _inherited[-1]
-    else:
-        given = _given.get()
-        data = given.packed if given else b""
-    return (f"{__name__} {sha256(data).hexdigest()[:16]}",) if data else ()
+    packed = _current().packed
+    return (f"{__name__} {sha256(packed).hexdigest()[:16]}",) if packed else ()
 
 
 def given_object(named: str) -> Any:
@@ -135,5 +139,6 @@ def _current() -> Given:
 
 @cache
 def _rebuilt() -> Given:
-    network, rule = unpacked(_inherited[-1])
-    return Given(network, rule)
+    data = _inherited[-1]
+    network, rule = unpacked(data)
+    return Given(network, rule, modules=packed_modules(data), packed=data)

@@ -12,7 +12,7 @@ import os
 import sys
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.errors import ConfigError, one_line
 from pipeline.system.interpreter import (
@@ -30,27 +30,43 @@ _OURS = frozenset({"pipeline", "launch", "__main__", "__mp_main__"})
 """Packages that every process has; and modules that cloudpickle takes by value anyway."""
 
 
-def packed(what: str, objects: Any) -> bytes:
+class Modules(NamedTuple):
+    """The user's modules that a process has imported, by their outermost names: those that workers
+    find where other modules are, or in the current folder, or not at all."""
+
+    found: tuple[str, ...] = ()
+    here: tuple[str, ...] = ()
+    by_value: tuple[str, ...] = ()
+
+
+def packed(what: str, objects: Any, modules: Modules) -> bytes:
     """The bytes of a user's objects.
 
     Args:
         what: names them in an error.
+        modules: those of this process.
 
     Raises:
         ConfigError: where they can't travel: a lock, an open file, a generator is in them.
     """
     import cloudpickle
 
-    here, by_value = _own_modules()
     try:
-        with _travelling_by_value(by_value):
+        with _travelling_by_value(modules.by_value):
             inner = cloudpickle.dumps(objects)
     except Exception as error:  # whatever a user's object raises
         raise ConfigError(
             f"{what}: can't be sent to worker processes: {one_line(error)}; leave out what is held "
             "of this process (files, locks, threads), or train without stages"
         ) from error
-    return bytes(cloudpickle.dumps((here, inner)))
+    return bytes(cloudpickle.dumps((tuple(modules), inner)))
+
+
+def packed_modules(data: bytes | memoryview) -> Modules:
+    """The modules that `packed` was given."""
+    import cloudpickle
+
+    return Modules(*cloudpickle.loads(data)[0])
 
 
 def unpacked(data: bytes | memoryview) -> Any:
@@ -61,8 +77,8 @@ def unpacked(data: bytes | memoryview) -> Any:
     """
     import cloudpickle
 
-    here, inner = cloudpickle.loads(data)
-    for module in here:
+    modules, inner = cloudpickle.loads(data)
+    for module in Modules(*modules).here:
         look_here_last(module)
     try:
         return cloudpickle.loads(inner)
@@ -70,21 +86,21 @@ def unpacked(data: bytes | memoryview) -> Any:
         raise ConfigError(f"can't be rebuilt in a worker process: {one_line(error)}") from error
 
 
-def _own_modules() -> tuple[list[str], list[str]]:
-    """The user's modules that are imported here, by their outermost name: those that workers find
-    in the current folder, and those that they don't find."""
-    here: list[str] = []
-    by_value: list[str] = []
+def users_modules() -> Modules:
+    """Those of this process."""
+    found, here, by_value = list[str](), list[str](), list[str]()
     path = module_path()
-    for name, file in _users_modules():
+    for name, file in _files():
         if _leads_to(name, path, file):
-            continue
-        found = _leads_to(name, [current_folder() or ""], file)
-        (here if found else by_value).append(name)
-    return here, by_value
+            found.append(name)
+        elif _leads_to(name, [current_folder() or ""], file):
+            here.append(name)
+        else:
+            by_value.append(name)
+    return Modules(tuple(found), tuple(here), tuple(by_value))
 
 
-def _users_modules() -> Iterator[tuple[str, str]]:
+def _files() -> Iterator[tuple[str, str]]:
     """Outermost names and a file of each, where neither Python nor an installer has put it."""
     places = {*sys.path, os.path.dirname(os.__file__)}
     installed = [place for place in places if has_installed(place)]

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.system.given import code_line, is_given
+from pipeline.system.given import code_line, is_given, own_modules
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -45,13 +45,17 @@ def running_code() -> tuple[str, ...]:
 def own_code(named: Iterable[str]) -> tuple[str, ...]:
     """The same for a user's modules that this process has imported: of each `package.module:name`,
     those of its package, and those that lie beside its file. Of objects given in place of names,
-    what travelled to workers."""
+    what travelled to workers, and the modules that it may need."""
     lines = (
         line
         for name in named
-        for line in (code_line() if is_given(name) else _own_code(name.partition(":")[0]))
+        for line in (_given_code() if is_given(name) else _own_code(name.partition(":")[0]))
     )
     return tuple(dict.fromkeys(lines))
+
+
+def _given_code() -> tuple[str, ...]:
+    return (*code_line(), *(line for name in own_modules() for line in _own_code(name)))
 
 
 def _own_code(name: str) -> tuple[str, ...]:

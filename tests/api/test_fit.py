@@ -135,6 +135,15 @@ def test_a_data_set_goes_before_a_folder_of_its_name(
         pipeline.fit("mlp", "photos", gpus="cpu")
 
 
+def test_milestones_that_stay_behind_are_told(tmp_path: Path) -> None:
+    config = {
+        "model": {"name": "mlp", "hidden": 8}, "loss": {"name": "pred"},
+        "schedule": {"epochs": 8, "milestones": [4, 6]}, "data": {"name": "digits"},
+    }  # fmt: skip
+    pipeline.fit(config=config, **QUICK, run_dir=tmp_path / "run")
+    assert "schedule.milestones [4, 6] don't fit" in (tmp_path / "run" / "run.log").read_text()
+
+
 def test_a_config_file_is_where_arguments_begin(tmp_path: Path) -> None:
     path = tmp_path / "small.yaml"
     path.write_text(
@@ -241,6 +250,17 @@ def test_data_are_arrays_tensors_datasets_or_a_file(tmp_path: Path) -> None:
         first.evaluate((x[40:], y[40:]))["error_pct"]
     }
     np.testing.assert_array_equal(first.predict(x), first.predict(torch.as_tensor(x)))
+
+
+def test_numbers_are_predicted_as_numbers() -> None:
+    x, _ = own_data()
+    y = x[:, :2].sum(axis=1)
+    network = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 1))
+    run = pipeline.fit(network, (x, y), loss="glob", **{**ARRAYS, "epochs": 80, "lr": 0.01})
+    assert run.predict(x).shape == (60,)
+    squares = float(np.mean((run.predict(x) - y) ** 2))
+    assert squares < 0.5
+    assert run.evaluate((x, y)) == {"loss": pytest.approx(squares, rel=1e-4), "error_pct": None}
 
 
 def test_settings_of_data_stay_where_data_are_given() -> None:

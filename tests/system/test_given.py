@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError
 from pipeline.system import given as given_module
 from pipeline.system.given import DATA, NETWORK, RULE, Given, inherit, is_given, objects_given
 from pipeline.system.named_object import called, named_object
-from pipeline.system.packed import unpacked
+from pipeline.system.packed import unpacked, users_modules
 from pipeline.system.sources import own_code
 
 
@@ -60,7 +60,7 @@ def test_another_thread_has_objects_of_its_own() -> None:
 
 def test_what_travels_is_rebuilt_where_it_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(given_module, "_inherited", [])
-    given = Given(Thing(), Thing).for_workers()
+    given = Given(Thing(), Thing, modules=users_modules()).for_workers()
     with objects_given(given):
         sent = own_code([NETWORK])
     inherit(memoryview(given.packed))
@@ -74,7 +74,7 @@ def test_what_travels_is_rebuilt_where_it_arrives(monkeypatch: pytest.MonkeyPatc
 
 
 def test_classes_of_a_test_module_travel_by_value() -> None:
-    packed = Given(Thing(), None).for_workers().packed
+    packed = Given(Thing(), None, modules=users_modules()).for_workers().packed
     network, rule = unpacked(packed)
     assert (network.parts, rule) == ([1, 2], None)
     assert b"parts" in packed  # what __init__ does
