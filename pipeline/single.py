@@ -30,6 +30,8 @@ from pipeline.worker.stage_runner import StageRunner
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from pipeline.planning.plan import StagePlan
@@ -121,7 +123,7 @@ class SingleTrainer:
         return [self._runner(plan, graphs) for plan in self._run.plan.stages]
 
     def _pass_through(self, item: Item, arrays: Arrays) -> None:
-        tensors = tuple(self._incoming.bring(torch.from_numpy(array)) for array in arrays)
+        tensors = tuple(self._incoming.bring(_aligned(array)) for array in arrays)
         self._queue.append((0, item, tensors))
         while self._queue:
             stage, item, tensors = self._queue.popleft()
@@ -160,6 +162,13 @@ class SingleTrainer:
             tallies = [tally for tally in start.tallies if tally.block in plan.blocks]
             runner.resume(run.feed.course.epoch_of(start.position.step), tallies)
         return runner
+
+
+def _aligned(array: NDArray[np.generic]) -> Tensor:
+    """Of numbers that are computed with a copy that begins where torch begins its tensors: numpy's
+    may begin anywhere, where kernels round otherwise than in the slots of a link."""
+    tensor = torch.from_numpy(array)
+    return tensor.clone() if tensor.is_floating_point() else tensor
 
 
 def _progress(runner: StageRunner) -> StageProgress:

@@ -6,16 +6,19 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from support.own_data import DATA, FACTORY, floats, labels, shifted
 from support.processes import final_digests, launch
 from support.run_in_threads import Job, train_pipelined, train_single
 
+from pipeline.learning.augment import Preprocess
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    import numpy as np
+    from torch import Tensor
 
 pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
 
@@ -74,6 +77,23 @@ def test_own_data_train_the_same_in_a_pipeline_and_resumed(
     for line in single.lines():
         assert "test" not in line
         assert line["validation"]["loss"] > 0
+
+
+@pytest.mark.parametrize("train", [train_single, train_pipelined])
+def test_floats_begin_where_kernels_round_alike(
+    train: Callable[[Job], None], folder: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU, at multiples of 64 bytes; numpy's arrays begin at any multiple of 16."""
+    begins = list[int]()
+
+    def noting(preprocess: Preprocess, x: Tensor, batch_id: int) -> Tensor:
+        begins.append(x.data_ptr() % 64)
+        return x
+
+    monkeypatch.setattr(Preprocess, "train", noting)
+    data = {key: SHIFTED[key] for key in ("factory", "kwargs")}
+    train(Job(folder(), 2, data={**data, "batch_size": 5}))
+    assert begins == [0] * 16
 
 
 def test_without_a_test_part_nothing_is_tested(folder: Callable[[], Path]) -> None:
@@ -206,3 +226,24 @@ def test_only_the_process_that_feeds_calls_the_function(config: Path, tmp_path: 
     assert launch(config, both[1], stages=2, overrides=more) == 0
     assert len(called) == 2
     assert final_digests(both[0]) == final_digests(both[1])
+
+
+def test_a_file_may_be_moved_but_not_changed(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x, y = shifted()
+    old, new, other = (tmp_path / f"{name}.npz" for name in ("old", "new", "other"))
+    for path, beside in ((old, {}), (other, {"mean": [0.0, 0.0], "std": [2.0, 2.0]})):
+        np.savez(path, X=x, y=y, **beside)
+    config.write_text(
+        CONFIG.replace(f'factory: "{FACTORY}", kwargs: {{data: shifted}}', f"file: {old}")
+    )
+    assert launch(config, tmp_path / "run", single=True) == 0
+    old.rename(new)
+    longer = {"single": True, "resume": True}
+    more = ("schedule.epochs=2", f"data.file={new}")
+    assert launch(config, tmp_path / "run", overrides=more, **longer) == 0
+    capsys.readouterr()
+    more = ("schedule.epochs=3", f"data.file={other}")
+    assert launch(config, tmp_path / "run", overrides=more, **longer) == 2
+    assert "the examples are others than the run began with" in capsys.readouterr().err
