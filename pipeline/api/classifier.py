@@ -3,6 +3,7 @@ estimators."""
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -116,7 +117,7 @@ class LocalClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             options={"runtime.checkpoint_every_steps": _NEVER, **(self.options or {})},
             quiet=not self.verbose,
         )
-        self.run_.remove_folder()
+        shutil.rmtree(self.run_.path, ignore_errors=True)  # of a run that nobody resumes
         self.history_ = self.run_.history
         return self
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
+import weakref
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,8 @@ from pipeline.api.caller import settings_kept
 from pipeline.api.fitted import FittedRun
 from pipeline.errors import ConfigError, InterruptedRunError
 from pipeline.run.metrics import METRICS_FILE
+from pipeline.storage.checkpoint import complete_checkpoints
+from pipeline.storage.checkpoint_writer import CHECKPOINTS
 from pipeline.system.given import objects_given
 
 if TYPE_CHECKING:
@@ -88,7 +92,7 @@ def fit(
             arguments say goes before it.
         options: any keys of a configuration, as `{"optimizer.momentum": 0.9}`.
         run_dir: the folder of the run, which keeps its checkpoints; None: a temporary one, which
-            is removed with the result.
+            is removed with the result, and stays where the run has ended by an error.
         resume: go on with the run in `run_dir`, given the same objects.
         callbacks: functions that are called with each new row of the history and end the run by
             giving True, or `Callback`s.
@@ -121,11 +125,11 @@ def fit(
                 Callbacks(callbacks),
             )
         except BaseException:
-            if temporary:
+            if temporary and not complete_checkpoints(temporary / CHECKPOINTS):
                 shutil.rmtree(temporary, ignore_errors=True)
             raise
         if temporary:
-            run.remove_with_it()
+            weakref.finalize(run, _remove, temporary, os.getpid())
     return run
 
 
@@ -164,7 +168,10 @@ def _trained(wanted: Asked, options: Options, callbacks: Callbacks) -> FittedRun
                 finished = run_job(job, folder, options, watcher=watcher, packed=given.packed)
             except InterruptedRunError as error:
                 callbacks.raise_failure()
-                raise KeyboardInterrupt(str(error)) from error
+                where = str(folder.path.absolute())
+                raise KeyboardInterrupt(
+                    f"{error}; to go on: pipeline.fit(…, run_dir={where!r}, resume=True)"
+                ) from error
             callbacks.raise_failure()
             facts = finished.facts or _facts(job)
             lines = folder.folder.read(METRICS_FILE)
@@ -194,3 +201,9 @@ def _facts(job: Job) -> DataFacts:
 
 def _temporary_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="pipeline-fit-"))
+
+
+def _remove(path: Path, process: int) -> None:
+    """In the process that made it: one that it forked has the result, too."""
+    if os.getpid() == process:
+        shutil.rmtree(path, ignore_errors=True)

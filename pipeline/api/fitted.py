@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import json
-import os
-import shutil
-import weakref
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +16,7 @@ from pipeline.data.own_data import own_data
 from pipeline.errors import ConfigError
 from pipeline.learning.block_file import decode_block
 from pipeline.learning.build import build_stage
-from pipeline.system.given import objects_given
+from pipeline.system.given import Given, objects_given
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
     from pipeline.data.facts import DataFacts
     from pipeline.learning.stage import Stage
     from pipeline.storage.checkpoint import RunState
-    from pipeline.system.given import Given
 
 _AT_ONCE = 1024
 """Examples that go through a network together."""
@@ -59,7 +56,9 @@ class FittedRun:
         self.path = path
         self.history = [json.loads(line) for line in lines.splitlines()]
         self._config, self._specs = job.config, job.specs
-        self._given, self._facts = given, facts
+        self._facts = facts
+        # of the user's objects only what makes the network again, as it is now
+        self._given = Given(copy.deepcopy(given.network), given.rule)
         self._files = {block: bytes(data) for block, data in state.files.items()}
 
     def __repr__(self) -> str:
@@ -122,14 +121,6 @@ class FittedRun:
             tally = self._stage.evaluation.read()[-1]
         return {"loss": tally.loss, "error_pct": tally.error_pct}
 
-    def remove_folder(self) -> None:
-        """Nobody needs it any more."""
-        _remove(str(self.path), os.getpid())
-
-    def remove_with_it(self) -> None:
-        """The folder goes when this object does."""
-        weakref.finalize(self, _remove, str(self.path), os.getpid())
-
     def __getstate__(self) -> dict[str, Any]:
         """Without what can be made of the rest."""
         made = ("model", "_stage")
@@ -176,9 +167,3 @@ def _tensor(values: Any, dtype: str, shape: tuple[int, ...], what: str) -> Tenso
     if not np.can_cast(found.dtype, dtype, "same_kind"):
         raise ConfigError(f"{what} is {found.dtype}; {dtype} is needed, as in training")
     return torch.from_numpy(np.ascontiguousarray(found, dtype))
-
-
-def _remove(path: str, process: int) -> None:
-    """In the process that made it: one that it forked has the object, too."""
-    if os.getpid() == process:
-        shutil.rmtree(path, ignore_errors=True)

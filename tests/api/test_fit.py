@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,7 @@ def test_a_network_is_trained_and_the_users_stays_as_it_was() -> None:
     run = pipeline.fit(network, "digits", **QUICK)
     assert states(network) == before
     assert [row["epoch"] for row in run.history] == [1, 2]
+    nn.init.zeros_(network[0].linear.weight)  # what became of it afterwards is no matter
     assert type(run.model) is nn.Sequential
     assert type(run.model[0]) is Wide
     assert not run.model.training
@@ -324,6 +326,25 @@ def test_a_folder_that_nobody_has_named_goes_with_the_result() -> None:
     assert (path / "checkpoints").is_dir()
     del run
     assert not path.exists()
+
+
+def test_an_interruption_leaves_what_a_run_can_go_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt, match=r"interrupted after step 4: .* run_dir='(.*)'"):
+            pipeline.fit(
+                own_network(), "digits", **QUICK,
+                callbacks=[lambda row: signal.raise_signal(signal.SIGINT)],
+            )  # fmt: skip
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    (folder,) = tmp_path.iterdir()
+    rest = pipeline.fit(own_network(), "digits", **QUICK, run_dir=folder, resume=True)
+    assert states(rest.model) == states(pipeline.fit(own_network(), "digits", **QUICK).model)
 
 
 def test_a_run_goes_on_with_the_same_objects_and_gives_the_same_bits(tmp_path: Path) -> None:
