@@ -69,20 +69,31 @@ class Residual(nn.Module):
 
 
 def trained_parts(parts: Sequence[Part], states: Mapping[int, Mapping[str, Tensor]]) -> None:
-    """Put the trained tensors of blocks into a user's own modules."""
+    """Put the trained tensors of blocks into a user's own modules.
+
+    Raises:
+        ConfigError: where these are not the modules that were trained.
+    """
+    if len(parts) != len(states):
+        raise _another_network(f"{len(parts)} blocks, the run's has {len(states)}")
     for index, part in enumerate(parts):
         to_device(part, torch.device("cpu"), torch.float32)
         both = nn.ModuleDict({"encoder": part.body, "tail": part.tail})
         for name, tensor in (*both.named_parameters(), *both.named_buffers()):
-            if name not in states[index]:
-                raise ConfigError(
-                    f"network: block {index} has {name}, the run's has not: give the network that "
-                    "the run began with"
+            trained = states[index].get(name)
+            if trained is None or trained.shape != tensor.shape:
+                there = "none" if trained is None else f"one of {tuple(trained.shape)}"
+                raise _another_network(
+                    f"in block {index} {name} of {tuple(tensor.shape)}, the run's has {there}"
                 )
             with torch.no_grad():
-                tensor.copy_(states[index][name])
+                tensor.copy_(trained)
         for name, module in extra_states(both).items():
             module.set_extra_state(states[index][name].clone())
+
+
+def _another_network(what: str) -> ConfigError:
+    return ConfigError(f"network: has {what}: give the network that the run began with")
 
 
 def built_in(
@@ -102,8 +113,8 @@ def built_in(
         last = ends.get(first, first)
         if last >= depth:
             raise ConfigError(
-                f"depth {depth}: a shortcut goes around blocks {first} to {last}, which are only "
-                f"whole what they are: give {last + 1}" + (f" or {first}" if first else "")
+                f"depth {depth}: a shortcut spans blocks {first} to {last} and can't be cut: give "
+                f"{last + 1}" + (f" or {first}" if first else "")
             )
         inside = specs[first : last + 1]
         name = "output" if inside[-1].is_output else f"block{first}"

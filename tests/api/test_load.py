@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,6 +29,11 @@ def network() -> nn.Sequential:
         nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Dropout(0.1),
         nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 10),
     )  # fmt: skip
+
+
+def chain(*widths: int) -> nn.Sequential:
+    layers = (nn.Linear(*pair) for pair in pairwise(widths))
+    return nn.Sequential(nn.Flatten(), *layers)
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
@@ -77,11 +83,20 @@ def test_a_depth_gives_what_the_first_blocks_pass_on(runs: dict[str, Any]) -> No
     ("name", "given", "says"),
     [
         ("own", {}, "network: the network of this run is a Python object"),
-        ("own", {"network": nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 10))}, "network: "),
+        ("own", {"network": chain(64, 8, 10)}, "network: has 2 blocks, the run's has 3: give"),
+        (
+            "own",
+            {"network": chain(64, 8, 9, 10)},
+            "network: has in block 1 encoder.0.weight of (9, 8), the run's has one of (8, 8): give",
+        ),
         ("mlp", {"at": 1}, "at 1: there are checkpoints of steps 2, 4: use one, or 'last'"),
         ("mlp", {"at": "first"}, "at 'first': there are checkpoints of steps"),
         ("mlp", {"depth": 0}, "depth 0: the network has 2 blocks: give 1 to that"),
-        ("resnet18", {"depth": 2}, "depth 2: a shortcut goes around blocks 1 to 2"),
+        (
+            "resnet18",
+            {"depth": 2},
+            "depth 2: a shortcut spans blocks 1 to 2 and can't be cut: give 3 or 1",
+        ),
     ],
 )
 def test_what_is_not_there_is_said(
