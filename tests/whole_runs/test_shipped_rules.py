@@ -14,6 +14,14 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
 
+
+def network(name: str, **kwargs: Any) -> dict[str, Any]:
+    """One of the networks that come with rules, for the images of `TREE`."""
+    kwargs |= {"image_shape": [2, 6, 6], "classes": 10}
+    return {"factory": f"pipeline.rules.networks:{name}", "kwargs": kwargs}
+
+
+MLP = {"name": "mlp", "hidden_layers": 3, "hidden": 12, "batch_norm": False}
 DGL, AUGLOCAL, INFOPRO, CONTRASTIVE = (
     {"rule": rule} for rule in ("DGL", "AugLocal", "InfoPro", "Contrastive")
 )
@@ -26,6 +34,16 @@ CASES: dict[str, dict[str, Any]] = {
         "loss": {**INFOPRO, "options": {"surrogate": "contrastive", "hidden": 8}}
     },
     "Contrastive": {"loss": {**CONTRASTIVE, "options": {"hidden": 8, "projected": 6}}},
+    "ForwardForward": {"model": MLP, "loss": {"rule": "ForwardForward"}},
+    "MonoForward": {"loss": {"rule": "MonoForward", "options": {"predict": "sum"}}},
+    "NoProp": {
+        "model": network("denoisers", blocks=3, channels=[4], hidden=6),
+        "loss": {"rule": "NoProp"},
+    },
+    "SoftHebb": {
+        "model": network("hebbian", channels=[5], hidden=[6, 5], kernel=3),
+        "loss": {"rule": "SoftHebb"},
+    },
 }
 """What differs from `TREE`: each network has three hidden blocks."""
 
@@ -56,6 +74,18 @@ def test_a_pipeline_trains_as_one_process(
 def test_greedy_training_is_the_same_in_a_pipeline(case: str, folder: Callable[[], Path]) -> None:
     given = {**CASES[case], "schedule": {"epochs": 1, "greedy": True}}
     single, pipelined = (Job(folder(), 3, **given) for _ in range(2))
+    train_single(single)
+    train_pipelined(pipelined)
+    assert pipelined.store.files == single.store.files
+
+
+GREEDY = ("ForwardForward", "NoProp", "SoftHebb")
+
+
+@pytest.mark.parametrize("case", GREEDY)
+def test_blocks_learn_one_after_another_alike(case: str, folder: Callable[[], Path]) -> None:
+    given = {**CASES[case], "schedule": {"epochs": 1, "greedy": True}}
+    single, pipelined = Job(folder(), 1, **given), Job(folder(), 3, **given)
     train_single(single)
     train_pipelined(pipelined)
     assert pipelined.store.files == single.store.files
