@@ -300,6 +300,16 @@ IMPOSSIBLE = [
         "data.classes_per_batch_until_epoch=3",
         "data.classes_per_batch_until_epoch 3 needs data.classes_per_batch",
     ),
+    ("data.factory=my_data:make", "data.factory is data of your own: leave data.name out"),
+    ("data.file=my.npz", "data.file is data of your own: leave data.name out"),
+    (
+        "data.name=factory",
+        "data.name factory needs data.factory, as package.module:function",
+    ),
+    ("data.name=npz", "data.name npz needs data.file, as path.npz"),
+    ("data.kwargs.width=3", "data.kwargs needs data.factory, as package.module:function"),
+    ("data.mean=[7] data.std=[0.5]", "data.mean [7.0]: pixels go from 0 to 1, so these do, too"),
+    ("data.mean=[0.5] data.std=[7]", "data.std [7.0]: pixels go from 0 to 1, so these do, too"),
     ("data.class_order=scan", f"data.class_order scan {SCAN_RULE}"),
     ("data.class_order=scan data.classes_per_batch=9", f"data.class_order scan {SCAN_RULE}"),
     ("data.batch_size=1", "data.batch_size 1 leaves model.batch_norm nothing to normalise by"),
@@ -390,6 +400,11 @@ TOO_MUCH = [
     ("data.batch_size", "1000000000", "less than or equal to 1048576"),
     ("data.train_limit", "1000000000000", "less than or equal to 1000000000"),
     ("data.cutout", "1000000", "less than or equal to 65536"),
+    ("data.validation", "1.0", "less than 1"),
+    ("data.validation", "0", "greater than 0"),
+    ("data.std", "[0.0]", "greater than 0"),
+    ("data.factory", "my data", "input should be as package.module:function"),
+    ("data.file", "x" * 40000, "at most 32,768 characters"),
     ("runtime.max_in_flight", "1000000", "less than or equal to 64"),
     ("runtime.threads_per_stage", "1000000", "less than or equal to 1024"),
     ("runtime.checkpoint_every_steps", "1000000000000", "less than or equal to 1000000000"),
@@ -642,3 +657,15 @@ def test_differing_keys_are_dotted_and_give_both_values() -> None:
         "runtime.seed": (4, 5),
     }
     assert differing_keys(one, build_config(config_tree(one), "test")) == {}
+
+
+def test_own_data_are_named_by_where_they_are_from(tmp_path: Path) -> None:
+    for keys, name in (("factory: 'my:own', kwargs: {n: 3}", "factory"), ("file: a.npz", "npz")):
+        path = tmp_path / "own.yaml"
+        path.write_text(
+            f"model: {{name: mlp}}\nloss: {{name: pred}}\ndata: {{{keys}, mean: [-3], std: [7]}}\n"
+        )
+        config = load_config(path)
+        assert (config.data.name, config.data.is_own) == (name, True)
+        path.write_text(dump_config(config))
+        assert load_config(path) == config
