@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 @pytest.mark.usefixtures("torch_settings")
 @pytest.mark.parametrize(
     ("document", "snippets"),
-    [("docs/data.md", 7), pytest.param("docs/python.md", 7, marks=pytest.mark.processes)],
+    [
+        ("docs/data.md", 7),
+        ("docs/rules.md", 5),
+        pytest.param("docs/python.md", 7, marks=pytest.mark.processes),
+    ],
 )
 def test_snippets_of_a_document_work(
     document: str, snippets: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -30,3 +34,15 @@ def test_snippets_of_a_document_work(
         for name in set(sys.modules) - known:
             if name.startswith("my_"):
                 del sys.modules[name]
+
+
+@pytest.mark.processes
+@pytest.mark.usefixtures("torch_settings")
+def test_the_first_page_s_lines_of_python_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert carry_out(REPOSITORY / "README.md", tmp_path, ("python",)) == 1
+    said = capfd.readouterr().out.splitlines()[-12:]
+    assert any("error_pct" in line for line in said)
+    assert any("Sequential(" in line for line in said)

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from launch.cli import main
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
 A_SNIPPET = re.compile(r"^```(python|yaml|sh)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -18,10 +19,13 @@ A_FILE = re.compile(r"# (\w+\.(?:py|ya?ml))\b")
 """A first line that names the file in which a snippet is to be."""
 
 
-def carry_out(document: Path, folder: Path) -> int:
+def carry_out(
+    document: Path, folder: Path, languages: Collection[str] = ("python", "yaml", "sh")
+) -> int:
     """Write the files that a document shows into `folder`, the current one; run its Python and its
-    `pipeline-launch` commands there. Gives how many snippets there were."""
-    found = A_SNIPPET.findall(document.read_text(encoding="utf-8"))
+    `pipeline-launch` commands there. Gives how many snippets there were of these languages."""
+    snippets = A_SNIPPET.findall(document.read_text(encoding="utf-8"))
+    found = [(language, text) for language, text in snippets if language in languages]
     for language, text in found:
         named = A_FILE.match(text)
         if named:
