@@ -242,6 +242,7 @@ class TracedRule:
     def _ruled(self, spec: BlockSpec, in_shape: Shape, blocks: int) -> BlockSpec:
         """The block with its rule, which was given blank examples."""
         import torch
+        from torch.nn.modules.batchnorm import _BatchNorm
 
         from pipeline.network.multiply_adds import multiply_adds
 
@@ -260,6 +261,7 @@ class TracedRule:
             parameters=sum(p.numel() for p in made.parameters()),
             forward_macs=counted.count // (_EXAMPLES * _PASSES),
             static=self._kind.static,
+            normalises=any(isinstance(module, _BatchNorm) for module in made.modules()),
         )
         return replace(spec, rule=rule)
 

@@ -171,7 +171,7 @@ class RuleSpec:
     `named`: as `package.module:Class`, which is called with `options`. `blocks`: hidden blocks of
     the network. `in_shape`: of one row, before `enter`. `parameters`: those of the rule itself;
     `forward_macs`: multiply-adds of its loss for an example, forwards.
-    `static`: whether a CUDA graph can be made of a step.
+    `static`: whether a CUDA graph can be made of a step. `normalises`: whether it has batch norms.
     """
 
     named: str
@@ -182,6 +182,7 @@ class RuleSpec:
     parameters: int = 0
     forward_macs: int = 0
     static: bool = True
+    normalises: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,8 +258,9 @@ class BlockSpec:
 
     @property
     def normalises(self) -> bool:
-        """Whether it normalises by batches, which takes several images."""
-        return self.batch_norm or (self.custom is not None and self.custom.normalises)
+        """Whether it or its rule normalises by batches, which takes several images."""
+        others = (self.custom, self.rule)
+        return self.batch_norm or any(other is not None and other.normalises for other in others)
 
     @property
     def has_loss(self) -> bool:

@@ -124,6 +124,14 @@ def test_what_a_rule_costs_is_counted_for_an_example() -> None:
         assert ours.sent_bytes == builtin.sent_bytes
 
 
+@pytest.mark.parametrize(("name", "several"), [("mlp", False), ("vgg", True)])
+def test_a_rule_with_batch_norm_takes_several_images(name: str, several: bool) -> None:
+    """Its convolutions have them, its linear layers have none."""
+    layers = {"layers": [4], "hidden_layers": 0} if name == "vgg" else {}
+    config = config_of("DGL", name=name, batch_norm=False, **layers)
+    assert network_specs(config, data_facts(config.data))[0].normalises == several
+
+
 def test_copies_of_examples_are_counted() -> None:
     once, copied = specs_of(rules.Plain)[0], specs_of(rules.EveryHook)[0]
     (one,), (both,) = (
