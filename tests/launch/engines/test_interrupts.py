@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,6 +23,7 @@ from launch.training import carry_out
 from launch.verify import digests_of
 from launch.verify import main as verify
 from pipeline.signals import signals_held
+from pipeline.storage.checkpoint import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -187,9 +189,23 @@ def test_ctrl_c_while_the_engine_is_closed_leaves_a_run_done(
 ) -> None:
     monkeypatch.setattr(LocalEngine, "warm_up", lambda engine: None)
     monkeypatch.setattr(LocalEngine, "close", ctrl_c)
-    monkeypatch.setattr("launch.training.train", lambda *given, **options: None)
+    monkeypatch.setattr("launch.training.train", lambda *given, **options: (RunState(), None))
     result = CliRunner().invoke(launch, [str(tiny)])
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_another_thread_notes_nothing_and_trains_all_the_same() -> None:
+    """Python lets the main thread alone set handlers."""
+    asked: list[bool] = []
+
+    def note() -> None:
+        with interrupts_noted() as interrupted:
+            asked.append(interrupted())
+
+    thread = Thread(target=note)
+    thread.start()
+    thread.join()
+    assert asked == [False]
 
 
 def default_signals() -> None:
