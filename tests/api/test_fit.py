@@ -16,6 +16,8 @@ import torch
 from torch import nn
 
 import pipeline
+from launch.job import Options
+from launch.plan.checks import make_job
 from pipeline.config.sections import build_config
 from pipeline.data.batches import load_batches
 
@@ -38,6 +40,20 @@ class Wide(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.linear(x.flatten(1))
+
+
+class Sums(pipeline.LocalRule):
+    """Predicts by the first features of an activation."""
+
+    def __init__(self, place: pipeline.Place, factor: float = 1.0) -> None:
+        super().__init__(place)
+        self.factor = factor
+
+    def loss(self, h: Any, x: Any, batch: Any, generator: Any) -> Any:
+        return nn.functional.cross_entropy(self.factor * h[:, : self.place.classes], batch.y)
+
+    def scores(self, h: Any, batch: Any) -> Any:
+        return h[:, : self.place.classes]
 
 
 def own_network() -> nn.Sequential:
@@ -365,16 +381,28 @@ def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
         pipeline.fit("mlp", "digits", **QUICK, run_dir=tmp_path / "run")
 
 
-def test_the_command_says_how_to_go_on_with_objects(tmp_path: Path) -> None:
-    from launch.job import Options
-    from launch.plan.checks import make_job
-
-    pipeline.fit(own_network(), "digits", **QUICK, run_dir=tmp_path / "run")
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"network": own_network()}, "network: the network"),
+        ({"data": "own"}, "data.factory pipeline.fit:data: the data"),
+        ({"loss": "own"}, "loss.rule pipeline.fit:loss: the rule"),
+    ],
+)
+def test_the_command_says_how_to_go_on_with_objects(
+    tmp_path: Path, given: dict[str, Any], named: str
+) -> None:
+    own = {"data": own_data(), "loss": Sums}
+    arguments = {key: own[key] if value == "own" else value for key, value in given.items()}
+    quick = {**QUICK, "epochs": 1, "options": {"data.train_limit": 40}}
+    pipeline.fit(
+        **{"network": "mlp", "data": "digits", **quick, **arguments}, run_dir=tmp_path / "run"
+    )
     with pytest.raises(pipeline.ConfigError) as caught:
         make_job(Options(None, run_dir=tmp_path / "run", resume=True, gpus="cpu"))
     assert str(caught.value) == (
-        "network: the network of this run is a Python object, which no command has: go on with it "
-        "by pipeline.fit(…, run_dir=…, resume=True), given the same"
+        f"{named} of this run is a Python object, which no command has: go on with it by "
+        "pipeline.fit(…, run_dir=…, resume=True), given the same"
     )
 
 
@@ -497,20 +525,6 @@ def test_scores_of_every_depth_are_those_of_the_local_classifiers() -> None:
     assert run.evaluate((images[:4], run.predict(images[:4])))["error_pct"] == 0.0
     similar = pipeline.fit(own_network(), "digits", **QUICK, loss="sim")
     assert [each is None for each in similar.scores_by_depth(images)] == [True, True, False]
-
-
-class Sums(pipeline.LocalRule):
-    """Predicts by the first features of an activation."""
-
-    def __init__(self, place: pipeline.Place, factor: float = 1.0) -> None:
-        super().__init__(place)
-        self.factor = factor
-
-    def loss(self, h: Any, x: Any, batch: Any, generator: Any) -> Any:
-        return nn.functional.cross_entropy(self.factor * h[:, : self.place.classes], batch.y)
-
-    def scores(self, h: Any, batch: Any) -> Any:
-        return h[:, : self.place.classes]
 
 
 def test_a_rule_is_a_class(tmp_path: Path) -> None:

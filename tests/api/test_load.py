@@ -90,7 +90,7 @@ def test_a_depth_gives_what_the_first_blocks_pass_on(runs: dict[str, Any]) -> No
             "network: has in block 1 encoder.0.weight of (9, 8), the run's has one of (8, 8): give",
         ),
         ("mlp", {"at": 1}, "at 1: there are checkpoints of steps 2, 4: use one, or 'last'"),
-        ("mlp", {"at": "first"}, "at 'first': there are checkpoints of steps"),
+        ("mlp", {"at": "best"}, "at 'best': there are checkpoints of steps 2, 4: use one, or"),
         ("mlp", {"depth": 0}, "depth 0: the network has 2 blocks: give 1 to that"),
         (
             "resnet18",

@@ -7,7 +7,11 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+from sklearn.datasets import load_iris
+
+from pipeline import LocalClassifier
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -96,3 +100,10 @@ def test_two_workers_equal_one_process_and_import_nothing_of_the_script(tmp_path
     assert (tmp_path / "killed.txt").read_text()
     assert "(restart 1 of 3" in (tmp_path / "run" / "run.log").read_text()
     assert done.stderr == ""
+
+
+def test_an_estimator_with_workers_predicts_the_same() -> None:
+    X, y = load_iris(return_X_y=True)
+    estimator = LocalClassifier((8, 8), epochs=3, batch_size=16, dropout=0.2, random_state=0)
+    alone = estimator.fit(X, y).predict_proba(X)
+    np.testing.assert_array_equal(estimator.set_params(stages=2).fit(X, y).predict_proba(X), alone)
