@@ -29,6 +29,9 @@ def settings_kept() -> Iterator[None]:
         for value, put_back in _settings():
             stack.callback(put_back, value)
         torch.set_default_dtype(torch.float32)
+        torch.set_float32_matmul_precision("highest")
+        if torch.get_default_device().type != "cpu":  # where it is, that would only cost time
+            stack.enter_context(torch.device("cpu"))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autocast("cpu", enabled=False))
@@ -40,6 +43,7 @@ def _settings() -> Iterator[tuple[Any, Callable[[Any], object]]]:
     """Each setting as it is, and what sets it."""
     yield torch.get_num_threads(), torch.set_num_threads
     yield torch.get_default_dtype(), torch.set_default_dtype
+    yield torch.get_float32_matmul_precision(), torch.set_float32_matmul_precision
     yield torch.get_deterministic_debug_mode(), torch.set_deterministic_debug_mode
     yield torch.get_rng_state(), torch.set_rng_state
     yield random.getstate(), random.setstate

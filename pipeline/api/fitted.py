@@ -69,7 +69,7 @@ class FittedRun:
         """The trained network as a plain module, without heads, in evaluation mode and on the CPU:
         a copy of the user's own, or one of torch's own layers. It takes what the first block took:
         normalised examples."""
-        with objects_given(self._given):
+        with settings_kept(), objects_given(self._given):
             return plain_network(self._config, self._specs, self._states())
 
     def predict(self, x: Any) -> NDArray[Any]:

@@ -412,6 +412,7 @@ def test_the_command_says_how_to_go_on_with_objects(
 def process() -> list[Any]:
     return [
         torch.get_num_threads(), torch.get_default_dtype(), torch.get_deterministic_debug_mode(),
+        torch.get_float32_matmul_precision(), torch.get_default_device(),
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32,
         torch.utils.deterministic.fill_uninitialized_memory,
         os.environ.get("CUBLAS_WORKSPACE_CONFIG"), torch.get_rng_state().tolist(),
@@ -423,6 +424,7 @@ def test_the_callers_process_is_left_as_it_was() -> None:
     threads, plain = torch.get_num_threads(), pipeline.fit(own_network(), "digits", **QUICK)
     torch.set_num_threads(2)
     torch.set_default_dtype(torch.float64)
+    torch.set_float32_matmul_precision("medium")
     try:
         torch.use_deterministic_algorithms(False)
         torch.manual_seed(5)
@@ -430,10 +432,17 @@ def test_the_callers_process_is_left_as_it_was() -> None:
         before = process()
         with torch.no_grad():
             other = pipeline.fit("mlp", "digits", **QUICK)
+        torch.set_default_device("meta")
+        elsewhere = pipeline.fit("mlp", "digits", **QUICK)
+        assert next(elsewhere.model.parameters()).device.type == "cpu"
+        torch.set_default_device(None)
         assert process() == before
     finally:
         torch.set_num_threads(threads)
         torch.set_default_dtype(torch.float32)
+        torch.set_float32_matmul_precision("highest")
+        torch.set_default_device(None)
+    assert states(elsewhere.model) == states(other.model)
     assert states(other.model) == states(pipeline.fit("mlp", "digits", **QUICK).model)
     assert network[0].linear.weight.dtype == torch.float32
     assert states(plain.model) == states(pipeline.fit(own_network(), "digits", **QUICK).model)
