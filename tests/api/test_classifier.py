@@ -21,7 +21,7 @@ QUICK: dict[str, Any] = {"hidden": (16,), "epochs": 20, "batch_size": 16, "lr": 
 
 @parametrize_with_checks([LocalClassifier(**QUICK, random_state=0)])
 def test_scikit_learns_own_checks(estimator: Any, check: Any) -> None:
-    """All of them apply."""
+    """All of them apply; scikit-learn skips two where pandas, or SCIPY_ARRAY_API, is not there."""
     check(estimator)
 
 
