@@ -159,9 +159,12 @@ def _rate_text(images_per_s: float | None) -> str:
 
 
 def _pass_text(name: str, values: Mapping[str, Any] | None) -> str:
-    """Loss (of training only) and error of a pass, as far as they are known."""
+    """Loss (of a test, only where there is no error) and error of a pass, as far as they are
+    known."""
     known = values or {}
-    loss, error = known.get("loss") if name == "train" else None, known.get("error_pct")
+    loss, error = known.get("loss"), known.get("error_pct")
+    if name != "train" and error is not None:
+        loss = None
     parts = []
     if loss is not None:
         parts.append(f"{name} loss {number_text(loss, '.4f', 100)}")

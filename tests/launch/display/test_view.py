@@ -260,6 +260,10 @@ class TestPlain:
         assert "  validation error 2.98 %  " in line
         assert "test" not in line
 
+    def test_numbers_that_are_predicted_have_a_loss_and_no_error(self) -> None:
+        (line,) = self.lines(an_epoch(3, None, test={"loss": 0.25, "error_pct": None}))
+        assert "  test loss 0.2500  7812 images/s" in line
+
     def test_what_is_not_known_is_left_out(self) -> None:
         untrained = an_epoch(0, 90.1, train=None)
         sim = an_epoch(1, None, train={"loss": 0.5, "error_pct": None})
