@@ -187,6 +187,7 @@ def make_run(
         writer,
         observer,
         start=start,
+        keep_best=job.config.runtime.keep_best,
     )
     return Run(
         id=secrets.token_hex(8),

@@ -46,6 +46,11 @@ class RuntimeConfig(Section):
     """Steps between checkpoints; 0: at the end of every epoch. One is always written last."""
     keep_checkpoints: int = Field(default=3, ge=1, le=MAX_COUNT)
     """How many of the newest complete checkpoints stay on disk."""
+    keep_best: bool = True
+    """Keep the weights with the lowest tested error as `checkpoints/best`, beside those (on
+    `data.validation`, where that is set; by loss, where nothing is predicted). Only ends of tested
+    epochs count that have a checkpoint, as all have unless `checkpoint_every_steps` says else; in
+    greedy training, those of the phase under way."""
     eval_every_epochs: int = Field(default=1, ge=0, le=MAX_EPOCHS)
     """Epochs between tests (the last epoch is always tested); 0: never."""
     eval_before_training: bool = False

@@ -39,9 +39,11 @@ class MetricsLog:
         self._seconds: dict[int, float] = {}
         self._images_before = _images_counted(start)
         self.best = start.best
+        """What all tests so far have shown."""
+        self.error: float | None = None
+        """Of the last of them, as `best` has it."""
         self.written = 0
         """The last epoch with a line."""
-        """What all tests so far have shown."""
         self._began = clock()
         self.lines = LineLog(folder, METRICS_FILE, lambda text: observer(Note(text)))
 
@@ -89,7 +91,8 @@ class MetricsLog:
         _, test = tested(line)
         if epoch and test:
             predicts = test["error_pct"] is not None
-            self.best = self.best.after(epoch, test["error_pct" if predicts else "loss"])
+            self.error = test["error_pct" if predicts else "loss"]
+            self.best = self.best.after(epoch, self.error)
         self.lines.append(json.dumps(line))
         self.written = epoch
         self._observer(EpochDone(line))

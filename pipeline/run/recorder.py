@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import RunError
 from pipeline.run.metrics import MetricsLog
 from pipeline.run.snapshots import Snapshots
+from pipeline.schedule.best import BestSoFar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,15 +38,30 @@ class Recorder:
         observer: Observer,
         *,
         start: RunState,
+        keep_best: bool = True,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         self.metrics = MetricsLog(folder, course, devices, observer, start, clock)
         self.snapshots = Snapshots(folder, len(devices), writer, observer, start)
+        self._course, self._keep_best, self._kept = course, keep_best, start.kept
 
     def snapshot(self, stage: int, state: StageState, files: Sequence[bytes | memoryview]) -> None:
         """Take a stage's state. By then every stage has reported all tests before it, and the last
         stage none after it."""
-        self.snapshots.add(stage, state, files, self.metrics.best)
+        is_best = self._keep_best and self._is_best(state)
+        self.snapshots.add(stage, state, files, self.metrics.best, self._kept, is_best=is_best)
+
+    def _is_best(self, state: StageState) -> bool:
+        """Whether it is of the end of an epoch whose test was better than those of all ends of
+        epochs that had a snapshot before; in greedy training, of the phase under way."""
+        tested, course = self.metrics.best.tested, self._course
+        if not state.epoch_reported or state.step != tested * course.steps_per_epoch:
+            return False
+        if self._kept.tested != tested:
+            if course.learner(self._kept.epoch) != course.learner(tested):
+                self._kept = BestSoFar()
+            self._kept = self._kept.after(tested, self.metrics.error)
+        return self._kept.epoch == tested
 
     def tell_written(self) -> None:
         """Report which snapshots were written, refused or left out; cheap, to be called often."""
@@ -55,6 +71,7 @@ class Recorder:
     def rewind(self, start: RunState) -> None:
         """The run begins again at `start`: at its newest snapshot, or where it began."""
         self.metrics.rewind(start)
+        self._kept = start.kept
         self.snapshots.drop_incomplete()
 
     def settle(self) -> None:

@@ -48,6 +48,9 @@ class Snapshots:
         self._disk_wait_s = _LONGEST_WAIT_S
         self._some_left_out = False
         self._refusal = ""
+        self._best_not_written: RunState | None = None
+        """The best so far, as long as the disk does not have it."""
+        self._best_refused = False
         self.newest: RunState | None = None
         """The newest complete snapshot, on the disk or not: what a run goes back to."""
         self.last_checkpoint = start.position.step if start.files else None
@@ -59,9 +62,12 @@ class Snapshots:
         state: StageState,
         files: Sequence[bytes | memoryview],
         best: BestSoFar,
+        kept: BestSoFar,
+        *,
+        is_best: bool,
     ) -> None:
         """Take a stage's state; have the checkpoint written when every stage's is there, with what
-        the tests before it have shown."""
+        the tests before it have shown (`RunState`)."""
         # a stage comes to all of them in order, so this state is of the first that lacks it
         parts = next((parts for parts in self._parts if stage not in parts), None)
         if parts is None:
@@ -81,8 +87,20 @@ class Snapshots:
                 },
                 tuple(sorted(tallies, key=lambda tally: tally.block)),
                 best=best,
+                kept=kept,
+                is_best=is_best,
             )
-            self._writer.write(self.newest)
+            if is_best:
+                self._best_not_written, self._best_refused = self.newest, False
+            self._write_newest()
+
+    def _write_newest(self) -> None:
+        """And, where the disk has refused it, the best so far once more."""
+        best, newest = self._best_not_written, self.newest
+        assert newest is not None
+        if best is not None and best is not newest and self._best_refused:
+            self._writer.write(best)
+        self._writer.write(newest)
 
     def drop_incomplete(self) -> None:
         """For a run that begins again: states of the old attempt must not mix with the new."""
@@ -92,6 +110,8 @@ class Snapshots:
         """Report what was written, refused or left out; whether a checkpoint was written."""
         before = self.last_checkpoint
         for step, result in self._writer.outcomes():
+            best = self._best_not_written
+            is_best = best is not None and step == best.position.step
             if result is None:
                 if not self._some_left_out:
                     self._note(
@@ -103,12 +123,15 @@ class Snapshots:
                 if str(result) != self._refusal:
                     self._note(f"{result}; training goes on, and the next snapshot tries again")
                 self._refusal = str(result)
+                self._best_refused |= is_best
             elif isinstance(result, Exception):
                 raise result
             else:
                 if self._refusal:
                     self._note("checkpoints are written again")
-                self.last_checkpoint, self._refusal = step, ""
+                self.last_checkpoint, self._refusal = max(step, self.last_checkpoint or 0), ""
+                if is_best:
+                    self._best_not_written, self._best_refused = None, False
                 self._observer(CheckpointWritten(result, step))
         return self.last_checkpoint != before
 
@@ -129,8 +152,8 @@ class Snapshots:
             TimedOutError: where the disk neither takes it nor refuses it.
         """
         self.settle()
-        if self.newest and self._refusal:
-            self._writer.write(self.newest)  # the disk may have healed since
+        if self.newest and (self._refusal or self._best_refused):
+            self._write_newest()  # the disk may have healed since
             self.settle()
         if self._disk_wait_s <= 0:
             raise TimedOutError(f"waited {_LONGEST_WAIT_S:.0f} s for the disk; {self.on_disk()}")
@@ -139,6 +162,10 @@ class Snapshots:
                 f"{self._refusal}: the last checkpoint, of step {self.newest.position.step}, "
                 f"is lost; {self.on_disk()}"
             )
+
+        if self._best_not_written is not None:
+            step = self._best_not_written.position.step
+            self._note(f"the checkpoint of the best test, of step {step}, is not on the disk")
 
     def on_disk(self) -> str:
         """What can be resumed from, as the end of a sentence."""

@@ -4,7 +4,8 @@
              ◀─outcomes──────────────────────┘
 
 At most one waits. A newer one takes its place, so that a slow disk makes checkpoints rarer, never
-staler, and memory holds two states at most. The thread that trains collects the outcomes: it alone
+staler. Only the best so far gives way to none but a better one: it waits beside the newest, so
+memory holds three states at most. The thread that trains collects the outcomes: it alone
 calls the observer.
 """
 
@@ -44,19 +45,23 @@ class BackgroundWriter:
         self._outcomes: deque[Outcome] = deque()
         self._changed = Condition()
         self._writing: RunState | None = None
-        self._waiting: RunState | None = None
+        self._waiting: list[RunState] = []
 
     def write(self, state: RunState) -> None:
-        """Have a state written; one that still waits is left out."""
+        """Have a state written; one that still waits is left out, unless it is the best so far."""
         with self._changed:
             if self._writing is None:
                 self._writing = state
                 # a daemon: a second Ctrl-C does not wait for a disk that hangs
                 Thread(target=self._work, name="checkpoints", daemon=True).start()
             else:
-                if self._waiting is not None:
-                    self._outcomes.append((self._waiting.position.step, None))
-                self._waiting = state
+                waiting, self._waiting = self._waiting, []
+                for earlier in waiting:
+                    if earlier.is_best and not state.is_best:
+                        self._waiting.append(earlier)
+                    else:
+                        self._outcomes.append((earlier.position.step, None))
+                self._waiting.append(state)
         if self._every:
             self.settle(None)
 
@@ -80,6 +85,5 @@ class BackgroundWriter:
                 result = error
             self._outcomes.append((state.position.step, result))
             with self._changed:
-                state = self._writing = self._waiting
-                self._waiting = None
+                state = self._writing = self._waiting.pop(0) if self._waiting else None
                 self._changed.notify_all()

@@ -1,6 +1,7 @@
 """Checkpoints on disk: find, verify, load; `checkpoint_writer.py` writes them. Files, no tensors.
 
     checkpoints/step-00000469/block-00.safetensors … manifest.json
+    checkpoints/best/…                                              the same, of the best test
 
 A checkpoint exists if and only if its manifest does (invariant 6). It holds one file per block,
 so a run resumes with any number of stages.
@@ -34,6 +35,9 @@ MANIFEST = "manifest.json"
 REPLACED = ".replaced-"
 """Before the name of a checkpoint while another of the same step takes its place: it counts for
 as long as the other is not there."""
+BEST = "best"
+"""Name of the checkpoint that had the lowest tested error: it is not one of those by step, from
+which a run goes on."""
 Kind = TypeVar("Kind")
 
 
@@ -55,6 +59,10 @@ class RunState:
     """The images of the run that is resumed; None where none is, or where that was not kept."""
     best: BestSoFar = field(default_factory=BestSoFar)
     """What the tests before have shown."""
+    kept: BestSoFar = field(default_factory=BestSoFar)
+    """What those tests have shown whose weights could be kept: the others had no snapshot."""
+    is_best: bool = False
+    """Whether these are the weights that `kept` names as the best."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +123,12 @@ def complete_names(folder: Folder) -> list[str]:
     return sorted(found.values(), key=step_of)
 
 
+def best_name(folder: Folder) -> str | None:
+    """Name of the best checkpoint in a folder, if it is there and complete."""
+    names = (BEST, f"{REPLACED}{BEST}")
+    return next((name for name in names if folder.has_file(f"{name}/{MANIFEST}")), None)
+
+
 def complete_checkpoints(path: Path) -> list[Path]:
     """Folders of complete checkpoints, oldest first; none where there is no folder."""
     try:
@@ -149,14 +163,15 @@ def _parsed(folder: Folder, manifest: dict[str, Any]) -> Checkpoint:
     config, found = manifest["config"], manifest.get("format")
     if sorted(blocks) != list(range(max(1, len(blocks)))):
         raise ValueError(f"blocks {sorted(blocks)[:20]} are not 0, 1, 2, …")
-    if not folder.path.name.endswith(f"step-{position.step:08d}"):
+    if folder.path.name.removeprefix(REPLACED) not in (BEST, f"step-{position.step:08d}"):
         raise ValueError(f"step {position.step} is not that of the folder")
     if found != FORMAT:
         raise CheckpointError(
             f"{folder.path / MANIFEST}: format {found!r:.40}, this version reads {FORMAT}"
         )
     best = _best(manifest["best"]) if "best" in manifest else BestSoFar()  # not kept early on
-    state = RunState(position, {}, tallies, steps_per_epoch, record, best)
+    kept = _best(manifest["kept"]) if "kept" in manifest else best  # none was kept apart before
+    state = RunState(position, {}, tallies, steps_per_epoch, record, best, kept)
     return Checkpoint(folder, state, blocks, config)
 
 

@@ -9,6 +9,9 @@ checkpoints are those from before, or those and the new one; old ones are droppe
 
 The second line is for another checkpoint of the same step, which gives way: under its new name it
 counts until the new one is there, and if the process ends in between, the next start renames it.
+
+The best so far gets a second name, `best`, which stays when the first is dropped: its files are
+links to the same bytes, or copies where the file system has no links.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from dataclasses import asdict
+from errno import EMLINK, ENOSYS, ENOTSUP, EPERM
 from hashlib import sha256
 from math import isfinite
 from typing import TYPE_CHECKING, Any
@@ -23,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import CheckpointError
 from pipeline.storage.atomic import TEMPORARY, reason, write_synced
 from pipeline.storage.checkpoint import (
+    BEST,
     FORMAT,
     MANIFEST,
     REPLACED,
@@ -31,6 +36,7 @@ from pipeline.storage.checkpoint import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from pipeline.data.record import DataRecord
@@ -42,6 +48,8 @@ CHECKPOINTS = "checkpoints"
 """Name of their folder in a run directory."""
 CONFIG = "config.yaml"
 """In every run directory: the resolved configuration."""
+_NO_LINKS = (EMLINK, ENOSYS, ENOTSUP, EPERM)
+"""What file systems say that have no second names for files, or no more of them."""
 
 
 class CheckpointStore:
@@ -79,19 +87,23 @@ class CheckpointStore:
             self._folder.close()
 
     def write(self, state: RunState) -> Path:
-        """Write a complete checkpoint, then drop the oldest beyond the number to keep.
+        """Write a complete checkpoint, keep the best apart, then drop the oldest beyond the number
+        to keep.
 
         A run directory that is gone is not made again: its name may lead to another by now.
 
         Raises:
             CheckpointError: where the disk refuses; earlier checkpoints stay as they are, and
-                nothing is left of this one.
+                nothing is left of this one, or all of it, where only `best` was refused.
         """
         final = f"step-{state.position.step:08d}"
         try:
             folder = self._at_hand()
             _clear_away(folder)
-            self._write_whole(folder, final, state)
+            _write_whole(folder, final, lambda aside: self._write_files(aside, state))
+            if state.is_best:
+                with folder.child(final) as source:
+                    _write_whole(folder, BEST, lambda aside: _link_files(source, aside, state))
         except OSError as error:
             path, why = self._run.path / CHECKPOINTS, reason(error, self._run)
             raise CheckpointError(f"{path}: can't be written: {why}") from error
@@ -118,26 +130,16 @@ class CheckpointStore:
         self._folder = folder
         return folder
 
-    def _write_whole(self, folder: Folder, final: str, state: RunState) -> None:
-        temporary = f"{TEMPORARY}{final}"
-        try:
-            folder.make(temporary)
-            with folder.child(temporary) as aside:
-                entries = []
-                for block, data in sorted(state.files.items()):
-                    name = block_file_name(block)
-                    write_synced(aside, name, data)
-                    nbytes, digest = memoryview(data).nbytes, sha256(data).hexdigest()
-                    entry = {"block": block, "file": name, "bytes": nbytes, "sha256": digest}
-                    entries.append(entry)
-                manifest = json.dumps(self._manifest(state, entries), indent=1)
-                write_synced(aside, MANIFEST, manifest.encode())
-                aside.sync()
-            _make_appear(folder, temporary, final)
-        except OSError:
-            with suppress(OSError):
-                folder.remove(temporary)
-            raise
+    def _write_files(self, folder: Folder, state: RunState) -> None:
+        entries = []
+        for block, data in sorted(state.files.items()):
+            name = block_file_name(block)
+            write_synced(folder, name, data)
+            nbytes, digest = memoryview(data).nbytes, sha256(data).hexdigest()
+            entry = {"block": block, "file": name, "bytes": nbytes, "sha256": digest}
+            entries.append(entry)
+        manifest = json.dumps(self._manifest(state, entries), indent=1)
+        write_synced(folder, MANIFEST, manifest.encode())
 
     def _manifest(self, state: RunState, entries: list[dict[str, Any]]) -> dict[str, Any]:
         step, per_epoch = state.position.step, self._steps_per_epoch
@@ -154,6 +156,7 @@ class CheckpointStore:
             "tallies": [asdict(tally) for tally in state.tallies],
             **({"data": self._data.tree} if self._data else {}),
             "best": _best_tree(state.best),
+            "kept": _best_tree(state.kept),
             "config": self._config_tree,
         }
 
@@ -180,8 +183,34 @@ def checkpoints_of(run: Folder, *, make: bool = False) -> Folder:
     return folder
 
 
+def _write_whole(folder: Folder, final: str, fill: Callable[[Folder], None]) -> None:
+    """A checkpoint of that name, whose files `fill` puts into a folder."""
+    temporary = f"{TEMPORARY}{final}"
+    try:
+        folder.make(temporary)
+        with folder.child(temporary) as aside:
+            fill(aside)
+            aside.sync()
+        _make_appear(folder, temporary, final)
+    except OSError:
+        with suppress(OSError):
+            folder.remove(temporary)
+        raise
+
+
+def _link_files(source: Folder, folder: Folder, state: RunState) -> None:
+    """The files of a checkpoint that was just written, in another folder."""
+    for name in (*map(block_file_name, state.files), MANIFEST):
+        try:
+            source.link(name, folder)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            write_synced(folder, name, source.read(name))
+
+
 def _make_appear(folder: Folder, temporary: str, final: str) -> None:
-    """Give a new checkpoint its name; an older one of the same step gives way."""
+    """Give a new checkpoint its name; an older one that has it gives way."""
     if not folder.has(final):
         folder.rename(temporary, final)
         folder.sync()

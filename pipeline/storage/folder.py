@@ -169,6 +169,10 @@ class Folder:
         """Give something another name; a file that has it, or an empty folder, is replaced."""
         os.replace(name, new, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
 
+    def link(self, name: str, into: Folder) -> None:
+        """Give a file a second name, the same in another folder: its bytes stay where they are."""
+        os.link(name, name, src_dir_fd=self._descriptor, dst_dir_fd=into._descriptor)
+
     def remove(self, name: str) -> None:
         """Remove a file, a link, or a folder and all that is in it, if it is there."""
         try:

@@ -1,4 +1,4 @@
-"""Snapshots are written behind training's back: in order, the newest always, two in memory."""
+"""Snapshots are written behind training's back: in order, the newest and the best always."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Block(bytearray):
     """A block file that can be watched: is it still held in memory?"""
 
 
-def snapshot(step: int) -> RunState:
-    return RunState(Position(step), {0: b"block"})
+def snapshot(step: int, *, is_best: bool = False) -> RunState:
+    return RunState(Position(step), {0: b"block"}, is_best=is_best)
 
 
 def written(step: int) -> Outcome:
@@ -63,9 +63,9 @@ class Bench:
         self.store = SlowStore()
         self.writer = BackgroundWriter(self.store)
 
-    def write(self, *steps: int) -> None:
+    def write(self, *steps: int, is_best: bool = False) -> None:
         for step in steps:
-            self.writer.write(snapshot(step))
+            self.writer.write(snapshot(step, is_best=is_best))
 
     def wait_until_begun(self, step: int) -> None:
         assert self.store.begun.get(timeout=WAIT_S) == step
@@ -106,6 +106,19 @@ def test_a_slow_disk_leaves_out_what_is_between_and_never_the_newest(bench: Benc
     bench.store.take()
     bench.store.take()
     assert bench.all_outcomes() == [written(1), written(4), written(5)]
+
+
+def test_the_best_gives_way_to_a_better_one_only(bench: Bench) -> None:
+    bench.write(1)
+    bench.wait_until_begun(1)
+    bench.write(2, 3, is_best=True)
+    bench.write(4, 5)
+    assert bench.writer.outcomes() == [(2, None), (4, None)]
+    for step in (3, 5):
+        bench.store.take()
+        bench.wait_until_begun(step)
+    bench.store.take()
+    assert bench.all_outcomes() == [written(1), written(3), written(5)]
 
 
 def test_the_first_is_written_whatever_follows(bench: Bench) -> None:

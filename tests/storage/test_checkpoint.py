@@ -21,6 +21,7 @@ from pipeline.storage.checkpoint import (
     FORMAT,
     Checkpoint,
     RunState,
+    best_name,
     checkpoint_in,
     complete_checkpoints,
     way_back,
@@ -92,17 +93,35 @@ def test_what_is_written_is_read(folder: Path) -> None:
 
 @pytest.mark.parametrize("best", [BestSoFar(), BestSoFar(3, 0.1 + 0.2, 5), BestSoFar(1, 2.0, 1)])
 def test_what_tests_have_shown_is_kept(folder: Path, best: BestSoFar) -> None:
-    path = write(folder, best=best)
-    assert opened(path).start().best == best
+    path = write(folder, best=BestSoFar(1, 0.5, 7), kept=best)
+    found = opened(path).start()
+    assert (found.best, found.kept) == (BestSoFar(1, 0.5, 7), best)
     json.loads((path / "manifest.json").read_text(), parse_constant=pytest.fail)
 
 
 def test_manifests_of_earlier_versions_say_nothing_of_tests(folder: Path) -> None:
     path = write(folder, best=BestSoFar(3, 1.5, 5))
     manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["kept"]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    assert opened(path).start().kept == BestSoFar(3, 1.5, 5)  # a worse one is never kept as best
     del manifest["best"]
     (path / "manifest.json").write_text(json.dumps(manifest))
-    assert opened(path).start().best == BestSoFar()
+    assert opened(path).start().best == opened(path).start().kept == BestSoFar()
+
+
+def test_the_best_is_none_of_those_by_step(folder: Path) -> None:
+    for step in (5, 10):
+        write(folder, position=Position(step, epoch_reported=True), is_best=step == 5, keep=1)
+    assert names(folder) == ["step-00000010"]
+    best = opened(folder / "best")
+    assert (best.state.position.step, best.read()) == (5, newest(folder).read())
+    with Folder.open(folder) as held:
+        assert best_name(held) == "best"
+        (folder / "best").rename(folder / ".replaced-best")  # and its successor never appeared
+        assert best_name(held) == ".replaced-best"
+        (folder / ".replaced-best" / "manifest.json").unlink()
+        assert best_name(held) is None
 
 
 def test_manifest_names_everything(folder: Path) -> None:
@@ -129,6 +148,7 @@ def test_manifest_names_everything(folder: Path) -> None:
             {"block": 1, "images": 64, "loss_sum": 2.25, "errors": 3},
         ],
         "best": {"epoch": 0, "error": None, "tested": 0},
+        "kept": {"epoch": 0, "error": None, "tested": 0},
         "config": CONFIG,
     }
 

@@ -6,6 +6,7 @@ those and the new one; every one of them is whole; and the next write succeeds.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from dataclasses import dataclass, replace
@@ -26,7 +27,12 @@ from support.disk import (
 
 from pipeline.errors import CheckpointError
 from pipeline.schedule.feed import Position
-from pipeline.storage.checkpoint import RunState, checkpoint_in, complete_checkpoints
+from pipeline.storage.checkpoint import (
+    RunState,
+    best_name,
+    checkpoint_in,
+    complete_checkpoints,
+)
 from pipeline.storage.checkpoint_writer import CheckpointStore
 from pipeline.storage.folder import Folder
 
@@ -35,7 +41,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 State = dict[int, dict[int, bytes]]
-"""Blocks by step, of every complete checkpoint."""
+"""Blocks by step, of every complete checkpoint; of the best one, by `BEST`."""
+BEST = -1
 
 OLD, NEW = {0: b"old", 1: b"old as well"}, {0: b"new", 1: b"new as well", 2: b"and more"}
 
@@ -52,18 +59,18 @@ def store_with_old(run: Path, keep: int = 1) -> CheckpointStore:
     return store
 
 
-def snapshot_of(step: int, files: dict[int, bytes]) -> RunState:
-    return RunState(Position(step, epoch_reported=False), dict(files))
+def snapshot_of(step: int, files: dict[int, bytes], *, is_best: bool = False) -> RunState:
+    return RunState(Position(step, epoch_reported=False), dict(files), is_best=is_best)
 
 
 def state_of(run: Path) -> State:
     """What is there and whole; raises where something complete is not whole."""
     paths = complete_checkpoints(run / "checkpoints")
     opened = (checkpoint_in(Folder.open(path.parent), path.name) for path in paths)
-    return {
-        found.state.position.step: {n: bytes(data) for n, data in found.read().items()}
-        for found in opened
-    }
+    state = {found.state.position.step: found.read() for found in opened}
+    if paths and (best := best_name(folder := Folder.open(run / "checkpoints"))):
+        state[BEST] = checkpoint_in(folder, best).read()
+    return state
 
 
 @dataclass(frozen=True)
@@ -76,16 +83,19 @@ class Scene:
     files: dict[int, bytes]
     between: tuple[State, ...]
     after: State
+    is_best: bool = False
 
     def arrange(self, run: Path) -> CheckpointStore:
         (run / "checkpoints").mkdir(parents=True)
         for step, files in self.before.items():
-            store_in(run, 99).write(snapshot_of(step, files))
+            if step != BEST:
+                is_best = files is self.before.get(BEST)
+                store_in(run, 99).write(snapshot_of(step, files, is_best=is_best))
         return store_in(run, self.keep)
 
     @property
     def snapshot(self) -> RunState:
-        return snapshot_of(self.step, self.files)
+        return snapshot_of(self.step, self.files, is_best=self.is_best)
 
     @property
     def allowed(self) -> tuple[State, ...]:
@@ -103,6 +113,18 @@ SCENES = {
     "the same again": Scene({4: NEW}, 1, 4, NEW, (), {4: NEW}),
     "another of the same step": Scene({4: OLD}, 1, 4, NEW, (), {4: NEW}),
     "of an earlier step": Scene({8: OLD}, 1, 4, NEW, (), {8: OLD, 4: NEW}),
+    "the first best": Scene(
+        {4: OLD}, 1, 8, NEW,
+        ({4: OLD, 8: NEW}, {4: OLD, 8: NEW, BEST: NEW}), {8: NEW, BEST: NEW}, is_best=True,
+    ),
+    "a better one": Scene(
+        {4: OLD, BEST: OLD}, 1, 8, NEW,
+        ({4: OLD, 8: NEW, BEST: OLD}, {4: OLD, 8: NEW, BEST: NEW}), {8: NEW, BEST: NEW},
+        is_best=True,
+    ),
+    "one that is not better": Scene(
+        {4: OLD, BEST: OLD}, 1, 8, NEW, ({4: OLD, 8: NEW, BEST: OLD},), {8: NEW, BEST: OLD},
+    ),
 }  # fmt: skip
 
 
@@ -128,7 +150,7 @@ def leaves_no_rubbish(folder: Path) -> bool:
 
 
 def usual_names(state: State) -> list[str]:
-    return [f"step-{step:08d}" for step in sorted(state)]
+    return ["best" if step == BEST else f"step-{step:08d}" for step in sorted(state)]
 
 
 class Attempts:
@@ -225,6 +247,22 @@ def test_a_write_may_take_less_than_it_was_given(
     monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:7]))
     store_in(tmp_path, 1).write(snapshot_of(4, NEW))
     assert state_of(tmp_path) == {4: NEW}
+
+
+@pytest.mark.parametrize("refusal", [errno.EPERM, errno.ENOTSUP, None])
+def test_the_best_takes_no_room_where_files_may_have_second_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int | None
+) -> None:
+    def refuse(*given: Any, **named: Any) -> None:
+        raise OSError(refusal, "no links")
+
+    if refusal:
+        monkeypatch.setattr(os, "link", refuse)
+    store_in(tmp_path, 1).write(snapshot_of(4, NEW, is_best=True))
+    assert state_of(tmp_path) == {4: NEW, BEST: NEW}
+    files = [tmp_path / "checkpoints" / name for name in ("step-00000004", "best")]
+    one, other = (file / "block-00.safetensors" for file in files)
+    assert one.samefile(other) is (refusal is None)
 
 
 # --- what stands in the way ---------------------------------------------------------------

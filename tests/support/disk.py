@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CHANGING = (
     "open", "write", "fsync", "close", "mkdir", "rename", "replace", "unlink", "rmdir", "truncate",
-    "ftruncate",
+    "ftruncate", "link",
 )  # fmt: skip
 """Every call by which this project, and `shutil.rmtree`, changes a disk."""
 TAKING_SPACE = ("write", "fsync", "mkdir")

@@ -53,7 +53,12 @@ class Recording:
     """A recorder of two stages (blocks 0 and 1; block 2, the output), its clock and its ear."""
 
     def __init__(
-        self, folder: Path, course: Course = COURSE, start: RunState | None = None
+        self,
+        folder: Path,
+        course: Course = COURSE,
+        start: RunState | None = None,
+        *,
+        keep_best: bool = True,
     ) -> None:
         self.now = 100.0
         self.path = folder / "metrics.jsonl"
@@ -66,6 +71,7 @@ class Recording:
             self.writer,
             self.events.append,
             start=start or RunState(),
+            keep_best=keep_best,
             clock=lambda: self.now,
         )
 
@@ -78,9 +84,9 @@ class Recording:
         for report in reports:
             self.recorder.metrics.report(report)
 
-    def tell_epoch(self, epoch: int, images: int = IMAGES) -> None:
+    def tell_epoch(self, epoch: int, images: int = IMAGES, errors: int = 4) -> None:
         self.tell(trained(0, epoch, images), trained(1, epoch, images))
-        self.tell(evaluated(0, epoch), evaluated(1, epoch))
+        self.tell(evaluated(0, epoch), evaluated(1, epoch, errors))
 
     def snap(self, *steps: int, reported: bool = True) -> None:
         for step in steps:
@@ -106,8 +112,8 @@ def trained(stage: int, epoch: int, images: int = IMAGES) -> PassReport:
     return PassReport(stage, epoch, True, tallies, Usage(8.0, 6.0 + stage, 1000 + stage))
 
 
-def evaluated(stage: int, epoch: int) -> PassReport:
-    tallies = ((), (Tally(2, 40, 60.0, 4),))[stage]
+def evaluated(stage: int, epoch: int, errors: int = 4) -> PassReport:
+    tallies = ((), (Tally(2, 40, 60.0, errors),))[stage]
     return PassReport(stage, epoch, False, tallies, Usage(1.0, 1.0, 5))
 
 
