@@ -12,6 +12,7 @@ import torch
 
 from pipeline.api.caller import settings_kept
 from pipeline.api.plain import plain_network
+from pipeline.api.run_folder import checkpoint_at, open_run
 from pipeline.data.own_data import own_data
 from pipeline.errors import ConfigError
 from pipeline.learning.block_file import decode_block
@@ -71,6 +72,20 @@ class FittedRun:
         normalised examples."""
         with settings_kept(), objects_given(self._given):
             return plain_network(self._config, self._specs, self._states())
+
+    @property
+    def best(self) -> nn.Module:
+        """As `model`, with the weights that had the lowest tested error, or loss where nothing is
+        predicted; read from the run's folder.
+
+        Raises:
+            ConfigError: where the run has kept none, or its folder is gone.
+            CheckpointError: where it is damaged.
+        """
+        with open_run(self.path) as folder, objects_given(self._given):
+            files = checkpoint_at(folder, "best").read()
+            states = {block: decode_block(data) for block, data in files.items()}
+            return plain_network(self._config, self._specs, states)
 
     def predict(self, x: Any) -> NDArray[Any]:
         """(n,) the most likely class of each example, by the last block; (n, …) where there are

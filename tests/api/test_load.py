@@ -45,9 +45,11 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pipeline.FittedRun]:
     folder = tmp_path_factory.mktemp("runs")
     residual = {**QUICK, "options": {**QUICK["options"], "model.feat_mult": 0.05}}
+    none = {**QUICK, "options": {**QUICK["options"], "runtime.keep_best": False}}
     return {
         "own": pipeline.fit(network(), "digits", **QUICK, run_dir=folder / "own"),
         "mlp": pipeline.fit("mlp", "digits", **QUICK, run_dir=folder / "mlp"),
+        "none": pipeline.fit("mlp", "digits", **none, run_dir=folder / "none"),
         "resnet18": pipeline.fit("resnet18", "digits", **residual, run_dir=folder / "resnet"),
     }
 
@@ -67,6 +69,20 @@ def test_each_checkpoint_has_its_step(runs: dict[str, Any]) -> None:
     assert same(first, plain.model)
     assert not same(first, run.model)
     assert same(pipeline.load(run.path, at=2 * EPOCH, network=network()), run.model)
+
+
+def test_the_best_is_the_first_of_the_lowest_tested_error(tmp_path: Path) -> None:
+    """A rate that is far too high: the first epochs are better than the last."""
+    options = {**QUICK["options"], "runtime.keep_checkpoints": 9, "optimizer.name": "sgd"}
+    given = {**QUICK, "epochs": 4, "lr": 0.9, "options": options}
+    run = pipeline.fit("mlp", "digits", **given, run_dir=tmp_path / "run")
+    errors = [row["test"]["error_pct"] for row in run.history]
+    best = errors.index(min(errors))
+    assert best < len(errors) - 1, "else it is the last"
+    at_its_end = pipeline.load(run.path, at=run.history[best]["step"])
+    assert same(pipeline.load(run.path, at="best"), at_its_end)
+    assert same(run.best, at_its_end)
+    assert not same(run.best, run.model)
 
 
 def test_a_depth_gives_what_the_first_blocks_pass_on(runs: dict[str, Any]) -> None:
@@ -89,8 +105,10 @@ def test_a_depth_gives_what_the_first_blocks_pass_on(runs: dict[str, Any]) -> No
             {"network": chain(64, 8, 9, 10)},
             "network: has in block 1 encoder.0.weight of (9, 8), the run's has one of (8, 8): give",
         ),
-        ("mlp", {"at": 1}, "at 1: there are checkpoints of steps 2, 4: use one, or 'last'"),
-        ("mlp", {"at": "best"}, "at 'best': there are checkpoints of steps 2, 4: use one, or"),
+        ("mlp", {"at": 1}, "at 1: there are checkpoints of steps 2, 4: use one, 'last' or 'best'"),
+        ("none", {"at": 1}, "at 1: there are checkpoints of steps 2, 4: use one, or 'last'"),
+        ("none", {"at": "best"}, "at 'best': this run has kept no best checkpoint"),
+        ("mlp", {"at": "first"}, "at 'first': there are checkpoints of steps"),
         ("mlp", {"depth": 0}, "depth 0: the network has 2 blocks: give 1 to that"),
         (
             "resnet18",

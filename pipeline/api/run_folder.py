@@ -1,0 +1,72 @@
+"""What lies in a run's folder, for who only reads it: its checkpoints, the facts of its data."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.data.facts import DataFacts, data_facts
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.storage.checkpoint import best_name, checkpoint_in, complete_names, step_of
+from pipeline.storage.checkpoint_writer import checkpoints_of
+from pipeline.storage.folder import Folder
+
+if TYPE_CHECKING:
+    from pipeline.config.sections import Config
+    from pipeline.storage.checkpoint import Checkpoint
+
+
+def open_run(run_dir: str | Path) -> Folder:
+    """The folder of a run.
+
+    Raises:
+        ConfigError: where there is no such folder.
+    """
+    path = Path(run_dir).expanduser()
+    if not path.is_dir():
+        raise ConfigError(f"run_dir {path}: there is no such folder")
+    return Folder.open(path)
+
+
+def checkpoint_at(run: Folder, at: str | int) -> Checkpoint:
+    """A checkpoint of a run: "last", the newest; "best", that of the lowest tested error; or that
+    of a step.
+
+    Raises:
+        ConfigError: where it is not there.
+        CheckpointError: where its manifest is damaged.
+    """
+    try:
+        checkpoints = checkpoints_of(run)
+    except (OSError, CheckpointError):
+        raise ConfigError(f"run_dir {run.path}: holds no checkpoints of a run") from None
+    names: dict[str | int, str] = {step_of(name): name for name in complete_names(checkpoints)}
+    if not names:
+        raise ConfigError(f"run_dir {run.path}: holds no complete checkpoint")
+    there = ", ".join(map(str, names))
+    names["last"] = list(names.values())[-1]
+    if best := best_name(checkpoints):
+        names["best"] = best
+    elif at == "best":
+        raise ConfigError(
+            "at 'best': this run has kept no best checkpoint, as it does under runtime.keep_best "
+            "from the first test on that brings a lower error: use 'last'"
+        )
+    if at not in names:
+        words = "'last' or 'best'" if best else "or 'last'"
+        raise ConfigError(f"at {at!r}: there are checkpoints of steps {there}: use one, {words}")
+    return checkpoint_in(checkpoints, names[at])
+
+
+def facts_in(run: Folder, config: Config) -> DataFacts:
+    """Of the run's data, as it has noted them; early versions did not, and knew only data sets of
+    which facts are known."""
+    from launch.run_directory import DATA
+
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        facts: dict[str, Any] = json.loads(run.read(DATA))["facts"]
+        lists = {key: tuple(value) for key, value in facts.items() if isinstance(value, list)}
+        return DataFacts(**{**facts, **lists})
+    return data_facts(config.data)
