@@ -29,18 +29,17 @@ def network_specs(config: Config, facts: DataFacts) -> tuple[BlockSpec, ...]:
     Raises:
         ConfigError: as `build_specs`, and where a built-in network is not made for such data.
     """
-    one_class = bool(facts.classes) and not facts.target_shape
-    if config.loss.local in ("pred", "sim", "predsim") and not one_class:
-        raise ConfigError(
-            f"loss.name {config.loss.name}: learns from one class for each example, and a target "
-            f"is {facts.target_dtype} of shape {facts.target_shape}: use a rule (loss.rule), or "
-            "global backprop (loss.name glob)"
-        )
+    _check_loss(config, facts)
     if config.model.factory is None:
-        _check_data(config, facts)
-    if config.loss.label_smoothing and not facts.classes:
-        raise ConfigError("loss.label_smoothing smooths classes, and the targets are numbers")
+        _check_examples(config.model.name, facts)
     rule = TracedRule(config.loss, facts) if config.loss.rule else None
+    has_output = rule is None or rule.has_output_layer
+    if config.model.factory is None and has_output and facts.classes and facts.target_shape:
+        raise ConfigError(
+            f"model.name {config.model.name}: predicts one class for each example, and a target "
+            f"has shape {facts.target_shape}: use a network of your own (model.factory), or a rule "
+            "without an output layer"
+        )
     return build_specs(
         config.model,
         config.loss,
@@ -53,22 +52,35 @@ def network_specs(config: Config, facts: DataFacts) -> tuple[BlockSpec, ...]:
     )
 
 
-def _check_data(config: Config, facts: DataFacts) -> None:
-    name, own = config.model.name, "use a network of your own (model.factory)"
+def _check_loss(config: Config, facts: DataFacts) -> None:
+    """Raises ConfigError where a loss is for other targets, or another network."""
+    loss, one_class = config.loss, bool(facts.classes) and not facts.target_shape
+    if loss.local in ("pred", "sim", "predsim") and not one_class:
+        raise ConfigError(
+            f"loss.name {loss.name}: learns from one class for each example, and a target is "
+            f"{facts.target_dtype} of shape {facts.target_shape}: use a rule (loss.rule), or "
+            "global backprop (loss.name glob)"
+        )
+    if loss.label_smoothing and not facts.classes:
+        raise ConfigError("loss.label_smoothing smooths classes, and the targets are numbers")
+    if config.model.factory is not None and loss.unsupervised == "recon":
+        raise ConfigError(
+            "loss.unsupervised recon rebuilds a block's input by its layer backwards, which is not "
+            f"known of the modules of model.factory {config.model.factory}; use sim or none"
+        )
+
+
+def _check_examples(name: str | None, facts: DataFacts) -> None:
+    """Raises ConfigError where a built-in network is for other examples."""
     if facts.dtype == "int64":
         raise ConfigError(
             f"model.name {name}: computes with measurements, and the data are token ids (int64): "
-            f"{own}, or make them float32"
+            "use a network of your own (model.factory), or make them float32"
         )
     if name != "mlp" and len(facts.shape) != 3:
         raise ConfigError(
             f"model.name {name}: is for images of (channels, height, width), and an example has "
             f"shape {facts.shape}: use model.name mlp, or reshape the examples"
-        )
-    if facts.classes and facts.target_shape and config.loss.rule is None:
-        raise ConfigError(
-            f"model.name {name}: predicts one class for each example, and a target has shape "
-            f"{facts.target_shape}: {own}"
         )
 
 
@@ -111,11 +123,6 @@ def build_specs(
             are_tokens=are_tokens,
         )
         output = hidden.pop() if arrivals.output else None
-        if loss.unsupervised == "recon":
-            raise ConfigError(
-                f"loss.unsupervised recon rebuilds a block's input by its layer backwards, which "
-                f"is not known of the modules of model.factory {model.factory}; use sim or none"
-            )
     else:
         hidden = _hidden(model, nonlinearity, image_shape, classes, arrivals.entered)
         if arrivals.output:
@@ -129,7 +136,6 @@ def build_specs(
             f"layers; at most {MAX_LAYERS} are allowed: several can be one block in a module of "
             "your own (model.factory)"
         )
-    _check_targets(model, loss, classes, target_shape, has_output=arrivals.output)
     blocks = [replace(spec, target_shape=target_shape) for spec in _grouped(hidden, model, loss)]
     if rule is not None:
         blocks = list(rule.placed(blocks, arrivals.shapes))
@@ -137,23 +143,6 @@ def build_specs(
         return tuple(blocks)
     output = replace(_as_output(output, loss), target_shape=target_shape)
     return (*blocks, output if rule is None else rule.leaving(output))
-
-
-def _check_targets(
-    model: ModelConfig, loss: LossConfig, classes: int, target_shape: Shape, *, has_output: bool
-) -> None:
-    """Raises ConfigError where a loss is for other targets than the data have."""
-    what = f"{'classes' if classes else 'numbers'} of shape {target_shape}"
-    if loss.local not in (None, "rule") and (target_shape or not classes):
-        raise ConfigError(
-            f"loss.name {loss.name} is for one class an example, and the targets are {what}: use "
-            "a local rule (loss.rule), or glob"
-        )
-    if has_output and model.factory is None and classes and target_shape:
-        raise ConfigError(
-            f"model.name {model.name} predicts one class an example, and the targets are {what}: "
-            "use a network of your own (model.factory), or a rule without an output layer"
-        )
 
 
 class _Arrivals:

@@ -332,6 +332,7 @@ def test_numbers_are_predicted_by_as_many_outputs() -> None:
         ({}, {"name": "vgg8b"}, GLOB, "model.name vgg8b: is for images of (channels, height, wid"),
         ({"shape": (4, 4)}, {"name": "resnet18"}, GLOB, "has shape (4, 4): use model.name mlp"),
         ({"target_shape": (3,)}, MLP, GLOB, "predicts one class for each example, and a target"),
+        ({"target_shape": (3,)}, MLP, {"rule": "DGL"}, "or a rule without an output layer"),
         ({"target_shape": (3,)}, MLP, {"name": "sim"}, "a target is int64 of shape (3,): use a"),
         (
             {"target_dtype": "float32", "classes": 0},
