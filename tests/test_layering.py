@@ -41,29 +41,33 @@ def torch(may: str) -> Row:
 
 
 PIPELINE: dict[str, Row] = {  # from the ground up
+    "dtypes": row(),
     "errors": row(),
     "seeding": row(),
     "signals": row(),
     "system": row("errors"),
     "config": row("errors"),
-    "data": row("errors seeding system config"),
+    "data": row("dtypes errors seeding system config"),
     "rules": torch(""),
-    "network": row("errors seeding system config data rules"),
+    "network": row("dtypes errors seeding system config data rules"),
     "planning": row("errors config network"),
     "schedule": row("errors config network"),
-    "protocol": row("errors data schedule"),
+    "protocol": row("dtypes errors data schedule"),
     "storage": row("errors system data schedule"),
     "device": torch("schedule"),
     "kernels": torch("seeding network device"),
     "transport": row("errors system schedule protocol"),
     "run": row("errors system config data planning schedule storage transport"),
-    "learning": torch("errors seeding system config data rules network schedule device kernels"),
+    "learning": torch(
+        "dtypes errors seeding system config data rules network schedule device kernels"
+    ),
     "rehearsal": torch("errors seeding system config data network schedule learning"),
     "locality": torch(
         "errors signals system config data network schedule device kernels learning rehearsal"
     ),
     "worker": torch(
-        "errors system config network schedule protocol device kernels transport learning rehearsal"
+        "dtypes errors system config network schedule protocol device kernels transport learning "
+        "rehearsal"
     ),
     "coordinator": row("errors system config schedule protocol transport run"),
     "profiling": torch("seeding config data network planning kernels learning"),

@@ -12,6 +12,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from pipeline.data.image_list import ImageFolder, list_images
+from pipeline.dtypes import ITEM_BYTES
 from pipeline.errors import ConfigError
 from pipeline.system.paths import expanded
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 _MOST_PLACES = 1 << 14
 """Numbers of a mean, which goes to every process that is started."""
-_ITEM_BYTES = {"uint8": 1, "int64": 8, "float32": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +58,12 @@ class DataFacts:
     @property
     def example_bytes(self) -> int:
         """Bytes of an example as it leaves the data set."""
-        return prod(self.shape) * _ITEM_BYTES[self.dtype]
+        return prod(self.shape) * ITEM_BYTES[self.dtype]
 
     @property
     def target_bytes(self) -> int:
         """Bytes of the target of an example."""
-        return prod(self.target_shape) * _ITEM_BYTES[self.target_dtype]
+        return prod(self.target_shape) * ITEM_BYTES[self.target_dtype]
 
 
 def _images(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from pipeline.dtypes import dtype_name
 from pipeline.errors import CheckpointError, one_line
 
 if TYPE_CHECKING:
@@ -54,4 +55,4 @@ def decode_block(data: bytes) -> dict[str, Tensor]:
 
 def kind_of(tensor: Tensor) -> str:
     """Its type and shape, for people: `float32 (3, 4)`."""
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+    return f"{dtype_name(tensor.dtype)} {tuple(tensor.shape)}"

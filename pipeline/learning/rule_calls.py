@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.dtypes import dtype_name
 from pipeline.errors import ConfigError
 from pipeline.learning.losses import LossValue
 from pipeline.network.rule_shapes import expanded, naming_rule
@@ -198,7 +199,7 @@ def check_arrival(batch: Batch, arrival: Arrival, wrong: Any) -> None:
         raise wrong(f"{odd!r} {how}")
     for name, spec in expected.items():
         tensor = batch.carry[name]
-        found = (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+        found = (dtype_name(tensor.dtype), tuple(tensor.shape))
         if found != (spec.dtype, (spec.rows * n, *spec.shape)):
             raise wrong(
                 f"carries {name!r} of {_kind(tensor)} for {n} examples; {spec.text} was planned: "
@@ -225,5 +226,5 @@ def _check_scores(scores: Any, y: Tensor, wrong: Any) -> None:
 
 def _kind(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"a tensor {tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
+        return f"a tensor {tuple(value.shape)} of {dtype_name(value.dtype)}"
     return f"a {type(value).__name__}"

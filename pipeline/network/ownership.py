@@ -11,6 +11,7 @@ from __future__ import annotations
 from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple
 
+from pipeline.dtypes import dtype_name
 from pipeline.errors import ConfigError
 from pipeline.network.to_device import memory_of, repeats_itself, trained_type
 
@@ -83,7 +84,7 @@ def retyped(blocks: Sequence[Mapping[str, nn.Module]], dtype: torch.dtype) -> li
             if each.block == block and now != then:
                 changed.setdefault((now, then), []).append(each.name)
         lines += [
-            f"block {block}: {', '.join(names)}: {_plain(now)} becomes {_plain(then)}, the "
+            f"block {block}: {', '.join(names)}: {dtype_name(now)} becomes {dtype_name(then)}, the "
             "precision of all weights and buffers"
             for (now, then), names in changed.items()
         ]
@@ -192,7 +193,8 @@ def _check_memory(held: Iterable[_NamedTensor], dtype: torch.dtype) -> None:
             if trained_type(each.tensor.dtype, dtype) != each.tensor.dtype:
                 raise ConfigError(
                     f"block {one.block}: {both}, and {each.name} would have to change from "
-                    f"{_plain(each.tensor.dtype)} to {_plain(dtype)}: make them {_plain(dtype)}"
+                    f"{dtype_name(each.tensor.dtype)} to {dtype_name(dtype)}: make them "
+                    f"{dtype_name(dtype)}"
                 )
             if repeats_itself(each.tensor):
                 raise ConfigError(
@@ -210,7 +212,3 @@ def _overlapping(held: Iterable[_NamedTensor]) -> Iterator[tuple[_NamedTensor, _
             begins, ends = max(one.span[0], other.span[0]), min(one.span[1], other.span[1])
             if begins < ends:
                 yield one, other
-
-
-def _plain(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

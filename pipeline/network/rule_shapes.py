@@ -12,6 +12,7 @@ import inspect
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from pipeline.dtypes import ITEM_BYTES, dtype_name
 from pipeline.errors import ConfigError
 from pipeline.network.specs import Arrival, CarriedSpec, RuleSpec
 from pipeline.system.named_object import called, named_object, naming
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 _EXAMPLES = 2
 _PASSES = 2
 """Of what is counted while a loss is tried: forwards, and the gradient of the activation."""
-TRAVELS = ("uint8", "int64", "float32", "float64", "bfloat16")
-"""Types of tensors that links carry."""
 
 
 def rule_class(rule: str) -> type[LocalRule]:
@@ -231,7 +230,7 @@ class TracedRule:
         carried = tuple(
             CarriedSpec(
                 name,
-                str(batch.carry[name].dtype).removeprefix("torch."),
+                dtype_name(batch.carry[name].dtype),
                 batch.carry[name].shape[0] // _EXAMPLES,
                 tuple(batch.carry[name].shape[1:]),
             )
@@ -354,9 +353,9 @@ def check_carried(kind: type[LocalRule], carry: Mapping[str, Tensor]) -> None:
             raise ConfigError(f"puts {name!r} into batch.carry: name it in carries, too")
         if not isinstance(tensor, torch.Tensor):
             raise ConfigError(f"carries {name!r} as a {type(tensor).__name__}, not as a tensor")
-        if str(tensor.dtype).removeprefix("torch.") not in TRAVELS:
+        if dtype_name(tensor.dtype) not in ITEM_BYTES:
             raise ConfigError(
-                f"carries {name!r} of {tensor.dtype}; what travels is {', '.join(TRAVELS)}"
+                f"carries {name!r} of {tensor.dtype}; what travels is {', '.join(ITEM_BYTES)}"
             )
         if tensor.dim() == 0 or tensor.shape[0] % _EXAMPLES or not tensor.shape[0]:
             raise ConfigError(

@@ -12,10 +12,10 @@ from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
+from pipeline.dtypes import ITEM_BYTES
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-
-_ITEM_BYTES = {"uint8": 1, "int64": 8, "float32": 4, "float64": 8, "bfloat16": 2}
 
 Shape: TypeAlias = tuple[int, ...]
 """Shape of one example: (features,), feature maps as (channels, height, width), or, of a user's own
@@ -161,7 +161,7 @@ class Arrival:
     @property
     def carried_bytes(self) -> int:
         """Of an example, of what is carried."""
-        return sum(spec.rows * prod(spec.shape) * _ITEM_BYTES[spec.dtype] for spec in self.carried)
+        return sum(spec.rows * prod(spec.shape) * ITEM_BYTES[spec.dtype] for spec in self.carried)
 
 
 @dataclass(frozen=True, slots=True)

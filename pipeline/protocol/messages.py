@@ -13,6 +13,7 @@ from math import prod
 from typing import Any, TypeAlias
 
 from pipeline.data.facts import DataFacts
+from pipeline.dtypes import ITEM_BYTES
 from pipeline.errors import ProtocolError
 from pipeline.protocol.addresses import CARRIERS, Carrier, LinkAddress
 from pipeline.schedule.items import (
@@ -29,11 +30,10 @@ from pipeline.schedule.reports import Fingerprint, PassReport, StageState, Tally
 
 PROTOCOL_VERSION = 9
 EXAMPLE_TYPES, TARGET_TYPES = ("uint8", "float32", "int64"), ("int64", "float32")
-ITEM_BYTES = {"uint8": 1, "int64": 8, "float32": 4, "float64": 8, "bfloat16": 2}
 MAX_DIMENSIONS = 8
 _FEATURE_MAPS = 4  # dimensions: (n, C, H, W)
 MAX_TENSORS = 16
-"""Of one batch: it has an activation and labels."""
+"""Of one batch: it has an activation, targets, and what a rule carries."""
 MAX_TENSOR_BYTES = 1 << 36
 ACTIVITIES = ("starting", "waiting", "working", "blocked")
 """What a worker may be doing: waiting for input; blocked where the next stage has no room."""

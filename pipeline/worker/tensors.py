@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from pipeline.device.cuda_streams import Incoming, Releases, marks_of, side_stream
+from pipeline.dtypes import ITEM_BYTES
 from pipeline.kernels.memory_layout import is_channels_last, pixels
-from pipeline.protocol.messages import ITEM_BYTES, TensorSpec
+from pipeline.protocol.messages import TensorSpec
 from pipeline.transport.cuda_ipc import DeviceMemory
 from pipeline.transport.payloads import DeviceBytes
 

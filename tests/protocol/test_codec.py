@@ -16,13 +16,13 @@ from support import REPOSITORY
 
 from pipeline.config import yaml_text
 from pipeline.data.facts import DataFacts
+from pipeline.dtypes import ITEM_BYTES
 from pipeline.errors import ProtocolError
 from pipeline.protocol.addresses import CARRIERS, Carrier, LinkAddress, reason_of
 from pipeline.protocol.codec import MAX_DEPTH, MAX_HEADER_BYTES, MAX_ITEMS, decode, encode
 from pipeline.protocol.messages import (
     ACTIVITIES,
     EXAMPLE_TYPES,
-    ITEM_BYTES,
     MAX_DIMENSIONS,
     MAX_TENSORS,
     TARGET_TYPES,

@@ -10,9 +10,10 @@ import torch
 from support.links import address
 
 from pipeline.device.cuda_streams import Incoming
+from pipeline.dtypes import ITEM_BYTES
 from pipeline.errors import ProtocolError
 from pipeline.kernels.memory_layout import channels_last
-from pipeline.protocol.messages import ITEM_BYTES, TensorSpec
+from pipeline.protocol.messages import TensorSpec
 from pipeline.transport.interfaces import Arrived
 from pipeline.transport.payloads import (
     ALIGNMENT,
