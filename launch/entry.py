@@ -43,6 +43,15 @@ def pipeline_verify() -> None:
     main()
 
 
+def pipeline_eval() -> None:
+    try:
+        leave_current_folder()
+        from launch.evaluate import main
+    except KeyboardInterrupt:
+        raise _interrupted() from None
+    main()
+
+
 def pipeline_reproduce() -> None:
     try:
         leave_current_folder()

@@ -24,7 +24,13 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.run.metrics import METRICS_FILE, trim_metrics
 from pipeline.storage.atomic import TEMPORARY, replace_in, write_synced
 from pipeline.storage.checkpoint import complete_names, step_of
-from pipeline.storage.checkpoint_writer import CHECKPOINTS, CONFIG, CheckpointStore, checkpoints_of
+from pipeline.storage.checkpoint_writer import (
+    CHECKPOINTS,
+    CONFIG,
+    DATA,
+    CheckpointStore,
+    checkpoints_of,
+)
 from pipeline.storage.folder import Folder
 from pipeline.system.paths import expanded
 
@@ -38,8 +44,8 @@ if TYPE_CHECKING:
 
 PLAN, LOG = "plan.json", "run.log"
 """The plan; what the run said, with times."""
-DATA, IMAGES = "data.json", "images.jsonl"
-"""Number of images, classes, digests, facts; of an image folder, each file, its size and digest."""
+IMAGES = "images.jsonl"
+"""Of an image folder, each file, its size and digest."""
 RUNS = Path("runs")
 """Where runs go whose folder nobody has named."""
 _A_RUN = (CONFIG, METRICS_FILE, CHECKPOINTS)

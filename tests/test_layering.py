@@ -72,7 +72,8 @@ PIPELINE: dict[str, Row] = {  # from the ground up
     "coordinator": row("errors system config schedule protocol transport run"),
     "profiling": torch("seeding config data network planning kernels learning"),
     "single": torch("errors planning schedule device run learning rehearsal worker"),
-    "api": torch("errors config data kernels learning network rules run storage system"),
+    "trained": torch("errors system config data network storage learning"),
+    "api": torch("errors config data kernels learning network rules run storage system trained"),
 }
 """`torch`: importing the folder may import torch. The others plan, talk and keep without it."""
 
@@ -102,7 +103,9 @@ LAUNCH: dict[str, Row] = {  # from the ground up; `pipeline` may be imported by 
     "reproduce": row(
         "job run_directory machine engines command training run_job launcher paper cli"
     ),
-    "entry": row("cli verify reproduce"),
+    "read_run": row(),
+    "evaluate": row("command plan read_run"),
+    "entry": row("cli verify reproduce evaluate"),
 }
 
 TRACING = {

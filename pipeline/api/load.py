@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from pipeline.api.asked import network_given
 from pipeline.api.caller import settings_kept
 from pipeline.api.plain import plain_network
-from pipeline.api.run_folder import checkpoint_at, facts_in, open_run
 from pipeline.config.sections import build_config
 from pipeline.learning.block_file import decode_block
 from pipeline.network.from_config import network_specs
 from pipeline.system.given import Given, objects_given
+from pipeline.trained.run_folder import checkpoint_at, facts_in, open_run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

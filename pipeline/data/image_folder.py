@@ -69,15 +69,33 @@ def read_folder(
         training=_limited(folder.training, config.train_limit, facts.classes),
         test=_limited(folder.test, config.test_limit, facts.classes),
     )
-    channels, size, _ = facts.shape
-    shorter, is_random = config.resize or size * 256 // 224, config.random_crop is not False
-    reader = ImageReader(View(size, shorter, channels, config.white, is_random))
+    reader = ImageReader(view_of(config, facts))
     skip = config.on_bad_image == "skip"
     checked = check_images(chosen, reader, skip=skip, progress=progress)
     pool = DaemonPool(_DECODING_THREADS, "decode")
     training, test = (ImageFiles(part, seed, reader, pool) for part in checked)
     facts = replace(facts, train_images=len(training), test_images=len(test))
     return folder, facts, training, test
+
+
+def view_of(config: DataConfig, facts: DataFacts) -> View:
+    """How a run sees image files: those of an image folder as its configuration says; where its
+    images come from elsewhere, scaled to their size.
+
+    Raises:
+        ConfigError: where its examples are no square images of bytes, in colour or grey.
+    """
+    shape = facts.shape
+    if len(shape) != 3 or shape[1] != shape[2] or shape[0] not in (1, 3) or facts.dtype != "uint8":
+        raise ConfigError(
+            f"image files can't be read as examples of this run, which are {facts.dtype} of shape "
+            f"{shape}: give an .npz file"
+        )
+    channels, size, _ = shape
+    if config.name != "imagefolder":
+        return View(size, size, channels)
+    shorter, is_random = config.resize or size * 256 // 224, config.random_crop is not False
+    return View(size, shorter, channels, config.white, is_random)
 
 
 def _limited(images: ImageList, limit: int | None, classes: int) -> ImageList:

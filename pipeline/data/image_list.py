@@ -93,6 +93,45 @@ def list_images(root: Path) -> ImageFolder:
     return ImageFolder(classes, training, test)
 
 
+def labelled_images(root: Path, classes: Sequence[str]) -> ImageList:
+    """The images of a folder with a folder for each of some known classes; those of the part `val`,
+    where the folder has parts.
+
+    Raises:
+        ConfigError: where it can't be read, or has folders of other classes, or no image.
+    """
+    folder = root / PARTS[1] if (root / PARTS[1]).is_dir() else root
+    try:
+        found = sorted(entry.name for entry in _visible(folder) if _is(entry.is_dir))
+    except OSError as error:
+        raise ConfigError(f"can't be read: {error.strerror or error}") from None
+    if odd := [name for name in found if name not in classes]:
+        raise ConfigError(
+            f"has folders that are none of the run's {len(classes)} classes: "
+            f"{shortened(odd)}; these are {shortened(classes)}"
+        )
+    files = [
+        ImageFile(os.path.join(name, os.path.relpath(path, folder / name)), classes.index(name))
+        for name in found
+        for path in images_below(folder / name)
+    ]
+    if not files:
+        raise ConfigError(
+            f"has no image in a folder of a class ({shortened(classes)}); images are "
+            f"{' '.join(IMAGE_SUFFIXES)}"
+        )
+    return ImageList(str(folder), tuple(files))
+
+
+def images_below(folder: Path) -> list[str]:
+    """Paths of all images in a folder and in those within it.
+
+    Raises:
+        ConfigError: where it can't be read.
+    """
+    return _images_below(str(folder), set(), Counter())[0]
+
+
 def _class_folders(folder: Path) -> list[str]:
     try:
         return sorted(entry.name for entry in _visible(folder) if _is(entry.is_dir))

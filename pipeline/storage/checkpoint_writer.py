@@ -48,6 +48,8 @@ CHECKPOINTS = "checkpoints"
 """Name of their folder in a run directory."""
 CONFIG = "config.yaml"
 """In every run directory: the resolved configuration."""
+DATA = "data.json"
+"""There, too: number of images, classes, digests, and the facts of the data."""
 _NO_LINKS = (EMLINK, ENOSYS, ENOTSUP, EPERM)
 """What file systems say that have no second names for files, or no more of them."""
 

@@ -113,10 +113,10 @@ def test_built_in_networks_become_torchs_own_layers(name: str, options: dict[str
     test = run.history[-1]["test"]
     assert 100 * float((run.predict(images) != labels).mean()) == test["error_pct"]
     pixels = torch.as_tensor(images) / 255
-    logits = run.model((pixels - run._facts.mean[0]) / run._facts.std[0]).detach()
+    logits = run.model((pixels - run._trained.facts.mean[0]) / run._trained.facts.std[0]).detach()
     assert 100 * float((logits.argmax(1).numpy() != labels).mean()) == test["error_pct"]
     loss = nn.functional.cross_entropy(logits, torch.as_tensor(labels))
-    weight = 0.01 if run._config.loss.name == "predsim" else 1.0
+    weight = 0.01 if run._trained.config.loss.name == "predsim" else 1.0
     assert float(loss) * weight == pytest.approx(test["loss"], rel=1e-5)
 
 
@@ -134,7 +134,7 @@ def test_arguments_are_keys_of_a_configuration(tmp_path: Path) -> None:
         run_dir=tmp_path / "run",
         options={"model.hidden": 8, "optimizer.momentum": 0.5, "optimizer.name": "sgd", **LIMITS},
     )
-    config = run._config
+    config = run._trained.config
     assert (config.loss.beta, config.data.batch_size, config.optimizer.lr) == (0.5, 16, 0.01)
     assert (config.runtime.seed, config.optimizer.name, config.model.hidden) == (3, "sgd", 8)
     assert run.path == tmp_path / "run"
@@ -148,7 +148,7 @@ def test_a_data_set_goes_before_a_folder_of_its_name(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits").mkdir()
     (tmp_path / "photos").mkdir()
-    assert pipeline.fit("mlp", "digits", **QUICK)._config.data.name == "digits"
+    assert pipeline.fit("mlp", "digits", **QUICK)._trained.config.data.name == "digits"
     with pytest.raises(pipeline.ConfigError, match="photos"):  # which holds no images
         pipeline.fit("mlp", "photos", gpus="cpu")
 
@@ -169,10 +169,10 @@ def test_a_config_file_is_where_arguments_begin(tmp_path: Path) -> None:
         "data: {name: digits, train_limit: 100, test_limit: 40}\n"
     )
     one = pipeline.fit(config=path, epochs=1, gpus="cpu", quiet=True)
-    assert (one._config.loss.name, one._config.schedule.epochs) == ("pred", 1)
-    other = pipeline.fit(config=one._config, loss="sim", gpus="cpu", quiet=True)
-    assert (other._config.loss.name, other._config.model.hidden) == ("sim", 8)
-    assert one._config.loss.name == "pred"
+    assert (one._trained.config.loss.name, one._trained.config.schedule.epochs) == ("pred", 1)
+    other = pipeline.fit(config=one._trained.config, loss="sim", gpus="cpu", quiet=True)
+    assert (other._trained.config.loss.name, other._trained.config.model.hidden) == ("sim", 8)
+    assert one._trained.config.loss.name == "pred"
 
 
 @pytest.mark.parametrize(("given", "says"), [
@@ -216,7 +216,9 @@ def test_any_module_is_cut_and_comes_back_as_itself(tmp_path: Path) -> None:
     assert type(run.model) is Branches
     assert run.model.state_dict().keys() == module.state_dict().keys()
     assert len(run.scores_by_depth(images)) == 3
-    pixels = (torch.as_tensor(images) / 255 - run._facts.mean[0]) / run._facts.std[0]
+    pixels = (torch.as_tensor(images) / 255 - run._trained.facts.mean[0]) / run._trained.facts.std[
+        0
+    ]
     given = run.model(pixels).detach()
     np.testing.assert_allclose(given, run.scores_by_depth(images)[-1], rtol=1e-4, atol=1e-6)
     assert states(pipeline.load(tmp_path / "run", network=Branches())) == states(run.model)
@@ -288,7 +290,7 @@ def test_settings_of_data_stay_where_data_are_given() -> None:
         "data": {"name": "synthetic", "size": 8, "batch_size": 7, "normalise": "measured"},
     }  # fmt: skip
     run = pipeline.fit(small(), (x, y), **{**ARRAYS, "batch_size": None}, config=config)
-    data = run._config.data
+    data = run._trained.config.data
     assert (data.name, data.batch_size, data.normalise) == ("factory", 7, "measured")
     assert run.history[-1]["test"] is None
     kept = pipeline.fit(small(), (x, y), **ARRAYS, validation=0.25)
@@ -301,7 +303,7 @@ def test_what_is_normalised_in_training_is_normalised_in_predictions(tmp_path: P
     run = pipeline.fit(small(), (x, y), **measured, test=(x, y), run_dir=tmp_path / "run")
     wrong = 100 * float((run.predict(x) != y).mean())
     assert wrong == pytest.approx(run.history[-1]["test"]["error_pct"])
-    normalised = (x - np.float32(run._facts.mean)) / np.float32(run._facts.std)
+    normalised = (x - np.float32(run._trained.facts.mean)) / np.float32(run._trained.facts.std)
     given = run.model(torch.as_tensor(normalised)).detach()
     np.testing.assert_allclose(run.scores_by_depth(x)[-1], given, atol=1e-5)
     assert states(pipeline.load(tmp_path / "run", network=small())) == states(run.model)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from click.testing import CliRunner
 
-from launch.cli import main
+import launch.cli
+import launch.evaluate
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -17,13 +18,14 @@ if TYPE_CHECKING:
 A_SNIPPET = re.compile(r"^```(python|yaml|sh)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 A_FILE = re.compile(r"# (\w+\.(?:py|ya?ml))\b")
 """A first line that names the file in which a snippet is to be."""
+COMMANDS = {"pipeline-launch": launch.cli.main, "pipeline-eval": launch.evaluate.main}
 
 
 def carry_out(
     document: Path, folder: Path, languages: Collection[str] = ("python", "yaml", "sh")
 ) -> int:
     """Write the files that a document shows into `folder`, the current one; run its Python and its
-    `pipeline-launch` commands there. Gives how many snippets there were of these languages."""
+    `COMMANDS` there. Gives how many snippets there were of these languages."""
     snippets = A_SNIPPET.findall(document.read_text(encoding="utf-8"))
     found = [(language, text) for language, text in snippets if language in languages]
     for language, text in found:
@@ -39,7 +41,6 @@ def carry_out(
 
 
 def _launch(line: str) -> None:
-    command, *arguments = shlex.split(line)
-    assert command == "pipeline-launch", line
-    result = CliRunner().invoke(main, arguments)
+    command, *arguments = shlex.split(line, comments=True)
+    result = CliRunner().invoke(COMMANDS[command], arguments)
     assert result.exit_code == 0, result.output

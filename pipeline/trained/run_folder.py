@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.data.facts import DataFacts, data_facts
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.storage.checkpoint import best_name, checkpoint_in, complete_names, step_of
-from pipeline.storage.checkpoint_writer import checkpoints_of
+from pipeline.storage.checkpoint_writer import DATA, checkpoints_of
 from pipeline.storage.folder import Folder
 
 if TYPE_CHECKING:
@@ -18,21 +18,29 @@ if TYPE_CHECKING:
     from pipeline.storage.checkpoint import Checkpoint
 
 
-def open_run(run_dir: str | Path) -> Folder:
+def open_run(run_dir: str | Path, *, named: str = "run_dir") -> Folder:
     """The folder of a run.
+
+    Args:
+        named: what the user calls it.
 
     Raises:
         ConfigError: where there is no such folder.
     """
     path = Path(run_dir).expanduser()
     if not path.is_dir():
-        raise ConfigError(f"run_dir {path}: there is no such folder")
+        raise ConfigError(f"{named} {path}: there is no such folder")
     return Folder.open(path)
 
 
-def checkpoint_at(run: Folder, at: str | int) -> Checkpoint:
+def checkpoint_at(
+    run: Folder, at: str | int, *, run_named: str = "run_dir", named: str = "at"
+) -> Checkpoint:
     """A checkpoint of a run: "last", the newest; "best", that of the lowest tested error; or that
     of a step.
+
+    Args:
+        run_named: what the user calls the run; named: and the checkpoint.
 
     Raises:
         ConfigError: where it is not there.
@@ -41,30 +49,39 @@ def checkpoint_at(run: Folder, at: str | int) -> Checkpoint:
     try:
         checkpoints = checkpoints_of(run)
     except (OSError, CheckpointError):
-        raise ConfigError(f"run_dir {run.path}: holds no checkpoints of a run") from None
+        raise ConfigError(f"{run_named} {run.path}: holds no checkpoints of a run") from None
     names: dict[str | int, str] = {step_of(name): name for name in complete_names(checkpoints)}
     if not names:
-        raise ConfigError(f"run_dir {run.path}: holds no complete checkpoint")
+        raise ConfigError(f"{run_named} {run.path}: holds no complete checkpoint")
     there = ", ".join(map(str, names))
     names["last"] = list(names.values())[-1]
     if best := best_name(checkpoints):
         names["best"] = best
     elif at == "best":
         raise ConfigError(
-            "at 'best': this run has kept no best checkpoint, as it does under runtime.keep_best "
-            "from the first test on that brings a lower error: use 'last'"
+            f"{named} 'best': this run has kept no best checkpoint, as it does under "
+            "runtime.keep_best from the first test on that brings a lower error: use 'last'"
         )
     if at not in names:
         words = "'last' or 'best'" if best else "or 'last'"
-        raise ConfigError(f"at {at!r}: there are checkpoints of steps {there}: use one, {words}")
+        raise ConfigError(
+            f"{named} {at!r}: there are checkpoints of steps {there}: use one, {words}"
+        )
     return checkpoint_in(checkpoints, names[at])
+
+
+def class_names(run: Folder, classes: int) -> list[str]:
+    """Of the run's data, where they have names; else their numbers."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        names = [str(name) for name in json.loads(run.read(DATA))["classes"]]
+        if len(names) == classes:
+            return names
+    return [str(number) for number in range(classes)]
 
 
 def facts_in(run: Folder, config: Config) -> DataFacts:
     """Of the run's data, as it has noted them; early versions did not, and knew only data sets of
     which facts are known."""
-    from launch.run_directory import DATA
-
     with suppress(OSError, ValueError, KeyError, TypeError):
         facts: dict[str, Any] = json.loads(run.read(DATA))["facts"]
         lists = {key: tuple(value) for key, value in facts.items() if isinstance(value, list)}

@@ -1,0 +1,226 @@
+"""pipeline-eval: what a run's network gets right, and where: by class, and by depth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from launch.command import run_command
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from rich.console import Console
+    from rich.table import Table
+    from torch import Tensor
+
+    from launch.read_run import TrainedRun
+    from pipeline.trained.evaluation import Evaluation
+    from pipeline.trained.network import TrainedNetwork
+
+_MOST_SHOWN = 20
+"""Classes of a matrix of confusions that still fits on a screen."""
+_NAME = 16
+
+
+def own_test_set(network: TrainedNetwork) -> Iterator[tuple[Tensor, Tensor]]:
+    """The run's test set; where its data have none, the share of the training set that was kept for
+    validation.
+
+    Raises:
+        ConfigError: where the data can't be read, or there is nothing to test on.
+    """
+    import torch
+
+    from pipeline.data.batches import load_batches
+    from pipeline.errors import ConfigError
+    from pipeline.system.given import is_given
+
+    config, seed = network.config.data, network.config.runtime.seed
+    if is_given(config.factory):
+        raise ConfigError(
+            "the data of this run are Python objects, which no command has: name others with --data"
+        )
+    batches = load_batches(config.model_copy(update={"validation": None}), seed)
+    if not batches.evaluation_batches:
+        batches = load_batches(config, seed)
+    if not batches.evaluation_batches:
+        raise ConfigError("this run has no test set: name examples with --data")
+    for index in range(batches.evaluation_batches):
+        x, y = batches.evaluation(index)
+        yield torch.from_numpy(x), torch.from_numpy(y)
+
+
+def examples_at(path: Path, trained: TrainedRun) -> Iterator[tuple[Tensor, Tensor]]:
+    """What `--data` leads to.
+
+    Raises:
+        ConfigError: where it can't be read, or the network can't be evaluated on it.
+    """
+    from pipeline.data.beside import labelled_parts
+    from pipeline.system.named_object import naming
+
+    network = trained.network
+    with naming(f"--data {path}"):
+        for x, y in labelled_parts(path, network.config.data, network.facts, trained.classes):
+            yield from network.parts(x, y)
+
+
+def report(found: Evaluation, names: Sequence[str], blocks: Sequence[str], about: str) -> None:
+    """Print an evaluation. `names`: of the classes; `about`: what was evaluated on what."""
+    from rich.console import Console
+
+    console = Console()
+    numbers = [f"{found.examples} examples"]
+    if found.error_pct is not None:
+        numbers.append(f"error {found.error_pct:.2f} %")
+    if found.loss is not None:
+        numbers.append(f"loss {found.loss:.4f}")
+    console.print(f"{about}: {', '.join(numbers)}", markup=False, highlight=False, soft_wrap=True)
+    if found.confusion:
+        _print_classes(found, names, console)
+    if found.depths:
+        _print_depths(found, blocks, console)
+
+
+def _print_classes(found: Evaluation, names: Sequence[str], console: Console) -> None:
+    from launch.plan.dry_run import plain_table
+
+    short = [name[:_NAME] for name in names]
+    table = plain_table(("class",), ("examples", "precision", "recall"))
+    rows = zip(short, found.confusion, found.precision, found.recall, strict=True)
+    for name, row, precision, recall in rows:
+        table.add_row(name, str(sum(row)), _share(precision), _share(recall))
+    _print(table, console)
+    if len(names) > _MOST_SHOWN:
+        return
+    table = plain_table(("class \\ taken for",), short)
+    for name, row in zip(short, found.confusion, strict=True):
+        table.add_row(name, *map(str, row))
+    _print(table, console)
+
+
+def _print_depths(found: Evaluation, blocks: Sequence[str], console: Console) -> None:
+    from launch.plan.dry_run import plain_table
+
+    numbers = ["error %", "ensemble\nerror %"]
+    exits = found.exits_error_pct is not None
+    numbers += ["exits %", "their\nerror %"] if exits else []
+    table = plain_table(("block",), numbers)
+    for depth in found.depths:
+        cells = [f"{depth.error_pct:.2f}", f"{depth.ensemble_error_pct:.2f}"]
+        if exits:
+            wrong = depth.exit_error_pct
+            cells += [f"{depth.exit_pct:.1f}", "–" if wrong is None else f"{wrong:.2f}"]
+        table.add_row(blocks[depth.block], *cells)
+    if exits:
+        table.add_row("all exits", "", "", "100.0", f"{found.exits_error_pct:.2f}")
+    _print(table, console)
+
+
+def _print(table: Table, console: Console) -> None:
+    console.print()
+    console.print(table, highlight=False)
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def tree(found: Evaluation, names: Sequence[str], blocks: Sequence[str]) -> dict[str, Any]:
+    """As JSON values."""
+    from dataclasses import asdict
+
+    classes = zip(names, found.confusion, found.precision, found.recall, strict=False)
+    return {
+        "examples": found.examples,
+        "loss": found.loss,
+        "error_pct": found.error_pct,
+        "classes": [
+            {"name": name, "examples": sum(row), "precision": precision, "recall": recall}
+            for name, row, precision, recall in classes
+        ],
+        "confusion": found.confusion,
+        "depths": [{"name": blocks[depth.block], **asdict(depth)} for depth in found.depths],
+        "exits_error_pct": found.exits_error_pct,
+    }
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "--data",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="Other examples: an .npz file (x_test and y_test, or X and y), or a folder with a folder "
+    "of images for each class. [default: the run's own test set]",
+)
+@click.option(
+    "--checkpoint",
+    metavar="last|best|STEP",
+    default="last",
+    show_default=True,
+    help="The newest checkpoint, that of the lowest tested error, or that of a step.",
+)
+@click.option(
+    "--every-depth",
+    is_flag=True,
+    help="What each block predicts, by its own classifier, and all blocks up to it together (the "
+    "mean of their log-probabilities).",
+)
+@click.option(
+    "--exit-at",
+    metavar="P",
+    type=click.FloatRange(0, 1),
+    help="With --every-depth: let an example leave at the first block that gives its most likely "
+    "class a probability of at least P.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One object in JSON instead of tables.")
+@click.version_option(package_name="local-loss-pipeline")
+def main(
+    run: Path,
+    data: Path | None,
+    checkpoint: str,
+    every_depth: bool,
+    exit_at: float | None,
+    as_json: bool,
+) -> None:
+    """Evaluate the network of a run's folder RUN, on the CPU, as the run's own tests do.
+
+    \b
+    Exit status: 0 done; 1 a damaged checkpoint; 2 wrong usage or examples; 130 interrupted.
+    """
+
+    def body() -> int:
+        import json
+
+        from launch.command import DONE
+        from launch.read_run import existing, read_run
+        from pipeline.errors import ConfigError
+        from pipeline.trained.evaluation import evaluate
+
+        if exit_at is not None and not every_depth:
+            raise ConfigError("--exit-at goes with --every-depth")
+        if data is not None:
+            existing("--data", data)
+        trained = read_run(run, checkpoint)
+        network = trained.network
+        batches = own_test_set(network) if data is None else examples_at(data, trained)
+        found = evaluate(network, batches, confusion=True, by_depth=every_depth, exit_at=exit_at)
+        blocks = [f"{spec.index} {spec.name}" for spec in network.specs]
+        where = "its own test set" if data is None else str(data)
+        if as_json:
+            about = {"run": str(run), "step": trained.step, "data": where}
+            print(json.dumps({**about, **tree(found, trained.classes, blocks)}))
+        else:
+            about_it = f"{run} at step {trained.step}, on {where}"
+            report(found, trained.classes, blocks, about_it)
+        return DONE
+
+    run_command(body)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""The trained network of a run's folder, as commands that only read a run name it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.trained.network import TrainedNetwork
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedRun:
+    """`classes`: their names; `step`: that of the checkpoint."""
+
+    network: TrainedNetwork
+    classes: tuple[str, ...]
+    step: int
+
+
+def read_run(path: Path, checkpoint: str) -> TrainedRun:
+    """Read a run's network, for this process to compute with as the run's workers do.
+
+    Args:
+        checkpoint: "last", "best", or a step.
+
+    Raises:
+        ConfigError: where there is no such run or checkpoint, or it needs a user's objects.
+        CheckpointError: where it is damaged.
+    """
+    import torch
+
+    from pipeline.learning.build import prepare_process
+    from pipeline.trained.network import trained_in
+    from pipeline.trained.run_folder import checkpoint_at, class_names, open_run
+
+    at = int(checkpoint) if checkpoint.isdecimal() else checkpoint
+    with open_run(path, named="RUN") as folder:
+        found = checkpoint_at(folder, at, run_named="RUN", named="--checkpoint")
+        network = trained_in(folder, found)
+        names = class_names(folder, network.facts.classes)
+    prepare_process(torch.device("cpu"), network.config.runtime.threads_per_stage)
+    return TrainedRun(network, tuple(names), found.state.position.step)
+
+
+def existing(option: str, path: Path) -> Path:
+    """The path.
+
+    Raises:
+        ConfigError: where nothing is there.
+    """
+    if not path.exists():
+        raise ConfigError(f"{option} {path}: there is no such file or folder")
+    return path

@@ -1,0 +1,63 @@
+"""Examples that are no part of a run's data, read as it reads its own: to evaluate it on them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.data.image_folder import view_of
+from pipeline.data.image_list import labelled_images
+from pipeline.data.image_reading import DeepPixelsError, ImageError, ImageReader, cut_out
+from pipeline.data.npz import read_npz
+from pipeline.data.own_data import own_data
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from pipeline.config.data import DataConfig
+    from pipeline.data.facts import DataFacts
+
+_AT_ONCE = 256
+"""Images that are decoded before they are used: a batch of ImageNet's size takes 40 MB."""
+
+
+def labelled_parts(
+    path: Path, config: DataConfig, facts: DataFacts, classes: Sequence[str]
+) -> Iterator[tuple[NDArray[np.generic], NDArray[np.generic]]]:
+    """Examples (n, *shape) and targets of a file or folder, so many at once: of an .npz file the
+    test part, or all where it has none; of a folder the images of each class.
+
+    Args:
+        classes: the names of the run's classes, which are those of the folders.
+
+    Raises:
+        ConfigError: where it can't be read, or holds other classes than the run's.
+    """
+    if path.is_dir():
+        reader = ImageReader(view_of(config, facts))
+        images = labelled_images(path, classes)
+        for first in range(0, len(images.files), _AT_ONCE):
+            files = images.files[first : first + _AT_ONCE]
+            yield (
+                np.stack([_image(reader, images.path(file)) for file in files]),
+                np.array([file.label for file in files], dtype=np.int64),
+            )
+        return
+    tree = read_npz(str(path))
+    given = own_data({"classes": facts.classes or None, **tree})
+    if given.classes != facts.classes:
+        raise ConfigError(f"has {given.classes} classes, and the run {facts.classes}")
+    found = given.test or given.training
+    yield found.x, found.y
+
+
+def _image(reader: ImageReader, path: str) -> NDArray[np.uint8]:
+    try:
+        return cut_out(reader.decode(path), reader.view, None)
+    except (DeepPixelsError, ImageError) as error:
+        raise ConfigError(str(error)) from None

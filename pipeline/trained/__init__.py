@@ -1,0 +1,1 @@
+"""What a run has trained: read from its folder, evaluated, asked."""

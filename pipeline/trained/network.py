@@ -1,0 +1,140 @@
+"""A trained network with its heads: what `pipeline.fit` gives asks it, and so do commands."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pipeline.config.sections import build_config
+from pipeline.errors import ConfigError
+from pipeline.learning.block_file import decode_block
+from pipeline.learning.build import build_stage
+from pipeline.network.from_config import network_specs
+from pipeline.system.given import is_given, objects_given
+from pipeline.trained.run_folder import facts_in
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from torch import Tensor
+
+    from pipeline.config.sections import Config
+    from pipeline.data.facts import DataFacts
+    from pipeline.learning.stage import Stage
+    from pipeline.network.specs import BlockSpec
+    from pipeline.storage.checkpoint import Checkpoint
+    from pipeline.storage.folder import Folder
+    from pipeline.system.given import Given
+
+_AT_ONCE = 1024
+"""Examples that go through a network together."""
+_CPU = torch.device("cpu")
+
+
+class TrainedNetwork:
+    """Takes examples as they are in the data, and normalises them as the run did; on the CPU.
+
+    Args:
+        facts: of the run's data.
+        files: the block files of a checkpoint.
+        given: the user's objects that the configuration names, where it does.
+
+    Legend of shapes: n examples, each of the shape that the data have.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        specs: Sequence[BlockSpec],
+        facts: DataFacts,
+        files: Mapping[int, bytes],
+        given: Given | None = None,
+    ) -> None:
+        self.config, self.specs, self.facts = config, specs, facts
+        self.files, self.given = files, given
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what can be made of the rest."""
+        return {key: value for key, value in vars(self).items() if key != "stage"}
+
+    @cached_property
+    def stage(self) -> Stage:
+        """The whole network with its heads."""
+        plain = {"compile": False, "cuda_graphs": False}
+        runtime = self.config.runtime.model_copy(update=plain)
+        config = self.config.model_copy(update={"runtime": runtime})
+        with objects_given(self.given) if self.given else nullcontext():
+            stage = build_stage(config, self.facts, range(len(self.specs)), _CPU)
+        stage.load(self.states())
+        return stage
+
+    def states(self) -> dict[int, dict[str, Tensor]]:
+        """The tensors of each block."""
+        return {block: decode_block(data) for block, data in self.files.items()}
+
+    def scores(self, x: Any) -> list[Tensor | None]:
+        """What each block predicts, by its rule or its local classifier: (n, classes, …), or None
+        where it predicts nothing.
+
+        Raises:
+            ConfigError: where x does not hold such examples.
+        """
+        parts = [self.stage.scores(*given) for given in self.parts(x, None)]
+        return [
+            None if part[0] is None else torch.cat(part).float()
+            for part in zip(*parts, strict=True)
+        ]
+
+    def parts(self, x: Any, y: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        """Examples and targets, so many at once; targets of zero where there are none.
+
+        Raises:
+            ConfigError: where these are not as the run's data.
+        """
+        facts = self.facts
+        examples = _tensor(x, facts.dtype, facts.shape, "X")
+        if y is None:
+            kind = getattr(torch, facts.target_dtype)
+            targets = torch.zeros((len(examples), *facts.target_shape), dtype=kind)
+        else:
+            targets = _tensor(y, facts.target_dtype, facts.target_shape, "y")
+        if len(targets) != len(examples):
+            raise ConfigError(f"{len(examples)} examples in X and {len(targets)} targets in y")
+        for first in range(0, len(examples), _AT_ONCE):
+            part = slice(first, first + _AT_ONCE)
+            yield examples[part], targets[part]
+
+
+def trained_in(run: Folder, checkpoint: Checkpoint) -> TrainedNetwork:
+    """The network of a run's checkpoint.
+
+    Raises:
+        ConfigError: where it can't be made without objects that were given to `pipeline.fit`.
+        CheckpointError: where a block file is damaged.
+    """
+    config = build_config(checkpoint.config, str(checkpoint.path))
+    for what, named in (("network", config.model.factory), ("rule", config.loss.rule)):
+        if is_given(named):
+            raise ConfigError(
+                f"{run.path}: the {what} of this run is a Python object, which no command has: "
+                "use pipeline.load(…) with it"
+            )
+    facts = facts_in(run, config)
+    return TrainedNetwork(config, network_specs(config, facts), facts, checkpoint.read())
+
+
+def _tensor(values: Any, dtype: str, shape: tuple[int, ...], what: str) -> Tensor:
+    """Values as the run's data have them; (n, *shape)."""
+    found = np.asarray(values)
+    if found.shape[1:] != shape or not len(found):
+        raise ConfigError(
+            f"{what} has shape {found.shape}; (n, {', '.join(map(str, shape))}) is needed, as in "
+            "the data that the network was trained on"
+        )
+    if not np.can_cast(found.dtype, dtype, "same_kind"):
+        raise ConfigError(f"{what} is {found.dtype}; {dtype} is needed, as in training")
+    return torch.from_numpy(np.require(found, dtype, ["C", "W"]))  # torch wants both

@@ -1,0 +1,154 @@
+"""pipeline-eval: numbers of the run's own tests, other examples, and lines about wrong ones."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import pipeline
+from launch.evaluate import main
+from pipeline.data.batches import load_batches
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.api.fitted import FittedRun
+
+pytestmark = pytest.mark.usefixtures("torch_settings")
+EPOCH = 23
+"""Steps."""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> FittedRun:
+    options = {"model.hidden_layers": 2, "model.hidden": 16}
+    return pipeline.fit(
+        "mlp", "digits", epochs=2, batch_size=64, gpus="cpu", quiet=True, options=options,
+        run_dir=tmp_path_factory.mktemp("run") / "run",
+    )  # fmt: skip
+
+
+def ask(*arguments: Any) -> tuple[int, str]:
+    """Exit status and all output."""
+    done = CliRunner().invoke(main, list(map(str, arguments)))
+    return done.exit_code, done.output
+
+
+def asked(*arguments: Any) -> dict[str, Any]:
+    status, said = ask(*arguments, "--json")
+    assert status == 0, said
+    return dict(json.loads(said))
+
+
+@pytest.mark.parametrize(("checkpoint", "row"), [("last", 1), ("best", 1), (EPOCH, 0)])
+def test_its_own_test_set_gives_the_numbers_of_its_own_tests(
+    run: FittedRun, checkpoint: Any, row: int
+) -> None:
+    found = asked(run.path, "--checkpoint", checkpoint)
+    assert {key: found[key] for key in ("loss", "error_pct")} == run.history[row]["test"]
+    assert (found["step"], found["examples"]) == (EPOCH * (row + 1), 360)
+    assert sum(map(sum, found["confusion"])) == 360
+
+
+def test_tables_say_what_the_numbers_are(run: FittedRun) -> None:
+    status, said = ask(run.path, "--every-depth", "--exit-at", "0.5")
+    assert status == 0
+    error = run.history[-1]["test"]["error_pct"]
+    assert f"at step {2 * EPOCH}, on its own test set: 360 examples, error {error:.2f} %" in said
+    for words in (
+        "precision",
+        "class \\ taken for",
+        "0 linear 64→16",
+        "2 output 16→10",
+        "all exits",
+    ):
+        assert words in said
+
+
+def test_other_examples_come_as_arrays_or_as_folders_of_images(
+    run: FittedRun, tmp_path: Path
+) -> None:
+    """The same images, so the same numbers."""
+    network = run._trained
+    test = load_batches(network.config.data, 1).test
+    x, y = test.take(np.arange(100), None)
+    np.savez(tmp_path / "some.npz", X=x, y=y)
+    for k, (image, label) in enumerate(zip(x, y, strict=True)):
+        (tmp_path / "some" / str(label)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0]).save(tmp_path / "some" / str(label) / f"{k}.png")
+    found = [asked(run.path, "--data", tmp_path / name) for name in ("some.npz", "some")]
+    assert found[0]["examples"] == found[1]["examples"] == 100
+    assert found[0]["confusion"] == found[1]["confusion"]
+    assert found[0]["loss"] == pytest.approx(found[1]["loss"])
+    assert found[0]["error_pct"] == run.evaluate((x, y))["error_pct"]
+
+
+def test_a_run_that_validates_is_evaluated_on_its_test_set(tmp_path: Path) -> None:
+    given = {"epochs": 1, "batch_size": 64, "gpus": "cpu", "quiet": True, "validation": 0.1}
+    run = pipeline.fit(
+        "mlp", "digits", **given, options={"model.hidden": 8}, run_dir=tmp_path / "run"
+    )
+    assert asked(run.path)["examples"] == 360
+    x = np.random.default_rng(1).normal(size=(100, 4)).astype(np.float32)
+    np.savez(tmp_path / "own.npz", X=x, y=np.arange(100) % 3)
+    own = pipeline.fit(
+        "mlp", tmp_path / "own.npz", **given, options={"model.hidden": 8}, run_dir=tmp_path / "own"
+    )
+    found = asked(own.path)
+    assert (found["examples"], found["loss"]) == (10, own.history[0]["validation"]["loss"])
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--checkpoint", "7"], "--checkpoint 7: there are checkpoints of steps 23, 46: use one"),
+        (["--exit-at", "0.5"], "--exit-at goes with --every-depth"),
+        (["--data", "nowhere"], "--data nowhere: there is no such file or folder"),
+        (["--data", "wide.npz"], "--data wide.npz: X has shape (3, 5); (n, 1, 8, 8) is needed"),
+        (["--data", "more.npz"], "--data more.npz: train: y holds the label 10, and there are 10"),
+        (["--data", "few.npz"], "--data few.npz: has 3 classes, and the run 10"),
+        (["--data", "text.npz"], "--data text.npz: is damaged or no .npz file"),
+        (["--data", "odd"], "--data odd: has folders that are none of the run's 10 classes: cat"),
+        (["--data", "empty"], "--data empty: has no image in a folder of a class"),
+        (["--data", "bad"], "--data bad: bad/3/0.png: can't be decoded as an image"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(
+    run: FittedRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.savez("wide.npz", X=np.zeros((3, 5), np.uint8), y=np.array([0, 1, 2]))
+    np.savez("more.npz", X=np.zeros((2, 1, 8, 8), np.uint8), y=np.array([0, 10]))
+    np.savez(
+        "few.npz", X=np.zeros((2, 1, 8, 8), np.uint8), y=np.array([0, 2]), classes=["a", "b", "c"]
+    )
+    (tmp_path / "text.npz").write_text("no archive")
+    for folder in ("odd/cat", "empty/3", "bad/3"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "bad" / "3" / "0.png").write_bytes(b"no image")
+    status, said = ask(run.path, *options)
+    assert (status, said.count("\n")) == (2, 1)
+    assert said.startswith(f"error: {says}")
+
+
+def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
+    assert ask(tmp_path / "no")[1] == f"error: RUN {tmp_path}/no: there is no such folder\n"
+    assert ask(tmp_path) == (2, f"error: RUN {tmp_path}: holds no checkpoints of a run\n")
+
+
+def test_objects_that_no_command_has_are_named(tmp_path: Path) -> None:
+    x, y = np.zeros((20, 4), np.float32), np.arange(20) % 2
+    given = {"epochs": 1, "batch_size": 10, "gpus": "cpu", "quiet": True}
+    run = pipeline.fit("mlp", (x, y), **given, run_dir=tmp_path / "run")
+    assert ask(run.path)[1].startswith("error: the data of this run are Python objects")
+    np.savez(tmp_path / "some.npz", X=x, y=y)
+    assert asked(run.path, "--data", tmp_path / "some.npz")["examples"] == 20
