@@ -52,6 +52,15 @@ def pipeline_eval() -> None:
     main()
 
 
+def pipeline_predict() -> None:
+    try:
+        leave_current_folder()
+        from launch.predict import main
+    except KeyboardInterrupt:
+        raise _interrupted() from None
+    main()
+
+
 def pipeline_reproduce() -> None:
     try:
         leave_current_folder()

@@ -105,7 +105,8 @@ LAUNCH: dict[str, Row] = {  # from the ground up; `pipeline` may be imported by 
     ),
     "read_run": row(),
     "evaluate": row("command plan read_run"),
-    "entry": row("cli verify reproduce evaluate"),
+    "predict": row("command read_run"),
+    "entry": row("cli verify reproduce evaluate predict"),
 }
 
 TRACING = {

@@ -1,4 +1,5 @@
-"""Examples that are no part of a run's data, read as it reads its own: to evaluate it on them."""
+"""Examples that are no part of a run's data, read as it reads its own: to evaluate its
+network on them, or to have them predicted."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ import numpy as np
 from pipeline.data.image_folder import view_of
 from pipeline.data.image_list import labelled_images
 from pipeline.data.image_reading import DeepPixelsError, ImageError, ImageReader, cut_out
-from pipeline.data.npz import read_npz
+from pipeline.data.npz import read_inputs, read_npz
+from pipeline.data.own_arrays import checked_inputs
 from pipeline.data.own_data import own_data
 from pipeline.errors import ConfigError
 
@@ -54,6 +56,29 @@ def labelled_parts(
         raise ConfigError(f"has {given.classes} classes, and the run {facts.classes}")
     found = given.test or given.training
     yield found.x, found.y
+
+
+def images_at(
+    paths: Sequence[str], config: DataConfig, facts: DataFacts
+) -> Iterator[tuple[Sequence[str], NDArray[np.generic]]]:
+    """Image files (n, C, size, size), so many at once, with their paths.
+
+    Raises:
+        ConfigError: where the run's examples are no images; naming a file that can't be decoded.
+    """
+    reader = ImageReader(view_of(config, facts))
+    for first in range(0, len(paths), _AT_ONCE):
+        part = paths[first : first + _AT_ONCE]
+        yield part, np.stack([_image(reader, path) for path in part])
+
+
+def inputs_at(path: Path) -> NDArray[np.generic]:
+    """The examples of an .npz file, of a type that runs know.
+
+    Raises:
+        ConfigError: where it can't be read, or holds others.
+    """
+    return checked_inputs(read_inputs(str(path)), "X", [])
 
 
 def _image(reader: ImageReader, path: str) -> NDArray[np.uint8]:

@@ -43,15 +43,7 @@ def read_npz(path: str) -> dict[str, Any]:
         ConfigError: for a file that is not there, damaged, too large, that holds objects, or lacks
             an array.
     """
-    try:
-        with open_regular(expanded("data.file", path)) as file, ZipFile(file) as archive:
-            arrays = _arrays(archive)
-    except OSError as error:
-        raise ConfigError(error.strerror or str(error)) from None
-    except _DAMAGED as error:
-        raise ConfigError(
-            f"is damaged or no .npz file: {one_line(error)}; write it by numpy.savez"
-        ) from None
+    arrays = _read(path)
     tree: dict[str, Any] = {name: arrays[name] for name in _BESIDE if name in arrays}
     for part, pairs in _PAIRS.items():
         for x, y in pairs:
@@ -64,6 +56,31 @@ def read_npz(path: str) -> dict[str, Any]:
         found = ", ".join(sorted(arrays)) or "nothing of that"
         raise ConfigError(f"needs x_train and y_train (or X and y), and holds {found}")
     return tree
+
+
+def read_inputs(path: str) -> NDArray[Any]:
+    """The examples that a file holds, whose targets need not be known: X or x_test, else x_train.
+
+    Raises:
+        ConfigError: as `read_npz`.
+    """
+    arrays = _read(path)
+    for name in ("X", "x_test", "x_train"):
+        if name in arrays:
+            return arrays[name]
+    raise ConfigError("needs examples to predict, as X or x_test")
+
+
+def _read(path: str) -> dict[str, NDArray[Any]]:
+    try:
+        with open_regular(expanded("data.file", path)) as file, ZipFile(file) as archive:
+            return _arrays(archive)
+    except OSError as error:
+        raise ConfigError(error.strerror or str(error)) from None
+    except _DAMAGED as error:
+        raise ConfigError(
+            f"is damaged or no .npz file: {one_line(error)}; write it by numpy.savez"
+        ) from None
 
 
 def _arrays(archive: ZipFile) -> dict[str, NDArray[Any]]:

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 import launch.cli
 import launch.evaluate
+import launch.predict
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
 A_SNIPPET = re.compile(r"^```(python|yaml|sh)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 A_FILE = re.compile(r"# (\w+\.(?:py|ya?ml))\b")
 """A first line that names the file in which a snippet is to be."""
-COMMANDS = {"pipeline-launch": launch.cli.main, "pipeline-eval": launch.evaluate.main}
+COMMANDS = {
+    "pipeline-launch": launch.cli.main,
+    "pipeline-eval": launch.evaluate.main,
+    "pipeline-predict": launch.predict.main,
+}
 
 
 def carry_out(

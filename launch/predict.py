@@ -1,0 +1,162 @@
+"""pipeline-predict: what a run's network says of images, or of examples in an .npz file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from launch.command import run_command
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from launch.read_run import TrainedRun
+
+ARRAYS = ".npz"
+
+
+def image_files(paths: Sequence[Path]) -> list[str]:
+    """The files that paths lead to: themselves, or all images below a folder.
+
+    Raises:
+        ConfigError: where there is no image in a folder.
+    """
+    from pipeline.data.image_list import images_below
+    from pipeline.errors import ConfigError
+
+    found: list[str] = []
+    for path in paths:
+        below = images_below(path) if path.is_dir() else [str(path)]
+        if not below:
+            raise ConfigError(f"IMAGE {path}: there is no image in this folder")
+        found += below
+    return found
+
+
+def named_examples(
+    paths: Sequence[Path], trained: TrainedRun
+) -> Iterator[tuple[list[dict[str, Any]], NDArray[np.generic]]]:
+    """What to call examples (a file, or a place in an .npz file), and the examples, so many at
+    once.
+
+    Raises:
+        ConfigError: where they can't be read.
+    """
+    from pipeline.data.beside import images_at, inputs_at
+    from pipeline.errors import ConfigError
+    from pipeline.system.named_object import naming
+
+    network = trained.network
+    arrays = [path for path in paths if path.suffix == ARRAYS]
+    if arrays:
+        if len(paths) > 1:
+            raise ConfigError(f"{arrays[0]}: give one {ARRAYS} file alone, or images")
+        with naming(str(arrays[0])):
+            x = inputs_at(arrays[0])
+        yield [{"example": k} for k in range(len(x))], x
+        return
+    for files, images in images_at(image_files(paths), network.config.data, network.facts):
+        yield [{"file": file} for file in files], images
+
+
+def answers(scores: Tensor | None, trained: TrainedRun, top: int) -> Iterator[dict[str, Any]]:
+    """For each example its most likely classes with their probabilities, or the numbers.
+
+    Raises:
+        ConfigError: where the network predicts nothing, or several classes for each example.
+    """
+    from pipeline.errors import ConfigError
+
+    facts, names = trained.network.facts, trained.classes
+    if scores is None:
+        raise ConfigError(
+            f"by loss.rule {trained.network.config.loss.rule} the last block has no scores"
+        )
+    if not facts.classes:
+        yield from ({"numbers": row} for row in scores.flatten(1).tolist())
+        return
+    if facts.target_shape:
+        raise ConfigError(
+            f"this run predicts targets of shape {facts.target_shape} for each example: load it "
+            "by pipeline.load"
+        )
+    likeliest = scores.softmax(dim=1).topk(min(top, facts.classes), dim=1)
+    for probabilities, classes in zip(*(each.tolist() for each in likeliest), strict=True):
+        yield {
+            "classes": [
+                {"class": names[k], "probability": round(p, 6)}
+                for p, k in zip(probabilities, classes, strict=True)
+            ]
+        }
+
+
+def in_words(about: dict[str, Any]) -> str:
+    """An answer as a line for people."""
+    name = about.get("file", about.get("example"))
+    if "numbers" in about:
+        return f"{name}: {' '.join(f'{number:.6g}' for number in about['numbers'])}"
+    found = (f"{each['class']} {each['probability']:.4f}" for each in about["classes"])
+    return f"{name}: {', '.join(found)}"
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument(
+    "inputs",
+    metavar="IMAGE…|FOLDER|FILE.npz",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path),
+)
+@click.option(
+    "--top",
+    metavar="K",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="How many of the most likely classes.",
+)
+@click.option(
+    "--checkpoint",
+    metavar="last|best|STEP",
+    default="last",
+    show_default=True,
+    help="The newest checkpoint, that of the lowest tested error, or that of a step.",
+)
+@click.option("--json", "as_json", is_flag=True, help="An object in JSON on each line.")
+@click.version_option(package_name="local-loss-pipeline")
+def main(run: Path, inputs: tuple[Path, ...], top: int, checkpoint: str, as_json: bool) -> None:
+    """Predict the classes of images, of all images in a folder, or of the examples X (or x_test) of
+    an .npz file, with the network of a run's folder RUN: on the CPU, a line for each.
+
+    Images are decoded, scaled, cut and normalised as the run does in its tests.
+
+    \b
+    Exit status: 0 done; 1 a damaged checkpoint; 2 wrong usage or images; 130 interrupted.
+    """
+
+    def body() -> int:
+        import json
+
+        from launch.command import DONE
+        from launch.read_run import read_run
+
+        trained = read_run(run, checkpoint)
+        for names, examples in named_examples(inputs, trained):
+            scores = trained.network.scores(examples)[-1]
+            for name, answer in zip(names, answers(scores, trained, top), strict=True):
+                about = {**name, **answer}
+                print(json.dumps(about) if as_json else in_words(about), flush=True)
+        return DONE
+
+    run_command(body)
+
+
+if __name__ == "__main__":
+    main()
