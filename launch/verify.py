@@ -119,16 +119,15 @@ def verify(job: Job, steps: int) -> int:
 
 def verify_locality(job: Job, steps: int) -> int:
     """Print whether each block learns from nothing but what arrives; 0 if they do, 1 if not."""
+    from launch.display.format import size_text
     from pipeline.locality.proof import ask, carry_out, judge, tape_bytes
 
     config, specs, facts = job.config, job.specs, job.facts
     with _folder() as folder:
         device = job.plan.stages[0].device
         ask(config, facts, specs, device=device, steps=steps, folder=folder)
-        size = tape_bytes(config, facts, specs, steps) / 1e6
-        print(
-            f"recording what arrives at {len(specs)} blocks: {size:.1f} MB in {folder}", flush=True
-        )
+        size = size_text(tape_bytes(config, facts, specs, steps))
+        print(f"recording what arrives at {len(specs)} blocks: {size} in {folder}", flush=True)
         carry_out([folder])
         found = judge(config, specs, folder)
     for line in found.findings:

@@ -106,15 +106,18 @@ def judge(config: Config, specs: Sequence[BlockSpec], folder: Path) -> Verdict:
     proof, units = ProofFolder(folder), learning_units(specs)
     recorded, findings = proof.recorded(), []
     for trace in recorded:
-        if trace.fault is not None:
-            text = _failed(config, specs, trace.fault, "in the whole network")
-            raise StageFailedError(text, trace.fault.traceback)
+        if (fault := trace.fault) is not None:
+            text = f"the whole network can't be trained: {fault.text}"
+            if fault.block is not None:
+                text = _failed(config, specs[fault.block], fault, "in the whole network")
+            raise StageFailedError(text, fault.traceback)
     for at, unit in enumerate(units):
         alone = proof.alone(at)
         if found := first_difference(recorded[at], alone, unit[-1].index):
             findings.append(f"{_block(config, specs[found.block])}: {_differs(found)}")
         elif alone.fault is not None:
-            findings.append(_failed(config, unit, alone.fault, "alone, from what it received"))
+            spec = unit[-1] if alone.fault.block is None else specs[alone.fault.block]
+            findings.append(_failed(config, spec, alone.fault, "alone, from what it received"))
     return Verdict(len(specs), max(len(trace.steps) for trace in recorded), tuple(findings))
 
 
@@ -137,9 +140,7 @@ def _differs(found: Difference) -> str:
     )
 
 
-def _failed(config: Config, specs: Sequence[BlockSpec], fault: Fault, how: str) -> str:
-    """A fault in a line. `specs`: of the blocks among which it is, by default the last."""
-    spec = next((spec for spec in specs if spec.index == fault.block), specs[-1])
+def _failed(config: Config, spec: BlockSpec, fault: Fault, how: str) -> str:
     text = fault.text  # may name rule and block as well
     for named in (f"loss.rule {config.loss.rule}: ", f"block {spec.index}: "):
         text = text.removeprefix(named)

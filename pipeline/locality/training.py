@@ -155,9 +155,10 @@ def record(
 def _pass_through(item: Item, tensors: Tensors, units: Sequence[tuple[TracedUnit, Tape]]) -> None:
     """From unit to unit, as far as it goes. Markers ask for nothing here."""
     for unit, tape in units:
+        if isinstance(item, TrainBatch):
+            tape.add(item, tensors)
         try:
             if isinstance(item, TrainBatch):
-                tape.add(item, tensors)
                 tensors = unit.train(item, tensors)
             elif isinstance(item, EvaluationBatch):
                 tensors = unit.evaluate(item, tensors)

@@ -17,6 +17,7 @@ from pipeline.locality.tape import Tape
 from pipeline.locality.trace import first_difference
 from pipeline.locality.training import record, retrain, shortened
 from pipeline.network.specs import learning_units
+from pipeline.rules import SHIPPED
 from pipeline.schedule.feed import Course, Feed, Position
 from pipeline.schedule.items import EvaluationBatch, TrainBatch
 
@@ -45,6 +46,12 @@ def dropping() -> nn.Sequential:
     )
 
 
+def network_of_rule(name: str, **given: Any) -> dict[str, Any]:
+    """One that is shipped with a rule."""
+    kwargs = {"image_shape": [3, 8, 8], "classes": 5, **given}
+    return {"factory": f"pipeline.rules.networks:{name}", "kwargs": kwargs}
+
+
 NETWORKS["dropping"] = dropping
 MODELS: dict[str, dict[str, Any]] = {
     "mlp": {"dropout": 0.1},
@@ -61,7 +68,11 @@ LOSSES: dict[str, dict[str, Any]] = {
     "fixed": {"name": "pred", "classifier": "fixed"},
     "unsupervised": {"name": "sim", "unsupervised": "sim", "alpha": 0.5},
 }
-RULES = ("AugLocal", "Contrastive", "DGL", "ForwardForward", "InfoPro", "MonoForward")
+OF_RULES: dict[str, dict[str, Any]] = {
+    "NoProp": network_of_rule("denoisers", blocks=3, hidden=6),
+    "SoftHebb": network_of_rule("hebbian", channels=[5], hidden=[6], kernel=3),
+}
+"""The networks of shipped rules that need others than an MLP."""
 
 
 def both(config: Config, folder: Path) -> list[tuple[Trace, Trace, int]]:
@@ -97,9 +108,17 @@ def test_built_in_losses_are_local(loss: str, tmp_path: Path) -> None:
     check_local(config_with(loss=LOSSES[loss], model=MODELS["mlp"]), tmp_path)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", SHIPPED)
 def test_shipped_rules_are_local(rule: str, tmp_path: Path) -> None:
-    check_local(config_with(loss={"rule": rule}, model=MODELS["mlp"]), tmp_path)
+    model = OF_RULES.get(rule, MODELS["mlp"])
+    check_local(config_with(loss={"rule": rule}, model=model), tmp_path)
+
+
+@pytest.mark.parametrize("model", ["mlp", "groups"])
+def test_a_rule_that_uses_every_hook_is_local(model: str, tmp_path: Path) -> None:
+    check_local(
+        config_with(loss={"rule": "support.rules:EveryHook"}, model=MODELS[model]), tmp_path
+    )
 
 
 @pytest.mark.parametrize(("rule", "model"), [("InfoPro", "vgg8b"), ("DGL", "resnet")])

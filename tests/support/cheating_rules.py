@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -234,5 +235,5 @@ class Crashes(Honest):
         if len(h) > 2:  # more than when shapes are found out
             self.trained.add(self.place.index)
             if self.place.index - 1 not in (-1, *self.trained):
-                os.abort()
+                os.kill(os.getpid(), signal.SIGKILL)
         return 0.0
