@@ -126,7 +126,7 @@ def verified(folder: Path, loss: str, *arguments: str) -> tuple[int, list[str]]:
 def test_the_command_says_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("launch.verify.mkdtemp", partial(mkdtemp, dir=tmp_path))
     status, (first, last) = verified(tmp_path, "{name: pred}", "--steps", "3")
-    assert re.fullmatch(r"recording what arrives at 3 blocks: \d+ KiB in \S+", first)
+    assert re.fullmatch(r"recording what arrives at 3 blocks: 8\.06 KiB in \S+", first)
     assert last == "local: 3 blocks retrained alone from 3 batches, bit for bit equal"
     assert status == 0
     assert [path.name for path in tmp_path.iterdir()] == ["this.yaml"]
