@@ -34,7 +34,7 @@ after 3 epochs and 16 % after 12."""
 @pytest.mark.parametrize("name", REACHED)
 def test_hidden_blocks_learn(name: str, folder: Callable[[], Path]) -> None:
     epochs, error_pct = REACHED[name]
-    assert tested_error(name, epochs, folder()) < error_pct
+    assert error_after(name, epochs, folder()) < error_pct
 
 
 def test_layers_that_learn_by_softhebb_are_better_than_random_ones(
@@ -42,10 +42,10 @@ def test_layers_that_learn_by_softhebb_are_better_than_random_ones(
 ) -> None:
     """6.4 % were measured for random ones, 4.7 for learned ones."""
     epochs, error_pct = REACHED["soft_hebb"]
-    assert tested_error("soft_hebb", epochs, folder(), lr=1e-9) > error_pct
+    assert error_after("soft_hebb", epochs, folder(), lr=1e-9) > error_pct
 
 
-def tested_error(name: str, epochs: int, folder: Path, **options: float) -> float:
+def error_after(name: str, epochs: int, folder: Path, **options: float) -> float:
     """In per cent, after so many epochs of a config with other options of its rule."""
     tree = load_tree(REPOSITORY / "configs" / "rules" / f"{name}.yaml")
     schedule = {**tree.pop("schedule"), "epochs": epochs}
