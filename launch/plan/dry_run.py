@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from launch.display.format import count_text, size_text
-from pipeline.planning.cost import arithmetic_ratio, estimated_bytes
+from pipeline.planning.cost import arithmetic_ratio, checkpoint_bytes, estimated_bytes
 from pipeline.planning.placement import busiest
 from pipeline.planning.plan import (
     StageCost,
@@ -82,6 +82,7 @@ def dry_run_report(
         f"{facts.target_bytes} bytes an image, travel on every link and are counted. "
     )
     say(console, f"Batches of {images} images. {'' if single or backprop else links}{_NOTE}")
+    say(console, _disk(config, costs))
     ratio = arithmetic_ratio(costs)
     if ratio is not None and not config.schedule.greedy:
         say(
@@ -101,6 +102,17 @@ def dry_run_report(
         return
     if not single and _sum(stages).train_macs:  # those of a user's own modules may not be known
         _print_bounds(specs, plan, stages, console)
+
+
+def _disk(config: Config, costs: Sequence[BlockCost]) -> str:
+    """How much room a run takes, as a sentence."""
+    runtime, one = config.runtime, checkpoint_bytes(costs, config.optimizer.name)
+    best = ", and the best" if runtime.keep_best else ""
+    most = size_text((runtime.keep_checkpoints + 1 + runtime.keep_best) * one)
+    return (
+        f"Disk: up to about {most}, in checkpoints of {size_text(one)}: the "
+        f"{runtime.keep_checkpoints} newest, one that is being written{best}."
+    )
 
 
 def say(console: Console, sentence: str) -> None:

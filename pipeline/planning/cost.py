@@ -129,6 +129,15 @@ def estimated_bytes(costs: Sequence[BlockCost]) -> int:
     return sum(cost.state_bytes for cost in costs) + max(map(_peak_bytes, groups))
 
 
+def checkpoint_bytes(
+    costs: Sequence[BlockCost], optimizer_name: Literal["adam", "amsgrad", "adamw", "sgd"]
+) -> int:
+    """Estimate of a checkpoint on the disk, in bytes: weights, and what the optimizer keeps of
+    each."""
+    weights = sum(cost.parameters + cost.head_parameters for cost in costs)
+    return (1 + _OPTIMIZER_COPIES[optimizer_name]) * weights * _PARAMETER_BYTES
+
+
 def arithmetic_ratio(costs: Sequence[BlockCost]) -> float | None:
     """Multiply-adds of training over those of global backprop of the same layers.
 

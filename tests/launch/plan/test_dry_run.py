@@ -103,6 +103,20 @@ def test_ratio_bottleneck_and_bounds() -> None:
     assert "on 4 of the devices: by its multiply-adds at most 3.83× the speed of one" in sentences
 
 
+@pytest.mark.parametrize(
+    ("runtime", "says"),
+    [
+        ({}, "up to about 10.7 GiB, in checkpoints of 2.15 GiB: the 3 newest, one that is being"),
+        ({"keep_checkpoints": 1, "keep_best": False}, "up to about 4.29 GiB, in checkpoints"),
+    ],
+)
+def test_room_on_the_disk_is_said(runtime: dict[str, Any], says: str) -> None:
+    """Weights and two numbers of Adam's for each of 91.3 M + 101 M parameters, at four bytes."""
+    text = unwrapped(report(WIDE_VGG, runtime=runtime))
+    assert f"Disk: {says}" in text
+    assert ("and the best." in text) is (runtime == {})
+
+
 def test_what_crosses_the_links_is_said_with_labels() -> None:
     text = report({"name": "mlp", "hidden_layers": 3, "hidden": 4}, data="digits", stages=3)
     assert "Stage 0 is sent 9 KiB with each" in unwrapped(text)  # 128 images of 64 pixels, and 8
