@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from launch.command import DONE, FAILED, complain
 from launch.display.streams import wait_for_no_reader
 from launch.engines.interrupts import INTERRUPTED
+from launch.last_lines import last_lines
 from launch.plan.checks import check_engine, make_job
 from launch.resume import look
 from launch.run_job import engine_for, run_folder, run_job
@@ -97,6 +98,9 @@ def _train(job: Job, run: HeldRun, options: Options) -> int:
         return complain(_how_to_resume(ended_at_once(run), run, options), INTERRUPTED)
     if finished.nothing_to_do:
         print(finished.nothing_to_do, flush=True)
+    elif options.view != "quiet":
+        resume, state = _resume(run, options), finished.state
+        print(*last_lines(run.folder, job.config, job.facts, state, resume), sep="\n", flush=True)
     return DONE
 
 
@@ -112,12 +116,7 @@ def _how_to_resume(said: str, run: HeldRun, options: Options) -> str:
     """`said`, and the command that resumes the run, if there is one, in its folder as named now."""
     if not run.holds_run:
         return said
-    command = ["pipeline-launch", "--resume", "--run-dir", str(run.path)]
-    if options.single:
-        command.append("--single")
-    named = (("--stages", options.stages), ("--gpus", options.gpus), ("--plan", options.plan))
-    for flag, value in named:
-        command += [flag, str(value)] if value is not None else []
+    command = _resume(run, options)
     for override in options.overrides:
         command += ["--set", override]
     # the run's own config may have moved, with its folder
@@ -125,3 +124,14 @@ def _how_to_resume(said: str, run: HeldRun, options: Options) -> str:
     if options.config not in (None, own):
         command.append(str(options.config))
     return f"{said}; to go on:\n  {shlex.join(command)}"
+
+
+def _resume(run: HeldRun, options: Options) -> list[str]:
+    """The command that resumes the run by the config in its folder, in as many processes."""
+    command = ["pipeline-launch", "--resume", "--run-dir", str(run.path)]
+    if options.single:
+        command.append("--single")
+    named = (("--stages", options.stages), ("--gpus", options.gpus), ("--plan", options.plan))
+    for flag, value in named:
+        command += [flag, str(value)] if value is not None else []
+    return command

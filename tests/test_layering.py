@@ -96,7 +96,10 @@ LAUNCH: dict[str, Row] = {  # from the ground up; `pipeline` may be imported by 
     "training": row("job run_directory display engines plan same_data"),
     "trial_run": row("job engines plan training"),
     "run_job": row("job resume run_directory engines training"),
-    "launcher": row("job resume run_directory display engines command plan trial_run run_job"),
+    "last_lines": row("run_directory display"),
+    "launcher": row(
+        "job resume run_directory display engines command plan trial_run run_job last_lines"
+    ),
     "paper": row("job resume run_directory machine plan"),
     "cli": row("job run_directory command launcher"),
     "verify": row("job display engines command plan training run_job"),
