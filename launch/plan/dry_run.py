@@ -78,7 +78,7 @@ def dry_run_report(
     console.print(_stage_table(specs, plan, stages, images, facts.target_bytes))
     received = received_bytes(stages, images, facts.example_bytes, facts.target_bytes)
     links = (
-        f"Stage 0 is sent {size_text(received[0])} with each, {_FORMS[facts.dtype]}; labels, "
+        f"Stage 0 is sent {size_text(received[0])} with each, {_FORMS[facts.dtype]}; targets, "
         f"{facts.target_bytes} bytes an image, travel on every link and are counted. "
     )
     say(console, f"Batches of {images} images. {'' if single or backprop else links}{_NOTE}")

@@ -1,4 +1,4 @@
-"""Deterministic batches: the images of (seed, epoch, index), whatever was asked for before.
+"""Deterministic batches: the examples of (seed, epoch, index), whatever was asked for before.
 
     load_batches ─┬─ digits, synthetic             made here
                   ├─ mnist, cifar10, …             published.py: fetched and read
@@ -121,7 +121,7 @@ class Batches:
     def _part_record(self, part: Part) -> PartRecord:
         per_class = list[int]()
         if self.facts.classes:
-            per_class = np.bincount(part.labels.ravel(), minlength=self.facts.classes).tolist()
+            per_class = np.bincount(part.targets.ravel(), minlength=self.facts.classes).tolist()
         return PartRecord(tuple(per_class), part.digest(), len(part))
 
     def _span(self, index: int) -> slice:
@@ -132,7 +132,7 @@ class Batches:
         if known is None or known[0] != epoch:
             draws = generator(self._seed, Purpose.ORDER, epoch)
             if self._limit is not None and self._limit.holds_in(epoch):
-                order = self._limit.ordered(self.training.labels, self.batch_size, draws)
+                order = self._limit.ordered(self.training.targets, self.batch_size, draws)
             else:
                 order = draws.permutation(len(self.training)).astype(np.int64)
             known = self._order_of_epoch = (epoch, order)

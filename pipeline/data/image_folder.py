@@ -236,10 +236,10 @@ class ImageFiles:
     ) -> None:
         self.checked = checked
         self._seed, self._reader, self._pool = seed, reader, pool
-        self.labels = np.array([file.label for file in checked.images.files], dtype=np.int64)
+        self.targets = np.array([file.label for file in checked.images.files], dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
 
     def take(
         self, indices: NDArray[np.int64], epoch: int | None
@@ -250,7 +250,7 @@ class ImageFiles:
             RunError: naming the file that can't be decoded.
         """
         images = self._pool.map(lambda index: self._image(index, epoch), indices.tolist())
-        return np.stack(list(images)), self.labels[indices]
+        return np.stack(list(images)), self.targets[indices]
 
     def digest(self, chosen: NDArray[np.int64] | None = None) -> str:
         """SHA-256 of all paths, labels and contents, as far as they were looked at; or of those

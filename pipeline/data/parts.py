@@ -31,8 +31,8 @@ _VALIDATION = 1
 class Part(Protocol):
     """Examples by their place."""
 
-    labels: NDArray[Any]
-    """Targets (N, *target_shape), int64 or float32."""
+    targets: NDArray[Any]
+    """(N, *target_shape), int64 or float32."""
 
     def __len__(self) -> int:
         """N."""
@@ -57,27 +57,27 @@ class Arrays:
     def __init__(
         self, x: NDArray[Any], y: NDArray[Any], limit: int | None = None, beside: str = ""
     ) -> None:
-        self._x, self.labels, self._beside = x[:limit], y[:limit], beside
+        self._x, self.targets, self._beside = x[:limit], y[:limit], beside
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
 
     def take(self, indices: Indices, epoch: int | None) -> Pair:
-        return self._x[indices], self.labels[indices]
+        return self._x[indices], self.targets[indices]
 
     def digest(self, chosen: Indices | None = None) -> str:
         if chosen is None:
-            return self._digest(self._x.shape, [self._x], self.labels)
+            return self._digest(self._x.shape, [self._x], self.targets)
         starts = range(0, len(chosen), _HASHED_AT_ONCE)
         # bit by bit: what is chosen may be too large to be copied whole
         pieces = (self._x[chosen[start : start + _HASHED_AT_ONCE]] for start in starts)
-        return self._digest((len(chosen), *self._x.shape[1:]), pieces, self.labels[chosen])
+        return self._digest((len(chosen), *self._x.shape[1:]), pieces, self.targets[chosen])
 
     def _digest(
-        self, shape: tuple[int, ...], pieces: Iterable[NDArray[Any]], labels: NDArray[Any]
+        self, shape: tuple[int, ...], pieces: Iterable[NDArray[Any]], targets: NDArray[Any]
     ) -> str:
         whole = sha256(f"{shape}{self._beside}".encode())
-        for piece in (*pieces, labels):
+        for piece in (*pieces, targets):
             if piece.size:  # a view of nothing can't be cast
                 whole.update(np.ascontiguousarray(piece).data.cast("B"))
         return whole.hexdigest()
@@ -88,7 +88,7 @@ class Subset:
 
     def __init__(self, whole: Part, chosen: Indices) -> None:
         self._whole, self._chosen = whole, chosen
-        self.labels = whole.labels[chosen]
+        self.targets = whole.targets[chosen]
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -116,7 +116,7 @@ def without_validation(part: Part, held_back: int) -> tuple[Part, Part]:
 
 
 def _share(part: Part, n: int, seed: int = 0) -> Indices:
-    labels = part.labels
+    labels = part.targets
     if labels.ndim > 1 or labels.dtype.kind != "i":  # not one class each: any are as good
         labels = np.zeros(len(part), dtype=np.int64)
     return share_of_every_class(labels, n, int(labels.max()) + 1, seed)

@@ -1,7 +1,7 @@
 """`runtime.cuda_graphs`: a stage's step captured as two CUDA graphs, replayed for every batch.
 
     x ──in a slot, or copied into memory of the graphs ─┐
-    labels ──copied─────────────────────────────────────┤
+    targets, carried ──copied───────────────────────────┤
     batch id, learning rate ──▶ StepScalars ────────────┴─▶ [begin] ──passed──▶ send
                                                             [finish]  every block has learned
 

@@ -184,12 +184,12 @@ class Block(nn.Module):
         assert self.calls is not None, "a block that learns has a rule"
         return self.calls.value(activation.h, x, batch, generator)
 
-    def _built_in_loss(self, activation: Activation, labels: Tensor, x: Tensor) -> LossValue:
+    def _built_in_loss(self, activation: Activation, targets: Tensor, x: Tensor) -> LossValue:
         assert isinstance(self.rule, BuiltIn), "asked of no other"
         if self.spec.passes_raw:
             with self.autocast():
                 activation = Activation(self._normed(activation.h, self.bn))
-        return self.rule.value(activation, labels, x)
+        return self.rule.value(activation, targets, x)
 
     def scores(self, h: Tensor, onwards: Batch) -> Tensor | None:
         """(n, classes, …): what the block predicts by an activation; None: nothing.

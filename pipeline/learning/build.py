@@ -194,7 +194,7 @@ def graphs_prevented_by(config: Config) -> str | None:
 
 
 def build_preprocess(config: Config, facts: DataFacts, device: torch.device) -> Preprocess:
-    """What turns images into the input of the first block."""
+    """What turns examples into the input of the first block."""
     data = config.data
     return Preprocess(
         facts.mean,

@@ -49,8 +49,8 @@ class BuiltIn(LocalRule):
         """Of labels: none in tests, whose losses so can be compared."""
         return self.spec.label_smoothing if self.training else 0.0
 
-    def value(self, activation: Activation, labels: Tensor, x: Tensor) -> LossValue:
-        """The loss of an activation for its labels and the block's input."""
+    def value(self, activation: Activation, targets: Tensor, x: Tensor) -> LossValue:
+        """The loss of an activation for its targets and the block's input."""
         raise NotImplementedError
 
     def loss(
@@ -62,8 +62,8 @@ class BuiltIn(LocalRule):
 class OutputLoss(BuiltIn):
     """Cross-entropy of the output layer, whose activations are the logits."""
 
-    def value(self, activation: Activation, labels: Tensor, x: Tensor) -> LossValue:
-        value = output_loss(wide(activation.h), labels, self.smoothing)
+    def value(self, activation: Activation, targets: Tensor, x: Tensor) -> LossValue:
+        value = output_loss(wide(activation.h), targets, self.smoothing)
         return LossValue((self.spec.output_weight or 0.0) * value.loss, value.errors)
 
     def scores(self, h: Tensor, batch: Batch) -> Tensor | None:
@@ -103,10 +103,10 @@ class HeadLosses(BuiltIn):
             else self._heads.pred(h)
         )
 
-    def value(self, activation: Activation, labels: Tensor, x: Tensor) -> LossValue:
+    def value(self, activation: Activation, targets: Tensor, x: Tensor) -> LossValue:
         with self._autocast():
             logits, mapped = heads_of(activation, self._heads.pred, self._heads.sim)
-        value = self._supervised(logits, mapped, labels)
+        value = self._supervised(logits, mapped, targets)
         if self.spec.unsupervised == "none":
             return value
         unsupervised = self._unsupervised(activation.h, mapped, x)

@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 
 
 class Counters:
-    """Sums of loss (float64) and errors (int64) per block, and the number of images."""
+    """Sums of loss (float64) and errors (int64) per block, and the number of predictions."""
 
     def __init__(self, blocks: Sequence[int], device: torch.device) -> None:
         self._blocks = {block: row for row, block in enumerate(blocks)}
         self._predicts = [False] * len(blocks)
         self._skipped = [False] * len(blocks)
-        self._images = torch.zeros(len(blocks), dtype=torch.int64, device=device)
+        self._counted = torch.zeros(len(blocks), dtype=torch.int64, device=device)
         self._loss = torch.zeros(len(blocks), dtype=torch.float64, device=device)
         self._errors = torch.zeros(len(blocks), dtype=torch.int64, device=device)
         self._glances = Glances(marks_of(device))
 
-    def add(self, block: int, value: LossValue, images: int) -> None:
-        """Count a batch of `images`; `value.loss` is their mean."""
+    def add(self, block: int, value: LossValue, predictions: int) -> None:
+        """Count a batch that asks for `predictions`; `value.loss` is their mean."""
         row = self._blocks[block]
         # `sums[row] += x` would also copy the sum onto itself
-        self._images[row].add_(images)
-        self._loss[row].add_(value.loss.detach().double(), alpha=images)
+        self._counted[row].add_(predictions)
+        self._loss[row].add_(value.loss.detach().double(), alpha=predictions)
         if value.errors is not None:
             self._predicts[row] = True
             self._errors[row].add_(value.errors)
@@ -58,18 +58,18 @@ class Counters:
         return () if found is None else self._tallies(*found)
 
     def _tallies(
-        self, loss: Sequence[float], errors: Sequence[int], images: Sequence[int]
+        self, loss: Sequence[float], errors: Sequence[int], counted: Sequence[int]
     ) -> tuple[Tally, ...]:
         return tuple(
-            Tally(block, images[row], loss[row], errors[row] if self._predicts[row] else None)
+            Tally(block, counted[row], loss[row], errors[row] if self._predicts[row] else None)
             for block, row in self._blocks.items()
-            if images[row] or self._skipped[row]
+            if counted[row] or self._skipped[row]
         )
 
     @property
     def sums(self) -> tuple[Tensor, ...]:
-        """What counting changes: of losses, errors and images, by block."""
-        return self._loss, self._errors, self._images
+        """What counting changes: of losses, errors and predictions, by block."""
+        return self._loss, self._errors, self._counted
 
     def reset(self, tallies: Iterable[Tally] = ()) -> None:
         """Start again from nothing, or from the sums of a snapshot."""
@@ -79,7 +79,7 @@ class Counters:
             counted.zero_()
         for tally in tallies:
             row = self._blocks[tally.block]
-            self._images[row], self._loss[row] = tally.images, tally.loss_sum
+            self._counted[row], self._loss[row] = tally.images, tally.loss_sum
             self._skipped[row] = not tally.images
             self._predicts[row] = tally.errors is not None
             self._errors[row] = tally.errors or 0

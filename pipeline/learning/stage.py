@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 class Stage:
     """Trains its blocks from their local losses, each batch as it comes by.
 
-    The first stage of a network also has the `preprocess` that turns images into its input.
+    The first stage of a network also has the `preprocess` that turns examples into its input.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Stage:
     def train(
         self,
         x: Tensor,
-        labels: Tensor,
+        targets: Tensor,
         *carried: Tensor,
         batch_id: int,
         lr: float,
@@ -86,7 +86,7 @@ class Stage:
 
         Args:
             x: what arrived: (rows, *in_shape), or examples for the first stage; not modified.
-            labels: (n, …): classes as int64, or numbers.
+            targets: (n, …): classes as int64, or numbers.
             carried: what travels beside them, as the first block's spec has it.
             send: receives the last block's output, (rows, *out_shape), and what is carried on,
                 unless it is the output's or the learner comes before the end of this stage.
@@ -95,7 +95,7 @@ class Stage:
         """
         self._shortcuts.clear()
         self._scalars.set(batch_id, lr)
-        given = (x, labels, *carried)
+        given = (x, targets, *carried)
         if learner is not None:
             self._train_learner(given, batch_id, send, learner)
         elif self._captured is not None:
@@ -143,18 +143,18 @@ class Stage:
         return _given(self._computed(self._groups[0], batch, batch_id)[-1])
 
     def _batch(self, given: Given, *, training: bool = True) -> Batch:
-        x, labels, *carried = given
-        return Batch(x, labels, dict(zip(self._carries, carried, strict=True)), training)
+        x, targets, *carried = given
+        return Batch(x, targets, dict(zip(self._carries, carried, strict=True)), training)
 
     def _arrived(self, given: Given, batch_id: int, *, training: bool) -> Batch:
         """What arrived, as the first block receives it."""
         if self._preprocess is None:
             return self._batch(given, training=training)
-        x, labels = given
+        x, targets = given
         x = self._preprocess.train(x, batch_id) if training else self._preprocess.evaluate(x)
         if self._expansion is None:
-            return Batch(x, labels, training=training)
-        return self._expansion.expanded(x, labels, batch_id, training=training)
+            return Batch(x, targets, training=training)
+        return self._expansion.expanded(x, targets, batch_id, training=training)
 
     def _train_learner(self, given: Given, batch_id: int, send: Send, learner: int) -> None:
         batch = self._arrived(given, batch_id, training=True)
@@ -273,7 +273,7 @@ class Stage:
     def evaluate(
         self,
         x: Tensor,
-        labels: Tensor,
+        targets: Tensor,
         *carried: Tensor,
         send: Send,
         batch_id: int = 1,
@@ -281,8 +281,8 @@ class Stage:
     ) -> None:
         """Count loss and errors of the last block, or of the learner in greedy training; changes
         nothing else (invariant 8). Arguments as for `train`."""
-        batch = self._arrived((x, labels, *carried), batch_id, training=False)
-        del x, labels, carried
+        batch = self._arrived((x, targets, *carried), batch_id, training=False)
+        del x, targets, carried
         for group in self._groups:
             received, h, onwards = self._computed(group, batch, batch_id)
             last = group[-1]
@@ -315,17 +315,17 @@ class Stage:
         return block.calls.scored(h, x, batch, onwards, batch_id)
 
     @torch.no_grad()
-    def scores(self, x: Tensor, labels: Tensor) -> list[Tensor | None]:
+    def scores(self, x: Tensor, targets: Tensor) -> list[Tensor | None]:
         """What each block of a whole network predicts in a test, by its rule or local classifier.
 
         Args:
             x: (n, …) examples.
-            labels: (n, …): that the rules may look at; predictions should not depend on them.
+            targets: (n, …), that the rules may look at; predictions should not depend on them.
 
         Returns:
             For each block (n, classes, …), or None where it predicts nothing.
         """
-        batch = self._arrived((x, labels), 1, training=False)
+        batch = self._arrived((x, targets), 1, training=False)
         found: list[Tensor | None] = []
         for group in self._groups:
             _, h, onwards = self._computed(group, batch, 1)

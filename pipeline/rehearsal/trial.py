@@ -119,13 +119,13 @@ class Trial:
     def _step(self, stage: Stage, batch_id: int) -> tuple[Tensor, ...]:
         """What arrives at the next stage; nothing from the last one."""
         sent: list[Tensor] = []
-        x, labels, *carried = (tensor.clone() for tensor in self._inputs[batch_id - 1])
+        x, targets, *carried = (tensor.clone() for tensor in self._inputs[batch_id - 1])
 
         def send(passed: Tensor, *onwards: Tensor) -> None:
-            sent.extend((passed, labels, *onwards))
+            sent.extend((passed, targets, *onwards))
 
         with naming_block(stage, f"in training, for inputs of shape {tuple(x.shape)}"):
-            stage.train(x, labels, *carried, batch_id=batch_id, lr=self._lr, send=send)
+            stage.train(x, targets, *carried, batch_id=batch_id, lr=self._lr, send=send)
         return tuple(sent)
 
     def _check_attributes(self, anew: Mapping[str, str]) -> None:

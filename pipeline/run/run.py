@@ -165,7 +165,7 @@ class Run:
                 )
 
     def arrays(self, item: Item) -> tuple[NDArray[np.generic], ...]:
-        """(uint8 images (n, C, H, W), int64 labels (n,)) of a batch; nothing for a marker."""
+        """Examples (n, *shape) and targets (n, *target_shape) of a batch; nothing for a marker."""
         if isinstance(item, TrainBatch):
             return self.batches.train(
                 item.epoch, (item.batch_id - 1) % self.batches.steps_per_epoch

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Sums over the images of one pass for one block.
+    """Sums over one pass for one block.
 
-    `errors` is None where the block's head makes no prediction (`sim`).
+    `images`: how many predictions were asked for, one an image where each has one target.
+    `errors` is None where the block makes no prediction, as by `sim`.
     """
 
     block: int
@@ -22,7 +23,7 @@ class Tally:
 
     @property
     def loss(self) -> float | None:
-        """Mean loss per image, None before the first image."""
+        """Mean loss of a prediction, None before the first."""
         return self.loss_sum / self.images if self.images else None
 
     @property

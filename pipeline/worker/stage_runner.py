@@ -50,7 +50,7 @@ class StageRunner:
     """One stage at work. `last_batch_id` is the last training step that its state includes.
 
     Args:
-        forward: sends an item downstream, and of a batch (activation, labels, what is carried).
+        forward: sends an item downstream, and of a batch (activation, targets, what is carried).
         check_until: the last batch after which it looks whether its state is finite, beside
             snapshots.
     """
@@ -109,17 +109,17 @@ class StageRunner:
         for text in self.stage.take_remarks():
             self._upstream.remark(text)
 
-    def _train(self, item: TrainBatch, x: Tensor, labels: Tensor, *carried: Tensor) -> None:
+    def _train(self, item: TrainBatch, x: Tensor, targets: Tensor, *carried: Tensor) -> None:
         self._must_follow("training batch", self.last_batch_id, item.batch_id)
         self._open_epoch(item.epoch)
         self.at_batch = item.batch_id
         self.stage.train(
             x,
-            labels,
+            targets,
             *carried,
             batch_id=item.batch_id,
             lr=item.lr,
-            send=lambda passed, *onwards: self._forward(item, (passed, labels, *onwards)),
+            send=lambda passed, *onwards: self._forward(item, (passed, targets, *onwards)),
             learner=item.learner,
             in_slot=self._in_slot,
         )
@@ -136,13 +136,15 @@ class StageRunner:
         self.last_batch_id = item.batch_id
         self._forward(item, ())
 
-    def _evaluate(self, item: EvaluationBatch, x: Tensor, labels: Tensor, *carried: Tensor) -> None:
+    def _evaluate(
+        self, item: EvaluationBatch, x: Tensor, targets: Tensor, *carried: Tensor
+    ) -> None:
         self._must_follow("evaluation batch", self._last_evaluated, item.batch_id)
         self.stage.evaluate(
             x,
-            labels,
+            targets,
             *carried,
-            send=lambda passed, *onwards: self._forward(item, (passed, labels, *onwards)),
+            send=lambda passed, *onwards: self._forward(item, (passed, targets, *onwards)),
             batch_id=item.batch_id,
             learner=item.learner,
         )
