@@ -27,8 +27,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    Given: TypeAlias = tuple[Tensor, ...]
-    """A batch: x, its targets, and what is carried beside them."""
+    Tensors: TypeAlias = tuple[Tensor, ...]
+    """Of a batch: x, its targets, and what is carried beside them; or what is sent of these."""
     Send: TypeAlias = Callable[..., None]
     """Takes what is passed on, and what is carried on."""
 
@@ -63,7 +63,7 @@ class Passing(Protocol):
     """A step between its two halves."""
 
     @property
-    def sent(self) -> Given:
+    def sent(self) -> Tensors:
         """What is passed on and carried on."""
 
 
@@ -77,16 +77,16 @@ class Steps(Protocol[Half]):
     def sends(self) -> bool:
         """Whether what it passes on is sent."""
 
-    def prepared(self, given: Given, batch_id: int) -> Given:
+    def prepared(self, given: Tensors, batch_id: int) -> Tensors:
         """What arrived as input; may be different work for each batch."""
 
-    def begin(self, given: Given, batch_id: int, *, is_prepared: bool = False) -> Half:
+    def begin(self, given: Tensors, batch_id: int, *, is_prepared: bool = False) -> Half:
         """Up to what is sent, from what arrived, or from what is prepared."""
 
     def finish(self, pending: Half, batch_id: int) -> None:
         """After it was sent."""
 
-    def step(self, given: Given, batch_id: int, send: Send) -> None:
+    def step(self, given: Tensors, batch_id: int, send: Send) -> None:
         """Both halves at once, from what arrived."""
 
     def mutated_tensors(self) -> Sequence[Tensor]:
@@ -153,15 +153,15 @@ class _CapturedStep(Generic[Half]):
     equalled a plain step.
     """
 
-    given: Given
+    given: Tensors
     batch_id: int
     begin: Callable[[], object] | None = None
     finish: Callable[[], object] | None = None
     pending: Half | None = None
-    sent: Given | None = None
+    sent: Tensors | None = None
     proved: bool = False
 
-    def replay(self, given: Given, batch_id: int, send: Send) -> None:
+    def replay(self, given: Tensors, batch_id: int, send: Send) -> None:
         assert self.begin is not None, "captured before it is replayed"
         assert self.finish is not None, "captured before it is replayed"
         for own, new in zip(self.given, given, strict=True):
@@ -185,7 +185,7 @@ class CapturedSteps(Generic[Half]):
         self._captured: dict[_Place, _CapturedStep[Half]] = {}
         self._given_up = False
 
-    def train(self, given: Given, batch_id: int, send: Send, *, in_slot: bool = False) -> None:
+    def train(self, given: Tensors, batch_id: int, send: Send, *, in_slot: bool = False) -> None:
         """One step; its `StepScalars` are set.
 
         Args:
@@ -206,7 +206,7 @@ class CapturedSteps(Generic[Half]):
         else:
             self._prove(captured, given, batch_id, send)
 
-    def _capture(self, place: _Place, given: Given, batch_id: int) -> None:
+    def _capture(self, place: _Place, given: Tensors, batch_id: int) -> None:
         """The step of the batch that was just trained; capturing it changes nothing."""
         x, *others = self._stage.prepared(given, batch_id)
         x = x.clone() if place.address is None else x
@@ -231,7 +231,7 @@ class CapturedSteps(Generic[Half]):
             self._captured[place] = step
 
     def _prove(
-        self, captured: _CapturedStep[Half], given: Given, batch_id: int, send: Send
+        self, captured: _CapturedStep[Half], given: Tensors, batch_id: int, send: Send
     ) -> None:
         """Replay the batch, take it back, train it plainly, and compare."""
         before = _copies(self._stage.mutated_tensors())

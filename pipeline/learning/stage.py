@@ -29,7 +29,7 @@ from pipeline.rules.rule import Batch
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from pipeline.device.cuda_graphs import Given, GraphCapture, Send
+    from pipeline.device.cuda_graphs import GraphCapture, Send, Tensors
     from pipeline.learning.augment import Preprocess
     from pipeline.learning.block import Block
     from pipeline.learning.losses import LossValue
@@ -104,7 +104,7 @@ class Stage:
         else:
             self.step(given, batch_id, send)
 
-    def step(self, given: Given, batch_id: int, send: Send) -> None:
+    def step(self, given: Tensors, batch_id: int, send: Send) -> None:
         """One step of every block, for a batch as it arrived."""
         pending = self.begin(given, batch_id)
         if self.sends:
@@ -116,12 +116,12 @@ class Stage:
         """Whether another stage comes after this one."""
         return not self._is_last
 
-    def prepared(self, given: Given, batch_id: int) -> Given:
+    def prepared(self, given: Tensors, batch_id: int) -> Tensors:
         """What arrived as the first block's input: examples are normalised and augmented, and a
         rule makes copies of them."""
         return _given(self._arrived(given, batch_id, training=True))
 
-    def begin(self, given: Given, batch_id: int, *, is_prepared: bool = False) -> Pending:
+    def begin(self, given: Tensors, batch_id: int, *, is_prepared: bool = False) -> Pending:
         """Up to what is sent: all groups but the last learn, that one computes its activation."""
         # prepared here, where the first block's input is forgotten with that block
         batch = self._batch(given) if is_prepared else self._arrived(given, batch_id, training=True)
@@ -134,7 +134,7 @@ class Stage:
         """After it was sent: the last group learns."""
         self._learn(self._groups[-1], pending, batch_id)
 
-    def passed_on(self, given: Given, batch_id: int, *, training: bool) -> Given:
+    def passed_on(self, given: Tensors, batch_id: int, *, training: bool) -> Tensors:
         """What goes on from a stage of one group, which does not learn from it."""
         assert len(self._groups) == 1, "others would have to learn"
         if training:
@@ -142,11 +142,11 @@ class Stage:
         batch = self._arrived(given, batch_id, training=False)
         return _given(self._computed(self._groups[0], batch, batch_id)[-1])
 
-    def _batch(self, given: Given, *, training: bool = True) -> Batch:
+    def _batch(self, given: Tensors, *, training: bool = True) -> Batch:
         x, targets, *carried = given
         return Batch(x, targets, dict(zip(self._carries, carried, strict=True)), training)
 
-    def _arrived(self, given: Given, batch_id: int, *, training: bool) -> Batch:
+    def _arrived(self, given: Tensors, batch_id: int, *, training: bool) -> Batch:
         """What arrived, as the first block receives it."""
         if self._preprocess is None:
             return self._batch(given, training=training)
@@ -156,7 +156,7 @@ class Stage:
             return Batch(x, targets, training=training)
         return self._expansion.expanded(x, targets, batch_id, training=training)
 
-    def _train_learner(self, given: Given, batch_id: int, send: Send, learner: int) -> None:
+    def _train_learner(self, given: Tensors, batch_id: int, send: Send, learner: int) -> None:
         batch = self._arrived(given, batch_id, training=True)
         for group in self._groups:
             ends = group[-1].spec.index
@@ -425,7 +425,7 @@ class Pending:
     """Of a rule that is not built in."""
 
     @property
-    def sent(self) -> Given:
+    def sent(self) -> Tensors:
         """What is passed on and carried on."""
         return _sent(self.onwards)
 
@@ -500,10 +500,10 @@ def counted(targets: Tensor) -> int:
     return len(targets) if targets.is_floating_point() else targets.numel()
 
 
-def _given(batch: Batch) -> Given:
+def _given(batch: Batch) -> Tensors:
     return (batch.x, batch.y, *batch.carry.values())
 
 
-def _sent(batch: Batch) -> Given:
+def _sent(batch: Batch) -> Tensors:
     """Of what goes on, all but the targets, which are sent as they came."""
     return (batch.x, *batch.carry.values())

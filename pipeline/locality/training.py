@@ -40,12 +40,11 @@ if TYPE_CHECKING:
     from pipeline.config.sections import Config
     from pipeline.data.batches import Batches
     from pipeline.data.facts import DataFacts
+    from pipeline.device.cuda_graphs import Tensors
     from pipeline.learning.stage import Stage
     from pipeline.locality.tape import Tape
     from pipeline.schedule.feed import Course
     from pipeline.schedule.items import Item
-
-    Tensors = tuple[Tensor, ...]
 
 
 class TracedUnit:
