@@ -11,7 +11,7 @@ of the block's width, and shrink the maps at uniformly spaced layers, as the fol
 from __future__ import annotations
 
 from math import ceil, log2, prod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -43,7 +43,7 @@ class AugLocal(LocalRule):
         least: the same at the last block; those in between lie on a line.
     """
 
-    static: ClassVar[bool] = True
+    static = True
 
     def __init__(self, place: Place, depth: int = 4, least: int = 1) -> None:
         super().__init__(place)

@@ -10,7 +10,7 @@ Shapes: n examples, z (n, D) their projections.
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class Contrastive(LocalRule):
         projected: numbers in a projection.
     """
 
-    static: ClassVar[bool] = True
+    static = True
 
     def __init__(
         self, place: Place, temperature: float = 0.1, hidden: int = 256, projected: int = 128

@@ -7,7 +7,7 @@ with the auxiliary networks of section 5.1.
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -40,7 +40,7 @@ class DGL(LocalRule):
         hidden: units of each hidden layer of the MLP, and on vectors of that of `cnn`.
     """
 
-    static: ClassVar[bool] = True
+    static = True
 
     def __init__(self, place: Place, auxiliary: str = "mlp-sr", hidden: int = 256) -> None:
         super().__init__(place)
@@ -57,7 +57,9 @@ class DGL(LocalRule):
             before = [quarter, *(convolution(width, width, 1) for _ in range(3))]
             shape = quarter.shape
         last = averaged(shape, 2)
-        layers = {"cnn": 0 if sides else 1}.get(auxiliary, 2)
+        layers = 2
+        if auxiliary == "cnn":
+            layers = 0 if sides else 1
         classifier = perceptron(prod(last.shape), *[hidden] * layers, place.classes)
         self.auxiliary = nn.Sequential(*before, last, classifier)
 

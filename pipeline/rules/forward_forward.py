@@ -41,7 +41,6 @@ class ForwardForward(LocalRule):
 
     carries = ("goodness",)
     output_layer = False
-    static = False
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ paper has the cross-entropy of pixels within [0, 1].
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -55,8 +55,8 @@ class InfoPro(LocalRule):
         temperature: of the contrastive loss.
     """
 
-    carries: ClassVar[tuple[str, ...]] = ("image",)
-    static: ClassVar[bool] = True
+    carries = ("image",)
+    static = True
 
     def __init__(
         self,

@@ -14,9 +14,9 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from torch import nn
-from torch.nn import functional as F
 
 from pipeline.rules.activations import wide
+from pipeline.rules.auxiliary import cross_entropy
 from pipeline.rules.options import check_choice, check_classes
 from pipeline.rules.rule import Batch, LocalRule
 
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
 
 class MonoForward(LocalRule):
-    """Options:
-    predict: `last` layer, or `sum` over all layers so far.
+    """Cross-entropy of a linear map of the activation to the classes.
+
+    Options:
+        predict: by the `last` layer, or by the `sum` over all layers so far.
     """
 
     carries = ("goodness",)
@@ -56,7 +58,7 @@ class MonoForward(LocalRule):
     ) -> tuple[Tensor, Tensor]:
         """Cross-entropy of this layer's goodness alone."""
         goodness = self._goodness(h)
-        return F.cross_entropy(goodness, batch.y), goodness
+        return cross_entropy(goodness, batch.y), goodness
 
     def leave(self, h: Tensor, batch: Batch) -> None:
         """The sum up to here, where it is wanted."""

@@ -40,7 +40,6 @@ class NoProp(LocalRule):
 
     carries = ("image", "code")
     output_layer = False
-    static = False
 
     def __init__(self, place: Place, eta: float = 0.1) -> None:
         super().__init__(place)
