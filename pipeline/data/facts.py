@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import count
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.data.image_list import ImageFolder, list_images
 from pipeline.dtypes import ITEM_BYTES
@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.system.paths import expanded
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from pipeline.config.data import DataConfig
@@ -64,6 +65,16 @@ class DataFacts:
     def target_bytes(self) -> int:
         """Bytes of the target of an example."""
         return prod(self.target_shape) * ITEM_BYTES[self.target_dtype]
+
+
+def facts_of_tree(tree: Mapping[str, Any]) -> DataFacts:
+    """The facts that `dataclasses.asdict` has made a tree of, which JSON may have kept.
+
+    Raises:
+        TypeError: for the tree of anything else.
+    """
+    lists = {key: tuple(value) for key, value in tree.items() if isinstance(value, list)}
+    return DataFacts(**{**tree, **lists})
 
 
 def _images(

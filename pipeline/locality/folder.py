@@ -12,13 +12,14 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data.facts import DataFacts
+from pipeline.data.facts import facts_of_tree
 from pipeline.locality.trace import trace_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from pipeline.data.facts import DataFacts
     from pipeline.locality.trace import Trace
 
 
@@ -59,11 +60,7 @@ class ProofFolder:
 
     def facts(self) -> DataFacts:
         """Of the data, as the recording has read them."""
-        tree = self._read("recorded")["facts"]
-        as_were: dict[str, Any] = {
-            key: tuple(v) if isinstance(v, list) else v for key, v in tree.items()
-        }
-        return DataFacts(**as_were)
+        return facts_of_tree(self._read("recorded")["facts"])
 
     def keep_alone(self, unit: int, trace: Trace) -> None:
         self._write(f"alone-{unit}", trace.tree())

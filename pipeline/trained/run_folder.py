@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pipeline.data.facts import DataFacts, data_facts
+from pipeline.data.facts import data_facts, facts_of_tree
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.storage.checkpoint import best_name, checkpoint_in, complete_names, step_of
 from pipeline.storage.checkpoint_writer import DATA, checkpoints_of
@@ -15,6 +15,7 @@ from pipeline.storage.folder import Folder
 
 if TYPE_CHECKING:
     from pipeline.config.sections import Config
+    from pipeline.data.facts import DataFacts
     from pipeline.storage.checkpoint import Checkpoint
 
 
@@ -83,7 +84,5 @@ def facts_in(run: Folder, config: Config) -> DataFacts:
     """Of the run's data, as it has noted them; early versions did not, and knew only data sets of
     which facts are known."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        facts: dict[str, Any] = json.loads(run.read(DATA))["facts"]
-        lists = {key: tuple(value) for key, value in facts.items() if isinstance(value, list)}
-        return DataFacts(**{**facts, **lists})
+        return facts_of_tree(json.loads(run.read(DATA))["facts"])
     return data_facts(config.data)
