@@ -22,12 +22,12 @@ from pipeline.seeding import Purpose, derived_seed, seeded_draws
 from pipeline.system.named_object import NamedError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
     from torch import nn
 
-    from pipeline.network.specs import Arrival, BlockSpec
+    from pipeline.network.specs import Arrival, BlockSpec, RuleSpec
     from pipeline.rules.rule import LocalRule
 
 
@@ -95,6 +95,8 @@ class RuleCalls:
                     f"carries {name!r} with its graph, by which a gradient would reach this block "
                     "from another: detach it"
                 )
+        leaves = self._spec.leaves_in_training if batch.training else self._spec.leaves_in_tests
+        _check_planned(onwards, leaves, self._wrong)
         return onwards
 
     def value(
@@ -145,7 +147,12 @@ class RuleCalls:
         if scores is None:
             value = self.value(h, x, batch, self.generator(batch_id, training=False))
             return LossValue(value.loss, None)
-        _check_scores(scores, batch.y, self._wrong)
+        shape = tuple(getattr(scores, "shape", ()))
+        if shape[:1] + shape[2:] != tuple(batch.y.shape):
+            raise self._wrong(
+                f"scores gives {_kind(scores)} for targets of shape {tuple(batch.y.shape)}: a row "
+                "of classes for each example is needed"
+            )
         return LossValue(F.cross_entropy(scores.float(), batch.y), _errors(scores, batch.y))
 
     def _autocast(self) -> torch.autocast:
@@ -158,10 +165,6 @@ class RuleCalls:
             return nullcontext()
         return seeded_draws(generator.initial_seed(), self._device)
 
-    def check_carried(self, batch: Batch, arrival: Arrival) -> None:
-        """Raises ConfigError where what goes on is not as it was when the run was planned."""
-        check_arrival(batch, arrival, self._wrong)
-
     def _wrong(self, what: str) -> ConfigError:
         return NamedError(f"loss.rule {self.named}: block {self._spec.index}: {what}")
 
@@ -169,24 +172,23 @@ class RuleCalls:
 class Expansion:
     """What a rule makes of a batch before the first block of the network, `first`."""
 
-    def __init__(self, first: BlockSpec, group: BlockSpec, kind: Any, seed: int) -> None:
-        """`group`: the spec of the block whose rule the first one learns by."""
-        assert group.rule is not None, "a network with a rule"
-        self._first, self._of, self._kind, self._seed = first, group.rule, kind, seed
-        self._classes = first.classes
+    def __init__(self, first: BlockSpec, kind: type[LocalRule], spec: RuleSpec, seed: int) -> None:
+        """`kind`, `spec`: the rule that the first block learns by."""
+        self._first, self._kind, self._spec, self._seed = first, kind, spec, seed
 
     def expanded(self, x: Tensor, y: Tensor, batch_id: int, *, training: bool) -> Batch:
         """The batch with its copies, and with what is carried."""
         generator = _generator(self._seed, x.device, Purpose.EXPAND, batch_id, int(training))
         before = Batch(x, y, {}, training)
-        with naming_rule(self._of.named):
-            batch = expanded(self._kind, self._of.options, before, self._classes, generator)
+        with naming_rule(self._spec.named):
+            options, classes = self._spec.options, self._first.classes
+            batch = expanded(self._kind, options, before, classes, generator)
             arrival = self._first.in_training if training else self._first.in_tests
-            check_arrival(batch, arrival, ConfigError)
+            _check_planned(batch, arrival, ConfigError)
         return Batch(batch.x.contiguous(), y, dict(batch.carry), training)
 
 
-def check_arrival(batch: Batch, arrival: Arrival, wrong: Any) -> None:
+def _check_planned(batch: Batch, arrival: Arrival, wrong: Callable[[str], ConfigError]) -> None:
     """Whether rows and carried tensors of a batch are as when the run was planned; raises what
     `wrong` makes of a text."""
     n = len(batch.y)
@@ -213,15 +215,6 @@ def _generator(seed: int, device: torch.device, purpose: Purpose, *at: int) -> t
 
 def _errors(scores: Tensor, y: Tensor) -> Tensor:
     return (scores.detach().argmax(dim=1) != y).sum()
-
-
-def _check_scores(scores: Any, y: Tensor, wrong: Any) -> None:
-    shape = tuple(getattr(scores, "shape", ()))
-    if shape[:1] + shape[2:] != tuple(y.shape):
-        raise wrong(
-            f"scores gives {_kind(scores)} for targets of shape {tuple(y.shape)}: a row of "
-            "classes for each example is needed"
-        )
 
 
 def _kind(value: Any) -> str:

@@ -202,10 +202,7 @@ class Stage:
         """What goes on from the last block of a group."""
         if block.calls is None:
             return Batch(passed, batch.y, batch.carry, batch.training)
-        onwards = block.calls.left(h, passed, batch)
-        leaving = block.spec.leaves_in_training if batch.training else block.spec.leaves_in_tests
-        block.calls.check_carried(onwards, leaving)
-        return onwards
+        return block.calls.left(h, passed, batch)
 
     def _group_step(self, group: Sequence[Block], batch: Batch, batch_id: int) -> Batch:
         """One step of the blocks of a group, from all their losses; gives what it passes on."""
@@ -437,10 +434,10 @@ class Pending:
 
 
 def _expansion_of(group: Sequence[Block]) -> Expansion | None:
-    last = group[-1]
-    if last.calls is None:
+    first, last = group[0], group[-1]
+    if last.rule is None or last.spec.rule is None:
         return None
-    return Expansion(group[0].spec, last.spec, type(last.rule), last.seed)
+    return Expansion(first.spec, type(last.rule), last.spec.rule, last.seed)
 
 
 class _Shortcuts:
