@@ -332,6 +332,26 @@ def train_pipelined(
     workers.leave()
 
 
+def trained_alike(folder: Callable[[], Path], stages: int, **sections: Any) -> Job:
+    """A job trained in single mode; a pipeline's checkpoints and metrics are the same."""
+    single, pipelined = (Job(folder(), stages, **sections) for _ in range(2))
+    train_single(single)
+    train_pipelined(pipelined)
+    assert pipelined.store.files == single.store.files
+    assert pipelined.lines() == single.lines()
+    return single
+
+
+def check_resumed(
+    whole: Job, folder: Callable[[], Path], step: int, stages: int, **sections: Any
+) -> None:
+    """A pipeline that goes on from `step` of a job ends as that has ended."""
+    resumed = Job(folder(), stages, whole.store.states[step], **sections)
+    train_pipelined(resumed)
+    last = max(whole.store.files)
+    assert resumed.store.files[last] == whole.store.files[last]
+
+
 def plant_a_fault(
     monkeypatch: pytest.MonkeyPatch, text: str = "planted", at: tuple[int, int | None] = (1, 3)
 ) -> None:

@@ -15,6 +15,7 @@ from support.run_in_threads import (
     coordinator,
     train_pipelined,
     train_single,
+    trained_alike,
 )
 
 from pipeline.coordinator.reports import Reports
@@ -182,11 +183,7 @@ def test_every_loss_and_network_is_the_same_in_a_pipeline(
     case: str, folder: Callable[[], Path]
 ) -> None:
     stages, sections = CASES[case]
-    single, pipelined = (Job(folder(), stages, **sections) for _ in range(2))
-    train_single(single)
-    train_pipelined(pipelined)
-    assert pipelined.store.files == single.store.files
-    assert pipelined.lines() == single.lines()
+    single = trained_alike(folder, stages, **sections)
     assert all(isfinite(line["test"]["loss"]) for line in single.lines())
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support.own_data import DATA, FACTORY, floats, labels, shifted
 from support.processes import final_digests, launch
-from support.run_in_threads import Job, train_pipelined, train_single
+from support.run_in_threads import Job, check_resumed, train_pipelined, train_single, trained_alike
 
 from pipeline.learning.augment import Preprocess
 
@@ -65,15 +65,8 @@ def test_own_data_train_the_same_in_a_pipeline_and_resumed(
     case: str, folder: Callable[[], Path]
 ) -> None:
     sections = {**CASES[case], "checkpoint_every_steps": 1}
-    single, pipelined = (Job(folder(), 2, **sections) for _ in range(2))
-    train_single(single)
-    train_pipelined(pipelined)
-    assert pipelined.store.files == single.store.files
-    assert pipelined.lines() == single.lines()
-    resumed = Job(folder(), 1, single.store.states[2], **sections)
-    train_pipelined(resumed)
-    last = max(single.store.files)
-    assert resumed.store.files[last] == single.store.files[last]
+    single = trained_alike(folder, 2, **sections)
+    check_resumed(single, folder, 2, 1, **sections)
     for line in single.lines():
         assert "test" not in line
         assert line["validation"]["loss"] > 0

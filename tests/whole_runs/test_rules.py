@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support import rules
-from support.run_in_threads import Fate, Job, train_pipelined, train_single
+from support.run_in_threads import (
+    Fate,
+    Job,
+    check_resumed,
+    train_pipelined,
+    train_single,
+    trained_alike,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,11 +46,7 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_rules_train_the_same_in_a_pipeline(case: str, folder: Callable[[], Path]) -> None:
     stages, sections = CASES[case]
-    single, pipelined = (Job(folder(), stages, **sections) for _ in range(2))
-    train_single(single)
-    train_pipelined(pipelined)
-    assert pipelined.store.files == single.store.files
-    assert pipelined.lines() == single.lines()
+    trained_alike(folder, stages, **sections)
 
 
 @pytest.mark.parametrize("case", ["every hook", "an output layer", "every hook, greedy"])
@@ -51,11 +54,8 @@ def test_a_run_by_a_rule_goes_on_from_a_checkpoint(case: str, folder: Callable[[
     _, sections = CASES[case]
     whole = Job(folder(), 3, **sections, checkpoint_every_steps=1)
     train_single(whole)
-    last = max(whole.store.files)
     for step in (1, 3):
-        again = Job(folder(), 2, whole.store.states[step], **sections)
-        train_pipelined(again)
-        assert again.store.files[last] == whole.store.files[last]
+        check_resumed(whole, folder, step, 2, **sections)
 
 
 def test_a_lost_stage_of_a_run_by_a_rule_is_replaced(folder: Callable[[], Path]) -> None:

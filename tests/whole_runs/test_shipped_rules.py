@@ -6,7 +6,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.run_in_threads import Job, train_pipelined, train_single
+from support.run_in_threads import Job, train_pipelined, train_single, trained_alike
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,19 +73,4 @@ def test_a_pipeline_trains_as_one_process(
 @pytest.mark.parametrize("case", CASES)
 def test_greedy_training_is_the_same_in_a_pipeline(case: str, folder: Callable[[], Path]) -> None:
     given = {**CASES[case], "schedule": {"epochs": 1, "greedy": True}}
-    single, pipelined = (Job(folder(), 3, **given) for _ in range(2))
-    train_single(single)
-    train_pipelined(pipelined)
-    assert pipelined.store.files == single.store.files
-
-
-GREEDY = ("ForwardForward", "NoProp", "SoftHebb")
-
-
-@pytest.mark.parametrize("case", GREEDY)
-def test_blocks_learn_one_after_another_alike(case: str, folder: Callable[[], Path]) -> None:
-    given = {**CASES[case], "schedule": {"epochs": 1, "greedy": True}}
-    single, pipelined = Job(folder(), 1, **given), Job(folder(), 3, **given)
-    train_single(single)
-    train_pipelined(pipelined)
-    assert pipelined.store.files == single.store.files
+    trained_alike(folder, 3, **given)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import transformer
-from support.run_in_threads import Job, train_pipelined, train_single
+from support.run_in_threads import Job, check_resumed, train_single, trained_alike
 
 from pipeline.config.sections import build_config
 from pipeline.data.facts import data_facts
@@ -43,15 +43,7 @@ def test_a_transformer_trains_the_same_in_a_pipeline(
     precision: str, sections: dict[str, Any], folder: Callable[[], Path]
 ) -> None:
     given = {**sections, "precision": precision, "checkpoint_every_steps": 2}
-    single, pipelined = (Job(folder(), 3, **given) for _ in range(2))
-    train_single(single)
-    train_pipelined(pipelined)
-    assert pipelined.store.files == single.store.files
-    assert pipelined.lines() == single.lines()
-    resumed = Job(folder(), 2, single.store.states[4], **given)
-    train_pipelined(resumed)
-    last = max(single.store.files)
-    assert resumed.store.files[last] == single.store.files[last]
+    check_resumed(trained_alike(folder, 3, **given), folder, 4, 2, **given)
 
 
 def test_shapes_of_what_arrives(sections: dict[str, Any]) -> None:
