@@ -69,7 +69,7 @@ class LayerSpec:
 
 @dataclass(frozen=True, slots=True)
 class CustomSpec:
-    """What is known of a user's own modules: parameters, multiply-adds for one image, whether
+    """What is known of a user's own modules: parameters, multiply-adds for one example, whether
     they normalise by batches, and what the user calls them, if anything."""
 
     parameters: int
@@ -237,7 +237,7 @@ class BlockSpec:
     ends_network: bool = False
     """Whether it is the last block, where there is no output layer."""
     target_shape: Shape = ()
-    """Of one target: () for the class of an image."""
+    """Of one target: () for one label or number an example."""
     custom: CustomSpec | None = None
     """Where the layer is a user's own (`user_network.py`)."""
     same_group: bool = False
@@ -258,7 +258,7 @@ class BlockSpec:
 
     @property
     def normalises(self) -> bool:
-        """Whether it or its rule normalises by batches, which takes several images."""
+        """Whether it or its rule normalises by batches, which takes several examples."""
         others = (self.custom, self.rule)
         return self.batch_norm or any(other is not None and other.normalises for other in others)
 

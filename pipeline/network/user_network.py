@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from pipeline.network.specs import Shape
 
 
-_IMAGES = 2
-"""Passed through to find the shapes: enough to see whether images are kept apart."""
+_EXAMPLES = 2
+"""Passed through to find the shapes: enough to see whether they are kept apart."""
 
 _MOST_SIDES = 7
-"""Of what one image becomes: messages hold 8, with the batch."""
+"""Of what one example becomes: messages hold 8, with the batch."""
 
 
 def naming_factory(model: ModelConfig) -> AbstractContextManager[None]:
@@ -185,7 +185,7 @@ def traced_specs(
         are_tokens: whether examples are whole numbers.
 
     Raises:
-        ConfigError: where the network does not take such images, gives other than one number per
+        ConfigError: where the network does not take such examples, gives other than one number per
             class, or holds a shape that no local loss is made for.
     """
     import torch
@@ -194,7 +194,7 @@ def traced_specs(
     from pipeline.network.to_device import to_device
 
     specs: list[BlockSpec] = []
-    x = torch.zeros(_IMAGES, *image_shape, dtype=torch.int64 if are_tokens else torch.float32)
+    x = torch.zeros(_EXAMPLES, *image_shape, dtype=torch.int64 if are_tokens else torch.float32)
     with naming_factory(model):
         enters_as_it_is = entered(0, image_shape) == image_shape
         made = build_children(model, 0, _example(x) if enters_as_it_is else None)
@@ -215,7 +215,7 @@ def traced_specs(
                 out_shape=tuple(passed.shape[1:]),
                 classes=classes,
                 nonlinearity=nonlinearity,
-                custom=CustomSpec(parameters, macs // _IMAGES, normalises, _name(made[index])),
+                custom=CustomSpec(parameters, macs // _EXAMPLES, normalises, _name(made[index])),
             )
             specs.append(spec)
             x = passed
@@ -318,9 +318,9 @@ def _one_each(result: Any) -> Tensor:
 
     if not isinstance(result, torch.Tensor):
         raise TypeError(f"gives a {type(result).__name__}, a tensor is needed")
-    if result.shape[:1] != (_IMAGES,):
+    if result.shape[:1] != (_EXAMPLES,):
         raise ValueError(
-            f"gives {tuple(result.shape)} for {_IMAGES} images; one row for each is needed"
+            f"gives {tuple(result.shape)} for {_EXAMPLES} examples; one row for each is needed"
         )
     return result
 
@@ -329,7 +329,7 @@ def _check_output(output: BlockSpec, classes: int, target_shape: Shape) -> None:
     if classes and output.shape != (classes, *target_shape):
         shape = ", ".join(map(str, (classes, *target_shape)))
         raise ConfigError(
-            f"its last child gives {output.shape} per image, the data has {classes} classes; "
+            f"its last child gives {output.shape} per example, the data has {classes} classes; "
             f"({shape}{',' * (not target_shape)}) is needed"
         )
     if not classes and prod(output.shape) != prod(target_shape):
@@ -343,7 +343,7 @@ def _check_hidden(hidden: list[BlockSpec]) -> None:
     for spec in hidden:
         if not 1 <= len(spec.shape) <= _MOST_SIDES or len(spec.out_shape) > _MOST_SIDES:
             raise ConfigError(
-                f"block {spec.index} gives {spec.shape} per image; local losses need (features,), "
-                "(channels, height, width) or (positions, …, features), with at most "
+                f"block {spec.index} gives {spec.shape} per example; local losses need "
+                "(features,), (channels, height, width) or (positions, …, features), with at most "
                 f"{_MOST_SIDES} sides"
             )

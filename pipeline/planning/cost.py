@@ -1,7 +1,7 @@
 """What a block costs: parameters, multiply-adds, bytes sent and bytes held. Pure arithmetic.
 
 A multiply-add is one product and one sum of a forward pass; a backward pass costs one forward
-for the gradient of the weights and one for the gradient of the input. So, per image:
+for the gradient of the weights and one for the gradient of the input. So, per example:
 
     global backprop   3 x the layer
     local losses      2 x the layer (its input is detached: no gradient of the input)
@@ -33,14 +33,14 @@ _PARAMETER_BYTES = 4
 _SLICES = 3 << 19
 """Numbers that hand-written backward passes work on at a time on a CPU (`memory_layout.py`)."""
 _SIMILARITY_MATRICES = 4
-"""Of a batch's images with each other: two, their difference, its gradient."""
+"""Of a batch's examples with each other: two, their difference, its gradient."""
 _OPTIMIZER_COPIES = {"adam": 2, "amsgrad": 3, "adamw": 2, "sgd": 1}
 """Numbers an optimizer keeps per parameter (sgd: the momentum)."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlockCost:
-    """Costs of one block; multiply-adds and sent bytes are per image.
+    """Costs of one block; multiply-adds and sent bytes are per example.
 
     `parameters`: the layer with bias and batch norm; `head_parameters`: classifier and g.
     `forward_macs`: the layer's forward pass; `train_macs`: everything training does.
@@ -224,7 +224,7 @@ def _g_macs(spec: BlockSpec) -> int:
 
 
 def _held_numbers(spec: BlockSpec) -> int:
-    """Per image: what arrives, batch norm's input, the activation (non-linearities work in place,
+    """Per example: what arrives, batch norm's input, the activation (non-linearities work in place,
     but in a user's own modules), what is passed on, a classifier's hidden layers."""
     is_read = spec.has_loss or not spec.passes_raw  # else only its sum is passed on
     is_normed = spec.custom.normalises if spec.custom else spec.norms_output and is_read

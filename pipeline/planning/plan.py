@@ -89,13 +89,13 @@ def stage_cost(costs: Sequence[BlockCost]) -> StageCost:
 
 
 def received_bytes(
-    stages: Sequence[StageCost], images: int, example_bytes: int, target_bytes: int
+    stages: Sequence[StageCost], examples: int, example_bytes: int, target_bytes: int
 ) -> tuple[int, ...]:
     """What crosses the link to each stage with a batch, headers aside: the first is sent examples
     as they leave the data set, each other what the one before it passes on; all are sent
     targets."""
-    per_image = (example_bytes, *(stage.sent_bytes for stage in stages[:-1]))
-    return tuple(images * (nbytes + target_bytes) for nbytes in per_image)
+    per_example = (example_bytes, *(stage.sent_bytes for stage in stages[:-1]))
+    return tuple(examples * (nbytes + target_bytes) for nbytes in per_example)
 
 
 def make_plan(

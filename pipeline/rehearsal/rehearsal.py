@@ -7,10 +7,10 @@ Two networks are made by two calls of the user's function. They must start alike
 state after the first step both must take the second one alike, bit for bit. What a block keeps
 that is no part of its state, what it draws from generators of its own, from the time or the
 process, what it looks up in another block: all of it makes a difference, of whatever kind it is
-(`trial.py`). Then images go through in batches of all the sizes that the run will have.
+(`trial.py`). Then examples go through in batches of all the sizes that the run will have.
 
 What can't be seen so: what seldom happens, or begins later than the second step, or depends on
-the order of sets, which is another in each process. Steps are of few images, and on the CPU.
+the order of sets, which is another in each process. Steps are of few examples, and on the CPU.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from pipeline.network.specs import BlockSpec
 
 _IMAGES, _STEP_MACS = 16, 1 << 33
-"""Of a step, and its work, at most; but two images."""
+"""Of a step, and its work, at most; but two examples."""
 _MOST_BYTES, _MOST_MACS = 1 << 30, 1 << 38
 """Of an activation, and of work, for a batch that is tried: a device has more of both."""
 _CPU = torch.device("cpu")
@@ -140,7 +140,7 @@ class _Network:
 
     @torch.no_grad()
     def try_sizes(self) -> None:
-        """Pass images through in batches as large as those of the run, the last ones included."""
+        """Pass examples through in batches as large as those of the run, the last ones included."""
         sizes = {
             *((n, True) for n in self._sizes(self._facts.train_images)),
             *((n, False) for n in self._sizes(self._facts.test_images)),
@@ -173,14 +173,14 @@ class _Network:
                 moves, persistent = now not in at_first, name in in_state_dict
                 yield BlockTensor(now.block, name, kind_of(tensor), moves, persistent)
 
-    def _sizes(self, images: int) -> set[int]:
-        batch = min(self._config.data.batch_size, images)
+    def _sizes(self, examples: int) -> set[int]:
+        batch = min(self._config.data.batch_size, examples)
         if not batch:
             return set()  # data without a test
         shapes = (s for spec in self._specs for s in (spec.in_shape, spec.shape, spec.out_shape))
         largest = max(1, max(map(prod, shapes)) * 4)
         most = min(_MOST_BYTES // largest, _MOST_MACS // self._macs)
-        return {n for n in (batch, images % batch or batch) if n <= most}
+        return {n for n in (batch, examples % batch or batch) if n <= most}
 
     def _batch(self, n: int, number: int) -> tuple[Tensor, ...]:
         """Examples and targets such as the data set has them."""

@@ -165,7 +165,7 @@ class Trial:
         batch_id = 2
         while idle := [block.spec.index for block in own if not block.learns]:
             if stage.take_skipped():
-                return  # its losses are not finite, which the run will say of its own images
+                return  # its losses are not finite, which the run will say of its own examples
             if batch_id == 2 + _MORE_STEPS:
                 raise ConfigError(
                     f"block {idle[0]}: none of its parameters gets a gradient from its loss: does "
