@@ -22,7 +22,7 @@ from launch.run_directory import IMAGES
 from launch.same_data import check_same_data, list_files
 from pipeline.data.batches import load_batches
 from pipeline.data.facts import check_data
-from pipeline.errors import ConfigError, InterruptedRunError, cut, one_line
+from pipeline.errors import InterruptedRunError, cut, one_line
 from pipeline.planning.plan import received_bytes
 from pipeline.run.events import Note, RunStarted, ignore
 from pipeline.run.recorder import Recorder
@@ -80,11 +80,6 @@ def train(
     with reading_shown(view, console) as show_reading:
         batches = load_batches(data, job.config.runtime.seed, show_reading, job.own_data)
     course = course_of(job.config, job.specs, batches.steps_per_epoch, batches.evaluation_batches)
-    if course.patience is not None and not course.evaluation_batches:
-        raise ConfigError(
-            f"schedule.patience {course.patience} goes by tests, and there are no examples to test "
-            "on: keep some of the training set by data.validation, as 0.1"
-        )
     record, kept = batches.record(data.name), held.path / IMAGES
     notes = [*notes, *check_same_data(start, batches, record, data, kept)]
     # files that can't be read may have been left out

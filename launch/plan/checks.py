@@ -89,6 +89,12 @@ def check_job(name: str, config: Config, options: Options) -> Job:
         specs = network_specs(config, facts)
     own = own_code(code.values())
     check_data(config.data, facts, batch_norm=any(spec.normalises for spec in specs))
+    patience = config.schedule.patience
+    if patience is not None and not facts.test_images:
+        raise ConfigError(
+            f"schedule.patience {patience} goes by tests, and there are no examples to test on: "
+            "keep some of the training set by data.validation, as 0.1"
+        )
     _check_normalised(config.data.batch_size, specs)
     _check_blocks(config, specs)
     backprop = config.loss.is_global
