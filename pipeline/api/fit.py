@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import weakref
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.api.asked import asked
@@ -117,7 +117,7 @@ def fit(
         if stages is not None:
             wanted = replace(wanted, given=wanted.given.for_workers())
         view: Literal["quiet", "auto"] = "quiet" if quiet else "auto"
-        temporary = None if run_dir is not None else _temporary_folder()
+        temporary = None if run_dir is not None else Path(mkdtemp(prefix="pipeline-fit-"))
         try:
             run = _trained(
                 wanted,
@@ -197,10 +197,6 @@ def _facts(job: Job) -> DataFacts:
     from pipeline.data.batches import load_batches
 
     return load_batches(job.config.data, job.config.runtime.seed, own=job.own_data).facts
-
-
-def _temporary_folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="pipeline-fit-"))
 
 
 def _remove(path: Path, process: int) -> None:
