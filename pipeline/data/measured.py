@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -27,8 +28,8 @@ def measured(part: Part, facts: DataFacts, progress: Progress) -> Moments:
 
     Of at most 10,000 examples, evenly spaced, as they are seen in a test. Bytes count from 0 to 1,
     are summed in whole numbers, so that nothing is rounded before the end, and give four places;
-    float32 is summed in float64, and gives six digits. A place that is always the same has a
-    deviation of 1.
+    float32 is summed in float64, and gives six digits of the smaller of both. A place that is
+    always the same has a deviation of 1.
 
     Raises:
         ConfigError: where all pixels of a channel are the same.
@@ -77,4 +78,14 @@ def _of_floats(
         off = rows.astype(np.float64) - mean
         squares = squares + (off * off).sum(0)
     deviation = np.sqrt(squares / count)
-    return tuple([float(f"{value:.6g}") for value in found] for found in (mean, deviation))  # type: ignore[return-value]
+    spread = [float(f"{value:.6g}") for value in deviation]
+    return [_rounded(*each) for each in zip(mean.tolist(), spread, strict=True)], spread
+
+
+def _rounded(mean: float, deviation: float) -> float:
+    """To six digits; where the deviation is smaller, to as many places as six digits of that have:
+    half a million more or less is nothing for a mean of 1e12, and much for a deviation of 1e5."""
+    digits = 6
+    if 0 < deviation < abs(mean):
+        digits += math.floor(math.log10(abs(mean))) - math.floor(math.log10(deviation))
+    return float(f"{mean:.{digits}g}")
