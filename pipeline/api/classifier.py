@@ -101,8 +101,9 @@ class LocalClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         self.mean_, self.scale_ = np.zeros(x.shape[1]), np.ones(x.shape[1])
         if self.standardise:
-            deviation = x.std(axis=0)
-            self.mean_, self.scale_ = x.mean(axis=0), np.where(deviation > 0, deviation, 1.0)
+            # rounding leaves a deviation, too, of a feature that is always the same
+            differs = x.min(axis=0) < x.max(axis=0)
+            self.mean_, self.scale_ = x.mean(axis=0), np.where(differs, x.std(axis=0), 1.0)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self.run_ = fit(
             self._network(x.shape[1], seed),

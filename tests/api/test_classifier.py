@@ -85,3 +85,11 @@ def test_parameters_are_checked_when_it_learns(wrong: dict[str, Any], says: str)
     X, y = load_iris(return_X_y=True)
     with pytest.raises(pipeline.ConfigError, match=says):
         LocalClassifier(**{**QUICK, **wrong}).fit(X, y)
+
+
+def test_a_feature_that_is_always_the_same_is_not_blown_up_by_its_rounding() -> None:
+    X = np.random.default_rng(0).normal(size=(60, 3))
+    X[:, 1] = 0.1
+    assert X[:, 1].std() > 0
+    estimator = LocalClassifier(**{**QUICK, "epochs": 1}, random_state=0).fit(X, X[:, 0] > 0)
+    assert estimator.scale_[1] == 1.0
