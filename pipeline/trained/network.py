@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pipeline.config.sections import build_config
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, one_line
 from pipeline.learning.block_file import decode_block
 from pipeline.learning.build import build_stage
 from pipeline.network.from_config import network_specs
@@ -128,8 +128,14 @@ def trained_in(run: Folder, checkpoint: Checkpoint) -> TrainedNetwork:
 
 
 def _tensor(values: Any, dtype: str, shape: tuple[int, ...], what: str) -> Tensor:
-    """Values as the run's data have them; (n, *shape)."""
-    found = np.asarray(values)
+    """Values as the run's data have them; (n, *shape). A copy: a network may compute in place."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        values = values.float() if values.dtype == torch.bfloat16 else values
+    try:
+        found = np.asarray(values)
+    except ValueError as error:  # rows of unequal length
+        raise ConfigError(f"{what} can't be read as an array: {one_line(error)}") from error
     if found.shape[1:] != shape or not len(found):
         raise ConfigError(
             f"{what} has shape {found.shape}; (n, {', '.join(map(str, shape))}) is needed, as in "
@@ -137,4 +143,11 @@ def _tensor(values: Any, dtype: str, shape: tuple[int, ...], what: str) -> Tenso
         )
     if not np.can_cast(found.dtype, dtype, "same_kind"):
         raise ConfigError(f"{what} is {found.dtype}; {dtype} is needed, as in training")
-    return torch.from_numpy(np.require(found, dtype, ["C", "W"]))  # torch wants both
+    with np.errstate(over="ignore"):
+        copied = np.array(found, dtype, order="C")
+    if not np.isfinite(copied).all():
+        raise ConfigError(
+            f"{what} has numbers that are NaN, infinite or too large for {dtype}: remove or "
+            "replace them"
+        )
+    return torch.from_numpy(copied)

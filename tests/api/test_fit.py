@@ -335,6 +335,36 @@ def test_data_that_do_not_fit_are_refused(given: dict[str, Any], says: str) -> N
     assert says in str(caught.value)
 
 
+def test_what_is_asked_about_stays_as_it_is_and_may_be_of_any_kind() -> None:
+    X, y = own_data()
+    network = nn.Sequential(nn.ReLU(inplace=True), *small())
+    run = pipeline.fit(network, (X, y), **ARRAYS)
+    given = np.array(X)
+    expected = run.predict(given)
+    run.evaluate((given, y))
+    np.testing.assert_array_equal(given, np.asarray(X))
+    given.setflags(write=False)
+    tensor = torch.tensor(given, requires_grad=True)
+    for alike in (given, given.tolist(), tensor, np.asfortranarray(given), given[::-1][::-1]):
+        np.testing.assert_array_equal(run.predict(alike), expected)
+    assert len(run.predict(tensor.bfloat16())) == len(X)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda x: x * np.nan, "X has numbers that are NaN, infinite or too large for float32"),
+        (lambda x: x.astype(np.float64) * 1e300, "X has numbers that are NaN, infinite or too"),
+        (lambda x: [[1.0], [1.0, 2.0]], "X can't be read as an array"),
+    ],
+)
+def test_what_is_no_example_is_refused(spoil: Any, says: str) -> None:
+    X, y = own_data()
+    run = pipeline.fit(small(), (X, y), **ARRAYS)
+    with pytest.raises(pipeline.ConfigError, match=f"^{says}"):
+        run.predict(spoil(np.asarray(X)))
+
+
 # --- the run's folder -----------------------------------------------------------------------
 
 
