@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from pipeline.schedule.best import BestSoFar
+
 pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
 
 
@@ -76,6 +78,11 @@ RECIPE: dict[str, Any] = {
 """Steps by everything that a schedule and an optimizer can be told; tests end it early."""
 
 
+def best_so_far(job: Job) -> dict[int, tuple[BestSoFar, bool]]:
+    """Of each snapshot by step: the best that could be kept, and whether that is it."""
+    return {step: (state.kept, state.is_best) for step, state in job.store.states.items()}
+
+
 def test_a_run_that_patience_ends_is_the_same_however_it_is_trained(
     folder: Callable[[], Path],
 ) -> None:
@@ -85,6 +92,7 @@ def test_a_run_that_patience_ends_is_the_same_however_it_is_trained(
     assert 12 <= last < 90
     assert single.lines()[-1]["step"] == last
     assert single.notes[-1].startswith(f"ended early, after epoch {last // 3} of 30, by schedule.p")
+    assert {is_best for _, is_best in best_so_far(single).values()} == {True, False}
     before = max(step for step in single.store.states if step < last)
     starts = [None, single.store.states[before], single.store.states[2]]
     for stages, start in zip((3, 2, 3), starts, strict=True):
@@ -93,6 +101,7 @@ def test_a_run_that_patience_ends_is_the_same_however_it_is_trained(
         assert again.store.files[last] == single.store.files[last]
         assert max(again.store.files) == last
         assert again.store.newest.best == single.store.newest.best
+        assert best_so_far(again).items() <= best_so_far(single).items()
         assert again.notes[-1] == single.notes[-1]
     ended = Job(folder(), 2, single.store.states[last], **RECIPE)
     train_pipelined(ended)
