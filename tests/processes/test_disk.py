@@ -5,6 +5,7 @@ In single mode, which shares recorder, writer and store with the pipeline.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from typing import TYPE_CHECKING
@@ -101,12 +102,20 @@ def assert_as_undisturbed(folder: Path, undisturbed: Path) -> None:
     assert not list((folder / "checkpoints").glob(".*"))
 
 
+def best_of_three(folder: Path) -> int:
+    """The step of the best of the first three epochs, whose checkpoint is tried again after it was
+    refused."""
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()[:3])
+    errors = [row["test"]["error_pct"] for row in rows]
+    return 3 * (1 + errors.index(min(errors)))
+
+
 def test_a_disk_that_is_full_for_a_while(job: Job, tmp_path: Path, undisturbed: Path) -> None:
     with small_disk(tmp_path / "disk", "2m") as disk:
         ballast = disk / "ballast"
         trained = Trained(job, disk / "run", {2: lambda: fill(disk), 3: ballast.unlink})
         assert trained.error is None
-        assert trained.written == [3, 9, 12]
+        assert trained.written == sorted({3, best_of_three(disk / "run"), 9, 12})
         refused, healed = trained.notes
         assert refused.startswith(f"{disk}/run/checkpoints: can't be written: No space left")
         assert healed == "checkpoints are written again"
@@ -119,7 +128,7 @@ def test_a_disk_that_is_read_only_for_a_while(job: Job, tmp_path: Path, undistur
             job, disk / "run", {1: lambda: remount(disk, "ro"), 3: lambda: remount(disk, "rw")}
         )
         assert trained.error is None
-        assert trained.written == [9, 12]
+        assert trained.written == sorted({best_of_three(disk / "run"), 9, 12})
         assert sum("Read-only file system" in note for note in trained.notes) == 2
         assert sum("metrics.jsonl: is written again" in note for note in trained.notes) == 1
         assert_as_undisturbed(disk / "run", undisturbed)
