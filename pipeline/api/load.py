@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from pipeline.api.asked import network_given
 from pipeline.api.caller import settings_kept
@@ -10,16 +13,22 @@ from pipeline.api.plain import plain_network
 from pipeline.config.sections import build_config
 from pipeline.learning.block_file import decode_block
 from pipeline.network.from_config import network_specs
+from pipeline.run.metrics import METRICS_FILE
 from pipeline.system.given import Given, objects_given
 from pipeline.trained.run_folder import checkpoint_at, facts_in, open_run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from torch import nn
 
+    from pipeline.config.sections import Config
+    from pipeline.data.facts import DataFacts
+    from pipeline.network.specs import BlockSpec
     from pipeline.rules.rule import LocalRule
+    from pipeline.storage.checkpoint import RunState
+    from pipeline.storage.folder import Folder
 
 
 def load(
@@ -44,11 +53,45 @@ def load(
         ConfigError: where there is no such run or checkpoint, or an object is missing.
         CheckpointError: where it is damaged.
     """
+    given = Given(network_given(network), loss)
+    return loaded(run_dir, at=at, depth=depth, given=given).module
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A plain trained module, and where it is from.
+
+    `specs`: of all blocks of the network; `state`: the checkpoint's, without its files; `test`: the
+    line of `metrics.jsonl` at its step, empty where there is none.
+    """
+
+    module: nn.Module
+    config: Config
+    specs: tuple[BlockSpec, ...]
+    facts: DataFacts
+    state: RunState
+    test: Mapping[str, Any]
+    path: Path
+
+
+def loaded(run_dir: str | Path, *, at: str | int, depth: int | None, given: Given) -> Loaded:
+    """As `load`, with all that is known of it."""
     with settings_kept(), open_run(run_dir) as folder:
         checkpoint = checkpoint_at(folder, at)
         config = build_config(checkpoint.config, str(checkpoint.path))
         files = checkpoint.read()
-        with objects_given(Given(network_given(network), loss)):
-            specs = network_specs(config, facts_in(folder, config))
+        facts = facts_in(folder, config)
+        with objects_given(given):
+            specs = network_specs(config, facts)
             states = {block: decode_block(data) for block, data in files.items()}
-            return plain_network(config, specs, states, depth)
+            module = plain_network(config, specs, states, depth)
+        line = _line_of(folder, checkpoint.state.position.step)
+        return Loaded(module, config, specs, facts, checkpoint.state, line, folder.path.absolute())
+
+
+def _line_of(run: Folder, step: int) -> dict[str, Any]:
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        lines = (json.loads(text) for text in run.read(METRICS_FILE).splitlines())
+        found: dict[str, Any] = next((line for line in lines if line["step"] == step), {})
+        return found
+    return {}
