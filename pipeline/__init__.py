@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from pipeline.api.callbacks import Callback
     from pipeline.api.classifier import LocalClassifier
+    from pipeline.api.export import export
     from pipeline.api.fit import fit
     from pipeline.api.fitted import FittedRun
     from pipeline.api.load import load
@@ -31,6 +32,7 @@ _MODULES = {
     "OwnOptimizer": "pipeline.rules.rule",
     "PipelineError": "pipeline.errors",
     "Place": "pipeline.rules.rule",
+    "export": "pipeline.api.export",
     "fit": "pipeline.api.fit",
     "load": "pipeline.api.load",
     "localise": "pipeline.network.localise",
@@ -47,6 +49,7 @@ __all__ = [
     "OwnOptimizer",
     "PipelineError",
     "Place",
+    "export",
     "fit",
     "load",
     "localise",

@@ -52,6 +52,14 @@ def provenance(command: str) -> dict[str, Any]:
     }
 
 
+def program() -> str:
+    """This program in few words: version, and commit where it runs from a clone."""
+    known = _commit()
+    changed = "+" if known["uncommitted_changes"] else ""
+    of = f" (commit {known['commit']}{changed})" if known["commit"] else ""
+    return f"{_PACKAGES[0]} {_version(_PACKAGES[0])}{of}"
+
+
 def is_provenance(tree: Any) -> bool:
     """Whether a value that was read has the form of what `provenance` gives."""
     if not isinstance(tree, dict):

@@ -12,7 +12,7 @@ import pipeline
 
 PUBLIC = [
     "Batch", "Callback", "ConfigError", "FittedRun", "LocalClassifier", "LocalRule",
-    "OwnOptimizer", "PipelineError", "Place", "fit", "load", "localise",
+    "OwnOptimizer", "PipelineError", "Place", "export", "fit", "load", "localise",
 ]  # fmt: skip
 
 

@@ -1,0 +1,127 @@
+"""`pipeline.export`: the network of a run's folder as a file that other programs read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from pipeline.api.asked import network_given
+from pipeline.api.caller import settings_kept
+from pipeline.api.description import description
+from pipeline.api.formats import GRAPHS, SUFFIXES, FromData, check_format, encoded
+from pipeline.api.load import loaded
+from pipeline.errors import ConfigError, one_line
+from pipeline.storage.atomic import reason, replace_in
+from pipeline.storage.folder import Folder
+from pipeline.system.given import Given
+from pipeline.system.paths import expanded
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor, nn
+
+    from pipeline.api.formats import Format
+    from pipeline.api.load import Loaded
+    from pipeline.rules.rule import LocalRule
+
+BESIDE = ".txt"
+"""What is added to a file's name for that of the text beside it."""
+
+
+def export(
+    run_dir: str | Path,
+    format: Format = "safetensors",
+    out: str | Path | None = None,
+    *,
+    at: str | int = "last",
+    depth: int | None = None,
+    preprocess: bool = False,
+    overwrite: bool = False,
+    network: nn.Module | Sequence[nn.Module] | None = None,
+    loss: type[LocalRule] | None = None,
+) -> Path:
+    """Write the network that `load` gives to a file, which can be used without this package, and
+    beside it a text: what it takes and gives, its classes, how to load it, where it is from.
+
+    Args:
+        format: "safetensors" or "state-dict", tensors by name; "torch-export" or "onnx", a program
+            for batches of any size.
+        out: the file; None: in the current folder, by the name of the run's folder. The text is
+            called the same, with `.txt` added.
+        at, depth, network, loss: as for `load`.
+        preprocess: put normalisation into the program, which then takes examples as they are in
+            the data.
+        overwrite: write over files that are there.
+
+    Returns:
+        The file.
+
+    Raises:
+        ConfigError: as `load`; for a format that there is not, or whose library is missing; where
+            torch can't export the network, and where a file is there already or can't be written.
+        CheckpointError: as `load`.
+    """
+    check_format(format)
+    if preprocess and format not in GRAPHS:
+        raise ConfigError(
+            f"preprocess: format {format} holds tensors, and no program that could normalise: use "
+            f"{' or '.join(GRAPHS)}, or leave it out"
+        )
+    path = _file(run_dir, format, out)
+    text = path.with_name(path.name + BESIDE)
+    for each in (path, text):
+        if each.exists() and not overwrite:
+            raise ConfigError(f"out {each}: is there already: name another, or give overwrite")
+    run = loaded(run_dir, at=at, depth=depth, given=Given(network_given(network), loss))
+    with settings_kept():
+        module = FromData(run.module, run.facts).eval() if preprocess else run.module
+        example = _example(run, preprocess)
+        given = _given(module, example)
+        data = encoded(module, format, example)
+    said = description(
+        run, path.name, format, depth=depth, preprocess=preprocess, example=example, given=given
+    )
+    _write({path.name: data, text.name: said.encode()}, path.parent)
+    return path
+
+
+def _file(run_dir: str | Path, format: Format, out: str | Path | None) -> Path:
+    if out is None:
+        return Path.cwd() / f"{Path(run_dir).resolve().name}{SUFFIXES[format]}"
+    path = expanded("out", out)
+    if path.is_dir():
+        raise ConfigError(f"out {path}: is a folder: name a file in it")
+    if not path.parent.is_dir():
+        raise ConfigError(f"out {path}: there is no folder {path.parent}: make it")
+    return path
+
+
+def _example(run: Loaded, preprocess: bool) -> Tensor:
+    """Two examples, of zeros, as the module takes them."""
+    as_data = preprocess or run.facts.dtype == "int64"
+    kind = getattr(torch, run.facts.dtype) if as_data else torch.float32
+    return torch.zeros((2, *run.facts.shape), dtype=kind)
+
+
+def _given(module: nn.Module, example: Tensor) -> Tensor:
+    try:
+        with torch.no_grad():
+            given: Tensor = module(example)
+    except Exception as error:  # whatever the user's modules raise
+        raise ConfigError(f"network: does not compute by itself: {one_line(error)}") from error
+    return given
+
+
+def _write(files: dict[str, bytes], where: Path) -> None:
+    with Folder.open(where) as folder:
+        for name, data in files.items():
+            try:
+                replace_in(folder, name, data)
+            except OSError as error:
+                raise ConfigError(
+                    f"out {where / name}: can't be written: {reason(error, folder)}; make room, or "
+                    "choose another folder"
+                ) from None
