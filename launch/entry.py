@@ -70,6 +70,15 @@ def pipeline_reproduce() -> None:
     main()
 
 
+def pipeline_export() -> None:
+    try:
+        leave_current_folder()
+        from launch.export import main
+    except KeyboardInterrupt:
+        raise _interrupted() from None
+    main()
+
+
 def _interrupted() -> SystemExit:
     """Ctrl-C while modules are imported, before anything of the command's own could hear it."""
     print("interrupted", file=sys.stderr)

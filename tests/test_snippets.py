@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     [
         ("docs/data.md", 7),
         ("docs/rules.md", 5),
-        ("docs/after_training.md", 5),
+        ("docs/after_training.md", 7),
         pytest.param("docs/python.md", 7, marks=pytest.mark.processes),
     ],
 )

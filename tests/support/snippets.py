@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 import launch.cli
 import launch.evaluate
+import launch.export
 import launch.predict
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ COMMANDS = {
     "pipeline-launch": launch.cli.main,
     "pipeline-eval": launch.evaluate.main,
     "pipeline-predict": launch.predict.main,
+    "pipeline-export": launch.export.main,
 }
 
 

@@ -1,0 +1,112 @@
+"""pipeline-export: the network of a run as a file that other programs read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from launch.command import run_command
+
+if TYPE_CHECKING:
+    from pipeline.api.formats import Format
+
+_OPTIONS = {
+    "at": "--checkpoint",
+    "depth": "--depth",
+    "format": "--format",
+    "out": "--out",
+    "preprocess": "--preprocess",
+    "run_dir": "RUN",
+}
+"""What arguments of `pipeline.export` are called on a command line."""
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    metavar="safetensors|state-dict|torch-export|onnx",
+    default="safetensors",
+    show_default=True,
+    help="Tensors by name, as safetensors or by torch.save; or a program that computes, for "
+    "batches of any size: PyTorch's own (torch.export), or ONNX.",
+)
+@click.option(
+    "--checkpoint",
+    metavar="last|best|STEP",
+    default="last",
+    show_default=True,
+    help="The newest checkpoint, that of the lowest tested error, or that of a step.",
+)
+@click.option(
+    "--depth",
+    type=int,
+    metavar="K",
+    help="Only the first K blocks: features instead of predictions.  [default: all]",
+)
+@click.option(
+    "--preprocess",
+    is_flag=True,
+    help="Put normalisation into the program, which then takes examples as they are in the data.",
+)
+@click.option(
+    "--out",
+    metavar="FILE",
+    help="The file to write.  [default: in the current folder, named after RUN]",
+)
+@click.option("--overwrite", is_flag=True, help="Write over files that are there.")
+@click.version_option(package_name="local-loss-pipeline")
+def main(
+    run: Path,
+    format: str,
+    checkpoint: str,
+    depth: int | None,
+    preprocess: bool,
+    out: str | None,
+    overwrite: bool,
+) -> None:
+    """Write the trained network of a run's folder RUN, without its local classifiers, to a file
+    that needs nothing of this package, and beside it a text (FILE.txt): what it takes and gives,
+    its classes, how to load it, where it is from.
+
+    \b
+    Exit status: 0 done; 1 a damaged checkpoint; 2 wrong usage, no such run, or a network that
+    can't be exported; 130 interrupted.
+    """
+
+    def body() -> int:
+        from launch.command import DONE
+        from pipeline.api.export import BESIDE, export
+        from pipeline.errors import ConfigError
+
+        try:
+            path = export(
+                run,
+                cast("Format", format),
+                out,
+                at=int(checkpoint) if checkpoint.isdecimal() else checkpoint,
+                depth=depth,
+                preprocess=preprocess,
+                overwrite=overwrite,
+            )
+        except ConfigError as error:
+            raise ConfigError(_as_options(str(error))) from error
+        print(f"{path}, and {path.name}{BESIDE}, which says how to use it")
+        return DONE
+
+    run_command(body)
+
+
+def _as_options(said: str) -> str:
+    """What is wrong with arguments, said of the options that they came from."""
+    argument, space, rest = said.partition(" ")
+    bare = argument.rstrip(":")
+    if bare in _OPTIONS:
+        said = f"{_OPTIONS[bare]}{argument[len(bare) :]}{space}{rest}"
+    return said.replace("give overwrite", "give --overwrite")
+
+
+if __name__ == "__main__":
+    main()
