@@ -78,6 +78,7 @@ def asked(
 
 
 def _milestones_for(before: Mapping[str, Any], now: Mapping[str, Any]) -> int | None:
+    """The epochs that a schedule had, where it has others now and the same milestones."""
     changed = before.get("epochs") != now.get("epochs")
     if not changed or not before.get("milestones") or before["milestones"] != now["milestones"]:
         return None

@@ -23,6 +23,7 @@ from pipeline.kernels.recompute import RECOMPUTING_DEVICES, Activation, normalis
 from pipeline.learning.built_in import BuiltIn, HeadLosses, Heads, OutputLoss
 from pipeline.learning.heads import PredHead, label_projection, reconstruction, similarity_map
 from pipeline.learning.losses import is_reduced
+from pipeline.learning.precision import autocast
 from pipeline.learning.rule_calls import RuleCalls
 from pipeline.network.rule_shapes import make_rule
 from pipeline.seeding import Purpose, derived_seed
@@ -264,8 +265,8 @@ class Block(nn.Module):
         return activate(x, self.spec.nonlinearity)
 
     def autocast(self) -> torch.autocast:
-        """Around whatever computes with layers: a block under bf16 does so in bfloat16."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+        """Around whatever computes with layers."""
+        return autocast(self.device, bf16=self.bf16)
 
 
 def _layer(spec: LayerSpec) -> nn.Module:

@@ -25,6 +25,7 @@ from pipeline.learning.losses import (
     projected_prediction_loss,
     similarity_loss,
 )
+from pipeline.learning.precision import autocast
 from pipeline.rules.rule import LocalRule, Place
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class HeadLosses(BuiltIn):
         return LossValue(alpha * unsupervised + (1 - alpha) * value.loss, value.errors)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16)
+        return autocast(self._device, bf16=self._bf16)
 
     def _target(self, labels: Tensor) -> Tensor:
         """Labels one-hot, or projected for the bio forms: (n, k)."""

@@ -101,7 +101,7 @@ def output_loss(outputs: Tensor, targets: Tensor, smoothing: float = 0.0) -> Los
 
 
 def prediction_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> LossValue:
-    """L_pred: cross-entropy of logits (n, classes) with the labels (equation 6).
+    """L_pred: cross-entropy of logits (n, classes, …) with labels (n, …) (equation 6).
 
     Args:
         smoothing: share of each target that all classes have in common, in equal parts

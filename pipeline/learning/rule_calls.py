@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pipeline.dtypes import dtype_name
 from pipeline.errors import ConfigError
-from pipeline.learning.losses import LossValue
+from pipeline.kernels.linear import wide
+from pipeline.learning.losses import LossValue, prediction_loss
+from pipeline.learning.precision import autocast
 from pipeline.network.rule_shapes import expanded, naming_rule
 from pipeline.rules.rule import Batch
 from pipeline.seeding import Purpose, derived_seed, seeded_draws
@@ -153,10 +154,10 @@ class RuleCalls:
                 f"scores gives {_kind(scores)} for targets of shape {tuple(batch.y.shape)}: a row "
                 "of classes for each example is needed"
             )
-        return LossValue(F.cross_entropy(scores.float(), batch.y), _errors(scores, batch.y))
+        return prediction_loss(wide(scores), batch.y)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16)
+        return autocast(self._device, bf16=self._bf16)
 
     def _drawing(self, generator: torch.Generator | None) -> AbstractContextManager[None]:
         """What modules of the rule draw from the generators that all share, as nn.Dropout does,
