@@ -185,7 +185,10 @@ def _check_user_network(checkpoint: Checkpoint, start: RunState, rehearsal: Rehe
     changes is in it: earlier versions did not keep buffers that are not persistent."""
     from pipeline.learning.block_file import decode_block, kind_of  # torch, as in the rehearsal
 
+    users = {held.block for held in rehearsal.tensors}
     for block, data in start.files.items():
+        if block not in users:  # a block of ours, as the output layer beside a user's rule
+            continue
         kinds = {name: kind_of(tensor) for name, tensor in decode_block(bytes(data)).items()}
         own = [held for held in rehearsal.tensors if held.block == block]
         # rather what the user wrote than a head that follows from it
@@ -223,7 +226,7 @@ def _changed_code(run: Folder, job: Job) -> list[str]:
 
 def _another_network(checkpoint: Checkpoint, what: str) -> ConfigError:
     return ConfigError(
-        f"--resume: {checkpoint.path}: {what}: model.factory gives another network than the run "
+        f"--resume: {checkpoint.path}: {what}: your own code gives another network than the run "
         "began with; bring that one back, or start a new run"
     )
 

@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.kernels.linear import wide
 from pipeline.learning.losses import LossValue, prediction_loss
 from pipeline.learning.precision import autocast
-from pipeline.network.rule_shapes import expanded, naming_rule
+from pipeline.network.rule_shapes import expanded, naming_rule, scores_problem
 from pipeline.rules.rule import Batch
 from pipeline.seeding import Purpose, derived_seed, seeded_draws
 from pipeline.system.named_object import NamedError
@@ -111,7 +111,10 @@ class RuleCalls:
             loss = torch.zeros((), device=self._device)
         if not isinstance(loss, Tensor) or loss.dim() != 0:
             raise self._wrong(f"loss gives {_kind(loss)}: a scalar is needed, as by mean()")
-        return LossValue(loss, None if scores is None else _errors(scores, batch.y))
+        if scores is None:
+            return LossValue(loss, None)
+        self._check_scores(scores, batch.y)
+        return LossValue(loss, (scores.detach().argmax(dim=1) != batch.y).sum())
 
     @torch.no_grad()
     def directions(
@@ -148,13 +151,12 @@ class RuleCalls:
         if scores is None:
             value = self.value(h, x, batch, self.generator(batch_id, training=False))
             return LossValue(value.loss, None)
-        shape = tuple(getattr(scores, "shape", ()))
-        if shape[:1] + shape[2:] != tuple(batch.y.shape):
-            raise self._wrong(
-                f"scores gives {_kind(scores)} for targets of shape {tuple(batch.y.shape)}: a row "
-                "of classes for each example is needed"
-            )
+        self._check_scores(scores, batch.y)
         return prediction_loss(wide(scores), batch.y)
+
+    def _check_scores(self, scores: Tensor, y: Tensor) -> None:
+        if problem := scores_problem(scores, y, self._spec.classes):
+            raise self._wrong(problem)
 
     def _autocast(self) -> torch.autocast:
         return autocast(self._device, bf16=self._bf16)
@@ -212,10 +214,6 @@ def _check_planned(batch: Batch, arrival: Arrival, wrong: Callable[[str], Config
 
 def _generator(seed: int, device: torch.device, purpose: Purpose, *at: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(derived_seed(seed, purpose, *at))
-
-
-def _errors(scores: Tensor, y: Tensor) -> Tensor:
-    return (scores.detach().argmax(dim=1) != y).sum()
 
 
 def _kind(value: Any) -> str:

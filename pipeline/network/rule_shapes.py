@@ -273,15 +273,18 @@ class TracedRule:
         generator = torch.Generator().manual_seed(0)
         where = f"block {spec.index}"
         with torch.no_grad():
-            x = called(rule.enter, {}, batch.x, batch, generator)
+            x = _asked(where, rule.enter, batch.x, batch, generator)
             check_entered(x, self.entered(tuple(batch.x.shape[1:])), len(batch.x), where)
             h = torch.rand(len(batch.x), *spec.shape, generator=generator)
         if batch.training:
-            _check_loss(rule, h, x, batch, where)
+            _check_loss(rule, h, x, batch, spec)
         with torch.no_grad():
             passed = torch.zeros(len(batch.x), *spec.out_shape)
             onwards = Batch(passed, batch.y, dict(batch.carry), batch.training)
-            called(rule.leave, {}, h, onwards)
+            _asked(where, rule.leave, h, onwards)
+            scores = None if batch.training else _asked(where, rule.scores, h, onwards)
+        if scores is not None and (problem := scores_problem(scores, batch.y, spec.classes)):
+            raise ConfigError(f"{where}: {problem}")
         check_carried(type(rule), onwards.carry)
         for name, tensor in onwards.carry.items():
             if tensor.dtype != batch.carry[name].dtype:
@@ -292,15 +295,42 @@ class TracedRule:
         return onwards
 
 
-def _check_loss(rule: LocalRule, h: Tensor, x: Tensor, batch: Batch, where: str) -> None:
+def _asked(where: str, function: Callable[..., Any], *given: Any) -> Any:
+    """What a function of a rule gives for a block."""
+    try:
+        return called(function, {}, *given)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {function.__name__}: {error}") from error
+
+
+def scores_problem(scores: Any, y: Tensor, classes: int) -> str:
+    """What is wrong with the scores for targets y (n, …); empty where nothing is."""
+    import torch
+
+    if not classes:
+        return "scores are for classes, and the targets are numbers: let scores give None"
+    wanted = (len(y), classes, *y.shape[1:])
+    if isinstance(scores, torch.Tensor):
+        if tuple(scores.shape) == wanted and scores.is_floating_point():
+            return ""
+        dtype = str(scores.dtype).removeprefix("torch.")
+        found = f"a tensor {tuple(scores.shape)} of {dtype}"
+    else:
+        found = f"a {type(scores).__name__}"
+    return f"scores are {found}; {wanted} of real numbers is needed, a row for each example"
+
+
+def _check_loss(rule: LocalRule, h: Tensor, x: Tensor, batch: Batch, spec: BlockSpec) -> None:
     """Raises ConfigError where a rule gives no loss that could teach its block."""
     import torch
 
     from pipeline.rules.rule import LocalRule
 
-    h = h.requires_grad_()
-    given = called(rule.loss, {}, h, x, batch, torch.Generator().manual_seed(0))
-    loss = given[0] if isinstance(given, tuple) else given
+    h, where = h.requires_grad_(), f"block {spec.index}"
+    given = _asked(where, rule.loss, h, x, batch, torch.Generator().manual_seed(0))
+    loss, scores = given if isinstance(given, tuple) else (given, None)
+    if scores is not None and (problem := scores_problem(scores, batch.y, spec.classes)):
+        raise ConfigError(f"{where}: {problem}")
     has_update = type(rule).update is not LocalRule.update
     if loss is None:
         if has_update:

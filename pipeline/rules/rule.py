@@ -69,6 +69,14 @@ class OwnOptimizer:
     lr: float
     momentum: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.name not in ("adam", "adamw", "sgd"):
+            raise ValueError(f"OwnOptimizer: {self.name!r} is none of adam, adamw, sgd")
+        if not (isinstance(self.lr, float | int) and 0 < self.lr < float("inf")):
+            raise ValueError(f"OwnOptimizer: lr {self.lr!r} is no positive number")
+        if not (isinstance(self.momentum, float | int) and 0 <= self.momentum < 1):
+            raise ValueError(f"OwnOptimizer: momentum {self.momentum!r} is not within [0, 1)")
+
 
 class LocalRule(nn.Module):
     """What one block learns from; one instance for each block (or group of blocks).

@@ -49,7 +49,7 @@ def refused(folder: Path, rule: str, *arguments: str) -> str:
         (rules.Growing, "carries 'image' of a tensor (16, 3) of float32 for 16 examples"),
         (rules.InPlace, "block 0: leave changes 'image' in place"),
         (rules.WithGraph, "block 0: carries 'image' with its graph"),
-        (rules.OddScores, "block 1: scores gives a tensor (1, 10)"),
+        (rules.OddScores, "block 0: scores are a tensor (1, 10) of float32; (2, 10) of real num"),
         (rules.OddDirections, "block 0: update names 'wait'"),
     ],
 )

@@ -67,9 +67,11 @@ def test_what_may_not_be_is_named(kind: type, says: str) -> None:
     assert str(caught.value).startswith(f"loss.rule {rules.__name__}:{kind.__name__}: {says}")
 
 
-def test_scores_of_another_shape_are_named_in_a_test() -> None:
-    with pytest.raises(ConfigError, match=r"block 1: scores gives a tensor \(1, 3\) of float32"):
-        stage_of(rules.OddScores).evaluate(*batch(), send=lambda *passed: None)
+def test_scores_of_another_shape_are_named_in_a_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = stage_of(rules.EveryHook)
+    monkeypatch.setattr(rules.EveryHook, "scores", lambda rule, h, batch: h[:1])
+    with pytest.raises(ConfigError, match=r"block 1: scores are a tensor \(1, 6\) of float32; \(5"):
+        stage.evaluate(*batch(), send=lambda *passed: None)
 
 
 def test_a_rule_teaches_its_block_and_itself_by_its_gradient() -> None:

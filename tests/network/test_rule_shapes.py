@@ -49,6 +49,11 @@ def specs_of(kind: type, options: dict[str, Any] | None = None, **model: Any) ->
         (rules.Half, {}, "carries 'image' of torch.float16; what travels is uint8, int64, float3"),
         (rules.Retyped, {}, "block 0: leave makes torch.float32 of image a torch.float64: what"),
         (rules.Flattening, {}, "block 0: enter gives (2, 32) for 2 rows, and the block takes (2, "),
+        (rules.OddScores, {}, "block 0: scores are a tensor (1, 3) of float32; (2, 3) of real num"),
+        (rules.WholeScores, {}, "block 0: scores are a tensor (2, 3) of int64; (2, 3) of real nu"),
+        (rules.WideScores, {}, "block 0: scores are a tensor (2, 6) of float32; (2, 3) of real nu"),
+        (rules.Narrowing, {}, "block 1: loss: IndexError: "),
+        (rules.OddOptimizer, {}, "ValueError: OwnOptimizer: 'banana' is none of adam, adamw, sgd"),
         (rules.Copying, {}, "expand makes 2 rows of each example, and an output layer needs one"),
     ],
 )

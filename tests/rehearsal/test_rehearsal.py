@@ -829,4 +829,4 @@ def test_another_network_does_not_go_on_from_a_checkpoint(
     assert launch(config, run, resume=True, **more) == 2
     (said,) = capfd.readouterr().err.splitlines()
     assert re.search(complaint, said)
-    assert "model.factory gives another network than the run began with; bring that one" in said
+    assert "your own code gives another network than the run began with; bring that one" in said

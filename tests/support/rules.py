@@ -189,7 +189,10 @@ class Copying(Plain):
         return Batch(batch.x.repeat_interleave(2, 0), batch.y)
 
     def loss(self, h: Tensor, x: Tensor, batch: Batch, generator: Any) -> Any:
-        return F.cross_entropy(self.head(h.flatten(1))[::2], batch.y)
+        return F.cross_entropy(self.scores(h, batch), batch.y)
+
+    def scores(self, h: Tensor, batch: Batch) -> Tensor:
+        return super().scores(h, batch)[::2]
 
 
 class Growing(Image):
@@ -222,3 +225,34 @@ class OddScores(Plain):
 class OddDirections(Plain):
     def update(self, layer: nn.Module, h: Tensor, x: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         return {"wait": torch.zeros(1)}
+
+
+class WholeScores(Plain):
+    output_layer = False
+
+    def scores(self, h: Tensor, batch: Batch) -> Tensor:
+        return super().scores(h, batch).long()
+
+
+class WideScores(Plain):
+    """More columns than classes, in training already."""
+
+    def loss(self, h: Tensor, x: Tensor, batch: Batch, generator: Any) -> Any:
+        return h.square().mean(), h
+
+
+class Narrowing(Image):
+    """Another shape at the next block than its loss takes."""
+
+    def loss(self, h: Tensor, x: Tensor, batch: Batch, generator: Any) -> Any:
+        return h.mean() + batch.carry["image"].mean(3).mean()
+
+    def leave(self, h: Tensor, batch: Batch) -> None:
+        batch.carry["image"] = batch.carry["image"].flatten(1)
+
+
+class OddOptimizer(Plain):
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        name: Any = "banana"
+        self.layer_optimizer = OwnOptimizer(name, lr=0.1)

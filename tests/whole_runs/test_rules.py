@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support import rules
+from support.processes import digests, launch
 from support.run_in_threads import (
     Fate,
     Job,
@@ -68,3 +69,25 @@ def test_a_lost_stage_of_a_run_by_a_rule_is_replaced(folder: Callable[[], Path])
         train_pipelined(job, {stage: Fate(20)})
         assert job.store.files[last] == undisturbed.store.files[last]
         assert any("begins again" in note or "back to step" in note for note in job.notes)
+
+
+CONFIG = """\
+model: {name: mlp, hidden_layers: 2, hidden: 12}
+loss: {rule: RULE}
+data: {name: digits, batch_size: 32, train_limit: 64, test_limit: 20}
+schedule: {epochs: 1}
+runtime: {keep_checkpoints: 9}
+"""
+
+
+@pytest.mark.parametrize("rule", ["Image", "EveryHook"])
+def test_a_run_by_a_rule_is_resumed_by_the_command(rule: str, tmp_path: Path) -> None:
+    """Its blocks are looked at as a user's, but for an output layer beside them."""
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG.replace("RULE", f'"{rules.__name__}:{rule}"'), encoding="utf-8")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert launch(config, whole, single=True, overrides=("schedule.epochs=2",)) == 0
+    assert launch(config, parts, single=True) == 0
+    again = {"single": True, "resume": True, "overrides": ("schedule.epochs=2",)}
+    assert launch(None, parts, **again) == 0
+    assert digests(parts) == digests(whole)
