@@ -7,7 +7,7 @@ generator(batch) ─┬─ entered ─ the block ─┬─ left     what goes on
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
     from pipeline.network.specs import Arrival, BlockSpec, RuleSpec
     from pipeline.rules.rule import LocalRule
+
+
+Versions: TypeAlias = "list[tuple[str, Tensor, int]]"
+"""Tensors with their names, and how often each was changed before."""
 
 
 class RuleCalls:
@@ -91,6 +95,8 @@ class RuleCalls:
                     "tensor into batch.carry"
                 )
         for name, tensor in onwards.carry.items():
+            if _share_memory(tensor, passed):  # and the next block may compute in place on that
+                onwards.carry[name] = tensor.clone()
             if tensor.requires_grad:
                 raise self._wrong(
                     f"carries {name!r} with its graph, by which a gradient would reach this block "
@@ -158,6 +164,15 @@ class RuleCalls:
         if problem := scores_problem(scores, y, self._spec.classes):
             raise self._wrong(problem)
 
+    def check_unchanged(self, shared: Versions) -> None:
+        """Raises ConfigError where the rule has changed in place what was passed on, or what others
+        were given, too: that would reach blocks of the same process, and none of another."""
+        for name, tensor, version in shared:
+            if tensor._version != version:
+                raise self._wrong(
+                    f"changes {name} in place, which other blocks may still read: make a new tensor"
+                )
+
     def _autocast(self) -> torch.autocast:
         return autocast(self._device, bf16=self._bf16)
 
@@ -189,6 +204,19 @@ class Expansion:
             arrival = self._first.in_training if training else self._first.in_tests
             _check_planned(batch, arrival, ConfigError)
         return Batch(batch.x.contiguous(), y, dict(batch.carry), training)
+
+
+def shared_by(batch: Batch, onwards: Batch) -> Versions:
+    """What other blocks may read beside the one at which `batch` arrived, which has computed what
+    goes on: it is not to change any more."""
+    named = [("batch.y", batch.y), ("h, which is passed on,", onwards.x)]
+    for carry in (batch.carry, onwards.carry):
+        named += [(f"batch.carry[{name!r}]", tensor) for name, tensor in carry.items()]
+    return [(name, tensor, tensor._version) for name, tensor in named]
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def _check_planned(batch: Batch, arrival: Arrival, wrong: Callable[[str], ConfigError]) -> None:

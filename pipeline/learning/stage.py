@@ -10,7 +10,7 @@ computed before it learns and is detached (invariant 2), so the last block's out
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ from pipeline.device.cuda_graphs import CapturedSteps, StepScalars
 from pipeline.kernels.recompute import Activation
 from pipeline.learning.counters import Counters
 from pipeline.learning.nonfinite import FiniteCheck, StateCheck, restore
-from pipeline.learning.rule_calls import Expansion
+from pipeline.learning.rule_calls import Expansion, shared_by
 from pipeline.network.specs import in_runs
 from pipeline.rules.rule import Batch
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pipeline.learning.block import Block
     from pipeline.learning.losses import LossValue
     from pipeline.learning.nonfinite import Policy
+    from pipeline.learning.rule_calls import Versions
     from pipeline.network.specs import BlockSpec
 
 
@@ -236,7 +237,8 @@ class Stage:
             passed = last.transfer(detached, batch_id=batch_id)
             onwards = self._left(last, detached, passed, batch)
         activation = Activation.read_last(h, passed)
-        return Pending(activation, received, batch, onwards, values, statistics, generator)
+        shared = [] if last.calls is None else shared_by(batch, onwards)
+        return Pending(activation, received, batch, onwards, values, statistics, generator, shared)
 
     def _learn(self, group: Sequence[Block], pending: Pending, batch_id: int) -> None:
         """Learn and count, unless the batch is to be skipped."""
@@ -250,6 +252,8 @@ class Stage:
             values[last] = last.local_loss(
                 pending.take_activation(), pending.batch, pending.received, pending.generator
             )
+            if last.calls is not None:
+                last.calls.check_unchanged(pending.shared)
         losses = [value.loss for value in values.values()]
         loss = sum(losses[1:], start=losses[0])
         if self._finite.passes(loss, last.spec.index, batch_id):
@@ -420,6 +424,8 @@ class Pending:
     """Those of batch norm, where the batch may be skipped: live, as they were before."""
     generator: torch.Generator | None = None
     """Of a rule that is not built in."""
+    shared: Versions = field(default_factory=list)
+    """What such a rule may not change any more."""
 
     @property
     def sent(self) -> Tensors:

@@ -57,6 +57,9 @@ def trained(stage: Stage, *batches: tuple[torch.Tensor, torch.Tensor]) -> list[t
             "carries 'image' of a tensor (5, 3) of float32 for 5 examples; (n, 2)",
         ),
         (rules.InPlace, "block 0: leave changes 'image' in place, which others may still read"),
+        (rules.InPlaceLater, "block 0: changes batch.carry['image'] in place, which other blocks"),
+        (rules.OtherTargets, "block 0: changes batch.y in place, which other blocks may still"),
+        (rules.OwnActivation, "block 0: changes h, which is passed on, in place"),
         (rules.WithGraph, "block 0: carries 'image' with its graph, by which a gradient would"),
         (rules.OddDirections, "block 0: update names 'wait'; the layer has weight, bias"),
     ],
@@ -100,6 +103,15 @@ def test_directions_take_the_place_of_gradients_at_the_rates_of_the_rule() -> No
     direction = bias - sent[0].mean()  # no dropout, no pooling: h is sent as it is
     # half of the configured rate has come, so half of the rule's own is used; momentum begins
     torch.testing.assert_close(block.encoder.bias.detach(), bias - 0.01 * direction)
+
+
+def test_what_is_carried_is_not_what_the_next_block_computes_on() -> None:
+    """In two processes these are two tensors, so they are in one."""
+    stage = stage_of(rules.Last)
+    trained(stage, batch())
+    x, carried = stage.blocks[1].rule.seen
+    torch.testing.assert_close(x, 0.5 * carried, rtol=0, atol=0)
+    assert x.any()
 
 
 def test_numbers_belong_to_the_block_and_the_batch() -> None:

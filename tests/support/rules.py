@@ -209,6 +209,48 @@ class InPlace(Image):
         batch.carry["image"].add_(1)
 
 
+class InPlaceLater(Image):
+    """Changes what has been passed on already."""
+
+    def loss(self, h: Tensor, x: Tensor, batch: Batch, generator: Any) -> Any:
+        batch.carry["image"].mul_(0.5)
+        return super().loss(h, x, batch, generator)
+
+
+class OtherTargets(Image):
+    def loss(self, h: Tensor, x: Tensor, batch: Batch, generator: Any) -> Any:
+        batch.y.fill_(0)
+        return super().loss(h, x, batch, generator)
+
+
+class OwnActivation(Image):
+    def update(self, layer: Any, h: Tensor, x: Tensor, batch: Batch) -> Any:
+        h.mul_(0.5)
+        return {}
+
+
+class Last(Image):
+    """Carries the activation, and changes what it has received."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self.seen: list[Tensor] = []
+
+    @classmethod
+    def expand(cls, batch: Batch, classes: int, training: bool, generator: Any) -> Batch:
+        return Batch(batch.x, batch.y, {"image": torch.zeros(len(batch.x), 6)})
+
+    def enter(self, x: Tensor, batch: Batch, generator: Any) -> Tensor:
+        return x.mul_(0.5)
+
+    def leave(self, h: Tensor, batch: Batch) -> None:
+        batch.carry["image"] = h
+
+    def loss(self, h: Tensor, x: Tensor, batch: Batch, generator: Any) -> Any:
+        self.seen = [x.clone(), batch.carry["image"]]
+        return super().loss(h, x, batch, generator)
+
+
 class WithGraph(Image):
     def leave(self, h: Tensor, batch: Batch) -> None:
         batch.carry["image"] = batch.carry["image"] * self.head.bias.sum().requires_grad_()
