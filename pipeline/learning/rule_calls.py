@@ -70,8 +70,10 @@ class RuleCalls:
             learns: from this batch; else the rule's modules are as in a test.
         """
         self._rule.train(learns)
+        targets = batch.y, batch.y._version
         with self._drawing(generator), self._autocast():
             x = self._rule.enter(batch.x, batch, cast("torch.Generator", generator))
+        self._check_left_alone("enter", batch, targets)
         if not isinstance(x, Tensor) or len(x) != len(batch.x):
             raise self._wrong(f"enter gives {_kind(x)} for {_kind(batch.x)}")
         return x
@@ -86,8 +88,10 @@ class RuleCalls:
         """
         onwards = Batch(passed, batch.y, dict(batch.carry), batch.training)
         before = {name: tensor._version for name, tensor in batch.carry.items()}
+        targets = batch.y, batch.y._version
         with self._autocast():
             self._rule.leave(h, onwards)
+        self._check_left_alone("leave", onwards, targets)
         for name, version in before.items():
             if batch.carry[name]._version != version:
                 raise self._wrong(
@@ -163,6 +167,14 @@ class RuleCalls:
     def _check_scores(self, scores: Tensor, y: Tensor) -> None:
         if problem := scores_problem(scores, y, self._spec.classes):
             raise self._wrong(problem)
+
+    def _check_left_alone(self, what: str, batch: Batch, targets: tuple[Tensor, int]) -> None:
+        """Raises ConfigError where the targets are not as they arrived: these every stage gets."""
+        if batch.y is not targets[0] or batch.y._version != targets[1]:
+            raise self._wrong(
+                f"{what} changes batch.y, which stays the same for all blocks: carry what else is "
+                "needed"
+            )
 
     def check_unchanged(self, shared: Versions) -> None:
         """Raises ConfigError where the rule has changed in place what was passed on, or what others

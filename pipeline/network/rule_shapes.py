@@ -116,6 +116,7 @@ class TracedRule:
         with naming_rule(self.named):
             self._kind = rule_class(self.named)
             _check_options(self._kind, self._options)
+            _check_names(self._kind.carries)
             self._batches = {training: self._expanded(training) for training in (True, False)}
             shapes = {tuple(batch.x.shape[1:]) for batch in self._batches.values()}
             if len(shapes) > 1:
@@ -215,6 +216,10 @@ class TracedRule:
             raise ConfigError(
                 f"expand gives targets of shape {tuple(batch.y.shape)} for {tuple(y.shape)}: leave "
                 "y as it is, and carry what else is needed"
+            )
+        if not isinstance(batch.carry, dict):
+            raise ConfigError(
+                f"expand carries a {type(batch.carry).__name__}: a dict of tensors is needed"
             )
         if batch.x.dim() == 0 or batch.x.shape[0] % _EXAMPLES or not len(batch.x):
             raise ConfigError(
@@ -395,7 +400,25 @@ def check_carried(kind: type[LocalRule], carry: Mapping[str, Tensor]) -> None:
 
 
 def _made(kind: type[LocalRule], place: Place, options: Mapping[str, Any]) -> LocalRule:
-    return called(kind, dict(options), place)  # type: ignore[no-any-return]
+    from pipeline.rules.rule import OwnOptimizer
+
+    made: LocalRule = called(kind, dict(options), place)
+    if "_modules" not in vars(made):
+        raise ConfigError("its constructor does not call super().__init__(place): begin with that")
+    for own in (made.layer_optimizer, made.rule_optimizer):
+        if not isinstance(own, OwnOptimizer | None):
+            raise ConfigError(f"asks for the optimizer {own!r}: give an OwnOptimizer")
+    return made
+
+
+def _check_names(carries: Any) -> None:
+    """Raises ConfigError where a rule does not name each carried tensor once."""
+    names = list(carries) if isinstance(carries, tuple | list) else [carries]
+    if not isinstance(carries, tuple | list) or len(set(names)) < len(names):
+        raise ConfigError(
+            f"carries = {carries!r}: name each carried tensor once, in a tuple, as "
+            f"carries = ({str(names[0])!r},)"
+        )
 
 
 def _check_options(kind: type[LocalRule], options: Mapping[str, Any]) -> None:

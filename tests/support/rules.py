@@ -251,6 +251,41 @@ class Last(Image):
         return super().loss(h, x, batch, generator)
 
 
+class TargetsInEnter(Image):
+    def enter(self, x: Tensor, batch: Batch, generator: Any) -> Tensor:
+        batch.y.fill_(0)
+        return x
+
+
+class TargetsInLeave(Image):
+    def leave(self, h: Tensor, batch: Batch) -> None:
+        batch.y = batch.y * 0
+
+
+class OneText(Image):
+    carries: Any = "image"
+
+
+class Twice(Image):
+    carries = ("image", "image")
+
+
+class ListCarried(Image):
+    @classmethod
+    def expand(cls, batch: Batch, classes: int, training: bool, generator: Any) -> Batch:
+        carry: Any = ["image"]
+        return Batch(batch.x, batch.y, carry)
+
+
+class NoModule(LocalRule):
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+
+class NamedOptimizer(Plain):
+    layer_optimizer: Any = "sgd"
+
+
 class WithGraph(Image):
     def leave(self, h: Tensor, batch: Batch) -> None:
         batch.carry["image"] = batch.carry["image"] * self.head.bias.sum().requires_grad_()
