@@ -78,11 +78,11 @@ def main(
 
     def body() -> int:
         from launch.command import DONE
-        from pipeline.api.export import BESIDE, export
+        from pipeline.api.export import BESIDE, write_export
         from pipeline.errors import ConfigError
 
         try:
-            path = export(
+            path = write_export(
                 run,
                 cast("Format", format),
                 out,

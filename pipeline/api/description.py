@@ -42,13 +42,13 @@ def description(
     depth: int | None,
     preprocess: bool,
     example: Tensor,
-    given: Tensor,
+    result: Tensor,
 ) -> str:
-    """The text of a file of that name. `example`: (n, …), what the module takes; `given`: (n, …),
+    """The text of a file of that name. `example`: (n, …), what the module takes; `result`: (n, …),
     what it gives for that."""
     sections = {
         "Input": [f"{INPUT}: {_kind(example)}", *_values(run, preprocess)],
-        "Output": [f"{OUTPUT}: {_kind(given)}", *_meaning(run, depth)],
+        "Output": [f"{OUTPUT}: {_kind(result)}", *_meaning(run, depth)],
         "Classes": _classes(run),
         "To load it, without this package": _python(run, file, format, depth).splitlines(),
         "Source": list(_source(run, depth)),

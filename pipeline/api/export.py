@@ -64,6 +64,31 @@ def export(
             torch can't export the network, and where a file is there already or can't be written.
         CheckpointError: as `load`.
     """
+    given = Given(network_given(network), loss)
+    return write_export(
+        run_dir,
+        format,
+        out,
+        at=at,
+        depth=depth,
+        preprocess=preprocess,
+        overwrite=overwrite,
+        given=given,
+    )
+
+
+def write_export(
+    run_dir: str | Path,
+    format: Format,
+    out: str | Path | None,
+    *,
+    at: str | int,
+    depth: int | None,
+    preprocess: bool,
+    overwrite: bool,
+    given: Given | None = None,
+) -> Path:
+    """As `export`; `given` as for `loaded`."""
     check_format(format)
     if preprocess and format not in GRAPHS:
         raise ConfigError(
@@ -75,14 +100,14 @@ def export(
     for each in (path, text):
         if each.exists() and not overwrite:
             raise ConfigError(f"out {each}: is there already: name another, or give overwrite")
-    run = loaded(run_dir, at=at, depth=depth, given=Given(network_given(network), loss))
+    run = loaded(run_dir, at=at, depth=depth, given=given)
     with settings_kept():
         module = FromData(run.module, run.facts).eval() if preprocess else run.module
         example = _example(run, preprocess)
-        given = _given(module, example)
+        result = _result(module, example)
         data = encoded(module, format, example)
     said = description(
-        run, path.name, format, depth=depth, preprocess=preprocess, example=example, given=given
+        run, path.name, format, depth=depth, preprocess=preprocess, example=example, result=result
     )
     _write({path.name: data, text.name: said.encode()}, path.parent)
     return path
@@ -106,7 +131,7 @@ def _example(run: Loaded, preprocess: bool) -> Tensor:
     return torch.zeros((2, *run.facts.shape), dtype=kind)
 
 
-def _given(module: nn.Module, example: Tensor) -> Tensor:
+def _result(module: nn.Module, example: Tensor) -> Tensor:
     try:
         with torch.no_grad():
             given: Tensor = module(example)

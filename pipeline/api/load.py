@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from pipeline.learning.block_file import decode_block
 from pipeline.network.from_config import network_specs
 from pipeline.run.metrics import METRICS_FILE
 from pipeline.system.given import Given, objects_given
+from pipeline.trained.network import refuse_objects
 from pipeline.trained.run_folder import checkpoint_at, facts_in, open_run
 
 if TYPE_CHECKING:
@@ -74,14 +75,17 @@ class Loaded:
     path: Path
 
 
-def loaded(run_dir: str | Path, *, at: str | int, depth: int | None, given: Given) -> Loaded:
-    """As `load`, with all that is known of it."""
+def loaded(run_dir: str | Path, *, at: str | int, depth: int | None, given: Given | None) -> Loaded:
+    """As `load`, with all that is known of it. `given`: None in a command, which looks for a user's
+    modules in the current folder, too."""
     with settings_kept(), open_run(run_dir) as folder:
         checkpoint = checkpoint_at(folder, at)
         config = build_config(checkpoint.config, str(checkpoint.path))
+        if given is None:
+            refuse_objects(folder, config, "pipeline.export")
         files = checkpoint.read()
         facts = facts_in(folder, config)
-        with objects_given(given):
+        with objects_given(given) if given else nullcontext():
             specs = network_specs(config, facts)
             states = {block: decode_block(data) for block, data in files.items()}
             module = plain_network(config, specs, states, depth)

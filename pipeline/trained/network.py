@@ -109,6 +109,17 @@ class TrainedNetwork:
             yield examples[part], targets[part]
 
 
+def refuse_objects(run: Folder, config: Config, instead: str) -> None:
+    """Raises ConfigError where a run can't be read without objects that `pipeline.fit` was given.
+    `instead`: the function that takes them."""
+    for what, named in (("network", config.model.factory), ("rule", config.loss.rule)):
+        if is_given(named):
+            raise ConfigError(
+                f"{run.path}: the {what} of this run is a Python object, which no command has: "
+                f"use {instead}(…) with it"
+            )
+
+
 def trained_in(run: Folder, checkpoint: Checkpoint) -> TrainedNetwork:
     """The network of a run's checkpoint.
 
@@ -117,12 +128,7 @@ def trained_in(run: Folder, checkpoint: Checkpoint) -> TrainedNetwork:
         CheckpointError: where a block file is damaged.
     """
     config = build_config(checkpoint.config, str(checkpoint.path))
-    for what, named in (("network", config.model.factory), ("rule", config.loss.rule)):
-        if is_given(named):
-            raise ConfigError(
-                f"{run.path}: the {what} of this run is a Python object, which no command has: "
-                "use pipeline.load(…) with it"
-            )
+    refuse_objects(run, config, "pipeline.load")
     facts = facts_in(run, config)
     return TrainedNetwork(config, network_specs(config, facts), facts, checkpoint.read())
 

@@ -226,8 +226,32 @@ def test_what_is_wrong_is_said_in_a_line(
     assert refused(run, "--preprocess").startswith("--preprocess: format safetensors holds tensors")
     assert refused(run, "--out", "no/where").startswith("--out no/where: there is no folder no")
     assert refused(run, "--out", ".") == "--out .: is a folder: name a file in it"
-    assert refused(str(runs["own"].path)).startswith("network: the network of this run is a Python")
+    assert refused(str(runs["own"].path)) == (
+        f"{runs['own'].path}: the network of this run is a Python object, which no command has: "
+        "use pipeline.export(…) with it"
+    )
     assert not list(tmp_path.iterdir())
+
+
+def test_a_command_finds_modules_in_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As pipeline-launch does, whose path has it not, either."""
+    (tmp_path / "my_exported.py").write_text(
+        "from torch import nn\n\n\ndef make(width):\n"
+        "    return nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    model = {"factory": "my_exported:make", "kwargs": {"width": 8}}
+    pipeline.fit(None, (X[:64], Y[:64]), config={"model": model}, **FIT, run_dir="run")
+    monkeypatch.setattr(sys, "path", sys.path[:-1])
+    monkeypatch.delitem(sys.modules, "my_exported")
+    result = CliRunner().invoke(main, ["run"])
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / "run.safetensors.txt").read_text()
+    assert "network = …  # what my_exported:make gives for {'width': 8}" in text
+    del sys.modules["my_exported"]
 
 
 def test_files_that_are_there_are_kept(runs: dict[str, Any], tmp_path: Path) -> None:
