@@ -34,9 +34,29 @@ def settings_kept() -> Iterator[None]:
             stack.enter_context(torch.device("cpu"))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(torch.autocast("cpu", enabled=False))
-        stack.enter_context(torch.autocast("cuda", enabled=False, dtype=torch.bfloat16))
+        stack.enter_context(_no_autocast())
         yield
+
+
+@contextmanager
+def _no_autocast() -> Iterator[None]:
+    """As outside of every autocast. Within one, even one that is off, torch keeps the bfloat16
+    copies of weights that it has made, which a step would not change."""
+    devices = ("cpu", "cuda")
+    enabled = [torch.is_autocast_enabled(device) for device in devices]
+    depth = torch.autocast_increment_nesting() - 1  # the only call that tells how deep
+    for _ in range(depth + 1):
+        torch.autocast_decrement_nesting()
+    torch.clear_autocast_cache()
+    for device in devices:
+        torch.set_autocast_enabled(device, False)
+    try:
+        yield
+    finally:
+        for _ in range(depth):
+            torch.autocast_increment_nesting()
+        for device, was in zip(devices, enabled, strict=True):
+            torch.set_autocast_enabled(device, was)
 
 
 def _settings() -> Iterator[tuple[Any, Callable[[Any], object]]]:

@@ -480,6 +480,25 @@ def test_the_callers_process_is_left_as_it_was() -> None:
     assert states(plain.model) == states(pipeline.fit(own_network(), "digits", **QUICK).model)
 
 
+def test_bfloat16_copies_of_weights_are_made_anew_in_each_step() -> None:
+    """Torch keeps them within an autocast of the caller's, and the losses stayed as they were."""
+    quick = {**QUICK, "epochs": 3, "lr": 0.01}
+    bf16 = {**LIMITS, "runtime.precision": "bf16", "model.hidden": 16}
+    inside: list[Any] = []
+    plain = pipeline.fit("mlp", "digits", **{**quick, "options": bf16}, loss="pred")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside.append(pipeline.fit("mlp", "digits", **{**quick, "options": bf16}, loss="pred"))
+        assert torch.is_autocast_enabled("cpu")
+    own = pipeline.fit(small(), own_data(), **ARRAYS, options={"runtime.precision": "bf16"})
+    losses = [row["train"]["loss"] for row in plain.history]
+    exact = pipeline.fit(
+        "mlp", "digits", **{**quick, "options": {**bf16, "runtime.precision": "fp32"}}, loss="pred"
+    )
+    np.testing.assert_allclose(losses, [r["train"]["loss"] for r in exact.history], rtol=0.05)
+    assert [row["train"]["loss"] for row in inside[0].history] == losses
+    assert len(own.history) == 2
+
+
 def test_another_thread_may_train() -> None:
     """Which can't handle signals, and finds the objects that it was given."""
     found: list[Any] = []
