@@ -105,7 +105,7 @@ def _meaning(run: Loaded, depth: int | None) -> list[str]:
     if not last.is_output:
         lines = [f"what block {last.index} ({last.name}) of {len(run.specs)} passes on: features"]
         if last.is_last:
-            lines.append(f"(by the rule {run.config.loss.rule} it has no output layer)")
+            lines.append("(its rule has it learn without an output layer)")
         return lines
     if not run.facts.classes:
         return ["numbers, as the targets of the data are"]
