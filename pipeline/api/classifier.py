@@ -34,7 +34,7 @@ class LocalClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Legend of shapes: n examples, m features, c classes.
 
     Args:
-        hidden: units of each hidden layer; at least one.
+        hidden: units of each hidden layer, at least one; a number is one layer.
         loss: as for `pipeline.fit`.
         epochs, batch_size, lr: how it is trained. A batch holds all examples where there are fewer,
             and one or a few more where one alone would be left for the last batch.
@@ -57,7 +57,7 @@ class LocalClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        hidden: Sequence[int] = (256, 256),
+        hidden: Sequence[int] | int = (256, 256),
         *,
         loss: str | type[LocalRule] | Mapping[str, Any] = "predsim",
         epochs: int = 50,
@@ -144,7 +144,8 @@ class LocalClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return scaled
 
     def _network(self, features: int, seed: int) -> nn.Sequential:
-        widths = [int(width) for width in self.hidden]
+        hidden = [self.hidden] if isinstance(self.hidden, int) else self.hidden
+        widths = [int(width) for width in hidden]
         if not widths or min(widths) < 1:
             raise ConfigError(f"hidden {self.hidden!r}: give the units of at least one layer")
         network = nn.Sequential()

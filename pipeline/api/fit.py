@@ -125,12 +125,18 @@ def fit(
                 Callbacks(callbacks),
             )
         except BaseException:
-            if temporary and not complete_checkpoints(temporary / CHECKPOINTS):
+            if temporary and not _is_worth_keeping(temporary):
                 shutil.rmtree(temporary, ignore_errors=True)
             raise
         if temporary:
             weakref.finalize(run, _remove, temporary, os.getpid())
     return run
+
+
+def _is_worth_keeping(folder: Path) -> bool:
+    """Whether a run that failed has left a checkpoint, or a batch to look at, which its error
+    names."""
+    return bool(complete_checkpoints(folder / CHECKPOINTS)) or any(folder.glob("batch-*"))
 
 
 def _options(

@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.dtypes import dtype_name
 from pipeline.errors import ConfigError
 from pipeline.kernels.linear import wide
-from pipeline.learning.losses import LossValue, prediction_loss
+from pipeline.learning.losses import LossValue, output_loss
 from pipeline.learning.precision import autocast
 from pipeline.network.rule_shapes import expanded, naming_rule, scores_problem
 from pipeline.rules.rule import Batch
@@ -124,6 +124,8 @@ class RuleCalls:
         if scores is None:
             return LossValue(loss, None)
         self._check_scores(scores, batch.y)
+        if batch.y.is_floating_point():
+            return LossValue(loss, None)
         return LossValue(loss, (scores.detach().argmax(dim=1) != batch.y).sum())
 
     @torch.no_grad()
@@ -151,7 +153,8 @@ class RuleCalls:
     def scored(
         self, h: Tensor, x: Tensor, batch: Batch, onwards: Batch, batch_id: int
     ) -> LossValue:
-        """In a test: cross-entropy and errors of the scores; without these, the rule's own loss.
+        """In a test: cross-entropy and errors of the scores, of numbers their mean squared error;
+        without scores, the rule's own loss.
 
         Args:
             batch: what arrived; `onwards`: what goes on.
@@ -162,7 +165,7 @@ class RuleCalls:
             value = self.value(h, x, batch, self.generator(batch_id, training=False))
             return LossValue(value.loss, None)
         self._check_scores(scores, batch.y)
-        return prediction_loss(wide(scores), batch.y)
+        return output_loss(wide(scores), batch.y)
 
     def _check_scores(self, scores: Tensor, y: Tensor) -> None:
         if problem := scores_problem(scores, y, self._spec.classes):

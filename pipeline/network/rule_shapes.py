@@ -309,12 +309,11 @@ def _asked(where: str, function: Callable[..., Any], *given: Any) -> Any:
 
 
 def scores_problem(scores: Any, y: Tensor, classes: int) -> str:
-    """What is wrong with the scores for targets y (n, …); empty where nothing is."""
+    """What is wrong with the scores for targets y (n, …): of classes (n, classes, …) is needed, of
+    numbers (n, …). Empty where nothing is wrong."""
     import torch
 
-    if not classes:
-        return "scores are for classes, and the targets are numbers: let scores give None"
-    wanted = (len(y), classes, *y.shape[1:])
+    wanted = (len(y), classes, *y.shape[1:]) if classes else tuple(y.shape)
     if isinstance(scores, torch.Tensor):
         if tuple(scores.shape) == wanted and scores.is_floating_point():
             return ""

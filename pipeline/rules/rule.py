@@ -156,7 +156,8 @@ class LocalRule(nn.Module):
         here; tensors that are there are not to be changed in place."""
 
     def scores(self, h: Tensor, batch: Batch) -> Tensor | None:
-        """(n, classes, …): what this depth predicts, the largest wins; None: nothing.
+        """(n, classes, …): what this depth predicts, the largest wins; of numbers (n, …), these;
+        None: nothing.
 
         Args:
             batch: with what is carried as `leave` has left it.

@@ -25,6 +25,15 @@ def test_scikit_learns_own_checks(estimator: Any, check: Any) -> None:
     check(estimator)
 
 
+def test_a_number_of_hidden_units_is_one_layer() -> None:
+    x, y = np.eye(6, dtype=np.float32).repeat(4, 0), np.arange(6).repeat(4)
+    one, same = (
+        LocalClassifier(**{**QUICK, "hidden": hidden}, random_state=0).fit(x, y)
+        for hidden in (8, (8,))
+    )
+    np.testing.assert_array_equal(one.predict_proba(x), same.predict_proba(x))
+
+
 def test_settings_are_searched_and_the_best_one_predicts() -> None:
     X, y = load_iris(return_X_y=True)
     names = np.array(["setosa", "versicolor", "virginica"])[y]

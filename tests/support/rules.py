@@ -333,3 +333,21 @@ class OddOptimizer(Plain):
         super().__init__(place)
         name: Any = "banana"
         self.layer_optimizer = OwnOptimizer(name, lr=0.1)
+
+
+class Numbers(LocalRule):
+    """Predicts a number for each example."""
+
+    output_layer = False
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self.head = nn.Linear(torch.Size(place.shape).numel(), 1)
+
+    def scores(self, h: Tensor, batch: Batch) -> Tensor:
+        scores: Tensor = self.head(h.flatten(1))
+        return scores.squeeze(1)
+
+    def loss(self, h: Tensor, x: Tensor, batch: Batch, generator: Any) -> Any:
+        scores = self.scores(h, batch)
+        return F.smooth_l1_loss(scores, batch.y), scores

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from support import rules
+from support.own_data import DATA, FACTORY, floats
 from support.processes import digests, launch
 from support.run_in_threads import (
     Fate,
@@ -91,3 +93,27 @@ def test_a_run_by_a_rule_is_resumed_by_the_command(rule: str, tmp_path: Path) ->
     again = {"single": True, "resume": True, "overrides": ("schedule.epochs=2",)}
     assert launch(None, parts, **again) == 0
     assert digests(parts) == digests(whole)
+
+
+def numbers() -> tuple[np.ndarray, np.ndarray]:
+    x = floats(40, (5,))
+    return x, x.sum(axis=1).astype(np.float32)
+
+
+DATA["numbers"] = numbers
+
+
+def test_a_rule_predicts_numbers(folder: Callable[[], Path]) -> None:
+    """A test counts the squared error of its scores, whatever its loss is."""
+    data = {
+        "factory": FACTORY, "kwargs": {"data": "numbers"}, "batch_size": 8, "validation": 0.25,
+    }  # fmt: skip
+    loss = {"rule": f"{rules.__name__}:Numbers"}
+    sections = {"model": {"name": "mlp", "hidden_layers": 2, "hidden": 8}, "loss": loss}
+    single, pipelined = (Job(folder(), 2, data=data, **sections) for _ in range(2))
+    train_single(single)
+    train_pipelined(pipelined)
+    assert pipelined.store.files == single.store.files
+    assert pipelined.lines() == single.lines()
+    tested = [line["validation"] for line in single.lines()]
+    assert all(line["error_pct"] is None and line["loss"] > 0 for line in tested)
