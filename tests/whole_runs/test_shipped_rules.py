@@ -6,7 +6,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.run_in_threads import Job, train_pipelined, train_single, trained_alike
+from support.run_in_threads import Fate, Job, train_pipelined, train_single, trained_alike
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,14 +53,17 @@ CASES: dict[str, dict[str, Any]] = {
 def test_a_pipeline_trains_as_one_process(
     case: str, precision: str, folder: Callable[[], Path]
 ) -> None:
-    """So do 2 stages, as many as there can be, and others from a checkpoint on."""
+    """So do 2 stages, as many as there can be, of which one is lost, and others from a checkpoint
+    on."""
     given = {**CASES[case], "precision": precision, "checkpoint_every_steps": 2}
     single, two, three = (Job(folder(), stages, **given) for stages in (3, 2, 3))
     train_single(single)
-    for pipelined in (two, three):
-        train_pipelined(pipelined)
+    lost = Fate(20)
+    for pipelined, fates in ((two, {}), (three, {1: lost})):
+        train_pipelined(pipelined, fates)
         assert pipelined.store.files == single.store.files
         assert pipelined.lines() == single.lines()
+    assert lost.acts == lost.last
     first, *_, last = single.store.files
     resumed = Job(folder(), 2, three.store.states[first], **given)
     train_pipelined(resumed)
