@@ -56,7 +56,7 @@ class Own(nn.Module):
 
 
 def digests(run):
-    return {block: hashlib.sha256(data).hexdigest() for block, data in run._files.items()}
+    return {block: hashlib.sha256(data).hexdigest() for block, data in run._trained.files.items()}
 
 
 def kill_a_worker(row):

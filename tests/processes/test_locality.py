@@ -50,8 +50,8 @@ FOUND = {  # by the name of the rule: which block, and what is said of it
 FAILS = {
     "CarriesGraph": "carries 'hint' with its graph, by which a gradient would reach this block "
     "from another: detach it",
-    "ChangesSent": "changes what it has passed on, which the next block may be reading: put a new "
-    "tensor in its place",
+    "ChangesSent": "changes h, which is passed on, in place, which other blocks may still read: "
+    "make a new tensor",
 }
 """What ends with the whole network already."""
 

@@ -397,11 +397,13 @@ def test_nothing_is_executed_that_came_from_a_socket_or_a_file(path: Path) -> No
         imported -= {"cloudpickle"}
     assert not imported & EXECUTES
     assert not called & {"eval", "exec", "compile_command", "send_pyobj", "recv_pyobj"}
+    # an export writes a state dict for others to read, and reads none
+    kept_from = ("load",) if path.name == "formats.py" else ("load", "save")
     torch_files = [
         node
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute)
-        and node.attr in ("load", "save")
+        and node.attr in kept_from
         and getattr(node.value, "id", "") in ("torch", "numpy", "np")
     ]
     assert not torch_files

@@ -241,7 +241,7 @@ class Leak:
 
     job: Job
     interrupts: bool = False
-    """Whether somebody interrupts the run at that moment."""
+    """Whether somebody interrupts the run then, once there is a checkpoint."""
     sender: Any = None
     lost: bool = False
     noticed: bool = False
@@ -253,7 +253,7 @@ class Leak:
 
     def send(self, item: Item, payloads: Sequence[Payload] = ()) -> None:
         if isinstance(item, Stop) and not self.lost:
-            self.lost, self.job.interrupted = True, self.interrupts
+            self.lost = True
         else:
             self.sender.send(item, payloads)
 
@@ -265,7 +265,10 @@ class Leak:
         self.sender.close()
 
     def clock(self) -> float:
-        self.now += 0.3 * (self.lost and not self.noticed)
+        if self.lost and self.interrupts and self.job.store.files:
+            self.job.interrupted = True
+        waits = self.lost and not self.noticed and (self.job.interrupted or not self.interrupts)
+        self.now += 0.3 * waits
         return self.now
 
     def listen(self, event: Event) -> None:
