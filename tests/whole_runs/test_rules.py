@@ -100,13 +100,13 @@ def numbers() -> tuple[np.ndarray, np.ndarray]:
     return x, x.sum(axis=1).astype(np.float32)
 
 
-DATA["numbers"] = numbers
+DATA["sums"] = numbers
 
 
 def test_a_rule_predicts_numbers(folder: Callable[[], Path]) -> None:
     """A test counts the squared error of its scores, whatever its loss is."""
     data = {
-        "factory": FACTORY, "kwargs": {"data": "numbers"}, "batch_size": 8, "validation": 0.25,
+        "factory": FACTORY, "kwargs": {"data": "sums"}, "batch_size": 8, "validation": 0.25,
     }  # fmt: skip
     loss = {"rule": f"{rules.__name__}:Numbers"}
     sections = {"model": {"name": "mlp", "hidden_layers": 2, "hidden": 8}, "loss": loss}
