@@ -53,7 +53,7 @@ class _Laps:
             torch.cuda.synchronize(self.device)
         return perf_counter()
 
-    def sent(self, x: Tensor) -> None:
+    def sent(self, *onwards: Tensor) -> None:
         self.forward_s.append(self.now() - self._began)
 
     def take(self, step: Callable[[], object]) -> None:
@@ -115,7 +115,8 @@ def feed_s(config: Config) -> float:
 
 
 class UnitTrainer:
-    """The smallest part of a network that can be a stage, and a batch of random numbers."""
+    """The smallest part of a network that can be a stage, and a batch of random numbers, with what
+    a rule carries beside it."""
 
     def __init__(
         self, config: Config, facts: DataFacts, unit: Sequence[BlockSpec], device: torch.device
@@ -123,14 +124,22 @@ class UnitTrainer:
         self._stage = build_stage(config, facts, [spec.index for spec in unit], device)
         n, self._batch_id = config.data.batch_size, 0
         made = noise_like(facts, n, generator(config.runtime.seed, Purpose.IMAGES))
-        examples, self._labels = (torch.from_numpy(array).to(device) for array in made)
-        activations = torch.rand(n, *unit[0].in_shape, device=device)
-        self._x = channels_last(activations) if unit[0].index else examples
+        examples, targets = (torch.from_numpy(array).to(device) for array in made)
+        first, arrival = unit[0], unit[0].in_training
+        self._given: tuple[Tensor, ...] = (examples, targets)
+        if first.index:
+            shape = first.in_shape if arrival.shape is None else arrival.shape
+            activations = torch.rand(arrival.rows * n, *shape, device=device)
+            carried = (
+                torch.rand(spec.rows * n, *spec.shape, device=device).to(getattr(torch, spec.dtype))
+                for spec in arrival.carried
+            )
+            self._given = (channels_last(activations), targets, *carried)
 
-    def step(self, send: Callable[[Tensor], None] = lambda passed: None) -> None:
+    def step(self, send: Callable[..., None] = lambda *onwards: None) -> None:
         """Train it once more, at a rate of 0."""
         self._batch_id += 1
-        self._stage.train(self._x, self._labels, batch_id=self._batch_id, lr=0.0, send=send)
+        self._stage.train(*self._given, batch_id=self._batch_id, lr=0.0, send=send)
 
 
 def _measure_unit(
