@@ -82,7 +82,8 @@ def step_of(network: str, loss: str, way: str, clock: KernelClock | None = None)
 def _ours(config: Config) -> Step:
     prepare_process(_CPU, 1)
     facts = data_facts(config.data)
-    return UnitTrainer(config, facts, network_specs(config, facts), _CPU).step
+    specs = network_specs(config, facts)
+    return UnitTrainer(config, facts, specs, _CPU, specs).step
 
 
 def _plain(config: Config, clock: KernelClock | None) -> Step:

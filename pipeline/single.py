@@ -21,6 +21,7 @@ from pipeline.device.meter import meter_of
 from pipeline.errors import NonFiniteLossError, PipelineError, StageFailedError, one_line
 from pipeline.learning.block_file import decode_block
 from pipeline.learning.build import build_stage, prepare_process
+from pipeline.network.from_config import network_specs
 from pipeline.rehearsal.fingerprints import initial_fingerprints
 from pipeline.run.batch_reader import BatchReader
 from pipeline.run.events import Note, StageProgress
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from pipeline.network.specs import BlockSpec
     from pipeline.planning.plan import StagePlan
     from pipeline.run.batch_reader import Arrays
     from pipeline.run.run import Run
@@ -120,7 +122,8 @@ class SingleTrainer:
 
     def _built(self) -> list[StageRunner]:
         graphs = CudaGraphCapture(self._device)
-        return [self._runner(plan, graphs) for plan in self._run.plan.stages]
+        specs = network_specs(self._run.config, self._run.batches.facts)
+        return [self._runner(plan, graphs, specs) for plan in self._run.plan.stages]
 
     def _pass_through(self, item: Item, arrays: Arrays) -> None:
         tensors = tuple(self._incoming.bring(_aligned(array)) for array in arrays)
@@ -142,9 +145,11 @@ class SingleTrainer:
             summary = f"{where} failed{at}: {one_line(error)}"
             raise StageFailedError(summary, traceback.format_exc()) from error
 
-    def _runner(self, plan: StagePlan, graphs: CudaGraphCapture) -> StageRunner:
+    def _runner(
+        self, plan: StagePlan, graphs: CudaGraphCapture, specs: Sequence[BlockSpec]
+    ) -> StageRunner:
         run, start = self._run, self._run.start
-        stage = build_stage(run.config, run.batches.facts, plan.blocks, self._device, graphs)
+        stage = build_stage(run.config, run.batches.facts, plan.blocks, self._device, graphs, specs)
         run.check_initial(initial_fingerprints(stage.blocks), f"stage {plan.stage}")
         runner = StageRunner(
             plan.stage,

@@ -71,7 +71,7 @@ PIPELINE: dict[str, Row] = {  # from the ground up
     ),
     "coordinator": row("errors system config schedule protocol transport run"),
     "profiling": torch("seeding config data network planning kernels learning"),
-    "single": torch("errors planning schedule device run learning rehearsal worker"),
+    "single": torch("errors network planning schedule device run learning rehearsal worker"),
     "trained": torch("errors system config data network storage learning"),
     "api": torch("errors config data kernels learning network rules run storage system trained"),
 }

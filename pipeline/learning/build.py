@@ -67,12 +67,16 @@ def build_stage(
     indices: Sequence[int],
     device: torch.device,
     graphs: GraphCapture | None = None,
+    specs: Sequence[BlockSpec] | None = None,
 ) -> Stage:
     """The stage that holds the blocks `indices` (consecutive) of the configured network.
 
     `graphs`: captures CUDA graphs, shared with other stages of this process; None: one of its own.
+    `specs`: those of the whole network, where they are known: a user's network or rule is traced
+    for them.
     """
-    blocks = build_blocks(config, network_specs(config, facts), indices, device)
+    specs = network_specs(config, facts) if specs is None else specs
+    blocks = build_blocks(config, specs, indices, device)
     return stage_of(config, facts, blocks, device, graphs)
 
 

@@ -88,7 +88,7 @@ def measure_blocks(
     found: list[BlockTimes] = []
     for unit in stage_units(specs):
         told(f"block {unit[0].index} of {len(specs)}, {unit[0].name}")
-        found += _measure_unit(config, facts, unit, device)
+        found += _measure_unit(UnitTrainer(config, facts, unit, device, specs), unit)
     return tuple(found)
 
 
@@ -119,9 +119,17 @@ class UnitTrainer:
     a rule carries beside it."""
 
     def __init__(
-        self, config: Config, facts: DataFacts, unit: Sequence[BlockSpec], device: torch.device
+        self,
+        config: Config,
+        facts: DataFacts,
+        unit: Sequence[BlockSpec],
+        device: torch.device,
+        specs: Sequence[BlockSpec],
     ) -> None:
-        self._stage = build_stage(config, facts, [spec.index for spec in unit], device)
+        """`specs`: of the whole network."""
+        indices = [spec.index for spec in unit]
+        self.device = device
+        self._stage = build_stage(config, facts, indices, device, specs=specs)
         n, self._batch_id = config.data.batch_size, 0
         made = noise_like(facts, n, generator(config.runtime.seed, Purpose.IMAGES))
         examples, targets = (torch.from_numpy(array).to(device) for array in made)
@@ -142,10 +150,8 @@ class UnitTrainer:
         self._stage.train(*self._given, batch_id=self._batch_id, lr=0.0, send=send)
 
 
-def _measure_unit(
-    config: Config, facts: DataFacts, unit: Sequence[BlockSpec], device: torch.device
-) -> list[BlockTimes]:
-    trainer, laps = UnitTrainer(config, facts, unit, device), _Laps(device)
+def _measure_unit(trainer: UnitTrainer, unit: Sequence[BlockSpec]) -> list[BlockTimes]:
+    laps = _Laps(trainer.device)
     laps.take(lambda: trainer.step(laps.sent))
     forward = fmean(laps.forward_s) if laps.forward_s else 0.0
     learn = fmean(laps.total_s) - forward

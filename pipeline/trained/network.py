@@ -68,7 +68,7 @@ class TrainedNetwork:
         runtime = self.config.runtime.model_copy(update=plain)
         config = self.config.model_copy(update={"runtime": runtime})
         with objects_given(self.given) if self.given else nullcontext():
-            stage = build_stage(config, self.facts, range(len(self.specs)), _CPU)
+            stage = build_stage(config, self.facts, range(len(self.specs)), _CPU, specs=self.specs)
         stage.load(self.states())
         return stage
 
