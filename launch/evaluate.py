@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launch.command import run_command
+from launch.read_run import checkpoint_option, existing, read_run, run_argument
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -149,7 +150,7 @@ def tree(found: Evaluation, names: Sequence[str], blocks: Sequence[str]) -> dict
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@run_argument
 @click.option(
     "--data",
     metavar="PATH",
@@ -157,13 +158,7 @@ def tree(found: Evaluation, names: Sequence[str], blocks: Sequence[str]) -> dict
     help="Other examples: an .npz file (x_test and y_test, or X and y), or a folder with a folder "
     "of images for each class. [default: the run's own test set]",
 )
-@click.option(
-    "--checkpoint",
-    metavar="last|best|STEP",
-    default="last",
-    show_default=True,
-    help="The newest checkpoint, that of the lowest tested error, or that of a step.",
-)
+@checkpoint_option
 @click.option(
     "--every-depth",
     is_flag=True,
@@ -197,7 +192,6 @@ def main(
         import json
 
         from launch.command import DONE
-        from launch.read_run import existing, read_run
         from pipeline.errors import ConfigError
         from pipeline.trained.evaluation import evaluate
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import click
 
 from launch.command import run_command
+from launch.read_run import checkpoint_named, checkpoint_option, run_argument
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pipeline.api.formats import Format
 
 _OPTIONS = {
@@ -24,7 +26,7 @@ _OPTIONS = {
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@run_argument
 @click.option(
     "--format",
     metavar="safetensors|state-dict|torch-export|onnx",
@@ -33,13 +35,7 @@ _OPTIONS = {
     help="Tensors by name, as safetensors or by torch.save; or a program that computes, for "
     "batches of any size: PyTorch's own (torch.export), or ONNX.",
 )
-@click.option(
-    "--checkpoint",
-    metavar="last|best|STEP",
-    default="last",
-    show_default=True,
-    help="The newest checkpoint, that of the lowest tested error, or that of a step.",
-)
+@checkpoint_option
 @click.option(
     "--depth",
     type=int,
@@ -86,7 +82,7 @@ def main(
                 run,
                 cast("Format", format),
                 out,
-                at=int(checkpoint) if checkpoint.isdecimal() else checkpoint,
+                at=checkpoint_named(checkpoint),
                 depth=depth,
                 preprocess=preprocess,
                 overwrite=overwrite,

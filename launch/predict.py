@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launch.command import run_command
+from launch.read_run import checkpoint_option, read_run, run_argument
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -106,7 +107,7 @@ def in_words(about: dict[str, Any]) -> str:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@run_argument
 @click.argument(
     "inputs",
     metavar="IMAGE…|FOLDER|FILE.npz",
@@ -122,13 +123,7 @@ def in_words(about: dict[str, Any]) -> str:
     show_default=True,
     help="How many of the most likely classes.",
 )
-@click.option(
-    "--checkpoint",
-    metavar="last|best|STEP",
-    default="last",
-    show_default=True,
-    help="The newest checkpoint, that of the lowest tested error, or that of a step.",
-)
+@checkpoint_option
 @click.option("--json", "as_json", is_flag=True, help="An object in JSON on each line.")
 @click.version_option(package_name="local-loss-pipeline")
 def main(run: Path, inputs: tuple[Path, ...], top: int, checkpoint: str, as_json: bool) -> None:
@@ -145,7 +140,6 @@ def main(run: Path, inputs: tuple[Path, ...], top: int, checkpoint: str, as_json
         import json
 
         from launch.command import DONE
-        from launch.read_run import read_run
 
         trained = read_run(run, checkpoint)
         for names, examples in named_examples(inputs, trained):

@@ -1,16 +1,28 @@
-"""The trained network of a run's folder, as commands that only read a run name it."""
+"""The trained network of a run's folder, as commands that only read a run name it: their common
+argument and option, and what these mean."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import click
 
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pipeline.trained.network import TrainedNetwork
+
+
+run_argument = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+checkpoint_option = click.option(
+    "--checkpoint",
+    metavar="last|best|STEP",
+    default="last",
+    show_default=True,
+    help="The newest checkpoint, that of the lowest tested error, or that of a step.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +32,11 @@ class TrainedRun:
     network: TrainedNetwork
     classes: tuple[str, ...]
     step: int
+
+
+def checkpoint_named(word: str) -> str | int:
+    """What a word of the option means: a step as a number."""
+    return int(word) if word.isdecimal() else word
 
 
 def read_run(path: Path, checkpoint: str) -> TrainedRun:
@@ -38,7 +55,7 @@ def read_run(path: Path, checkpoint: str) -> TrainedRun:
     from pipeline.trained.network import trained_in
     from pipeline.trained.run_folder import checkpoint_at, class_names, open_run
 
-    at = int(checkpoint) if checkpoint.isdecimal() else checkpoint
+    at = checkpoint_named(checkpoint)
     with open_run(path, named="RUN") as folder:
         found = checkpoint_at(folder, at, run_named="RUN", named="--checkpoint")
         network = trained_in(folder, found)

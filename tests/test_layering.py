@@ -109,7 +109,7 @@ LAUNCH: dict[str, Row] = {  # from the ground up; `pipeline` may be imported by 
     "read_run": row(),
     "evaluate": row("command plan read_run"),
     "predict": row("command read_run"),
-    "export": row("command"),
+    "export": row("command read_run"),
     "entry": row("cli verify reproduce evaluate predict export"),
 }
 
