@@ -28,7 +28,7 @@ from benchmarks.rivals.plain import Layer
 from pipeline.config.config_file import load_config
 from pipeline.data.facts import data_facts
 from pipeline.network.from_config import network_specs
-from pipeline.network.rule_shapes import expanded, make_rule, rule_class
+from pipeline.network.rule_shapes import expander, make_rule, rule_class
 from pipeline.rules.rule import Batch
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ class RuleLoop:
         facts = data_facts(config.data)
         specs = network_specs(config, facts)
         assert config.loss.rule is not None, "a config with a rule"
-        self._classes, self._options = facts.classes, config.loss.options
-        self._kind = rule_class(config.loss.rule)
+        kind = rule_class(config.loss.rule)
+        self._expand = expander(kind, config.loss.options, facts.classes)
         self._layers = [Layer(spec) for spec in specs]
         self._rules = [make_rule(spec) if spec.rule else None for spec in specs]
         self._generator = torch.Generator().manual_seed(config.runtime.seed)
@@ -58,7 +58,7 @@ class RuleLoop:
         """Train a batch; the loss of every block."""
         draws, losses = self._generator, []
         given = Batch(x, labels, training=True)
-        batch = expanded(self._kind, self._options, given, self._classes, draws)
+        batch = self._expand(given, draws)
         x = batch.x
         for layer, rule, optimizer in zip(self._layers, self._rules, self._optimizers, strict=True):
             arrived = Batch(x, labels, dict(batch.carry))

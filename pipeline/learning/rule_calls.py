@@ -7,7 +7,7 @@ generator(batch) ─┬─ entered ─ the block ─┬─ left     what goes on
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.kernels.linear import wide
 from pipeline.learning.losses import LossValue, output_loss
 from pipeline.learning.precision import autocast
-from pipeline.network.rule_shapes import expanded, naming_rule, scores_problem
+from pipeline.network.rule_shapes import expander, kind_of, naming_rule, scores_problem
 from pipeline.rules.rule import Batch
 from pipeline.seeding import Purpose, derived_seed, seeded_draws
 from pipeline.system.named_object import NamedError
@@ -75,7 +75,7 @@ class RuleCalls:
             x = self._rule.enter(batch.x, batch, cast("torch.Generator", generator))
         self._check_left_alone("enter", batch, targets)
         if not isinstance(x, Tensor) or len(x) != len(batch.x):
-            raise self._wrong(f"enter gives {_kind(x)} for {_kind(batch.x)}")
+            raise self._wrong(f"enter gives {kind_of(x)} for {kind_of(batch.x)}")
         return x
 
     @torch.no_grad()
@@ -120,7 +120,7 @@ class RuleCalls:
         if loss is None:
             loss = torch.zeros((), device=self._device)
         if not isinstance(loss, Tensor) or loss.dim() != 0:
-            raise self._wrong(f"loss gives {_kind(loss)}: a scalar is needed, as by mean()")
+            raise self._wrong(f"loss gives {kind_of(loss)}: a scalar is needed, as by mean()")
         if scores is None:
             return LossValue(loss, None)
         self._check_scores(scores, batch.y)
@@ -146,7 +146,7 @@ class RuleCalls:
                 )
             if direction.shape != own[name].shape:
                 raise self._wrong(
-                    f"update gives {_kind(direction)} for {name!r} of {tuple(own[name].shape)}"
+                    f"update gives {kind_of(direction)} for {name!r} of {tuple(own[name].shape)}"
                 )
         return {name: each.to(own[name].dtype) for name, each in given.items()}
 
@@ -207,15 +207,15 @@ class Expansion:
 
     def __init__(self, first: BlockSpec, kind: type[LocalRule], spec: RuleSpec, seed: int) -> None:
         """`kind`, `spec`: the rule that the first block learns by."""
-        self._first, self._kind, self._spec, self._seed = first, kind, spec, seed
+        self._first, self._spec, self._seed = first, spec, seed
+        self._expand = expander(kind, spec.options, first.classes)
 
     def expanded(self, x: Tensor, y: Tensor, batch_id: int, *, training: bool) -> Batch:
         """The batch with its copies, and with what is carried."""
         generator = _generator(self._seed, x.device, Purpose.EXPAND, batch_id, int(training))
         before = Batch(x, y, {}, training)
         with naming_rule(self._spec.named):
-            options, classes = self._spec.options, self._first.classes
-            batch = expanded(self._kind, options, before, classes, generator)
+            batch = self._expand(before, generator)
             arrival = self._first.in_training if training else self._first.in_tests
             _check_planned(batch, arrival, ConfigError)
         return Batch(batch.x.contiguous(), y, dict(batch.carry), training)
@@ -250,16 +250,10 @@ def _check_planned(batch: Batch, arrival: Arrival, wrong: Callable[[str], Config
         found = (dtype_name(tensor.dtype), tuple(tensor.shape))
         if found != (spec.dtype, (spec.rows * n, *spec.shape)):
             raise wrong(
-                f"carries {name!r} of {_kind(tensor)} for {n} examples; {spec.text} was planned: "
+                f"carries {name!r} of {kind_of(tensor)} for {n} examples; {spec.text} was planned: "
                 "what is carried keeps its shape and type from batch to batch"
             )
 
 
 def _generator(seed: int, device: torch.device, purpose: Purpose, *at: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(derived_seed(seed, purpose, *at))
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor {tuple(value.shape)} of {dtype_name(value.dtype)}"
-    return f"a {type(value).__name__}"

@@ -89,16 +89,16 @@ def place_of(spec: BlockSpec) -> Place:
     )
 
 
-def expanded(
-    kind: type[LocalRule],
-    options: Mapping[str, Any],
-    batch: Batch,
-    classes: int,
-    generator: torch.Generator,
-) -> Batch:
-    """What a rule makes of a batch before the first block."""
+def expander(
+    kind: type[LocalRule], options: Mapping[str, Any], classes: int
+) -> Callable[[Batch, torch.Generator], Batch]:
+    """What makes of a batch what a rule wants of it before the first block."""
     given = _of_its_names(kind.expand, options)
-    return kind.expand(batch, classes, batch.training, generator, **given)
+
+    def expanded(batch: Batch, generator: torch.Generator) -> Batch:
+        return kind.expand(batch, classes, batch.training, generator, **given)
+
+    return expanded
 
 
 class TracedRule:
@@ -152,11 +152,6 @@ class TracedRule:
             hidden: in their groups; those that end one get a rule.
             arriving: of each, the shape of one row before `enter`.
         """
-        ends = [
-            at
-            for at, spec in enumerate(hidden)
-            if at + 1 == len(hidden) or not hidden[at + 1].same_group
-        ]
         start = 0
         for at, spec in enumerate(hidden):
             arrived = replace(
@@ -164,14 +159,15 @@ class TracedRule:
                 in_training=replace(self._arrival(True), shape=arriving[at]),
                 in_tests=replace(self._arrival(False), shape=arriving[at]),
             )
-            if at in ends:
+            is_last = at + 1 == len(hidden)
+            if is_last or not hidden[at + 1].same_group:
                 with naming_rule(self.named):
                     arrived = self._ruled(arrived, arriving[start], len(hidden))
                 arrived = replace(
                     arrived,
                     leaves_in_training=self._arrival(True),
                     leaves_in_tests=self._arrival(False),
-                    ends_network=at + 1 == len(hidden) and not self.has_output_layer,
+                    ends_network=is_last and not self.has_output_layer,
                 )
                 start = at + 1
             yield arrived
@@ -201,15 +197,8 @@ class TracedRule:
         y = torch.zeros(_EXAMPLES, *facts.target_shape, dtype=getattr(torch, facts.target_dtype))
         before = Batch(x, y, training=training)
         generator = torch.Generator().manual_seed(0)
-        batch = called(
-            expanded,
-            {},
-            self._kind,
-            self._options,
-            before,
-            self._facts.classes,
-            generator,
-        )
+        expand = called(expander, {}, self._kind, self._options, facts.classes)
+        batch = called(expand, {}, before, generator)
         if not isinstance(batch, Batch) or not isinstance(batch.x, torch.Tensor):
             raise ConfigError(f"expand gives {type(batch).__name__}, a Batch of tensors is needed")
         if batch.y.shape != y.shape:
@@ -314,14 +303,20 @@ def scores_problem(scores: Any, y: Tensor, classes: int) -> str:
     import torch
 
     wanted = (len(y), classes, *y.shape[1:]) if classes else tuple(y.shape)
-    if isinstance(scores, torch.Tensor):
-        if tuple(scores.shape) == wanted and scores.is_floating_point():
-            return ""
-        dtype = str(scores.dtype).removeprefix("torch.")
-        found = f"a tensor {tuple(scores.shape)} of {dtype}"
-    else:
-        found = f"a {type(scores).__name__}"
+    is_tensor = isinstance(scores, torch.Tensor)
+    if is_tensor and tuple(scores.shape) == wanted and scores.is_floating_point():
+        return ""
+    found = kind_of(scores)
     return f"scores are {found}; {wanted} of real numbers is needed, a row for each example"
+
+
+def kind_of(value: Any) -> str:
+    """What a function of a rule has given, for people: `a tensor (8, 3) of float32`."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return f"a tensor {tuple(value.shape)} of {dtype_name(value.dtype)}"
+    return f"a {type(value).__name__}"
 
 
 def _check_loss(rule: LocalRule, h: Tensor, x: Tensor, batch: Batch, spec: BlockSpec) -> None:

@@ -110,10 +110,6 @@ def test_a_rule_predicts_numbers(folder: Callable[[], Path]) -> None:
     }  # fmt: skip
     loss = {"rule": f"{rules.__name__}:Numbers"}
     sections = {"model": {"name": "mlp", "hidden_layers": 2, "hidden": 8}, "loss": loss}
-    single, pipelined = (Job(folder(), 2, data=data, **sections) for _ in range(2))
-    train_single(single)
-    train_pipelined(pipelined)
-    assert pipelined.store.files == single.store.files
-    assert pipelined.lines() == single.lines()
+    single = trained_alike(folder, 2, data=data, **sections)
     tested = [line["validation"] for line in single.lines()]
     assert all(line["error_pct"] is None and line["loss"] > 0 for line in tested)
