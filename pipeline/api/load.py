@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING, Any
 from pipeline.api.asked import network_given
 from pipeline.api.caller import settings_kept
 from pipeline.api.plain import plain_network
-from pipeline.config.sections import build_config
-from pipeline.learning.block_file import decode_block
-from pipeline.network.from_config import network_specs
 from pipeline.run.metrics import METRICS_FILE
 from pipeline.system.given import Given, objects_given
-from pipeline.trained.network import refuse_objects
-from pipeline.trained.run_folder import checkpoint_at, facts_in, open_run
+from pipeline.trained.network import trained_in
+from pipeline.trained.run_folder import checkpoint_at, open_run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -68,7 +65,7 @@ class Loaded:
 
     module: nn.Module
     config: Config
-    specs: tuple[BlockSpec, ...]
+    specs: Sequence[BlockSpec]
     facts: DataFacts
     state: RunState
     test: Mapping[str, Any]
@@ -80,17 +77,12 @@ def loaded(run_dir: str | Path, *, at: str | int, depth: int | None, given: Give
     modules in the current folder, too."""
     with settings_kept(), open_run(run_dir) as folder:
         checkpoint = checkpoint_at(folder, at)
-        config = build_config(checkpoint.config, str(checkpoint.path))
-        if given is None:
-            refuse_objects(folder, config, "pipeline.export")
-        files = checkpoint.read()
-        facts = facts_in(folder, config)
         with objects_given(given) if given else nullcontext():
-            specs = network_specs(config, facts)
-            states = {block: decode_block(data) for block, data in files.items()}
-            module = plain_network(config, specs, states, depth)
+            trained = trained_in(folder, checkpoint, given, instead="pipeline.export")
+            module = plain_network(trained.config, trained.specs, trained.states(), depth)
         line = _line_of(folder, checkpoint.state.position.step)
-        return Loaded(module, config, specs, facts, checkpoint.state, line, folder.path.absolute())
+        known = trained.config, trained.specs, trained.facts
+        return Loaded(module, *known, checkpoint.state, line, folder.path.absolute())
 
 
 def _line_of(run: Folder, step: int) -> dict[str, Any]:

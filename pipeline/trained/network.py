@@ -109,7 +109,7 @@ class TrainedNetwork:
             yield examples[part], targets[part]
 
 
-def refuse_objects(run: Folder, config: Config, instead: str) -> None:
+def _refuse_objects(run: Folder, config: Config, instead: str) -> None:
     """Raises ConfigError where a run can't be read without objects that `pipeline.fit` was given.
     `instead`: the function that takes them."""
     for what, named in (("network", config.model.factory), ("rule", config.loss.rule)):
@@ -120,17 +120,28 @@ def refuse_objects(run: Folder, config: Config, instead: str) -> None:
             )
 
 
-def trained_in(run: Folder, checkpoint: Checkpoint) -> TrainedNetwork:
+def trained_in(
+    run: Folder,
+    checkpoint: Checkpoint,
+    given: Given | None = None,
+    *,
+    instead: str = "pipeline.load",
+) -> TrainedNetwork:
     """The network of a run's checkpoint.
+
+    Args:
+        given: the user's objects, which are in use; None in a command, which has none.
+        instead: the function that takes such objects, for the error.
 
     Raises:
         ConfigError: where it can't be made without objects that were given to `pipeline.fit`.
         CheckpointError: where a block file is damaged.
     """
     config = build_config(checkpoint.config, str(checkpoint.path))
-    refuse_objects(run, config, "pipeline.load")
-    facts = facts_in(run, config)
-    return TrainedNetwork(config, network_specs(config, facts), facts, checkpoint.read())
+    if given is None:
+        _refuse_objects(run, config, instead)
+    files, facts = checkpoint.read(), facts_in(run, config)
+    return TrainedNetwork(config, network_specs(config, facts), facts, files, given)
 
 
 def _tensor(values: Any, dtype: str, shape: tuple[int, ...], what: str) -> Tensor:
