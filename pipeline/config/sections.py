@@ -53,6 +53,8 @@ class RuntimeConfig(Section):
     greedy training, those of the phase under way."""
     eval_every_epochs: int = Field(default=1, ge=0, le=MAX_EPOCHS)
     """Epochs between tests (the last epoch is always tested); 0: never."""
+    eval_depths: bool = False
+    """In tests, count what each block's own classifier gets wrong, too."""
     eval_before_training: bool = False
     """Test the untrained network too, as epoch 0."""
     transport: Literal["ipc", "tcp", "tcp-plain"] = "ipc"

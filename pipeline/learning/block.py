@@ -200,6 +200,8 @@ class Block(nn.Module):
         """
         if self.rule is None:
             return None
+        if self.calls is not None:
+            return self.calls.scores(h, onwards)
         with self.autocast():
             seen = self._normed(h, self.bn) if self.spec.passes_raw else h
             return self.rule.scores(seen, onwards)

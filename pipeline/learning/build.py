@@ -90,7 +90,12 @@ def stage_of(
     """The stage that trains consecutive blocks as the config has it; arguments as `build_stage`."""
     is_first = blocks[0].spec.index == 0
     preprocess = build_preprocess(config, facts, device) if is_first else None
-    stage = Stage(blocks, preprocess, config.runtime.on_nonfinite)
+    stage = Stage(
+        blocks,
+        preprocess,
+        config.runtime.on_nonfinite,
+        tests_every_depth=config.runtime.eval_depths,
+    )
     if config.runtime.compile:
         stage.compile()
     if config.runtime.cuda_graphs and device.type == "cuda":

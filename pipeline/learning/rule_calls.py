@@ -159,13 +159,19 @@ class RuleCalls:
         Args:
             batch: what arrived; `onwards`: what goes on.
         """
-        with self._autocast():
-            scores = self._rule.scores(h, onwards)
+        scores = self.scores(h, onwards)
         if scores is None:
             value = self.value(h, x, batch, self.generator(batch_id, training=False))
             return LossValue(value.loss, None)
-        self._check_scores(scores, batch.y)
         return output_loss(wide(scores), batch.y)
+
+    def scores(self, h: Tensor, onwards: Batch) -> Tensor | None:
+        """What the rule predicts in a test, (n, classes, …); None: nothing."""
+        with self._autocast():
+            scores = self._rule.scores(h, onwards)
+        if scores is not None:
+            self._check_scores(scores, onwards.y)
+        return scores
 
     def _check_scores(self, scores: Tensor, y: Tensor) -> None:
         if problem := scores_problem(scores, y, self._spec.classes):

@@ -19,8 +19,10 @@ from torch import Tensor
 
 from pipeline.device.compiler import Compiler
 from pipeline.device.cuda_graphs import CapturedSteps, StepScalars
+from pipeline.kernels.linear import wide
 from pipeline.kernels.recompute import Activation
 from pipeline.learning.counters import Counters
+from pipeline.learning.losses import output_loss
 from pipeline.learning.nonfinite import FiniteCheck, StateCheck, restore
 from pipeline.learning.rule_calls import Expansion, shared_by
 from pipeline.network.specs import in_runs
@@ -42,6 +44,7 @@ class Stage:
     """Trains its blocks from their local losses, each batch as it comes by.
 
     The first stage of a network also has the `preprocess` that turns examples into its input.
+    `tests_every_depth`: in tests, what each block predicts is counted, too.
     """
 
     def __init__(
@@ -49,10 +52,13 @@ class Stage:
         blocks: Sequence[Block],
         preprocess: Preprocess | None,
         on_nonfinite: Policy = "stop",
+        *,
+        tests_every_depth: bool = False,
     ) -> None:
         device, indices = blocks[0].device, [block.spec.index for block in blocks]
         self.blocks = list(blocks)
         self._is_last = blocks[-1].spec.is_last
+        self._tests_every_depth = tests_every_depth
         self._carries = [spec.name for spec in blocks[0].spec.in_training.carried]
         self.at_work: int | None = None
         """Index of the block at work, for error messages."""
@@ -280,8 +286,9 @@ class Stage:
         batch_id: int = 1,
         learner: int | None = None,
     ) -> None:
-        """Count loss and errors of the last block, or of the learner in greedy training; changes
-        nothing else (invariant 8). Arguments as for `train`."""
+        """Count loss and errors of the last block, or of the learner in greedy training, and, where
+        every depth is tested, those of the blocks before it; changes nothing else (invariant 8).
+        Arguments as for `train`."""
         batch = self._arrived((x, targets, *carried), batch_id, training=False)
         del x, targets, carried
         for group in self._groups:
@@ -296,11 +303,21 @@ class Stage:
                 value = self._tested(last, h, received, batch, onwards, batch_id)
                 self.evaluation.add(last.spec.index, value, counted(batch.y))
                 break
+            if self._tests_every_depth and not batch.y.is_floating_point():
+                self._count_depth(last, h, onwards)
             batch = onwards
             del received, h, onwards
         else:
             send(*_sent(batch))
         self.at_work = None
+
+    def _count_depth(self, block: Block, h: Tensor, onwards: Batch) -> None:
+        """Count what a block predicts that the tests are not about."""
+        self.at_work = block.spec.index
+        scores = block.scores(h, onwards)
+        if scores is not None:
+            value = output_loss(wide(scores), onwards.y)
+            self.evaluation.add(block.spec.index, value, counted(onwards.y))
 
     def _tested(
         self,
@@ -316,20 +333,21 @@ class Stage:
         return block.calls.scored(h, x, batch, onwards, batch_id)
 
     @torch.no_grad()
-    def scores(self, x: Tensor, targets: Tensor) -> list[Tensor | None]:
+    def scores(self, x: Tensor, targets: Tensor, batch_id: int = 1) -> list[Tensor | None]:
         """What each block of a whole network predicts in a test, by its rule or local classifier.
 
         Args:
             x: (n, …) examples.
             targets: (n, …), that the rules may look at; predictions should not depend on them.
+            batch_id: of the test, for rules that draw numbers in it.
 
         Returns:
             For each block (n, classes, …), or None where it predicts nothing.
         """
-        batch = self._arrived((x, targets), 1, training=False)
+        batch = self._arrived((x, targets), batch_id, training=False)
         found: list[Tensor | None] = []
         for group in self._groups:
-            _, h, onwards = self._computed(group, batch, 1)
+            _, h, onwards = self._computed(group, batch, batch_id)
             found += [*(None for _ in group[1:]), group[-1].scores(h, onwards)]
             batch = onwards
         return found

@@ -117,7 +117,7 @@ class MetricsLog:
             "lr": self._course.learning_rate(step),
             **({"learner": learner} if learner is not None else {}),
             "train": _summary(tallies),
-            self._course.tests_on: _summary(
+            self._course.tests_on: self._test(
                 [tally for report in tested for tally in report.tallies]
             ),
             "blocks": [
@@ -137,10 +137,21 @@ class MetricsLog:
             ],
         }
 
+    def _test(self, tallies: Sequence[Tally]) -> dict[str, Any] | None:
+        found = _summary(tallies)
+        if found is None or not self._course.tests_every_depth:
+            return found
+        depths = [
+            {"block": tally.block, "error_pct": tally.error_pct}
+            for tally in tallies
+            if tally.errors is not None
+        ]
+        return {**found, "depths": depths}
 
-def tested(line: Mapping[str, Any]) -> tuple[str, dict[str, float | None]]:
-    """Which part a line of metrics was tested on, `test` or `validation`, and its loss and error;
-    empty where it was not tested."""
+
+def tested(line: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Which part a line of metrics was tested on, `test` or `validation`, and its loss and error,
+    perhaps by depth; empty where it was not tested."""
     part = "validation" if "validation" in line else "test"
     return part, line.get(part) or {}
 

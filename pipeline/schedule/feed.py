@@ -76,6 +76,8 @@ class Course:
     warmup_epochs: int = 0
     tests_on: Literal["test", "validation"] = "test"
     """Which part of the data tests are on."""
+    tests_every_depth: bool = False
+    """Whether they say what each block predicts."""
     patience: int | None = None
     """Epochs without a lower tested error after which the run ends."""
 
@@ -164,6 +166,7 @@ def course_of(
         predictions=prod(specs[-1].target_shape) if specs[-1].classes else 1,
         learners=tuple(group[-1].index for group in groups) if config.schedule.greedy else (),
         tests_on="test" if config.data.validation is None else "validation",
+        tests_every_depth=config.runtime.eval_depths,
     )
 
 

@@ -89,11 +89,11 @@ def evaluate(
     looks = (confusion or by_depth) and bool(facts.classes)
     examples = 0
     stage.evaluation.reset()
-    for x, y in batches:
+    for batch_id, (x, y) in enumerate(batches, 1):  # as in the run's tests
         examples += len(x)
-        stage.evaluate(x, y, send=lambda *sent: None)
+        stage.evaluate(x, y, send=lambda *sent: None, batch_id=batch_id)
         if looks:
-            counts.add(stage.scores(x, y), y)
+            counts.add(stage.scores(x, y, batch_id), y)
     tally = stage.evaluation.read()[-1]
     return Evaluation(
         examples,
@@ -125,7 +125,7 @@ class _Counts:
             assert found is not None
             log_p = F.log_softmax(found.float(), dim=1)
             together = together + log_p
-            wrong = log_p.argmax(dim=1) != y
+            wrong = found.argmax(dim=1) != y
             counted = [wrong.sum(), (together.argmax(dim=1) != y).sum()]
             if self._exit_at is not None:
                 sure = log_p.amax(dim=1).exp() >= self._exit_at
