@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support import REPOSITORY
-from support.snippets import carry_out
+from support.snippets import carry_out, not_understood
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         ("docs/data.md", 7),
         ("docs/rules.md", 5),
         ("docs/after_training.md", 7),
+        pytest.param("docs/recovery.md", 3, marks=pytest.mark.processes),
         pytest.param("docs/python.md", 7, marks=pytest.mark.processes),
     ],
 )
@@ -47,3 +48,21 @@ def test_the_first_page_s_lines_of_python_work(
     said = capfd.readouterr().out.splitlines()[-12:]
     assert any("error_pct" in line for line in said)
     assert any("Sequential(" in line for line in said)
+
+
+def test_commands_and_keys_that_documents_show_exist() -> None:
+    documents = [REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")]
+    assert not {
+        path.name: wrong
+        for path in documents
+        if (wrong := not_understood(path.read_text(encoding="utf-8")))
+    }
+
+
+def test_a_command_that_does_not_exist_is_found() -> None:
+    shown = "```sh\npipeline-launch --sage 2 x.yaml && pipeline-lunch x.yaml\n```\n"
+    shown += "```sh\npipeline-launch x.yaml --set loss.nme=pred --set data.root=d\n```\n"
+    wrong = not_understood(shown)
+    assert len(wrong) == 3
+    assert "--sage" in wrong[0]
+    assert wrong[2] == "pipeline-launch --set loss.nme"

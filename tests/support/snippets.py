@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import re
 import shlex
+from itertools import groupby
 from typing import TYPE_CHECKING
 
+import click
 from click.testing import CliRunner
 
 import launch.cli
 import launch.evaluate
 import launch.export
 import launch.predict
+import launch.reproduce
+import launch.verify
+from pipeline.config.sections import Config
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
 A_SNIPPET = re.compile(r"^```(python|yaml|sh)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -25,6 +30,13 @@ COMMANDS = {
     "pipeline-eval": launch.evaluate.main,
     "pipeline-predict": launch.predict.main,
     "pipeline-export": launch.export.main,
+    "pipeline-verify": launch.verify.main,
+    "pipeline-reproduce": launch.reproduce.main,
+}
+KEYS = {
+    f"{section}.{key}"
+    for section, field in Config.model_fields.items()
+    for key in field.annotation.model_fields
 }
 
 
@@ -42,12 +54,39 @@ def carry_out(
         elif language == "python":
             exec(compile(text, document.name, "exec"), {"__name__": "__main__"})
         elif language == "sh":
-            for line in text.splitlines():
-                _launch(line)
+            for command, *arguments in _commands(text):
+                result = CliRunner().invoke(COMMANDS[command], arguments)
+                assert result.exit_code == 0, result.output
     return len(found)
 
 
-def _launch(line: str) -> None:
-    command, *arguments = shlex.split(line, comments=True)
-    result = CliRunner().invoke(COMMANDS[command], arguments)
-    assert result.exit_code == 0, result.output
+def not_understood(document: str) -> list[str]:
+    """Lines for a shell in a document whose options no command has, or whose keys no config has.
+
+    Args:
+        document: its text.
+    """
+    wrong = []
+    for language, text in A_SNIPPET.findall(document):
+        for command, *arguments in _commands(text) if language == "sh" else ():
+            if not command.startswith("pipeline-"):
+                continue
+            try:
+                main = COMMANDS[command]
+                given, _, _ = main.make_parser(click.Context(main)).parse_args(arguments)
+            except (KeyError, click.UsageError) as error:
+                wrong.append(f"{command} {' '.join(arguments)}: {error!r}")
+                continue
+            keys = {key.split("=")[0] for key in given.get("overrides", ())}
+            wrong += [f"{command} --set {key}" for key in keys if not key.startswith(tuple(KEYS))]
+    return wrong
+
+
+def _commands(text: str) -> Iterator[list[str]]:
+    """The commands of a snippet, a list of words each; what `&&` joins is several."""
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        for joined, found in groupby(words, lambda word: word == "&&"):
+            if not joined:
+                program, *arguments = found
+                yield [program.rsplit("/", 1)[-1], *arguments]
