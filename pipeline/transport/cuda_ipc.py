@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.protocol.addresses import DEVICE_HANDLE_BYTES, DeviceRingHandle
+from pipeline.system.machine import host_identity
 from pipeline.transport.payloads import Writer, aligned, slot_start, slot_starts
-from pipeline.transport.shared_memory import check_on_this_machine, host_identity
+from pipeline.transport.shared_memory import check_on_this_machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

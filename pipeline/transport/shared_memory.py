@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import mmap
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.protocol.addresses import RingHandle, reason_of
+from pipeline.system.machine import host_identity
 from pipeline.transport.payloads import Writer, aligned, slot_parts, slot_start
 
 if TYPE_CHECKING:
@@ -22,14 +22,6 @@ if TYPE_CHECKING:
     from pipeline.transport.payloads import Payload
 
 _NAME = "pipeline-ring"
-
-
-def host_identity() -> str:
-    """The same for processes that may share memory; process ids are checked by inode."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return f"{os.uname().nodename}"
 
 
 def check_on_this_machine(host: str) -> None:

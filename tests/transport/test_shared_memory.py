@@ -14,8 +14,9 @@ from support.links import address
 
 from pipeline.errors import ProtocolError
 from pipeline.protocol.addresses import Carrier, LinkAddress
+from pipeline.system.machine import host_identity
 from pipeline.transport.payloads import ALIGNMENT, ArrayPayload, slot_parts
-from pipeline.transport.shared_memory import Ring, RingWriter, host_identity, make_ring
+from pipeline.transport.shared_memory import Ring, RingWriter, make_ring
 from pipeline.transport.zmq_link import open_writer
 
 if TYPE_CHECKING:
