@@ -134,9 +134,7 @@ class Stages:
     def name(self, stage: int) -> str:
         """How people call it: `stage 1 (blocks 2–3, cuda:0)`."""
         plan = self._run.plan.stages[stage]
-        first, last = plan.blocks[0], plan.blocks[-1]
-        blocks = f"block {first}" if first == last else f"blocks {first}–{last}"
-        return f"stage {stage} ({blocks}, {plan.device})"
+        return f"stage {stage} ({plan.blocks_in_words}, {plan.device})"
 
     def admit(self, said: Said) -> bool:
         """Whether a message is to be handled; it moves its stage on in the life cycle.

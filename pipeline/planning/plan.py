@@ -47,6 +47,12 @@ class StagePlan:
     blocks: tuple[int, ...]
     device: str
 
+    @property
+    def blocks_in_words(self) -> str:
+        """As "block 0" or "blocks 2–3"."""
+        first, last = self.blocks[0], self.blocks[-1]
+        return f"block {first}" if first == last else f"blocks {first}–{last}"
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
