@@ -52,6 +52,7 @@ PIPELINE: dict[str, Row] = {  # from the ground up
     "network": row("dtypes errors seeding system config data rules"),
     "planning": row("errors config network"),
     "schedule": row("errors config network"),
+    "timeline": row("system schedule"),
     "protocol": row("dtypes errors data schedule"),
     "storage": row("errors system data schedule"),
     "device": torch("schedule"),

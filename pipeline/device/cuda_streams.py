@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-_LOOK_S = 50e-6
+LOOK_S = 50e-6
 """Between two looks at how far a device has come, while there is nothing else to do."""
 
 
@@ -78,7 +78,7 @@ class Releases:
     def watch(self, is_called: Callable[[], bool]) -> None:
         """Release everything, each as soon as it may be; returns early if called away."""
         while self._waiting and not is_called():
-            sleep(_LOOK_S)
+            sleep(LOOK_S)
             self.look()
 
 

@@ -6,6 +6,17 @@ Shared by the learning half (which makes them) and the message half (which carri
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
+from math import isfinite
+
+from pipeline.errors import ProtocolError
+from pipeline.schedule.items import Item
+
+DOINGS = ("idle", "input", "copy", "compute", "room", "send", "learn", "read", "report")
+"""What a thread may be doing: waiting for `input`, for `room` at the next stage, for a `report`;
+`compute`: up to what is sent, `learn`: after that; the feed's `read`s batches."""
+MOST_SPANS = 1 << 15
+"""Of one timeline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +92,56 @@ class StageState:
     epoch_reported: bool
     blocks: tuple[int, ...]
     tallies: tuple[Tally, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClockReading:
+    """The monotonic and the wall clock of a process, read at the same time. `identity`: equal for
+    processes that have one monotonic clock."""
+
+    identity: str
+    monotonic_s: float
+    wall_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """What one thread did. Its i-th span began at `began_s[i]`, with `DOINGS[what[i]]`, for
+    `items[item[i]]`, and lasted until the next one began, the last until `ended_s`.
+
+    All times are seconds of its monotonic clock. Where a device computes, it came to the beginning
+    of span `device_at[j]` at `device_s[j]`. `is_full`: more was to be recorded.
+    """
+
+    items: tuple[Item, ...]
+    began_s: tuple[float, ...]
+    what: tuple[int, ...]
+    item: tuple[int, ...]
+    ended_s: float
+    clock: ClockReading
+    device_at: tuple[int, ...] = ()
+    device_s: tuple[float, ...] = ()
+    is_full: bool = False
+
+    def __post_init__(self) -> None:
+        spans = len(self.began_s)
+        if spans > MOST_SPANS or {len(self.what), len(self.item)} != {spans}:
+            raise ProtocolError(
+                f"timeline of {spans}, {len(self.what)}, {len(self.item)} spans: at most "
+                f"{MOST_SPANS}, and as many of each"
+            )
+        if len(self.device_at) != len(self.device_s):
+            raise ProtocolError(
+                f"timeline with {len(self.device_at)} marks of a device at {len(self.device_s)} "
+                "times"
+            )
+        if not all(0 <= code < len(DOINGS) for code in self.what):
+            raise ProtocolError("timeline of something that nobody does")
+        if not all(0 <= item < len(self.items) for item in self.item):
+            raise ProtocolError(f"timeline of items that are not among its {len(self.items)}")
+        readings = (self.clock.monotonic_s, self.clock.wall_s)
+        for times in ((*self.began_s, self.ended_s), self.device_s, readings):
+            if not all(map(isfinite, times)):
+                raise ProtocolError("timeline with a time that is no number")
+        if any(after < before for before, after in pairwise((*self.began_s, self.ended_s))):
+            raise ProtocolError("timeline that goes back in time")

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import torch
+from support.clocks import Clock, Device
 
 from pipeline.device.meter import DeviceStopwatch, Meter, meter_of
 from pipeline.learning.build import prepare_process
-
-
-@dataclass
-class Clock:
-    now: float = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_waiting_within_work_is_not_busy() -> None:
@@ -52,29 +43,6 @@ def test_what_goes_on_when_a_pass_is_reported_belongs_to_the_next() -> None:
     clock.now += 1
     usage = meter.take()
     assert (usage.wall_s, usage.busy_s) == (1, 2)
-
-
-@dataclass
-class Device:
-    """What it was given so far ends at `given`; it has come to `reached` (seconds)."""
-
-    given: float = 0.0
-    reached: float = 0.0
-
-    def mark(self) -> Moment:
-        return Moment(self, self.given)
-
-
-@dataclass
-class Moment:
-    device: Device
-    at: float
-
-    def query(self) -> bool:
-        return self.device.reached >= self.at
-
-    def elapsed_time(self, later: Moment) -> float:
-        return 1000 * (later.at - self.at)
 
 
 def test_a_device_is_busy_for_as_long_as_it_takes_not_for_as_long_as_it_is_told() -> None:
