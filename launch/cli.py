@@ -94,6 +94,13 @@ def launch_options(command: Callable[..., None]) -> Callable[..., None]:
     type=click.Path(path_type=Path, dir_okay=False),
     help="With --dry-run: predict for imagined devices, whose speed, memory and links are in FILE.",
 )
+@click.option(
+    "--trace",
+    type=int,
+    metavar="N",
+    help="Record what each stage does with the first N batches, 1 to 1000, and write it to "
+    "trace.json in the run directory, for https://ui.perfetto.dev.",
+)
 @click.version_option(package_name="local-loss-pipeline")
 def main(**options: Any) -> None:
     """Train a network with local losses, one worker process per group of hidden layers.

@@ -47,6 +47,7 @@ class Options:
     plan: Path | None = None
     assume: Path | None = None
     measure: bool = False
+    trace: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

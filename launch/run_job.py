@@ -75,7 +75,15 @@ def run_job(
         with engine_for(single=options.single, packed=packed) as engine:
             from launch.training import train  # numpy, and much more: only now that it is needed
 
-            ended_with = train(job, run, origin, engine, view=options.view, watcher=watcher)
+            ended_with = train(
+                job,
+                run,
+                origin,
+                engine,
+                view=options.view,
+                watcher=watcher,
+                trace=options.trace or 0,
+            )
     except KeyboardInterrupt:
         if ended_with is None:
             raise

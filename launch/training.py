@@ -27,6 +27,7 @@ from pipeline.planning.plan import received_bytes
 from pipeline.run.events import Note, RunStarted, ignore
 from pipeline.run.recorder import Recorder
 from pipeline.run.run import Run
+from pipeline.run.timeline_file import TimelineFile
 from pipeline.schedule.feed import Feed, course_of
 from pipeline.storage.background_writer import BackgroundWriter
 
@@ -58,6 +59,7 @@ def train(
     view: ViewKind,
     begun: Callable[[], None] = lambda: None,
     watcher: Watcher | None = None,
+    trace: int = 0,
 ) -> tuple[RunState, DataFacts]:
     """Train a job in its run directory, shown as `view`.
 
@@ -67,6 +69,7 @@ def train(
         engine: None is single mode.
         begun: called once the run directory is ready, before training.
         watcher: is told all that the view is, by this thread.
+        trace: how many batches are recorded, for `trace.json`.
 
     Returns:
         The state that it ended with; the facts of its data, mean and deviation included.
@@ -109,6 +112,9 @@ def train(
                 observer(Note(note))
             for bad in batches.left_out:
                 log(Note(f"left out: {bad.path}: {bad.why}"))
+            if trace:
+                recorded = TimelineFile(held.folder, job.plan, start.position.step, trace, observer)
+                run = replace(run, timeline=recorded)
             progress_s = 0.0 if view == "quiet" else _PROGRESS_EVERY_S
             run = replace(
                 run,
@@ -224,6 +230,9 @@ def carry_out(run: Run, engine: Engine | None) -> None:
     except Exception:  # however a run ends, the snapshots it has taken are worth saving
         run.recorder.settle()
         raise
+    finally:
+        if run.timeline:
+            run.timeline.finish()
     run.recorder.finish()
 
 

@@ -10,6 +10,7 @@ import gc
 import traceback
 from collections import deque
 from contextlib import closing
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ import torch
 
 from pipeline.device.cuda_graphs import CudaGraphCapture
 from pipeline.device.cuda_streams import Incoming
+from pipeline.device.device_clock import event_clock
 from pipeline.device.meter import meter_of
 from pipeline.errors import NonFiniteLossError, PipelineError, StageFailedError, one_line
 from pipeline.learning.block_file import decode_block
@@ -26,6 +28,7 @@ from pipeline.rehearsal.fingerprints import initial_fingerprints
 from pipeline.run.batch_reader import BatchReader
 from pipeline.run.events import Note, StageProgress
 from pipeline.run.run import Speedometer
+from pipeline.timeline.spans import SpanRecorder
 from pipeline.worker.stage_runner import StageRunner
 
 if TYPE_CHECKING:
@@ -71,6 +74,8 @@ class SingleTrainer:
         prepare_process(self._device, run.config.runtime.threads_per_stage)
         self._incoming = Incoming(self._device)
         self._queue: deque[tuple[int, Item, tuple[Tensor, ...]]] = deque()
+        self._feed = run.timeline.feed if run.timeline else SpanRecorder()
+        self._spans = [self._recorder() for _ in run.plan.stages]
         self._runners = self._built()
 
     def run(self) -> None:
@@ -80,15 +85,24 @@ class SingleTrainer:
             InterruptedRunError: after the checkpoint of an interruption.
             StageFailedError: for whatever else goes wrong in a stage.
         """
-        while (fault := self._trained()) is not None:
-            self._queue.clear()
-            self._runners = []
-            gc.collect()  # the old stages must be gone before the new ones are built
-            self._run = self._run.rewound(fault.batch_id)
-            step = self._run.start.position.step
-            self._run.observer(Note(f"{fault}: back to step {step} {self._run.bad_batches}"))
-            self._runners = self._built()
+        try:
+            while (fault := self._trained()) is not None:
+                self._begin_again(fault)
+        finally:
+            self._hand_over(None)
         self._run.check_whole()
+
+    def _begin_again(self, fault: NonFiniteLossError) -> None:
+        if self._run.timeline:
+            self._run.timeline.cut_short(str(fault))
+            self._hand_over(None)
+        self._queue.clear()
+        self._runners = []
+        gc.collect()  # the old stages must be gone before the new ones are built
+        self._run = self._run.rewound(fault.batch_id)
+        step = self._run.start.position.step
+        self._run.observer(Note(f"{fault}: back to step {step} {self._run.bad_batches}"))
+        self._runners = self._built()
 
     def _trained(self) -> NonFiniteLossError | None:
         """Train to the end, or to a fault for which the run is to begin again."""
@@ -110,6 +124,8 @@ class SingleTrainer:
         speedometer, looked = Speedometer(run, monotonic()), monotonic()
         with closing(BatchReader(run, run.heed_interruption, run.observer)) as reading:
             for item in run.feed:
+                self._hand_over(item)
+                self._feed.take_up(item, "read")
                 arrays = reading.arrays(item)
                 if arrays is not None:
                     self._pass_through(item, arrays)
@@ -126,12 +142,24 @@ class SingleTrainer:
         return [self._runner(plan, graphs, specs) for plan in self._run.plan.stages]
 
     def _pass_through(self, item: Item, arrays: Arrays) -> None:
+        self._feed.now("copy")
         tensors = tuple(self._incoming.bring(_aligned(array)) for array in arrays)
-        self._queue.append((0, item, tensors))
+        self._pass_on(0, self._feed, item, tensors)
+        self._feed.now("idle")
         while self._queue:
             stage, item, tensors = self._queue.popleft()
             if stage < len(self._runners):
+                self._spans[stage].take_up(item, "compute")
                 self._handle(self._runners[stage], item, tensors)
+
+    def _pass_on(
+        self, stage: int, spans: SpanRecorder, item: Item, tensors: tuple[Tensor, ...]
+    ) -> None:
+        """By a queue, so that each stage learns, and frees what it held, before the next begins:
+        memory does not grow with depth."""
+        if tensors:
+            spans.now("send")
+        self._queue.append((stage, item, tensors))
 
     def _handle(self, runner: StageRunner, item: Item, tensors: tuple[Tensor, ...]) -> None:
         try:
@@ -145,6 +173,21 @@ class SingleTrainer:
             summary = f"{where} failed{at}: {one_line(error)}"
             raise StageFailedError(summary, traceback.format_exc()) from error
 
+    def _recorder(self) -> SpanRecorder:
+        timeline = self._run.timeline
+        if timeline is None:
+            return SpanRecorder()
+        return SpanRecorder(timeline.until, device=event_clock(self._device))
+
+    def _hand_over(self, before: Item | None) -> None:
+        """What the stages have recorded, once, where that ends before an item; None: with the
+        run."""
+        timeline = self._run.timeline
+        if timeline is not None and self._feed.is_due(before):
+            self._feed.stop()
+            for stage, spans in enumerate(self._spans):
+                timeline.add(stage, spans.taken())
+
     def _runner(
         self, plan: StagePlan, graphs: CudaGraphCapture, specs: Sequence[BlockSpec]
     ) -> StageRunner:
@@ -154,13 +197,12 @@ class SingleTrainer:
         runner = StageRunner(
             plan.stage,
             stage,
-            # by a queue, so that each stage learns, and frees what it held, before the next
-            # begins: memory does not grow with depth
-            lambda item, tensors: self._queue.append((plan.stage + 1, item, tensors)),
+            partial(self._pass_on, plan.stage + 1, self._spans[plan.stage]),
             _ToRecorder(plan.stage, run),
             meter=meter_of(self._device),
             last_batch_id=start.position.step,
             check_until=run.bad_batches.check_until,
+            spans=self._spans[plan.stage],
         )
         if start.files:
             stage.load({block: decode_block(bytes(start.files[block])) for block in plan.blocks})

@@ -57,8 +57,8 @@ PIPELINE: dict[str, Row] = {  # from the ground up
     "storage": row("errors system data schedule"),
     "device": torch("schedule"),
     "kernels": torch("seeding network device"),
-    "transport": row("errors system schedule protocol"),
-    "run": row("errors system config data planning schedule storage transport"),
+    "transport": row("errors system schedule timeline protocol"),
+    "run": row("errors system config data planning schedule timeline storage transport"),
     "learning": torch(
         "dtypes errors seeding system config data rules network schedule device kernels"
     ),
@@ -67,12 +67,14 @@ PIPELINE: dict[str, Row] = {  # from the ground up
         "errors signals system config data network schedule device kernels learning rehearsal"
     ),
     "worker": torch(
-        "dtypes errors system config network schedule protocol device kernels transport learning "
-        "rehearsal"
+        "dtypes errors system config network schedule timeline protocol device kernels transport "
+        "learning rehearsal"
     ),
-    "coordinator": row("errors system config schedule protocol transport run"),
+    "coordinator": row("errors system config schedule timeline protocol transport run"),
     "profiling": torch("seeding config data network planning kernels learning"),
-    "single": torch("errors network planning schedule device run learning rehearsal worker"),
+    "single": torch(
+        "errors network planning schedule timeline device run learning rehearsal worker"
+    ),
     "trained": torch("errors system config data network storage learning"),
     "api": torch("errors config data kernels learning network rules run storage system trained"),
 }

@@ -27,6 +27,7 @@ from pipeline.storage.checkpoint_writer import CONFIG
 from pipeline.system.descriptors import check_enough
 from pipeline.system.paths import expanded
 from pipeline.system.sources import own_code
+from pipeline.timeline.spans import MOST_BATCHES
 from pipeline.transport.tcp_port import bound
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def check_job(name: str, config: Config, options: Options) -> Job:
     Raises:
         ConfigError: for the first thing that is wrong.
     """
+    _check_trace(options)
     own_data = None
     if config.data.is_own:
         from pipeline.data.own_data import read_own  # numpy
@@ -137,6 +139,14 @@ def check_job(name: str, config: Config, options: Options) -> Job:
         *(name, config, facts, specs, costs, plan, known, options.single, own, rehearsal, why),
         own_data=own_data,
     )
+
+
+def _check_trace(options: Options) -> None:
+    if options.trace is not None and not 1 <= options.trace <= MOST_BATCHES:
+        raise ConfigError(
+            f"--trace {options.trace}: records the first batches of a run, 1 to {MOST_BATCHES}; "
+            "use --trace 50"
+        )
 
 
 def _milestones_for(path: Path, overrides: tuple[str, ...]) -> int | None:

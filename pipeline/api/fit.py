@@ -41,6 +41,7 @@ _ARGUMENTS = {
     "--gpus": "gpus",
     "--run-dir": "run_dir",
     "--resume": "resume=True",
+    "--trace ": "trace=",
     "--set ": "options ",
 }
 """What arguments of `fit` are called on a command line."""
@@ -65,6 +66,7 @@ def fit(
     resume: bool = False,
     callbacks: Sequence[AnyCallback] = (),
     quiet: bool = False,
+    trace: int | None = None,
 ) -> FittedRun:
     """Train a network without global backprop, and give what came of it.
 
@@ -97,6 +99,8 @@ def fit(
         callbacks: functions that are called with each new row of the history and end the run by
             giving True, or `Callback`s.
         quiet: show nothing; else progress is shown as by the commands.
+        trace: of how many batches, the first ones, `trace.json` in the run's folder shows what each
+            stage did and when (docs/running.md).
 
     Raises:
         ConfigError: for what is wrong, before anything is started.
@@ -121,7 +125,7 @@ def fit(
         try:
             run = _trained(
                 wanted,
-                _options(stages, gpus, temporary or run_dir, resume, view),
+                replace(_options(stages, gpus, temporary or run_dir, resume, view), trace=trace),
                 Callbacks(callbacks),
             )
         except BaseException:

@@ -143,6 +143,8 @@ class Coordinator:
         before = self._run.feed.position.step
         self._run = self._run.rewound(fault.batch_id if fault.nonfinite else None)
         self._tell_loss(fault, before - self._run.start.position.step)
+        if self._run.timeline:
+            self._run.timeline.cut_short(fault.summary)
         self._assembly.begin_again(self._run, fault.stage)
 
     def _check_restart(self, fault: StageLostError) -> None:

@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import CalledOffError, PipelineError, StageFailedError, one_line
 from pipeline.run.batch_reader import BatchReader
-from pipeline.transport.payloads import ArrayPayload
+from pipeline.schedule.items import EndEpoch, EndEvaluation
+from pipeline.timeline.spans import SpanRecorder
+from pipeline.transport.payloads import ArrayPayload, timed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pipeline.run.batch_reader import Arrays
     from pipeline.run.events import Event as RunEvent
     from pipeline.run.run import Run
+    from pipeline.schedule.items import Item
     from pipeline.transport.interfaces import Sender
 
 
@@ -30,6 +34,7 @@ class FeedThread(Thread):
         self._run, self._link, self._called_off = run, link, called_off
         self._error: Exception | None = None
         self._news: SimpleQueue[RunEvent] = SimpleQueue()
+        self._spans = run.timeline.feed if run.timeline else SpanRecorder()
 
         def check_wanted() -> None:  # no method: a cycle would keep the link's memory for a while
             if called_off.is_set():
@@ -44,13 +49,19 @@ class FeedThread(Thread):
         """Thread body."""
         try:
             for item in self._run.feed:
+                if self._spans.is_due(item):
+                    self._spans.stop()
+                self._spans.take_up(item, "read")
                 self.reading = True
                 arrays = self._from_disk.arrays(item)
                 self.reading = False
                 if arrays is not None:
-                    self._link.send(item, [ArrayPayload(array) for array in arrays])
+                    self._send(item, arrays)
+                if isinstance(item, EndEpoch | EndEvaluation):
+                    self._spans.now("report")
                 # should the report never come, the watchdog finds that nothing moves
                 self._run.feed.wait_for_report(item, self._check_wanted)
+            self._spans.stop()
             self._link.finish()
         except CalledOffError:
             pass
@@ -60,6 +71,13 @@ class FeedThread(Thread):
             self.reading = False
             self._from_disk.close()
             self._link.close()
+
+    def _send(self, item: Item, arrays: Arrays) -> None:
+        if arrays:
+            self._spans.now("room")
+            self._link.wait_for_room()
+        self._spans.now("send")
+        self._link.send(item, timed([ArrayPayload(array) for array in arrays], self._spans))
 
     def news(self) -> Iterator[RunEvent]:
         """What the person who watches should know, since this was asked last."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.protocol.messages import Complete, Connected, ProgressNow, Remark
 from pipeline.run.events import Note, StageProgress
 from pipeline.run.run import Speedometer
-from pipeline.schedule.reports import PassReport, StageState
+from pipeline.schedule.reports import PassReport, StageState, Timeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +33,7 @@ class Reports:
             Connected: self._on_connected,
             PassReport: self._on_report,
             StageState: self._on_state,
+            Timeline: self._on_timeline,
             ProgressNow: self._on_progress,
             Remark: self._on_remark,
         }
@@ -66,6 +67,10 @@ class Reports:
         if snapshots.newest is not before:
             for stage in self._stages.serving:
                 self._stages.say(stage, Complete(state.step))
+
+    def _on_timeline(self, said: Said, timeline: Timeline) -> None:
+        assert self._run.timeline, "its contents were checked"
+        self._run.timeline.add(said.stage, timeline)
 
     def _on_progress(self, said: Said, progress: ProgressNow) -> None:
         self._progress[said.stage] = progress

@@ -19,7 +19,7 @@ from pipeline.protocol.messages import (
     WorkerMessage,
     name_of_run,
 )
-from pipeline.schedule.reports import PassReport, StageState
+from pipeline.schedule.reports import PassReport, StageState, Timeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -203,6 +203,8 @@ def _check_contents(said: Said, run: Run) -> None:
         _check(message.blocks == blocks, f"a state of blocks {message.blocks[:20]}")
         _check(0 <= message.step <= course.steps, f"a state after step {message.step}")
         tallies, files = message.tallies, len(blocks)
+    elif isinstance(message, Timeline):
+        _check(run.timeline is not None, "a timeline that nobody asked for")
     found = {tally.block for tally in tallies}
     _check(found <= set(blocks), f"counters of blocks {sorted(found)[:20]}, it has {blocks}")
     _check(len(said.attached) == files, f"{len(said.attached)} files where {files} belong")
@@ -239,4 +241,6 @@ def setup_of(run: Run, stage: int, attempt: int, bind: str, *, kept: bool) -> Se
         max_in_flight=run.config.runtime.max_in_flight,
         progress_interval_s=run.progress_interval_s,
         check_until=run.bad_batches.check_until,
+        # a record ends where the run begins again
+        record_until=run.timeline.until if run.timeline and not attempt else 0,
     )

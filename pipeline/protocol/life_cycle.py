@@ -1,7 +1,7 @@
 """The life cycle of a stage as a table: (state, message) -> state.
 
     STARTING ─Hello▶ GREETED ─Setup▶ BUILDING ─Ready▶ READY ─Connect▶ CONNECTING ─Connected▶ RUNNING
-    RUNNING ─PassReport, StageState, ProgressNow, Remark, Complete▶ RUNNING ─Bye▶ DONE
+    RUNNING ─PassReport, StageState, Timeline, ProgressNow, Remark, Complete▶ RUNNING ─Bye▶ DONE
     any but STARTING and DONE ─Setup▶ BUILDING (the run begins again)  any but DONE ─Failure▶ FAILED
 
 Both ends keep one and hold every message, sent or received, against it; whatever is not listed
@@ -27,7 +27,7 @@ from pipeline.protocol.messages import (
     Remark,
     Setup,
 )
-from pipeline.schedule.reports import PassReport, StageState
+from pipeline.schedule.reports import PassReport, StageState, Timeline
 
 
 class Phase(Enum):
@@ -45,7 +45,7 @@ class Phase(Enum):
 
 _FAILURE: dict[type, Phase] = {Failure: Phase.FAILED}
 _AGAIN: dict[type, Phase] = {Setup: Phase.BUILDING, **_FAILURE}
-_WHILE_RUNNING = (Complete, PassReport, StageState, ProgressNow, Remark)
+_WHILE_RUNNING = (Complete, PassReport, StageState, Timeline, ProgressNow, Remark)
 TABLE: dict[Phase, dict[type, Phase]] = {
     Phase.STARTING: {Hello: Phase.GREETED, **_FAILURE},
     Phase.GREETED: {Setup: Phase.BUILDING, **_FAILURE},

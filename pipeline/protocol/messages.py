@@ -26,9 +26,9 @@ from pipeline.schedule.items import (
     Stop,
     TrainBatch,
 )
-from pipeline.schedule.reports import Fingerprint, PassReport, StageState, Tally
+from pipeline.schedule.reports import Fingerprint, PassReport, StageState, Tally, Timeline
 
-PROTOCOL_VERSION = 9
+PROTOCOL_VERSION = 10
 EXAMPLE_TYPES, TARGET_TYPES = ("uint8", "float32", "int64"), ("int64", "float32")
 MAX_DIMENSIONS = 8
 _FEATURE_MAPS = 4  # dimensions: (n, C, H, W)
@@ -135,7 +135,8 @@ class Setup:
 
     If `resumed`, there is a state to start from, that of step `last_batch_id`: block files in
     the order of `blocks`, attached or, if `kept`, in the worker's own memory. `attempt` counts
-    how often the run has begun again. The state is looked at after each batch to `check_until`.
+    how often the run has begun again. The state is looked at after each batch to `check_until`;
+    what the stage does is recorded to batch `record_until`, and handed over as a `Timeline`.
     `config`: the tree of the configuration, but for where images lie; a stage checks it again.
     """
 
@@ -153,6 +154,7 @@ class Setup:
     max_in_flight: int
     progress_interval_s: float
     check_until: int = 0
+    record_until: int = 0
 
     def __post_init__(self) -> None:
         # refused here, where types and shapes of all that travels are known
@@ -266,6 +268,7 @@ WorkerMessage: TypeAlias = (
     | Connected
     | PassReport
     | StageState
+    | Timeline
     | ProgressNow
     | Remark
     | Heartbeat

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pipeline.planning.plan import Plan
     from pipeline.run.events import Observer
     from pipeline.run.recorder import Recorder
+    from pipeline.run.timeline_file import TimelineFile
     from pipeline.schedule.items import Item
     from pipeline.schedule.reports import Fingerprint, PassReport
     from pipeline.storage.checkpoint import RunState
@@ -59,6 +60,8 @@ class Run:
     """That are on their way between processes at once: a batch on every link, or all states."""
     bad_batches: BadBatchSearch = field(default_factory=BadBatchSearch)
     """What `runtime.on_nonfinite: rollback` has left out, and how closely stages look."""
+    timeline: TimelineFile | None = None
+    """Takes what is recorded of the first batches, where that was asked for."""
 
     def report(self, report: PassReport) -> None:
         """Take a stage's counters; what tests show may end the feed."""

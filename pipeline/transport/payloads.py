@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pipeline.timeline.spans import SpanRecorder
+
 ALIGNMENT = 256
 
 
@@ -74,6 +76,38 @@ class ArrayPayload:
     @property
     def device(self) -> None:
         """None: it lies in host memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class _TimedPayload:
+    """A payload whose copying is recorded apart from the sending around it."""
+
+    payload: Payload
+    spans: SpanRecorder
+
+    @property
+    def spec(self) -> TensorSpec:
+        return self.payload.spec
+
+    def copy_into(self, target: memoryview) -> None:
+        self.spans.now("copy")
+        self.payload.copy_into(target)
+        self.spans.now("send")
+
+    def view(self) -> memoryview:
+        self.spans.now("copy")
+        found = self.payload.view()
+        self.spans.now("send")
+        return found
+
+    @property
+    def device(self) -> DeviceBytes | None:
+        return self.payload.device
+
+
+def timed(payloads: Sequence[Payload], spans: SpanRecorder) -> Sequence[Payload]:
+    """The same payloads; while `spans` records, their copying is told to it."""
+    return [_TimedPayload(payload, spans) for payload in payloads] if spans.is_on else payloads
 
 
 def aligned(nbytes: int) -> int:

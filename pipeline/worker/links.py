@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.transport.interfaces import LINK_TIMEOUT_S
+from pipeline.transport.payloads import timed
 from pipeline.worker.tensors import DeviceQueue
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.protocol.addresses import Carrier, LinkAddress
     from pipeline.protocol.messages import Setup
     from pipeline.schedule.items import Item
+    from pipeline.timeline.spans import SpanRecorder
     from pipeline.transport.interfaces import Delivery, Endpoints, Sender
     from pipeline.worker.heartbeat import Activity
 
@@ -37,9 +39,11 @@ class StageLinks:
         *,
         meter: Meter,
         activity: Activity,
+        spans: SpanRecorder,
         called_off: Callable[[], bool],
     ) -> None:
         self._endpoints, self._meter, self._activity = endpoints, meter, activity
+        self._spans = spans
         self._called_off, self.device = called_off, DeviceQueue(device)
         self._receiver, self.address = endpoints.listen(setup.bind, setup.max_in_flight, slot_bytes)
         self._sender: Sender | None = None
@@ -61,6 +65,7 @@ class StageLinks:
         nobody waits for the next item alone; nor for the device alone, which would then have
         nothing to do until it is handed the next batch."""
         releases, receiver = self.device.releases, self._receiver
+        self._spans.now("input")
         releases.look()
         if releases.waiting and not receiver.queued:
             with self._activity.during("working"):
@@ -80,9 +85,11 @@ class StageLinks:
         if self._sender is None:
             return
         if tensors:
+            self._spans.now("room")
             with self._meter.waiting(), self._activity.during("blocked"):
                 self._sender.wait_for_room()
-        self._sender.send(item, self.device.payloads(tensors))
+            self._spans.now("send")
+        self._sender.send(item, timed(self.device.payloads(tensors), self._spans))
 
     def finish(self) -> None:
         """After the stop marker: returns when all that was sent has arrived."""

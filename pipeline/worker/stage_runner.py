@@ -21,6 +21,7 @@ from pipeline.schedule.items import (
     TrainBatch,
 )
 from pipeline.schedule.reports import PassReport, StageState
+from pipeline.timeline.spans import SpanRecorder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from pipeline.device.meter import Meter
     from pipeline.learning.stage import Stage
-    from pipeline.schedule.items import Item
+    from pipeline.schedule.items import Batch, Item
     from pipeline.schedule.reports import Tally
 
 
@@ -53,6 +54,7 @@ class StageRunner:
         forward: sends an item downstream, and of a batch (activation, targets, what is carried).
         check_until: the last batch after which it looks whether its state is finite, beside
             snapshots.
+        spans: records what it does, for the item that was taken up.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class StageRunner:
         meter: Meter,
         last_batch_id: int = 0,
         check_until: int = 0,
+        spans: SpanRecorder | None = None,
     ) -> None:
         self.index, self.stage, self.meter = index, stage, meter
         self.last_batch_id = last_batch_id
@@ -73,6 +76,7 @@ class StageRunner:
         """The training batch at work, 0 between them; after an error the one that it hit."""
         self._forward, self._upstream = forward, upstream
         self._in_slot, self._check_until = False, check_until
+        self._spans = spans or SpanRecorder()
         self._last_evaluated = 0
         self._epoch: int | None = None
         self._handlers: dict[type, Callable[..., None]] = {
@@ -104,8 +108,10 @@ class StageRunner:
             ProtocolError: where a batch is missing, repeated or out of order (invariant 1).
         """
         self._in_slot = in_slot
+        self._spans.now("compute")
         with self.meter.working():
             self._handlers[type(item)](item, *tensors)
+        self._spans.now("idle")
         for text in self.stage.take_remarks():
             self._upstream.remark(text)
 
@@ -119,7 +125,7 @@ class StageRunner:
             *carried,
             batch_id=item.batch_id,
             lr=item.lr,
-            send=lambda passed, *onwards: self._forward(item, (passed, targets, *onwards)),
+            send=lambda passed, *onwards: self._send(item, (passed, targets, *onwards), "learn"),
             learner=item.learner,
             in_slot=self._in_slot,
         )
@@ -129,6 +135,10 @@ class StageRunner:
             self.stage.check_state(item.batch_id)
         if self.stage.ends_at(item.learner):
             self._forward(PassedBatch(item.batch_id, item.epoch), ())
+
+    def _send(self, item: Batch, tensors: tuple[Tensor, ...], then: str) -> None:
+        self._forward(item, tensors)
+        self._spans.now(then)
 
     def _pass(self, item: PassedBatch) -> None:
         self._must_follow("training batch", self.last_batch_id, item.batch_id)
@@ -144,7 +154,7 @@ class StageRunner:
             x,
             targets,
             *carried,
-            send=lambda passed, *onwards: self._forward(item, (passed, targets, *onwards)),
+            send=lambda passed, *onwards: self._send(item, (passed, targets, *onwards), "idle"),
             batch_id=item.batch_id,
             learner=item.learner,
         )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline.config.sections import build_config
+from pipeline.device.device_clock import event_clock
 from pipeline.device.meter import meter_of
 from pipeline.errors import CalledOffError, ProtocolError
 from pipeline.learning.block_file import decode_block
@@ -20,6 +21,7 @@ from pipeline.learning.build import build_stage, prepare_process
 from pipeline.protocol.messages import PROTOCOL_VERSION, Bye, Connected, Hello, ProgressNow, Ready
 from pipeline.rehearsal.fingerprints import initial_fingerprints
 from pipeline.system.sources import own_code, running_code
+from pipeline.timeline.spans import SpanRecorder
 from pipeline.transport.cuda_ipc import Driver
 from pipeline.transport.payloads import ALIGNMENT
 from pipeline.worker.control import StageControl
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from pipeline.network.specs import BlockSpec
     from pipeline.protocol.credentials import Invitation
     from pipeline.protocol.messages import Setup
+    from pipeline.schedule.items import Item
     from pipeline.transport.interfaces import ControlClient, Endpoints
     from pipeline.worker.heartbeat import Activity
 
@@ -55,6 +58,8 @@ class Worker:
         self.on_nonfinite = "stop"
         self.attempt = invitation.attempt
         """How often the run has begun again."""
+        self._spans = SpanRecorder()
+        """What it does; kept, where the run begins again, until it can be handed over."""
 
     def live(self) -> None:
         """Returns after the stop marker; raises what went wrong."""
@@ -80,6 +85,7 @@ class Worker:
                 links.finish()
                 self._control.await_complete()
         except CalledOffError:
+            self._spans.stop()
             links.close()
             return False
         return True
@@ -102,6 +108,8 @@ class Worker:
         stage = build_stage(config, setup.facts, setup.blocks, device)
         initial = initial_fingerprints(stage.blocks)
         meter = meter_of(device)
+        if setup.record_until:
+            self._spans = SpanRecorder(setup.record_until, device=event_clock(device))
         links = StageLinks(
             self._endpoints,
             setup,
@@ -109,6 +117,7 @@ class Worker:
             device,
             meter=meter,
             activity=self._activity,
+            spans=self._spans,
             called_off=self._control.called_off,
         )
         runner = StageRunner(
@@ -119,6 +128,7 @@ class Worker:
             meter=meter,
             last_batch_id=last,
             check_until=setup.check_until,
+            spans=self._spans,
         )
         if setup.resumed:
             files = zip(setup.blocks, self._control.files_after(last), strict=True)
@@ -133,6 +143,8 @@ class Worker:
         while not runner.stopped:
             delivery = links.receive()
             self._control.check_wanted()
+            self._hand_over(delivery.item)
+            self._spans.take_up(delivery.item, "copy")
             with activity.during("working"):
                 # no name for the tensors: they would live on while the next ones arrive
                 arrived = links.device.arrived
@@ -145,6 +157,12 @@ class Worker:
                 last_look = time.monotonic()
                 now = runner.last_batch_id, runner.meter.look(), links.queued
                 self._control.say(ProgressNow(*now, runner.stage.training.glance()))
+        self._hand_over(None)
+
+    def _hand_over(self, before: Item | None) -> None:
+        """What was recorded, once, where that ends before an item; None: with the run."""
+        if self._spans.is_due(before):
+            self._control.say(self._spans.taken())
 
     def _free_memory(self) -> None:
         """The stage of an attempt that was called off must be gone before another is built."""

@@ -25,7 +25,14 @@ from pipeline.protocol.messages import (
     TensorSpec,
 )
 from pipeline.schedule import items
-from pipeline.schedule.reports import PassReport, StageState, Tally, Usage
+from pipeline.schedule.reports import (
+    ClockReading,
+    PassReport,
+    StageState,
+    Tally,
+    Timeline,
+    Usage,
+)
 
 FACTS = DataFacts((1, 8, 8), 10, 100, 20, (0.5,), (0.25,))
 ADDRESS = LinkAddress(
@@ -77,6 +84,16 @@ EXAMPLES: list[Any] = [
     Connected(Carrier("shared", "no device")),
     PassReport(0, 1, True, (Tally(0, 9, 1.5, 3),), Usage(1.0, 0.5, 7)),
     StageState(1, 1, True, (0,), ()),
+    Timeline(
+        (items.TrainBatch(3, 1, 5e-4), items.Stop()),
+        (1.0, 1.5, 2.0),
+        (1, 3, 1),
+        (0, 0, 1),
+        2.5,
+        ClockReading("boot", 3.0, 1.7e9),
+        (1, 2),
+        (1.6, 1.9),
+    ),
     ProgressNow(1, 0.5, 0, ()),
     Remark("a block skipped a batch"),
     Heartbeat(1, 1, "working", 0.5),

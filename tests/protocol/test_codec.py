@@ -40,7 +40,7 @@ from pipeline.protocol.messages import (
     TensorSpec,
 )
 from pipeline.schedule import items
-from pipeline.schedule.reports import StageState, Tally, Usage
+from pipeline.schedule.reports import DOINGS, ClockReading, StageState, Tally, Timeline, Usage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -106,8 +106,28 @@ headers = st.builds(Header, values_of(items.Marker)) | st.builds(
     numbers,
     carriers,
 )
+times = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@st.composite
+def timelines(draw: st.DrawFn) -> Timeline:
+    """Any that can be built."""
+    of = draw(st.lists(values_of(items.Item), min_size=1, max_size=3))
+    *began_s, ended_s = sorted(draw(st.lists(times, min_size=1, max_size=4)))
+    spans = {"min_size": len(began_s), "max_size": len(began_s)}
+    what = draw(st.lists(st.integers(0, len(DOINGS) - 1), **spans))
+    item = draw(st.lists(st.integers(0, len(of) - 1), **spans))
+    marks = draw(st.lists(st.tuples(numbers, times), max_size=3))
+    clock = ClockReading(draw(texts), draw(times), draw(times))
+    device = (tuple(at for at, _ in marks), tuple(at_s for _, at_s in marks))
+    plain = (tuple(of), tuple(began_s), tuple(what), tuple(item))
+    return Timeline(*plain, ended_s, clock, *device, draw(st.booleans()))
+
+
 messages: st.SearchStrategy[Any] = st.one_of(
-    headers, *(values_of(kind) for kind in get_args(Message) if kind is not Header)
+    headers,
+    timelines(),
+    *(values_of(kind) for kind in get_args(Message) if kind not in (Header, Timeline)),
 )
 
 

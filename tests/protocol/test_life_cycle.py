@@ -33,6 +33,7 @@ READY      Connect     CONNECTING
 CONNECTING Connected   RUNNING
 RUNNING    PassReport  RUNNING
 RUNNING    StageState  RUNNING
+RUNNING    Timeline    RUNNING
 RUNNING    ProgressNow RUNNING
 RUNNING    Bye         DONE
 RUNNING    Complete    RUNNING

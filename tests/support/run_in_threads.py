@@ -25,6 +25,7 @@ from pipeline.protocol.messages import Complete
 from pipeline.run.events import Note
 from pipeline.run.recorder import Recorder
 from pipeline.run.run import Run
+from pipeline.run.timeline_file import TimelineFile
 from pipeline.schedule.feed import Feed, course_of
 from pipeline.schedule.items import Stop
 from pipeline.single import SingleTrainer
@@ -108,6 +109,7 @@ class Job:
         stages: int,
         start: RunState | None = None,
         progress_interval_s: float = 0.0,
+        trace: int = 0,
         **runtime: Any,
     ) -> None:
         config, start = config_of(**runtime), start or RunState()
@@ -142,6 +144,11 @@ class Job:
             interrupted=lambda: self.interrupted,
             progress_interval_s=progress_interval_s,
             folder=held,
+            timeline=(
+                TimelineFile(held, plan, start.position.step, trace, self._observe)
+                if trace
+                else None
+            ),
         )
         self.interrupted = False
 
