@@ -23,8 +23,9 @@ import torch
 
 from benchmarks.lib.command_line import device_named, provenance_now, with_usage_errors
 from benchmarks.lib.link_ends import CARRIERS, DEVICE_CARRIERS, IMAGES, Hops, linked, synchronize
-from benchmarks.lib.report import Finding, Report, markdown
+from benchmarks.lib.report import Finding, Report
 from benchmarks.lib.result_files import RESULTS, make_writable, write_result
+from launch.display.format import markdown
 from pipeline.learning.build import prepare_process
 from pipeline.transport.sockets import socket_folder
 

@@ -23,9 +23,10 @@ import torch
 
 from benchmarks.lib.allocations import MarkingOptimizer, Peaks, measure
 from benchmarks.lib.command_line import device_named, provenance_now, with_usage_errors
-from benchmarks.lib.report import Finding, Report, markdown
+from benchmarks.lib.report import Finding, Report
 from benchmarks.lib.result_files import RESULTS, keep_so_far, make_writable, write_result
 from benchmarks.rivals.checkpointed import CheckpointedNetwork, numbers_of_segments
+from launch.display.format import markdown
 from pipeline.config.sections import build_config
 from pipeline.data.facts import data_facts
 from pipeline.learning.build import build_stage, prepare_process

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import links, memory, ready, recovery, rules, scaling, steptime, throughput
-from benchmarks.lib.report import NOTHING, Report, markdown
 from benchmarks.lib.result_files import RESULTS, Kept, kept_results
+from launch.display.format import NOTHING, markdown
 from pipeline.storage.atomic import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from benchmarks.lib.report import Report
 
 PAGE = Path(__file__).parent / "RESULTS.md"
 BY_HAND = RESULTS / "by_hand.json"

@@ -19,8 +19,9 @@ import click
 
 from benchmarks.lib.command_line import provenance_now, with_usage_errors
 from benchmarks.lib.contenders import NEVER, finished, timed_epochs
-from benchmarks.lib.report import Finding, Report, markdown, spread
+from benchmarks.lib.report import Finding, Report, spread
 from benchmarks.lib.result_files import RESULTS, make_writable, write_result
+from launch.display.format import markdown
 from pipeline.config.config_file import dump_config
 from pipeline.config.sections import build_config
 

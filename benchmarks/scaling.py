@@ -25,9 +25,10 @@ import click
 
 from benchmarks.lib.command_line import counts_of, provenance_now, with_usage_errors
 from benchmarks.lib.contenders import NEVER
-from benchmarks.lib.report import Finding, Report, markdown
+from benchmarks.lib.report import Finding, Report
 from benchmarks.lib.result_files import RESULTS, keep_so_far, make_writable, write_result
 from launch.command import status_of
+from launch.display.format import markdown
 from launch.engines.interrupts import INTERRUPTED
 from launch.job import Options
 from launch.launcher import launch

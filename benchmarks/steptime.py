@@ -24,10 +24,11 @@ from benchmarks.lib.command_line import provenance_now, with_usage_errors
 from benchmarks.lib.contenders import NETWORKS, Contender, Task
 from benchmarks.lib.kernels import CONVOLUTIONS, KINDS, PRODUCTS, KernelClock
 from benchmarks.lib.laps import made_up_batches
-from benchmarks.lib.report import NOTHING, Finding, Report, markdown
+from benchmarks.lib.report import Finding, Report
 from benchmarks.lib.result_files import RESULTS, keep_so_far, make_writable, write_result
 from benchmarks.lib.turns import WARM_UP, seconds_of, taken_in_turn, times_as_fast
 from benchmarks.rivals.plain import PlainBlock, PlainTrainer
+from launch.display.format import NOTHING, markdown
 from pipeline.data.facts import data_facts
 from pipeline.learning.build import prepare_process
 from pipeline.network.from_config import network_specs

@@ -103,7 +103,7 @@ LAUNCH: dict[str, Row] = {  # from the ground up; `pipeline` may be imported by 
     "launcher": row(
         "job resume run_directory display engines command plan trial_run run_job last_lines"
     ),
-    "paper": row("job resume run_directory machine plan"),
+    "paper": row("job resume run_directory machine display plan"),
     "cli": row("job run_directory command launcher"),
     "verify": row("job display engines command plan training run_job"),
     "reproduce": row(

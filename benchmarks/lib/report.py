@@ -6,11 +6,9 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-NOTHING = "–"
-"""Stands where there is no number."""
 Result: TypeAlias = "Mapping[str, Any]"
 """What a kept file holds."""
 
@@ -45,12 +43,3 @@ def spread(values: Sequence[float], unit: str = "") -> str:
     """The median, of how many, from the least to the largest."""
     low, high = min(values), max(values)
     return f"{median(values):.3f}{unit} (of {len(values)}, {low:.3f} to {high:.3f})"
-
-
-def markdown(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], texts: Collection[str] = ()
-) -> str:
-    """A table; the columns named in `texts` are aligned to the left, numbers to the right."""
-    rule = ["---" if column in texts else "---:" for column in columns]
-    lines = [f"| {' | '.join(cells)} |" for cells in (columns, rule, *rows)]
-    return "\n".join(lines) + "\n"

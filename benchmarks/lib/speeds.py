@@ -10,7 +10,8 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.lib.contenders import LOSSES, NETWORKS, PRECISIONS, Contender
-from benchmarks.lib.report import NOTHING, Finding, markdown
+from benchmarks.lib.report import Finding
+from launch.display.format import NOTHING, markdown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

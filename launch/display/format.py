@@ -1,13 +1,14 @@
-"""How numbers, sizes and times are said in words."""
+"""How numbers, sizes and times are said in words, and tables in Markdown."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
 NOTHING = "–"
+"""Stands where there is no number."""
 
 
 def number_text(value: float | None, form: str, below: float = 1e4) -> str:
@@ -33,6 +34,15 @@ def count_text(number: int) -> str:
 def size_text(nbytes: float) -> str:
     """As 512 B or 1.81 GiB: three digits."""
     return _three_digits(nbytes, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+
+
+def markdown(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], texts: Collection[str] = ()
+) -> str:
+    """A table; the columns named in `texts` are aligned to the left, numbers to the right."""
+    rule = ["---" if column in texts else "---:" for column in columns]
+    lines = [f"| {' | '.join(cells)} |" for cells in (columns, rule, *rows)]
+    return "\n".join(lines) + "\n"
 
 
 def _three_digits(number: float, step: int, units: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from launch.display.format import NOTHING, markdown
 from launch.paper.configs import CONFIGS, count_parameters, epochs_text
 from launch.paper.figures import FIGURES, draw_figures
 from launch.paper.results import best_record, read_records
@@ -12,14 +13,13 @@ from launch.paper.table import all_cells, entries_of
 from pipeline.storage.atomic import replace_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from launch.paper.results import Record
     from launch.paper.table import Cell, Table
 
 RESULTS, REPORT = "results/paper.json", "PAPER.md"
-_NONE = "–"
 _INTRODUCTION = """\
 # The paper's tables, and what this trainer gives
 
@@ -68,14 +68,14 @@ def report_text(tables: Sequence[Table], records: Sequence[Record], folder: Path
     for table in tables:
         parts.append(f"## Table {table.number}. {table.title}\n")
         rows = [_row(cell, records, folder) for cell in table.cells]
-        parts.append(_markdown(_COLUMNS, rows))
+        parts.append(markdown(_COLUMNS, rows, _ALIGNED_LEFT))
         parts += _pictures(table, folder, shown)
     best = [best_record(entry, records) for entry in entries_of(all_cells(tables))]
     in_tables = {record.identity for record in best if record}
     others = [_other_row(record) for record in records if record.identity not in in_tables]
     if others:
         parts += ["## Runs with other settings, or shorter than one above\n"]
-        parts += [_markdown(_OTHERS, others)]
+        parts += [markdown(_OTHERS, others, _ALIGNED_LEFT)]
     return "\n".join(parts)
 
 
@@ -92,8 +92,8 @@ def _row(cell: Cell, records: Sequence[Record], folder: Path) -> tuple[str, ...]
     head = (cell.label, cell.loss, cell.error)
     record = best_record(cell.entry, records)
     if record is None:
-        blank = ("not run", _NONE, cell.parameters, ours, str(cell.entry.epochs))
-        return (*head, *blank, _NONE, _NONE, _NONE, link)
+        blank = ("not run", NOTHING, cell.parameters, ours, str(cell.entry.epochs))
+        return (*head, *blank, NOTHING, NOTHING, NOTHING, link)
     # seed and precision, where they are not the entry's
     other = [f"{key.removeprefix('runtime.')} {ours}" for key, (_, ours) in record.changes.items()]
     error = f"{record.error_pct:.2f}" + (f" ({', '.join(other)})" if other else "")
@@ -105,12 +105,12 @@ def _row(cell: Cell, records: Sequence[Record], folder: Path) -> tuple[str, ...]
 def _other_row(record: Record) -> tuple[str, ...]:
     changed = ", ".join(f"{key}: {ours}" for key, (_, ours) in sorted(record.changes.items()))
     error = f"{record.error_pct:.2f}"
-    return (record.entry, changed or _NONE, error, str(record.epochs), *_where(record))
+    return (record.entry, changed or NOTHING, error, str(record.epochs), *_where(record))
 
 
 def _where(record: Record) -> tuple[str, str, str]:
     """Images/s, machine, commit."""
-    speed = _NONE if record.images_per_s is None else f"{record.images_per_s:.0f}"
+    speed = NOTHING if record.images_per_s is None else f"{record.images_per_s:.0f}"
     if not record.starts:
         return speed, "not recorded", "not recorded"
     commits = dict.fromkeys(_commit(start) for start in record.starts)
@@ -145,9 +145,3 @@ def _pictures(table: Table, folder: Path, shown: set[str]) -> list[str]:
 
 def _file(figure: str) -> str:
     return f"{FIGURES}/{figure}.svg"
-
-
-def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    rule = ["---" if column in _ALIGNED_LEFT else "---:" for column in columns]
-    lines = [f"| {' | '.join(cells)} |" for cells in (columns, rule, *rows)]
-    return "\n".join(lines) + "\n"
