@@ -128,10 +128,13 @@ def _how_to_resume(said: str, run: HeldRun, options: Options) -> str:
 
 def _resume(run: HeldRun, options: Options) -> list[str]:
     """The command that resumes the run by the config in its folder, in as many processes."""
-    command = ["pipeline-launch", "--resume", "--run-dir", str(run.path)]
-    if options.single:
-        command.append("--single")
+    return ["pipeline-launch", "--resume", "--run-dir", str(run.path), *placement(options)]
+
+
+def placement(options: Options) -> list[str]:
+    """The words of a command that say in which processes, on which devices, it trains."""
+    words = ["--single"] if options.single else []
     named = (("--stages", options.stages), ("--gpus", options.gpus), ("--plan", options.plan))
     for flag, value in named:
-        command += [flag, str(value)] if value is not None else []
-    return command
+        words += [flag, str(value)] if value is not None else []
+    return words

@@ -5,7 +5,6 @@ select cells ─▶ for each entry: config, run directory ─▶ launcher ─▶
 
 from __future__ import annotations
 
-import gc
 import math
 import shlex
 import sys
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launch.cli import launch_options
-from launch.command import DONE, run_command
+from launch.command import DONE, complain, run_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -85,10 +84,10 @@ def show_plans(tables: Sequence[Table], request: Request) -> int:
 def _train(task: Task, run: HeldRun, command: str) -> int:
     """Train a task to its end in its folder; `command` goes into its provenance."""
     from launch.engines.interrupts import INTERRUPTED
-    from launch.launcher import ended_at_once
     from launch.machine.provenance import provenance, read_starts, write_starts
     from launch.paper.results import is_finished
-    from launch.run_job import engine_for
+    from launch.paper.tasks import RUNS_OPTION
+    from launch.series import how_to_go_on, train_one
     from pipeline.errors import CutShortError, InterruptedRunError, StageFailedError
 
     if is_finished(run.path, task.job.config):
@@ -99,26 +98,13 @@ def _train(task: Task, run: HeldRun, command: str) -> int:
         before = read_starts(run.path) if resumed else []
         write_starts(run.folder, [*before, provenance(command)])
 
-    origin = task.origin(run)
-    run.check_writable()
     try:
-        with engine_for(single=task.options.single) as engine:
-            from launch.training import train  # imports much, while workers import torch
-
-            view = task.options.view
-            train(task.job, run, origin, engine, view=view, begun=note_start)
+        train_one(task.job, run, task.options, RUNS_OPTION, begun=note_start)
     except (InterruptedRunError, KeyboardInterrupt) as error:
-        said = str(error) or ended_at_once(run)
-        print(f"{said}; to go on, with the remaining entries:\n  {command}", file=sys.stderr)
-        return INTERRUPTED
+        return complain(how_to_go_on(error, run, "entries", command), INTERRUPTED)
     except CutShortError as error:
         advised = f"{error.summary}; to go on, with the remaining entries:\n  {command}"
         raise StageFailedError(advised, error.remote_traceback) from error
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        # single mode trained in this process: the next entry may need its device memory
-        gc.collect()
-        torch.cuda.empty_cache()
     return DONE
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config.config_file import load_config
 from pipeline.config.sections import build_config, differing_keys
@@ -38,6 +39,8 @@ CODE = "code.txt"
 _OF_A_NETWORK = ("encoder.", "tail.")
 """How the names of a user's tensors begin in a block's file."""
 _BOUND = ("runtime.seed", "runtime.precision", "schedule.greedy")
+_NO_MATTER = ("data.root", "data.download", "runtime.")
+_MATTER = ("runtime.seed", "runtime.precision")
 
 
 def start_state(run: Folder, job: Job) -> tuple[RunState, list[str]]:
@@ -111,6 +114,31 @@ def nothing_left(job: Job, start: RunState, path: Path) -> str:
     if job.config.schedule.greedy:
         return said
     return f"{said}; to go on, raise schedule.epochs, as --set schedule.epochs={2 * trained}"
+
+
+def what_differs(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
+    """Keys at which two configurations differ in what can change a result, with both values.
+
+    Threads may change how a sum is rounded, but not the method: they are recorded, no more.
+    """
+    return {
+        key: values
+        for key, values in differing_keys(one, other).items()
+        if key in _MATTER or not key.startswith(_NO_MATTER)
+    }
+
+
+def is_finished(path: Path, job: Job) -> bool:
+    """Whether the run in a folder has nothing left to train; without reading its weights.
+
+    Raises:
+        ConfigError: as `nothing_left`.
+    """
+    # what is damaged is not finished, and is told when the run is resumed
+    with suppress(OSError, CheckpointError), Folder.open(path) as run, checkpoints_of(run) as kept:
+        if names := complete_names(kept):
+            return bool(nothing_left(job, checkpoint_in(kept, names[-1]).state, path))
+    return False
 
 
 def no_folder(path: Path) -> ConfigError:

@@ -15,7 +15,7 @@ from datetime import datetime
 from errno import ENOENT
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from launch.resume import CODE, no_folder
 from pipeline.config.config_file import dump_config
@@ -61,6 +61,23 @@ _ATTEMPTS = 10
 def holds_run(path: Path) -> bool:
     """Whether a command has begun a run in a folder."""
     return any((path / name).exists() for name in _A_RUN)
+
+
+def epoch_lines(run_dir: Path) -> list[dict[str, Any]]:
+    """What the metrics of a run say of each epoch; lines that are damaged are left out."""
+    path = run_dir / METRICS_FILE
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line for line in map(_parsed, lines) if line.get("event") == "epoch"]
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    try:
+        tree: Any = json.loads(line)
+    except ValueError:  # a line that a crash left half written
+        return {}
+    return tree if isinstance(tree, dict) else {}
 
 
 @dataclass(frozen=True, slots=True)

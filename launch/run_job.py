@@ -15,7 +15,7 @@ from launch.run_directory import hold, hold_new
 from pipeline.storage.checkpoint import RunState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     from launch.job import Job, Options
@@ -50,12 +50,14 @@ def run_job(
     *,
     watcher: Watcher | None = None,
     packed: bytes | memoryview = b"",
+    begun: Callable[[], None] = lambda: None,
 ) -> Finished:
     """Train a job, from the beginning or from where its folder is.
 
     Args:
         watcher: is told what the view shows, by this thread, and may end the run.
         packed: a user's objects for the workers (`given.Given`).
+        begun: called once the run directory is ready, before training.
 
     Raises:
         ConfigError: where there is nothing to resume, or a run that would be overwritten.
@@ -81,6 +83,7 @@ def run_job(
                 origin,
                 engine,
                 view=options.view,
+                begun=begun,
                 watcher=watcher,
                 trace=options.trace or 0,
             )

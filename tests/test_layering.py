@@ -103,12 +103,11 @@ LAUNCH: dict[str, Row] = {  # from the ground up; `pipeline` may be imported by 
     "launcher": row(
         "job resume run_directory display engines command plan trial_run run_job last_lines"
     ),
-    "paper": row("job resume run_directory machine display plan"),
+    "series": row("job resume run_directory run_job launcher"),
+    "paper": row("job resume run_directory machine display plan series"),
     "cli": row("job run_directory command launcher"),
     "verify": row("job display engines command plan training run_job"),
-    "reproduce": row(
-        "job run_directory machine engines command training run_job launcher paper cli"
-    ),
+    "reproduce": row("job run_directory machine engines command launcher series paper cli"),
     "read_run": row(),
     "evaluate": row("command plan read_run"),
     "predict": row("command read_run"),

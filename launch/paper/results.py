@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from launch.machine.provenance import is_provenance, read_starts
 from launch.paper.configs import entry_config, shortened
-from launch.run_directory import PLAN
+from launch.resume import what_differs
+from launch.run_directory import PLAN, epoch_lines
 from pipeline.config.config_file import load_config
-from pipeline.config.sections import config_tree, differing_keys
+from pipeline.config.sections import config_tree
 from pipeline.data.facts import data_facts
 from pipeline.errors import ConfigError, one_line
 from pipeline.network.from_config import network_specs
-from pipeline.run.metrics import METRICS_FILE
 from pipeline.schedule.feed import course_of
 from pipeline.storage.atomic import replace_file
 from pipeline.storage.checkpoint_writer import CONFIG
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from launch.paper.table import Entry
     from pipeline.config.sections import Config
 
-_NO_MATTER = ("data.root", "data.download", "runtime.")
-_MATTER = ("runtime.seed", "runtime.precision")
 _DIGITS = 4
 """Of the errors in the curves, in percent: one image in ten thousand is 0.01."""
 
@@ -128,21 +126,9 @@ _FIELDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
-def what_differs(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
-    """Keys at which two configurations differ in what can change a result, with both values.
-
-    Threads may change how a sum is rounded, but not the method: they are recorded, no more.
-    """
-    return {
-        key: values
-        for key, values in differing_keys(one, other).items()
-        if key in _MATTER or not key.startswith(_NO_MATTER)
-    }
-
-
 def is_finished(run_dir: Path, config: Config) -> bool:
     """Whether the run in this directory has trained and tested its last epoch."""
-    lines = _epoch_lines(run_dir)
+    lines = epoch_lines(run_dir)
     return bool(lines) and lines[-1]["epoch"] == all_epochs(config) and bool(lines[-1].get("test"))
 
 
@@ -163,7 +149,7 @@ def record_of(entry: Entry, run_dir: Path) -> Record:
     config = load_config(run_dir / CONFIG)
     if not is_finished(run_dir, config):
         raise ConfigError(f"{run_dir}: the run in it is not finished, or never tested")
-    lines = _epoch_lines(run_dir)
+    lines = epoch_lines(run_dir)
     epochs = [line for line in lines if line["epoch"] > 0]
     speeds = [line["images_per_s"] for line in epochs if line["images_per_s"]]
     stages = epochs[-1]["stages"]
@@ -246,22 +232,6 @@ def _changes(entry: Entry, config: Config) -> dict[str, list[Any]]:
         key: [tree[key.partition(".")[0]].get(key.partition(".")[2]) for tree in trees]
         for key in what_differs(paper, config)
     }
-
-
-def _epoch_lines(run_dir: Path) -> list[dict[str, Any]]:
-    path = run_dir / METRICS_FILE
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [line for line in map(_parsed, lines) if line.get("event") == "epoch"]
-
-
-def _parsed(line: str) -> dict[str, Any]:
-    try:
-        tree: Any = json.loads(line)
-    except ValueError:  # a line that a crash left half written
-        return {}
-    return tree if isinstance(tree, dict) else {}
 
 
 def _error(values: Mapping[str, Any] | None) -> float | None:

@@ -12,24 +12,22 @@ from launch.machine.provenance import read_starts
 from launch.paper.configs import config_text, scaled_epochs, shortened
 from launch.paper.figures import FIGURES
 from launch.paper.report import RESULTS
-from launch.paper.results import alone_in, read_records, what_differs
+from launch.paper.results import alone_in, read_records
 from launch.paper.table import all_cells, entries_of, select
 from launch.plan.checks import check_engine, make_job
-from launch.resume import start_state
 from launch.run_directory import holds_run
-from pipeline.config.config_file import load_config
+from launch.series import check_same_run, check_tested, options_for
 from pipeline.errors import ConfigError
 from pipeline.storage.atomic import replace_file
-from pipeline.storage.checkpoint import RunState
-from pipeline.storage.checkpoint_writer import CONFIG
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from launch.job import Job, Options
     from launch.paper.table import Entry, Table
-    from launch.run_directory import HeldRun
-    from pipeline.config.sections import Config
+
+
+RUNS_OPTION = "--runs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +51,6 @@ class Task:
     options: Options
     job: Job
 
-    def origin(self, run: HeldRun) -> tuple[RunState, list[str]]:
-        """What to train from in its folder, which is locked now, and notes on that: another command
-        may have trained in it since it was checked.
-
-        Raises:
-            ConfigError: where the folder holds another run.
-            CheckpointError: naming the damaged file, with a way back.
-        """
-        if not run.holds_run:
-            run.refuse_to_overwrite()
-            return RunState(), []
-        _check_same_run(run.path, self.job.config)
-        return start_state(run.folder, self.job)
-
 
 def make_tasks(tables: Sequence[Table], request: Request) -> list[Task]:
     """Check the selected entries; writes their configs beside their run directories.
@@ -85,26 +69,16 @@ def make_task(tables: Sequence[Table], entry: Entry, request: Request) -> Task:
     Raises:
         ConfigError: where it can't be trained as asked, or its folder holds another run.
     """
-    with writing("--runs", request.runs):
+    with writing(RUNS_OPTION, request.runs):
         config, run_dir = _config_of(tables, entry, request)
         # to list it tells a file, or a folder of others, from a folder that holds no run
         held = run_dir.exists() and any(run_dir.iterdir()) and holds_run(run_dir)
-    options = replace(
-        request.launch,
-        config=config,
-        run_dir=run_dir,
-        resume=held,
-        single=request.launch.single or entry.backprop,
-        stages=None if entry.backprop else request.launch.stages,
-    )
+    options = replace(request.launch, config=config, run_dir=run_dir, resume=held)
+    options = options_for(options, backprop=entry.backprop)
     job = make_job(options)
-    if job.config.runtime.eval_every_epochs == 0:
-        raise ConfigError(
-            "runtime.eval_every_epochs 0: a result needs the test of the last epoch; use 1, or "
-            "as many epochs as the run has for that test alone"
-        )
+    check_tested(job.config)
     if held:
-        _check_same_run(run_dir, job.config)
+        check_same_run(run_dir, job.config, RUNS_OPTION)
         read_starts(run_dir)
     return Task(entry, run_dir, options, job)
 
@@ -150,11 +124,3 @@ def _config_of(tables: Sequence[Table], entry: Entry, request: Request) -> tuple
     with alone_in(config.parent):  # another command may read it, or write it, too
         replace_file(config, config_text(shortened(entry, epochs), cells).encode())
     return config, directory
-
-
-def _check_same_run(run_dir: Path, config: Config) -> None:
-    for key, (before, now) in what_differs(load_config(run_dir / CONFIG), config).items():
-        raise ConfigError(
-            f"{run_dir}: holds a run with {key} {before}, but {now} is asked for: "
-            "choose another folder with --runs, or move that run away"
-        )

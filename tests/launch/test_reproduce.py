@@ -29,11 +29,11 @@ from launch.paper.results import (
     keep_record,
     read_records,
     record_of,
-    what_differs,
 )
 from launch.paper.table import read_tables, select
 from launch.paper.tasks import Request, make_task
 from launch.reproduce import main, reproduce
+from launch.resume import what_differs
 from launch.run_directory import hold
 from pipeline.config.config_file import load_config
 from pipeline.errors import ConfigError
