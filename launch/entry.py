@@ -79,6 +79,15 @@ def pipeline_export() -> None:
     main()
 
 
+def pipeline_sweep() -> None:
+    try:
+        leave_current_folder()
+        from launch.sweep import main
+    except KeyboardInterrupt:
+        raise _interrupted() from None
+    main()
+
+
 def _interrupted() -> SystemExit:
     """Ctrl-C while modules are imported, before anything of the command's own could hear it."""
     print("interrupted", file=sys.stderr)

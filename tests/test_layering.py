@@ -105,14 +105,16 @@ LAUNCH: dict[str, Row] = {  # from the ground up; `pipeline` may be imported by 
     ),
     "series": row("job resume run_directory run_job launcher"),
     "paper": row("job resume run_directory machine display plan series"),
+    "grid": row("job resume run_directory display plan series"),
     "cli": row("job run_directory command launcher"),
     "verify": row("job display engines command plan training run_job"),
     "reproduce": row("job run_directory machine engines command launcher series paper cli"),
+    "sweep": row("job run_directory machine display engines command launcher series grid cli"),
     "read_run": row(),
     "evaluate": row("command plan read_run"),
     "predict": row("command read_run"),
     "export": row("command read_run"),
-    "entry": row("cli verify reproduce evaluate predict export"),
+    "entry": row("cli verify reproduce sweep evaluate predict export"),
 }
 
 TRACING = {

@@ -15,6 +15,7 @@ import launch.evaluate
 import launch.export
 import launch.predict
 import launch.reproduce
+import launch.sweep
 import launch.verify
 from pipeline.config.sections import Config
 
@@ -32,6 +33,7 @@ COMMANDS = {
     "pipeline-export": launch.export.main,
     "pipeline-verify": launch.verify.main,
     "pipeline-reproduce": launch.reproduce.main,
+    "pipeline-sweep": launch.sweep.main,
 }
 KEYS = {
     f"{section}.{key}"

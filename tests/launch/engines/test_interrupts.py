@@ -141,6 +141,7 @@ def test_ctrl_c_before_anything_has_begun(
         entry.pipeline_verify,
         entry.pipeline_reproduce,
         entry.pipeline_export,
+        entry.pipeline_sweep,
     ],
 )
 def test_ctrl_c_while_the_first_modules_are_imported(

@@ -1,0 +1,1 @@
+"""What a sweep varies, and the tables of what that gave."""
