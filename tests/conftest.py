@@ -21,8 +21,37 @@ if TYPE_CHECKING:
 
     from pipeline.transport.sockets import Sockets
 
+MOST_PROCESSES = 4
+"""That test at once: more would only wait for the one that has all tests marked `processes`."""
+FEW_FILES = 9
+"""So many, or fewer, are tested by one process: each takes seconds to import torch."""
+
 settings.register_profile("same_everywhere", derandomize=True, deadline=None, database=None)
 settings.load_profile("same_everywhere")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """What `-n auto` of pyproject.toml means: this process alone for a few files."""
+    files = set[Path]()
+    for argument in config.args:
+        path = config.invocation_params.dir / argument.partition("::")[0]
+        files.update(path.rglob("test_*.py") if path.is_dir() else [path])
+    cores = len(os.sched_getaffinity(0))
+    return 0 if cores == 1 or len(files) <= FEW_FILES else min(cores, MOST_PROCESSES)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of several processes one carries out all tests that start real ones, first and one by one:
+    what they wait for, and what they look for in the end, allows for quick tests beside them, not
+    for each other. The others take what comes next, and so does this one when it is done."""
+    if not hasattr(config, "workerinput"):
+        return  # this process does it all
+    for item in items:
+        if item.get_closest_marker("processes"):
+            item.add_marker(pytest.mark.xdist_group("processes"))
+    items.sort(key=lambda item: item.get_closest_marker("processes") is None)
 
 
 def pytest_collection_finish() -> None:
