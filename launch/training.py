@@ -185,6 +185,7 @@ def make_run(
         folder,
         course,
         [stage.device for stage in job.plan.stages],
+        [spec.name for spec in job.specs],
         writer,
         observer,
         start=start,

@@ -75,7 +75,7 @@ PIPELINE: dict[str, Row] = {  # from the ground up
     "single": torch(
         "errors network planning schedule timeline device run learning rehearsal worker"
     ),
-    "trained": torch("errors system config data network storage learning"),
+    "trained": torch("errors system config data network schedule storage learning"),
     "api": torch("errors config data kernels learning network rules run storage system trained"),
 }
 """`torch`: importing the folder may import torch. The others plan, talk and keep without it."""

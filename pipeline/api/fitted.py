@@ -43,8 +43,9 @@ class FittedRun:
     """The run's folder. Where `fit` was given none, it is removed with this object."""
     history: list[dict[str, Any]]
     """A row for each epoch, that of `metrics.jsonl`: `epoch`, `step`, `lr`; `train` and `test`
-    with `loss` and `error_pct` of the output, and `depths` under `runtime.eval_depths`; `blocks`
-    with both of each block in training; `images_per_s`, `seconds`, `stages`."""
+    with `loss`, `error_pct`, `cross_entropy` and `similarity` of the output, and `depths` under
+    `runtime.eval_depths`; `blocks` with these of each block in training; `time`, `images_per_s`,
+    `seconds`, `stages` (docs/running.md)."""
 
     def __init__(
         self, job: Job, state: RunState, facts: DataFacts, path: Path, lines: bytes, given: Given

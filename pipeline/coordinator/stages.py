@@ -3,6 +3,7 @@ to speak for it, and what it is told to be. What does not fit is rejected, and t
 
 from __future__ import annotations
 
+from math import isqrt
 from typing import TYPE_CHECKING, get_args
 
 from pipeline.config.sections import config_tree
@@ -198,6 +199,7 @@ def _check_contents(said: Said, run: Run) -> None:
     elif isinstance(message, PassReport):
         _check(message.stage == said.stage, f"a report of stage {message.stage}")
         _check(0 <= message.epoch <= course.all_epochs, f"a report of epoch {message.epoch}")
+        _check(_is_square(len(message.confusion)), f"{len(message.confusion)} confusions")
         tallies = message.tallies
     elif isinstance(message, StageState):
         _check(message.blocks == blocks, f"a state of blocks {message.blocks[:20]}")
@@ -208,6 +210,10 @@ def _check_contents(said: Said, run: Run) -> None:
     found = {tally.block for tally in tallies}
     _check(found <= set(blocks), f"counters of blocks {sorted(found)[:20]}, it has {blocks}")
     _check(len(said.attached) == files, f"{len(said.attached)} files where {files} belong")
+
+
+def _is_square(count: int) -> bool:
+    return isqrt(count) ** 2 == count
 
 
 def _check(holds: bool, what: str) -> None:

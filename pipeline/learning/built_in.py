@@ -65,7 +65,7 @@ class OutputLoss(BuiltIn):
 
     def value(self, activation: Activation, targets: Tensor, x: Tensor) -> LossValue:
         value = output_loss(wide(activation.h), targets, self.smoothing)
-        return LossValue((self.spec.output_weight or 0.0) * value.loss, value.errors)
+        return value.of((self.spec.output_weight or 0.0) * value.loss)
 
     def scores(self, h: Tensor, batch: Batch) -> Tensor | None:
         return h
@@ -112,7 +112,7 @@ class HeadLosses(BuiltIn):
             return value
         unsupervised = self._unsupervised(activation.h, mapped, x)
         alpha = self.spec.alpha
-        return LossValue(alpha * unsupervised + (1 - alpha) * value.loss, value.errors)
+        return value.of(alpha * unsupervised + (1 - alpha) * value.loss)
 
     def _autocast(self) -> torch.autocast:
         return autocast(self._device, bf16=self._bf16)
@@ -131,7 +131,7 @@ class HeadLosses(BuiltIn):
         needed = mapped is not None or self._heads.projection is not None
         target = self._target(labels) if needed else labels
         terms: list[Tensor] = []
-        errors = None
+        errors = cross_entropy = similarity = predicted = None
         if logits is not None and self.spec.pred is not None:
             value = (
                 projected_prediction_loss(wide(logits), target)
@@ -139,10 +139,13 @@ class HeadLosses(BuiltIn):
                 else prediction_loss(wide(logits), labels, self.smoothing)
             )
             terms.append(self.spec.pred.weight * value.loss)
-            errors = value.errors
+            _, errors, cross_entropy, _, predicted = value
         if mapped is not None and self.spec.sim is not None:
-            terms.append(self.spec.sim.weight * similarity_loss(wide(mapped), target))
-        return LossValue(sum(terms[1:], start=terms[0]), errors)
+            matching = similarity_loss(wide(mapped), target)
+            terms.append(self.spec.sim.weight * matching)
+            similarity = matching.detach()
+        loss = sum(terms[1:], start=terms[0])
+        return LossValue(loss, errors, cross_entropy, similarity, predicted)
 
     def _unsupervised(self, h: Tensor, mapped: Tensor | None, x: Tensor) -> Tensor:
         """Mean squared difference of similarities, or of the rebuilt input; 0 for neither."""

@@ -21,10 +21,21 @@ _LEAST_LENGTH = 1e-8
 
 
 class LossValue(NamedTuple):
-    """A scalar loss, and the number of wrong predictions (None where nothing is predicted)."""
+    """A scalar loss, and the number of wrong predictions (None where nothing is predicted).
+
+    `cross_entropy`, `similarity`: L_pred and L_sim of which the loss is made, not weighted, without
+    a graph; None where it has no such part. `predicted`: the classes (n, …) that `errors` judges.
+    """
 
     loss: Tensor
     errors: Tensor | None
+    cross_entropy: Tensor | None = None
+    similarity: Tensor | None = None
+    predicted: Tensor | None = None
+
+    def of(self, loss: Tensor) -> LossValue:
+        """The same of another loss that is made of this one."""
+        return LossValue(loss, self.errors, self.cross_entropy, self.similarity, self.predicted)
 
 
 def similarity_matrix(x: Tensor) -> Tensor:
@@ -107,12 +118,15 @@ def prediction_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> L
         smoothing: share of each target that all classes have in common, in equal parts
             (Szegedy et al. 2016, section 7).
     """
-    wrong = (logits.detach().argmax(dim=1) != labels).sum()
-    return LossValue(F.cross_entropy(logits, labels, label_smoothing=smoothing), wrong)
+    predicted = logits.detach().argmax(dim=1)
+    loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    errors = (predicted != labels).sum()
+    return LossValue(loss, errors, cross_entropy=loss.detach(), predicted=predicted)
 
 
 def projected_prediction_loss(logits: Tensor, projected: Tensor) -> LossValue:
     """L_pred-bio: binary cross-entropy of logits with the signs of the projected label, mean
     over all entries; both (n, k). Section 3.3. It predicts no class."""
     target = (projected > 0).to(logits.dtype)
-    return LossValue(F.binary_cross_entropy_with_logits(logits, target), None)
+    loss = F.binary_cross_entropy_with_logits(logits, target)
+    return LossValue(loss, None, cross_entropy=loss.detach())

@@ -21,7 +21,7 @@ from pipeline.device.compiler import Compiler
 from pipeline.device.cuda_graphs import CapturedSteps, StepScalars
 from pipeline.kernels.linear import wide
 from pipeline.kernels.recompute import Activation
-from pipeline.learning.counters import Counters
+from pipeline.learning.counters import Confusion, Counters
 from pipeline.learning.losses import output_loss
 from pipeline.learning.nonfinite import FiniteCheck, StateCheck, restore
 from pipeline.learning.rule_calls import Expansion, shared_by
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from pipeline.learning.nonfinite import Policy
     from pipeline.learning.rule_calls import Versions
     from pipeline.network.specs import BlockSpec
+
+MOST_CLASSES = 128
+"""With more, tests count no confusions: a report then would hold more than 16,384 numbers."""
 
 
 class Stage:
@@ -63,6 +66,8 @@ class Stage:
         self.at_work: int | None = None
         """Index of the block at work, for error messages."""
         self.training, self.evaluation = Counters(indices, device), Counters(indices, device)
+        self.confusion = Confusion(device)
+        """Of the test under way, where this stage is tested."""
         self._preprocess = preprocess
         self._groups = in_runs(self.blocks, lambda block: block.spec.same_group)
         self._expansion = _expansion_of(self._groups[0]) if preprocess else None
@@ -302,6 +307,8 @@ class Stage:
                 self.at_work = last.spec.index
                 value = self._tested(last, h, received, batch, onwards, batch_id)
                 self.evaluation.add(last.spec.index, value, counted(batch.y))
+                if value.predicted is not None and last.spec.classes <= MOST_CLASSES:
+                    self.confusion.add(value.predicted, batch.y, last.spec.classes)
                 break
             if self._tests_every_depth and not batch.y.is_floating_point():
                 self._count_depth(last, h, onwards)

@@ -59,9 +59,11 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class EpochDone:
-    """An epoch is complete; `metrics` is its line of metrics.jsonl."""
+    """An epoch is complete; `metrics` is its line of metrics.jsonl. `confusion`: how many of each
+    class (rows) its test took for each (columns); empty where that was not counted."""
 
     metrics: dict[str, Any]
+    confusion: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

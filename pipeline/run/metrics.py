@@ -1,12 +1,15 @@
-"""metrics.jsonl: one line per epoch, written when the last stage has reported it."""
+"""metrics.jsonl: one line per epoch, written when the last stage has reported it; and beside it
+confusion.jsonl, a line for each test that could tell which classes are taken for which."""
 
 from __future__ import annotations
 
 import json
+from datetime import datetime, timezone
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from pipeline.run.events import EpochDone, Note
+from pipeline.schedule.reports import rows_of
 from pipeline.storage.line_log import LineLog, trim_lines
 
 if TYPE_CHECKING:
@@ -19,21 +22,31 @@ if TYPE_CHECKING:
     from pipeline.storage.folder import Folder
 
 METRICS_FILE = "metrics.jsonl"
+CONFUSION_FILE = "confusion.jsonl"
+_MOST_CONFUSIONS_WAITING = 100
 
 
 class MetricsLog:
-    """Puts the reports of `len(devices)` stages together, of a run that begins at `start`."""
+    """Puts the reports of `len(devices)` stages together, of a run that begins at `start`.
+
+    Args:
+        names: of the blocks, in order.
+        clock: seconds; `today`: the time of day.
+    """
 
     def __init__(
         self,
         folder: Folder,
         course: Course,
         devices: Sequence[str],
+        names: Sequence[str],
         observer: Observer,
         start: RunState,
         clock: Callable[[], float],
+        today: Callable[[], datetime],
     ) -> None:
-        self._course, self._devices = course, devices
+        self._course, self._devices, self._names = course, devices, names
+        self._today = today
         self._observer, self._clock = observer, clock
         self._reports: dict[tuple[int, bool], dict[int, PassReport]] = {}
         self._seconds: dict[int, float] = {}
@@ -46,6 +59,10 @@ class MetricsLog:
         """The last epoch with a line."""
         self._began = clock()
         self.lines = LineLog(folder, METRICS_FILE, lambda text: observer(Note(text)))
+        # of the same disk, which says so for metrics.jsonl
+        self._confusions = LineLog(
+            folder, CONFUSION_FILE, lambda text: None, most=_MOST_CONFUSIONS_WAITING
+        )
 
     def start_clock(self) -> None:
         """Training begins now; what came before was start-up."""
@@ -79,23 +96,34 @@ class MetricsLog:
         self._seconds.clear()
         self._images_before = _images_counted(start)
         self.best, self.written = start.best, 0
-        self.lines.trim(lambda line: _stays(line, start.position))
+        for log in (self.lines, self._confusions):
+            log.trim(lambda line: _stays(line, start.position))
         self.start_clock()
+
+    def flush(self) -> None:
+        """Try again what the disk refused."""
+        self.lines.flush()
+        self._confusions.flush()
 
     def _has_all(self, epoch: int, training: bool) -> bool:
         return len(self._reports.get((epoch, training), ())) == len(self._devices)
 
     def _write_line(self, epoch: int) -> None:
-        trained = self._take(epoch, training=True)
-        line = self._line(epoch, trained, self._take(epoch, training=False))
-        _, test = tested(line)
+        trained, evaluated = self._take(epoch, training=True), self._take(epoch, training=False)
+        line = self._line(epoch, trained, evaluated)
+        part, test = tested(line)
         if epoch and test:
             predicts = test["error_pct"] is not None
             self.error = test["error_pct" if predicts else "loss"]
             self.best = self.best.after(epoch, self.error)
+        confusion = rows_of(next((said.confusion for said in evaluated if said.confusion), ()))
+        if confusion:
+            at = {"event": "confusion", "epoch": epoch, "step": line["step"], "part": part}
+            counted = json.dumps({**at, "confusion": confusion}, separators=(",", ":"))
+            self._confusions.append(counted)
         self.lines.append(json.dumps(line))
         self.written = epoch
-        self._observer(EpochDone(line))
+        self._observer(EpochDone(line, confusion))
 
     def _take(self, epoch: int, *, training: bool) -> list[PassReport]:
         reports = self._reports.pop((epoch, training), {})
@@ -114,6 +142,7 @@ class MetricsLog:
             "event": "epoch",
             "epoch": epoch,
             "step": step,
+            "time": self._today().isoformat(timespec="milliseconds"),
             "lr": self._course.learning_rate(step),
             **({"learner": learner} if learner is not None else {}),
             "train": _summary(tallies),
@@ -121,7 +150,7 @@ class MetricsLog:
                 [tally for report in tested for tally in report.tallies]
             ),
             "blocks": [
-                {"block": tally.block, "loss": _number(tally.loss), "error_pct": tally.error_pct}
+                {"block": tally.block, "name": self._names[tally.block], **_means(tally)}
                 for tally in tallies
             ],
             "images_per_s": round(images / seconds, 1) if seconds > 0 else None,
@@ -162,7 +191,8 @@ def trim_metrics(folder: Folder, position: Position) -> None:
     Raises:
         OSError: where the disk refuses.
     """
-    trim_lines(folder, METRICS_FILE, lambda line: _stays(line, position))
+    for name in (METRICS_FILE, CONFUSION_FILE):
+        trim_lines(folder, name, lambda line: _stays(line, position))
 
 
 def _stays(line: str, position: Position) -> bool:
@@ -182,10 +212,22 @@ def _images_counted(start: RunState) -> int:
 
 
 def _summary(tallies: Sequence[Tally]) -> dict[str, float | None] | None:
-    """Loss and error of the output block, which is the last."""
-    if not tallies:
-        return None
-    return {"loss": _number(tallies[-1].loss), "error_pct": tallies[-1].error_pct}
+    """Losses and error of the output block, which is the last."""
+    return _means(tallies[-1]) if tallies else None
+
+
+def _means(tally: Tally) -> dict[str, float | None]:
+    return {
+        "loss": _number(tally.loss),
+        "error_pct": tally.error_pct,
+        "cross_entropy": _number(tally.cross_entropy),
+        "similarity": _number(tally.similarity),
+    }
+
+
+def utc_now() -> datetime:
+    """The time of day, which says that it is UTC."""
+    return datetime.now(timezone.utc)
 
 
 def _number(value: float | None) -> float | None:

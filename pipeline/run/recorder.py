@@ -10,12 +10,13 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from pipeline.errors import RunError
-from pipeline.run.metrics import MetricsLog
+from pipeline.run.metrics import MetricsLog, utc_now
 from pipeline.run.snapshots import Snapshots
 from pipeline.schedule.best import BestSoFar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from datetime import datetime
 
     from pipeline.run.events import Observer
     from pipeline.schedule.feed import Course
@@ -26,22 +27,24 @@ if TYPE_CHECKING:
 
 
 class Recorder:
-    """Of `len(devices)` stages, in `folder`. Its methods, and the observer, are called by one
-    thread only."""
+    """Of `len(devices)` stages, whose blocks have `names`, in `folder`. Its methods, and the
+    observer, are called by one thread only."""
 
     def __init__(
         self,
         folder: Folder,
         course: Course,
         devices: Sequence[str],
+        names: Sequence[str],
         writer: BackgroundWriter,
         observer: Observer,
         *,
         start: RunState,
         keep_best: bool = True,
         clock: Callable[[], float] = perf_counter,
+        today: Callable[[], datetime] = utc_now,
     ) -> None:
-        self.metrics = MetricsLog(folder, course, devices, observer, start, clock)
+        self.metrics = MetricsLog(folder, course, devices, names, observer, start, clock, today)
         self.snapshots = Snapshots(folder, len(devices), writer, observer, start)
         self._course, self._keep_best, self._kept = course, keep_best, start.kept
 
@@ -66,7 +69,7 @@ class Recorder:
     def tell_written(self) -> None:
         """Report which snapshots were written, refused or left out; cheap, to be called often."""
         if self.snapshots.tell_written():  # the disk works: lines that it refused may go, too
-            self.metrics.lines.flush()
+            self.metrics.flush()
 
     def rewind(self, start: RunState) -> None:
         """The run begins again at `start`: at its newest snapshot, or where it began."""
@@ -77,7 +80,7 @@ class Recorder:
     def settle(self) -> None:
         """Give the disk time to take what it was given, and report: for the end of a run."""
         self.snapshots.settle()
-        self.metrics.lines.flush()
+        self.metrics.flush()
 
     def finish(self) -> None:
         """Wait until the newest snapshot, and every line, is on the disk.
@@ -90,7 +93,7 @@ class Recorder:
         try:
             self.snapshots.finish()
         finally:
-            lines.flush()
+            self.metrics.flush()
         if lines.waiting:
             on_disk = self.snapshots.on_disk()
             raise RunError(f"{lines.refusal}: {lines.waiting} lines are lost; {on_disk}")

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from math import isfinite
+from math import isfinite, isqrt
+from typing import TYPE_CHECKING
 
 from pipeline.errors import ProtocolError
 from pipeline.schedule.items import Item
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 DOINGS = ("idle", "input", "copy", "compute", "room", "send", "learn", "read", "report")
 """What a thread may be doing: waiting for `input`, for `room` at the next stage, for a `report`;
@@ -24,18 +28,35 @@ class Tally:
     """Sums over one pass for one block.
 
     `images`: how many predictions were asked for, one an image where each has one target.
-    `errors` is None where the block makes no prediction, as by `sim`.
+    `errors` is None where the block makes no prediction, as by `sim`. The sums of L_pred and L_sim,
+    not weighted, are None where the loss has no such part; not a number where a part of the pass
+    was counted without them, by an earlier version.
     """
 
     block: int
     images: int
     loss_sum: float
     errors: int | None
+    cross_entropy_sum: float | None = None
+    similarity_sum: float | None = None
 
     @property
     def loss(self) -> float | None:
         """Mean loss of a prediction, None before the first."""
-        return self.loss_sum / self.images if self.images else None
+        return self._mean(self.loss_sum)
+
+    @property
+    def cross_entropy(self) -> float | None:
+        """Mean L_pred, None where there is none, or before the first prediction."""
+        return self._mean(self.cross_entropy_sum)
+
+    @property
+    def similarity(self) -> float | None:
+        """Mean L_sim, as `cross_entropy`."""
+        return self._mean(self.similarity_sum)
+
+    def _mean(self, total: float | None) -> float | None:
+        return None if total is None or not self.images else total / self.images
 
     @property
     def error_pct(self) -> float | None:
@@ -70,13 +91,24 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class PassReport:
-    """What one stage answers to the end of a pass: `train` or `evaluation` of `epoch`."""
+    """What one stage answers to the end of a pass: `train` or `evaluation` of `epoch`.
+
+    `confusion`: of an evaluation, how many of each class were taken for each, row by row; empty
+    where the stage predicts none, or too many.
+    """
 
     stage: int
     epoch: int
     training: bool
     tallies: tuple[Tally, ...]
     usage: Usage
+    confusion: tuple[int, ...] = ()
+
+
+def rows_of(confusion: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """A square table by rows, of its numbers one after another."""
+    classes = isqrt(len(confusion))
+    return tuple(tuple(confusion[row * classes : (row + 1) * classes]) for row in range(classes))
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,18 +190,26 @@ def _of_type(kind: type[Kind], value: Any) -> Kind:
 
 def _tally(tree: Any) -> Tally:
     tally = Tally(**tree)
-    if type(tally.loss_sum) is not int:  # JSON may leave out the fraction of a whole number
-        _of_type(float, tally.loss_sum)
     errors = None if tally.errors is None else _count(tally.errors)
-    return Tally(_count(tally.block), _count(tally.images), float(tally.loss_sum), errors)
+    parts = (tally.cross_entropy_sum, tally.similarity_sum)  # early versions did not keep them
+    return Tally(
+        _count(tally.block),
+        _count(tally.images),
+        _number(tally.loss_sum),
+        errors,
+        *(None if part is None else _number(part) for part in parts),
+    )
+
+
+def _number(value: Any) -> float:
+    """JSON may leave out the fraction of a whole number."""
+    return float(value if type(value) is int else _of_type(float, value))
 
 
 def _best(tree: Any) -> BestSoFar:
     error = tree["error"]  # null where no test had one
-    if error is not None and type(error) is not int:
-        _of_type(float, error)
     return BestSoFar(
-        _count(tree["epoch"]), inf if error is None else float(error), _count(tree["tested"])
+        _count(tree["epoch"]), inf if error is None else _number(error), _count(tree["tested"])
     )
 
 

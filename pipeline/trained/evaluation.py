@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.errors import ConfigError
+from pipeline.learning.counters import Confusion
+from pipeline.schedule.reports import rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -111,7 +113,7 @@ class _Counts:
     def __init__(self, classes: int, exit_at: float | None) -> None:
         self._classes, self._exit_at = classes, exit_at
         self._n = 0
-        self._confused = torch.zeros(0, dtype=torch.int64)
+        self._confusion = Confusion(torch.device("cpu"))
         self._by_block: dict[int, list[int]] = {}
         """Wrong ones; of the ensemble; exits, and how many of these are wrong."""
 
@@ -139,16 +141,11 @@ class _Counts:
         if predicting and self._classes <= _MOST_CLASSES:
             last = scores[predicting[-1]]
             assert last is not None
-            pairs = y.flatten() * self._classes + last.argmax(dim=1).flatten()
-            found_now = torch.bincount(pairs, minlength=self._classes**2)
-            self._confused = found_now + (self._confused if self._confused.numel() else 0)
+            self._confusion.add(last.argmax(dim=1), y, self._classes)
 
     def table(self) -> tuple[tuple[int, ...], ...]:
         """Rows: classes; columns: what they were taken for."""
-        if not self._confused.numel():
-            return ()
-        rows = self._confused.reshape(self._classes, self._classes).tolist()
-        return tuple(map(tuple, rows))
+        return rows_of(self._confusion.read())
 
     def depths(self) -> tuple[Depth, ...]:
         """Of each block that predicts."""

@@ -163,6 +163,7 @@ class StageRunner:
     def _start_evaluation(self, item: StartEvaluation) -> None:
         self._last_evaluated = 0
         self.stage.evaluation.reset()
+        self.stage.confusion.reset()
         self._forward(item, ())
 
     def _end_evaluation(self, item: EndEvaluation) -> None:
@@ -199,8 +200,9 @@ class StageRunner:
     def _report(self, epoch: int, *, training: bool) -> None:
         self.stage.settle()
         counters = self.stage.training if training else self.stage.evaluation
-        tallies = counters.read()
-        self._upstream.report(PassReport(self.index, epoch, training, tallies, self.meter.take()))
+        tallies, confusion = counters.read(), () if training else self.stage.confusion.read()
+        usage = self.meter.take()
+        self._upstream.report(PassReport(self.index, epoch, training, tallies, usage, confusion))
 
     def _open_epoch(self, epoch: int) -> None:
         """Counters start again with the first batch of an epoch, not at its end: a snapshot

@@ -73,7 +73,7 @@ EXAMPLES: list[Any] = [
         False,
         5,
         1,
-        (Tally(0, 9, 1.5, None),),
+        (Tally(0, 9, 1.5, None, 2.5, 0.5),),
         2,
         0.5,
     ),
@@ -82,7 +82,7 @@ EXAMPLES: list[Any] = [
     Connect(ADDRESS),
     Complete(3),
     Connected(Carrier("shared", "no device")),
-    PassReport(0, 1, True, (Tally(0, 9, 1.5, 3),), Usage(1.0, 0.5, 7)),
+    PassReport(0, 1, False, (Tally(0, 9, 1.5, 3, 2.5, 0.5),), Usage(1.0, 0.5, 7), (6, 2, 1, 0)),
     StageState(1, 1, True, (0,), ()),
     Timeline(
         (items.TrainBatch(3, 1, 5e-4), items.Stop()),

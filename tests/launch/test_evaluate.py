@@ -50,7 +50,9 @@ def test_its_own_test_set_gives_the_numbers_of_its_own_tests(
     run: FittedRun, checkpoint: Any, row: int
 ) -> None:
     found = asked(run.path, "--checkpoint", checkpoint)
-    assert {key: found[key] for key in ("loss", "error_pct")} == run.history[row]["test"]
+    assert {key: run.history[row]["test"][key] for key in ("loss", "error_pct")} == {
+        key: found[key] for key in ("loss", "error_pct")
+    }
     assert (found["step"], found["examples"]) == (EPOCH * (row + 1), 360)
     assert sum(map(sum, found["confusion"])) == 360
 

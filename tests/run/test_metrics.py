@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+TRAINED = {"loss": 2.0, "error_pct": 50.0, "cross_entropy": 4.0, "similarity": None}
+TESTED = {"loss": 1.5, "error_pct": 10.0, "cross_entropy": 3.0, "similarity": None}
+
+
 def test_line_of_an_epoch_is_as_promised(recording: Recording) -> None:
     recording.recorder.metrics.start_clock()
     recording.now += 8.0
@@ -29,13 +33,28 @@ def test_line_of_an_epoch_is_as_promised(recording: Recording) -> None:
         "event": "epoch",
         "epoch": 1,
         "step": 4,
+        "time": "1970-01-01T00:01:48.000+00:00",
         "lr": 0.5,
-        "train": {"loss": 2.0, "error_pct": 50.0},
-        "test": {"loss": 1.5, "error_pct": 10.0},
+        "train": TRAINED,
+        "test": TESTED,
         "blocks": [
-            {"block": 0, "loss": 0.5, "error_pct": None},
-            {"block": 1, "loss": 0.25, "error_pct": 25.0},
-            {"block": 2, "loss": 2.0, "error_pct": 50.0},
+            {
+                "block": 0,
+                "name": "linear 2→3",
+                "loss": 0.5,
+                "error_pct": None,
+                "cross_entropy": None,
+                "similarity": 0.75,
+            },
+            {
+                "block": 1,
+                "name": "linear 3→3",
+                "loss": 0.25,
+                "error_pct": 25.0,
+                "cross_entropy": None,  # of an epoch of which an earlier version counted a part
+                "similarity": 0.125,
+            },
+            {"block": 2, "name": "output 3→2", **TRAINED},
         ],
         "images_per_s": 12.5,
         "seconds": 8.0,
@@ -46,7 +65,7 @@ def test_line_of_an_epoch_is_as_promised(recording: Recording) -> None:
     }
     assert recording.lines() == [expected]
     assert list(recording.lines()[0]) == list(expected)
-    assert recording.events == [EpochDone(expected)]
+    assert recording.events == [EpochDone(expected, ((16, 4), (0, 20)))]
 
 
 def test_lines_use_the_rate_of_their_epoch(recording: Recording) -> None:
@@ -68,8 +87,8 @@ def test_reports_in_any_order_give_the_same_line(tmp_path: Path, order: tuple[in
         assert len(recording.lines()) == 0, place
         recording.tell(REPORTS[index])
     (line,) = recording.lines()
-    assert line["train"] == {"loss": 2.0, "error_pct": 50.0}
-    assert line["test"] == {"loss": 1.5, "error_pct": 10.0}
+    assert line["train"] == TRAINED
+    assert line["test"] == TESTED
     assert [entry["block"] for entry in line["blocks"]] == [0, 1, 2]
     assert [entry["stage"] for entry in line["stages"]] == [0, 1]
 
@@ -89,7 +108,7 @@ def test_epoch_without_a_test(tmp_path: Path) -> None:
     recording.tell(trained(0, 1), trained(1, 1))
     (line,) = recording.lines()
     assert line["test"] is None
-    assert line["train"] == {"loss": 2.0, "error_pct": 50.0}
+    assert line["train"] == TRAINED
 
 
 def test_test_before_training_is_epoch_zero(tmp_path: Path) -> None:
@@ -99,7 +118,7 @@ def test_test_before_training_is_epoch_zero(tmp_path: Path) -> None:
     (line,) = recording.lines()
     assert (line["epoch"], line["step"], line["lr"]) == (0, 0, 0.5)
     assert (line["train"], line["blocks"], line["stages"]) == (None, [], [])
-    assert line["test"] == {"loss": 1.5, "error_pct": 10.0}
+    assert line["test"] == TESTED
     assert (line["images_per_s"], line["seconds"]) == (None, 0.0)
 
 
@@ -196,7 +215,7 @@ def test_a_rewound_epoch_times_only_what_is_trained_again(
     recording.tell_epoch(2)
     line = recording.lines()[-1]
     assert (line["seconds"], line["images_per_s"]) == (4.0, images_per_s)
-    assert line["train"] == {"loss": 2.0, "error_pct": 50.0}
+    assert line["train"] == TRAINED
 
 
 def test_a_rewind_before_the_first_snapshot_is_one_to_the_start(tmp_path: Path) -> None:
@@ -207,6 +226,30 @@ def test_a_rewind_before_the_first_snapshot_is_one_to_the_start(tmp_path: Path) 
     recording.now += 4.0
     recording.tell_epoch(1)
     assert recording.lines()[0]["images_per_s"] == 10.0
+
+
+# --- what tests take for what -------------------------------------------------------------
+
+
+def test_confusions_of_each_test_are_kept_and_go_back_with_the_lines(recording: Recording) -> None:
+    recording.tell_epoch(1)
+    recording.snap(4)
+    recording.tell_epoch(2)
+    newest = recording.recorder.snapshots.newest
+    assert newest is not None
+    recording.recorder.rewind(newest)
+    recording.tell_epoch(2, errors=6)
+    lines = (recording.path.parent / "confusion.jsonl").read_text().splitlines()
+    assert list(map(json.loads, lines)) == [
+        {
+            "event": "confusion",
+            "epoch": epoch,
+            "step": 4 * epoch,
+            "part": "test",
+            "confusion": [[20 - errors, errors], [0, 20]],
+        }
+        for epoch, errors in ((1, 4), (2, 6))
+    ]
 
 
 # --- lines that will be written again -----------------------------------------------------

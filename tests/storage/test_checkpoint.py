@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 CONFIG = {"runtime": {"seed": 7}, "model": {"name": "mlp"}}
 FILES: dict[int, bytes | memoryview] = {0: b"first block", 1: memoryview(b"second"), 2: b"last"}
-TALLIES = (Tally(0, 64, 1.5, None), Tally(1, 64, 2.25, 3))
+TALLIES = (Tally(0, 64, 1.5, None, None, 2.5), Tally(1, 64, 2.25, 3, 4.5))
 
 
 @pytest.fixture
@@ -144,8 +144,22 @@ def test_manifest_names_everything(folder: Path) -> None:
             for block, data in FILES.items()
         ],
         "tallies": [
-            {"block": 0, "images": 64, "loss_sum": 1.5, "errors": None},
-            {"block": 1, "images": 64, "loss_sum": 2.25, "errors": 3},
+            {
+                "block": 0,
+                "images": 64,
+                "loss_sum": 1.5,
+                "errors": None,
+                "cross_entropy_sum": None,
+                "similarity_sum": 2.5,
+            },
+            {
+                "block": 1,
+                "images": 64,
+                "loss_sum": 2.25,
+                "errors": 3,
+                "cross_entropy_sum": 4.5,
+                "similarity_sum": None,
+            },
         ],
         "best": {"epoch": 0, "error": None, "tested": 0},
         "kept": {"epoch": 0, "error": None, "tested": 0},
@@ -274,6 +288,9 @@ def test_manifest_of_another_format(folder: Path) -> None:
         assert says in refusal(partial(opened, edited))
 
 
+_TALLY = {"block": 0, "images": 1, "loss_sum": 3, "errors": None}
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -300,6 +317,7 @@ def test_manifest_of_another_format(folder: Path) -> None:
         {"tallies": [{"block": 0, "images": 1, "loss_sum": None, "errors": 0}]},
         {"tallies": [{"block": 0, "images": 1, "loss_sum": 10**400, "errors": 0}]},
         {"tallies": [{"block": 0, "images": 1, "loss_sum": 1.0, "errors": {}}]},
+        {"tallies": [{**_TALLY, "similarity_sum": "1.0"}]},
         {"best": None},
         {"best": {"epoch": -1, "error": 1.0, "tested": 1}},
         {"best": {"epoch": 1, "error": "1.0", "tested": 1}},
@@ -350,10 +368,9 @@ def test_complaints_are_short_and_can_be_shown(folder: Path, manifest: bytes) ->
 
 
 def test_whole_numbers_of_a_loss_are_read(folder: Path) -> None:
-    """JSON need not tell 3 from 3.0, a message does."""
-    tally = {"block": 0, "images": 1, "loss_sum": 3, "errors": None}
-    found = opened(_edited(write(folder), tallies=[tally]))
-    assert repr(found.state.tallies) == repr((Tally(0, 1, 3.0, None),))
+    """JSON need not tell 3 from 3.0, a message does. Early versions wrote no parts of a loss."""
+    found = opened(_edited(write(folder), tallies=[_TALLY, {**_TALLY, "cross_entropy_sum": 2}]))
+    assert repr(found.state.tallies) == repr((Tally(0, 1, 3.0, None), Tally(0, 1, 3.0, None, 2.0)))
 
 
 def _edited(path: Path, removed: str | None = None, **changes: Any) -> Path:

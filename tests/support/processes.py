@@ -111,7 +111,7 @@ def final_digests(run_dir: Path) -> dict[int, str]:
 
 def epochs(run_dir: Path) -> list[dict[str, Any]]:
     """What metrics.jsonl says of each epoch, without what depends on time and on stages."""
-    timed = ("images_per_s", "seconds", "stages")
+    timed = ("time", "images_per_s", "seconds", "stages")
     lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,11 +69,13 @@ class Recording:
             Folder.open(folder),
             course,
             ["cpu", "cuda:1"],
+            ["linear 2→3", "linear 3→3", "output 3→2"],
             self.writer,
             self.events.append,
             start=start or RunState(),
             keep_best=keep_best,
             clock=lambda: self.now,
+            today=lambda: datetime.fromtimestamp(self.now, timezone.utc),
         )
 
     def lines(self) -> list[dict[str, Any]]:
@@ -106,15 +109,19 @@ class Recording:
 
 def trained(stage: int, epoch: int, images: int = IMAGES) -> PassReport:
     tallies = (
-        (Tally(0, images, 0.5 * images, None), Tally(1, images, 0.25 * images, images // 4)),
-        (Tally(2, images, 2.0 * images, images // 2),),
+        (
+            Tally(0, images, 0.5 * images, None, None, 0.75 * images),
+            Tally(1, images, 0.25 * images, images // 4, float("nan"), 0.125 * images),
+        ),
+        (Tally(2, images, 2.0 * images, images // 2, 4.0 * images),),
     )[stage]
     return PassReport(stage, epoch, True, tallies, Usage(8.0, 6.0 + stage, 1000 + stage))
 
 
 def evaluated(stage: int, epoch: int, errors: int = 4) -> PassReport:
-    tallies = ((), (Tally(2, 40, 60.0, errors),))[stage]
-    return PassReport(stage, epoch, False, tallies, Usage(1.0, 1.0, 5))
+    tallies = ((), (Tally(2, 40, 60.0, errors, 120.0),))[stage]
+    confusion = ((), (20 - errors, errors, 0, 20))[stage]
+    return PassReport(stage, epoch, False, tallies, Usage(1.0, 1.0, 5), confusion)
 
 
 def written(step: int) -> Outcome:

@@ -128,6 +128,7 @@ class Job:
             held,
             course,
             ["cpu"] * plan.n_stages,
+            [spec.name for spec in specs],
             BackgroundWriter(self.store, every=True),
             self._observe,
             start=start,
@@ -163,7 +164,7 @@ class Job:
 
     def lines(self) -> list[dict[str, Any]]:
         """The metrics, without what depends on time and on stages."""
-        timed = ("images_per_s", "seconds", "stages")
+        timed = ("time", "images_per_s", "seconds", "stages")
         text = self._metrics.read_text() if self._metrics.exists() else ""
         lines = map(json.loads, text.splitlines())
         return [{key: line[key] for key in line if key not in timed} for line in lines]

@@ -318,6 +318,7 @@ MEANWHILE: list[tuple[int, Any, list[bytes], str]] = [
     (0, PassReport(1, 1, True, (), USAGE), [], "it sent a report of stage 1"),
     (0, PassReport(0, 3, True, (), USAGE), [], "it sent a report of epoch 3"),
     (0, PassReport(0, -1, True, (), USAGE), [], "it sent a report of epoch -1"),
+    (0, PassReport(0, 1, False, (), USAGE, (1, 2, 3)), [], "it sent 3 confusions"),
     (
         0,
         PassReport(0, 1, True, (Tally(3, 8, 1.0, 1),), USAGE),
