@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support import REPOSITORY
+from support.processes import python
 from torch import nn
 from torch.nn import functional as F
 
@@ -59,3 +61,15 @@ def test_layers_cost_a_product_for_each_weight_and_place(
     with multiply_adds() as counted, torch.no_grad():
         module(torch.zeros(2, *shape))
     assert counted.count == 2 * expected
+
+
+def test_counting_imports_no_compiler() -> None:
+    """Every process of a run counts; PyTorch's compiler would take each 1.5 s and 150 MB."""
+    program = (
+        "import sys, torch\n"
+        "from pipeline.network.multiply_adds import multiply_adds\n"
+        "with multiply_adds() as counted:\n"
+        "    torch.ones(2, 3) @ torch.ones(3, 4)\n"
+        "print(counted.count, 'torch._dynamo' in sys.modules)"
+    )
+    assert python("-c", program, cwd=REPOSITORY).stdout == "24 False\n"
