@@ -23,6 +23,7 @@ import click
 import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where a script finds `support`
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # rather packages than tests of them
 from support.processes import Launcher
 
 if TYPE_CHECKING:
