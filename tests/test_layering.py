@@ -48,7 +48,7 @@ PIPELINE: dict[str, Row] = {  # from the ground up
     "system": row("errors"),
     "config": row("errors"),
     "data": row("dtypes errors seeding system config"),
-    "rules": torch(""),
+    "rules": torch("dtypes"),
     "network": row("dtypes errors seeding system config data rules"),
     "planning": row("errors config network"),
     "schedule": row("errors config network"),
@@ -56,7 +56,7 @@ PIPELINE: dict[str, Row] = {  # from the ground up
     "protocol": row("dtypes errors data schedule"),
     "storage": row("errors system data schedule"),
     "device": torch("schedule"),
-    "kernels": torch("seeding network device"),
+    "kernels": torch("dtypes seeding network device"),
     "transport": row("errors system schedule timeline protocol"),
     "run": row("errors system config data planning schedule timeline storage transport"),
     "learning": torch(

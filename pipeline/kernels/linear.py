@@ -39,11 +39,6 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return _onednn(a, b) if _is_for_onednn(a) else a @ b.T
 
 
-def wide(x: Tensor) -> Tensor:
-    """At least float32: losses and similarities are never computed in bfloat16."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-
-
 def _is_for_onednn(x: Tensor) -> bool:
     return (
         x.dim() == 2

@@ -20,7 +20,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from pipeline.kernels.linear import wide
+from pipeline.dtypes import wide
 from pipeline.kernels.memory_layout import channels_last, pixels, slices
 from pipeline.kernels.nonlinearity import activate_, activate_backward_
 

@@ -21,7 +21,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from pipeline.kernels.linear import wide
+from pipeline.dtypes import wide
 from pipeline.kernels.memory_layout import pixels, slices
 from pipeline.kernels.pooling import pool, pool_backward_
 

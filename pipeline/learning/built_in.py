@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.kernels.linear import wide
+from pipeline.dtypes import wide
 from pipeline.kernels.nonlinearity import activate
 from pipeline.kernels.recompute import Activation
 from pipeline.learning.heads import heads_of

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from pipeline.dtypes import dtype_name
+from pipeline.dtypes import dtype_name, wide
 from pipeline.errors import ConfigError
-from pipeline.kernels.linear import wide
 from pipeline.learning.losses import LossValue, output_loss
 from pipeline.learning.precision import autocast
 from pipeline.network.rule_shapes import expander, kind_of, naming_rule, scores_problem

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.rules.activations import wide
+from pipeline.dtypes import wide
 from pipeline.rules.options import check_classes
 
 if TYPE_CHECKING:

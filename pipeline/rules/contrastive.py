@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.rules.activations import wide
+from pipeline.dtypes import wide
 from pipeline.rules.auxiliary import Readout, averaged, check_place, cross_entropy, perceptron
 from pipeline.rules.options import check_number, check_whole
 from pipeline.rules.rule import LocalRule

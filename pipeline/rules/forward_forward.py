@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
-from pipeline.rules.activations import wide
+from pipeline.dtypes import wide
 from pipeline.rules.options import check_choice, check_classes, check_number
 from pipeline.rules.rule import Batch, LocalRule
 

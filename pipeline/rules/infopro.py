@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.rules.activations import wide
+from pipeline.dtypes import wide
 from pipeline.rules.auxiliary import (
     Enlarged,
     Readout,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from pipeline.rules.activations import wide
+from pipeline.dtypes import wide
 from pipeline.rules.auxiliary import cross_entropy
 from pipeline.rules.options import check_choice, check_classes
 from pipeline.rules.rule import Batch, LocalRule

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
-from pipeline.rules.activations import wide
+from pipeline.dtypes import wide
 from pipeline.rules.auxiliary import Readout, check_place, cross_entropy
 from pipeline.rules.options import check_number
 from pipeline.rules.rule import LocalRule, OwnOptimizer
