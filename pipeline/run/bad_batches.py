@@ -8,16 +8,23 @@ and looks at the state after every batch; the first after which anything is not 
     fed      1  2  3  4 S     found at the snapshot
     again    1? 2!            2 is to blame
     again    1? -  3? 4? S    without it, as if it had never been
+
+Where more than half of a run's batches would be left out, it fails: it would end with weights that
+have learned from next to nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pipeline.errors import StageFailedError
 
+if TYPE_CHECKING:
+    from pipeline.schedule.feed import Course
+
 MOST_LEFT_OUT = 10
-"""Batches that are left out before the run gives up."""
+"""Batches that are left out before the run gives up, or half of its batches if these are fewer."""
 MOST_TRIES = 3 * MOST_LEFT_OUT
 """From one snapshot: one to look for the first bad batch, one for each; the rest is for stages that
 find out in another order, and for faults that come and go."""
@@ -37,12 +44,11 @@ class BadBatchSearch:
     last: int | None = None
     """The batch that was left out last; None: the one to blame is still to be found."""
 
-    def after(self, found: int, start: int, next_snapshot: int) -> BadBatchSearch:
+    def after(self, found: int, start: int, course: Course) -> BadBatchSearch:
         """What to do about a fault that was found at batch `found`.
 
         Args:
             start: the step of the snapshot that the run goes back to.
-            next_snapshot: the step of the first one from `found` on.
 
         Raises:
             StageFailedError: where leaving out batches does not help.
@@ -60,17 +66,18 @@ class BadBatchSearch:
                 f"the run went back to step {start} {MOST_TRIES} times for losses or states that "
                 f"are not finite, the last at batch {found}; {_CURE}"
             )
-        until, tries = max(self.check_until, next_snapshot), self.tries + 1
+        until = max(self.check_until, course.snapshot_after(found))
+        tries = self.tries + 1
         if len(suspects) > 1:
             return BadBatchSearch(self.left_out, until, tries)
         # what was decided on a later batch was decided on another history: it is tried again, so
         # that the order in which stages find out does not matter
         bad = suspects[0]
         left_out = frozenset(batch for batch in self.left_out if batch < bad) | {bad}
-        if len(left_out) > MOST_LEFT_OUT:
+        if len(left_out) > min(MOST_LEFT_OUT, course.steps // 2):
             raise StageFailedError(
-                f"{len(left_out)} batches gave losses or states that are not finite, the last "
-                f"{bad}: leaving them out does not help; {_CURE}"
+                f"{len(left_out)} of {course.steps} batches gave losses or states that are not "
+                f"finite, the last {bad}: leaving them out does not help; {_CURE}"
             )
         return BadBatchSearch(left_out, until, tries, bad)
 

@@ -139,7 +139,7 @@ class Run:
         if step != self.start.position.step:
             search = replace(search, tries=0)
         if nonfinite is not None:
-            search = search.after(nonfinite, step, course.snapshot_after(nonfinite))
+            search = search.after(nonfinite, step, course)
         feed = Feed(
             course,
             start.position,
