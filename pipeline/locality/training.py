@@ -21,12 +21,12 @@ import torch
 
 from pipeline.data.batches import load_batches
 from pipeline.device.cuda_graphs import CudaGraphCapture
-from pipeline.errors import ConfigError, PipelineError, one_line
+from pipeline.errors import PipelineError, one_line
 from pipeline.kernels.memory_layout import as_it_arrives, is_channels_last
 from pipeline.learning.build import build_blocks, build_stage, prepare_process, stage_of
 from pipeline.locality.trace import Fault, Step, Trace
 from pipeline.network.from_config import network_specs
-from pipeline.rehearsal.fingerprints import digest, fingerprints
+from pipeline.rehearsal.fingerprints import Sent, fingerprints
 from pipeline.schedule.feed import Feed, Position, course_of
 from pipeline.schedule.items import EvaluationBatch, TrainBatch
 
@@ -66,30 +66,20 @@ class TracedUnit:
         """
         self.at_batch = item.batch_id
         x, targets, *carried = tensors
-        sent: list[Tensor] = []
-        digests: list[str] = []
-
-        def send(passed: Tensor, *onwards: Tensor) -> None:
-            sent.extend(map(_as_delivered, (passed, targets, *onwards)))
-            digests.extend(map(digest, sent))
-
+        sent = Sent(targets, _as_delivered)
         self.stage.train(
             *(x, targets, *carried),
             batch_id=item.batch_id,
             lr=item.lr,
-            send=send,
+            send=sent.send,
             learner=item.learner,
         )
         self.stage.settle()
         state = fingerprints(self.stage.state())
-        self._steps.append(Step(item.batch_id, self._tested, tuple(digests), state))
+        self._steps.append(Step(item.batch_id, self._tested, sent.digests, state))
         self._tested = False
-        if list(map(digest, sent)) != digests:
-            raise ConfigError(
-                f"block {self.stage.blocks[-1].spec.index}: changes what it has passed on, which "
-                "the next block may be reading: put a new tensor in its place"
-            )
-        return tuple(sent)
+        sent.check_unchanged(self.stage)
+        return sent.tensors
 
     def evaluate(self, item: EvaluationBatch, tensors: Tensors) -> Tensors:
         """A batch of a test, as `train`."""

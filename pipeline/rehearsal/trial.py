@@ -12,7 +12,7 @@ from pipeline.errors import ConfigError, one_line
 from pipeline.learning.block_file import decode_block, encode_block
 from pipeline.learning.user_block import CustomBlock
 from pipeline.network.ownership import extra_states
-from pipeline.rehearsal.fingerprints import digest, fingerprints
+from pipeline.rehearsal.fingerprints import Sent, digest, fingerprints
 from pipeline.rehearsal.unsaved_state import attributes, shared_values
 from pipeline.schedule.reports import Fingerprint
 from pipeline.system.named_object import NamedError
@@ -118,15 +118,12 @@ class Trial:
 
     def _step(self, stage: Stage, batch_id: int) -> tuple[Tensor, ...]:
         """What arrives at the next stage; nothing from the last one."""
-        sent: list[Tensor] = []
         x, targets, *carried = (tensor.clone() for tensor in self._inputs[batch_id - 1])
-
-        def send(passed: Tensor, *onwards: Tensor) -> None:
-            sent.extend((passed, targets, *onwards))
-
+        sent = Sent(targets)
         with naming_block(stage, f"in training, for inputs of shape {tuple(x.shape)}"):
-            stage.train(x, targets, *carried, batch_id=batch_id, lr=self._lr, send=send)
-        return tuple(sent)
+            stage.train(x, targets, *carried, batch_id=batch_id, lr=self._lr, send=sent.send)
+        sent.check_unchanged(stage)
+        return sent.tensors
 
     def _check_attributes(self, anew: Mapping[str, str]) -> None:
         """Attributes that steps change are what they would be without the earlier ones."""

@@ -52,6 +52,8 @@ FAILS = {
     "from another: detach it",
     "ChangesSent": "changes h, which is passed on, in place, which other blocks may still read: "
     "make a new tensor",
+    "ChangesSentByNumpy": "changes what it has passed on, which the next block may be reading: "
+    "put a new tensor in its place",
 }
 """What ends with the whole network already."""
 

@@ -622,6 +622,20 @@ def test_fixed_ranges_of_quantisation_are_taken() -> None:
     rehearsed(lambda: around(Block(lambda own, h: own.rounded(h), add)))
 
 
+@pytest.mark.parametrize("rule", ["InPlaceByData", "InPlaceByNumpy"])
+def test_a_rule_that_changes_what_it_has_passed_on_unseen_is_named(rule: str) -> None:
+    """No counter of PyTorch's tells of it, and in another process the next block would read other
+    numbers."""
+    named = f"support.rules:{rule}"
+    model = {"name": "mlp", "hidden_layers": 2, "hidden": 6}
+    data = {"name": "synthetic", "size": 4, "channels": 1, "classes": 3}
+    config = build_config({"model": model, "loss": {"rule": named}, "data": data}, "test")
+    facts = data_facts(config.data)
+    says = f"loss.rule {named}: block 0: changes what it has passed on, which the next block may"
+    with pytest.raises(ConfigError, match=f"^{says}"):
+        rehearse(config, facts, network_specs(config, facts))
+
+
 def test_nothing_of_the_process_is_changed() -> None:
     before = torch.get_rng_state(), torch.get_deterministic_debug_mode(), os.getpid, time.time
     rehearsed(lambda: around(nn.Linear(12, 12)))

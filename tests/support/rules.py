@@ -217,6 +217,22 @@ class InPlaceLater(Image):
         return super().loss(h, x, batch, generator)
 
 
+class InPlaceByData(Image):
+    """As `InPlaceLater`, by a way on which no change is counted."""
+
+    def loss(self, h: Tensor, x: Tensor, batch: Batch, generator: Any) -> Any:
+        batch.carry["image"].data.mul_(0.5)
+        return super().loss(h, x, batch, generator)
+
+
+class InPlaceByNumpy(Image):
+    """What it gives goes on as it is, so that the next block would compute on other numbers."""
+
+    def loss(self, h: Tensor, x: Tensor, batch: Batch, generator: Any) -> Any:
+        h.detach().numpy()[:] *= 0.5
+        return super().loss(h, x, batch, generator)
+
+
 class OtherTargets(Image):
     def loss(self, h: Tensor, x: Tensor, batch: Batch, generator: Any) -> Any:
         batch.y.fill_(0)
