@@ -1,11 +1,11 @@
 """Augmented local learning: deep auxiliary networks at the first blocks, shallow ones at the last.
 
 Ma, Wu, Si & Tan, "Scaling Supervised Local Learning with Augmented Auxiliary Networks" (ICLR
-2024): section 3, auxiliary networks of several layers and their pyramidal depth.
+2024): auxiliary networks of several layers, and their pyramidal depth.
 
-What differs: the paper's auxiliary network has the architecture of layers that follow the block,
-uniformly spaced among them. A rule knows its own block only. So here its layers are convolutions
-of the block's width, and shrink the maps at uniformly spaced layers, as the following ones would.
+What differs: the paper builds an auxiliary network of layers like some of those that follow the
+block. A rule knows its own block only, so here they are convolutions of the block's width, which
+shrink the maps at evenly spaced layers, as the following ones would.
 """
 
 from __future__ import annotations

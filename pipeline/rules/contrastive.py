@@ -1,8 +1,10 @@
 """Supervised contrastive learning at each block: examples of a class attract each other.
 
-Khosla et al., "Supervised Contrastive Learning" (NeurIPS 2020), equation 2; that each block has
-the loss to itself is as in Löwe, O'Connor & Veeling, "Putting An End to End-to-End" (NeurIPS
-2019), there without labels. The batch is the paper's but for augmentation: one view of each image.
+Khosla et al., "Supervised Contrastive Learning" (NeurIPS 2020): the loss that sums over positives
+outside the logarithm. That each block has it to itself is as in Löwe, O'Connor & Veeling, "Putting
+An End to End-to-End" (NeurIPS 2019), there without labels.
+
+What differs: a batch has one view of each image, where the paper has two.
 
 Shapes: n examples, z (n, D) their projections.
 """

@@ -1,7 +1,7 @@
 """Decoupled greedy learning: each block learns through an auxiliary network of its own.
 
-Belilovsky, Eickenberg & Oyallon, "Decoupled Greedy Learning of CNNs" (ICML 2020): algorithm 1,
-with the auxiliary networks of section 5.1.
+Belilovsky, Eickenberg & Oyallon, "Decoupled Greedy Learning of CNNs" (ICML 2020), with its three
+auxiliary networks.
 """
 
 from __future__ import annotations

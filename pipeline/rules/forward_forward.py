@@ -1,10 +1,9 @@
 """Forward-Forward: a label written into the image is right where the layers' goodness is high.
 
-Hinton (2022), "The Forward-Forward Algorithm: Some Preliminary Investigations", sections 2 and
-3.3: goodness is the sum of squared activities. `objective: hinton` is its logistic regression
-against a threshold (equation 1), `symba` the margin of Lee & Song (2023), "SymBa: Symmetric
-Backpropagation-Free Contrastive Learning with Forward-Forward Algorithm for Optimizing
-Convergence".
+Hinton (2022), "The Forward-Forward Algorithm: Some Preliminary Investigations": goodness is the
+sum of squared activities. `objective: hinton` is its logistic regression against a threshold,
+`symba` the margin of Lee & Song (2023), "SymBa: Symmetric Backpropagation-Free Contrastive Learning
+with Forward-Forward Algorithm for Optimizing Convergence".
 
 What differs: the image's length is normalised as activities are; negative labels are drawn evenly
 from the wrong ones; goodness is a mean by default; no peer normalisation, no pass with a neutral

@@ -1,8 +1,8 @@
 """Information propagation: each block keeps what the image says, and what the label says of it.
 
 Wang, Ni, Song, Yang & Huang, "Revisiting Locally Supervised Learning: an Alternative to
-End-to-end Training" (ICLR 2021), section 3: λ₁ times the error of an image rebuilt from the
-activation, plus λ₂ times a cross-entropy or contrastive loss; λ₁ and λ₂ change linearly with depth.
+End-to-end Training" (ICLR 2021): λ₁ times the error of an image rebuilt from the activation, plus
+λ₂ times a cross-entropy or contrastive loss; λ₁ and λ₂ change linearly with depth.
 
 What differs: images arrive normalised, so the error is their mean squared difference, where the
 paper has the cross-entropy of pixels within [0, 1].
@@ -27,7 +27,7 @@ from pipeline.rules.auxiliary import (
     perceptron,
 )
 from pipeline.rules.contrastive import attractions
-from pipeline.rules.options import check_choice, check_number, check_whole
+from pipeline.rules.options import between, check_choice, check_number, check_whole
 from pipeline.rules.rule import Batch, LocalRule
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ class InfoPro(LocalRule):
         check_choice("surrogate", surrogate, ("cross-entropy", "contrastive"))
         check_whole("hidden", hidden)
         check_number("temperature", temperature, above=0)
-        self.keeps = _between("reconstruction", reconstruction, place)
-        self.tells = _between("task", task, place)
+        self.keeps = between("reconstruction", reconstruction, place)
+        self.tells = between("task", task, place)
         self.temperature = temperature
         classifies = surrogate == "cross-entropy"
         self.readout = None if classifies else Readout(place.shape, place.classes)
@@ -119,15 +119,3 @@ def _task(shape: Shape, hidden: int, outputs: int) -> nn.Module:
     return nn.Sequential(
         convolution(shape[0], hidden, 3), pooled, perceptron(hidden, hidden, outputs)
     )
-
-
-def _between(option: str, ends: Sequence[float], place: Place) -> float:
-    """At this place, on the line between `ends`, at the first block and at the last."""
-    if not isinstance(ends, list | tuple) or len(ends) != 2:
-        raise ValueError(
-            f"{option}: {ends!r} is not allowed: use two numbers, first and last block"
-        )
-    for end in ends:
-        check_number(option, end, least=0)
-    first, last = ends
-    return first + (last - first) * place.index / max(1, place.blocks - 1)

@@ -107,8 +107,9 @@ def _drawn(layer: nn.Linear | nn.Conv2d, radius: float) -> nn.Module:
 
 
 class Triangle(nn.Module):
-    """How far a neuron is above the mean of all at its position, to a power (Journé et al. 2023,
-    section 3; Coates, Ng & Lee 2011)."""
+    """How far a neuron is above the mean of all at its position, to a power (Journé et al. 2023;
+    Coates, Ng & Lee, "An Analysis of Single-Layer Networks in Unsupervised Feature Learning",
+    AISTATS 2011)."""
 
     def __init__(self, power: float) -> None:
         super().__init__()

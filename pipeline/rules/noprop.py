@@ -6,9 +6,10 @@ In tests the blocks take noise away in turn, from pure noise to the label. `netw
 network for it.
 
 What differs: labels are one-hot and fixed; the last block's guess is the prediction, without a
-classifier for z_T (so of equation 8 only the last term is left); the cosine schedule ends before
-it reaches no noise; in tests no noise is added again (equation 12 of DDIM, Song et al. 2021, with
-σ = 0, in place of the posterior's draw).
+classifier for z_T (so of the paper's objective only the sum over blocks is left); the cosine
+schedule ends before it reaches no noise; in tests no noise is added again (as DDIM with σ = 0 has
+it, Song, Meng & Ermon, "Denoising Diffusion Implicit Models", ICLR 2021), in place of the
+posterior's draw.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class NoProp(LocalRule):
     """A block computes (pixels + classes,), image and noised label z, to a logit a class.
 
     Options:
-        eta: weight of the loss (equation 8).
+        eta: weight of the loss, η of the paper.
     """
 
     carries = ("image", "code")
@@ -53,7 +54,7 @@ class NoProp(LocalRule):
         self.before, self.after = (_signal(place.index + t, place.blocks) for t in (0, 1))
         gain = self.after / (1 - self.after) - self.before / (1 - self.before)
         self.weight = eta * place.blocks / 2 * gain
-        """Equation 8: the gain is of the signal-to-noise ratio."""
+        """As in the paper's objective: the gain is of the signal-to-noise ratio."""
 
     @classmethod
     def expand(
@@ -71,7 +72,7 @@ class NoProp(LocalRule):
         return (prod(image_shape) + classes,)
 
     def enter(self, x: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
-        """(n, pixels + classes): in training, z is the label noised anew (section 2.2)."""
+        """(n, pixels + classes): in training, z is the label noised anew."""
         image, z = batch.carry["image"], batch.carry["code"]
         if batch.training:
             noise = _noise(z.shape, image, generator)
@@ -79,7 +80,7 @@ class NoProp(LocalRule):
         return torch.cat([image.flatten(1), z], dim=1)
 
     def loss(self, h: Tensor, x: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
-        """How far the guess is from the label (the last term of equation 8)."""
+        """How far the guess is from the label."""
         guess = wide(h).softmax(1)
         return self.weight * (guess - self._label(batch.y, guess)).square().sum(1).mean()
 

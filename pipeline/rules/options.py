@@ -1,4 +1,4 @@
-"""Checks of what a rule's options may be: whatever YAML or Python hands over."""
+"""Options of a rule: checks of whatever YAML or Python hands over."""
 
 from __future__ import annotations
 
@@ -41,6 +41,23 @@ def check_whole(option: str, value: Any, *, least: int = 1, most: int = 1 << 20)
         raise ValueError(
             f"{option}: {value!r} is not allowed: use a whole number from {least:,} to {most:,}"
         )
+
+
+def between(option: str, ends: Any, place: Place) -> float:
+    """What an option of two numbers, one for the first block and one for the last, is at a place:
+    on the line between them.
+
+    Raises:
+        ValueError: for what is no two numbers from 0 on.
+    """
+    if not isinstance(ends, list | tuple) or len(ends) != 2:
+        raise ValueError(
+            f"{option}: {ends!r} is not allowed: use two numbers, first and last block"
+        )
+    for end in ends:
+        check_number(option, end, least=0)
+    first, last = map(float, ends)
+    return first + (last - first) * place.index / max(1, place.blocks - 1)
 
 
 def check_classes(place: Place) -> None:

@@ -1,9 +1,8 @@
 """SoftHebb: soft winner-take-all layers that learn without labels, each from its input alone.
 
-Journé, Garcia Rodriguez, Guo & Moraitis, "Hebbian Deep Learning Without Feedback" (ICLR 2023): the
-plasticity of equation 2, anti-Hebbian for all neurons but the winner, and a learning rate for each
-neuron that depends on the norm of its weights. Dense and convolutional layers;
-`networks.hebbian` is a network for it.
+Journé, Garcia Rodriguez, Guo & Moraitis, "Hebbian Deep Learning Without Feedback" (ICLR 2023): its
+plasticity, anti-Hebbian for all neurons but the winner, and a learning rate for each neuron that
+depends on the norm of its weights. `networks.hebbian` is a network for it.
 
 What differs: a step is the mean over examples and positions, by one learning rate for all layers;
 zeros pad maps. Readouts, and the output layer, learn while the layers do, not after them.
@@ -64,7 +63,7 @@ class SoftHebb(LocalRule):
         return normed
 
     def update(self, layer: nn.Module, h: Tensor, x: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        """Equation 2, Δw_k = y_k (x − u_k w_k), with −y_k for all k but the largest u_k."""
+        """Δw_k = y_k (x − u_k w_k), with −y_k for all k but the largest u_k."""
         name, linear = _linear_of(layer)
         w = linear.weight
         if isinstance(linear, nn.Conv2d):

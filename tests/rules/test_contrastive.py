@@ -30,7 +30,7 @@ IMAGE = (2, 5, 4)
 
 
 def contrast(z: Tensor, y: Tensor, temperature: float) -> Tensor:
-    """Equation 2 of Khosla et al., example by example, averaged over those with a positive."""
+    """The loss of Khosla et al., example by example, averaged over those with a positive."""
     z = z / z.square().sum(dim=1, keepdim=True).sqrt()
     terms = []
     for i in range(len(y)):

@@ -58,7 +58,7 @@ def loss(right: Tensor, wrong: Tensor, options: dict[str, Any]) -> Tensor:
     if options.get("objective") == "symba":
         return torch.log(1 + torch.exp(options.get("alpha", 4.0) * (wrong - right)))
     threshold = options.get("threshold", 2.0)
-    positive = 1 / (1 + torch.exp(threshold - right))  # equation 1
+    positive = 1 / (1 + torch.exp(threshold - right))
     negative = 1 / (1 + torch.exp(threshold - wrong))
     return -torch.log(positive) - torch.log(1 - negative)
 

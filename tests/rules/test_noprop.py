@@ -1,4 +1,4 @@
-"""NoProp against its equations, example by example in float64, and how it takes noise away."""
+"""NoProp against its objective, example by example in float64, and how it takes noise away."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def guess(weight: Tensor, bias: Tensor, image: Tensor, z: Tensor) -> Tensor:
     return exp / exp.sum()
 
 
-def test_five_steps_are_those_of_the_equations() -> None:
+def test_five_steps_are_those_of_the_objective() -> None:
     chain = chain_of(eta=0.3)
     weights = [[p.detach().clone() for p in body.parameters()] for body in chain.bodies]
     for step in range(1, STEPS + 1):
@@ -58,7 +58,7 @@ def test_five_steps_are_those_of_the_equations() -> None:
                 z = before**0.5 * u + (1 - before) ** 0.5 * drawn
                 total = total + ((guess(*own, image, z) - u) ** 2).sum() / N
             gain = after / (1 - after) - before / (1 - before)
-            loss = BLOCKS / 2 * 0.3 * gain * total  # equation 8
+            loss = BLOCKS / 2 * 0.3 * gain * total
             assert losses[index] == pytest.approx(loss.item(), abs=1e-10)
             gradients = torch.autograd.grad(loss, own)
             weights[index] = [(p - LR * g).detach() for p, g in zip(own, gradients, strict=True)]

@@ -1,4 +1,4 @@
-"""SoftHebb against its equation, neuron by neuron in float64, dense and on feature maps."""
+"""SoftHebb against its plasticity, neuron by neuron in float64, dense and on feature maps."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def patches_of(body: nn.Module, x: Tensor) -> Tensor:
 
 
 def learned(weight: Tensor, patches: Tensor, temperature: float, power: float) -> Tensor:
-    """The layer's weight after a step, rows of neurons, by equation 2 for each pair."""
+    """The layer's weight after a step, rows of neurons, computed for each pair."""
     change = torch.zeros_like(weight)
     for x in patches:
         u = [float(w @ x) for w in weight]
@@ -74,7 +74,7 @@ def learned(weight: Tensor, patches: Tensor, temperature: float, power: float) -
 
 @pytest.mark.parametrize(("make", "shape"), [(dense, FLAT), (convolutions, MAPS)])
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.4, "power": 0}])
-def test_five_steps_are_those_of_equation_2(
+def test_five_steps_are_those_of_its_plasticity(
     make: Callable[[], list[nn.Module]], shape: tuple[int, ...], options: dict[str, Any]
 ) -> None:
     chain = RuleChain(SoftHebb, make(), shape, CLASSES, **options)
