@@ -12,22 +12,28 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from pipeline.dtypes import dtype_name, wide
+from pipeline.dtypes import wide
 from pipeline.errors import ConfigError
 from pipeline.learning.losses import LossValue, output_loss
 from pipeline.learning.precision import autocast
-from pipeline.network.rule_shapes import expander, kind_of, naming_rule, scores_problem
+from pipeline.network.rule_shapes import (
+    arrival_problem,
+    expander,
+    kind_of,
+    naming_rule,
+    scores_problem,
+)
 from pipeline.rules.rule import Batch
 from pipeline.seeding import Purpose, derived_seed, seeded_draws
 from pipeline.system.named_object import NamedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from contextlib import AbstractContextManager
 
     from torch import nn
 
-    from pipeline.network.specs import Arrival, BlockSpec, RuleSpec
+    from pipeline.network.specs import BlockSpec, RuleSpec
     from pipeline.rules.rule import LocalRule
 
 
@@ -97,6 +103,9 @@ class RuleCalls:
                     f"leave changes {name!r} in place, which others may still read: put a new "
                     "tensor into batch.carry"
                 )
+        leaves = self._spec.leaves_in_training if batch.training else self._spec.leaves_in_tests
+        if problem := arrival_problem(onwards, leaves):
+            raise self._wrong(problem)
         for name, tensor in onwards.carry.items():
             if _share_memory(tensor, passed):  # and the next block may compute in place on that
                 onwards.carry[name] = tensor.clone()
@@ -105,8 +114,6 @@ class RuleCalls:
                     f"carries {name!r} with its graph, by which a gradient would reach this block "
                     "from another: detach it"
                 )
-        leaves = self._spec.leaves_in_training if batch.training else self._spec.leaves_in_tests
-        _check_planned(onwards, leaves, self._wrong)
         return onwards
 
     def value(
@@ -222,7 +229,8 @@ class Expansion:
         with naming_rule(self._spec.named):
             batch = self._expand(before, generator)
             arrival = self._first.in_training if training else self._first.in_tests
-            _check_planned(batch, arrival, ConfigError)
+            if problem := arrival_problem(batch, arrival):
+                raise ConfigError(problem)
         return Batch(batch.x.contiguous(), y, dict(batch.carry), training)
 
 
@@ -237,27 +245,6 @@ def shared_by(batch: Batch, onwards: Batch) -> Versions:
 
 def _share_memory(one: Tensor, other: Tensor) -> bool:
     return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
-
-
-def _check_planned(batch: Batch, arrival: Arrival, wrong: Callable[[str], ConfigError]) -> None:
-    """Whether rows and carried tensors of a batch are as when the run was planned; raises what
-    `wrong` makes of a text."""
-    n = len(batch.y)
-    if len(batch.x) != arrival.rows * n:
-        raise wrong(f"{len(batch.x)} rows for {n} examples; {arrival.rows} for each were planned")
-    expected = {spec.name: spec for spec in arrival.carried}
-    if batch.carry.keys() != expected.keys():
-        odd = min(batch.carry.keys() ^ expected.keys())
-        how = "is carried, but not named in carries" if odd in batch.carry else "was never set"
-        raise wrong(f"{odd!r} {how}")
-    for name, spec in expected.items():
-        tensor = batch.carry[name]
-        found = (dtype_name(tensor.dtype), tuple(tensor.shape))
-        if found != (spec.dtype, (spec.rows * n, *spec.shape)):
-            raise wrong(
-                f"carries {name!r} of {kind_of(tensor)} for {n} examples; {spec.text} was planned: "
-                "what is carried keeps its shape and type from batch to batch"
-            )
 
 
 def _generator(seed: int, device: torch.device, purpose: Purpose, *at: int) -> torch.Generator:

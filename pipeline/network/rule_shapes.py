@@ -18,7 +18,7 @@ from pipeline.network.specs import Arrival, CarriedSpec, RuleSpec
 from pipeline.system.named_object import called, named_object, naming
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     import torch
@@ -215,9 +215,9 @@ class TracedRule:
                 f"expand gives x of shape {tuple(batch.x.shape)} for {_EXAMPLES} examples: as many "
                 "rows for each example are needed"
             )
-        found = Batch(batch.x, batch.y, dict(batch.carry), training)
-        check_carried(self._kind, found.carry)
-        return found
+        if problem := carried_problem(self._kind.carries, batch.carry, _EXAMPLES):
+            raise ConfigError(problem)
+        return Batch(batch.x, batch.y, dict(batch.carry), training)
 
     def _arrival(self, training: bool) -> Arrival:
         batch = self._batches[training]
@@ -270,16 +270,16 @@ class TracedRule:
             x = _asked(where, rule.enter, batch.x, batch, generator)
             check_entered(x, self.entered(tuple(batch.x.shape[1:])), len(batch.x), where)
             h = torch.rand(len(batch.x), *spec.shape, generator=generator)
-        if batch.training:
-            _check_loss(rule, h, x, batch, spec)
-        with torch.no_grad():
             passed = torch.zeros(len(batch.x), *spec.out_shape)
             onwards = Batch(passed, batch.y, dict(batch.carry), batch.training)
             _asked(where, rule.leave, h, onwards)
             scores = None if batch.training else _asked(where, rule.scores, h, onwards)
         if scores is not None and (problem := scores_problem(scores, batch.y, spec.classes)):
             raise ConfigError(f"{where}: {problem}")
-        check_carried(type(rule), onwards.carry)
+        if batch.training:
+            _check_loss(rule, h, x, batch, spec)
+        if problem := carried_problem(self._kind.carries, onwards.carry, _EXAMPLES):
+            raise ConfigError(problem)
         for name, tensor in onwards.carry.items():
             if tensor.dtype != batch.carry[name].dtype:
                 raise ConfigError(
@@ -369,28 +369,48 @@ def check_entered(x: Any, shape: Shape, rows: int, where: str) -> None:
         )
 
 
-def check_carried(kind: type[LocalRule], carry: Mapping[str, Tensor]) -> None:
-    """Raises ConfigError where what is carried is not what the rule says that it carries."""
+def carried_problem(carries: Collection[str], carry: Mapping[str, Any], n: int) -> str:
+    """What is wrong with what a rule carries for n examples; empty where nothing is.
+
+    Args:
+        carries: the names that it has for that.
+    """
     import torch
 
-    names = set(kind.carries)
-    for name in kind.carries:
+    for name in carries:
         if name not in carry:
-            raise ConfigError(f"carries {name!r}, which was never set: set it in expand")
+            return f"carries {name!r}, which was never set: set it in expand"
     for name, tensor in carry.items():
-        if name not in names:
-            raise ConfigError(f"puts {name!r} into batch.carry: name it in carries, too")
+        if name not in carries:
+            return f"puts {name!r} into batch.carry: name it in carries, too"
         if not isinstance(tensor, torch.Tensor):
-            raise ConfigError(f"carries {name!r} as a {type(tensor).__name__}, not as a tensor")
+            return f"carries {name!r} as a {type(tensor).__name__}, not as a tensor"
         if dtype_name(tensor.dtype) not in ITEM_BYTES:
-            raise ConfigError(
-                f"carries {name!r} of {tensor.dtype}; what travels is {', '.join(ITEM_BYTES)}"
-            )
-        if tensor.dim() == 0 or tensor.shape[0] % _EXAMPLES or not tensor.shape[0]:
-            raise ConfigError(
+            return f"carries {name!r} of {tensor.dtype}; what travels is {', '.join(ITEM_BYTES)}"
+        if tensor.dim() == 0 or tensor.shape[0] % n or not tensor.shape[0]:
+            return (
                 f"carries {name!r} of shape {tuple(tensor.shape)}: its first dimension has to be "
                 "the examples, or a multiple of them"
             )
+    return ""
+
+
+def arrival_problem(batch: Batch, arrival: Arrival) -> str:
+    """Where rows and carried tensors of a batch are not as when the run was planned; else empty."""
+    n, specs = len(batch.y), {spec.name: spec for spec in arrival.carried}
+    if len(batch.x) != arrival.rows * n:
+        return f"{len(batch.x)} rows for {n} examples; {arrival.rows} for each were planned"
+    if problem := carried_problem(specs, batch.carry, n):
+        return problem
+    for name, tensor in batch.carry.items():
+        spec = specs[name]
+        found = (dtype_name(tensor.dtype), tuple(tensor.shape))
+        if found != (spec.dtype, (spec.rows * n, *spec.shape)):
+            return (
+                f"carries {name!r} of {kind_of(tensor)} for {n} examples; {spec.text} was planned: "
+                "what is carried keeps its shape and type from batch to batch"
+            )
+    return ""
 
 
 def _made(kind: type[LocalRule], place: Place, options: Mapping[str, Any]) -> LocalRule:

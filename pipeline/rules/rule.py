@@ -4,7 +4,7 @@
     enter          x ──▶ what the block computes on
     the block      ──▶ h, its activation
     leave          what is carried on                           then h and all that is sent
-    loss, update   the block and this rule learn
+    update, loss   the block and this rule learn
 
 The engine calls a rule in this order.
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from support import rules
+from support.drive_rule import RuleChain
+from torch import nn
 from torch.nn import functional as F
 
 from pipeline.config.sections import build_config
@@ -14,6 +16,7 @@ from pipeline.data.facts import data_facts
 from pipeline.errors import ConfigError
 from pipeline.learning.build import build_stage
 from pipeline.network.from_config import network_specs
+from pipeline.rules.rule import LocalRule
 
 if TYPE_CHECKING:
     from pipeline.learning.stage import Stage
@@ -156,3 +159,42 @@ def test_a_test_changes_nothing() -> None:
         assert all(torch.equal(tensor, old[name]) for name, tensor in block.state().items())
     (tally,) = stage.evaluation.read()
     assert tally.images == 5
+
+
+def test_hooks_are_called_in_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In training; when shapes are found out, where there is no layer to `update` yet; and in the
+    plain loop that rules are checked by."""
+    seen: list[str] = []
+
+    class Noted(LocalRule):
+        """Asks itself for nothing, so that all calls are the engine's."""
+
+        output_layer = False
+
+        def __getattribute__(self, name: str) -> Any:
+            if name in ("enter", "leave", "update", "loss", "scores"):
+                seen.append(name)
+            return super().__getattribute__(name)
+
+        def loss(self, h: Any, x: Any, batch: Any, generator: Any) -> Any:
+            return h.square().mean()
+
+        def scores(self, h: Any, batch: Any) -> Any:
+            return h[:, :3]
+
+    monkeypatch.setattr(rules, "Noted", Noted, raising=False)
+    stage = stage_of(Noted)
+    training, tests = ["enter", "leave", "update", "loss"], ["enter", "leave", "scores"]
+    traced = [name for name in training if name != "update"]
+    assert seen[:12] == 2 * [*traced, *tests]
+    seen.clear()
+    trained(stage, batch())
+    assert seen == 2 * training
+    seen.clear()
+    stage.evaluate(*batch(), send=lambda *passed: None)
+    assert seen == ["enter", "leave", *tests]
+    seen.clear()
+    chain = RuleChain(Noted, [nn.Linear(16, 6)], (16,), 3)
+    chain.train(torch.rand(5, 16, dtype=torch.float64), torch.arange(5) % 3, 1)
+    chain.scores(torch.rand(5, 16, dtype=torch.float64), torch.arange(5) % 3)
+    assert seen == [*training, *tests]
