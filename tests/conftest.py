@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+from support import processes
 from support.processes import TINY, Launcher, Started, until
 
 if TYPE_CHECKING:
@@ -179,25 +180,9 @@ def sockets_gone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_fork_server() -> Iterator[None]:
-    """Runs in this process share a fork server: each would import torch anew. But for those with
-    objects of their own for their workers, which need one of their own."""
-    from unittest.mock import patch
-
-    from launch.engines.local import ForkServerClient
-
-    shared, own = ForkServerClient(), ForkServerClient
-    with (
-        patch(
-            "launch.engines.local.ForkServerClient",
-            lambda packed=b"": own(packed) if packed else shared,
-        ),
-        patch(
-            "launch.engines.local.LocalEngine.close",
-            lambda engine: None if engine._server is shared else engine._server.close(),
-        ),
-    ):
+    """For all tests."""
+    with processes.one_fork_server():
         yield
-    shared.close()
 
 
 @contextmanager

@@ -86,6 +86,27 @@ def launch(config: Path | None, run_dir: Path, **options: Any) -> int:
         return status_of(lambda: launch_options(Options(config, run_dir=run_dir, **given)))
 
 
+@contextmanager
+def one_fork_server() -> Iterator[None]:
+    """Runs in this process share a fork server: each would import torch anew. But for those with
+    objects of their own for their workers, which need one of their own."""
+    from launch.engines.local import ForkServerClient
+
+    shared, own = ForkServerClient(), ForkServerClient
+    with (
+        patch(
+            "launch.engines.local.ForkServerClient",
+            lambda packed=b"": own(packed) if packed else shared,
+        ),
+        patch(
+            "launch.engines.local.LocalEngine.close",
+            lambda engine: None if engine._server is shared else engine._server.close(),
+        ),
+    ):
+        yield
+    shared.close()
+
+
 def course_and_batches(job: Job) -> tuple[Course, Batches]:
     """What is trained, and with what."""
     batches = load_batches(job.config.data, job.config.runtime.seed)
