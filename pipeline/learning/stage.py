@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline.device.compiler import Compiler
 from pipeline.device.cuda_graphs import CapturedSteps, StepScalars
-from pipeline.kernels.linear import wide
+from pipeline.dtypes import wide
 from pipeline.kernels.recompute import Activation
 from pipeline.learning.counters import Confusion, Counters
 from pipeline.learning.losses import output_loss
