@@ -10,7 +10,7 @@ from support.blocks import block_of, loss_of, specs_of
 from torch import Tensor
 from torch.nn.functional import mse_loss, one_hot
 
-from pipeline.kernels.linear import wide
+from pipeline.dtypes import wide
 from pipeline.learning import built_in
 from pipeline.learning.losses import prediction_loss, similarity_loss, similarity_matrix
 
