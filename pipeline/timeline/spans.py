@@ -102,6 +102,7 @@ class SpanRecorder:
         spans, items, ended_s = list(self._spans), tuple(self._items), self._ended_s
         if spans and spans[-1][2] == len(items):  # a wait for what is not recorded
             ended_s = spans.pop()[0]
+        items = items[: spans[-1][2] + 1 if spans else 0]  # it was full before that of the last
         reached_s = self._device.reached_s() if self._device else ()
         return Timeline(
             items,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from support.traces import read_trace
 from torch import nn
 
 import pipeline
@@ -374,6 +375,13 @@ def test_a_folder_that_nobody_has_named_goes_with_the_result() -> None:
     assert (path / "checkpoints").is_dir()
     del run
     assert not path.exists()
+
+
+def test_a_trace_of_the_first_batches(tmp_path: Path) -> None:
+    run = pipeline.fit("mlp", "digits", **QUICK, run_dir=tmp_path / "run", trace=3)
+    assert read_trace(run.path).batches(0) == [1, 2, 3]
+    with pytest.raises(pipeline.ConfigError, match=r"^trace=0: .* 1 to 1000; use trace=50$"):
+        pipeline.fit("mlp", "digits", **QUICK, trace=0)
 
 
 def test_an_interruption_leaves_what_a_run_can_go_on_from(

@@ -6,8 +6,9 @@ import pytest
 from support.clocks import Clock, Device
 
 from pipeline.device.device_clock import EventClock
+from pipeline.protocol.codec import MAX_HEADER_BYTES, decode, encode
 from pipeline.schedule.items import EvaluationBatch, PassedBatch, Snapshot, Stop, TrainBatch
-from pipeline.schedule.reports import DOINGS, Timeline
+from pipeline.schedule.reports import DOINGS, MOST_SPANS, Timeline
 from pipeline.timeline.spans import SpanRecorder
 
 BATCHES = [TrainBatch(step, 1, 0.1) for step in range(1, 6)]
@@ -83,6 +84,18 @@ def test_it_is_bounded_and_says_so() -> None:
         *("input", "copy"),
     ]
     assert told(timeline)[-1] == ("copy", BATCHES[1], 2)
+
+
+def test_the_longest_record_fits_a_message() -> None:
+    """Every span may be of another item, of which a training batch takes the most bytes."""
+    recorder = SpanRecorder(2**62)
+    for step in range(2**61, 2**61 + MOST_SPANS + 1):
+        recorder.take_up(TrainBatch(step, step, 0.1, step), "compute")
+    timeline = recorder.taken()
+    assert timeline.is_full
+    assert len(timeline.items) == MOST_SPANS
+    assert len(encode(timeline)) <= MAX_HEADER_BYTES
+    assert decode(encode(timeline)) == timeline
 
 
 # --- a device that does its work later ----------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from support.clocks import Clock
 from torch import Tensor
 
 from pipeline.config.sections import build_config
@@ -29,11 +31,12 @@ from pipeline.schedule.items import (
     Stop,
     TrainBatch,
 )
-from pipeline.schedule.reports import PassReport, StageState, Tally, Usage
+from pipeline.schedule.reports import DOINGS, PassReport, StageState, Tally, Usage
+from pipeline.timeline.spans import SpanRecorder
 from pipeline.worker.stage_runner import StageRunner
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pipeline.schedule.items import Item
 
@@ -295,6 +298,44 @@ def test_working_time_is_metered() -> None:
     play(runner, *train(1, 2), EndEpoch(1))
     # a clock that ticks at every look: began, 2 looks per item, the report itself
     assert said.reports[0].usage == Usage(wall_s=6.0, busy_s=2.0, peak_memory_bytes=77)
+
+
+def test_what_is_recorded_adds_up_to_what_is_metered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """3 s up to what is sent, 5 s without room, 1 s to send, 2 s to learn; 4 s between batches."""
+    clock = Clock()
+    meter, spans = Meter(clock), SpanRecorder(2, clock=clock)
+
+    def lasting(seconds: float, work: Callable[..., Any]) -> Callable[..., Any]:
+        def longer(*given: Any, **named: Any) -> Any:
+            clock.now += seconds
+            return work(*given, **named)
+
+        return longer
+
+    def forward(item: Item, tensors: tuple[Tensor, ...]) -> None:
+        if tensors:
+            spans.now("room")
+            with meter.waiting():
+                clock.now += 5
+            spans.now("send")
+            clock.now += 1
+
+    monkeypatch.setattr(Stage, "begin", lasting(3, Stage.begin))
+    monkeypatch.setattr(Stage, "finish", lasting(2, Stage.finish))
+    runner = StageRunner(0, stage_of(last=1), forward, Said(), meter=meter, spans=spans)
+    for item in train(1, 2):
+        spans.now("input")
+        clock.now += 4
+        spans.take_up(item, "copy")
+        play(runner, item)
+    timeline, usage = spans.taken(), meter.take()
+    seconds = Counter[str]()
+    ends = (*timeline.began_s[1:], timeline.ended_s)
+    for what, began, ended in zip(timeline.what, timeline.began_s, ends, strict=True):
+        seconds[DOINGS[what]] += ended - began
+    waits = {"input": 8, "room": 10}
+    assert +seconds == {**waits, "compute": 6, "send": 2, "learn": 4}
+    assert (usage.wall_s, usage.busy_s) == (30, 30 - sum(waits.values()))
 
 
 # --- snapshots ----------------------------------------------------------------------------
