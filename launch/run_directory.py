@@ -21,7 +21,9 @@ from launch.resume import CODE, no_folder
 from pipeline.config.config_file import dump_config
 from pipeline.config.sections import config_tree
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.run.event_files import EventFiles
 from pipeline.run.metrics import CONFUSION_FILE, METRICS_FILE, trim_metrics
+from pipeline.run.table import Table
 from pipeline.run.timeline_file import TRACE
 from pipeline.storage.atomic import TEMPORARY, replace_in, write_synced
 from pipeline.storage.checkpoint import complete_names, step_of
@@ -50,7 +52,18 @@ IMAGES = "images.jsonl"
 RUNS = Path("runs")
 """Where runs go whose folder nobody has named."""
 _A_RUN = (CONFIG, METRICS_FILE, CHECKPOINTS)
-_WRITTEN = (*_A_RUN, CONFUSION_FILE, PLAN, LOG, DATA, IMAGES, CODE, TRACE)
+_WRITTEN = (
+    *_A_RUN,
+    CONFUSION_FILE,
+    Table.name,
+    EventFiles.name,
+    PLAN,
+    LOG,
+    DATA,
+    IMAGES,
+    CODE,
+    TRACE,
+)
 _UNSHOWN = {"Cc", "Cs", "Zl", "Zp"}
 """Unicode's control characters, bytes that are no UTF-8, line and paragraph separators."""
 _LONGEST_NAME = 200

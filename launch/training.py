@@ -190,6 +190,7 @@ def make_run(
         observer,
         start=start,
         keep_best=job.config.runtime.keep_best,
+        tensorboard=job.config.runtime.tensorboard,
     )
     return Run(
         id=secrets.token_hex(8),

@@ -135,7 +135,8 @@ DOORS = {
     "zmq": {"pipeline.transport.sockets"},
     "torchvision": {"pipeline.data.published"},
     "sklearn": {"pipeline.api.classifier", "pipeline.data.batches"},
-    "PIL": {"pipeline.data.image_reading"},
+    "PIL": {"pipeline.data.image_reading", "pipeline.run.event_files"},
+    "tensorboard": {"pipeline.run.event_files"},
     "safetensors": {"pipeline.learning.block_file"},
     "matplotlib": {"launch.paper.figures"},
 }

@@ -23,6 +23,7 @@ from pipeline.network.from_config import network_specs
 from pipeline.planning.cost import block_costs
 from pipeline.planning.plan import make_plan
 from pipeline.planning.plan_files import load_plan
+from pipeline.run.event_files import check_tensorboard
 from pipeline.storage.checkpoint_writer import CONFIG
 from pipeline.system.descriptors import check_enough
 from pipeline.system.paths import expanded
@@ -85,6 +86,8 @@ def check_job(name: str, config: Config, options: Options) -> Job:
         factory = config.data.factory
         with awaited({"data.factory": factory} if factory else {}, "reading data"):
             own_data = read_own(config.data)
+    if config.runtime.tensorboard:
+        check_tensorboard()
     facts = data_facts(config.data, own_data)
     code = config.user_code
     with awaited(code, "planning"):

@@ -57,6 +57,9 @@ class RuntimeConfig(Section):
     """In tests, count what each block's own classifier gets wrong, too."""
     eval_before_training: bool = False
     """Test the untrained network too, as epoch 0."""
+    tensorboard: bool = False
+    """Write what metrics.jsonl says, and which classes a test takes for which, for TensorBoard too:
+    `tensorboard --logdir runs` shows all runs there. It needs the package tensorboard."""
     transport: Literal["ipc", "tcp", "tcp-plain"] = "ipc"
     """How processes of a run are connected. `ipc`: socket files in a folder that only their owner
     can enter; `tcp`: encrypted, open to the keys of this run only; `tcp-plain`: neither."""

@@ -8,7 +8,10 @@ from datetime import datetime, timezone
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
+from pipeline.run.event_files import EventFiles
 from pipeline.run.events import EpochDone, Note
+from pipeline.run.mirrors import Mirror
+from pipeline.run.table import Table
 from pipeline.schedule.reports import rows_of
 from pipeline.storage.line_log import LineLog, trim_lines
 
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from pipeline.run.events import Observer
+    from pipeline.run.mirrors import Form
     from pipeline.schedule.feed import Course, Position
     from pipeline.schedule.reports import PassReport, Tally
     from pipeline.storage.checkpoint import RunState
@@ -44,6 +48,8 @@ class MetricsLog:
         start: RunState,
         clock: Callable[[], float],
         today: Callable[[], datetime],
+        *,
+        tensorboard: bool = False,
     ) -> None:
         self._course, self._devices, self._names = course, devices, names
         self._today = today
@@ -63,9 +69,21 @@ class MetricsLog:
         self._confusions = LineLog(
             folder, CONFUSION_FILE, lambda text: None, most=_MOST_CONFUSIONS_WAITING
         )
+        forms: list[Form] = [Table(folder)]
+        if tensorboard:
+            forms.append(EventFiles(folder, CONFUSION_FILE))
+        self._mirrors = [
+            Mirror(folder, METRICS_FILE, form, self._is_refused, lambda text: observer(Note(text)))
+            for form in forms
+        ]
+
+    def _is_refused(self) -> bool:
+        return self.lines.refusal is not None
 
     def start_clock(self) -> None:
         """Training begins now; what came before was start-up."""
+        for mirror in self._mirrors:
+            mirror.complete(anew=True)
         self._began = self._clock()
 
     def report(self, report: PassReport) -> None:
@@ -104,6 +122,8 @@ class MetricsLog:
         """Try again what the disk refused."""
         self.lines.flush()
         self._confusions.flush()
+        for mirror in self._mirrors:
+            mirror.complete()
 
     def _has_all(self, epoch: int, training: bool) -> bool:
         return len(self._reports.get((epoch, training), ())) == len(self._devices)
@@ -122,6 +142,8 @@ class MetricsLog:
             counted = json.dumps({**at, "confusion": confusion}, separators=(",", ":"))
             self._confusions.append(counted)
         self.lines.append(json.dumps(line))
+        for mirror in self._mirrors:
+            mirror.add(line, confusion)
         self.written = epoch
         self._observer(EpochDone(line, confusion))
 

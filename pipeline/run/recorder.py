@@ -41,10 +41,13 @@ class Recorder:
         *,
         start: RunState,
         keep_best: bool = True,
+        tensorboard: bool = False,
         clock: Callable[[], float] = perf_counter,
         today: Callable[[], datetime] = utc_now,
     ) -> None:
-        self.metrics = MetricsLog(folder, course, devices, names, observer, start, clock, today)
+        self.metrics = MetricsLog(
+            folder, course, devices, names, observer, start, clock, today, tensorboard=tensorboard
+        )
         self.snapshots = Snapshots(folder, len(devices), writer, observer, start)
         self._course, self._keep_best, self._kept = course, keep_best, start.kept
 

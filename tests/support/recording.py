@@ -60,6 +60,7 @@ class Recording:
         start: RunState | None = None,
         *,
         keep_best: bool = True,
+        tensorboard: bool = False,
     ) -> None:
         self.now = 100.0
         self.path = folder / "metrics.jsonl"
@@ -74,6 +75,7 @@ class Recording:
             self.events.append,
             start=start or RunState(),
             keep_best=keep_best,
+            tensorboard=tensorboard,
             clock=lambda: self.now,
             today=lambda: datetime.fromtimestamp(self.now, timezone.utc),
         )
