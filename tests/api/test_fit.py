@@ -75,6 +75,18 @@ def states(module: nn.Module) -> dict[str, Any]:
     return {name: tensor.tolist() for name, tensor in module.state_dict().items()}
 
 
+@pytest.fixture(scope="module")
+def own() -> pipeline.FittedRun:
+    """A run of `own_network` that nothing disturbs."""
+    return pipeline.fit(own_network(), "digits", **QUICK)
+
+
+@pytest.fixture(scope="module")
+def mlp() -> pipeline.FittedRun:
+    """A run that nothing disturbs."""
+    return pipeline.fit("mlp", "digits", **QUICK)
+
+
 def test_a_network_is_trained_and_the_users_stays_as_it_was() -> None:
     network = own_network()
     before = states(network)
@@ -89,11 +101,10 @@ def test_a_network_is_trained_and_the_users_stays_as_it_was() -> None:
     assert states(run.model) != before
 
 
-def test_predictions_are_those_that_the_run_has_tested() -> None:
+def test_predictions_are_those_that_the_run_has_tested(own: pipeline.FittedRun) -> None:
     images, labels = raw_test_images()
-    run = pipeline.fit(own_network(), "digits", **QUICK)
-    wrong = 100 * float((run.predict(images) != labels).mean())
-    assert wrong == run.history[-1]["test"]["error_pct"]
+    wrong = 100 * float((own.predict(images) != labels).mean())
+    assert wrong == own.history[-1]["test"]["error_pct"]
 
 
 @pytest.mark.parametrize(
@@ -351,6 +362,11 @@ def test_what_is_asked_about_stays_as_it_is_and_may_be_of_any_kind() -> None:
     assert len(run.predict(tensor.bfloat16())) == len(X)
 
 
+@pytest.fixture(scope="module")
+def of_arrays() -> pipeline.FittedRun:
+    return pipeline.fit(small(), own_data(), **ARRAYS)
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
@@ -359,11 +375,12 @@ def test_what_is_asked_about_stays_as_it_is_and_may_be_of_any_kind() -> None:
         (lambda x: [[1.0], [1.0, 2.0]], "X can't be read as an array"),
     ],
 )
-def test_what_is_no_example_is_refused(spoil: Any, says: str) -> None:
-    X, y = own_data()
-    run = pipeline.fit(small(), (X, y), **ARRAYS)
+def test_what_is_no_example_is_refused(
+    of_arrays: pipeline.FittedRun, spoil: Any, says: str
+) -> None:
+    X, _ = own_data()
     with pytest.raises(pipeline.ConfigError, match=f"^{says}"):
-        run.predict(spoil(np.asarray(X)))
+        of_arrays.predict(spoil(np.asarray(X)))
 
 
 # --- the run's folder -----------------------------------------------------------------------
@@ -385,7 +402,7 @@ def test_a_trace_of_the_first_batches(tmp_path: Path) -> None:
 
 
 def test_an_interruption_leaves_what_a_run_can_go_on_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own: pipeline.FittedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -400,15 +417,16 @@ def test_an_interruption_leaves_what_a_run_can_go_on_from(
         signal.signal(signal.SIGINT, before)
     (folder,) = tmp_path.iterdir()
     rest = pipeline.fit(own_network(), "digits", **QUICK, run_dir=folder, resume=True)
-    assert states(rest.model) == states(pipeline.fit(own_network(), "digits", **QUICK).model)
+    assert states(rest.model) == states(own.model)
 
 
-def test_a_run_goes_on_with_the_same_objects_and_gives_the_same_bits(tmp_path: Path) -> None:
+def test_a_run_goes_on_with_the_same_objects_and_gives_the_same_bits(
+    own: pipeline.FittedRun, tmp_path: Path
+) -> None:
     folder = {"run_dir": tmp_path / "run"}
-    whole = pipeline.fit(own_network(), "digits", **QUICK)
     first = pipeline.fit(own_network(), "digits", **{**QUICK, **folder, "epochs": 1})
     rest = pipeline.fit(own_network(), "digits", **QUICK, **folder, resume=True)
-    assert states(rest.model) == states(whole.model) != states(first.model)
+    assert states(rest.model) == states(own.model) != states(first.model)
     assert [row["epoch"] for row in rest.history] == [1, 2]
     again = pipeline.fit(own_network(), "digits", **QUICK, **folder, resume=True)
     assert states(again.model) == states(rest.model)
@@ -460,8 +478,10 @@ def process() -> list[Any]:
     ]  # fmt: skip
 
 
-def test_the_callers_process_is_left_as_it_was() -> None:
-    threads, plain = torch.get_num_threads(), pipeline.fit(own_network(), "digits", **QUICK)
+def test_the_callers_process_is_left_as_it_was(
+    own: pipeline.FittedRun, mlp: pipeline.FittedRun
+) -> None:
+    threads = torch.get_num_threads()
     torch.set_num_threads(2)
     torch.set_default_dtype(torch.float64)
     torch.set_float32_matmul_precision("medium")
@@ -483,9 +503,9 @@ def test_the_callers_process_is_left_as_it_was() -> None:
         torch.set_float32_matmul_precision("highest")
         torch.set_default_device(None)
     assert states(elsewhere.model) == states(other.model)
-    assert states(other.model) == states(pipeline.fit("mlp", "digits", **QUICK).model)
+    assert states(other.model) == states(mlp.model)
     assert network[0].linear.weight.dtype == torch.float32
-    assert states(plain.model) == states(pipeline.fit(own_network(), "digits", **QUICK).model)
+    assert states(pipeline.fit(own_network(), "digits", **QUICK).model) == states(own.model)
 
 
 def test_bfloat16_copies_of_weights_are_made_anew_in_each_step() -> None:
@@ -507,7 +527,7 @@ def test_bfloat16_copies_of_weights_are_made_anew_in_each_step() -> None:
     assert len(own.history) == 2
 
 
-def test_another_thread_may_train() -> None:
+def test_another_thread_may_train(own: pipeline.FittedRun) -> None:
     """Which can't handle signals, and finds the objects that it was given."""
     found: list[Any] = []
     thread = Thread(
@@ -515,7 +535,7 @@ def test_another_thread_may_train() -> None:
     )
     thread.start()
     thread.join(60)
-    assert states(found[0].model) == states(pipeline.fit(own_network(), "digits", **QUICK).model)
+    assert states(found[0].model) == states(own.model)
 
 
 # --- callbacks ------------------------------------------------------------------------------
@@ -535,13 +555,12 @@ class Notes(pipeline.Callback):
         self.told.append(len(run.history))
 
 
-def test_callbacks_are_told_and_may_end_a_run(tmp_path: Path) -> None:
+def test_callbacks_are_told_and_may_end_a_run(mlp: pipeline.FittedRun, tmp_path: Path) -> None:
     notes = Notes()
     more = {**QUICK, "epochs": 5, "run_dir": tmp_path / "run"}
     run = pipeline.fit("mlp", "digits", **more, callbacks=[notes, lambda row: row["epoch"] == 2])
     assert notes.told == ["start", 1, 2, 2]
-    plain = pipeline.fit("mlp", "digits", **QUICK)
-    assert states(run.model) == states(plain.model)
+    assert states(run.model) == states(mlp.model)
     rest = pipeline.fit("mlp", "digits", **more, resume=True)
     assert states(rest.model) == states(
         pipeline.fit("mlp", "digits", **{**QUICK, "epochs": 5}).model
@@ -557,40 +576,41 @@ def fails(error: BaseException) -> Callable[[Any], bool]:
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("by zero"), KeyboardInterrupt("enough")])
 def test_a_callback_that_fails_ends_the_run_with_a_checkpoint(
-    tmp_path: Path, error: BaseException
+    mlp: pipeline.FittedRun, tmp_path: Path, error: BaseException
 ) -> None:
     with pytest.raises(type(error)) as caught:
         pipeline.fit("mlp", "digits", **QUICK, run_dir=tmp_path / "run", callbacks=[fails(error)])
     assert caught.value is error
     rest = pipeline.fit("mlp", "digits", **QUICK, run_dir=tmp_path / "run", resume=True)
-    assert states(rest.model) == states(pipeline.fit("mlp", "digits", **QUICK).model)
+    assert states(rest.model) == states(mlp.model)
 
 
-def test_a_callback_may_train_another_network() -> None:
+def test_a_callback_may_train_another_network(own: pipeline.FittedRun) -> None:
     inner: list[Any] = []
 
     def train(row: Any) -> None:
         inner.append(pipeline.fit("mlp", "digits", **QUICK))
 
     run = pipeline.fit(own_network(), "digits", **QUICK, callbacks=[train])
-    assert states(run.model) == states(pipeline.fit(own_network(), "digits", **QUICK).model)
+    assert states(run.model) == states(own.model)
     assert states(inner[0].model) == states(inner[1].model)
 
 
 # --- predictions ----------------------------------------------------------------------------
 
 
-def test_scores_of_every_depth_are_those_of_the_local_classifiers() -> None:
+def test_scores_of_every_depth_are_those_of_the_local_classifiers(
+    own: pipeline.FittedRun,
+) -> None:
     images, labels = raw_test_images()
-    run = pipeline.fit(own_network(), "digits", **QUICK)
-    scores = run.scores_by_depth(images)
+    scores = own.scores_by_depth(images)
     assert [each.shape for each in scores] == [(40, 10)] * 3
-    np.testing.assert_array_equal(scores[-1].argmax(1), run.predict(images))
-    test = run.evaluate((images, labels))
-    assert test["error_pct"] == run.history[-1]["test"]["error_pct"]
-    assert test["loss"] == pytest.approx(run.history[-1]["test"]["loss"])
-    assert run.evaluate((images, labels)) == test
-    assert run.evaluate((images[:4], run.predict(images[:4])))["error_pct"] == 0.0
+    np.testing.assert_array_equal(scores[-1].argmax(1), own.predict(images))
+    test = own.evaluate((images, labels))
+    assert test["error_pct"] == own.history[-1]["test"]["error_pct"]
+    assert test["loss"] == pytest.approx(own.history[-1]["test"]["loss"])
+    assert own.evaluate((images, labels)) == test
+    assert own.evaluate((images[:4], own.predict(images[:4])))["error_pct"] == 0.0
     similar = pipeline.fit(own_network(), "digits", **QUICK, loss="sim")
     assert [each is None for each in similar.scores_by_depth(images)] == [True, True, False]
 
@@ -614,8 +634,7 @@ def test_a_rule_is_a_class(tmp_path: Path) -> None:
         (np.zeros((2, 1, 8, 8)), "X is float64; uint8 is needed, as in training"),
     ],
 )
-def test_examples_of_another_kind_are_refused(x: Any, says: str) -> None:
-    run = pipeline.fit("mlp", "digits", **{**QUICK, "epochs": 1})
+def test_examples_of_another_kind_are_refused(mlp: pipeline.FittedRun, x: Any, says: str) -> None:
     with pytest.raises(pipeline.ConfigError) as caught:
-        run.predict(x)
+        mlp.predict(x)
     assert str(caught.value).startswith(says)
