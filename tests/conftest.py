@@ -46,11 +46,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of several processes one carries out all tests that start real ones, first and one by one:
     what they wait for, and what they look for in the end, allows for quick tests beside them, not
-    for each other. The others take what comes next, and so does this one when it is done."""
+    for each other. The others take what comes next, and so does this one when it is done. A file
+    whose tests are heavy, but start nothing that waits, names a group of its own."""
     if not hasattr(config, "workerinput"):
         return  # this process does it all
     for item in items:
-        if item.get_closest_marker("processes"):
+        if item.get_closest_marker("processes") and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group("processes"))
     items.sort(key=lambda item: item.get_closest_marker("processes") is None)
 

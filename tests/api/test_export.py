@@ -29,7 +29,7 @@ from pipeline.api.formats import FromData
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.xdist_group("export")]
 
 FORMATS = ("safetensors", "state-dict", "torch-export", "onnx")
 GRAPHS = ("torch-export", "onnx")
