@@ -16,6 +16,7 @@ from launch.cli import launch_options
 from launch.command import DONE, FAILED, complain, run_command, status_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from launch.grid.results import Outcome
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 
 def sweep(request: Request, *, dry_run: bool = False) -> int:
-    """Train all runs of a sweep, one after another; the exit status: failed where one of them has
-    no result, interrupted where that ended it.
+    """Train all runs of a sweep; the exit status: failed where one of them has no result,
+    interrupted where that ended it.
 
     Raises:
         ConfigError: saying all that is wrong, before anything is started.
@@ -37,7 +38,7 @@ def sweep(request: Request, *, dry_run: bool = False) -> int:
     asked = sweep_of(request)
     runs = checked(asked, request)
     if dry_run or request.launch.view != "quiet":
-        print(_in_order(asked, runs), flush=True)
+        print(_in_order(asked, runs, request.jobs), flush=True)
     if dry_run:
         for number, one in enumerate(runs, 1):
             known = "  finished" if one.is_finished else "  begun" if one.is_begun else ""
@@ -58,12 +59,13 @@ def _held(asked: Sweep, path: Path | None) -> AbstractContextManager[HeldRun]:
     return hold_new(f"{asked.name}-sweep") if path is None else hold(path)
 
 
-def _in_order(asked: Sweep, runs: list[Planned]) -> str:
+def _in_order(asked: Sweep, runs: list[Planned], jobs: int) -> str:
     done = sum(one.is_finished for one in runs)
     begun = sum(one.is_begun for one in runs) - done
     known = [f"{done} finished"] * bool(done) + [f"{begun} begun"] * bool(begun)
     there = f" ({', '.join(known)})" if known else ""
-    return f"{asked.name}: {asked.grid.in_words()}{there}, one after another, seed by seed"
+    how = "one after another" if jobs == 1 else f"{jobs} at once"
+    return f"{asked.name}: {asked.grid.in_words()}{there}, {how}, seed by seed"
 
 
 def _carried_out(sweep: Sweep, runs: list[Planned], folder: HeldRun, request: Request) -> int:
@@ -85,17 +87,55 @@ def _carried_out(sweep: Sweep, runs: list[Planned], folder: HeldRun, request: Re
         except OSError as error:  # as with a run's own files: training goes on
             say(f"{folder.path}: the tables can't be written: {error}")
 
-    for number, one in enumerate(runs, 1):
-        say(f"[{number}/{len(runs)}] {one.run.name}")
-        if not one.is_finished:
-            outcomes[one.run] = _trained(one, sweep, folder, request)
-        say(in_words(outcomes[one.run]))
+    def keep(one: Planned, outcome: Outcome) -> None:
+        outcomes[one.run] = outcome
+        say(f"{titles[one.run]}: {in_words(outcome)}")
         write()
-        if outcomes[one.run].status == "interrupted":
-            return INTERRUPTED
+
+    titles = {one.run: f"[{k}/{len(runs)}] {one.run.name}" for k, one in enumerate(runs, 1)}
+    left = [one for one in runs if not one.is_finished]
+    write()
+    if request.jobs > 1:
+        status = _at_once(sweep, left, folder, request, keep)
+    else:
+        status = DONE
+        for one in left:
+            say(titles[one.run])
+            keep(one, _trained(one, sweep, folder, request))
+            if outcomes[one.run].status == "interrupted":
+                status = INTERRUPTED
+                break
+    if status == INTERRUPTED:
+        return status
     if request.launch.view != "quiet":
         _show(list(outcomes.values()), folder.path)
     return DONE if all(one.result for one in outcomes.values()) else FAILED
+
+
+def _at_once(
+    sweep: Sweep,
+    left: list[Planned],
+    folder: HeldRun,
+    request: Request,
+    keep: Callable[[Planned, Outcome], None],
+) -> int:
+    from launch.engines.interrupts import INTERRUPTED
+    from launch.grid.at_once import train_at_once
+    from launch.grid.results import Outcome
+
+    def ended(one: Planned, status: int, why: str) -> None:
+        if status == DONE:
+            keep(one, _finished(one, folder))
+        elif status == INTERRUPTED:
+            keep(one, Outcome(one.run, "interrupted"))
+        else:
+            complain(f"{one.run.name}: {why}", status)
+            keep(one, Outcome(one.run, "failed", None, why))
+
+    if train_at_once(sweep, left, folder.path, request.jobs, ended):
+        return DONE
+    said = f"interrupted; to go on, with the remaining runs:\n  {_to_go_on(folder, request)}"
+    return complain(said, INTERRUPTED)
 
 
 def _known(one: Planned, folder: HeldRun) -> Outcome:
@@ -148,7 +188,9 @@ def _trained(one: Planned, sweep: Sweep, folder: HeldRun, request: Request) -> O
 def _to_go_on(folder: HeldRun, request: Request) -> str:
     from launch.launcher import placement
 
-    return shlex.join(["pipeline-sweep", "--run-dir", str(folder.path), *placement(request.launch)])
+    jobs = ["--jobs", str(request.jobs)] if request.jobs > 1 else []
+    words = ["pipeline-sweep", "--run-dir", str(folder.path), *jobs, *placement(request.launch)]
+    return shlex.join(words)
 
 
 def _show(outcomes: list[Outcome], path: Path) -> None:
@@ -184,6 +226,15 @@ def _show(outcomes: list[Outcome], path: Path) -> None:
     help="The sweep's folder; of one that holds a sweep, that is gone on with: CONFIG.yaml may be "
     "left out, and seeds and values may be added. [default: runs/<config>-sweep-<date>-<time>]",
 )
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, 1024),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Runs at once, each in a process of its own (or several, without --single), which shows "
+    "nothing; they share devices and cores.",
+)
 @click.option("--dry-run", is_flag=True, help="Check and list all runs; start nothing.")
 @launch_options
 @click.version_option(package_name="local-loss-pipeline")
@@ -192,6 +243,7 @@ def main(
     seeds: str | None,
     over: tuple[str, ...],
     run_dir: str | None,
+    jobs: int,
     dry_run: bool,
     **options: Any,
 ) -> None:
@@ -220,6 +272,7 @@ def main(
             None if run_dir is None else folder_named("--run-dir", run_dir),
             Options(None, **options),
             shlex.join(["pipeline-sweep", *sys.argv[1:]]),
+            jobs,
         )
         return sweep(request, dry_run=dry_run)
 

@@ -103,10 +103,10 @@ LAUNCH: dict[str, Row] = {  # from the ground up; `pipeline` may be imported by 
     "launcher": row(
         "job resume run_directory display engines command plan trial_run run_job last_lines"
     ),
+    "cli": row("job run_directory command launcher"),
     "series": row("job resume run_directory run_job launcher"),
     "paper": row("job resume run_directory machine display plan series"),
-    "grid": row("job resume run_directory display plan series"),
-    "cli": row("job run_directory command launcher"),
+    "grid": row("job resume run_directory display engines command plan launcher cli series"),
     "verify": row("job display engines command plan training run_job"),
     "reproduce": row("job run_directory machine engines command launcher series paper cli"),
     "sweep": row("job run_directory machine display engines command launcher series grid cli"),

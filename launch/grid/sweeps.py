@@ -45,6 +45,7 @@ class Request:
     run_dir: Path | None
     launch: Options
     command: str = "pipeline-sweep"
+    jobs: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
-from support.processes import TINY, contents, final_digests, launch
+from support.processes import TINY, contents, final_digests, launch, until
 
+from launch.grid.at_once import train_at_once
 from launch.grid.combinations import Combination, Grid, axis_of, grid_of, seeds_of
 from launch.grid.results import Outcome, Result, in_words, result_in, rows_of
+from launch.grid.sweeps import Planned, Request, checked, sweep_of
 from launch.grid.table import plain_lines, screen_table
+from launch.job import Options
 from launch.sweep import main
 from pipeline.errors import ConfigError
 
@@ -137,6 +140,42 @@ def test_a_failed_run_ends_no_other_and_is_told(here: Path) -> None:
     assert "| 1.0e+30 | 0 of 1 | – |" in page
     assert "- optimizer.lr=1.0e+30,seed=1: failed: the loss of block 0 is not finite" in page
     assert ask("--run-dir", "all").exit_code == 1  # and is tried once more
+
+
+@pytest.mark.processes
+def test_runs_at_once_are_those_of_one_after_another(here: Path) -> None:
+    given = ("small.yaml", "--over", "optimizer.lr=1e30,1e-3", "--run-dir", "all", "--jobs", "2")
+    done = ask(*given)
+    assert done.exit_code == 1, done.stderr
+    assert "error: optimizer.lr=1.0e+30,seed=1: the loss of block 0 is not finite" in done.stderr
+    assert statuses(here / "all") == ["failed", "finished"]
+    whole = {"single": True, "overrides": ("optimizer.lr=1e-3",)}
+    assert launch(here / "small.yaml", here / "whole", **whole) == 0
+    run = here / "all/optimizer.lr=0.001,seed=1"
+    assert final_digests(run) == final_digests(here / "whole")
+
+
+@pytest.mark.processes
+def test_a_signal_ends_all_runs_at_once_with_checkpoints(here: Path) -> None:
+    """It comes as the first, which fails, is told; the other would train for hours."""
+    options = Options(None, single=True, gpus="cpu", overrides=("schedule.epochs=100000",))
+    over = ("optimizer.lr=1e30,1e-3",)
+    request = Request(here / "small.yaml", over, "1", here / "all", options, jobs=2)
+    asked = sweep_of(request)
+    told: list[tuple[str, int]] = []
+
+    def ended(one: Planned, status: int, why: str) -> None:
+        told.append((one.run.name, status))
+        if len(told) == 1:
+            log = here / "all/optimizer.lr=0.001,seed=1/metrics.jsonl"
+            until(log.exists, "the first epoch of the other run")
+            raise KeyboardInterrupt
+
+    (here / "all").mkdir()
+    assert not train_at_once(asked, checked(asked, request), here / "all", 2, ended)
+    assert told[0] == told[1] == ("optimizer.lr=1.0e+30,seed=1", 1)
+    assert told[2:] == [("optimizer.lr=0.001,seed=1", 130)]
+    assert final_digests(here / "all/optimizer.lr=0.001,seed=1")
 
 
 def test_a_result_that_is_gone_does_not_shrink_n_in_silence(here: Path) -> None:
