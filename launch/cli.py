@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +119,8 @@ def main(**options: Any) -> None:
 
         given = options.pop("run_dir")
         run_dir = None if given is None else folder_named("--run-dir", given)
-        return launch(Options(run_dir=run_dir, **options))
+        command = shlex.join(["pipeline-launch", *sys.argv[1:]])
+        return launch(Options(run_dir=run_dir, command=command, **options))
 
     run_command(body)
 

@@ -48,6 +48,8 @@ class Options:
     assume: Path | None = None
     measure: bool = False
     trace: int | None = None
+    command: str = ""
+    """What was called, for the run's provenance."""
 
 
 @dataclass(frozen=True, slots=True)

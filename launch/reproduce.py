@@ -84,7 +84,6 @@ def show_plans(tables: Sequence[Table], request: Request) -> int:
 def _train(task: Task, run: HeldRun, command: str) -> int:
     """Train a task to its end in its folder; `command` goes into its provenance."""
     from launch.engines.interrupts import INTERRUPTED
-    from launch.machine.provenance import provenance, read_starts, write_starts
     from launch.paper.results import is_finished
     from launch.paper.tasks import RUNS_OPTION
     from launch.series import how_to_go_on, train_one
@@ -92,14 +91,8 @@ def _train(task: Task, run: HeldRun, command: str) -> int:
 
     if is_finished(run.path, task.job.config):
         return DONE  # another command trained it before this one locked the folder
-    resumed = run.holds_run
-
-    def note_start() -> None:
-        before = read_starts(run.path) if resumed else []
-        write_starts(run.folder, [*before, provenance(command)])
-
     try:
-        train_one(task.job, run, task.options, RUNS_OPTION, begun=note_start)
+        train_one(task.job, run, replace(task.options, command=command), RUNS_OPTION)
     except (InterruptedRunError, KeyboardInterrupt) as error:
         return complain(how_to_go_on(error, run, "entries", command), INTERRUPTED)
     except CutShortError as error:

@@ -17,6 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch.machine.provenance import PROVENANCE_FILE
 from launch.resume import CODE, no_folder
 from pipeline.config.config_file import dump_config
 from pipeline.config.sections import config_tree
@@ -57,6 +58,7 @@ _WRITTEN = (
     CONFUSION_FILE,
     Table.name,
     EventFiles.name,
+    PROVENANCE_FILE,
     PLAN,
     LOG,
     DATA,

@@ -6,16 +6,17 @@ run_job       what to start from ─▶ an engine ─▶ train
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from launch.machine.provenance import read_starts, start_of, write_starts
 from launch.resume import nothing_left, start_state
 from launch.run_directory import hold, hold_new
 from pipeline.storage.checkpoint import RunState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
     from launch.job import Job, Options
@@ -50,14 +51,12 @@ def run_job(
     *,
     watcher: Watcher | None = None,
     packed: bytes | memoryview = b"",
-    begun: Callable[[], None] = lambda: None,
 ) -> Finished:
-    """Train a job, from the beginning or from where its folder is.
+    """Train a job, from the beginning or from where its folder is; its provenance gets an entry.
 
     Args:
         watcher: is told what the view shows, by this thread, and may end the run.
         packed: a user's objects for the workers (`given.Given`).
-        begun: called once the run directory is ready, before training.
 
     Raises:
         ConfigError: where there is nothing to resume, or a run that would be overwritten.
@@ -71,7 +70,14 @@ def run_job(
     else:
         run.refuse_to_overwrite()
         origin = (RunState(), [])
+    starts = read_starts(run.path) if options.resume else []
     run.check_writable()
+
+    def note_start() -> None:
+        step = origin[0].position.step
+        with suppress(OSError):  # of a disk that refuses, what is written next will tell
+            write_starts(run.folder, [*starts, start_of(options.command, step)])
+
     ended_with = None
     try:
         with engine_for(single=options.single, packed=packed) as engine:
@@ -83,7 +89,7 @@ def run_job(
                 origin,
                 engine,
                 view=options.view,
-                begun=begun,
+                begun=note_start,
                 watcher=watcher,
                 trace=options.trace or 0,
             )

@@ -18,7 +18,6 @@ from pipeline.errors import ConfigError
 from pipeline.storage.checkpoint_writer import CONFIG
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from launch.job import Job, Options
@@ -66,15 +65,12 @@ def check_same_run(run_dir: Path, config: Config, option: str) -> None:
     check_same(run_dir, "run", load_config(run_dir / CONFIG), config, option)
 
 
-def train_one(
-    job: Job, run: HeldRun, options: Options, option: str, begun: Callable[[], None] = lambda: None
-) -> None:
+def train_one(job: Job, run: HeldRun, options: Options, option: str) -> None:
     """Train one run to its end in its folder, which another command may have used before it was
     held.
 
     Args:
         option: as for `check_same`.
-        begun: called once the folder is ready, before training.
 
     Raises:
         ConfigError: where the folder holds another run.
@@ -84,7 +80,7 @@ def train_one(
     if run.holds_run:
         check_same_run(run.path, job.config, option)
     try:
-        run_job(job, run, replace(options, resume=run.holds_run), begun=begun)
+        run_job(job, run, replace(options, resume=run.holds_run))
     finally:
         torch = sys.modules.get("torch")
         if torch is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,7 +171,7 @@ def _trained(one: Planned, sweep: Sweep, folder: HeldRun, request: Request) -> O
             job = one.job(sweep)
             with hold(folder.path / one.run.name) as run:
                 try:
-                    train_one(job, run, one.options, "--run-dir")
+                    train_one(job, run, replace(one.options, command=request.command), "--run-dir")
                 except (InterruptedRunError, KeyboardInterrupt) as error:
                     said = how_to_go_on(error, run, "runs", _to_go_on(folder, request))
                     return complain(said, INTERRUPTED)

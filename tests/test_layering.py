@@ -89,8 +89,8 @@ LAUNCH: dict[str, Row] = {  # from the ground up; `pipeline` may be imported by 
     "job": row(),
     "milestones": row(),
     "resume": row("job"),
-    "run_directory": row("job resume"),
     "machine": row(),
+    "run_directory": row("job resume machine"),
     "display": row("job run_directory"),
     "engines": row("display"),
     "command": row("display engines"),
@@ -98,7 +98,7 @@ LAUNCH: dict[str, Row] = {  # from the ground up; `pipeline` may be imported by 
     "same_data": row(),
     "training": row("job run_directory display engines plan same_data"),
     "trial_run": row("job engines plan training"),
-    "run_job": row("job resume run_directory engines training"),
+    "run_job": row("job resume machine run_directory engines training"),
     "last_lines": row("run_directory display"),
     "launcher": row(
         "job resume run_directory display engines command plan trial_run run_job last_lines"
@@ -108,7 +108,7 @@ LAUNCH: dict[str, Row] = {  # from the ground up; `pipeline` may be imported by 
     "paper": row("job resume run_directory machine display plan series"),
     "grid": row("job resume run_directory display engines command plan launcher cli series"),
     "verify": row("job display engines command plan training run_job"),
-    "reproduce": row("job run_directory machine engines command launcher series paper cli"),
+    "reproduce": row("job run_directory engines command launcher series paper cli"),
     "sweep": row("job run_directory machine display engines command launcher series grid cli"),
     "read_run": row(),
     "evaluate": row("command plan read_run"),

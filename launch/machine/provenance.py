@@ -1,4 +1,5 @@
-"""Provenance of a result: command, machine, versions, commit. Every kept result begins with it.
+"""Provenance of a result: command, machine, versions, commit. Every kept result begins with it, and
+every run has it for each command that trained a part of it.
 
 python -m launch.machine.provenance COMMAND     prints it, for a result that has none yet
 """
@@ -8,10 +9,14 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
+from datetime import datetime, timezone
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from socket import gethostname
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +33,11 @@ if TYPE_CHECKING:
 PROVENANCE_FILE = "provenance.json"
 """In a run directory: a list, one for every command that trained a part of the run."""
 _PACKAGES = ("local-loss-pipeline", "torch", "pyzmq", "numpy")
+_ROOT = Path(__file__).resolve().parents[2]
+"""Of a clone, where this program runs from one."""
+_OF_ITS_OWN = re.compile(rf'^name = "{_PACKAGES[0]}"$', re.MULTILINE)
+_GIT_S = 5.0
+"""Longest time that git may take, on a disk that is slow."""
 _NEEDED: Mapping[str, type | tuple[type, ...]] = {
     "command": str, "processor": str, "cores": (int, NoneType), "versions": dict, "commit": str,
     "uncommitted_changes": bool,
@@ -38,7 +48,8 @@ _NEEDED: Mapping[str, type | tuple[type, ...]] = {
 def provenance(command: str) -> dict[str, Any]:
     """Command, machine, versions and commit of a measurement that begins now.
 
-    `commit` is empty where the program does not run from a clone: the version says what it is.
+    `commit` is this program's; empty where it does not run from a clone of its own repository: the
+    version says what it is. Nothing of the environment is in it, which may hold secrets.
     """
     return {
         "command": command,
@@ -67,6 +78,12 @@ def is_provenance(tree: Any) -> bool:
     gpus = tree.get("gpus", [])
     named = isinstance(gpus, list) and all(isinstance(name, str) for name in gpus)
     return named and all(isinstance(tree.get(key, ...), kind) for key, kind in _NEEDED.items())
+
+
+def start_of(command: str, step: int) -> dict[str, Any]:
+    """Provenance of a command that begins to train now, after so many steps of its run."""
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"time": now, "host": gethostname(), "after_step": step, **provenance(command)}
 
 
 def read_starts(folder: Path) -> list[dict[str, Any]]:
@@ -116,21 +133,42 @@ def _version(package: str) -> str:
 
 
 def _commit() -> dict[str, Any]:
-    """Of the repository that tracks this package: an installed copy may lie in another's."""
-    if not _git("ls-files", "__init__.py"):
-        return {"commit": "", "uncommitted_changes": False}
-    return {
-        "commit": _git("rev-parse", "--short", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
-    }
+    commit, changed = _found_commit(_ROOT)
+    return {"commit": commit, "uncommitted_changes": changed}
 
 
-def _git(*words: str) -> str:
+@cache  # the code that runs was loaded before
+def _found_commit(root: Path) -> tuple[str, bool]:
+    """Commit, and whether there are changes to it; empty where no clone of this program's own
+    repository lies there. An installed copy may lie in another's, or be a part of it."""
+    if not ((root / ".git").exists() and _is_own(root) and _git(root, "ls-files", "launch")):
+        return "", False
+    commit = _git(root, "rev-parse", "--short", "HEAD")
+    return commit, bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
+
+
+def _is_own(root: Path) -> bool:
+    try:
+        return bool(_OF_ITS_OWN.search((root / "pyproject.toml").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return False
+
+
+def _git(root: Path, *words: str) -> str:
+    # variables of git's may name another repository, as within its hooks
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         done = subprocess.run(
-            ["git", *words], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
+            ["git", "-c", "core.fsmonitor=false", *words],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=root,
+            env={**own, "GIT_OPTIONAL_LOCKS": "0"},
+            timeout=_GIT_S,
         )
-    except OSError:  # no git here
+    except (OSError, ValueError, subprocess.TimeoutExpired):  # no git here, or no answer
         return ""
     return done.stdout.strip()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import weakref
 from contextlib import contextmanager
 from dataclasses import replace
@@ -161,6 +162,8 @@ def _options(
         run_dir=None if run_dir is None else folder_named("run_dir", str(run_dir)),
         resume=resume,
         view=view,
+        # without arguments, which are the script's own, and may hold a secret
+        command=f"pipeline.fit in {Path(sys.argv[0]).name}" if sys.argv[0] else "pipeline.fit",
     )
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+from socket import gethostname
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from torch import nn
 
 import pipeline
 from launch.job import Options
+from launch.machine.provenance import read_starts
 from launch.plan.checks import make_job
 from pipeline.config.sections import build_config
 from pipeline.data.batches import load_batches
@@ -431,6 +433,11 @@ def test_a_run_goes_on_with_the_same_objects_and_gives_the_same_bits(
     again = pipeline.fit(own_network(), "digits", **QUICK, **folder, resume=True)
     assert states(again.model) == states(rest.model)
     assert again.predict(raw_test_images()[0]).shape == (40,)
+    starts = read_starts(rest.path)
+    assert [start["after_step"] for start in starts] == [0, 4]
+    assert all(start["command"].startswith("pipeline.fit in ") for start in starts)
+    assert starts[0]["host"] == gethostname()
+    assert starts[0]["time"] <= starts[1]["time"]
 
 
 def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
