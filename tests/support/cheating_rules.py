@@ -211,11 +211,11 @@ class ChangesSent(Honest):
         return 0.0
 
 
-class ChangesSentByNumpy(Honest):
+class ChangesSentByNumpy(ChangesSent):
     """The same, by a way on which no change of a tensor is counted."""
 
     def factor(self, h: Tensor, batch: Batch) -> Any:
-        h.detach().numpy()[:] *= 0.5
+        self.passed.numpy()[:] *= 0.5
         return 0.0
 
 
