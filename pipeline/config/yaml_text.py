@@ -216,6 +216,15 @@ _Loader.add_constructor(f"{_TAG}bool", _bool)
 _Dumper.add_representer(YesOrNo, yaml.SafeDumper.represent_str)
 
 
+def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    """A text; one with a "next line" (U+0085) in double quotes, where it is escaped: in single ones
+    YAML reads it as a line feed."""
+    return dumper.represent_scalar(f"{_TAG}str", text, '"' if "\x85" in text else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
 def value_of(text: str) -> Any:
     """What a word of a config means: `5e-4`, `true`, `[1, 2]`, `pred`.
 

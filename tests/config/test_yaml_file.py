@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.config import yaml_file
@@ -261,6 +261,8 @@ PLAIN = st.recursive(
 
 
 @given(value=PLAIN)
+@example("\x85")  # which single quotes would not keep
+@example({"a\x85b": ["\u2028", "\ufeff"]})
 def test_what_is_written_is_read_as_it_was(
     tmp_path_factory: pytest.TempPathFactory, value: Any
 ) -> None:
