@@ -7,22 +7,18 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from launch.command import run_command
-from launch.read_run import checkpoint_named, checkpoint_option, run_argument
+from launch.read_run import (
+    as_option_of_a_run,
+    checkpoint_named,
+    checkpoint_option,
+    run_argument,
+)
+from pipeline.errors import worded
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.api.formats import Format
-
-_OPTIONS = {
-    "at": "--checkpoint",
-    "depth": "--depth",
-    "format": "--format",
-    "out": "--out",
-    "preprocess": "--preprocess",
-    "run_dir": "RUN",
-}
-"""What arguments of `pipeline.export` are called on a command line."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -75,9 +71,8 @@ def main(
     def body() -> int:
         from launch.command import DONE
         from pipeline.api.export import BESIDE, write_export
-        from pipeline.errors import ConfigError
 
-        try:
+        with worded(as_option_of_a_run):
             path = write_export(
                 run,
                 cast("Format", format),
@@ -87,21 +82,10 @@ def main(
                 preprocess=preprocess,
                 overwrite=overwrite,
             )
-        except ConfigError as error:
-            raise ConfigError(_as_options(str(error))) from error
         print(f"{path}, and {path.name}{BESIDE}, which says how to use it")
         return DONE
 
     run_command(body)
-
-
-def _as_options(said: str) -> str:
-    """What is wrong with arguments, said of the options that they came from."""
-    argument, space, rest = said.partition(" ")
-    bare = argument.rstrip(":")
-    if bare in _OPTIONS:
-        said = f"{_OPTIONS[bare]}{argument[len(bare) :]}{space}{rest}"
-    return said.replace("give overwrite", "give --overwrite")
 
 
 if __name__ == "__main__":

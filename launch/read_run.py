@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, as_option, worded
 
 if TYPE_CHECKING:
+    from pipeline.errors import Option
     from pipeline.trained.network import TrainedNetwork
 
 
@@ -32,6 +33,11 @@ class TrainedRun:
     network: TrainedNetwork
     classes: tuple[str, ...]
     step: int
+
+
+def as_option_of_a_run(option: Option) -> str:
+    """What commands that only read a run call their argument and options."""
+    return {"run_dir": "RUN", "at": "--checkpoint"}.get(option.name) or as_option(option)
 
 
 def checkpoint_named(word: str) -> str | int:
@@ -56,8 +62,8 @@ def read_run(path: Path, checkpoint: str) -> TrainedRun:
     from pipeline.trained.run_folder import checkpoint_at, class_names, open_run
 
     at = checkpoint_named(checkpoint)
-    with open_run(path, named="RUN") as folder:
-        found = checkpoint_at(folder, at, run_named="RUN", named="--checkpoint")
+    with worded(as_option_of_a_run), open_run(path) as folder:
+        found = checkpoint_at(folder, at)
         network = trained_in(folder, found)
         names = class_names(folder, network.facts.classes)
     prepare_process(torch.device("cpu"), network.config.runtime.threads_per_stage)

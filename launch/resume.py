@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config.config_file import load_config
 from pipeline.config.sections import build_config, differing_keys
 from pipeline.config.yaml_text import word_for
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import RESUME, RUN_DIR, SET, CheckpointError, ConfigError
 from pipeline.schedule.feed import Feed, course_of
 from pipeline.schedule.items import Stop
 from pipeline.storage.checkpoint import (
@@ -77,7 +77,7 @@ def look(path: Path, job: Job) -> None:
     except FileNotFoundError:
         raise no_folder(path) from None
     except OSError as error:
-        raise ConfigError(f"--run-dir {path}: can't be opened: {error.strerror}") from None
+        raise ConfigError(RUN_DIR, f" {path}: can't be opened: {error.strerror}") from None
     with run:
         start, _ = start_state(run, job)
         nothing_left(job, start, path)
@@ -95,9 +95,11 @@ def nothing_left(job: Job, start: RunState, path: Path) -> str:
     trained = course.epoch_of(start.position.step)
     if start.position.step > course.steps:
         raise ConfigError(
-            f"--resume: schedule.epochs is {job.config.schedule.epochs}, but the run in {path} is "
-            f"in epoch {trained} already; use --set schedule.epochs={trained} or more, or start a "
-            "new run"
+            RESUME,
+            f": schedule.epochs is {job.config.schedule.epochs}, but the run in {path} is in epoch "
+            f"{trained} already; use ",
+            SET,
+            f" schedule.epochs={trained} or more, or start a new run",
         )
     feed = Feed(course, start.position, best=start.best)
     if not all(isinstance(item, Stop) for item in feed):
@@ -144,16 +146,16 @@ def is_finished(path: Path, job: Job) -> bool:
 def no_folder(path: Path) -> ConfigError:
     """The error of resuming in a folder that isn't there."""
     return ConfigError(
-        f"--resume: there is no folder {path}; "
-        "name the run's folder with --run-dir, or start without --resume"
+        *(RESUME, f": there is no folder {path}; name the run's folder with ", RUN_DIR),
+        *(", or start without ", RESUME),
     )
 
 
 def no_run(path: Path) -> ConfigError:
     """The error of resuming where nothing can be resumed."""
     return ConfigError(
-        f"--resume: {path} holds no complete checkpoint; "
-        "start without --resume, or name the run's folder with --run-dir"
+        *(RESUME, f": {path} holds no complete checkpoint; start without ", RESUME),
+        *(", or name the run's folder with ", RUN_DIR),
     )
 
 
@@ -163,9 +165,9 @@ def _checkpoints(run: Folder) -> Folder | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise ConfigError(f"--resume: {run.path}: can't be read: {error}") from None
+        raise ConfigError(RESUME, f": {run.path}: can't be read: {error}") from None
     except CheckpointError as error:
-        raise ConfigError(f"--resume: {error}") from None
+        raise ConfigError(RESUME, f": {error}") from None
 
 
 def _from_checkpoint(run: Folder, checkpoint: Checkpoint, job: Job) -> tuple[RunState, list[str]]:
@@ -224,10 +226,10 @@ def _check_user_network(checkpoint: Checkpoint, start: RunState, rehearsal: Rehe
             found = kinds.pop(held.name, None)
             if found is None and held.moves and not held.persistent:
                 raise ConfigError(
-                    f"--resume: {checkpoint.path}: is of an earlier version, which did not keep "
-                    f"{held.name} of block {block} (a buffer that is not persistent), though "
-                    "training changes it: it would start anew and give other weights; start a new "
-                    "run"
+                    RESUME,
+                    f": {checkpoint.path}: is of an earlier version, which did not keep {held.name}"
+                    f" of block {block} (a buffer that is not persistent), though training changes "
+                    "it: it would start anew and give other weights; start a new run",
                 )
             if found != held.kind and (found or held.persistent):
                 raise _another_network(
@@ -254,8 +256,9 @@ def _changed_code(run: Folder, job: Job) -> list[str]:
 
 def _another_network(checkpoint: Checkpoint, what: str) -> ConfigError:
     return ConfigError(
-        f"--resume: {checkpoint.path}: {what}: your own code gives another network than the run "
-        "began with; bring that one back, or start a new run"
+        RESUME,
+        f": {checkpoint.path}: {what}: your own code gives another network than the run began "
+        "with; bring that one back, or start a new run",
     )
 
 
@@ -267,8 +270,8 @@ def _compare(before: Config, now: Config, path: Path) -> list[str]:
         moves_phases = now.schedule.greedy and key == "schedule.epochs"
         if key in _BOUND or moves_phases or not key.startswith(_FREE_TO_CHANGE):
             raise ConfigError(
-                f"--resume: {key} is {new}, but the run in {path} began with {old}; "
-                f"use --set {shlex.quote(f'{key}={old}')}, or start a new run"
+                *(RESUME, f": {key} is {new}, but the run in {path} began with {old}; use ", SET),
+                f" {shlex.quote(f'{key}={old}')}, or start a new run",
             )
         left = _left_behind(before, now) if key == "schedule.epochs" else ""
         notes.append(f"{key} changed from {old} to {new}{left}")

@@ -21,7 +21,7 @@ from launch.machine.provenance import PROVENANCE_FILE
 from launch.resume import CODE, no_folder
 from pipeline.config.config_file import dump_config
 from pipeline.config.sections import config_tree
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import RESUME, RUN_DIR, CheckpointError, ConfigError
 from pipeline.run.event_files import EventFiles
 from pipeline.run.metrics import CONFUSION_FILE, METRICS_FILE, trim_metrics
 from pipeline.run.table import Table
@@ -126,18 +126,20 @@ class HeldRun:
         found = [name for name in _WRITTEN if self.folder.has(name)]
         if self.holds_run:
             raise ConfigError(
-                f"--run-dir {self.path}: already holds a run ({found[0]}); "
-                "add --resume to go on with it, or choose another folder"
+                *(RUN_DIR, f" {self.path}: already holds a run ({found[0]}); add ", RESUME),
+                " to go on with it, or choose another folder",
             )
         if found:
             raise ConfigError(
-                f"--run-dir {self.path}: holds {found[0]}, which a run writes itself; choose "
-                "another folder"
+                RUN_DIR,
+                f" {self.path}: holds {found[0]}, which a run writes itself; choose another folder",
             )
         if _is_at_work_here(self.folder):
             raise ConfigError(
-                f"--run-dir {self.path}: is the current folder, or holds it; a new run needs a "
-                f"folder of its own, as --run-dir {RUNS / 'my-run'}"
+                RUN_DIR,
+                f" {self.path}: is the current folder, or holds it; a new run needs a folder of "
+                "its own, as ",
+                *(RUN_DIR, f" {RUNS / 'my-run'}"),
             )
 
     def check_writable(self) -> None:
@@ -199,8 +201,9 @@ class HeldRun:
 
     def _not_writable(self, error: OSError) -> ConfigError:
         return ConfigError(
-            f"--run-dir {self.path}: can't be written: {error.strerror or error}; make room, or "
-            "choose another folder"
+            RUN_DIR,
+            f" {self.path}: can't be written: {error.strerror or error}; make room, or choose "
+            "another folder",
         )
 
 
@@ -254,7 +257,7 @@ def _acquired(path: Path, *, make: bool) -> tuple[Folder, list[Path], bool]:
         except FileNotFoundError:  # another command has just removed what it had made
             continue
         except BlockingIOError as error:
-            raise ConfigError(f"--run-dir {path}: {error.strerror}") from None
+            raise ConfigError(RUN_DIR, f" {path}: {error.strerror}") from None
         except OSError as error:
             raise _not_a_folder(path, "opened", error) from None
         if folder.is_at(path):  # else it was moved, or removed, before it was locked
@@ -305,7 +308,8 @@ def _remove_empty(made: Sequence[Path]) -> None:
 
 def _not_a_folder(path: Path, done: str, error: OSError) -> ConfigError:
     return ConfigError(
-        f"--run-dir {path}: can't be {done}: {error.strerror or error}; choose another folder"
+        RUN_DIR,
+        f" {path}: can't be {done}: {error.strerror or error}; choose another folder",
     )
 
 

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from pipeline.data.record import differences
-from pipeline.errors import ConfigError
+from pipeline.errors import RESUME, SET, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -52,17 +52,21 @@ def check_same_data(
     what = "; ".join([*other, *_files_differing(kept, batches)])
     if start.steps_per_epoch != steps:
         raise ConfigError(
-            f"--resume: the data set now gives {steps} batches an epoch, the run began with "
+            RESUME,
+            f": the data set now gives {steps} batches an epoch, the run began with "
             f"{start.steps_per_epoch}{f' ({what})' if what else ''}: bring back as many "
             f"{record.noun} as it had (where a file is broken, another image of its class can take "
-            "its place), or start a new run"
+            "its place), or start a new run",
         )
     if before and len(before.training.per_class) != len(record.training.per_class):
-        raise ConfigError(f"--resume: {what}: bring back these classes, or start a new run")
+        raise ConfigError(RESUME, f": {what}: bring back these classes, or start a new run")
     if data.accept != record.digest:
         raise ConfigError(
-            f"--resume: the {record.noun} are others than the run began with ({what}): bring them "
-            f"back, or go on with these (--set data.accept={record.digest}), or start a new run"
+            RESUME,
+            f": the {record.noun} are others than the run began with ({what}): bring them back, or "
+            "go on with these (",
+            SET,
+            f" data.accept={record.digest}), or start a new run",
         )
     return [f"data.accept: from here on the run has other {record.noun}: {what}"]
 

@@ -5,13 +5,106 @@ nothing has been started when it is raised. Everything else is a `RunError`: the
 What only a bug in this project can break is an `assert`, not one of these.
 """
 
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
 
 class PipelineError(Exception):
     """Base of everything this project raises on purpose."""
 
 
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What a user may ask for beside a configuration, by the name that Python has for it: an option
+    of a command (`--run-dir`), and an argument of a function (`run_dir`). Each way of asking words
+    it in its own errors."""
+
+    name: str
+
+
+def as_option(option: Option) -> str:
+    """An option as commands call it: `--run-dir`."""
+    return f"--{option.name.replace('_', '-')}"
+
+
+STAGES, GPUS, SINGLE, RUN_DIR, RESUME, SET = map(
+    Option, ("stages", "gpus", "single", "run_dir", "resume", "set")
+)
+"""Those that errors of a run name. `SET` goes before a key and its value."""
+
+
 class ConfigError(PipelineError):
-    """Wrong usage or configuration; raised before anything is started or overwritten."""
+    """Wrong usage or configuration; raised before anything is started or overwritten.
+
+    `said`: the message in parts, in which an `Option` is data; `word`: what these are called where
+    the error is read, which is a command line unless someone says else (`worded`).
+    """
+
+    def __init__(self, *said: str | Option) -> None:
+        super().__init__(*said)
+        self.said = said
+        self.word: Callable[[Option], str] = as_option
+
+    def __str__(self) -> str:
+        return "".join(part if isinstance(part, str) else self.word(part) for part in self.said)
+
+
+@contextmanager
+def worded(word: Callable[[Option], str]) -> Iterator[None]:
+    """Lets every ConfigError inside call options by their names here."""
+    try:
+        yield
+    except ConfigError as error:
+        error.word = word
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a configuration.
+
+    `at`: where it was given, as `run.yaml:7`, or as it was given, `--set loss.beta=2`; `key`: the
+    dotted key, empty for the whole; `rule`: what is wrong, what is allowed, and the cure; `line`:
+    all of it, for people.
+    """
+
+    at: str
+    key: str
+    rule: str
+    line: str
+
+
+class WrongKeysError(ConfigError):
+    """All that is wrong with a configuration: one thing in a line, several numbered."""
+
+    def __init__(self, source: str, problems: Sequence[Problem]) -> None:
+        lines = [problem.line for problem in problems]
+        if len(lines) > 1:
+            lines = [f"  {number}. {line}" for number, line in enumerate(lines, 1)]
+            lines.insert(0, f"{source}: {len(problems)} things are wrong:")
+        super().__init__("\n".join(lines))
+        self.problems = tuple(problems)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of an error about a word that is none of those known: what was meant, if any of them
+    is like it."""
+    close = closest(word, known)
+    return f"; did you mean {close}?" if close else ""
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that is most like another one, whatever the case of letters, if any is."""
+    by_lower = {name.lower(): name for name in known}
+    found = get_close_matches(word.lower(), by_lower, n=1)
+    return by_lower[found[0]] if found else None
 
 
 class RunError(PipelineError):

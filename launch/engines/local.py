@@ -26,7 +26,7 @@ from launch.engines.fork_messages import (
 )
 from launch.engines.interrupts import INTERRUPTIONS
 from pipeline.coordinator.engine import End
-from pipeline.errors import ConfigError
+from pipeline.errors import SINGLE, ConfigError
 from pipeline.signals import signals_held
 from pipeline.system.interpreter import (
     current_folder,
@@ -269,7 +269,7 @@ class LocalEngine:
             ConfigError: on a system that has none.
         """
         if sys.platform != "linux":
-            raise ConfigError(f"workers need Linux, this is {sys.platform}; use --single")
+            raise ConfigError(f"workers need Linux, this is {sys.platform}; use ", SINGLE)
         running_code()  # what this process has imported, before other files can take their place
         self._server.run()
 

@@ -18,7 +18,7 @@ from launch.resume import is_finished
 from launch.run_directory import holds_run
 from launch.series import check_same, check_same_run, check_tested, options_for
 from pipeline.config.config_file import load_config
-from pipeline.errors import ConfigError, cut, one_line
+from pipeline.errors import ConfigError, WrongKeysError, cut, one_line
 from pipeline.storage.atomic import replace_in
 from pipeline.system.paths import expanded
 
@@ -69,7 +69,7 @@ class Sweep:
 
     def config_of(self, run: Combination) -> Config:
         """Raises ConfigError where the run has none that is right."""
-        return load_config(self.config, (*self.overrides, *run.overrides))
+        return load_config(self.config, self.overrides, varied=run.overrides)
 
     def keep(self, held: HeldRun) -> Sweep:
         """Write it into its folder; gives the sweep by the config there.
@@ -229,6 +229,9 @@ def checked(sweep: Sweep, request: Request) -> list[Planned]:
             run = Combination(settings, seed)
             try:
                 job, found[run] = _checked(run, sweep, request, job)
+            except WrongKeysError as error:
+                for problem in error.problems:
+                    wrong.setdefault(problem.line, []).append(run.name)
             except ConfigError as error:
                 wrong.setdefault(str(error), []).append(run.name)
     if wrong:
@@ -262,7 +265,7 @@ def _all_wrong(wrong: dict[str, list[str]], runs: int) -> str:
         f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: {error}"
         for error, names in wrong.items()
     ]
-    of = sum(map(len, wrong.values()))
+    of = len({name for names in wrong.values() for name in names})
     if len(lines) == 1:
         return next(iter(wrong)) if of == runs else lines[0]
     left = len(lines) - _MOST_ERRORS

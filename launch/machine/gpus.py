@@ -13,7 +13,7 @@ import sys
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ConfigError, cut
+from pipeline.errors import GPUS, ConfigError, cut
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -88,7 +88,7 @@ def devices(spec: str | None, count: Callable[[], int] = visible_gpus) -> tuple[
     ranges = _ranges(spec)
     _check_visible(spec, ranges, count())
     if (named := sum(last - first + 1 for first, last in ranges)) > _MOST_DEVICES:
-        raise ConfigError(f"--gpus {cut(spec)}: {named:,} devices; name at most {_MOST_DEVICES}")
+        raise ConfigError(GPUS, f" {cut(spec)}: {named:,} devices; name at most {_MOST_DEVICES}")
     return tuple(f"cuda:{n}" for first, last in ranges for n in range(first, last + 1))
 
 
@@ -112,8 +112,9 @@ def _range(part: str, spec: str) -> tuple[int, int]:
 
 def _wrong(spec: str, reason: str) -> ConfigError:
     return ConfigError(
-        f"--gpus {cut(spec) or repr(spec)}: {reason}; expected cpu, or device numbers and ranges, "
-        "each device once, as 0-3 or 0,2,5"
+        GPUS,
+        f" {cut(spec) or repr(spec)}: {reason}; expected cpu, or device numbers and ranges, each "
+        "device once, as 0-3 or 0,2,5",
     )
 
 
@@ -123,6 +124,8 @@ def _check_visible(spec: str, ranges: Sequence[tuple[int, int]], visible: int) -
         return
     cure = "cpu" if visible == 0 else "0" if visible == 1 else f"0-{visible - 1}"
     raise ConfigError(
-        f"--gpus {cut(spec)}: this machine has no CUDA device {beyond[0]} ({visible} visible); "
-        f"use --gpus {cure}"
+        GPUS,
+        f" {cut(spec)}: this machine has no CUDA device {beyond[0]} ({visible} visible); use ",
+        GPUS,
+        f" {cure}",
     )

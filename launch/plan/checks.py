@@ -18,7 +18,7 @@ from launch.plan.memory import too_large
 from launch.plan.user_code import awaited
 from pipeline.config.config_file import load_config
 from pipeline.data.facts import check_data, data_facts
-from pipeline.errors import ConfigError
+from pipeline.errors import SINGLE, STAGES, ConfigError, Option
 from pipeline.network.from_config import network_specs
 from pipeline.planning.cost import block_costs
 from pipeline.planning.plan import make_plan
@@ -147,8 +147,8 @@ def check_job(name: str, config: Config, options: Options) -> Job:
 def _check_trace(options: Options) -> None:
     if options.trace is not None and not 1 <= options.trace <= MOST_BATCHES:
         raise ConfigError(
-            f"--trace {options.trace}: records the first batches of a run, 1 to {MOST_BATCHES}; "
-            "use --trace 50"
+            Option("trace"),
+            f" {options.trace}: records the first batches of a run, 1 to {MOST_BATCHES}; use 50",
         )
 
 
@@ -224,9 +224,11 @@ def _check_one_process(config: Config, options: Options) -> None:
         "so they can't be divided into stages"
     )
     if options.stages not in (None, 1):
-        raise ConfigError(f"--stages {options.stages}: {why}; leave --stages out, add --single")
+        raise ConfigError(
+            *(STAGES, f" {options.stages}: {why}; leave ", STAGES, " out, add ", SINGLE)
+        )
     if not options.single and not options.dry_run:
-        raise ConfigError(f"{why}: train it with pipeline-launch --single")
+        raise ConfigError(f"{why}: train it with ", SINGLE)
 
 
 def _name(path: Path, options: Options) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -13,8 +13,9 @@ from torch import nn
 from pipeline.config.config_file import set_value
 from pipeline.config.data import DataName
 from pipeline.config.recipe import ScheduleConfig
+from pipeline.config.schema import Origins
 from pipeline.config.sections import Config, build_config, config_tree
-from pipeline.config.yaml_file import load_tree
+from pipeline.config.yaml_file import load_lines
 from pipeline.errors import ConfigError
 from pipeline.rules.rule import LocalRule
 from pipeline.system.given import DATA, NETWORK, RULE, Given
@@ -64,16 +65,19 @@ def asked(
     Raises:
         ConfigError: for what is wrong, as a config file's errors.
     """
-    tree, name = _base(config)
+    tree, name, origins = _base(config)
     objects = _network_of(network, tree), _rule_of(loss, tree), _data_of(data, test, tree)
     given = Given(*objects, modules=users_modules())
     schedule = tree.get("schedule", {})
+    said: dict[str, str] = {}
     for key, value in values.items():
         if value is not None:
             set_value(tree, _SHORT[key], _plain(value), key)
+            said[_SHORT[key]] = key
     for key, value in options.items():
         set_value(tree, key, _plain(value), f"options {key}")
-    built = build_config(tree, "pipeline.fit")
+        said[key] = f"options {key}"
+    built = build_config(tree, replace(origins, given=said))
     return Asked(built, given, name, _milestones_for(schedule, tree.get("schedule", {})))
 
 
@@ -85,13 +89,17 @@ def _milestones_for(before: Mapping[str, Any], now: Mapping[str, Any]) -> int | 
     return int(before.get("epochs", ScheduleConfig().epochs))
 
 
-def _base(config: Config | Mapping[str, Any] | str | Path | None) -> tuple[dict[str, Any], str]:
-    """A tree of its own to put values into, and the run's name."""
+def _base(
+    config: Config | Mapping[str, Any] | str | Path | None,
+) -> tuple[dict[str, Any], str, Origins]:
+    """A tree of its own to put values into, the run's name, and where the tree is from."""
+    origins = Origins("pipeline.fit")
     if config is None:
-        return {}, "fit"
+        return {}, "fit", origins
     if isinstance(config, str | Path):
         path = Path(config).expanduser()
-        tree, name = load_tree(path), path.stem
+        tree, lines = load_lines(path)
+        name, origins = path.stem, Origins(str(path), lines.line_of)
     else:
         tree, name = config_tree(config) if isinstance(config, Config) else dict(config), "fit"
     if not isinstance(tree, dict):
@@ -99,7 +107,7 @@ def _base(config: Config | Mapping[str, Any] | str | Path | None) -> tuple[dict[
     for key, value in tree.items():
         if not isinstance(value, Mapping | None):
             raise ConfigError(f"config: {key} is not a section")
-    return {key: dict(value or {}) for key, value in tree.items()}, name
+    return {key: dict(value or {}) for key, value in tree.items()}, name, origins
 
 
 def _network_of(network: Any, tree: dict[str, Any]) -> nn.Module | None:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pipeline.api.arguments import as_argument
 from pipeline.api.asked import network_given
 from pipeline.api.caller import settings_kept
 from pipeline.api.description import description
 from pipeline.api.formats import GRAPHS, SUFFIXES, FromData, check_format, encoded
 from pipeline.api.load import loaded
-from pipeline.errors import ConfigError, one_line
+from pipeline.errors import ConfigError, Option, one_line, worded
 from pipeline.storage.atomic import reason, replace_in
 from pipeline.storage.folder import Folder
 from pipeline.system.given import Given
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 BESIDE = ".txt"
 """What is added to a file's name for that of the text beside it."""
+_OUT = Option("out")
 
 
 def export(
@@ -64,17 +66,18 @@ def export(
             torch can't export the network, and where a file is there already or can't be written.
         CheckpointError: as `load`.
     """
-    given = Given(network_given(network), loss)
-    return write_export(
-        run_dir,
-        format,
-        out,
-        at=at,
-        depth=depth,
-        preprocess=preprocess,
-        overwrite=overwrite,
-        given=given,
-    )
+    with worded(as_argument):
+        given = Given(network_given(network), loss)
+        return write_export(
+            run_dir,
+            format,
+            out,
+            at=at,
+            depth=depth,
+            preprocess=preprocess,
+            overwrite=overwrite,
+            given=given,
+        )
 
 
 def write_export(
@@ -92,14 +95,16 @@ def write_export(
     check_format(format)
     if preprocess and format not in GRAPHS:
         raise ConfigError(
-            f"preprocess: format {format} holds tensors, and no program that could normalise: use "
-            f"{' or '.join(GRAPHS)}, or leave it out"
+            Option("preprocess"),
+            f": format {format} holds tensors, and no program that could normalise: use "
+            f"{' or '.join(GRAPHS)}, or leave it out",
         )
     path = _file(run_dir, format, out)
     text = path.with_name(path.name + BESIDE)
     for each in (path, text):
         if each.exists() and not overwrite:
-            raise ConfigError(f"out {each}: is there already: name another, or give overwrite")
+            said = f" {each}: is there already: name another, or give "
+            raise ConfigError(_OUT, said, Option("overwrite"))
     run = loaded(run_dir, at=at, depth=depth, given=given)
     with settings_kept():
         module = FromData(run.module, run.facts).eval() if preprocess else run.module
@@ -116,11 +121,11 @@ def write_export(
 def _file(run_dir: str | Path, format: Format, out: str | Path | None) -> Path:
     if out is None:
         return Path.cwd() / f"{Path(run_dir).resolve().name}{SUFFIXES[format]}"
-    path = expanded("out", out)
+    path = expanded(_OUT, out)
     if path.is_dir():
-        raise ConfigError(f"out {path}: is a folder: name a file in it")
+        raise ConfigError(_OUT, f" {path}: is a folder: name a file in it")
     if not path.parent.is_dir():
-        raise ConfigError(f"out {path}: there is no folder {path.parent}: make it")
+        raise ConfigError(_OUT, f" {path}: there is no folder {path.parent}: make it")
     return path
 
 
@@ -147,6 +152,7 @@ def _write(files: dict[str, bytes], where: Path) -> None:
                 replace_in(folder, name, data)
             except OSError as error:
                 raise ConfigError(
-                    f"out {where / name}: can't be written: {reason(error, folder)}; make room, or "
-                    "choose another folder"
+                    _OUT,
+                    f" {where / name}: can't be written: {reason(error, folder)}; make room, or "
+                    "choose another folder",
                 ) from None

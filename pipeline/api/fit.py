@@ -6,24 +6,24 @@ import os
 import shutil
 import sys
 import weakref
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, Literal
 
+from pipeline.api.arguments import as_argument
 from pipeline.api.asked import asked
 from pipeline.api.callbacks import Callbacks
 from pipeline.api.caller import settings_kept
 from pipeline.api.fitted import FittedRun
-from pipeline.errors import ConfigError, InterruptedRunError
+from pipeline.errors import ConfigError, InterruptedRunError, worded
 from pipeline.run.metrics import METRICS_FILE
 from pipeline.storage.checkpoint import complete_checkpoints
 from pipeline.storage.checkpoint_writer import CHECKPOINTS
 from pipeline.system.given import objects_given
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import nn
 
@@ -33,19 +33,6 @@ if TYPE_CHECKING:
     from pipeline.config.sections import Config
     from pipeline.data.facts import DataFacts
     from pipeline.rules.rule import LocalRule
-
-
-_ARGUMENTS = {
-    "pipeline-launch --single": "stages=None",
-    "--single": "stages=None",
-    "--stages": "stages",
-    "--gpus": "gpus",
-    "--run-dir": "run_dir",
-    "--resume": "resume=True",
-    "--trace ": "trace=",
-    "--set ": "options ",
-}
-"""What arguments of `fit` are called on a command line."""
 
 
 def fit(
@@ -117,7 +104,7 @@ def fit(
     }
     if resume and run_dir is None:
         raise ConfigError("resume: which run? name its folder with run_dir")
-    with settings_kept(), _errors_in_python():
+    with settings_kept(), worded(as_argument):
         wanted = asked(network, data, test, loss, config, short, options or {})
         if stages is not None:
             wanted = replace(wanted, given=wanted.given.for_workers())
@@ -191,18 +178,6 @@ def _trained(wanted: Asked, options: Options, callbacks: Callbacks) -> FittedRun
             run = FittedRun(job, finished.state, facts, folder.path.absolute(), lines, given)
     callbacks.on_end(run)
     return run
-
-
-@contextmanager
-def _errors_in_python() -> Iterator[None]:
-    """Cures of the commands' errors name options of a command line: here, arguments of `fit`."""
-    try:
-        yield
-    except ConfigError as error:
-        said = str(error)
-        for option, argument in _ARGUMENTS.items():
-            said = said.replace(option, argument)
-        raise ConfigError(said) from error.__cause__
 
 
 def _facts(job: Job) -> DataFacts:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.api.arguments import as_argument
 from pipeline.api.caller import settings_kept
 from pipeline.api.plain import plain_network
 from pipeline.data.own_data import own_data
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, worded
 from pipeline.learning.block_file import decode_block
 from pipeline.system.given import Given, objects_given
 from pipeline.trained.evaluation import evaluate
@@ -76,7 +77,7 @@ class FittedRun:
             ConfigError: where the run has kept none, or its folder is gone.
             CheckpointError: where it is damaged.
         """
-        with open_run(self.path) as folder:
+        with worded(as_argument), open_run(self.path) as folder:
             files = checkpoint_at(folder, "best").read()
         return self._plain({block: decode_block(data) for block, data in files.items()})
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError, one_line
+from pipeline.errors import ConfigError, Option, one_line
 from pipeline.learning.augment import Preprocess
 from pipeline.learning.block_file import encode_block
 
@@ -32,6 +32,7 @@ GRAPHS = ("torch-export", "onnx")
 """Formats that say what is computed."""
 INPUT, OUTPUT = "x", "y"
 """Names in a file of ONNX."""
+_FORMAT = Option("format")
 _ONNX = ("onnx", "onnxscript")
 """What torch's exporter imports."""
 
@@ -54,12 +55,13 @@ def check_format(format: str) -> None:
     """Raises ConfigError where there is none of that name, or a library that it needs is missing.
     Which comes before a network is read."""
     if format not in SUFFIXES:
-        raise ConfigError(f"format {format!r}: there are {', '.join(SUFFIXES)}: use one of them")
+        raise ConfigError(_FORMAT, f" {format!r}: there are {', '.join(SUFFIXES)}: use one of them")
     missing = [name for name in _ONNX if format == "onnx" and find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"format onnx: needs {' and '.join(missing)}: pip install 'local-loss-pipeline[onnx]' "
-            f"(or {' '.join(_ONNX)})"
+            _FORMAT,
+            f" onnx: needs {' and '.join(missing)}: pip install 'local-loss-pipeline[onnx]' (or "
+            f"{' '.join(_ONNX)})",
         )
 
 
@@ -84,8 +86,9 @@ def encoded(module: nn.Module, format: Format, example: Tensor) -> bytes:
         cause = error.__cause__ or error
         assert isinstance(cause, Exception), cause
         raise ConfigError(
-            f"format {format}: torch can't export this network: {one_line(cause)}; safetensors and "
-            "state-dict hold its tensors"
+            _FORMAT,
+            f" {format}: torch can't export this network: {one_line(cause)}; safetensors and "
+            "state-dict hold its tensors",
         ) from error
 
 

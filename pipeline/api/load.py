@@ -7,9 +7,11 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipeline.api.arguments import as_argument
 from pipeline.api.asked import network_given
 from pipeline.api.caller import settings_kept
 from pipeline.api.plain import plain_network
+from pipeline.errors import worded
 from pipeline.run.metrics import METRICS_FILE
 from pipeline.system.given import Given, objects_given
 from pipeline.trained.network import trained_in
@@ -51,8 +53,9 @@ def load(
         ConfigError: where there is no such run or checkpoint, or an object is missing.
         CheckpointError: where it is damaged.
     """
-    given = Given(network_given(network), loss)
-    return loaded(run_dir, at=at, depth=depth, given=given).module
+    with worded(as_argument):
+        given = Given(network_given(network), loss)
+        return loaded(run_dir, at=at, depth=depth, given=given).module
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Option
 from pipeline.kernels.nonlinearity import LEAKY_SLOPE
 from pipeline.network.ownership import extra_states
 from pipeline.network.to_device import to_device
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pipeline.config.sections import Config
     from pipeline.network.specs import BlockSpec, LayerSpec, PoolSpec
     from pipeline.network.user_network import Part
+
+_DEPTH = Option("depth")
 
 
 def plain_network(
@@ -42,7 +44,7 @@ def plain_network(
             for a depth that there is not.
     """
     if depth is not None and not 1 <= depth <= len(specs):
-        raise ConfigError(f"depth {depth}: the network has {len(specs)} blocks: give 1 to that")
+        raise ConfigError(_DEPTH, f" {depth}: the network has {len(specs)} blocks: give 1 to that")
     if config.model.factory is None:
         return built_in(specs, states, depth)
     module = made_module(config.model, config.runtime.seed)
@@ -113,8 +115,9 @@ def built_in(
         last = ends.get(first, first)
         if last >= depth:
             raise ConfigError(
-                f"depth {depth}: a shortcut spans blocks {first} to {last} and can't be cut: give "
-                f"{last + 1}" + (f" or {first}" if first else "")
+                _DEPTH,
+                f" {depth}: a shortcut spans blocks {first} to {last} and can't be cut: give "
+                f"{last + 1}{f' or {first}' if first else ''}",
             )
         inside = specs[first : last + 1]
         name = "output" if inside[-1].is_output else f"block{first}"

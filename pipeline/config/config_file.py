@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.schema import brief
-from pipeline.config.sections import build_config, config_tree
+from pipeline.config.schema import Origins, brief
+from pipeline.config.sections import build_config, config_tree, settings
 from pipeline.config.user_code import WITH_KEYS_BELOW
-from pipeline.config.yaml_file import load_tree
-from pipeline.config.yaml_text import dump_tree, parsed
-from pipeline.errors import ConfigError, cut
+from pipeline.config.yaml_file import load_lines
+from pipeline.config.yaml_text import Lines, dump_tree, parsed
+from pipeline.errors import SET, ConfigError, as_option, cut
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,19 +20,40 @@ if TYPE_CHECKING:
     from pipeline.config.sections import Config
 
 
-def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
+def load_config(
+    path: Path, overrides: tuple[str, ...] = (), *, varied: tuple[str, ...] = ()
+) -> Config:
     """Read and check `path`, with `KEY=VALUE` overrides by dotted key.
 
+    Args:
+        varied: more of them, one run's of the values that `--over KEY=…` gives.
+
     Raises:
-        ConfigError: naming file, key, value and rule; for a syntax error line and column.
+        ConfigError: naming file and line, or the override, key, value and rule of all that is
+            wrong; for a syntax error line and column.
     """
-    tree = load_tree(path)
+    tree, lines = load_lines(path)
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected sections (model:, loss:, …), found {brief(tree)}")
     tree = {key: {} if section is None else section for key, section in tree.items()}
+    given: dict[str, str] = {}
     for override in overrides:
-        _override(tree, override)
-    return build_config(tree, str(path))
+        key, said = _override(tree, override)
+        given.pop(key, None)  # the last one counts
+        given[key] = said
+    for override in varied:
+        key, _ = _override(tree, override)
+        given[key] = f"--over {key}"
+    return build_config(tree, Origins(str(path), lines.line_of, given))
+
+
+def config_of(text: str, source: str) -> Config:
+    """A configuration that is a text; `source` is named in errors.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    return build_config(parsed(text, source), Origins(source, Lines(text).line_of))
 
 
 def dump_config(config: Config) -> str:
@@ -51,7 +72,7 @@ def set_value(tree: dict[str, Any], dotted: str, value: Any, source: str) -> Non
     """
     section, dot, key = dotted.partition(".")
     if not (dot and section and key):
-        raise ConfigError(f"{source}: expected SECTION.KEY, as data.batch_size")
+        raise ConfigError(f"{source}: expected SECTION.KEY, as data.batch_size{_meant_by(dotted)}")
     has_keys_below = f"{section}.{key.partition('.')[0]}" in WITH_KEYS_BELOW
     *path, last = [section, *(key.split(".") if has_keys_below else [key])]
     for name in path:
@@ -59,12 +80,21 @@ def set_value(tree: dict[str, Any], dotted: str, value: Any, source: str) -> Non
     tree[_as_it_stands(tree, last)] = value
 
 
-def _override(tree: dict[str, Any], override: str) -> None:
+def _override(tree: dict[str, Any], override: str) -> tuple[str, str]:
+    """Set what an override says; gives its key, and the override as errors name it."""
     dotted, equals, text = override.partition("=")
-    said = cut(override)
+    said = f"{as_option(SET)} {cut(override, 80)}"
     if not (equals and all(dotted.partition("."))):
-        raise ConfigError(f"--set {said}: expected SECTION.KEY=VALUE, as data.batch_size=64")
-    set_value(tree, dotted, parsed(text, f"--set {said}"), f"--set {said}")
+        meant = _meant_by(dotted)
+        raise ConfigError(f"{said}: expected SECTION.KEY=VALUE, as data.batch_size=64{meant}")
+    set_value(tree, dotted, parsed(text, said), said)
+    return dotted, said
+
+
+def _meant_by(word: str) -> str:
+    """The end of an error about a key without its section."""
+    keys = [key for key in settings() if key.partition(".")[2] == word]
+    return f"; did you mean {keys[0]}?" if len(keys) == 1 else ""
 
 
 def _own(tree: dict[str, Any], name: str, source: str) -> dict[str, Any]:

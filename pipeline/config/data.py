@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 
 from pipeline.config.model import MAX_UNITS
 from pipeline.config.recipe import MAX_EPOCHS
-from pipeline.config.schema import Field, JsonValue, Section, model_validator
-from pipeline.config.user_code import arguments_of, object_name
+from pipeline.config.schema import Field, JsonValue, Misfit, Section
+from pipeline.config.user_code import ObjectName, arguments_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 DataName: TypeAlias = Literal[
     "digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "svhn", "stl10",
@@ -27,12 +30,14 @@ _MAX_WHITE = 2.0**32
 class DataConfig(Section):
     """The images, and what is done to them."""
 
+    named_by: ClassVar[Mapping[str, str]] = {"factory": "factory", "file": "npz"}
+
     name: DataName
     """Which data set; `digits` comes with the installation, `synthetic` is random; `npz` and
     `factory` are data of your own (`file`, `factory`)."""
     root: str = "data"
     """Folder of the data sets (`imagefolder`: the folder that holds train/ and val/)."""
-    factory: Annotated[str, object_name("data.factory")] | None = None
+    factory: ObjectName | None = None
     """Data of your own, as `package.module:function`, installed or in the current folder: what the
     function gives is in docs/data.md. It is called once, where the run is started."""
     kwargs: Annotated[dict[str, JsonValue], arguments_of("data.kwargs")] | None = None
@@ -108,79 +113,65 @@ class DataConfig(Section):
         """Whether it is data of a user's own, given as arrays."""
         return self.name in ("npz", "factory")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _own_data_are_named_by_where_they_are_from(cls, tree: Any) -> Any:
-        for key, name in (("factory", "factory"), ("file", "npz")):
-            if isinstance(tree, dict) and tree.get(key) is not None:
-                return {"name": name, **tree}
-        return tree
+    def misfits(self) -> Iterator[Misfit]:
+        """What belongs to other data, and numbers that don't go together."""
+        yield from self._misfits_of_own_data()
+        yield from self._misfits_of_a_data_set()
+        yield from self._misfits_of_normalising()
+        yield from self._misfits_of_classes()
 
-    @model_validator(mode="after")
-    def _own_data_are_from_one_place(self) -> DataConfig:
-        for key, name, form in (
-            ("factory", "factory", "package.module:function"),
-            ("file", "npz", "path.npz"),
-        ):
+    def _misfits_of_own_data(self) -> Iterator[Misfit]:
+        forms = {"factory": "package.module:function", "file": "path.npz"}
+        for key, name in self.named_by.items():
             given = getattr(self, key)
             if given is not None and self.name != name:
-                raise ValueError(f"data.{key} is data of your own: leave data.name out")
+                yield Misfit(f"data.{key}", "is data of your own: leave data.name out")
             if given is None and self.name == name:
-                raise ValueError(f"data.name {name} needs data.{key}, as {form}")
-        if self.kwargs is not None and self.factory is None:
-            raise ValueError("data.kwargs needs data.factory, as package.module:function")
-        return self
+                yield Misfit("data.name", f"{name} needs data.{key}, as {forms[key]}")
+        if self.kwargs is not None and self.factory is None and self.name != "factory":
+            yield Misfit("data.kwargs", f"needs data.factory, as {forms['factory']}")
 
-    @model_validator(mode="after")
-    def _keys_belong_to_the_data_set(self) -> DataConfig:
+    def _misfits_of_a_data_set(self) -> Iterator[Misfit]:
         made = ("size", "channels", "classes", "train_images", "test_images")
         folders = ("size", "channels", "random_crop", "resize", "white", "on_bad_image")
         have = {"synthetic": made, "imagefolder": folders}
-        for key in (*made, *folders):
+        for key in dict.fromkeys((*made, *folders)):
             if getattr(self, key) is not None and key not in have.get(self.name, ()):
                 names = " and ".join(name for name, keys in have.items() if key in keys)
-                raise ValueError(f"data.{key} is for data.name {names}, not for {self.name}")
-        return self
+                yield Misfit(f"data.{key}", f"is for data.name {names}, not for {self.name}")
+        if self.name != "imagefolder":
+            return
+        if self.resize is not None and self.resize < (size := self.size or 224):
+            yield Misfit("data.resize", f"{self.resize} can't be less than data.size {size}")
+        if self.channels not in (None, 1, 3):
+            yield Misfit("data.channels", f"{self.channels}: images of imagefolder have 1 or 3")
 
-    @model_validator(mode="after")
-    def _normalises_one_way(self) -> DataConfig:
+    def _misfits_of_normalising(self) -> Iterator[Misfit]:
         mean, std = self.mean, self.std
         if (mean is None) != (std is None) or (mean and std and len(mean) != len(std)):
-            raise ValueError("data.mean and data.std: give both, a number for each channel")
+            yield Misfit("data.mean", "and data.std: give both, a number for each channel")
         if mean is not None and self.normalise == "measured":
-            raise ValueError("data.mean is given: leave it and data.std out, or normalise: known")
-        if not self.is_own:
-            for key, numbers in (("mean", mean), ("std", std)):
-                if any(not 0 <= number <= 1 for number in numbers or ()):
-                    raise ValueError(
-                        f"data.{key} {list(numbers or ())}: pixels go from 0 to 1, so these do, too"
-                    )
-        return self
+            yield Misfit("data.mean", "is given: leave it and data.std out, or normalise: known")
+        for key, numbers in (("mean", mean or ()), ("std", std or ())):
+            if not self.is_own and any(not 0 <= number <= 1 for number in numbers):
+                rule = f"{list(numbers)}: pixels go from 0 to 1, so these do, too"
+                yield Misfit(f"data.{key}", rule)
 
-    @model_validator(mode="after")
-    def _views_are_possible(self) -> DataConfig:
-        size = self.size or 224
-        if self.resize is not None and self.resize < size:
-            raise ValueError(f"data.resize {self.resize} can't be less than data.size {size}")
-        if self.name == "imagefolder" and self.channels not in (None, 1, 3):
-            raise ValueError(f"data.channels {self.channels}: images of imagefolder have 1 or 3")
-        return self
-
-    @model_validator(mode="after")
-    def _classes_fit_into_a_batch(self) -> DataConfig:
+    def _misfits_of_classes(self) -> Iterator[Misfit]:
         classes, until = self.classes_per_batch, self.classes_per_batch_until_epoch
         if classes is None and until is not None:
-            raise ValueError(
-                f"data.classes_per_batch_until_epoch {until} needs data.classes_per_batch"
+            yield Misfit(
+                "data.classes_per_batch_until_epoch", f"{until} needs data.classes_per_batch"
             )
         if self.class_order == "scan" and (classes or 0) < LEAST_SCANNED:
-            raise ValueError(
-                f"data.class_order scan needs data.classes_per_batch of at least {LEAST_SCANNED}, "
-                "to which it widens every batch"
+            yield Misfit(
+                "data.class_order",
+                f"scan needs data.classes_per_batch of at least {LEAST_SCANNED}, to which it "
+                "widens every batch",
             )
         if classes is not None and classes > self.batch_size:
-            raise ValueError(
-                f"data.classes_per_batch {classes} can't be more than the images of a batch"
-                f" (data.batch_size {self.batch_size})"
+            yield Misfit(
+                "data.classes_per_batch",
+                f"{classes} can't be more than the images of a batch (data.batch_size "
+                f"{self.batch_size})",
             )
-        return self

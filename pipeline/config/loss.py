@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pipeline.config.model import MAX_LAYERS, MAX_UNITS
 from pipeline.config.schema import (
@@ -11,11 +11,14 @@ from pipeline.config.schema import (
     BeforeValidator,
     Field,
     JsonValue,
+    Misfit,
     Section,
     brief,
-    model_validator,
 )
 from pipeline.config.user_code import arguments_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 _MAX_HIDDEN = 16
 """Hidden layers of a local classifier."""
@@ -31,14 +34,14 @@ def _hidden_widths(value: Any) -> Any:
     nested = isinstance(value, (list, tuple)) and all(map(_are_units, value))
     if not (_are_units([value]) or _are_units(value) or nested):
         raise ValueError(
-            f"loss.pred_hidden: {brief(value)} is neither a number of units (1 to {MAX_UNITS}),"
-            " nor a list of them, nor a list of such lists"
+            f"{brief(value)} is neither a number of units (1 to {MAX_UNITS}), nor a list of them, "
+            "nor a list of such lists"
         )
     lists = value if nested else [value if isinstance(value, (list, tuple)) else [value]]
     if len(lists) > MAX_LAYERS or any(len(units) > _MAX_HIDDEN for units in lists):
         raise ValueError(
-            f"loss.pred_hidden: {brief(value)} is too much: at most {_MAX_HIDDEN} hidden layers in "
-            f"a classifier, and lists for {MAX_LAYERS} blocks"
+            f"{brief(value)} is too much: at most {_MAX_HIDDEN} hidden layers in a classifier, and "
+            f"lists for {MAX_LAYERS} blocks"
         )
     return value
 
@@ -56,14 +59,16 @@ _OF_RULES = ("name", "rule", "options")
 def _rule_name(name: str) -> str:
     if not re.fullmatch(r"(\w+(\.\w+)*:)?\w+", name):
         raise ValueError(
-            f"loss.rule: {brief(name)} is not allowed: input should be the class of a shipped "
-            "rule, or as package.module:Class"
+            f"{brief(name)} is not allowed: input should be the class of a shipped rule, or as "
+            "package.module:Class"
         )
     return name
 
 
 class LossConfig(Section):
     """What every hidden block learns from."""
+
+    named_by: ClassVar[Mapping[str, str]] = {"rule": "rule"}
 
     name: Literal["pred", "sim", "predsim", "glob", "glob+pred", "glob+sim", "glob+predsim", "rule"]
     """Local classifier, similarity matching, both; global backprop alone or with one of them
@@ -109,49 +114,43 @@ class LossConfig(Section):
         """Whether gradients flow through the whole network."""
         return self.name.startswith("glob")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _a_rule_is_its_own_name(cls, tree: Any) -> Any:
-        if isinstance(tree, dict) and tree.get("rule") is not None:
-            return {"name": "rule", **tree}
-        return tree
-
-    @model_validator(mode="after")
-    def _a_rule_has_options(self) -> LossConfig:
+    def misfits(self) -> Iterator[Misfit]:
+        """What belongs to another loss."""
         if (self.name == "rule") != (self.rule is not None):
-            raise ValueError(
-                f"loss.name {self.name} and loss.rule {self.rule}: give loss.rule alone for a "
-                "local rule, and no loss.rule with another loss"
+            yield Misfit(
+                "loss.name",
+                f"{self.name} and loss.rule {self.rule}: give loss.rule alone for a local rule, "
+                "and no loss.rule with another loss",
             )
-        if self.rule is None and self.options:
-            raise ValueError(f"loss.options are for loss.rule, not for loss.name {self.name}")
-        if self.rule is not None:
+        elif self.rule is not None:
             for key, field in type(self).model_fields.items():
                 if key not in _OF_RULES and getattr(self, key) != field.default:
-                    raise ValueError(
-                        f"loss.{key} is for the built-in losses; a local rule has loss.options"
-                    )
-        return self
+                    rule = "is for the built-in losses; a local rule has loss.options"
+                    yield Misfit(f"loss.{key}", rule)
+        else:
+            yield from self._misfits_of_forms()
 
-    @model_validator(mode="after")
-    def _forms_fit_together(self) -> LossConfig:
+    def _misfits_of_forms(self) -> Iterator[Misfit]:
         predicts = self.local in ("pred", "predsim")
+        if self.options:
+            yield Misfit("loss.options", f"are for loss.rule, not for loss.name {self.name}")
         if self.local is None and (self.bio or self.unsupervised != "none"):
-            raise ValueError("loss.name glob has no local losses: bio and unsupervised need one")
+            yield Misfit("loss.name", "glob has no local losses: bio and unsupervised need one")
         if self.classifier == "fixed" and (self.bio or not predicts):
-            raise ValueError("loss.classifier fixed needs loss.name pred or predsim without bio")
+            yield Misfit("loss.classifier", "fixed needs loss.name pred or predsim without bio")
         if self.pred_hidden and (self.bio or self.classifier == "fixed" or not predicts):
-            raise ValueError(
-                "loss.pred_hidden needs loss.name pred or predsim with trained classifiers, so"
-                " neither loss.bio nor loss.classifier fixed"
+            yield Misfit(
+                "loss.pred_hidden",
+                "needs loss.name pred or predsim with trained classifiers, so neither loss.bio nor "
+                "loss.classifier fixed",
             )
         if self.feedback != "transpose" and self.classifier != "fixed":
-            raise ValueError(f"loss.feedback {self.feedback} needs loss.classifier fixed")
+            yield Misfit("loss.feedback", f"{self.feedback} needs loss.classifier fixed")
         if self.label_smoothing and (self.bio or self.name == "sim"):
-            raise ValueError(
-                "loss.label_smoothing needs classifiers of classes: loss.name pred, predsim or one "
-                "of glob, without loss.bio"
+            yield Misfit(
+                "loss.label_smoothing",
+                "needs classifiers of classes: loss.name pred, predsim or one of glob, without "
+                "loss.bio",
             )
         if self.alpha and self.unsupervised == "none":
-            raise ValueError("loss.alpha needs loss.unsupervised sim or recon")
-        return self
+            yield Misfit("loss.alpha", "needs loss.unsupervised sim or recon")

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
 from pipeline.config.schema import (
     AfterValidator,
     BeforeValidator,
     Field,
     JsonValue,
+    Misfit,
+    MisfitsError,
     Section,
     brief,
     model_validator,
 )
-from pipeline.config.user_code import arguments_of, object_name
+from pipeline.config.user_code import ObjectName, arguments_of
+from pipeline.errors import did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 MODEL_NAMES = (
     "mlp", "vgg", "vgg6a", "vgg6b", "vgg8", "vgg8a", "vgg8b", "vgg11", "vgg11b", "vgg13", "vgg16",
@@ -40,9 +46,9 @@ def _model_name(name: str) -> str:
     if 10 <= depth <= MAX_LAYERS and depth % 6 == 4 and 1 <= width <= 64:
         return name
     raise ValueError(
-        f"model.name: {brief(name)} is not allowed: use one of {', '.join(MODEL_NAMES)}, or "
-        "wrn-DEPTH-WIDTH, a wide residual network as wrn-28-10 (DEPTH is 6n + 4 and at most "
-        f"{MAX_LAYERS}, WIDTH at most 64)"
+        f"{brief(name)} is not allowed: use one of {', '.join(MODEL_NAMES)}, or wrn-DEPTH-WIDTH, a "
+        f"wide residual network as wrn-28-10 (DEPTH is 6n + 4 and at most {MAX_LAYERS}, WIDTH at "
+        f"most 64){did_you_mean(name, MODEL_NAMES)}"
     )
 
 
@@ -55,9 +61,7 @@ ModelName: TypeAlias = Annotated[
 def _group_size(value: Any) -> Any:
     whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
     if not whole and value != "all":
-        raise ValueError(
-            f"model.group: {brief(value)} is not allowed: use a number of layers from 1, or all"
-        )
+        raise ValueError(f"{brief(value)} is not allowed: use a number of layers from 1, or all")
     return value
 
 
@@ -65,10 +69,8 @@ def _layer_item(value: Any) -> Any:
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not (whole and 1 <= value <= MAX_UNITS) and value not in POOLING_NAMES:
         allowed = ", ".join(POOLING_NAMES)
-        raise ValueError(
-            f"model.layers: {brief(value)} is neither a number of channels (1 to {MAX_UNITS}) nor "
-            f"{allowed}"
-        )
+        rule = f": {brief(value)} is neither a number of channels (1 to {MAX_UNITS}) nor {allowed}"
+        raise MisfitsError(Misfit("model.layers", rule))
     return value
 
 
@@ -79,6 +81,8 @@ LayerItem: TypeAlias = Annotated[
 
 class ModelConfig(Section):
     """The network: a stack of hidden blocks and an output layer."""
+
+    named_by: ClassVar[Mapping[str, str]] = {"factory": "factory"}
 
     name: ModelName
     """`mlp`, a VGG preset, `vgg` with explicit `layers`, `resnet18`, `resnet34`, or a wide
@@ -110,7 +114,7 @@ class ModelConfig(Section):
     group: Annotated[Annotated[int, Field(ge=1)] | Literal["all"], BeforeValidator(_group_size)] = 1
     """Hidden layers that learn together by backprop, from the local loss of the last of them;
     1: the paper's local learning, `all`: global backprop with one local head."""
-    factory: Annotated[str, object_name("model.factory")] | None = None
+    factory: ObjectName | None = None
     """A network of your own, as `package.module:function`, installed or in the current folder:
     the function gives an `nn.Sequential`, of which every child with parameters is a block, or
     another `nn.Module` whose forward is a chain, which is cut at its own blocks. It takes the place
@@ -121,52 +125,45 @@ class ModelConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_a_kind(cls, tree: Any) -> Any:
-        """Residual networks end in an average over space; a factory is its own name."""
+        """Residual networks end in an average over space."""
         if isinstance(tree, dict) and str(tree.get("name")).startswith(RESIDUAL_NAMES):
             return {"hidden_layers": 0, **tree}
-        if isinstance(tree, dict) and tree.get("factory") is not None:
-            return {"name": "factory", **tree}
         return tree
 
-    @model_validator(mode="after")
-    def _a_factory_decides_alone(self) -> ModelConfig:
-        if (self.factory is None) != (self.name != "factory"):
-            raise ValueError(
-                "model.factory: leave model.name out, the function says what the network is"
-                if self.factory
-                else "model.name factory needs model.factory, as package.module:function"
+    def misfits(self) -> Iterator[Misfit]:
+        """What belongs to another network."""
+        if self.factory or self.name == "factory" or self.kwargs:
+            yield from self._misfits_of_a_factory()
+            return
+        if not self.residual and not self.name.startswith(RESIDUAL_NAMES):
+            yield Misfit("model.residual", f": model.name {self.name} has no shortcuts to remove")
+        if self.preactivation and not self.name.startswith("wrn-"):
+            rule = f": model.name {self.name} has no such form, wrn-DEPTH-WIDTH has"
+            yield Misfit("model.preactivation", rule)
+        if self.name == "mlp" and self.hidden_layers < 1:
+            yield Misfit("model.hidden_layers", "0: model.name mlp needs at least 1")
+        yield from self._misfits_of_layers()
+
+    def _misfits_of_a_factory(self) -> Iterator[Misfit]:
+        if self.factory is None:
+            key, said = ("name", "factory needs") if self.name == "factory" else ("kwargs", "needs")
+            yield Misfit(f"model.{key}", f"{said} model.factory, as package.module:function")
+            return
+        if self.name != "factory":
+            yield Misfit(
+                "model.factory", ": leave model.name out, the function says what the network is"
             )
         allowed = {"name", "factory", "kwargs", "group", "nonlinearity"}
         for key, field in type(self).model_fields.items():
-            if self.factory and key not in allowed and getattr(self, key) != field.default:
-                raise ValueError(f"model.{key}: with model.factory the function decides this")
-        if self.kwargs and not self.factory:
-            raise ValueError("model.kwargs needs model.factory, as package.module:function")
-        return self
+            if key not in allowed and getattr(self, key) != field.default:
+                yield Misfit(f"model.{key}", ": with model.factory the function decides this")
 
-    @model_validator(mode="after")
-    def _shortcuts_belong_to_residual_networks(self) -> ModelConfig:
-        if not self.residual and not self.name.startswith(RESIDUAL_NAMES):
-            raise ValueError(f"model.residual: model.name {self.name} has no shortcuts to remove")
-        return self
-
-    @model_validator(mode="after")
-    def _preactivation_belongs_to_wide_residual_networks(self) -> ModelConfig:
-        if self.preactivation and not self.name.startswith("wrn-"):
-            raise ValueError(
-                f"model.preactivation: model.name {self.name} has no such form, wrn-DEPTH-WIDTH has"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _layers_belong_to_vgg(self) -> ModelConfig:
+    def _misfits_of_layers(self) -> Iterator[Misfit]:
         if self.name != "vgg" and self.layers is not None:
-            raise ValueError(f"model.layers belongs to model.name vgg, not to {self.name}")
+            yield Misfit("model.layers", f"belongs to model.name vgg, not to {self.name}")
+            return
         if self.name == "vgg" and not self.layers:
-            raise ValueError("model.name vgg needs model.layers, as [128, M, 256, M]")
+            yield Misfit("model.name", "vgg needs model.layers, as [128, M, 256, M]")
         for before, item in zip((None, *(self.layers or ())), self.layers or (), strict=False):
             if isinstance(item, str) and not isinstance(before, int):
-                raise ValueError(f"model.layers: the pooling {item} must follow a convolution")
-        if self.name == "mlp" and self.hidden_layers < 1:
-            raise ValueError("model.name mlp needs model.hidden_layers of at least 1")
-        return self
+                yield Misfit("model.layers", f": the pooling {item} must follow a convolution")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pipeline.config.model import MAX_LAYERS
-from pipeline.config.schema import BeforeValidator, Field, Section, brief, model_validator
+from pipeline.config.schema import BeforeValidator, Field, Misfit, MisfitsError, Section, brief
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MAX_EPOCHS = 1_000_000
 _MAX_MILESTONES = 1000
@@ -50,22 +53,18 @@ class OptimizerConfig(Section):
     """Settings of single blocks by index, counted from 0, the output layer last: {0: {lr: 0.001}};
     each may have `lr` and `weight_decay`."""
 
-    @model_validator(mode="after")
-    def _momentum_looks_ahead(self) -> OptimizerConfig:
+    def misfits(self) -> Iterator[Misfit]:
+        """A momentum that looks ahead, where there is none."""
         if self.nesterov and (self.name != "sgd" or not self.momentum):
-            raise ValueError(
-                "optimizer.nesterov needs optimizer.name sgd with optimizer.momentum above 0"
-            )
-        return self
+            rule = "needs optimizer.name sgd with optimizer.momentum above 0"
+            yield Misfit("optimizer.nesterov", rule)
 
 
 def _milestone(value: Any) -> Any:
     is_epoch = type(value) is int and 1 <= value <= MAX_EPOCHS
     if not (is_epoch or (type(value) is float and 0 < value < 1)):
-        raise ValueError(
-            f"schedule.milestones: {brief(value)} is neither an epoch (1 to {MAX_EPOCHS}) nor a "
-            "share of the run (above 0, below 1)"
-        )
+        rule = f": {brief(value)} is neither an epoch (1 to {MAX_EPOCHS}) nor a share of the run "
+        raise MisfitsError(Misfit("schedule.milestones", f"{rule}(above 0, below 1)"))
     return value
 
 
@@ -104,32 +103,30 @@ class ScheduleConfig(Section):
     that the finished ones before it give as in a test: frozen, without dropout. The test error
     of a phase is that of the local classifier at work."""
 
-    @model_validator(mode="after")
-    def _milestones_increase(self) -> ScheduleConfig:
-        if list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError(f"schedule.milestones {list(self.milestones)} must increase strictly")
-        if len(set(map(type, self.milestones))) > 1:
-            raise ValueError(
-                f"schedule.milestones {list(self.milestones)}: give epochs (whole numbers) or "
-                "shares of the run (below 1), not both"
+    def misfits(self) -> Iterator[Misfit]:
+        """Rates that would change in two ways, and times that are not in order."""
+        milestones = list(self.milestones)
+        if self.decay == "cosine" and milestones:
+            yield Misfit(
+                "schedule.decay",
+                f"cosine takes no milestones, and schedule.milestones is {milestones}: set it to "
+                "[]",
             )
-        return self
-
-    @model_validator(mode="after")
-    def _decays_one_way(self) -> ScheduleConfig:
-        if self.decay == "cosine" and self.milestones:
-            raise ValueError(
-                f"schedule.decay cosine takes no milestones, and schedule.milestones is "
-                f"{list(self.milestones)}: set it to []"
+        elif len(set(map(type, milestones))) > 1:
+            yield Misfit(
+                "schedule.milestones",
+                f"{milestones}: give epochs (whole numbers) or shares of the run (below 1), not "
+                "both",
             )
+        elif milestones != sorted(set(milestones)):
+            yield Misfit("schedule.milestones", f"{milestones} must increase strictly")
         if self.min_factor and self.decay != "cosine":
-            raise ValueError("schedule.min_factor needs schedule.decay cosine")
+            yield Misfit("schedule.min_factor", "needs schedule.decay cosine")
         if self.warmup_epochs >= self.epochs:
-            raise ValueError(
-                f"schedule.warmup_epochs {self.warmup_epochs} must be less than schedule.epochs "
-                f"{self.epochs}"
+            yield Misfit(
+                "schedule.warmup_epochs",
+                f"{self.warmup_epochs} must be less than schedule.epochs {self.epochs}",
             )
-        return self
 
     @property
     def milestones_are_shares(self) -> bool:

@@ -10,13 +10,25 @@ config and checks it again. `config_file.py` reads and writes the YAML.
 from __future__ import annotations
 
 from ipaddress import IPv6Address, ip_address
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pipeline.config.data import MAX_COUNT, DataConfig
 from pipeline.config.loss import LossConfig  # noqa: TC001  pydantic reads it at run time
 from pipeline.config.model import RESIDUAL_NAMES, ModelConfig
 from pipeline.config.recipe import MAX_EPOCHS, OptimizerConfig, ScheduleConfig
-from pipeline.config.schema import Field, Section, checked, field_validator, model_validator
+from pipeline.config.schema import (
+    Field,
+    Misfit,
+    MisfitsError,
+    Origins,
+    Section,
+    checked,
+    choices,
+    field_validator,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _MAX_S = 1e6
 """Seconds of a time-out, some 11 days: more milliseconds than this don't go into 32 bits."""
@@ -91,11 +103,12 @@ class RuntimeConfig(Section):
             usable = not isinstance(address, IPv6Address) or address.ipv4_mapped is None
             usable &= not (address.is_unspecified or address.is_multicast or text == _BROADCAST)
         if not usable:
-            raise ValueError(
-                f"runtime.bind_address {text!r}: give the one IP address of this machine that "
-                "others are to connect to, as `ip address` shows it: no name, port, network, "
-                "broadcast, multicast or mapped address"
+            rule = (
+                f"{text!r}: give the one IP address of this machine that others are to connect to, "
+                "as `ip address` shows it: no name, port, network, broadcast, multicast or mapped "
+                "address"
             )
+            raise MisfitsError(Misfit("runtime.bind_address", rule))
         return text
 
 
@@ -109,53 +122,46 @@ class Config(Section):
     data: DataConfig
     runtime: RuntimeConfig = RuntimeConfig()
 
-    @model_validator(mode="after")
-    def _batch_norm_needs_a_batch(self) -> Config:
+    def misfits(self) -> Iterator[Misfit]:
+        """What does not fit across sections."""
         flat = self.model.hidden_layers or self.model.name.startswith(RESIDUAL_NAMES)
         normalises = self.model.batch_norm and self.model.factory is None
         if self.data.batch_size == 1 and normalises and flat:
-            raise ValueError("data.batch_size 1 leaves model.batch_norm nothing to normalise by")
-        return self
+            yield Misfit("data.batch_size", "1 leaves model.batch_norm nothing to normalise by")
+        yield from self._misfits_of_the_network()
+        yield from self._misfits_of_the_schedule()
 
-    @model_validator(mode="after")
-    def _losses_fit_the_network(self) -> Config:
-        if self.loss.local is None and self.model.group != 1:
-            raise ValueError("model.group needs local losses; loss.name glob has none")
-        if self.loss.unsupervised == "recon" and self.model.group != 1:
-            raise ValueError(
-                "loss.unsupervised recon rebuilds the input of one layer: model.group must be 1"
+    def _misfits_of_the_network(self) -> Iterator[Misfit]:
+        loss, sums = self.loss, "passes on sums instead of activations"
+        if loss.local is None and self.model.group != 1:
+            yield Misfit("model.group", "needs local losses; loss.name glob has none")
+        if loss.unsupervised == "recon" and self.model.group != 1:
+            rule = "recon rebuilds the input of one layer: model.group must be 1"
+            yield Misfit("loss.unsupervised", rule)
+        if loss.rule is not None and self.model.preactivation:
+            yield Misfit(
+                "model.preactivation",
+                f"{sums}, which loss.rule is not made for: leave one of them out",
             )
-        if self.loss.rule is not None and self.model.preactivation:
-            raise ValueError(
-                "model.preactivation passes on sums instead of activations, which loss.rule is not "
-                "made for: leave one of them out"
-            )
-        if self.loss.unsupervised != "none" and self.model.preactivation:
-            raise ValueError(
-                "model.preactivation passes on sums instead of activations: loss.unsupervised must "
-                "be none"
-            )
-        if self.loss.is_global and self.schedule.greedy:
-            raise ValueError(
-                f"schedule.greedy needs blocks that learn alone; loss.name {self.loss.name} "
-                "trains them together"
-            )
-        return self
+        if loss.unsupervised != "none" and self.model.preactivation:
+            yield Misfit("model.preactivation", f"{sums}: loss.unsupervised must be none")
 
-    @model_validator(mode="after")
-    def _patience_needs_tests(self) -> Config:
-        patience = self.schedule.patience
+    def _misfits_of_the_schedule(self) -> Iterator[Misfit]:
+        greedy, patience = self.schedule.greedy, self.schedule.patience
+        if self.loss.is_global and greedy:
+            yield Misfit(
+                "schedule.greedy",
+                f"needs blocks that learn alone; loss.name {self.loss.name} trains them together",
+            )
         if patience is not None and self.runtime.eval_every_epochs == 0:
-            raise ValueError(
-                f"schedule.patience {patience} goes by tests: runtime.eval_every_epochs must be at "
-                "least 1"
+            rule = f"{patience} goes by tests: runtime.eval_every_epochs must be at least 1"
+            yield Misfit("schedule.patience", rule)
+        if patience is not None and greedy:
+            yield Misfit(
+                "schedule.patience",
+                f"{patience} would end the run in the phase of one block; schedule.greedy goes "
+                "through all: leave one of them out",
             )
-        if patience is not None and self.schedule.greedy:
-            raise ValueError(
-                f"schedule.patience {patience} would end the run in the phase of one block; "
-                "schedule.greedy goes through all: leave one of them out"
-            )
-        return self
 
     @property
     def user_code(self) -> dict[str, str]:
@@ -171,13 +177,32 @@ class Config(Section):
         return "leaky_relu" if self.loss.local in ("sim", "predsim") else "relu"
 
 
-def build_config(tree: dict[str, Any], source: str) -> Config:
-    """Check a tree of plain values; `source` is named in the error.
+def build_config(tree: dict[str, Any], origins: str | Origins) -> Config:
+    """Check a tree of plain values; `origins`: where they are from, for errors.
 
     Raises:
-        ConfigError: for the first thing that is wrong.
+        ConfigError: for all that is wrong.
     """
-    return checked(Config, tree, source)
+    return checked(Config, tree, origins)
+
+
+class Setting(NamedTuple):
+    """A key of a configuration: the sentence below it, and its values where they are listed."""
+
+    about: str
+    choices: tuple[str, ...]
+
+
+def settings() -> dict[str, Setting]:
+    """Every key of every section, dotted."""
+    return {
+        f"{name}.{key}": Setting(
+            " ".join((field.description or "").split()), choices(field.annotation)
+        )
+        for name, section in Config.model_fields.items()
+        if section.annotation is not None
+        for key, field in section.annotation.model_fields.items()
+    }
 
 
 def config_tree(config: Config) -> dict[str, Any]:

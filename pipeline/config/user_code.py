@@ -5,9 +5,16 @@ from __future__ import annotations
 import math
 import re
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
-from pipeline.config.schema import AfterValidator, BeforeValidator, YesOrNo, brief
+from pipeline.config.schema import (
+    AfterValidator,
+    BeforeValidator,
+    Misfit,
+    MisfitsError,
+    YesOrNo,
+    brief,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,22 +28,21 @@ WITH_KEYS_BELOW = frozenset({"model.kwargs", "loss.options", "optimizer.blocks",
 """Keys that hold keys of a user's choice: `--set model.kwargs.width=64` reaches one of these."""
 
 
-def object_name(key: str) -> AfterValidator:
-    """The rule for the value of `key`: the name of a user's own function or class."""
-    return AfterValidator(partial(_checked_name, key))
-
-
 def arguments_of(key: str) -> BeforeValidator:
     """The rule for the value of `key`: what a user's own code is called with."""
     return BeforeValidator(partial(_checked_arguments, key))
 
 
-def _checked_name(key: str, name: str) -> str:
+def _checked_name(name: str) -> str:
     if not re.fullmatch(r"\w+(\.\w+)*:\w+", name):
         raise ValueError(
-            f"{key}: {brief(name)} is not allowed: input should be as package.module:function"
+            f"{brief(name)} is not allowed: input should be as package.module:function"
         )
     return name
+
+
+ObjectName: TypeAlias = Annotated[str, AfterValidator(_checked_name)]
+"""The name of a user's own function."""
 
 
 def _checked_arguments(key: str, tree: Any) -> Any:
@@ -44,18 +50,19 @@ def _checked_arguments(key: str, tree: Any) -> Any:
     that a run's own config.yaml can always be read again.
 
     Raises:
-        ValueError: for a number that is not finite or needs more than 64 bits, for text that UTF-8
-            has not, for yes or no, and for too many, naming the dotted key.
+        MisfitsError: for a number that is not finite or needs more than 64 bits, for text that
+            UTF-8 has not, for yes or no, and for too many, naming the dotted key.
     """
     left = _MOST_CHARACTERS
     for at, value, level in _values(key, tree):
         _check_value(at, value)
         left -= len(value) if isinstance(value, str) else _NUMBER_CHARACTERS
         if left < 0 or level > _MOST_NESTED:
-            raise ValueError(
-                f"{key}: at most {_MOST_CHARACTERS:,} characters ({_NUMBER_CHARACTERS} for a "
-                f"number), and {_MOST_NESTED} lists or mappings in each other, can be given to "
-                "your own code: let it read a file of its own"
+            raise _misfit(
+                key,
+                f"at most {_MOST_CHARACTERS:,} characters ({_NUMBER_CHARACTERS} for a number), and "
+                f"{_MOST_NESTED} lists or mappings in each other, can be given to your own code: "
+                "let it read a file of its own",
             )
     return tree
 
@@ -76,15 +83,18 @@ def _values(key: str, tree: Any) -> Iterator[tuple[str, Any, int]]:
 def _check_value(key: str, value: Any) -> None:
     if isinstance(value, YesOrNo):
         meant = brief(value.meant)
-        raise ValueError(
-            f"{key}: {value} is {meant} to some and a text to others: write {meant}, or "
-            f"'{value}' in quotes"
-        )
+        rule = f"{value} is {meant} to some and a text to others: write {meant}, or '{value}' in "
+        raise _misfit(key, f"{rule}quotes")
+    wanted = ""
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{key}: {value} is not allowed: input should be a finite number")
+        wanted = "a finite number"
     if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
-        raise ValueError(
-            f"{key}: {brief(value)} is not allowed: input should be a number of 64 bits"
-        )
+        wanted = "a number of 64 bits"
     if isinstance(value, str) and _SURROGATE.search(value):
-        raise ValueError(f"{key}: {brief(value)} is not allowed: input should be text in UTF-8")
+        wanted = "text in UTF-8"
+    if wanted:
+        raise _misfit(key, f"{brief(value)} is not allowed: input should be {wanted}")
+
+
+def _misfit(key: str, rule: str) -> MisfitsError:
+    return MisfitsError(Misfit(key, f": {rule}"))

@@ -12,7 +12,14 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.schema import brief
-from pipeline.config.yaml_text import MOST_NESTED, MOST_YAML_BYTES, TOO_DEEP, at_most, parsed
+from pipeline.config.yaml_text import (
+    MOST_NESTED,
+    MOST_YAML_BYTES,
+    TOO_DEEP,
+    Lines,
+    at_most,
+    parsed,
+)
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,9 +37,16 @@ def load_tree(path: Path) -> Any:
     Raises:
         ConfigError: where it can't be read, with line and column for a syntax error.
     """
+    return load_lines(path)[0]
+
+
+def load_lines(path: Path) -> tuple[Any, Lines]:
+    """As `load_tree`, and in which lines of the file the values stand."""
     if path.suffix == ".json":
-        return _parsed_json(_read(path, _MOST_JSON_BYTES), path)
-    return parsed(_read(path, MOST_YAML_BYTES), str(path))
+        text = _read(path, _MOST_JSON_BYTES)
+        return _parsed_json(text, path), Lines(text)
+    text = _read(path, MOST_YAML_BYTES)
+    return parsed(text, str(path)), Lines(text)
 
 
 def load_words(path: Path) -> Any:

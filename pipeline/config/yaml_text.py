@@ -10,12 +10,16 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import yaml
 
 from pipeline.config.schema import YesOrNo, brief
 from pipeline.errors import ConfigError, cut
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 MOST_YAML_BYTES = 1 << 18
 """PyYAML takes a second or so for this much."""
@@ -223,6 +227,38 @@ def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(str, _text)
+
+
+class Lines:
+    """In which lines of a YAML text its values stand."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    @cached_property
+    def _root(self) -> Any:
+        """None where it is no YAML, as some JSON is not."""
+        try:
+            return yaml.compose(self._text, Loader=_Loader)
+        except yaml.YAMLError:
+            return None
+
+    def line_of(self, path: Sequence[int | str]) -> int | None:
+        """The line of a key or of an item of a list, named by the keys above it, from 1; None where
+        it does not stand there itself, as what was merged (`<<`)."""
+        node, line = self._root, None
+        for part in path:
+            if isinstance(node, yaml.SequenceNode):
+                found = [(item, item) for at, item in enumerate(node.value) if at == part]
+            elif isinstance(node, yaml.MappingNode):
+                found = [(key, value) for key, value in node.value if key.value == str(part)]
+            else:
+                return None
+            if not found:
+                return None
+            (key, node), *_ = found
+            line = key.start_mark.line + 1
+        return line
 
 
 def value_of(text: str) -> Any:

@@ -29,7 +29,7 @@ from pipeline.data.image_reading import (
     View,
     cut_out,
 )
-from pipeline.errors import ConfigError
+from pipeline.errors import SET, ConfigError
 from pipeline.seeding import Purpose, generator
 from pipeline.system.daemon_pool import DaemonPool
 
@@ -147,8 +147,9 @@ def check_images(
         files = sum(len(part.files) + len(part.odd) for part in parts)
         raise ConfigError(
             f"{bad[0].path}: can't be decoded as an image: {bad[0].why}; {len(bad)} of {files} "
-            "image files can't: mend or remove them, or leave them out with --set "
-            "data.on_bad_image=skip"
+            "image files can't: mend or remove them, or leave them out with ",
+            SET,
+            " data.on_bad_image=skip",
         )
     for before, after in zip(parts, checked, strict=True):
         _check_classes(before, after, folder.classes)
@@ -216,7 +217,7 @@ class _Check:
         except ImageError as error:
             return BadImage(error.path, error.why)
         except DeepPixelsError as error:  # wrong with the config, not with the file
-            raise ConfigError(str(error)) from None
+            raise ConfigError(*error.said) from None
 
     def _counted(self, found: FileSample | BadImage) -> FileSample | BadImage:
         self._done += 1

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.errors import RunError
+from pipeline.errors import SET, ConfigError, RunError
 from pipeline.system.plain_file import open_regular
 
 if TYPE_CHECKING:
@@ -63,10 +63,13 @@ class DeepPixelsError(RunError):
     """An image of more than 8 bits, and no `data.white` that says which value is white."""
 
     def __init__(self, path: str, mode: str) -> None:
-        super().__init__(
-            f"{path}: pixels of mode {mode} have more than 8 bits: give the value that is white "
-            "(--set data.white=65535 for all of 16 bits, 4095 for 12, 1.0 for floats from 0 to 1)"
+        self.said = (
+            f"{path}: pixels of mode {mode} have more than 8 bits: give the value that is white (",
+            SET,
+            " data.white=65535 for all of 16 bits, 4095 for 12, 1.0 for floats from 0 to 1)",
         )
+        """As the parts of a ConfigError."""
+        super().__init__(str(ConfigError(*self.said)))
 
 
 @dataclass(frozen=True, slots=True)

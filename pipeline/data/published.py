@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 
 from pipeline.data.facts import data_root, known_facts
-from pipeline.errors import ConfigError, cut
+from pipeline.errors import SET, ConfigError, cut
 from pipeline.system.plain_file import open_regular
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ _DAMAGED = (
     HTTPException,
 )  # fmt: skip
 """What torchvision raises where a set is missing, damaged or can't be fetched."""
+_ROOT = (SET, " data.root=DIR)")
+"""The end of a cure, in parentheses."""
 
 
 class _Split(NamedTuple):
@@ -107,7 +109,8 @@ def _check(
             f"data.name {config.name}: expected {split.images} images of shape {facts.shape} with "
             f"a label from 0 to {facts.classes - 1} each in {data_root(config)}, found "
             f"{images.shape} and {len(labels)} labels up to {labels.max(initial=0)}; fetch the "
-            "data set again or use the copy in another folder (--set data.root=DIR)"
+            "data set again or use the copy in another folder (",
+            *_ROOT,
         )
 
 
@@ -145,15 +148,15 @@ def _read_idx(config: DataConfig, path: Path, shape: tuple[int, ...]) -> NDArray
             data = file.read(prod(shape) + 1) if found == header else b""
             nbytes = file.seek(0, 2)
     except OSError as error:
-        raise ConfigError(_damaged(config, path, error.strerror or str(error))) from None
+        raise _damaged(config, path, error.strerror or str(error)) from None
     if found[:4] == header[:4] and len(found) == len(header) and found != header:
         sides = [int.from_bytes(found[at : at + 4], "big") for at in range(4, len(found), 4)]
         why = f"it holds {_product(sides)}, expected {_product(shape)}"
-        raise ConfigError(_damaged(config, path, why))
+        raise _damaged(config, path, why)
     if len(data) != prod(shape):
         expected = len(header) + prod(shape)
         why = f"it is no such file of {expected} bytes ({nbytes} bytes, beginning {found[:4]!r})"
-        raise ConfigError(_damaged(config, path, why))
+        raise _damaged(config, path, why)
     return np.frombuffer(data, dtype=np.uint8).reshape(shape)
 
 
@@ -161,11 +164,13 @@ def _product(sides: Sequence[int]) -> str:
     return " × ".join(map(str, sides))
 
 
-def _damaged(config: DataConfig, path: Path, why: str) -> str:
-    again = "" if config.download else " with --set data.download=true"
-    return (
-        f"data.name {config.name}: {path} is damaged: {why}; delete it, and it is fetched "
-        f"again{again}, or use the copy in another folder (--set data.root=DIR)"
+def _damaged(config: DataConfig, path: Path, why: str) -> ConfigError:
+    again = () if config.download else (" with ", SET, " data.download=true")
+    return ConfigError(
+        f"data.name {config.name}: {path} is damaged: {why}; delete it, and it is fetched again",
+        *again,
+        ", or use the copy in another folder (",
+        *_ROOT,
     )
 
 
@@ -188,7 +193,7 @@ def _open(config: DataConfig, split: _Split) -> Any:
     except _DAMAGED as error:
         if not was_there:
             _remove_empty(root)
-        raise ConfigError(_unavailable(config, _first_wrong(kind, config, split), error)) from error
+        raise _unavailable(config, _first_wrong(kind, config, split), error) from error
 
 
 def _remove_empty(root: Path) -> None:
@@ -225,13 +230,14 @@ def _network_timeout() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _unavailable(config: DataConfig, damaged: str, error: Exception) -> str:
+def _unavailable(config: DataConfig, damaged: str, error: Exception) -> ConfigError:
     problem, cure = "can't be read from or fetched into", "check the network"
     if not config.download:
         problem, cure = "missing or damaged, with data.download false, in", "set data.download true"
     said = cut(" ".join(str(error).split()) or type(error).__name__, 240)
-    return (
-        f"data.name {config.name}: {problem} {data_root(config)} ({damaged}{said}); "
-        f"{cure}, or name the folder where it lies (--set data.root=DIR), or use data.name digits "
-        "or synthetic, which need no download"
+    return ConfigError(
+        f"data.name {config.name}: {problem} {data_root(config)} ({damaged}{said}); {cure}, or "
+        "name the folder where it lies (",
+        *_ROOT,
+        ", or use data.name digits or synthetic, which need no download",
     )

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ConfigError
+from pipeline.errors import STAGES, ConfigError
 from pipeline.network.specs import stage_units
 from pipeline.planning.cost import estimated_bytes
 from pipeline.planning.placement import busiest, most_even_cuts, place, smallest_peak
@@ -162,7 +162,7 @@ def speedup_bound_free(costs: Sequence[BlockCost | StageCost], n_devices: int) -
 
 def _check_stages(n_stages: int, specs: Sequence[BlockSpec], most: int) -> None:
     if n_stages < 1:
-        raise ConfigError(f"--stages {n_stages}: at least 1 stage is needed; use 1 to {most}")
+        raise ConfigError(STAGES, f" {n_stages}: at least 1 stage is needed; use 1 to {most}")
     if n_stages > most:
         hidden = sum(not spec.is_output for spec in specs)
         model = f"the model ({specs[0].name} … {specs[-1].name})"
@@ -173,4 +173,4 @@ def _check_stages(n_stages: int, specs: Sequence[BlockSpec], most: int) -> None:
                 "because layers learn in groups (model.group) or a residual connection spans them "
                 "(model.residual)"
             )
-        raise ConfigError(f"--stages {n_stages}: {why}; use --stages {most} or fewer")
+        raise ConfigError(STAGES, f" {n_stages}: {why}; use ", STAGES, f" {most} or fewer")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pipeline.config.schema import BeforeValidator, Field, Section, brief, checked
 from pipeline.config.yaml_file import load_tree
-from pipeline.errors import ConfigError, cut
+from pipeline.errors import GPUS, ConfigError, cut
 from pipeline.network.specs import stage_units
 from pipeline.planning.plan import Plan, StagePlan
 
@@ -28,7 +28,7 @@ class SpeedOfPrecision(Section):
 def _of_a_precision(value: Any) -> Any:
     if isinstance(value, int | float) and not isinstance(value, bool):
         raise ValueError(
-            f"macs_per_s: {value:g} is not allowed: a speed is that of a precision, write "
+            f"{value:g} is not allowed: a speed is that of a precision, write "
             f"{{bf16: {value:g}}} or {{fp32: {value:g}}}"
         )
     return value
@@ -175,6 +175,7 @@ def load_plan(path: Path, specs: Sequence[BlockSpec], devices: Sequence[str]) ->
         if stage.device not in devices:
             raise ConfigError(
                 f"{path}: stage {number} is on {cut(stage.device)}, which is none of the devices "
-                f"{cut(', '.join(devices))}; change it there or give other --gpus"
+                f"{cut(', '.join(devices))}; change it there or give other ",
+                GPUS,
             )
     return Plan(tuple(StagePlan(n, s.blocks, s.device) for n, s in enumerate(stages)))

@@ -9,7 +9,7 @@ import os
 import resource
 from contextlib import suppress
 
-from pipeline.errors import ConfigError
+from pipeline.errors import STAGES, ConfigError
 
 MOST_RESERVED = 256
 _OF_A_RUN, _OF_A_STAGE = 40, 2
@@ -63,5 +63,6 @@ def check_enough(stages: int, *, reserved: bool) -> None:
     if 0 <= limit < needed:
         raise ConfigError(
             f"{stages} processes: this one needs {needed} descriptors of files and sockets, and "
-            f"may have {limit} (ulimit -n): raise that, or use fewer --stages"
+            f"may have {limit} (ulimit -n): raise that, or use fewer ",
+            STAGES,
         )

@@ -29,7 +29,7 @@ def naming(what: str) -> Iterator[None]:
     except NamedError:
         raise
     except ConfigError as error:
-        raise NamedError(f"{what}: {error}") from error
+        raise NamedError(f"{what}: ", *error.said) from error
 
 
 def named_object(named: str) -> Any:

@@ -6,10 +6,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Option
 
 
-def expanded(what: str, path: str | Path) -> Path:
+def expanded(what: str | Option, path: str | Path) -> Path:
     """The path, with the home folder that it begins with written out.
 
     Args:
@@ -23,4 +23,5 @@ def expanded(what: str, path: str | Path) -> Path:
         return Path(text)
     user = text.partition("/")[0]
     unknown = "this user has no home folder" if user == "~" else f"there is no user {user[1:]}"
-    raise ConfigError(f"{what} {path}: {unknown}; write the folder out, or ./{path} for one here")
+    cure = f"write the folder out, or ./{path} for one here"
+    raise ConfigError(what, f" {path}: {unknown}; {cure}")

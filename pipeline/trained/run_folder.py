@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.data.facts import data_facts, facts_of_tree
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import RUN_DIR, CheckpointError, ConfigError, Option
 from pipeline.storage.checkpoint import best_name, checkpoint_in, complete_names, step_of
 from pipeline.storage.checkpoint_writer import DATA, checkpoints_of
 from pipeline.storage.folder import Folder
@@ -19,29 +19,21 @@ if TYPE_CHECKING:
     from pipeline.storage.checkpoint import Checkpoint
 
 
-def open_run(run_dir: str | Path, *, named: str = "run_dir") -> Folder:
+def open_run(run_dir: str | Path) -> Folder:
     """The folder of a run.
-
-    Args:
-        named: what the user calls it.
 
     Raises:
         ConfigError: where there is no such folder.
     """
     path = Path(run_dir).expanduser()
     if not path.is_dir():
-        raise ConfigError(f"{named} {path}: there is no such folder")
+        raise ConfigError(RUN_DIR, f" {path}: there is no such folder")
     return Folder.open(path)
 
 
-def checkpoint_at(
-    run: Folder, at: str | int, *, run_named: str = "run_dir", named: str = "at"
-) -> Checkpoint:
+def checkpoint_at(run: Folder, at: str | int) -> Checkpoint:
     """A checkpoint of a run: "last", the newest; "best", that of the lowest tested error; or that
     of a step.
-
-    Args:
-        run_named: what the user calls the run; named: and the checkpoint.
 
     Raises:
         ConfigError: where it is not there.
@@ -50,23 +42,24 @@ def checkpoint_at(
     try:
         checkpoints = checkpoints_of(run)
     except (OSError, CheckpointError):
-        raise ConfigError(f"{run_named} {run.path}: holds no checkpoints of a run") from None
+        raise ConfigError(RUN_DIR, f" {run.path}: holds no checkpoints of a run") from None
     names: dict[str | int, str] = {step_of(name): name for name in complete_names(checkpoints)}
     if not names:
-        raise ConfigError(f"{run_named} {run.path}: holds no complete checkpoint")
+        raise ConfigError(RUN_DIR, f" {run.path}: holds no complete checkpoint")
     there = ", ".join(map(str, names))
     names["last"] = list(names.values())[-1]
     if best := best_name(checkpoints):
         names["best"] = best
     elif at == "best":
         raise ConfigError(
-            f"{named} 'best': this run has kept no best checkpoint, as it does under "
-            "runtime.keep_best from the first test on that brings a lower error: use 'last'"
+            Option("at"),
+            " 'best': this run has kept no best checkpoint, as it does under runtime.keep_best "
+            "from the first test on that brings a lower error: use 'last'",
         )
     if at not in names:
         words = "'last' or 'best'" if best else "or 'last'"
         raise ConfigError(
-            f"{named} {at!r}: there are checkpoints of steps {there}: use one, {words}"
+            Option("at"), f" {at!r}: there are checkpoints of steps {there}: use one, {words}"
         )
     return checkpoint_in(checkpoints, names[at])
 

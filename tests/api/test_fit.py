@@ -197,7 +197,7 @@ def test_a_config_file_is_where_arguments_begin(tmp_path: Path) -> None:
     ({"network": nn.Sequential(nn.Linear(64, 10))}, "network: 1 children with parameters"),
     ({"loss": int}, "loss: int is no pipeline.LocalRule"),
     ({"loss": "pres"}, "loss.name"),
-    ({"epochs": 0}, "schedule.epochs"),
+    ({"epochs": 0}, "epochs: 0 is not allowed"),
     ({"options": {"momentum": 0.9}}, "options momentum: expected SECTION.KEY"),
     ({"options": {"optimizer.momentun": 0.9}}, "optimizer.momentun"),
     ({"resume": True}, "resume: which run?"),

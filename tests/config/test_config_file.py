@@ -13,7 +13,7 @@ from pipeline.config.config_file import dump_config, load_config
 from pipeline.config.schema import brief
 from pipeline.config.sections import build_config, config_tree, differing_keys
 from pipeline.config.yaml_text import value_of, word_for
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, WrongKeysError, cut
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -143,11 +143,12 @@ def test_wrong_value_names_file_key_value_and_rule(
     file: Path, section: str, key: str, value: str, shown: str, rule: str
 ) -> None:
     in_yaml = str(tree(**{section: {key: value}})).replace("'", "")  # values as they stand there
-    for text in (
-        complaint(written(file, SMALLEST), [f"{section}.{key}={value}"]),
-        complaint(written(file, in_yaml)),
+    override = f"{section}.{key}={value}"
+    for text, where in (
+        (complaint(written(file, SMALLEST), [override]), f"--set {override}"),
+        (complaint(written(file, in_yaml)), f"{file}:1: {section}.{key}"),
     ):
-        assert text.startswith(f"{file}: {section}.{key}: {shown} is not allowed: ")
+        assert text.startswith(f"{where}: {shown} is not allowed: ")
         assert rule in text
 
 
@@ -155,41 +156,50 @@ def test_wrong_value_names_file_key_value_and_rule(
 
 
 WRONG_FILES = [
-    # (text, what is said of it)
+    # (text, line, what is said of it)
     (
         SMALLEST + "training: {}\n",
+        ":4",
         "training: unknown key; allowed here: model, loss, optimizer, schedule, data, runtime",
     ),
     (
         SMALLEST + "optimizer: adam\n",
+        ":4",
         "optimizer: expected keys and values (name, lr, weight_decay, momentum, nesterov, "
         "clip_norm, blocks), found 'adam'",
     ),
     (
-        SMALLEST + "optimizer: {5: adam}\n",
+        SMALLEST + "optimizer:\n  lr: 1\n  5: adam\n",
+        ":6",
         "optimizer.5: 5 is not allowed: a key should be a text, in quotes where it would be read as"
         " something else",
     ),
     (
         own("{since: 2020-01-01}"),
+        ":1",
         "model.kwargs.since: 2020-01-01 is not allowed: input should be a text, a number, true, "
         "false, null, or a list or keys and values of these",
     ),
     *(
-        (SMALLEST.replace(f"{section}: {{name: {name}}}", instead), f"{section}{missing}")
-        for section, name in (("model", "mlp"), ("loss", "pred"), ("data", "digits"))
-        for instead, missing in (("", ": is missing"), (f"{section}: {{}}", ".name: is missing"))
+        (SMALLEST.replace(f"{section}: {{name: {name}}}", instead), at, f"{section}{missing}")
+        for line, section, name in ((1, "model", "mlp"), (2, "loss", "pred"), (3, "data", "digits"))
+        for instead, at, missing in (
+            ("", "", ": is missing"),
+            (f"{section}: {{}}", f":{line}", ".name: is missing"),
+        )
     ),
     *(
-        (text, f"expected sections (model:, loss:, …), found {found}")
+        (text, "", f"expected sections (model:, loss:, …), found {found}")
         for text, found in (("", "null"), ("3", "3"), ("- model\n", "['model']"), ("a b", "'a b'"))
     ),
 ]
 
 
-@pytest.mark.parametrize(("text", "said"), WRONG_FILES)
-def test_sections_and_keys_that_are_wrong_or_missing(file: Path, text: str, said: str) -> None:
-    assert complaint(written(file, text)) == f"{file}: {said}"
+@pytest.mark.parametrize(("text", "line", "said"), WRONG_FILES)
+def test_sections_and_keys_that_are_wrong_or_missing(
+    file: Path, text: str, line: str, said: str
+) -> None:
+    assert complaint(written(file, text)) == f"{file}{line}: {said}"
 
 
 LAYER_RULE = "neither a number of channels (1 to 1048576) nor M, M3, M4, A, A3, A4"
@@ -200,7 +210,7 @@ IMPOSSIBLE = [
         "loss.betta=0.5",
         "loss.betta: unknown key; allowed here: name, rule, options, beta, dim_in_decoder, "
         "pred_hidden, bio, target_projection, classifier, feedback, unsupervised, alpha, "
-        "label_smoothing",
+        "label_smoothing; did you mean loss.beta?",
     ),
     (
         "train.lr=1",
@@ -253,7 +263,7 @@ IMPOSSIBLE = [
     ("model.name=vgg model.layers=[64,M5]", f"model.layers: 'M5' is {LAYER_RULE}"),
     ("model.name=vgg model.layers=[0]", f"model.layers: 0 is {LAYER_RULE}"),
     ("model.name=vgg model.layers=[true]", f"model.layers: true is {LAYER_RULE}"),
-    ("model.hidden_layers=0", "model.name mlp needs model.hidden_layers of at least 1"),
+    ("model.hidden_layers=0", "model.hidden_layers 0: model.name mlp needs at least 1"),
     (
         "loss.name=glob loss.bio=true",
         "loss.name glob has no local losses: bio and unsupervised need one",
@@ -337,7 +347,11 @@ IMPOSSIBLE = [
 
 @pytest.mark.parametrize(("overrides", "said"), IMPOSSIBLE)
 def test_impossible_combinations(file: Path, overrides: str, said: str) -> None:
-    assert complaint(written(file, SMALLEST), overrides.split()) == f"{file}: {said}"
+    found = complaint(written(file, SMALLEST), overrides.split())
+    at, _, rule = found.removeprefix("--set ").partition(": ")
+    assert at in overrides.split()
+    key = at.partition("=")[0]
+    assert said in (rule, f"{key}: {rule}", f"{key} {rule}"), found
 
 
 @pytest.mark.parametrize(
@@ -432,22 +446,34 @@ def test_too_much_is_refused_with_what_is_allowed(
     file: Path, key: str, value: str, rule: str
 ) -> None:
     said = complaint(written(file, SMALLEST), [f"{key}={value}"])
-    assert said.startswith(f"{file}: {key}")
+    assert said.startswith(f"--set {cut(f'{key}={value}', 80)}: ")
     assert rule in said
 
 
 ARGUMENTS = [
-    ("wide", "off", "model.kwargs.wide: off is false to some and a text to others: write false,"),
+    (
+        "wide",
+        "off",
+        "=off: off is false to some and a text to others: write false,",
+    ),
     ("wide", "[1, {deep: Yes}]", "model.kwargs.wide.1.deep: Yes is true to some and a text to"),
-    ("wide", ".nan", "model.kwargs.wide: nan is not allowed: input should be a finite number"),
+    (
+        "wide",
+        ".nan",
+        "=.nan: nan is not allowed: input should be a finite number",
+    ),
     ("wide", "[-.inf]", "model.kwargs.wide.0: -inf is not allowed: input should be a finite"),
-    ("wide", f"{2**63}", "model.kwargs.wide: 9223372036854775808 is not allowed: input should be"),
+    (
+        "wide",
+        f"{2**63}",
+        ": 9223372036854775808 is not allowed: input should be a number",
+    ),
     ("wide", "[" * 20 + "]" * 20, "at most 32,768 characters (8 for a number), and 16 lists"),
     ("wide", f"[{'1, ' * 5000}]", "can be given to your own code: let it read a file of its own"),
     (
         "wide",
         '"\\uDCFF"',
-        r"model.kwargs.wide: '\udcff' is not allowed: input should be text in UTF-8",
+        r": '\udcff' is not allowed: input should be text in UTF-8",
     ),
     ("w" * 40_000, "1", "at most 32,768 characters"),
     ("wide", "w" * 40_000, "at most 32,768 characters"),
@@ -497,6 +523,88 @@ def test_settings_of_single_blocks_survive_being_written_overridden_and_sent(fil
     changed = differing_keys(other, config)["optimizer.blocks"]
     assert value_of(word_for(changed[0])) == {}
     assert value_of(word_for(changed[1]))[0] == {"lr": 0.1, "weight_decay": 0.3}
+
+
+# --- all at once, and what was meant --------------------------------------------------------
+
+MANY = """\
+model:
+  nmae: mlp
+  hidden: wide
+loss: {name: predsin, beta: 2}
+optimizer: {lr: 0.1, nestarov: 1}
+data:
+  name: mnist
+  batch_size: 0
+"""
+
+
+def problems(file: Path, text: str, *overrides: str) -> list[tuple[str, str]]:
+    """Where, but for the file's name, and the key of each thing that is wrong."""
+    with pytest.raises(WrongKeysError) as caught:
+        load_config(written(file, text), overrides)
+    found = caught.value.problems
+    first, *lines = str(caught.value).splitlines()
+    assert first == f"{file}: {len(found)} things are wrong:"
+    assert lines == [f"  {n}. {problem.line}" for n, problem in enumerate(found, 1)]
+    assert all(problem.line.startswith(f"{problem.at}: ") for problem in found)
+    return [(problem.at.removeprefix(str(file)), problem.key) for problem in found]
+
+
+def test_all_that_is_wrong_is_said_at_once_where_it_stands(file: Path) -> None:
+    found = problems(file, MANY, "loss.beta=3", "schedule.epochs=0", "data.lr=1", "loss.beta=4")
+    assert found == [
+        (":3", "model.hidden"),
+        (":2", "model.nmae"),
+        (":4", "loss.name"),
+        ("--set loss.beta=4", "loss.beta"),
+        (":5", "optimizer.nestarov"),
+        ("--set schedule.epochs=0", "schedule.epochs"),
+        (":8", "data.batch_size"),
+        ("--set data.lr=1", "data.lr"),
+    ]
+
+
+def test_what_only_follows_is_not_said(file: Path) -> None:
+    """A key that is written wrong is missing, too; what must fit together is looked at where every
+    value is right by itself."""
+    wrong = SMALLEST.replace("model:", "modle:").replace("{name: pred}", "{nam: pred, alpha: 0.5}")
+    assert problems(file, wrong) == [(":2", "loss.nam"), (":1", "modle")]
+    misfits = SMALLEST.replace("name: pred", "name: sim, alpha: 0.5, pred_hidden: 8")
+    assert problems(file, misfits) == [(":2", "loss.pred_hidden"), (":2", "loss.alpha")]
+
+
+def test_a_line_is_found_in_json_and_behind_an_alias(file: Path, tmp_path: Path) -> None:
+    path = written(tmp_path / "a.json", '{"model": {\n"name": "mlp",\n"hidden": "wide"}}')
+    with pytest.raises(WrongKeysError) as caught:
+        load_config(path, ("loss.name=pred", "data.name=digits"))
+    assert caught.value.problems[0].at == f"{path}:3"
+    shared = "model: &m {name: mlp,\n  hidden: wide}\nloss: {name: pred}\ndata: *m\n"
+    assert (":2", "model.hidden") in problems(file, shared)
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("loss.betta=0.5", "loss.beta"),
+        ("optimiser.lr=1", "optimizer"),
+        ("data.lr=1", "optimizer.lr"),
+        ("model.batch_size=1", "data.batch_size"),
+        ("optimizer.blocks.0.weigth_decay=1", "optimizer.blocks.0.weight_decay"),
+        ("seed=3", "runtime.seed"),
+        ("loss.name=predsin", "predsim"),
+        ("data.name=MNIST", "mnist"),
+        ("model.name=resnet81", "resnet18"),
+        ("optimizer.name=adam2", "adam"),
+    ],
+)
+def test_what_was_meant_is_named(file: Path, override: str, meant: str) -> None:
+    assert complaint(written(file, SMALLEST), [override]).endswith(f"; did you mean {meant}?")
+
+
+@pytest.mark.parametrize("override", ["loss.qqq=1", "data.name=qqq", "name=mlp", "data.name=7"])
+def test_nothing_is_guessed_where_nothing_is_like_it(file: Path, override: str) -> None:
+    assert "did you mean" not in complaint(written(file, SMALLEST), [override])
 
 
 # --- files and YAML -----------------------------------------------------------------------

@@ -93,13 +93,13 @@ def test_what_is_refused_would_otherwise_start(here: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("model.hiden=8", "tiny.yaml: model.hiden: unknown key; allowed here: name, layers"),
-        ("modell.hidden=8", "tiny.yaml: modell: unknown key; allowed here: model, loss"),
-        ("model.hidden=wide", "tiny.yaml: model.hidden: 'wide' is not allowed: input should be"),
-        ("data.flip=1", "tiny.yaml: data.flip: 1 is not allowed: input should be true or"),
-        ("loss.beta=1.5", "tiny.yaml: loss.beta: 1.5 is not allowed: input should be less than"),
-        ("loss.alpha=0.5", "tiny.yaml: loss.alpha needs loss.unsupervised sim or recon"),
-        ("loss.name=hebb", "tiny.yaml: loss.name: 'hebb' is not allowed: input should be 'pred'"),
+        ("model.hiden=8", "--set model.hiden=8: unknown key; allowed here: name, layers"),
+        ("modell.hidden=8", "--set modell.hidden=8: modell: unknown key; allowed here: model"),
+        ("model.hidden=wide", "--set model.hidden=wide: 'wide' is not allowed: input should be"),
+        ("data.flip=1", "--set data.flip=1: 1 is not allowed: input should be true or"),
+        ("loss.beta=1.5", "--set loss.beta=1.5: 1.5 is not allowed: input should be less than"),
+        ("loss.alpha=0.5", "--set loss.alpha=0.5: needs loss.unsupervised sim or recon"),
+        ("loss.name=hebb", "--set loss.name=hebb: 'hebb' is not allowed: input should be 'pred'"),
         (
             "optimizer.blocks.4.lr=1",
             "optimizer.blocks: there is no block 4; the network has blocks 0 to 3 (3 is the output",
@@ -171,7 +171,7 @@ def test_help_knows_of_layers_that_stay_together() -> None:
 def test_global_backprop_needs_single_mode(here: Path) -> None:
     says = refused(here, "tiny.yaml", "--set", "loss.name=glob")
     assert "its gradient flows through all blocks" in says
-    assert says.endswith("pipeline-launch --single")
+    assert says.endswith("train it with --single")
     assert starts("tiny.yaml", "--set", "loss.name=glob", "--single")
     stages = refused(here, "tiny.yaml", "--set", "loss.name=glob", "--single", "--stages", "2")
     assert "--stages 2" in stages
@@ -280,7 +280,7 @@ REPRODUCE = RUN_AND_LIST.replace("launch.cli", "launch.reproduce")
         (RUN_AND_LIST, "--help", 0, "Usage: pipeline-launch [OPTIONS] CONFIG.yaml"),
         (RUN_AND_LIST, "--version", 0, "pipeline-launch, version "),
         (RUN_AND_LIST, "", 0, "complete -o nosort -F"),
-        (RUN_AND_LIST, "tiny.yaml --set loss.beta=1.5", 2, "error: tiny.yaml: loss.beta: 1.5"),
+        (RUN_AND_LIST, "tiny.yaml --set loss.beta=1.5", 2, "error: --set loss.beta=1.5: 1.5"),
         (RUN_AND_LIST, "tiny.yaml --stages 99", 2, "error: --stages 99: "),
         (RUN_AND_LIST, "tiny.yaml --gpus 0-x", 2, "error: --gpus 0-x: "),
         (RUN_AND_LIST, "tiny.yaml --resume --run-dir empty --single", 2, "error: --resume: "),

@@ -221,10 +221,10 @@ def test_runs_are_listed_and_nothing_is_written(here: Path) -> None:
         ("small.yaml --over loss.beta=0 --over loss.beta=1", "--over loss.beta: is given twice"),
         ("small.yaml --over loss.beta=0 --set loss.beta=1", "--set loss.beta=1: --over gives thi"),
         ("small.yaml --seeds 1 --set runtime.seed=1", "--set runtime.seed=1: --seeds gives this"),
-        ("small.yaml --over loss.bta=0,1", "small.yaml: loss.bta: unknown key; "),
+        ("small.yaml --over loss.bta=0,1", "--over loss.bta: unknown key; "),
         (
             "small.yaml --over loss.beta=2,0",
-            "loss.beta=2,seed=1: small.yaml: loss.beta: 2 is",
+            "loss.beta=2,seed=1: --over loss.beta: 2 is",
         ),
         ("none.yaml --seeds 1-3", "none.yaml: "),
         (
@@ -256,8 +256,8 @@ def test_all_that_is_wrong_is_said_at_once(here: Path) -> None:
     over = ("--over", "loss.name=pred,none", "--over", "data.batch_size=0,32")
     first, *others = refused("small.yaml", "--seeds", "1-2", *over).splitlines()
     assert first == "6 of 8 runs can't start:"
-    assert [line.partition(": small.yaml: ")[0] for line in others] == [
-        "  loss.name=pred,data.batch_size=0,seed=1 and 1 more",
+    assert [line.partition(": --over ")[0] for line in others] == [
+        "  loss.name=pred,data.batch_size=0,seed=1 and 3 more",
         "  loss.name=none,data.batch_size=0,seed=1 and 3 more",
     ]
 
