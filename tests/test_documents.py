@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import runpy
 from itertools import chain
@@ -12,6 +13,7 @@ import pytest
 from support import REPOSITORY
 
 import pipeline
+from pipeline.config.json_schema import json_schema
 from pipeline.protocol.messages import Message
 
 if TYPE_CHECKING:
@@ -149,6 +151,12 @@ def test_the_picture_is_as_its_script_draws_it() -> None:
     first = [work for work in works if work.batch == 0]
     busy = sum(work.end - work.begin for work in first) / script["STAGES"]
     assert busy / max(work.end for work in first) == pytest.approx(4 / 7)
+
+
+def test_the_schema_for_editors_is_current() -> None:
+    text = (REPOSITORY / "docs/config.schema.json").read_text(encoding="utf-8")
+    command = "python -m pipeline.config.json_schema > docs/config.schema.json"
+    assert json.loads(text) == json_schema(), f"keys have changed: {command}"
 
 
 @pytest.mark.parametrize(
