@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launch.command import run_command
+from launch.command import command, run_command
+from launch.completion import complete_setting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +38,7 @@ _LAUNCH_OPTIONS = (
         "overrides",
         multiple=True,
         metavar="KEY=VALUE",
+        shell_complete=complete_setting,
         help="Override one value of the config, as data.batch_size=64. Repeatable.",
     ),
     click.option(
@@ -63,7 +65,7 @@ def launch_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@command
 @click.argument("config", metavar="CONFIG.yaml", required=False, type=click.Path(path_type=Path))
 @launch_options
 @click.option(
@@ -103,9 +105,16 @@ def launch_options(command: Callable[..., None]) -> Callable[..., None]:
     help="Record what each stage does with the first N batches, 1 to 1000, and write it to "
     "trace.json in the run directory, for https://ui.perfetto.dev.",
 )
-@click.version_option(package_name="local-loss-pipeline")
+@click.option(
+    "--list",
+    "listing",
+    type=click.Choice(["models", "data", "losses", "rules"]),
+    help="Print what a config may name as network, data set, loss or local rule; start nothing.",
+)
 def main(**options: Any) -> None:
     """Train a network with local losses, one worker process per group of hidden layers.
+
+    A first config for one's own data: pipeline-init. What CONFIG.yaml may say: docs/config.md.
 
     \b
     Exit status: 0 done; 1 the run failed; 2 wrong usage or config;
@@ -113,6 +122,12 @@ def main(**options: Any) -> None:
     """
 
     def body() -> int:
+        if listing := options.pop("listing"):
+            from launch.command import DONE
+            from launch.listings import print_listing
+
+            print_listing(listing)
+            return DONE
         from launch.job import Options
         from launch.launcher import launch
         from launch.run_directory import folder_named

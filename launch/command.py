@@ -1,4 +1,5 @@
-"""How a command ends: its exit status, what it says on stderr, and what signals do to it."""
+"""What all commands have: -h and -V, an exit status, what they say on stderr, what signals do to
+them."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ import sys
 import traceback
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
+
+import click
 
 from launch.display.streams import (
     end_output,
@@ -19,8 +22,33 @@ from pipeline.system.limits import cure_of, with_cure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
+
+
+def command(function: Callable[..., Any]) -> click.Command:
+    """A function whose arguments are those of a command, made one."""
+    made = click.command(context_settings={"help_option_names": ["-h", "--help"]})(function)
+    made.params.append(
+        click.Option(
+            ["-V", "--version"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_show_version,
+            help="Show the version, the commit in a clone, and PyTorch's, and exit.",
+        )
+    )
+    return made
+
+
+def _show_version(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        from launch.machine.provenance import release
+
+        click.echo(f"{context.info_name}, version {release()}")
+        context.exit()
 
 
 def run_command(body: Callable[[], int]) -> NoReturn:

@@ -88,6 +88,15 @@ def pipeline_sweep() -> None:
     main()
 
 
+def pipeline_init() -> None:
+    try:
+        leave_current_folder()
+        from launch.init import main
+    except KeyboardInterrupt:
+        raise _interrupted() from None
+    main()
+
+
 def _interrupted() -> SystemExit:
     """Ctrl-C while modules are imported, before anything of the command's own could hear it."""
     print("interrupted", file=sys.stderr)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launch.command import run_command
+from launch.command import command, run_command
 from launch.read_run import checkpoint_option, existing, read_run, run_argument
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def tree(found: Evaluation, names: Sequence[str], blocks: Sequence[str]) -> dict
     }
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@command
 @run_argument
 @click.option(
     "--data",
@@ -173,7 +173,6 @@ def tree(found: Evaluation, names: Sequence[str], blocks: Sequence[str]) -> dict
     "class a probability of at least P.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One object in JSON instead of tables.")
-@click.version_option(package_name="local-loss-pipeline")
 def main(
     run: Path,
     data: Path | None,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from launch.command import run_command
+from launch.command import command, run_command
 from launch.read_run import (
     as_option_of_a_run,
     checkpoint_named,
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipeline.api.formats import Format
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@command
 @run_argument
 @click.option(
     "--format",
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     help="The file to write.  [default: in the current folder, named after RUN]",
 )
 @click.option("--overwrite", is_flag=True, help="Write over files that are there.")
-@click.version_option(package_name="local-loss-pipeline")
 def main(
     run: Path,
     format: str,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launch.command import run_command
+from launch.command import command, run_command
 from launch.read_run import checkpoint_option, read_run, run_argument
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def in_words(about: dict[str, Any]) -> str:
     return f"{name}: {', '.join(found)}"
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@command
 @run_argument
 @click.argument(
     "inputs",
@@ -125,7 +125,6 @@ def in_words(about: dict[str, Any]) -> str:
 )
 @checkpoint_option
 @click.option("--json", "as_json", is_flag=True, help="An object in JSON on each line.")
-@click.version_option(package_name="local-loss-pipeline")
 def main(run: Path, inputs: tuple[Path, ...], top: int, checkpoint: str, as_json: bool) -> None:
     """Predict the classes of images, of all images in a folder, or of the examples X (or x_test) of
     an .npz file, with the network of a run's folder RUN: on the CPU, a line for each.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launch.cli import launch_options
-from launch.command import DONE, complain, run_command
+from launch.command import DONE, command, complain, run_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -173,7 +173,7 @@ def _no_nan(_context: click.Context, _parameter: click.Parameter, value: float) 
     return value
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@command
 @click.argument("selector", metavar="TABLE[/ROW[/LOSS]]", required=False)
 @click.option(
     "--epochs-scale",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launch.cli import launch_options
-from launch.command import DONE, FAILED, complain, run_command, status_of
+from launch.command import DONE, FAILED, command, complain, run_command, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -211,7 +211,7 @@ def _show(outcomes: list[Outcome], path: Path) -> None:
     print(f"{path}: {', '.join(TABLES)}, and a folder for each run", flush=True)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@command
 @click.argument("config", metavar="CONFIG.yaml", required=False, type=click.Path(path_type=Path))
 @click.option("--seeds", metavar="SEEDS", help="As 1-5, or 1,2,7. [default: the config's own]")
 @click.option(
@@ -238,7 +238,6 @@ def _show(outcomes: list[Outcome], path: Path) -> None:
 )
 @click.option("--dry-run", is_flag=True, help="Check and list all runs; start nothing.")
 @launch_options
-@click.version_option(package_name="local-loss-pipeline")
 def main(
     config: Path | None,
     seeds: str | None,

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launch.command import run_command
+from launch.command import command, run_command
+from launch.completion import complete_setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -142,7 +143,7 @@ def verify_locality(job: Job, steps: int) -> int:
     return 0
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@command
 @click.argument("config", metavar="CONFIG.yaml", type=click.Path(path_type=Path))
 @click.option("--stages", type=int, metavar="N", help="Stages of the pipeline to compare with.")
 @click.option("--gpus", metavar="SPEC", help="Devices, as for pipeline-launch.")
@@ -158,7 +159,14 @@ def verify_locality(job: Job, steps: int) -> int:
     metavar="K",
     help="How many training steps to compare.  [default: 20; 10 with --locality]",
 )
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    shell_complete=complete_setting,
+    help="Override a value.",
+)
 def main(
     config: Path,
     stages: int | None,

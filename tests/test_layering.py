@@ -93,7 +93,8 @@ LAUNCH: dict[str, Row] = {  # from the ground up; `pipeline` may be imported by 
     "run_directory": row("job resume machine"),
     "display": row("job run_directory"),
     "engines": row("display"),
-    "command": row("display engines"),
+    "command": row("machine display engines"),
+    "completion": row(),
     "plan": row("job milestones machine display engines"),
     "same_data": row(),
     "training": row("job run_directory display engines plan same_data"),
@@ -103,18 +104,21 @@ LAUNCH: dict[str, Row] = {  # from the ground up; `pipeline` may be imported by 
     "launcher": row(
         "job resume run_directory display engines command plan trial_run run_job last_lines"
     ),
-    "cli": row("job run_directory command launcher"),
+    "listings": row("plan"),
+    "cli": row("job run_directory command completion launcher listings"),
     "series": row("job resume run_directory run_job launcher"),
     "paper": row("job resume run_directory machine display plan series"),
     "grid": row("job resume run_directory display engines command plan launcher cli series"),
-    "verify": row("job display engines command plan training run_job"),
+    "verify": row("job display engines command completion plan training run_job"),
     "reproduce": row("job run_directory engines command launcher series paper cli"),
     "sweep": row("job run_directory machine display engines command launcher series grid cli"),
     "read_run": row(),
     "evaluate": row("command plan read_run"),
     "predict": row("command read_run"),
     "export": row("command read_run"),
-    "entry": row("cli verify reproduce sweep evaluate predict export"),
+    "first_config": row("job plan"),
+    "init": row("command first_config"),
+    "entry": row("cli verify reproduce sweep evaluate predict export init"),
 }
 
 TRACING = {

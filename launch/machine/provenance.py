@@ -65,10 +65,20 @@ def provenance(command: str) -> dict[str, Any]:
 
 def program() -> str:
     """This program in few words: version, and commit where it runs from a clone."""
+    return f"{_PACKAGES[0]} {_release_of_this()}"
+
+
+def release() -> str:
+    """As `program`, without its name, and PyTorch's version: `0.1.0 (commit 66a1c21), torch
+    2.9.1`; nothing of it is imported."""
+    return f"{_release_of_this()}, torch {_version('torch')}"
+
+
+def _release_of_this() -> str:
     known = _commit()
     changed = "+" if known["uncommitted_changes"] else ""
     of = f" (commit {known['commit']}{changed})" if known["commit"] else ""
-    return f"{_PACKAGES[0]} {_version(_PACKAGES[0])}{of}"
+    return f"{_version(_PACKAGES[0])}{of}"
 
 
 def is_provenance(tree: Any) -> bool:

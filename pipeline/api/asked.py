@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from pipeline.config.config_file import set_value
-from pipeline.config.data import DataName
 from pipeline.config.recipe import ScheduleConfig
 from pipeline.config.schema import Origins
 from pipeline.config.sections import Config, build_config, config_tree
 from pipeline.config.yaml_file import load_lines
+from pipeline.data.facts import keys_of
 from pipeline.errors import ConfigError
 from pipeline.rules.rule import LocalRule
 from pipeline.system.given import DATA, NETWORK, RULE, Given
@@ -177,19 +177,12 @@ def _data_of(data: Any, test: Any, tree: dict[str, Any]) -> Any:
     if isinstance(data, str | Path):
         if test is not None:
             raise ConfigError(f"test: the data set {data} has a test set of its own")
-        tree["data"] = {**_named(str(data), before), **kept}
+        named = keys_of(str(data))
+        root = {key: before[key] for key in ("root",) if key in before and "file" not in named}
+        tree["data"] = {**root, **named, **kept}
         return None
     tree["data"] = {"factory": DATA, **kept}
     return data if test is None else {"train": data, "test": test}
-
-
-def _named(data: str, before: Mapping[str, Any]) -> dict[str, Any]:
-    """A data set by its name, an .npz file, or a folder of images."""
-    if data.endswith(".npz"):
-        return {"file": data}
-    if data not in get_args(DataName) and Path(data).expanduser().is_dir():
-        return {"name": "imagefolder", "root": data}
-    return {"name": data, **({"root": before["root"]} if "root" in before else {})}
 
 
 def _plain(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias, get_args
 
 from pipeline.config.model import MAX_UNITS
 from pipeline.config.recipe import MAX_EPOCHS
@@ -16,6 +16,10 @@ DataName: TypeAlias = Literal[
     "digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "svhn", "stl10",
     "imagefolder", "synthetic", "npz", "factory",
 ]  # fmt: skip
+DATA_SETS = tuple(
+    name for name in get_args(DataName) if name not in ("imagefolder", "npz", "factory")
+)
+"""Those that have a name of their own."""
 ClassOrder: TypeAlias = Literal["drawn", "scan"]
 LEAST_SCANNED = 10
 """Classes up to which `data.class_order: scan` widens a batch, whatever its limit."""

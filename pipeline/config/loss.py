@@ -65,6 +65,26 @@ def _rule_name(name: str) -> str:
     return name
 
 
+_ABOUT = {
+    "pred": ("cross-entropy of a local classifier", "equation 6"),
+    "sim": ("similarities of activations match those of labels", "equation 4"),
+    "predsim": ("both: loss.beta of sim, the rest of pred", "equation 7"),
+}
+"""What a block learns from by the paper's losses, and where that stands."""
+
+
+def described(name: str) -> tuple[str, str]:
+    """A value of `loss.name` in words, and where it is from."""
+    if name == "rule":
+        return "a local rule, which loss.rule names", ""
+    _, backprops, of_a_block = name.rpartition("glob")
+    about, equation = _ABOUT.get(of_a_block.removeprefix("+"), ("", ""))
+    if backprops:
+        backprop = "global backprop, in one process (--single)"
+        about = f"{backprop}, and in each block: {about}" if about else backprop
+    return about, f"Nøkland & Eidnes 2019{f', {equation}' if equation else ''}"
+
+
 class LossConfig(Section):
     """What every hidden block learns from."""
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import count
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from pipeline.config.data import DataConfig, DataName
 from pipeline.data.image_list import ImageFolder, list_images
 from pipeline.dtypes import ITEM_BYTES
 from pipeline.errors import ConfigError
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from pipeline.config.data import DataConfig
     from pipeline.data.own_data import OwnData
 
 
@@ -195,6 +195,28 @@ def whole_facts(config: DataConfig) -> DataFacts:
 def known_facts(name: str) -> DataFacts:
     """Facts of a published data set, without limits."""
     return _KNOWN[name]
+
+
+def about(name: str) -> str:
+    """A data set that is not a user's own, in a line."""
+    if name == "imagefolder":
+        return "image files in data.root: train/CLASS/… and val/CLASS/…"
+    facts = data_facts(DataConfig(name=name))  # type: ignore[arg-type]
+    kind = "random, " if name == "synthetic" else ""
+    return (
+        f"{kind}{' × '.join(map(str, facts.shape))} pixels, {facts.classes} classes, "
+        f"{facts.train_images:,} images to train on, {facts.test_images:,} to test on"
+    )
+
+
+def keys_of(data: str) -> dict[str, str]:
+    """The keys of a section `data` that a word for data stands for: the name of a data set, an .npz
+    file, or a folder of images."""
+    if data.endswith(".npz"):
+        return {"file": data}
+    if data not in get_args(DataName) and expanded("data", data).is_dir():
+        return {"name": "imagefolder", "root": data}
+    return {"name": data}
 
 
 def data_root(config: DataConfig) -> Path:

@@ -96,6 +96,28 @@ class View:
     random: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class ImageHeader:
+    """Of an image file: its size in pixels, and whether pixels are grey, or have more than 8
+    bits."""
+
+    width: int
+    height: int
+    is_grey: bool
+    is_deep: bool
+
+
+def header_of(path: str) -> ImageHeader:
+    """What an image file says of itself; nothing is decoded.
+
+    Raises:
+        ImageError: where it is no image that can be read.
+    """
+    with _naming(path), open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
+        is_grey = Image.getmodebase(image.mode) == "L"
+        return ImageHeader(image.width, image.height, is_grey, _is_deep(image))
+
+
 class ImageReader:
     """Looks at image files, and decodes them, from any number of threads."""
 

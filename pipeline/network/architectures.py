@@ -31,6 +31,15 @@ _VGG: dict[str, tuple[int | str, ...]] = {
 }  # fmt: skip
 
 
+_AUTHORS, _SIMONYAN = "Nøkland & Eidnes 2019", "Simonyan & Zisserman 2015"
+_SOURCES = {
+    **dict.fromkeys(_VGG, f"code of {_AUTHORS}"),
+    **dict.fromkeys(("vgg8b", "vgg11b"), _AUTHORS),
+    **dict.fromkeys(("vgg11", "vgg13", "vgg16", "vgg19"), _SIMONYAN),
+}
+"""Where the convolutions of a preset are from; the fully connected layers are the config's."""
+
+
 _POOLS = {
     "M": PoolSpec("max", (2, 2), (2, 2), (0, 0)),
     "M3": PoolSpec("max", (3, 3), (2, 2), (1, 1)),
@@ -43,6 +52,28 @@ _POOLS = {
 
 _RESNET: dict[str, tuple[int, ...]] = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
 """Residual units per width (He et al. 2016)."""
+
+
+WIDE = "wrn-DEPTH-WIDTH"
+"""A name for the names of all wide residual networks."""
+
+
+def described(name: str) -> tuple[str, str]:
+    """A built-in network in words, and who has published it, if it is somebody's."""
+    if name == "mlp":
+        return "model.hidden_layers fully connected layers of model.hidden units", ""
+    if name == "vgg":
+        return "convolutions and poolings as model.layers lists them", ""
+    if name == WIDE:
+        channels = "stages of 16, 32 and 64 times WIDTH channels"
+        return f"DEPTH layers with shortcuts, {channels}", "Zagoruyko & Komodakis 2016"
+    if name in _RESNET:
+        convolutions = 1 + 2 * sum(_RESNET[name])
+        words = f"{convolutions} convolutions, shortcuts around each two, 64 to 512 channels"
+        return words, "He et al. 2016"
+    items = _VGG[name]
+    convolutions = sum(isinstance(item, int) for item in items)
+    return f"{convolutions} convolutions: {' '.join(map(str, items))}", _SOURCES[name]
 
 
 class Layer(NamedTuple):

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.dtypes import ITEM_BYTES, dtype_name
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, did_you_mean
 from pipeline.network.specs import Arrival, CarriedSpec, RuleSpec
 from pipeline.system.named_object import called, named_object, naming
 
@@ -46,7 +46,7 @@ def rule_class(rule: str) -> type[LocalRule]:
     if ":" not in rule and rule not in SHIPPED:
         raise ConfigError(
             f"is no shipped rule; these are {', '.join(SHIPPED)}; one of your own is named as "
-            "package.module:Class"
+            f"package.module:Class{did_you_mean(rule, SHIPPED)}"
         )
     found = named_object(rule if ":" in rule else f"pipeline.rules:{rule}")
     if not (isinstance(found, type) and issubclass(found, LocalRule)):
@@ -444,7 +444,7 @@ def _check_options(kind: type[LocalRule], options: Mapping[str, Any]) -> None:
     has = f"it has {', '.join(known)}" if known else "it has none"
     for name in options:
         if name not in known:
-            raise ConfigError(f"has no option {name!r}; {has}")
+            raise ConfigError(f"has no option {name!r}; {has}{did_you_mean(name, known)}")
     needed = [p.name for p in parameters if p.default is p.empty and p.name in known]
     if missing := [name for name in needed if name not in options]:
         raise ConfigError(f"needs the option {missing[0]!r}: give it in loss.options")

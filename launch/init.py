@@ -1,0 +1,71 @@
+"""pipeline-init: a first config for one's own data, with a comment on what was chosen."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from launch.command import command, run_command
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@command
+@click.argument("data", metavar="DATA")
+@click.option("--out", metavar="FILE", help="The file to write.  [default: standard output]")
+@click.option("--overwrite", is_flag=True, help="Write over FILE.")
+def main(data: str, out: str | None, overwrite: bool) -> None:
+    """Look at DATA, a folder of images (train/CLASS/… and val/CLASS/…), an .npz file, or the name
+    of a data set, and write a config that trains a small network on it at once. Every choice has a
+    comment.
+
+    \b
+    Exit status: 0 done; 2 wrong usage, or data that can't be read; 130 interrupted.
+    """
+
+    def body() -> int:
+        from launch.command import DONE
+        from launch.first_config import first_config
+
+        path = None if out is None else _free(out, overwrite)
+        text = first_config(data)
+        if path is None:
+            print(text, end="")
+        else:
+            _write(path, text)
+        # beside a config that goes into a file, where it is no part of it
+        print(f"next: pipeline-launch --single {path or 'FILE.yaml'}", file=sys.stderr)
+        return DONE
+
+    run_command(body)
+
+
+def _free(out: str, overwrite: bool) -> Path:
+    """The file to write; one that is there only with `overwrite`."""
+    from pipeline.errors import ConfigError
+    from pipeline.system.paths import expanded
+
+    path = expanded("--out", out)
+    if path.is_dir():
+        raise ConfigError(f"--out {path}: is a folder: name a file in it")
+    if path.exists() and not overwrite:
+        raise ConfigError(f"--out {path}: is there already: name another, or give --overwrite")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--out {path}: there is no folder {path.parent}: make it")
+    return path
+
+
+def _write(path: Path, text: str) -> None:
+    from pipeline.errors import ConfigError
+
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--out {path}: can't be written: {error.strerror or error}") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""What all commands have in common: their version, and what a shell completes."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from importlib import import_module
+from importlib.metadata import entry_points, version
+
+import click
+import pytest
+from click.shell_completion import ShellComplete
+from click.testing import CliRunner
+
+import launch.entry
+from launch.cli import main
+
+COMMANDS = {
+    script.name: re.findall(
+        r"from (launch\.\w+) import main",
+        inspect.getsource(getattr(launch.entry, script.value.partition(":")[2])),
+    )[0]
+    for script in entry_points(group="console_scripts")
+    if script.value.startswith("launch.entry:")
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("option", ["-V", "--version"])
+def test_every_command_says_its_version_and_torch_s(name: str, option: str) -> None:
+    command = import_module(COMMANDS[name]).main
+    assert isinstance(command, click.Command)
+    result = CliRunner().invoke(command, [option], prog_name=name)
+    assert result.exit_code == 0
+    said = re.fullmatch(
+        r"([\w-]+), version (\S+)( \(commit \w+\+?\))?, torch (\S+)\n", result.output
+    )
+    assert said, result.output
+    assert (said[1], said[2], said[4]) == (name, version("local-loss-pipeline"), version("torch"))
+
+
+@pytest.mark.parametrize(("shell", "says"), [("zsh", "#compdef pipeline-launch"), ("fish", "-f")])
+def test_a_shell_is_told_what_to_do(shell: str, says: str) -> None:
+    runner = CliRunner(env={"_PIPELINE_LAUNCH_COMPLETE": f"{shell}_source"})
+    assert says in runner.invoke(main, prog_name="pipeline-launch").output
+
+
+def completed(*words: str) -> list[str]:
+    """What stands for the last word."""
+    shell = ShellComplete(main, {}, "pipeline-launch", "_PIPELINE_LAUNCH_COMPLETE")
+    return [item.value for item in shell.get_completions(list(words[:-1]), words[-1])]
+
+
+def test_keys_and_values_of_a_config_are_completed() -> None:
+    assert completed("--set", "loss.al") == ["loss.alpha="]
+    assert completed("a.yaml", "--set", "schedule.decay=") == [
+        "schedule.decay=milestones",
+        "schedule.decay=cosine",
+    ]
+    assert completed("--set", "loss.name=predsi") == ["loss.name=predsim"]
+    assert completed("--set", "loss.nothing=") == []
+    assert completed("--list", "mo") == ["models"]
+
+
+def test_a_config_is_completed_as_a_file() -> None:
+    shell = ShellComplete(main, {}, "pipeline-launch", "_PIPELINE_LAUNCH_COMPLETE")
+    assert [item.type for item in shell.get_completions([], "my")] == ["file"]
