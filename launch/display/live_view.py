@@ -104,6 +104,14 @@ _COLUMNS: tuple[tuple[str, JustifyMethod, int, int], ...] = (
     ("receives", "right", 0, 78),
 )
 """Header, alignment, the width that keeps it still, and the terminal that has room for it."""
+_MEANINGS = {
+    "loss": "loss, error: in this epoch",
+    "busy": "busy: time at work",
+    "queue": "queue: batches waiting",
+    "batch": "batch: the last",
+    "receives": "receives: with a batch",
+}
+"""Of columns whose header does not say it."""
 
 
 class LiveView:
@@ -162,6 +170,8 @@ class LiveView:
         yield _table(rows[: len(rows) - hidden], width)
         if hidden:
             yield _line(f"and {hidden} more blocks", "dim")
+        if len(rows) < room:
+            yield _line(_legend(width, linked=any(row[-1] for row in rows)), "dim")
         yield ""
         yield self._tests()
 
@@ -276,6 +286,16 @@ def _load(now: StageProgress | None) -> tuple[RenderableType, ...]:
     bar = ProgressBar(1, now.busy, 6, style="dim", complete_style="green", finished_style="green")
     busy, activity = f"{100 * now.busy:.0f} %", _line(now.activity, "dim")
     return bar, busy, str(now.queue), str(now.batch_id), activity
+
+
+def _legend(width: int, *, linked: bool) -> str:
+    """What columns mean that a width has room for, as far as there is room to say it."""
+    told = ""
+    for header, *_, from_width in _COLUMNS:
+        if header in _MEANINGS and from_width <= width and (linked or header != "receives"):
+            longer = f"{told}   {_MEANINGS[header]}".lstrip()
+            told = longer if len(longer) <= width else told
+    return told
 
 
 def _table(rows: list[tuple[RenderableType, ...]], width: int) -> Table:

@@ -132,6 +132,27 @@ class TestLive:
         sizes = ["193 KiB", "192 MiB", "512 B"]
         assert "receives" in left_out or [line[-9:].strip() for line in lines[6:9]] == sizes
 
+    @pytest.mark.parametrize(
+        ("width", "legend"),
+        [
+            (20, "busy: time at work"),
+            (50, "loss, error: in this epoch   busy: time at work"),
+            (80, "loss, error: in this epoch   busy: time at work   queue: batches waiting"),
+            (
+                120,
+                "loss, error: in this epoch   busy: time at work   queue: batches waiting   "
+                "batch: the last",
+            ),
+        ],
+    )
+    def test_a_line_says_what_columns_mean_that_are_shown(self, width: int, legend: str) -> None:
+        assert shown(a_view(a_start(one_each(2))), width)[8] == legend
+
+    def test_that_line_is_left_out_before_a_block_is(self) -> None:
+        start = replace(a_start(one_each(15)), received_bytes=(512,) * 15)
+        assert "busy:" not in "\n".join(shown(a_view(start), 160, 24))
+        assert "receives: with a batch" in "\n".join(shown(a_view(start), 160, 25))
+
     def test_nothing_crosses_in_single_mode(self) -> None:
         assert "receives" not in "\n".join(shown(a_view(a_start(one_each(2)))))
 
@@ -199,7 +220,7 @@ class TestLive:
         view(Waiting(("a", "b", "c", "d", "e"), 2.0))
         assert shown(view)[3] == "waiting for a, b, c and 2 more (2 s)"
         view(a_progress())
-        assert "waiting" not in "\n".join(shown(view))
+        assert "waiting for" not in "\n".join(shown(view))
 
     def test_zero_steps_and_numbers_that_are_none(self) -> None:
         empty = RunStarted("x", Path("r"), (("cpu", ("b",)),), 0, 0, 0)
