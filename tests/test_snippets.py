@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support import REPOSITORY
 from support.snippets import carry_out, not_understood
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
         ("docs/files.md", 3),
         pytest.param("docs/recovery.md", 3, marks=pytest.mark.processes),
         ("docs/sweeps.md", 3),
-        pytest.param("docs/python.md", 7, marks=pytest.mark.processes),
+        pytest.param("docs/python.md", 8, marks=pytest.mark.processes),
     ],
 )
 def test_snippets_of_a_document_work(
@@ -31,6 +33,9 @@ def test_snippets_of_a_document_work(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
+    trackers = {"wandb": StandIn(), "mlflow": StandIn()}
+    for name, stand_in in trackers.items():
+        monkeypatch.setitem(sys.modules, name, stand_in)
     known = set(sys.modules)
     try:
         assert carry_out(REPOSITORY / document, tmp_path) == snippets
@@ -38,6 +43,35 @@ def test_snippets_of_a_document_work(
         for name in set(sys.modules) - known:
             if name.startswith("my_"):
                 del sys.modules[name]
+    if document == "docs/python.md":
+        check_told(trackers["wandb"].calls, ["init", "log", "log", "finish"])
+        expected = ["start_run", "log_params", "log_metrics", "log_metrics", "log_artifact"]
+        check_told(trackers["mlflow"].calls, [*expected, "end_run"])
+
+
+class StandIn:
+    """In place of a tracker's package, and of the run that it gives: takes down what is called."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., StandIn]:
+        def call(*given: Any, **named: Any) -> StandIn:
+            self.calls.append((name, given, named))
+            return self
+
+        return call
+
+
+def check_told(calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]], names: list[str]) -> None:
+    """In this order, with numbers alone, under names that both trackers take."""
+    assert [name for name, *_ in calls] == names
+    rows = [(given[0], named) for _, given, named in calls if "step" in named]
+    assert [named["step"] for _, named in rows] == [45, 90]
+    for row, _ in rows:
+        assert {"train/loss", "test/error_pct", "similarity/block 0", "lr"} <= row.keys()
+        assert all(isinstance(value, float) for value in row.values())
+        assert all(re.fullmatch(r"[\w./ -]+", name) for name in row)
 
 
 @pytest.mark.processes
