@@ -42,18 +42,21 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 0 if cores == 1 or len(files) <= FEW_FILES else min(cores, MOST_PROCESSES)
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of several processes one carries out all tests that start real ones, one by one: what they
+    wait for, and what they look for in the end, allows for quick tests beside them, not for each
+    other. The others take what comes next, and so does this one when it is done. A file whose tests
+    are heavy, but start nothing that waits, names a group of its own."""
+    from support.distribution import RealOnesInTurn
+
+    return RealOnesInTurn(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of several processes one carries out all tests that start real ones, first and one by one:
-    what they wait for, and what they look for in the end, allows for quick tests beside them, not
-    for each other. The others take what comes next, and so does this one when it is done. A file
-    whose tests are heavy, but start nothing that waits, names a group of its own."""
-    if not hasattr(config, "workerinput"):
-        return  # this process does it all
-    for item in items:
-        if item.get_closest_marker("processes") and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group("processes"))
-    items.sort(key=lambda item: item.get_closest_marker("processes") is None)
+    """Where several processes test, what starts others is begun at once: it takes longest."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("processes") is None)
 
 
 def pytest_collection_finish() -> None:
