@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 THRESHOLDS = (0.5, 0.9, 0.99)
 """Probabilities at which examples leave."""
+_OF_A_START = ("command", "commit", "uncommitted_changes")
+"""What is kept of each command that trained a part of a run."""
 _CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -63,7 +65,7 @@ NETWORKS = {
 """Trainings of minutes, the last of half an hour: far from what longer ones reach."""
 
 
-def trained(network: Network, run_dir: Path, changes: Sequence[str]) -> TrainedRun:
+def trained(network: Network, run_dir: Path, changes: Sequence[str], command: str) -> TrainedRun:
     """Train a network in its folder, or go on there; there is nothing to do where it is finished.
 
     Raises:
@@ -77,6 +79,7 @@ def trained(network: Network, run_dir: Path, changes: Sequence[str]) -> TrainedR
         run_dir=run_dir,
         resume=holds_run(run_dir),
         view="plain",
+        command=command,
     )
     if launch(options) != DONE:
         raise ConfigError(f"{run_dir}: is not trained to its end; the same command goes on there")
@@ -204,9 +207,10 @@ def main(names: str, runs: str, changes: tuple[str, ...]) -> None:
     folder = folder_named("--runs", runs)
     for name in names.split(","):
         network, run_dir = NETWORKS[name], folder / name
-        run = trained(network, run_dir, changes)
-        starts = read_starts(run_dir)
-        result = {**provenance_now(), **asked(network, run), "starts": starts}
+        now = provenance_now()
+        run = trained(network, run_dir, changes, now["command"])
+        starts = [{key: start[key] for key in _OF_A_START} for start in read_starts(run_dir)]
+        result = {**now, **asked(network, run), "starts": starts}
         REPORT.show(result, write_result(f"depth_{name}", result))
 
 

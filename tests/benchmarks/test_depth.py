@@ -37,6 +37,8 @@ def test_a_network_is_trained_asked_and_kept(tmp_path: Path, results: Path) -> N
     ]
     assert first["error_pct"] == tested["error_pct"] == first["depths"][-1]["error_pct"]
     assert first["examples"] == 40
+    (start,) = second["starts"]
+    assert set(start) == {"command", "commit", "uncommitted_changes"}
     assert [exits["at"] for exits in first["exits"]] == list(THRESHOLDS)
     assert all(sum(exits["leave_pct"]) == pytest.approx(100) for exits in first["exits"])
 
