@@ -20,6 +20,7 @@ from pipeline.config.config_file import load_config
 from pipeline.data.facts import check_data, data_facts
 from pipeline.errors import SINGLE, STAGES, ConfigError, Option
 from pipeline.network.from_config import network_specs
+from pipeline.network.named_blocks import check_there
 from pipeline.planning.cost import block_costs
 from pipeline.planning.plan import make_plan
 from pipeline.planning.plan_files import load_plan
@@ -101,7 +102,7 @@ def check_job(name: str, config: Config, options: Options) -> Job:
             "keep some of the training set by data.validation, as 0.1"
         )
     _check_normalised(config.data.batch_size, specs)
-    _check_blocks(config, specs)
+    check_there("optimizer.blocks", config.optimizer.blocks, specs)
     backprop = config.loss.is_global
     if backprop:
         _check_one_process(config, options)
@@ -173,18 +174,6 @@ def _check_normalised(batch_size: int, specs: Sequence[BlockSpec]) -> None:
                 "and batch normalisation needs several; use data.batch_size 2 or more, or "
                 "model.batch_norm false"
             )
-
-
-def _check_blocks(config: Config, specs: Sequence[BlockSpec]) -> None:
-    """Settings of single blocks are of blocks that there are."""
-    missing = [index for index in sorted(config.optimizer.blocks) if index >= len(specs)]
-    if missing:
-        last = len(specs) - 1
-        output = f" ({last} is the output layer)" if specs[-1].is_output else ""
-        raise ConfigError(
-            f"optimizer.blocks: there is no block {missing[0]}; the network has blocks 0 to "
-            f"{last}{output}"
-        )
 
 
 def _check_address(config: Config) -> None:

@@ -44,6 +44,9 @@ _GREEDY = (
     "is that of training all blocks at once: only the block that learns needs gradients, "
     "optimizer state and held activations."
 )
+_FROZEN = (
+    "They compute as in a test: one forward pass, without gradients, heads and optimizer state."
+)
 _GREEDY_STAGES = (
     "Stages spread the memory and bring no speed-up; a link carries batches only in the phases of "
     "blocks further down."
@@ -83,6 +86,8 @@ def dry_run_report(
     )
     say(console, f"Batches of {images} images. {'' if single or backprop else links}{_NOTE}")
     say(console, _disk(config, costs))
+    if frozen := [str(spec.index) for spec in specs if spec.frozen]:
+        say(console, f"Frozen (model.freeze): blocks {', '.join(frozen)}. {_FROZEN}")
     ratio = arithmetic_ratio(costs)
     if ratio is not None and not config.schedule.greedy:
         say(

@@ -79,6 +79,13 @@ LayerItem: TypeAlias = Annotated[
 ]
 
 
+_Blocks: TypeAlias = Annotated[
+    tuple[Annotated[int, Field(ge=0, le=MAX_LAYERS)], ...],
+    Field(strict=False, max_length=MAX_LAYERS + 1),
+]
+"""Indices of blocks, counted from 0, the output layer last."""
+
+
 class ModelConfig(Section):
     """The network: a stack of hidden blocks and an output layer."""
 
@@ -121,6 +128,9 @@ class ModelConfig(Section):
     of `name`."""
     kwargs: Annotated[dict[str, JsonValue], arguments_of("model.kwargs")] = Field(default={})
     """What `factory` is called with."""
+    freeze: _Blocks = ()
+    """Blocks that learn nothing, counted from 0: in training, too, they compute as in a test,
+    without dropout, and their batch norms stay as they are. They have no heads and no optimizer."""
 
     @model_validator(mode="before")
     @classmethod
@@ -153,7 +163,7 @@ class ModelConfig(Section):
             yield Misfit(
                 "model.factory", ": leave model.name out, the function says what the network is"
             )
-        allowed = {"name", "factory", "kwargs", "group", "nonlinearity"}
+        allowed = {"name", "factory", "kwargs", "group", "nonlinearity", "freeze"}
         for key, field in type(self).model_fields.items():
             if key not in allowed and getattr(self, key) != field.default:
                 yield Misfit(f"model.{key}", ": with model.factory the function decides this")

@@ -130,6 +130,7 @@ class Config(Section):
             yield Misfit("data.batch_size", "1 leaves model.batch_norm nothing to normalise by")
         yield from self._misfits_of_the_network()
         yield from self._misfits_of_the_schedule()
+        yield from self._misfits_of_frozen_blocks()
 
     def _misfits_of_the_network(self) -> Iterator[Misfit]:
         loss, sums = self.loss, "passes on sums instead of activations"
@@ -162,6 +163,17 @@ class Config(Section):
                 f"{patience} would end the run in the phase of one block; schedule.greedy goes "
                 "through all: leave one of them out",
             )
+
+    def _misfits_of_frozen_blocks(self) -> Iterator[Misfit]:
+        freeze = self.model.freeze
+        if freeze and self.loss.is_global:
+            yield Misfit(
+                "model.freeze",
+                f"needs blocks that learn alone; loss.name {self.loss.name} trains them together",
+            )
+        if both := sorted({*freeze} & {*self.optimizer.blocks}):
+            rule = f": block {both[0]} is frozen (model.freeze), and has no optimizer"
+            yield Misfit("optimizer.blocks", rule)
 
     @property
     def user_code(self) -> dict[str, str]:

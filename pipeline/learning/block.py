@@ -93,7 +93,11 @@ class Block(nn.Module):
         return HeadLosses(spec, heads, device=self.device, dtype=self.dtype, bf16=self.bf16)
 
     def attach(self, make_optimizer: Callable[[Mapping[str, Tensor]], Optimizer]) -> None:
-        """Give the block the optimizer of its own parameters."""
+        """Give the block the optimizer of its own parameters; a frozen one learns nothing, and
+        needs none."""
+        if self.spec.frozen:
+            self.requires_grad_(False)
+            return
         learned = {name: p for name, p in self.named_tensors() if p.requires_grad}
         self.learned = list(learned.values())
         self._optimizer = make_optimizer(learned)

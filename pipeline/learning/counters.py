@@ -16,7 +16,7 @@ from pipeline.device.cuda_streams import Glances, marks_of
 from pipeline.schedule.reports import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from torch import Tensor
 
@@ -26,12 +26,16 @@ if TYPE_CHECKING:
 class Counters:
     """Sums of losses (float64) and errors (int64) per block, and the number of predictions."""
 
-    def __init__(self, blocks: Sequence[int], device: torch.device) -> None:
+    def __init__(
+        self, blocks: Sequence[int], device: torch.device, without_loss: Collection[int] = ()
+    ) -> None:
+        """`without_loss`: blocks of which there is nothing to count, and which have a tally."""
         self._blocks = {block: row for row, block in enumerate(blocks)}
         self._predicts = [False] * len(blocks)
         self._parts = [(False, False)] * len(blocks)
         """Whether a loss has a cross-entropy, and a similarity."""
         self._skipped = [False] * len(blocks)
+        self._without_loss = [block in without_loss for block in blocks]
         self._counted = torch.zeros(len(blocks), dtype=torch.int64, device=device)
         self._losses = torch.zeros(len(blocks), 3, dtype=torch.float64, device=device)
         """As they are minimised; cross-entropies; similarities."""
@@ -61,7 +65,8 @@ class Counters:
         self._skipped[self._blocks[block]] = True
 
     def read(self) -> tuple[Tally, ...]:
-        """The sums so far, one tally per block that was given anything to count."""
+        """The sums so far, one tally per block that was given anything to count, or has no
+        loss to begin with."""
         return self._tallies(*(counted.tolist() for counted in self.sums))
 
     def glance(self) -> tuple[Tally, ...]:
@@ -74,7 +79,7 @@ class Counters:
     ) -> tuple[Tally, ...]:
         tallies = []
         for block, row in self._blocks.items():
-            if counted[row] or self._skipped[row]:
+            if counted[row] or self._skipped[row] or self._without_loss[row]:
                 wrong = errors[row] if self._predicts[row] else None
                 loss, *parts = losses[row]
                 entropy, matching = (

@@ -65,7 +65,9 @@ class Stage:
         self._carries = [spec.name for spec in blocks[0].spec.in_training.carried]
         self.at_work: int | None = None
         """Index of the block at work, for error messages."""
-        self.training, self.evaluation = Counters(indices, device), Counters(indices, device)
+        frozen = {block.spec.index for block in blocks if block.spec.frozen}
+        self.training = Counters(indices, device, frozen)
+        self.evaluation = Counters(indices, device)
         self.confusion = Confusion(device)
         """Of the test under way, where this stage is tested."""
         self._preprocess = preprocess
@@ -225,6 +227,10 @@ class Stage:
 
     def _pass_on(self, group: Sequence[Block], batch: Batch, batch_id: int) -> Pending:
         *others, last = group
+        if last.spec.frozen:
+            with torch.no_grad():
+                received, _, onwards = self._computed(group, batch, batch_id)
+            return Pending(None, received, batch, onwards, {}, ())
         values: dict[Block, LossValue] = {}
         statistics = self._finite.statistics_of(group)
         generator = None
@@ -252,8 +258,11 @@ class Stage:
         return Pending(activation, received, batch, onwards, values, statistics, generator, shared)
 
     def _learn(self, group: Sequence[Block], pending: Pending, batch_id: int) -> None:
-        """Learn and count, unless the batch is to be skipped."""
+        """Learn and count, unless the batch is to be skipped, or the group is frozen."""
         last, values = group[-1], pending.values
+        if last.spec.frozen:
+            self.at_work = None
+            return
         self.at_work = last.spec.index
         directions: Mapping[str, Tensor] = {}
         if last.spec.has_loss:
@@ -373,7 +382,7 @@ class Stage:
 
     def mutated_tensors(self) -> list[Tensor]:
         """All that a step changes."""
-        states = (block.state().values() for block in self.blocks)
+        states = (block.state().values() for block in self.blocks if not block.spec.frozen)
         return [*chain(*states), *self.training.sums, self._finite.first_bad]
 
     # --- state ----------------------------------------------------------------------------
@@ -436,7 +445,7 @@ class Pending:
     """A group that has computed what it passes on, and now is to learn."""
 
     activation: Activation | None
-    """Of its last block."""
+    """Of its last block; None of one that is frozen."""
     received: Tensor
     """The input of the part that the activation belongs to."""
     batch: Batch

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pipeline.config.model import MAX_LAYERS
 from pipeline.errors import ConfigError
 from pipeline.network.architectures import hidden_layers
+from pipeline.network.named_blocks import with_frozen
 from pipeline.network.rule_shapes import TracedRule
 from pipeline.network.specs import BlockSpec, LayerSpec, PoolSpec, PredSpec, SimSpec
 from pipeline.network.user_network import traced_specs
@@ -27,7 +28,8 @@ def network_specs(config: Config, facts: DataFacts) -> tuple[BlockSpec, ...]:
     """The blocks of the configured network for a data set.
 
     Raises:
-        ConfigError: as `build_specs`, and where a built-in network is not made for such data.
+        ConfigError: as `build_specs` and `with_frozen`, and where a built-in network is not made
+            for such data.
     """
     _check_loss(config, facts)
     if config.model.factory is None:
@@ -40,7 +42,7 @@ def network_specs(config: Config, facts: DataFacts) -> tuple[BlockSpec, ...]:
             f"has shape {facts.target_shape}: use a network of your own (model.factory), or a rule "
             "without an output layer"
         )
-    return build_specs(
+    specs = build_specs(
         config.model,
         config.loss,
         config.nonlinearity,
@@ -50,6 +52,7 @@ def network_specs(config: Config, facts: DataFacts) -> tuple[BlockSpec, ...]:
         target_shape=facts.target_shape,
         are_tokens=facts.dtype == "int64",
     )
+    return with_frozen(specs, config.model.freeze)
 
 
 def _check_loss(config: Config, facts: DataFacts) -> None:

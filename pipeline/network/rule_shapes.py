@@ -255,6 +255,7 @@ class TracedRule:
             forward_macs=counted.count // (_EXAMPLES * _PASSES),
             static=self._kind.static,
             normalises=any(isinstance(module, _BatchNorm) for module in made.modules()),
+            only_teaches=_only_teaches(self._kind),
         )
         return replace(spec, rule=rule)
 
@@ -287,6 +288,17 @@ class TracedRule:
                     "what is carried keeps the type that expand gave it"
                 )
         return onwards
+
+
+def _only_teaches(kind: type[LocalRule]) -> bool:
+    """Whether a rule leaves what arrives, what blocks compute on and what goes on as they are."""
+    from pipeline.rules.rule import LocalRule
+
+    changing = ("expand", "enter", "entered_shape", "leave")
+    return not kind.carries and all(
+        inspect.getattr_static(kind, name) is inspect.getattr_static(LocalRule, name)
+        for name in changing
+    )
 
 
 def _asked(where: str, function: Callable[..., Any], *given: Any) -> Any:

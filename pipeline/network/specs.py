@@ -7,7 +7,7 @@ configuration, `block.py` builds modules from them, `cost.py` reckons what they 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
@@ -172,6 +172,7 @@ class RuleSpec:
     the network. `in_shape`: of one row, before `enter`. `parameters`: those of the rule itself;
     `forward_macs`: multiply-adds of its loss for an example, forwards.
     `static`: whether a CUDA graph can be made of a step. `normalises`: whether it has batch norms.
+    `only_teaches`: whether blocks compute and pass on as they would without it.
     """
 
     named: str
@@ -183,6 +184,7 @@ class RuleSpec:
     forward_macs: int = 0
     static: bool = True
     normalises: bool = False
+    only_teaches: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +230,8 @@ class BlockSpec:
     """Whether dropout drops single units of feature maps instead of whole channels."""
     rule: RuleSpec | None = None
     """What the block learns from in place of `pred` and `sim` (`loss.rule`)."""
+    frozen: bool = False
+    """Whether it learns nothing (`model.freeze`): in training, too, it computes as in a test."""
     in_training: Arrival = Arrival()
     """What arrives in training."""
     in_tests: Arrival = Arrival()
@@ -260,7 +264,9 @@ class BlockSpec:
     def normalises(self) -> bool:
         """Whether it or its rule normalises by batches, which takes several examples."""
         others = (self.custom, self.rule)
-        return self.batch_norm or any(other is not None and other.normalises for other in others)
+        return not self.frozen and (
+            self.batch_norm or any(other is not None and other.normalises for other in others)
+        )
 
     @property
     def has_loss(self) -> bool:
@@ -271,7 +277,26 @@ class BlockSpec:
     @property
     def has_local_loss(self) -> bool:
         """Whether it learns from its own activation."""
-        return self.pred is not None or self.sim is not None or self.rule is not None
+        return not self.frozen and (
+            self.pred is not None or self.sim is not None or self.rule is not None
+        )
+
+    @property
+    def as_frozen(self) -> BlockSpec:
+        """The same block where it learns nothing: without heads, and without a rule that only
+        teaches, unless what the network predicts comes from that."""
+        if self.is_output:
+            return replace(self, frozen=True)
+        keeps = self.rule is not None and (self.is_last or not self.rule.only_teaches)
+        return replace(
+            self,
+            pred=None,
+            sim=None,
+            projection=0,
+            unsupervised="none",
+            rule=self.rule if keeps else None,
+            frozen=True,
+        )
 
     @property
     def norms_output(self) -> bool:

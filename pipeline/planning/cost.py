@@ -3,6 +3,7 @@
 A multiply-add is one product and one sum of a forward pass; a backward pass costs one forward
 for the gradient of the weights and one for the gradient of the input. So, per example:
 
+    frozen            1 x the layer
     global backprop   3 x the layer
     local losses      2 x the layer (its input is detached: no gradient of the input)
                       3 x where it learns together with the block before
@@ -48,6 +49,7 @@ class BlockCost:
     `state_bytes`, `activation_bytes`, `working_bytes`: the parts of `estimated_bytes`, for one
     batch: what stays, what is held for the backward pass, what comes and goes with it.
     `same_group`: whether it learns together with the block before it.
+    `frozen`: whether it learns nothing.
     """
 
     block: int
@@ -60,6 +62,7 @@ class BlockCost:
     activation_bytes: int
     same_group: bool = False
     working_bytes: int = 0
+    frozen: bool = False
 
     @property
     def estimated_bytes(self) -> int:
@@ -96,9 +99,10 @@ def block_costs(
         parameters, head_parameters = _parameters(spec), _head_parameters(spec)
         weights, forward_macs = parameters + head_parameters, _forward_macs(spec)
         # forward, gradient of the weights and, where a block before learns from it, of the input
-        passes = 3 if backprop or spec.same_group else 2
+        passes = 1 if spec.frozen else 3 if backprop or spec.same_group else 2
         rows = spec.in_training.rows * batch_size
-        held_bytes = _held_numbers(spec) * rows * element_bytes
+        held = _passing_numbers(spec) if spec.frozen else _held_numbers(spec)
+        held_bytes = held * rows * element_bytes
         found.append(
             BlockCost(
                 block=spec.index,
@@ -107,10 +111,11 @@ def block_costs(
                 forward_macs=forward_macs,
                 train_macs=passes * forward_macs + 3 * _head_macs(spec),
                 sent_bytes=0 if spec.is_last else _sent_bytes(spec, element_bytes),
-                state_bytes=copies * weights * _PARAMETER_BYTES,
+                state_bytes=(1 if spec.frozen else copies) * weights * _PARAMETER_BYTES,
                 activation_bytes=cast_bytes * weights + held_bytes,
                 same_group=spec.same_group,
-                working_bytes=_working_bytes(spec, rows, element_bytes),
+                working_bytes=0 if spec.frozen else _working_bytes(spec, rows, element_bytes),
+                frozen=spec.frozen,
             )
         )
     return tuple(found)
@@ -125,7 +130,7 @@ def estimated_bytes(costs: Sequence[BlockCost]) -> int:
     15 % of what tensors take on a CPU; libraries' workspaces, which on CUDA can be several times
     as much, links' slots and what is inside of a user's own modules are left out.
     """
-    groups = in_runs(costs, lambda cost: cost.same_group)
+    groups = in_runs(costs, lambda cost: cost.same_group and not cost.frozen)
     return sum(cost.state_bytes for cost in costs) + max(map(_peak_bytes, groups))
 
 
@@ -133,9 +138,18 @@ def checkpoint_bytes(
     costs: Sequence[BlockCost], optimizer_name: Literal["adam", "amsgrad", "adamw", "sgd"]
 ) -> int:
     """Estimate of a checkpoint on the disk, in bytes: weights, and what the optimizer keeps of
-    each."""
-    weights = sum(cost.parameters + cost.head_parameters for cost in costs)
-    return (1 + _OPTIMIZER_COPIES[optimizer_name]) * weights * _PARAMETER_BYTES
+    each that learns."""
+    numbers = sum(
+        (cost.parameters + cost.head_parameters)
+        * (1 if cost.frozen else 1 + _OPTIMIZER_COPIES[optimizer_name])
+        for cost in costs
+    )
+    return numbers * _PARAMETER_BYTES
+
+
+def weights_bytes(costs: Sequence[BlockCost]) -> int:
+    """Of the same without heads and optimizers (`runtime.best_form`)."""
+    return sum(cost.parameters for cost in costs) * _PARAMETER_BYTES
 
 
 def arithmetic_ratio(costs: Sequence[BlockCost]) -> float | None:
@@ -233,6 +247,13 @@ def _held_numbers(spec: BlockSpec) -> int:
     held = tensors * prod(spec.shape) + _passed_numbers(spec) + hidden
     held += spec.activates_input * prod(spec.in_shape)
     return _arrived_numbers(spec) + _shortcut_numbers(spec) + held
+
+
+def _passing_numbers(spec: BlockSpec) -> int:
+    """Per example, of a block that learns nothing: what arrives, the activation, what is passed on,
+    all for a moment only."""
+    passed = 0 if _passes_all(spec) else prod(spec.out_shape)
+    return prod(spec.in_shape) + prod(spec.shape) + passed
 
 
 def _arrived_numbers(spec: BlockSpec) -> int:

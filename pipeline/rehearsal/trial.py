@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError, one_line
 from pipeline.learning.block_file import decode_block, encode_block
 from pipeline.learning.user_block import CustomBlock
 from pipeline.network.ownership import extra_states
+from pipeline.network.tensor_names import HEADS, OPTIMIZER
 from pipeline.rehearsal.fingerprints import Sent, digest, fingerprints
 from pipeline.rehearsal.unsaved_state import attributes, shared_values
 from pipeline.schedule.reports import Fingerprint
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 _MORE_STEPS = 6
 """Until a block that chooses at random what learns is taken for one that never learns."""
-_HEADS = ("pred.", "sim.", "projection.", "recon.", "optimizer.")
 
 
 class Trial:
@@ -86,7 +86,10 @@ class Trial:
             differing.append(Fingerprint(stage.blocks[-1].spec.index, "its activation", ""))
         if differing:
             # that of the first block, and rather what the user wrote than a head
-            first = min(differing, key=lambda each: (each.block, each.tensor.startswith(_HEADS)))
+            first = min(
+                differing,
+                key=lambda each: (each.block, each.tensor.startswith((*HEADS, OPTIMIZER))),
+            )
             raise ConfigError(
                 f"block {first.block}: the same step from the same state does not give the same "
                 f"{first.tensor} again, as in another process: it keeps what no buffer holds, or "
@@ -158,7 +161,7 @@ class Trial:
                 )
 
     def _check_learning(self, stage: Stage) -> None:
-        own = [block for block in stage.blocks if isinstance(block, CustomBlock)]
+        own = [b for b in stage.blocks if isinstance(b, CustomBlock) and not b.spec.frozen]
         batch_id = 2
         while idle := [block.spec.index for block in own if not block.learns]:
             if stage.take_skipped():

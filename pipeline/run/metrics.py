@@ -167,7 +167,8 @@ class MetricsLog:
             "time": self._today().isoformat(timespec="milliseconds"),
             "lr": self._course.learning_rate(step),
             **({"learner": learner} if learner is not None else {}),
-            "train": _summary(tallies),
+            # blocks after the learner, as frozen ones, have nothing to tell
+            "train": _summary([t for t in tallies if learner is None or t.block <= learner]),
             self._course.tests_on: self._test(
                 [tally for report in tested for tally in report.tallies]
             ),

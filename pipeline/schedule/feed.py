@@ -164,7 +164,9 @@ def course_of(
         eval_before_training=config.runtime.eval_before_training,
         checkpoint_every_steps=config.runtime.checkpoint_every_steps,
         predictions=prod(specs[-1].target_shape) if specs[-1].classes else 1,
-        learners=tuple(group[-1].index for group in groups) if config.schedule.greedy else (),
+        learners=tuple(group[-1].index for group in groups if not group[-1].frozen)
+        if config.schedule.greedy
+        else (),
         tests_on="test" if config.data.validation is None else "validation",
         tests_every_depth=config.runtime.eval_depths,
     )

@@ -14,17 +14,22 @@ from pipeline.data.facts import data_facts
 from pipeline.device.host import processor_fact
 from pipeline.kernels.memory_layout import SLICE_BYTES
 from pipeline.network.from_config import build_specs, network_specs
+from pipeline.network.named_blocks import with_frozen
 from pipeline.network.specs import stage_units
 from pipeline.planning.cost import (
     _SLICES,
     BlockCost,
     arithmetic_ratio,
     block_costs,
+    checkpoint_bytes,
     estimated_bytes,
+    weights_bytes,
 )
 from pipeline.planning.plan import stage_cost
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.network.specs import BlockSpec
 
 MLP_1024 = {"name": "mlp", "hidden_layers": 3}
@@ -118,6 +123,27 @@ def test_each_optimizer_keeps_its_own_numbers(name: Any, copies: int, clips: boo
     )
     for cost in costs:
         assert cost.state_bytes == (copies + clips) * 4 * (cost.parameters + cost.head_parameters)
+
+
+def test_a_frozen_block_costs_a_forward_pass_and_its_weights() -> None:
+    specs = with_frozen(specs_of(SMALL_VGG, {"name": "cifar10"}, name="predsim"), [0])
+    costs = costs_with_batch(specs)
+    frozen, linear, output = costs
+    assert frozen.train_macs == frozen.forward_macs
+    assert (frozen.head_parameters, frozen.state_bytes) == (0, 4 * frozen.parameters)
+    # what arrives, the activation, what is pooled
+    assert frozen.activation_bytes == (3 * 32 * 32 + 4 * 32 * 32 + 4 * 16 * 16) * 8 * 4
+    assert frozen.working_bytes == 0
+    learning = linear.parameters + linear.head_parameters + output.parameters
+    assert checkpoint_bytes(costs, "adam") == 4 * (frozen.parameters + 3 * learning)
+    assert weights_bytes(costs) == 4 * sum(cost.parameters for cost in costs)
+    assert linear == costs_with_batch(specs_of(SMALL_VGG, {"name": "cifar10"}, name="predsim"))[1]
+
+
+def costs_with_batch(specs: Sequence[BlockSpec]) -> tuple[BlockCost, ...]:
+    return block_costs(
+        specs, batch_size=8, element_bytes=4, optimizer_name="adam", backprop=False, clips=True
+    )
 
 
 def test_batch_norm_costs_parameters_and_memory() -> None:

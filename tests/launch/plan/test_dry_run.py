@@ -117,6 +117,18 @@ def test_room_on_the_disk_is_said(runtime: dict[str, Any], says: str) -> None:
     assert ("and the best." in text) is (runtime == {})
 
 
+def test_frozen_blocks_are_named_and_cost_little() -> None:
+    text = report({**MLP, "freeze": [0, 1]}, data="digits", stages=2)
+    assert "Frozen (model.freeze): blocks 0, 1. They compute as in a test" in unwrapped(text)
+    plain, frozen = (
+        next(row for row in rows_of(each) if row.startswith("total"))
+        for each in (report(MLP, data="digits", stages=2), text)
+    )
+    assert frozen.split()[2] == "0"  # parameters of heads
+    assert plain.split()[2] != "0"
+    assert "Frozen" not in report(MLP, data="digits", stages=2)
+
+
 def test_what_crosses_the_links_is_said_with_labels() -> None:
     text = report({"name": "mlp", "hidden_layers": 3, "hidden": 4}, data="digits", stages=3)
     assert "Stage 0 is sent 9 KiB with each" in unwrapped(text)  # 128 images of 64 pixels, and 8
