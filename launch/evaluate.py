@@ -200,6 +200,11 @@ def main(
             existing("--data", data)
         trained = read_run(run, checkpoint)
         network = trained.network
+        if every_depth and network.form == "weights":
+            raise ConfigError(
+                f"--every-depth: checkpoint {checkpoint} of {run} holds weights only "
+                "(runtime.best_form), without the classifiers of its blocks: use another checkpoint"
+            )
         batches = own_test_set(network) if data is None else examples_at(data, trained)
         found = evaluate(network, batches, confusion=True, by_depth=every_depth, exit_at=exit_at)
         blocks = [f"{spec.index} {spec.name}" for spec in network.specs]

@@ -31,7 +31,8 @@ def last_lines(
     Args:
         facts: of its data; state: what it ended with; resume: the command that resumes it.
     """
-    path, has_best = str(run.path), _has_best(run)
+    # under `runtime.keep_best last` no test has told which is there
+    path, has_best = str(run.path), state.kept.epoch > 0 and _has_best(run)
     best = ["--checkpoint", BEST] if has_best else []
     commands = [["pipeline-eval", path, *best]]
     if not facts.target_shape:

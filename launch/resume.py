@@ -177,6 +177,12 @@ def _from_checkpoint(run: Folder, checkpoint: Checkpoint, job: Job) -> tuple[Run
         raise _another_network(
             checkpoint, f"{len(checkpoint.digests)} blocks, the network has {len(job.specs)}"
         )
+    if checkpoint.form == "weights":
+        raise ConfigError(
+            RESUME,
+            f": {checkpoint.path}: holds weights only (runtime.best_form), from which no "
+            "run goes on"
+        )
     start = checkpoint.start()
     if job.rehearsal:
         _check_user_network(checkpoint, start, job.rehearsal)

@@ -22,6 +22,7 @@ from launch.resume import CODE, no_folder
 from pipeline.config.config_file import dump_config
 from pipeline.config.sections import config_tree
 from pipeline.errors import RESUME, RUN_DIR, CheckpointError, ConfigError
+from pipeline.network.tensor_names import is_weight
 from pipeline.run.event_files import EventFiles
 from pipeline.run.metrics import CONFUSION_FILE, METRICS_FILE, trim_metrics
 from pipeline.run.table import Table
@@ -174,8 +175,12 @@ class HeldRun:
             ConfigError: where it can't be written; what was in it is as it was.
         """
         config, folder = job.config, self.folder
+        weights_only = config.runtime.best_form == "weights"
         store = CheckpointStore(
-            folder, config_tree(config), config.runtime.keep_checkpoints, steps_per_epoch, data
+            *(folder, config_tree(config), config.runtime.keep_checkpoints, steps_per_epoch, data),
+            is_weight=(lambda block, name: is_weight(job.specs[block], name))
+            if weights_only
+            else None,
         )
         tree = {"single": single, **job.plan.tree(job.costs)}
         try:

@@ -101,6 +101,11 @@ def check_job(name: str, config: Config, options: Options) -> Job:
             f"schedule.patience {patience} goes by tests, and there are no examples to test on: "
             "keep some of the training set by data.validation, as 0.1"
         )
+    if config.runtime.keep_best == "test" and not facts.test_images:
+        raise ConfigError(
+            "runtime.keep_best test: there are no examples to test on: use last, or keep some of "
+            "the training set by data.validation, as 0.1"
+        )
     _check_normalised(config.data.batch_size, specs)
     check_there("optimizer.blocks", config.optimizer.blocks, specs)
     backprop = config.loss.is_global

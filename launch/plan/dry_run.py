@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from launch.display.format import count_text, size_text
-from pipeline.planning.cost import arithmetic_ratio, checkpoint_bytes, estimated_bytes
+from pipeline.planning.cost import (
+    arithmetic_ratio,
+    checkpoint_bytes,
+    estimated_bytes,
+    weights_bytes,
+)
 from pipeline.planning.placement import busiest
 from pipeline.planning.plan import (
     StageCost,
@@ -112,10 +117,18 @@ def dry_run_report(
 def _disk(config: Config, costs: Sequence[BlockCost]) -> str:
     """How much room a run takes, as a sentence."""
     runtime, one = config.runtime, checkpoint_bytes(costs, config.optimizer.name)
-    best = ", and the best" if runtime.keep_best else ""
-    most = size_text((runtime.keep_checkpoints + 1 + runtime.keep_best) * one)
+    most, best = (runtime.keep_checkpoints + 1) * one, ""
+    if runtime.keep_best and runtime.best_form == "weights":
+        weights = weights_bytes(costs)
+        # one is there while another is written
+        most += 2 * weights
+        best = f", and the best, with weights only, of {size_text(weights)}"
+    elif runtime.keep_best == "last":
+        best = "; the newest is the best, too"  # under a second name, which takes no room
+    elif runtime.keep_best:
+        most, best = most + one, ", and the best"
     return (
-        f"Disk: up to about {most}, in checkpoints of {size_text(one)}: the "
+        f"Disk: up to about {size_text(most)}, in checkpoints of {size_text(one)}: the "
         f"{runtime.keep_checkpoints} newest, one that is being written{best}."
     )
 

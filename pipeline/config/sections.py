@@ -10,18 +10,20 @@ config and checks it again. `config_file.py` reads and writes the YAML.
 from __future__ import annotations
 
 from ipaddress import IPv6Address, ip_address
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pipeline.config.data import MAX_COUNT, DataConfig
 from pipeline.config.loss import LossConfig  # noqa: TC001  pydantic reads it at run time
 from pipeline.config.model import RESIDUAL_NAMES, ModelConfig
 from pipeline.config.recipe import MAX_EPOCHS, OptimizerConfig, ScheduleConfig
 from pipeline.config.schema import (
+    BeforeValidator,
     Field,
     Misfit,
     MisfitsError,
     Origins,
     Section,
+    brief,
     checked,
     choices,
     field_validator,
@@ -34,6 +36,14 @@ _MAX_S = 1e6
 """Seconds of a time-out, some 11 days: more milliseconds than this don't go into 32 bits."""
 
 _BROADCAST = "255.255.255.255"
+
+
+def _which_best(value: Any) -> Any:
+    if not isinstance(value, bool) and value not in ("test", "validation", "last"):
+        raise ValueError(
+            f"{brief(value)} is not allowed: use true, false, test, validation or last"
+        )
+    return value
 
 
 class RuntimeConfig(Section):
@@ -58,11 +68,18 @@ class RuntimeConfig(Section):
     """Steps between checkpoints; 0: at the end of every epoch. One is always written last."""
     keep_checkpoints: int = Field(default=3, ge=1, le=MAX_COUNT)
     """How many of the newest complete checkpoints stay on disk."""
-    keep_best: bool = True
-    """Keep the weights with the lowest tested error as `checkpoints/best`, beside those (on
-    `data.validation`, where that is set; by loss, where nothing is predicted). Only ends of tested
-    epochs count that have a checkpoint, as all have unless `checkpoint_every_steps` says else; in
-    greedy training, those of the phase under way."""
+    keep_best: Annotated[
+        bool | Literal["test", "validation", "last"], BeforeValidator(_which_best)
+    ] = True
+    """Keep the weights with the lowest tested error as `checkpoints/best`, beside those: on
+    `data.validation`, where that is set, else on the test set; by loss, where nothing is predicted.
+    `test` or `validation` says which of these it has to be; `last` keeps the newest weights there,
+    whatever tests say. Only ends of tested epochs count that have a checkpoint, as all have unless
+    `checkpoint_every_steps` says else; in greedy training, those of the phase under way."""
+    best_form: Literal["full", "weights"] = "full"
+    """What `checkpoints/best` holds: all that a checkpoint has, or the network's `weights` without
+    heads and optimizer state, a fraction of the size: to evaluate, predict, hand on, or begin from
+    (`model.init_from`)."""
     eval_every_epochs: int = Field(default=1, ge=0, le=MAX_EPOCHS)
     """Epochs between tests (the last epoch is always tested); 0: never."""
     eval_depths: bool = False
@@ -131,6 +148,7 @@ class Config(Section):
         yield from self._misfits_of_the_network()
         yield from self._misfits_of_the_schedule()
         yield from self._misfits_of_frozen_blocks()
+        yield from self._misfits_of_the_best()
 
     def _misfits_of_the_network(self) -> Iterator[Misfit]:
         loss, sums = self.loss, "passes on sums instead of activations"
@@ -174,6 +192,31 @@ class Config(Section):
         if both := sorted({*freeze} & {*self.optimizer.blocks}):
             rule = f": block {both[0]} is frozen (model.freeze), and has no optimizer"
             yield Misfit("optimizer.blocks", rule)
+
+    def _misfits_of_the_best(self) -> Iterator[Misfit]:
+        runtime, share = self.runtime, self.data.validation
+        best = runtime.keep_best
+        if best == "validation" and share is None:
+            yield Misfit(
+                "runtime.keep_best",
+                "validation: no share is kept for validation: set data.validation, as 0.1, or use "
+                "true",
+            )
+        if best == "test" and share is not None:
+            yield Misfit(
+                "runtime.keep_best",
+                f"test: with data.validation {share:g} that share is tested on, not the test set: "
+                "use validation or true, or leave data.validation out",
+            )
+        if best in ("test", "validation") and not runtime.eval_every_epochs:
+            rule = f"{best} goes by tests: runtime.eval_every_epochs must be at least 1"
+            yield Misfit("runtime.keep_best", rule)
+        if runtime.best_form == "weights" and best is False:
+            yield Misfit(
+                "runtime.best_form",
+                "weights is of checkpoints/best, and runtime.keep_best false keeps none: use true "
+                "or last",
+            )
 
     @property
     def user_code(self) -> dict[str, str]:

@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 
 class Recorder:
     """Of `len(devices)` stages, whose blocks have `names`, in `folder`. Its methods, and the
-    observer, are called by one thread only."""
+    observer, are called by one thread only.
+
+    Args:
+        keep_best: whether the best weights are kept apart; "last": the newest are, as the best.
+    """
 
     def __init__(
         self,
@@ -40,7 +44,7 @@ class Recorder:
         observer: Observer,
         *,
         start: RunState,
-        keep_best: bool = True,
+        keep_best: bool | str = True,
         tensorboard: bool = False,
         clock: Callable[[], float] = perf_counter,
         today: Callable[[], datetime] = utc_now,
@@ -49,13 +53,18 @@ class Recorder:
             folder, course, devices, names, observer, start, clock, today, tensorboard=tensorboard
         )
         self.snapshots = Snapshots(folder, len(devices), writer, observer, start)
-        self._course, self._keep_best, self._kept = course, keep_best, start.kept
+        self._course, self._keep_best = course, keep_best
+        self._kept = self._kept_at(start)
 
     def snapshot(self, stage: int, state: StageState, files: Sequence[bytes | memoryview]) -> None:
         """Take a stage's state. By then every stage has reported all tests before it, and the last
         stage none after it."""
-        is_best = self._keep_best and self._is_best(state)
+        is_best = self._keep_best == "last" or (bool(self._keep_best) and self._is_best(state))
         self.snapshots.add(stage, state, files, self.metrics.best, self._kept, is_best=is_best)
+
+    def _kept_at(self, start: RunState) -> BestSoFar:
+        """Which of the tests before has its weights there; none, where the newest are."""
+        return BestSoFar() if self._keep_best == "last" else start.kept
 
     def _is_best(self, state: StageState) -> bool:
         """Whether it is of the end of an epoch whose test was better than those of all ends of
@@ -77,7 +86,7 @@ class Recorder:
     def rewind(self, start: RunState) -> None:
         """The run begins again at `start`: at its newest snapshot, or where it began."""
         self.metrics.rewind(start)
-        self._kept = start.kept
+        self._kept = self._kept_at(start)
         self.snapshots.drop_incomplete()
 
     def settle(self) -> None:

@@ -15,7 +15,7 @@ import shlex
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from math import inf
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 
 from pipeline.data.record import record_of_tree
 from pipeline.errors import CheckpointError
@@ -39,6 +39,7 @@ BEST = "best"
 """Name of the checkpoint that had the lowest tested error: it is not one of those by step, from
 which a run goes on."""
 Kind = TypeVar("Kind")
+Form: TypeAlias = Literal["full", "weights"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,8 @@ class Checkpoint:
     """SHA-256 per block file."""
     config: dict[str, Any]
     """Of the run, as a tree; its keys have not been checked."""
+    form: Form = "full"
+    """Whether heads and optimizer state are in it, without which no run goes on."""
 
     @property
     def path(self) -> Path:
@@ -172,7 +175,10 @@ def _parsed(folder: Folder, manifest: dict[str, Any]) -> Checkpoint:
     best = _best(manifest["best"]) if "best" in manifest else BestSoFar()  # not kept early on
     kept = _best(manifest["kept"]) if "kept" in manifest else best  # none was kept apart before
     state = RunState(position, {}, tallies, steps_per_epoch, record, best, kept)
-    return Checkpoint(folder, state, blocks, config)
+    form = manifest.get("form", "full")  # written since there are others
+    if form not in get_args(Form):
+        raise ValueError(f"form {form!r:.40} is not known")
+    return Checkpoint(folder, state, blocks, config, form)
 
 
 def _count(value: Any) -> int:

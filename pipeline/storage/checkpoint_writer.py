@@ -11,7 +11,8 @@ The second line is for another checkpoint of the same step, which gives way: und
 counts until the new one is there, and if the process ends in between, the next start renames it.
 
 The best so far gets a second name, `best`, which stays when the first is dropped: its files are
-links to the same bytes, or copies where the file system has no links.
+links to the same bytes, or copies where the file system has no links. Or it has a part of each
+file (`block_bytes.py`).
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ import json
 from contextlib import suppress
 from dataclasses import asdict
 from errno import EMLINK, ENOSYS, ENOTSUP, EPERM
+from functools import partial
 from hashlib import sha256
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import CheckpointError
 from pipeline.storage.atomic import TEMPORARY, reason, write_synced
+from pipeline.storage.block_bytes import tensors_only
 from pipeline.storage.checkpoint import (
     BEST,
     FORMAT,
@@ -36,12 +39,12 @@ from pipeline.storage.checkpoint import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from pipeline.data.record import DataRecord
     from pipeline.schedule.best import BestSoFar
-    from pipeline.storage.checkpoint import RunState
+    from pipeline.storage.checkpoint import Form, RunState
     from pipeline.storage.folder import Folder
 
 CHECKPOINTS = "checkpoints"
@@ -59,6 +62,8 @@ class CheckpointStore:
 
     Args:
         run: the run directory, which the store holds open until it is closed.
+        is_weight: of a block and the name of a tensor, whether the best checkpoint has it; None:
+            that one has all.
     """
 
     def __init__(
@@ -68,9 +73,11 @@ class CheckpointStore:
         keep: int,
         steps_per_epoch: int,
         data: DataRecord | None = None,
+        is_weight: Callable[[int, str], bool] | None = None,
     ) -> None:
         self._run, self._config_tree, self._keep = run.again(), config_tree, keep
         self._steps_per_epoch, self._data = steps_per_epoch, data
+        self._is_weight = is_weight
         self._folder: Folder | None = None
 
     def prepare(self) -> None:
@@ -102,8 +109,16 @@ class CheckpointStore:
         try:
             folder = self._at_hand()
             _clear_away(folder)
-            _write_whole(folder, final, lambda aside: self._write_files(aside, state))
-            if state.is_best:
+            _write_whole(folder, final, lambda aside: self._write_files(aside, state, state.files))
+            if state.is_best and self._is_weight is not None:
+                files = {
+                    block: tensors_only(data, partial(self._is_weight, block))
+                    for block, data in state.files.items()
+                }
+                _write_whole(
+                    folder, BEST, lambda aside: self._write_files(aside, state, files, "weights")
+                )
+            elif state.is_best:
                 with folder.child(final) as source:
                     _write_whole(folder, BEST, lambda aside: _link_files(source, aside, state))
         except OSError as error:
@@ -132,22 +147,31 @@ class CheckpointStore:
         self._folder = folder
         return folder
 
-    def _write_files(self, folder: Folder, state: RunState) -> None:
+    def _write_files(
+        self,
+        folder: Folder,
+        state: RunState,
+        files: Mapping[int, bytes | memoryview],
+        form: Form = "full",
+    ) -> None:
         entries = []
-        for block, data in sorted(state.files.items()):
+        for block, data in sorted(files.items()):
             name = block_file_name(block)
             write_synced(folder, name, data)
             nbytes, digest = memoryview(data).nbytes, sha256(data).hexdigest()
             entry = {"block": block, "file": name, "bytes": nbytes, "sha256": digest}
             entries.append(entry)
-        manifest = json.dumps(self._manifest(state, entries), indent=1)
+        manifest = json.dumps(self._manifest(state, entries, form), indent=1)
         write_synced(folder, MANIFEST, manifest.encode())
 
-    def _manifest(self, state: RunState, entries: list[dict[str, Any]]) -> dict[str, Any]:
+    def _manifest(
+        self, state: RunState, entries: list[dict[str, Any]], form: Form
+    ) -> dict[str, Any]:
         step, per_epoch = state.position.step, self._steps_per_epoch
         epoch = -(-step // per_epoch)  # from 1; 0 before the first step
         return {
             "format": FORMAT,
+            **({} if form == "full" else {"form": form}),
             "step": step,
             "epoch": epoch,
             "epoch_reported": state.position.epoch_reported,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline.data.facts import DataFacts
     from pipeline.learning.stage import Stage
     from pipeline.network.specs import BlockSpec
-    from pipeline.storage.checkpoint import Checkpoint
+    from pipeline.storage.checkpoint import Checkpoint, Form
     from pipeline.storage.folder import Folder
     from pipeline.system.given import Given
 
@@ -42,6 +42,8 @@ class TrainedNetwork:
         facts: of the run's data.
         files: the block files of a checkpoint.
         given: the user's objects that the configuration names, where it does.
+        form: of the checkpoint; of one with weights only, blocks predict nothing by themselves, but
+            for the last.
 
     Legend of shapes: n examples, each of the shape that the data have.
     """
@@ -53,9 +55,10 @@ class TrainedNetwork:
         facts: DataFacts,
         files: Mapping[int, bytes],
         given: Given | None = None,
+        form: Form = "full",
     ) -> None:
         self.config, self.specs, self.facts = config, specs, facts
-        self.files, self.given = files, given
+        self.files, self.given, self.form = files, given, form
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what can be made of the rest."""
@@ -63,12 +66,15 @@ class TrainedNetwork:
 
     @cached_property
     def stage(self) -> Stage:
-        """The whole network with its heads."""
+        """The whole network with its heads, where the checkpoint has them."""
         plain = {"compile": False, "cuda_graphs": False}
         runtime = self.config.runtime.model_copy(update=plain)
         config = self.config.model_copy(update={"runtime": runtime})
+        # frozen blocks have neither heads nor optimizers, as such a checkpoint has
+        is_full = self.form == "full"
+        specs = [spec if is_full else spec.as_frozen for spec in self.specs]
         with objects_given(self.given) if self.given else nullcontext():
-            stage = build_stage(config, self.facts, range(len(self.specs)), _CPU, specs=self.specs)
+            stage = build_stage(config, self.facts, range(len(specs)), _CPU, specs=specs)
         stage.load(self.states())
         return stage
 
@@ -141,7 +147,8 @@ def trained_in(
     if given is None:
         _refuse_objects(run, config, instead)
     files, facts = checkpoint.read(), facts_in(run, config)
-    return TrainedNetwork(config, network_specs(config, facts), facts, files, given)
+    specs = network_specs(config, facts)
+    return TrainedNetwork(config, specs, facts, files, given, checkpoint.form)
 
 
 def _tensor(values: Any, dtype: str, shape: tuple[int, ...], what: str) -> Tensor:

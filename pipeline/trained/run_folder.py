@@ -44,11 +44,17 @@ def checkpoint_at(run: Folder, at: str | int) -> Checkpoint:
     except (OSError, CheckpointError):
         raise ConfigError(RUN_DIR, f" {run.path}: holds no checkpoints of a run") from None
     names: dict[str | int, str] = {step_of(name): name for name in complete_names(checkpoints)}
-    if not names:
+    best = best_name(checkpoints)
+    if not (names or best):
         raise ConfigError(RUN_DIR, f" {run.path}: holds no complete checkpoint")
     there = ", ".join(map(str, names))
-    names["last"] = list(names.values())[-1]
-    if best := best_name(checkpoints):
+    if names:
+        names["last"] = list(names.values())[-1]
+    elif at != "best":
+        raise ConfigError(
+            Option("at"), f" {at!r}: of the checkpoints of {run.path} only 'best' is there: use that"
+        )
+    if best:
         names["best"] = best
     elif at == "best":
         raise ConfigError(

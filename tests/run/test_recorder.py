@@ -135,3 +135,19 @@ def test_a_best_that_is_refused_is_tried_again(recording: Recording) -> None:
     said = "the checkpoint of the best test, of step 4, is not on the disk"
     assert recording.notes()[-1] == said
     assert recording.recorder.snapshots.last_checkpoint == 8
+
+
+def test_the_newest_are_the_best_where_that_is_asked_for(tmp_path: Path) -> None:
+    """Whatever tests say; and no test is noted whose weights would be there."""
+    start = RunState(Position(4), {0: b"block"}, kept=BestSoFar(1, 1.0, 1))
+    recording = Recording(tmp_path, start=start, keep_best="last")
+    for epoch, errors in ((2, 3), (3, 9)):
+        recording.snap(4 * epoch - 1, reported=False)
+        recording.tell_epoch(epoch, errors=errors)
+        recording.snap(4 * epoch)
+    assert given(recording) == [(7, True), (8, True), (11, True), (12, True)]
+    assert recording.writer.given[-1].kept == BestSoFar()
+    assert recording.writer.given[-1].best == BestSoFar(2, 7.5, 3)
+    recording.recorder.rewind(recording.writer.given[1])
+    recording.snap(11, reported=False)
+    assert recording.writer.given[-1].kept == BestSoFar()

@@ -322,6 +322,9 @@ _TALLY = {"block": 0, "images": 1, "loss_sum": 3, "errors": None}
         {"best": {"epoch": -1, "error": 1.0, "tested": 1}},
         {"best": {"epoch": 1, "error": "1.0", "tested": 1}},
         {"best": {"epoch": 1, "error": 1.0}},
+        {"form": "half"},
+        {"form": None},
+        {"form": ["weights"]},
     ],
 )
 def test_manifest_with_odd_values(folder: Path, changes: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from support.disk import (
     TAKING_SPACE,
     Dead,
@@ -26,6 +27,7 @@ from support.disk import (
 )
 
 from pipeline.errors import CheckpointError
+from pipeline.learning.block_file import encode_block
 from pipeline.schedule.feed import Position
 from pipeline.storage.checkpoint import (
     RunState,
@@ -263,6 +265,27 @@ def test_the_best_takes_no_room_where_files_may_have_second_names(
     files = [tmp_path / "checkpoints" / name for name in ("step-00000004", "best")]
     one, other = (file / "block-00.safetensors" for file in files)
     assert one.samefile(other) is (refusal is None)
+
+
+def test_the_best_may_have_a_part_of_each_file(tmp_path: Path) -> None:
+    tensors = {"encoder.weight": torch.ones(2, 3), "optimizer.encoder.weight.step": torch.ones(())}
+    weights = {"encoder.weight": tensors["encoder.weight"]}
+    run = Folder.open(tmp_path)
+    store = CheckpointStore(
+        run,
+        {"runtime": {"seed": 1}},
+        1,
+        steps_per_epoch=4,
+        is_weight=lambda block, name: name in weights and block == 0,
+    )
+    files = {0: encode_block(tensors), 1: encode_block(tensors)}
+    for step in (4, 8):  # the second takes the place of the first
+        store.write(snapshot_of(step, files, is_best=True))
+    found = checkpoint_in(run.child("checkpoints"), "best")
+    assert (found.form, found.state.position.step) == ("weights", 8)
+    assert found.read() == {0: encode_block(weights), 1: encode_block({})}
+    whole = checkpoint_in(run.child("checkpoints"), "step-00000008")
+    assert (whole.form, whole.read()) == ("full", files)
 
 
 # --- what stands in the way ---------------------------------------------------------------

@@ -59,7 +59,7 @@ class Recording:
         course: Course = COURSE,
         start: RunState | None = None,
         *,
-        keep_best: bool = True,
+        keep_best: bool | str = True,
         tensorboard: bool = False,
     ) -> None:
         self.now = 100.0

@@ -108,6 +108,17 @@ def test_ratio_bottleneck_and_bounds() -> None:
     [
         ({}, "up to about 10.7 GiB, in checkpoints of 2.15 GiB: the 3 newest, one that is being"),
         ({"keep_checkpoints": 1, "keep_best": False}, "up to about 4.29 GiB, in checkpoints"),
+        # 4 bytes for each of 91.3 M; two while one takes the place of the other
+        (
+            {"best_form": "weights"},
+            "up to about 9.27 GiB, in checkpoints of 2.15 GiB: the 3 newest, one that is being "
+            "written, and the best, with weights only, of 348 MiB.",
+        ),
+        (
+            {"keep_best": "last"},
+            "up to about 8.59 GiB, in checkpoints of 2.15 GiB: the 3 newest, one that is being "
+            "written; the newest is the best, too.",
+        ),
     ],
 )
 def test_room_on_the_disk_is_said(runtime: dict[str, Any], says: str) -> None:
