@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from pipeline.storage.checkpoint import Initial, RunState
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,3 +79,11 @@ class Job:
     these."""
     own_data: OwnData | None = None
     """Data of the user's own, as they were read to plan the run."""
+    initial: Initial = field(default_factory=Initial)
+    """What its blocks begin with that another run has learned; not looked for where the run is
+    resumed."""
+
+    @property
+    def beginning(self) -> RunState:
+        """Where it starts that has not been trained yet."""
+        return RunState(initial=self.initial)

@@ -14,6 +14,7 @@ from pipeline.schedule.feed import Feed, course_of
 from pipeline.schedule.items import Stop
 from pipeline.storage.checkpoint import (
     Checkpoint,
+    Initial,
     RunState,
     checkpoint_in,
     complete_names,
@@ -52,7 +53,7 @@ def start_state(run: Folder, job: Job) -> tuple[RunState, list[str]]:
     """
     checkpoints = _checkpoints(run)
     if checkpoints is None:
-        return _from_the_beginning(run, job.config)
+        return _from_the_beginning(run, job)
     with checkpoints:
         while names := complete_names(checkpoints):
             try:
@@ -62,7 +63,7 @@ def start_state(run: Folder, job: Job) -> tuple[RunState, list[str]]:
                 if complete_names(checkpoints)[-1:] == names[-1:]:
                     advice = way_back(checkpoints.path, checkpoints.path / names[-1])
                     raise CheckpointError(f"{error}; {advice}") from None
-        return _from_the_beginning(run, job.config)
+        return _from_the_beginning(run, job)
 
 
 def look(path: Path, job: Job) -> None:
@@ -181,7 +182,7 @@ def _from_checkpoint(run: Folder, checkpoint: Checkpoint, job: Job) -> tuple[Run
         raise ConfigError(
             RESUME,
             f": {checkpoint.path}: holds weights only (runtime.best_form), from which no "
-            "run goes on"
+            "run goes on: start a new one with model.init_from",
         )
     start = checkpoint.start()
     if job.rehearsal:
@@ -206,14 +207,20 @@ def _risen_rate(before: Config, job: Job, start: RunState) -> list[str]:
     return [f"by the changed schedule the learning rate goes up from {last:.3g} to {following:.3g}"]
 
 
-def _from_the_beginning(run: Folder, config: Config) -> tuple[RunState, list[str]]:
+def _from_the_beginning(run: Folder, job: Job) -> tuple[RunState, list[str]]:
     """A run that ended before its first checkpoint is resumed by starting it again."""
     checkpoints = _checkpoints(run)
     names = checkpoints.names() if checkpoints else []
     if not run.has_file(CONFIG) or any(name.startswith("step-") for name in names):
         raise no_run(run.path)
-    notes = _compare(load_config(run.path / CONFIG), config, run.path)
-    return RunState(), ["no checkpoint yet: starting at the beginning", *notes]
+    notes = _compare(load_config(run.path / CONFIG), job.config, run.path)
+    initial = Initial()
+    if job.config.model.init_from is not None:
+        from pipeline.trained.initial import initial_of  # torch
+
+        initial = initial_of(job.config, job.specs)
+    said = ["no checkpoint yet: starting at the beginning", *notes, *initial.notes]
+    return RunState(initial=initial), said
 
 
 def _check_user_network(checkpoint: Checkpoint, start: RunState, rehearsal: Rehearsal) -> None:

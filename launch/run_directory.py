@@ -53,6 +53,8 @@ IMAGES = "images.jsonl"
 """Of an image folder, each file, its size and digest."""
 RUNS = Path("runs")
 """Where runs go whose folder nobody has named."""
+INITIAL = "initial.json"
+"""Of a run that began with what another has learned: from where each tensor is."""
 _A_RUN = (CONFIG, METRICS_FILE, CHECKPOINTS)
 _WRITTEN = (
     *_A_RUN,
@@ -66,6 +68,7 @@ _WRITTEN = (
     IMAGES,
     CODE,
     TRACE,
+    INITIAL,
 )
 _UNSHOWN = {"Cc", "Cs", "Zl", "Zp"}
 """Unicode's control characters, bytes that are no UTF-8, line and paragraph separators."""
@@ -196,6 +199,9 @@ class HeldRun:
                 replace_in(folder, DATA, (json.dumps(known, indent=1) + "\n").encode())
             if files:
                 replace_in(folder, IMAGES, files)
+            if start.initial.source:
+                source = json.dumps(start.initial.source, indent=1) + "\n"
+                replace_in(folder, INITIAL, source.encode())
             trim_metrics(folder, start.position)
             store.prepare()
         except OSError as error:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from launch.machine.provenance import read_starts, start_of, write_starts
 from launch.resume import nothing_left, start_state
 from launch.run_directory import hold, hold_new
-from pipeline.storage.checkpoint import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline.coordinator.engine import Engine
     from pipeline.data.facts import DataFacts
     from pipeline.run.events import Watcher
+    from pipeline.storage.checkpoint import RunState
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def run_job(
             return Finished(origin[0], nothing_to_do=why)
     else:
         run.refuse_to_overwrite()
-        origin = (RunState(), [])
+        origin = (job.beginning, [])
     starts = read_starts(run.path) if options.resume else []
     run.check_writable()
 

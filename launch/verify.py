@@ -67,7 +67,6 @@ def digests_of(job: Job, steps: int, engine: Engine | None) -> dict[tuple[int, i
     from pipeline.run.events import ignore
     from pipeline.schedule.feed import course_of
     from pipeline.storage.background_writer import BackgroundWriter
-    from pipeline.storage.checkpoint import RunState
     from pipeline.storage.folder import Folder
 
     store = DigestStore()
@@ -79,7 +78,7 @@ def digests_of(job: Job, steps: int, engine: Engine | None) -> dict[tuple[int, i
     course = replace(course, checkpoint_every_steps=1, last_step=steps)
     writer = BackgroundWriter(store, every=True)
     with _folder() as path, Folder.open(path) as folder, interrupts_noted() as interrupted:
-        run = make_run(job, folder, RunState(), batches, course, writer, ignore)
+        run = make_run(job, folder, job.beginning, batches, course, writer, ignore)
         try:
             carry_out(replace(run, interrupted=interrupted), engine)
         except InterruptedRunError:  # with nothing to go on from
@@ -126,7 +125,8 @@ def verify_locality(job: Job, steps: int) -> int:
     config, specs, facts = job.config, job.specs, job.facts
     with _folder() as folder:
         device = job.plan.stages[0].device
-        ask(config, facts, specs, device=device, steps=steps, folder=folder)
+        initial = job.initial.files
+        ask(config, facts, specs, device=device, steps=steps, folder=folder, initial=initial)
         size = size_text(tape_bytes(config, facts, specs, steps))
         print(f"recording what arrives at {len(specs)} blocks: {size} in {folder}", flush=True)
         carry_out([folder])

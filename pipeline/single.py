@@ -208,6 +208,9 @@ class SingleTrainer:
             stage.load({block: decode_block(bytes(start.files[block])) for block in plan.blocks})
             tallies = [tally for tally in start.tallies if tally.block in plan.blocks]
             runner.resume(run.feed.course.epoch_of(start.position.step), tallies)
+        else:
+            initial = start.initial.files.items()
+            stage.begin_with({block: decode_block(data) for block, data in initial})
         return runner
 
 

@@ -25,6 +25,7 @@ from pipeline.planning.cost import block_costs
 from pipeline.planning.plan import make_plan
 from pipeline.planning.plan_files import load_plan
 from pipeline.run.event_files import check_tensorboard
+from pipeline.storage.checkpoint import Initial
 from pipeline.storage.checkpoint_writer import CONFIG
 from pipeline.system.descriptors import check_enough
 from pipeline.system.paths import expanded
@@ -144,9 +145,16 @@ def check_job(name: str, config: Config, options: Options) -> Job:
             from pipeline.rehearsal.rehearsal import rehearse  # torch, which it needs anyway
 
             rehearsal = rehearse(config, facts, specs)
+    initial = None
+    if config.model.init_from is not None and not (why or options.resume):
+        from pipeline.trained.initial import initial_of  # torch
+
+        with awaited(code, "making the network"):
+            initial = initial_of(config, specs)
     return Job(
         *(name, config, facts, specs, costs, plan, known, options.single, own, rehearsal, why),
         own_data=own_data,
+        initial=initial or Initial(),
     )
 
 

@@ -186,7 +186,9 @@ def _key(config: Config) -> list[object]:
     runtime = {key: tree["runtime"][key] for key in decisive}
     data = {key: value for key, value in tree["data"].items() if key not in _INDIFFERENT}
     clips = ["clipped"] * ("clip_norm" in tree["optimizer"])
-    return [tree["model"], tree["loss"], tree["optimizer"]["name"], data, runtime, *clips]
+    # which blocks are frozen the specs say; what they begin with does not matter
+    model = {k: value for k, value in tree["model"].items() if k not in ("init_from", "freeze")}
+    return [model, tree["loss"], tree["optimizer"]["name"], data, runtime, *clips]
 
 
 def _rounded(seconds: float) -> float:

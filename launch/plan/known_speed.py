@@ -55,11 +55,13 @@ def find_speed(
 
 
 def cautions(job: Job) -> list[str]:
-    """What a user should hear before it trains: that it will be slow, learn little, or end, and
-    what was found of a network of their own."""
+    """What a user should hear before it trains: that it will be slow, learn little, or end, what
+    was found of a network of their own, and what it begins with."""
     rehearsed = job.rehearsal.notes if job.rehearsal else ()
     return [
         *rehearsed,
+        *job.initial.notes,
+        *_frozen_as_drawn(job.config),
         *_crowded_cores(job),
         *_feedback_that_cannot_align(job.config),
         *misplaced(job.config.schedule, job.milestones_for),
@@ -79,6 +81,22 @@ def _crowded_cores(job: Job) -> list[str]:
         f"runtime.threads_per_stage: {processes} stage{'s' * (processes > 1)} of {threads} threads "
         f"on {cores} core{'s' * (cores > 1)} hold each other up, and may train many times slower, "
         "which no prediction counts; use fewer threads, or fewer stages"
+    ]
+
+
+def _frozen_as_drawn(config: Config) -> list[str]:
+    """Blocks that never learn anything; a user's own may have learned elsewhere."""
+    model = config.model
+    if model.factory is not None or (model.init_from and model.init_from.blocks is None):
+        return []
+    taken = model.init_from.blocks or () if model.init_from else ()
+    drawn = sorted({*model.freeze} - {*taken})
+    if not drawn:
+        return []
+    which = ("blocks {} keep" if drawn[1:] else "block {} keeps").format(", ".join(map(str, drawn)))
+    return [
+        f"model.freeze: {which} for good the weights that were drawn, which have learned nothing: "
+        "model.init_from takes those of a run"
     ]
 
 

@@ -36,8 +36,13 @@ _SHORT = {
     "lr": "optimizer.lr",
     "seed": "runtime.seed",
     "validation": "data.validation",
+    "init_from": "model.init_from",
+    "freeze": "model.freeze",
 }
 """The arguments that stand for a key."""
+
+_ALSO_OF_OBJECTS = ("group", "init_from", "freeze")
+"""Keys of `model` that say what is done with a network, whatever it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +126,7 @@ def _network_of(network: Any, tree: dict[str, Any]) -> nn.Module | None:
     if isinstance(network, str):
         tree["model"] = {"name": network}
         return None
-    kept = {key: value for key, value in tree.get("model", {}).items() if key == "group"}
+    kept = {key: value for key, value in tree.get("model", {}).items() if key in _ALSO_OF_OBJECTS}
     tree["model"] = {"factory": NETWORK, **kept}
     return network_given(network)
 

@@ -48,6 +48,8 @@ def fit(
     seed: int | None = None,
     test: Any = None,
     validation: float | None = None,
+    init_from: str | Path | Mapping[str, Any] | None = None,
+    freeze: Sequence[int] | None = None,
     config: Config | Mapping[str, Any] | str | Path | None = None,
     options: Mapping[str, Any] | None = None,
     run_dir: str | Path | None = None,
@@ -78,6 +80,10 @@ def fit(
             `runtime.seed`; None: as configured.
         test: what to test on after each epoch, (X, y) or a Dataset; None: what `data` has for it.
         validation: the share of `data` that is kept from training, and tested on.
+        init_from: the folder of a run whose weights to begin with, or as `model.init_from` has it,
+            `{"run": folder, "checkpoint": "best", "blocks": [0, 1]}`; of a network of your own,
+            tensors are taken by the index of their block and their names in it.
+        freeze: blocks that learn nothing, by index: `model.freeze`.
         config: a configuration to begin with, as a `Config`, its keys, or a file. What the other
             arguments say goes before it.
         options: any keys of a configuration, as `{"optimizer.momentum": 0.9}`.
@@ -101,6 +107,8 @@ def fit(
         "lr": lr,
         "seed": seed,
         "validation": validation,
+        "init_from": init_from,
+        "freeze": freeze,
     }
     if resume and run_dir is None:
         raise ConfigError("resume: which run? name its folder with run_dir")

@@ -79,11 +79,43 @@ LayerItem: TypeAlias = Annotated[
 ]
 
 
+def _as_run(value: Any) -> Any:
+    """A text alone is the folder of a run."""
+    return {"run": value} if isinstance(value, str) else value
+
+
+def _or_a_text(schema: dict[str, Any]) -> None:
+    """Lets the JSON schema of a key allow a text, too."""
+    schema["anyOf"] = [{"type": "string"}, *schema["anyOf"]]
+
+
+def _checkpoint(value: Any) -> Any:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if not whole and value not in ("last", "best"):
+        raise ValueError(
+            f"{brief(value)} is not allowed: use last, best, or the step of a checkpoint"
+        )
+    return value
+
+
 _Blocks: TypeAlias = Annotated[
     tuple[Annotated[int, Field(ge=0, le=MAX_LAYERS)], ...],
     Field(strict=False, max_length=MAX_LAYERS + 1),
 ]
 """Indices of blocks, counted from 0, the output layer last."""
+
+
+class InitFrom(Section):
+    """What a network begins with."""
+
+    run: str = Field(min_length=1)
+    """The folder of a run."""
+    checkpoint: Annotated[
+        Annotated[int, Field(ge=0)] | Literal["last", "best"], BeforeValidator(_checkpoint)
+    ] = "last"
+    """Which of its checkpoints: the newest, the best, or that of a step."""
+    blocks: Annotated[_Blocks, Field(min_length=1)] | None = None
+    """Which of its blocks, by index; all of them."""
 
 
 class ModelConfig(Section):
@@ -128,6 +160,14 @@ class ModelConfig(Section):
     of `name`."""
     kwargs: Annotated[dict[str, JsonValue], arguments_of("model.kwargs")] = Field(default={})
     """What `factory` is called with."""
+    init_from: Annotated[
+        InitFrom | None,
+        BeforeValidator(_as_run),
+        Field(json_schema_extra=_or_a_text),
+    ] = None
+    """Begin with what another run has learned: its folder, or {run: FOLDER, checkpoint: best,
+    blocks: [0, 1]}, where `checkpoint` is last, best or a step, and `blocks` says which are taken
+    (all). Heads, and what depends on the number of classes, begin anew where they differ."""
     freeze: _Blocks = ()
     """Blocks that learn nothing, counted from 0: in training, too, they compute as in a test,
     without dropout, and their batch norms stay as they are. They have no heads and no optimizer."""
@@ -163,7 +203,7 @@ class ModelConfig(Section):
             yield Misfit(
                 "model.factory", ": leave model.name out, the function says what the network is"
             )
-        allowed = {"name", "factory", "kwargs", "group", "nonlinearity", "freeze"}
+        allowed = {"name", "factory", "kwargs", "group", "nonlinearity", "init_from", "freeze"}
         for key, field in type(self).model_fields.items():
             if key not in allowed and getattr(self, key) != field.default:
                 yield Misfit(f"model.{key}", ": with model.factory the function decides this")

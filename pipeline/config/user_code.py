@@ -24,8 +24,10 @@ _MOST_NESTED = 16
 _NUMBER_CHARACTERS = 8
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
-WITH_KEYS_BELOW = frozenset({"model.kwargs", "loss.options", "optimizer.blocks", "data.kwargs"})
-"""Keys that hold keys of a user's choice: `--set model.kwargs.width=64` reaches one of these."""
+WITH_KEYS_BELOW = frozenset(
+    {"model.kwargs", "model.init_from", "loss.options", "optimizer.blocks", "data.kwargs"}
+)
+"""Keys that hold keys: `--set model.kwargs.width=64` reaches one of these."""
 
 
 def arguments_of(key: str) -> BeforeValidator:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline.coordinator.stages import setup_of
+from pipeline.coordinator.stages import attached_to, setup_of
 from pipeline.errors import StageFailedError, StageLostError, TimedOutError
 from pipeline.protocol.life_cycle import Phase
 from pipeline.protocol.messages import Connect, Hello, Ready, Setup
@@ -15,7 +15,7 @@ from pipeline.transport.timeout import Timeout
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.coordinator.stages import Stages
+    from pipeline.coordinator.stages import Files, Stages
     from pipeline.protocol.addresses import LinkAddress
     from pipeline.run.run import Run
     from pipeline.transport.interfaces import Said
@@ -61,9 +61,10 @@ class Assembly:
         kept = bool(run.start.files)
         self._stages.begin_again(lost, lambda stage: self._setup(stage, kept=kept))
 
-    def _setup(self, stage: int, *, kept: bool) -> Setup:
+    def _setup(self, stage: int, *, kept: bool) -> tuple[Setup, Files]:
         attempt = self._stages.attempt
-        return setup_of(self._run, stage, attempt, self._bind(stage, attempt), kept=kept)
+        setup = setup_of(self._run, stage, attempt, self._bind(stage, attempt), kept=kept)
+        return setup, attached_to(self._run, setup)
 
     def _wait_for(self, phase: Phase) -> None:
         timeout = Timeout(self._run.config.runtime.start_timeout_s, self._clock)
@@ -101,10 +102,7 @@ class Assembly:
 
     def _on_hello(self, said: Said, hello: Hello) -> None:
         self._check_code(said.stage, difference(running_code(), hello.code))
-        files = self._run.start.files
-        blocks = self._run.plan.stages[said.stage].blocks
-        attached = [files[block] for block in blocks] if files else []
-        self._stages.say(said.stage, self._setup(said.stage, kept=False), attached)
+        self._stages.say(said.stage, *self._setup(said.stage, kept=False))
 
     def _on_ready(self, said: Said, ready: Ready) -> None:
         self._check_code(said.stage, difference(self._run.own_code, ready.own_code, common=True))

@@ -24,6 +24,7 @@ from pipeline.schedule.reports import PassReport, StageState, Timeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from typing import TypeAlias
 
     from pipeline.coordinator.engine import End, Workers
     from pipeline.coordinator.watchdog import Watchdog
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from pipeline.run.run import Run
     from pipeline.schedule.reports import Tally
     from pipeline.transport.interfaces import ControlServer, Said
+
+    Files: TypeAlias = Sequence[bytes | memoryview]
 
 _WORKERS_SAY = get_args(WorkerMessage)
 
@@ -87,12 +90,7 @@ class Stages:
         running = (life.stage for life in self._lives if life.phase is Phase.RUNNING)
         return [stage for stage in running if stage not in self._recalled]
 
-    def say(
-        self,
-        stage: int,
-        message: Setup | Connect | Complete,
-        attached: Sequence[bytes | memoryview] = (),
-    ) -> None:
+    def say(self, stage: int, message: Setup | Connect | Complete, attached: Files = ()) -> None:
         """To one stage, whose life goes on accordingly."""
         self._lives[stage].on(message)
         self._control.send(stage, message, attached)
@@ -102,11 +100,11 @@ class Stages:
         ended = self._workers.dead().items()
         return {stage: end for stage, end in ended if self._lives[stage].phase is not Phase.DONE}
 
-    def begin_again(self, lost: int, setup: Callable[[int], Setup]) -> None:
+    def begin_again(self, lost: int, setup: Callable[[int], tuple[Setup, Files]]) -> None:
         """Replace stages whose process is lost or has left, and recall the others.
 
         Args:
-            setup: what a recalled stage is told.
+            setup: what a recalled stage is told, and the files that go beside it.
         """
         self._watchdog.forget()
         gone = {lost, *self._workers.dead()}
@@ -116,7 +114,7 @@ class Stages:
             elif life.phase not in (Phase.STARTING, Phase.GREETED):
                 self._recalled.add(stage)
                 self._watchdog.heard(stage, self._clock())  # it lives, and must say something
-                self.say(stage, setup(stage))
+                self.say(stage, *setup(stage))
 
     def _replace(self, stage: int) -> None:
         """Another process takes the stage's place."""
@@ -221,6 +219,20 @@ def _check(holds: bool, what: str) -> None:
         raise ProtocolError(f"it sent {what}")
 
 
+def _initial(run: Run, stage: int) -> tuple[int, ...]:
+    """Blocks of a stage that begin with what another run has learned."""
+    if run.start.files:
+        return ()
+    return tuple(b for b in run.plan.stages[stage].blocks if b in run.start.initial.files)
+
+
+def attached_to(run: Run, setup: Setup) -> Files:
+    """The block files that go beside a `Setup`."""
+    if setup.resumed:
+        return [] if setup.kept else [run.start.files[block] for block in setup.blocks]
+    return [run.start.initial.files[block] for block in setup.initial]
+
+
 def setup_of(run: Run, stage: int, attempt: int, bind: str, *, kept: bool) -> Setup:
     """Everything a stage needs to know to begin, but for its block files.
 
@@ -231,7 +243,9 @@ def setup_of(run: Run, stage: int, attempt: int, bind: str, *, kept: bool) -> Se
     """
     plan, start = run.plan.stages[stage], run.start
     config = config_tree(run.config)
-    del config["data"]["root"]  # a stage reads no images, and a path need not be UTF-8
+    # a stage reads no images and no other run, and a path need not be UTF-8
+    del config["data"]["root"]
+    config["model"].pop("init_from", None)
     return Setup(
         attempt=attempt,
         config=config,
@@ -249,4 +263,5 @@ def setup_of(run: Run, stage: int, attempt: int, bind: str, *, kept: bool) -> Se
         check_until=run.bad_batches.check_until,
         # a record ends where the run begins again
         record_until=run.timeline.until if run.timeline and not attempt else 0,
+        initial=_initial(run, stage),
     )

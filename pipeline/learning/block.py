@@ -242,6 +242,14 @@ class Block(nn.Module):
         """Names of those that a state dict has."""
         return set(self.state_dict(keep_vars=True))
 
+    def begin_with(self, tensors: Mapping[str, Tensor]) -> None:
+        """Overwrite a part of the state, before anything is trained.
+
+        Raises:
+            CheckpointError: as `load`.
+        """
+        self.load({**self.state(), **tensors})
+
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Overwrite the whole state.
 

@@ -400,6 +400,16 @@ class Stage:
         for block in self.in_turn(self.blocks):
             block.load(states[block.spec.index])
 
+    def begin_with(self, files: Mapping[int, Mapping[str, Tensor]]) -> None:
+        """Overwrite a part of the first state of some blocks (`model.init_from`).
+
+        Raises:
+            CheckpointError: where a tensor is not of the block it is for.
+        """
+        for block in self.in_turn(self.blocks):
+            if block.spec.index in files:
+                block.begin_with(files[block.spec.index])
+
     def settle(self) -> None:
         """Before a report or a snapshot.
 

@@ -1,6 +1,7 @@
 """The folder of a proof: what its processes are asked, and what they find. Plain values, as JSON.
 
 asked.json       config, device, number of steps, the blocks of each unit
+initial-0.safetensors   what block 0 begins with that another run has learned
 recorded.json    the traces of all units in the whole network, and the facts of its data
 tape-0           what unit 0 received
 alone-0.json     the trace of unit 0, trained alone from that
@@ -16,7 +17,7 @@ from pipeline.data.facts import facts_of_tree
 from pipeline.locality.trace import trace_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from pipeline.data.facts import DataFacts
@@ -39,12 +40,19 @@ class ProofFolder:
 
     path: Path
 
-    def ask(self, asked: Asked) -> None:
+    def ask(self, asked: Asked, initial: Mapping[int, bytes]) -> None:
         self._write("asked", asdict(asked))
+        for block, data in initial.items():
+            self._initial(block).write_bytes(data)
 
     def asked(self) -> Asked:
         tree = self._read("asked")
         return Asked(**{**tree, "units": tuple(map(tuple, tree["units"]))})
+
+    def initial(self, blocks: Sequence[int]) -> dict[int, bytes]:
+        """What some blocks begin with, of those that begin with what another run has learned."""
+        files = {block: self._initial(block) for block in blocks}
+        return {block: file.read_bytes() for block, file in files.items() if file.exists()}
 
     def tape(self, unit: int) -> Path:
         """The folder of the tape of a unit."""
@@ -67,6 +75,9 @@ class ProofFolder:
 
     def alone(self, unit: int) -> Trace:
         return trace_of(self._read(f"alone-{unit}"))
+
+    def _initial(self, block: int) -> Path:
+        return self.path / f"initial-{block}.safetensors"
 
     def _write(self, name: str, tree: dict[str, Any]) -> None:
         (self.path / f"{name}.json").write_text(json.dumps(tree), encoding="utf-8")

@@ -54,9 +54,10 @@ def _record(proof: ProofFolder) -> None:
     asked = proof.asked()
     config = build_config(asked.config, "the config of the proof")
     tapes = [Tape(proof.tape(unit)) for unit in range(len(asked.units))]
+    initial = proof.initial([block for unit in asked.units for block in unit])
     try:
         proof.keep_recorded(
-            *record(config, torch.device(asked.device), asked.steps, asked.units, tapes)
+            *record(config, torch.device(asked.device), asked.steps, asked.units, tapes, initial)
         )
     except (Exception, SystemExit) as error:  # before there were units
         proof.keep_recorded([Trace(fault=fault_of(error))])
@@ -67,7 +68,9 @@ def _retrain(proof: ProofFolder, unit: int) -> None:
     config = build_config(asked.config, "the config of the proof")
     tape = Tape(proof.tape(unit))
     device = torch.device(asked.device)
-    proof.keep_alone(unit, retrain(config, proof.facts(), device, asked.units[unit], tape))
+    blocks = asked.units[unit]
+    initial = proof.initial(blocks)
+    proof.keep_alone(unit, retrain(config, proof.facts(), device, blocks, tape, initial))
 
 
 def _forked(work: Callable[[], None]) -> str:

@@ -18,7 +18,7 @@ from pipeline.signals import signals_held
 from pipeline.system.interpreter import python_command, python_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from pipeline.config.sections import Config
@@ -56,8 +56,12 @@ def ask(
     device: str,
     steps: int,
     folder: Path,
+    initial: Mapping[int, bytes],
 ) -> None:
     """Prepare a proof in a folder that is empty.
+
+    Args:
+        initial: what blocks begin with that another run has learned (`Initial.files`).
 
     Raises:
         ConfigError: for global backprop, and where the tapes would not fit.
@@ -75,7 +79,7 @@ def ask(
             "data.batch_size, or another folder for temporary files (TMPDIR)"
         )
     units = tuple(tuple(spec.index for spec in unit) for unit in learning_units(specs))
-    ProofFolder(folder).ask(Asked(config_tree(config), device, steps, units))
+    ProofFolder(folder).ask(Asked(config_tree(config), device, steps, units), initial)
 
 
 def carry_out(folders: Sequence[Path]) -> None:

@@ -23,6 +23,7 @@ from pipeline.data.batches import load_batches
 from pipeline.device.cuda_graphs import CudaGraphCapture
 from pipeline.errors import PipelineError, one_line
 from pipeline.kernels.memory_layout import as_it_arrives, is_channels_last
+from pipeline.learning.block_file import decode_block
 from pipeline.learning.build import build_blocks, build_stage, prepare_process, stage_of
 from pipeline.locality.trace import Fault, Step, Trace
 from pipeline.network.from_config import network_specs
@@ -31,7 +32,7 @@ from pipeline.schedule.feed import Feed, Position, course_of
 from pipeline.schedule.items import EvaluationBatch, TrainBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -111,12 +112,14 @@ def record(
     steps: int,
     units: Sequence[Sequence[int]],
     tapes: Sequence[Tape],
+    initial: Mapping[int, bytes],
 ) -> tuple[list[Trace], DataFacts]:
     """Train the whole network, and write a tape of what each unit receives.
 
     Args:
         steps: of training; in greedy training, where each block has to learn, it may take more.
         units: the blocks of each, by index; all blocks of the network.
+        initial: what blocks begin with that another run has learned, as block files have it.
 
     Returns:
         The traces of all units, and what is known of the data now that they were read. What goes
@@ -127,10 +130,11 @@ def record(
     specs = network_specs(config, batches.facts)
     blocks = build_blocks(config, specs, range(len(specs)), device)
     graphs = CudaGraphCapture(device)
-    traced = [
-        TracedUnit(stage_of(config, batches.facts, [blocks[at] for at in unit], device, graphs))
+    stages = [
+        stage_of(config, batches.facts, [blocks[at] for at in unit], device, graphs)
         for unit in units
     ]
+    traced = [_traced(stage, initial) for stage in stages]
     whole = course_of(config, specs, batches.steps_per_epoch, batches.evaluation_batches)
     for item in Feed(shortened(whole, steps), Position()):
         arrays = _arrays(batches, item)
@@ -139,6 +143,11 @@ def record(
         if any(unit.fault for unit in traced):
             break
     return [unit.trace() for unit in traced], batches.facts
+
+
+def _traced(stage: Stage, initial: Mapping[int, bytes]) -> TracedUnit:
+    stage.begin_with({block: decode_block(data) for block, data in initial.items()})
+    return TracedUnit(stage)
 
 
 def _pass_through(item: Item, tensors: Tensors, units: Sequence[tuple[TracedUnit, Tape]]) -> None:
@@ -159,14 +168,19 @@ def _pass_through(item: Item, tensors: Tensors, units: Sequence[tuple[TracedUnit
 
 
 def retrain(
-    config: Config, facts: DataFacts, device: torch.device, blocks: Sequence[int], tape: Tape
+    config: Config,
+    facts: DataFacts,
+    device: torch.device,
+    blocks: Sequence[int],
+    tape: Tape,
+    initial: Mapping[int, bytes],
 ) -> Trace:
     """Train a unit alone, in a process that trains no other."""
     prepare_process(device, config.runtime.threads_per_stage)
     torch.default_generator.manual_seed(os.getpid())  # what it would draw belongs to the process
     unit = None
     try:
-        unit = TracedUnit(build_stage(config, facts, blocks, device))
+        unit = _traced(build_stage(config, facts, blocks, device), initial)
         for item, tensors in tape.read(device):
             unit.train(item, tensors)
     except (Exception, SystemExit) as error:  # whatever a user's own code raises

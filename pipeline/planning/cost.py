@@ -250,10 +250,19 @@ def _held_numbers(spec: BlockSpec) -> int:
 
 
 def _passing_numbers(spec: BlockSpec) -> int:
-    """Per example, of a block that learns nothing: what arrives, the activation, what is passed on,
-    all for a moment only."""
+    """Per example, of a block that learns nothing: what arrives, what is made of it one after the
+    other, and what is passed on or added to it, all of which is gone with the next block."""
+    size = prod(spec.shape)
+    arrived = _arrived_numbers(spec) + spec.same_group * prod(spec.in_shape)
+    held = arrived + spec.activates_input * prod(spec.in_shape) + size
+    if spec.shortcut is not None:
+        layer = spec.shortcut.layer
+        if layer is None:
+            return held + 2 * size
+        return held + layer.in_features * prod(spec.shape[1:]) * layer.stride**2 + 2 * size
+    is_made_anew = spec.custom is not None or (spec.norms_output and not spec.passes_raw)
     passed = 0 if _passes_all(spec) else prod(spec.out_shape)
-    return prod(spec.in_shape) + prod(spec.shape) + passed
+    return held + max(is_made_anew * size, passed)
 
 
 def _arrived_numbers(spec: BlockSpec) -> int:

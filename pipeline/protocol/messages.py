@@ -28,7 +28,7 @@ from pipeline.schedule.items import (
 )
 from pipeline.schedule.reports import Fingerprint, PassReport, StageState, Tally, Timeline
 
-PROTOCOL_VERSION = 11
+PROTOCOL_VERSION = 12
 EXAMPLE_TYPES, TARGET_TYPES = ("uint8", "float32", "int64"), ("int64", "float32")
 MAX_DIMENSIONS = 8
 _FEATURE_MAPS = 4  # dimensions: (n, C, H, W)
@@ -134,9 +134,10 @@ class Setup:
     """Coordinator: become this stage, or begin again as this stage.
 
     If `resumed`, there is a state to start from, that of step `last_batch_id`: block files in
-    the order of `blocks`, attached or, if `kept`, in the worker's own memory. `attempt` counts
-    how often the run has begun again. The state is looked at after each batch to `check_until`;
-    what the stage does is recorded to batch `record_until`, and handed over as a `Timeline`.
+    the order of `blocks`, attached or, if `kept`, in the worker's own memory. Else tensors are
+    attached that blocks `initial` begin with, a file each. `attempt` counts how often the run has
+    begun again. The state is looked at after each batch to `check_until`; what the stage does is
+    recorded to batch `record_until`, and handed over as a `Timeline`.
     `config`: the tree of the configuration, but for where images lie; a stage checks it again.
     """
 
@@ -155,6 +156,7 @@ class Setup:
     progress_interval_s: float
     check_until: int = 0
     record_until: int = 0
+    initial: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         # refused here, where types and shapes of all that travels are known

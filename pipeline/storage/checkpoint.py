@@ -43,10 +43,23 @@ Form: TypeAlias = Literal["full", "weights"]
 
 
 @dataclass(frozen=True, slots=True)
+class Initial:
+    """What a network begins with that another run has learned (`model.init_from`).
+
+    `files`: of some blocks, the tensors that were taken, as block files have them. `source`: where
+    they are from, as JSON values. `notes`: for people.
+    """
+
+    files: Mapping[int, bytes] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class RunState:
     """What a run starts from, or is saved as: a consistent cut through all stages.
 
-    At the start of a fresh run there are no files yet.
+    At the start of a fresh run there are no files yet, but perhaps an `initial` part of them.
     """
 
     position: Position = field(default_factory=Position)
@@ -64,6 +77,8 @@ class RunState:
     """What those tests have shown whose weights could be kept: the others had no snapshot."""
     is_best: bool = False
     """Whether these are the weights that `kept` names as the best."""
+    initial: Initial = field(default_factory=Initial)
+    """Of a fresh run: what its blocks begin with in place of what is drawn for them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,8 @@ def checkpoint_at(run: Folder, at: str | int) -> Checkpoint:
         names["last"] = list(names.values())[-1]
     elif at != "best":
         raise ConfigError(
-            Option("at"), f" {at!r}: of the checkpoints of {run.path} only 'best' is there: use that"
+            Option("at"),
+            f" {at!r}: of the checkpoints of {run.path} only 'best' is there: use that",
         )
     if best:
         names["best"] = best

@@ -31,6 +31,7 @@ class StageControl:
         self._kept = KeptStates()
         self._setup: tuple[Setup, Sequence[memoryview]] | None = None
         """With its block files; not begun with yet."""
+        self._initial: dict[int, memoryview] = {}
 
     def say(self, message: WorkerMessage, attached: Sequence[bytes | memoryview] = ()) -> None:
         """To the coordinator. Raises ProtocolError where it is not this stage's turn to say so."""
@@ -53,14 +54,21 @@ class StageControl:
         self.say(state, files)
 
     def await_setup(self) -> Setup:
-        """What to be; block files that came with it are kept."""
+        """What to be; block files of a state that came with it are kept."""
         while self._setup is None:
             self._hear(LINK_TIMEOUT_S)
         (setup, files), self._setup = self._setup, None
         if setup.resumed and not setup.kept:
             self._kept.add(setup.last_batch_id, files)
+        elif not setup.resumed:
+            self._initial = dict(zip(setup.initial, files, strict=True))
         self._kept.drop_after(setup.last_batch_id)
         return setup
+
+    def take_initial(self) -> dict[int, memoryview]:
+        """By block, the files of what it begins with, as far as another run has learned that."""
+        initial, self._initial = self._initial, {}
+        return initial
 
     def files_after(self, step: int) -> Sequence[bytes | memoryview]:
         """The block files of a state that is kept.

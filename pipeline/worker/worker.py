@@ -134,6 +134,9 @@ class Worker:
             files = zip(setup.blocks, self._control.files_after(last), strict=True)
             stage.load({block: decode_block(bytes(data)) for block, data in files})
             runner.resume(setup.epoch, setup.tallies)
+        else:
+            taken = self._control.take_initial().items()
+            stage.begin_with({block: decode_block(bytes(data)) for block, data in taken})
         code = own_code(self._invitation.user_code)
         self._control.say(Ready(setup.attempt, links.address, code, initial))
         return runner, links

@@ -131,6 +131,10 @@ WRONG_VALUES = [
     ("runtime", "max_in_flight", "65", "65", "less than or equal to 64"),
     ("runtime", "stall_timeout_s", ".inf", "inf", "finite number"),
     ("runtime", "heartbeat_timeout_s", "", "null", "valid number"),
+    ("runtime", "keep_best", "first", "'first'", "use true, false, test, validation or last"),
+    ("runtime", "keep_best", "1", "1", "use true, false, test, validation or last"),
+    ("runtime", "best_form", "half", "'half'", "'full' or 'weights'"),
+    ("model", "freeze", "0", "0", "input should be a list, as [0]"),
 ]
 
 
@@ -294,6 +298,52 @@ IMPOSSIBLE = [
             "glob, without loss.bio",
         )
         for loss in ("loss.name=sim", "loss.bio=true")
+    ),
+    (
+        "runtime.keep_best=validation",
+        "runtime.keep_best validation: no share is kept for validation: set data.validation, as "
+        "0.1, or use true",
+    ),
+    (
+        "runtime.keep_best=test data.validation=0.2",
+        "runtime.keep_best test: with data.validation 0.2 that share is tested on, not the test "
+        "set: use validation or true, or leave data.validation out",
+    ),
+    *(
+        (
+            f"runtime.keep_best={best} runtime.eval_every_epochs=0 {more}".strip(),
+            f"runtime.keep_best {best} goes by tests: runtime.eval_every_epochs must be at least 1",
+        )
+        for best, more in (("test", ""), ("validation", "data.validation=0.2"))
+    ),
+    (
+        "runtime.keep_best=false runtime.best_form=weights",
+        "runtime.best_form weights is of checkpoints/best, and runtime.keep_best false keeps none: "
+        "use true or last",
+    ),
+    (
+        "model.init_from=5",
+        "model.init_from: expected keys and values (run, checkpoint, blocks), found 5",
+    ),
+    (
+        "model.init_from.run=a model.init_from.checkpoint=first",
+        "model.init_from.checkpoint: 'first' is not allowed: use last, best, or the step of a "
+        "checkpoint",
+    ),
+    (
+        "model.init_from.run=a model.init_from.blocks=[]",
+        "model.init_from.blocks: is empty; at least 1 is needed",
+    ),
+    *(
+        (
+            f"model.freeze=[0] loss.name={name}",
+            f"model.freeze needs blocks that learn alone; loss.name {name} trains them together",
+        )
+        for name in ("glob", "glob+pred")
+    ),
+    (
+        "model.freeze=[0] optimizer.blocks.0.lr=1",
+        "optimizer.blocks: block 0 is frozen (model.freeze), and has no optimizer",
     ),
     ("schedule.milestones=[5,5]", "schedule.milestones [5, 5] must increase strictly"),
     ("schedule.milestones=[6,5]", "schedule.milestones [6, 5] must increase strictly"),
@@ -777,3 +827,25 @@ def test_own_data_are_named_by_where_they_are_from(tmp_path: Path) -> None:
         assert (config.data.name, config.data.is_own) == (name, True)
         path.write_text(dump_config(config))
         assert load_config(path) == config
+
+
+def test_a_run_to_begin_from_is_a_folder_or_says_more(file: Path) -> None:
+    plain = load_config(written(file, SMALLEST), ("model.init_from=runs/one",))
+    assert plain.model.init_from is not None
+    assert plain.model.init_from.run == "runs/one"
+    assert (plain.model.init_from.checkpoint, plain.model.init_from.blocks) == ("last", None)
+    more = ("model.init_from.run=runs/one", "model.init_from.checkpoint=12")
+    given = load_config(file, (*more, "model.init_from.blocks=[0,2]", "model.freeze=[0]"))
+    assert given.model.init_from is not None
+    assert (given.model.init_from.checkpoint, given.model.init_from.blocks) == (12, (0, 2))
+    for config in (plain, given):
+        again = load_config(written(file, dump_config(config)))
+        assert again == config
+        assert config_tree(again)["model"]["init_from"]["run"] == "runs/one"
+
+
+def test_which_is_the_best_is_told_by_one_key(file: Path) -> None:
+    for text, expected in (("yes", True), ("false", False), ("last", "last"), ("test", "test")):
+        config = load_config(written(file, SMALLEST), (f"runtime.keep_best={text}",))
+        assert config.runtime.keep_best == expected
+    assert load_config(file).runtime.keep_best is True

@@ -131,8 +131,8 @@ def test_a_frozen_block_costs_a_forward_pass_and_its_weights() -> None:
     frozen, linear, output = costs
     assert frozen.train_macs == frozen.forward_macs
     assert (frozen.head_parameters, frozen.state_bytes) == (0, 4 * frozen.parameters)
-    # what arrives, the activation, what is pooled
-    assert frozen.activation_bytes == (3 * 32 * 32 + 4 * 32 * 32 + 4 * 16 * 16) * 8 * 4
+    # what arrives, and pixel by pixel; batch norm's input, the activation
+    assert frozen.activation_bytes == (2 * 3 * 32 * 32 + 2 * 4 * 32 * 32) * 8 * 4
     assert frozen.working_bytes == 0
     learning = linear.parameters + linear.head_parameters + output.parameters
     assert checkpoint_bytes(costs, "adam") == 4 * (frozen.parameters + 3 * learning)
@@ -202,6 +202,10 @@ UNITS = {"name": "wrn-10-2"}
         (UNITS, {"name": "pred"}, "fp32"),
         (UNITS, {"name": "glob"}, "fp32"),
         ({**UNITS, "preactivation": True}, {"name": "pred"}, "fp32"),
+        ({**CONV, "freeze": [0, 1]}, {"name": "predsim"}, "fp32"),
+        ({**CONV, "freeze": [0], "batch_norm": False}, {"name": "pred"}, "fp32"),
+        ({**UNITS, "freeze": [0, 1, 2, 3, 4]}, {"name": "pred"}, "fp32"),
+        ({**UNITS, "freeze": [0, 1, 2], "preactivation": True}, {"name": "pred"}, "fp32"),
         ({**UNITS, "preactivation": True, "dropout": 0.3}, {"name": "glob"}, "fp32"),
     ],
     ids=str,

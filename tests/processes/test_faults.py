@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 from support import processes
-from support.processes import digests, launch, until
+from support.processes import digests, final_digests, launch, until
 
 from launch.engines.fork_messages import Ended, Start
 from launch.engines.local import ForkServerClient, LocalEngine
@@ -178,6 +178,28 @@ def test_recoveries_leave_nothing_open(launcher: Start, tmp_path: Path) -> None:
     assert all(late < early + 2 for early, late in zip(first, last, strict=True)), found
     os.killpg(run.process.pid, signal.SIGTERM)
     assert run.exit_status(15.0) == 130
+
+
+def test_a_run_from_another_loses_a_worker_before_its_first_snapshot(
+    launcher: Start, tmp_path: Path
+) -> None:
+    """All go back to what the run began with, not to what is drawn for a new one."""
+    source = tmp_path / "source"
+    assert launch(tmp_path / "tiny.yaml", source, single=True) == 0
+    settings = (
+        f"model.init_from={source}", "model.freeze=[0]", "schedule.epochs=150",
+        "runtime.checkpoint_every_steps=100000",
+    )  # fmt: skip
+    whole = tmp_path / "whole"
+    assert launch(tmp_path / "tiny.yaml", whole, single=True, overrides=settings) == 0
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    run = launcher("tiny.yaml", "--run-dir", "run", *overrides)
+    run.wait_for("run/metrics.jsonl", '"epoch": 2,')
+    run.workers()[1].kill()
+    assert run.exit_status() == 0
+    assert "replaced; all go back to step 0" in (tmp_path / "run" / "run.log").read_text()
+    assert digests(tmp_path / "run") == digests(whole)
+    assert final_digests(whole)[0] != final_digests(source)[0]  # which has heads
 
 
 KILLED_AT_START = """\

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from support.cheating_rules import Hook
 from support.locality import config_with, specs_of
+from support.processes import launch
 
 from launch.verify import main as verify
 from pipeline.data.facts import data_facts
@@ -69,7 +70,8 @@ class Proofs:
             self._of[name] = config, specs_of(config)
             facts = data_facts(config.data)
             (folder / name).mkdir()
-            ask(*(config, facts, self._of[name][1]), device="cpu", steps=4, folder=folder / name)
+            given = config, facts, self._of[name][1]
+            ask(*given, device="cpu", steps=4, folder=folder / name, initial={})
         carry_out([folder / name for name in self._of])
 
     def verdict(self, name: str) -> Verdict:
@@ -132,6 +134,27 @@ def test_the_command_says_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert last == "local: 3 blocks retrained alone from 3 batches, bit for bit equal"
     assert status == 0
     assert [path.name for path in tmp_path.iterdir()] == ["this.yaml"]
+
+
+def test_a_run_that_begins_from_another_is_local_and_equal(tmp_path: Path) -> None:
+    """Blocks alone begin with what the others took, too; a frozen one learns nothing there."""
+    begin = (
+        "--steps",
+        "2",
+        "--set",
+        f"model.init_from={tmp_path / 'run'}",
+        "--set",
+        "model.freeze=[0]",
+    )
+    status, says = verified(tmp_path, "{name: pred}", *begin)
+    assert (status, len(says)) == (2, 1)
+    assert says[0].startswith(f"error: model.init_from {tmp_path / 'run'}: there is no such folder")
+    assert launch(tmp_path / "this.yaml", tmp_path / "run", single=True) == 0
+    status, says = verified(tmp_path, "{name: pred}", *begin)
+    assert (status, says[-1][:50]) == (0, "local: 3 blocks retrained alone from 2 batches, bi")
+    arguments = [str(tmp_path / "this.yaml"), "--gpus", "cpu", "--stages", "2", *begin]
+    result = CliRunner().invoke(verify, arguments)
+    assert result.output.startswith("equal: single mode and 2 stages, ")
 
 
 def test_the_command_names_who_is_not_local(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from pipeline.single import SingleTrainer
 from pipeline.storage.background_writer import BackgroundWriter
 from pipeline.storage.checkpoint import RunState
 from pipeline.storage.folder import Folder
+from pipeline.trained.initial import initial_of
 from pipeline.transport.in_memory import MemoryControl, MemorySender, memory_link
 from pipeline.transport.rejections import Rejections
 from pipeline.worker.heartbeat import Activity
@@ -112,8 +113,9 @@ class Job:
         trace: int = 0,
         **runtime: Any,
     ) -> None:
-        config, start = config_of(**runtime), start or RunState()
+        config = config_of(**runtime)
         specs = network_specs(config, data_facts(config.data))
+        start = start or RunState(initial=initial_of(config, specs))
         costs = block_costs(
             specs, batch_size=8, element_bytes=4, optimizer_name="adam", backprop=False
         )

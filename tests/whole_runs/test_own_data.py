@@ -139,6 +139,12 @@ def test_patience_goes_by_the_validation_share_and_needs_something_to_test_on(
         "error: schedule.patience 1 goes by tests, and there are no examples to test on: keep some "
         "of the training set by data.validation, as 0.1\n"
     )
+    best = ("runtime.keep_best=test", "data.validation=null")
+    assert launch(config, tmp_path / "other", single=True, overrides=best) == 2
+    assert capsys.readouterr().err == (
+        "error: runtime.keep_best test: there are no examples to test on: use last, or keep some "
+        "of the training set by data.validation, as 0.1\n"
+    )
     assert not (tmp_path / "other").exists()
 
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from rich.console import Console
 from support import REPOSITORY
+from support.processes import launch
 
 from launch.job import Job, KnownSpeed, Options
 from launch.plan import cost_cache
@@ -465,3 +466,30 @@ def test_the_configs_that_come_with_it_have_fitting_milestones() -> None:
     for path in paths:
         job = make_job(Options(path, single=True, dry_run=True))
         assert not any("milestones" in one for one in cautions(job)), path
+
+
+@pytest.mark.parametrize(
+    ("model", "drawn"),
+    [
+        (("model.freeze=[0,1]",), "blocks 0, 1 keep"),
+        (
+            ("model.freeze=[1]", "model.init_from.run={run}", "model.init_from.blocks=[0]"),
+            "block 1 ",
+        ),
+        (("model.freeze=[0]", "model.init_from={run}"), ""),
+        (("model.init_from={run}",), ""),
+        ((), ""),
+    ],
+)
+def test_frozen_blocks_that_have_learned_nothing_are_told(
+    tiny: Path, tmp_path: Path, model: tuple[str, ...], drawn: str
+) -> None:
+    run = tmp_path / "run"
+    if any("{run}" in each for each in model):
+        assert launch(tiny, run, single=True, overrides=("schedule.epochs=1",)) == 0
+    overrides = ("schedule.milestones=[]", *(each.format(run=run) for each in model))
+    told = cautions(make_job(Options(tiny, gpus="cpu", dry_run=True, overrides=overrides)))
+    found = [each for each in told if each.startswith("model.freeze: ")]
+    assert [each.startswith(f"model.freeze: {drawn}") for each in found] == [True] * bool(drawn)
+    begins = any(each.startswith("model.init_from: block") for each in told)
+    assert begins is any("{run}" in each for each in model)
