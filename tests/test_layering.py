@@ -107,7 +107,8 @@ LAUNCH: dict[str, Row] = {  # from the ground up; `pipeline` may be imported by 
     "listings": row("plan"),
     "cli": row("job run_directory command completion launcher listings"),
     "series": row("job resume run_directory run_job launcher"),
-    "paper": row("job resume run_directory machine display plan series"),
+    "drawing": row(),
+    "paper": row("job resume run_directory machine display plan series drawing"),
     "grid": row("job resume run_directory display engines command plan launcher cli series"),
     "verify": row("job display engines command completion plan training run_job"),
     "reproduce": row("job run_directory engines command launcher series paper cli"),
@@ -142,7 +143,7 @@ DOORS = {
     "PIL": {"pipeline.data.image_reading", "pipeline.run.event_files"},
     "tensorboard": {"pipeline.run.event_files"},
     "safetensors": {"pipeline.learning.block_file"},
-    "matplotlib": {"launch.paper.figures"},
+    "matplotlib": {"launch.drawing"},
 }
 """Third parties, each with the files that import it."""
 ONLY_IN_LAUNCH = {"click", "rich", "ray"}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from launch.drawing import HOW_TO_GET_IT, can_draw, errors_axis, new_figure, write_svg
 from launch.paper.configs import epochs_text
 from launch.paper.results import best_record
 from launch.paper.table import all_cells, entries_of
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-    from matplotlib.axes import Axes
-
+    from launch.drawing import Axes
     from launch.paper.results import Record
     from launch.paper.table import Entry, Table
 
@@ -49,20 +49,15 @@ def draw_figures(
             curves.setdefault(entry.figure, []).append((entry, record))
     if not curves:
         return []
-    try:
-        import matplotlib as _  # noqa: F401
-    except ImportError:
-        say("no learning curves are drawn: they need matplotlib (pip install '.[figures]')")
+    if not can_draw():
+        say(f"no learning curves are drawn: they need {HOW_TO_GET_IT}")
         return []
     return [_draw(folder / f"{name}.svg", found) for name, found in curves.items()]
 
 
 def _draw(path: Path, curves: Sequence[tuple[Entry, Record]]) -> Path:
     """Two panels with a common scale: training errors, test errors."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=_INCHES, layout="constrained")
+    figure = new_figure(_INCHES)
     train, test = figure.subplots(1, 2, sharey=True)
     for entry, record in curves:
         epochs = epochs_text(record.epochs, entry.epochs)
@@ -73,9 +68,7 @@ def _draw(path: Path, curves: Sequence[tuple[Entry, Record]]) -> Path:
     _name_axes(test, "test error, %")
     figure.suptitle(curves[0][0].title.rpartition(", ")[0])
     path.parent.mkdir(parents=True, exist_ok=True)
-    # byte for byte the same for the same numbers; its text stays text
-    with rc_context({"svg.hashsalt": "local-loss-pipeline", "svg.fonttype": "none"}):
-        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+    write_svg(figure, path)
     return path
 
 
@@ -90,12 +83,7 @@ def _curve(axes: Axes, entry: Entry, errors: Sequence[float | None], label: str)
 
 
 def _name_axes(axes: Axes, errors: str) -> None:
-    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
-
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    errors_axis(axes)
     axes.set_xlabel("epoch")
     axes.set_ylabel(errors)
     axes.grid(visible=True, linewidth=0.3)
