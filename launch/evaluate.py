@@ -2,71 +2,33 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from launch.command import command, run_command
-from launch.read_run import checkpoint_option, existing, read_run, run_argument
+from launch.read_run import (
+    checkpoint_option,
+    data_option,
+    examples_at,
+    existing,
+    own_test_set,
+    read_run,
+    run_argument,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
+    from pathlib import Path
 
     from rich.console import Console
     from rich.table import Table
-    from torch import Tensor
 
-    from launch.read_run import TrainedRun
     from pipeline.trained.evaluation import Evaluation
-    from pipeline.trained.network import TrainedNetwork
 
 _MOST_SHOWN = 20
 """Classes of a matrix of confusions that still fits on a screen."""
 _NAME = 16
-
-
-def own_test_set(network: TrainedNetwork) -> Iterator[tuple[Tensor, Tensor]]:
-    """The run's test set; where its data have none, the share of the training set that was kept for
-    validation.
-
-    Raises:
-        ConfigError: where the data can't be read, or there is nothing to test on.
-    """
-    import torch
-
-    from pipeline.data.batches import load_batches
-    from pipeline.errors import ConfigError
-    from pipeline.system.given import is_given
-
-    config, seed = network.config.data, network.config.runtime.seed
-    if is_given(config.factory):
-        raise ConfigError(
-            "the data of this run are Python objects, which no command has: name others with --data"
-        )
-    batches = load_batches(config.model_copy(update={"validation": None}), seed)
-    if not batches.evaluation_batches:
-        batches = load_batches(config, seed)
-    if not batches.evaluation_batches:
-        raise ConfigError("this run has no test set: name examples with --data")
-    for index in range(batches.evaluation_batches):
-        x, y = batches.evaluation(index)
-        yield torch.from_numpy(x), torch.from_numpy(y)
-
-
-def examples_at(path: Path, trained: TrainedRun) -> Iterator[tuple[Tensor, Tensor]]:
-    """What `--data` leads to.
-
-    Raises:
-        ConfigError: where it can't be read, or the network can't be evaluated on it.
-    """
-    from pipeline.data.beside import labelled_parts
-    from pipeline.system.named_object import naming
-
-    network = trained.network
-    with naming(f"--data {path}"):
-        for x, y in labelled_parts(path, network.config.data, network.facts, trained.classes):
-            yield from network.parts(x, y)
 
 
 def report(found: Evaluation, names: Sequence[str], blocks: Sequence[str], about: str) -> None:
@@ -151,13 +113,7 @@ def tree(found: Evaluation, names: Sequence[str], blocks: Sequence[str]) -> dict
 
 @command
 @run_argument
-@click.option(
-    "--data",
-    metavar="PATH",
-    type=click.Path(path_type=Path),
-    help="Other examples: an .npz file (x_test and y_test, or X and y), or a folder with a folder "
-    "of images for each class. [default: the run's own test set]",
-)
+@data_option
 @checkpoint_option
 @click.option(
     "--every-depth",

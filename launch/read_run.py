@@ -1,5 +1,5 @@
 """The trained network of a run's folder, as commands that only read a run name it: their common
-argument and option, and what these mean."""
+argument and options, and what these mean."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.errors import ConfigError, as_option, worded
+from pipeline.errors import ConfigError, Option, as_option, worded
+from pipeline.system.paths import file_named
 
 if TYPE_CHECKING:
-    from pipeline.errors import Option
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
     from pipeline.trained.network import TrainedNetwork
 
 
@@ -24,6 +28,15 @@ checkpoint_option = click.option(
     show_default=True,
     help="The newest checkpoint, that of the lowest tested error, or that of a step.",
 )
+data_option = click.option(
+    "--data",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="Other examples: an .npz file (x_test and y_test, or X and y), or a folder with a folder "
+    "of images for each class. [default: the run's own test set]",
+)
+
+_OUT = Option("out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +83,48 @@ def read_run(path: Path, checkpoint: str) -> TrainedRun:
     return TrainedRun(network, tuple(names), found.state.position.step)
 
 
+def own_test_set(network: TrainedNetwork) -> Iterator[tuple[Tensor, Tensor]]:
+    """The run's test set; where its data have none, the share of the training set that was kept for
+    validation.
+
+    Raises:
+        ConfigError: where the data can't be read, or there is nothing to test on.
+    """
+    import torch
+
+    from pipeline.data.batches import load_batches
+    from pipeline.system.given import is_given
+
+    config, seed = network.config.data, network.config.runtime.seed
+    if is_given(config.factory):
+        raise ConfigError(
+            "the data of this run are Python objects, which no command has: name others with --data"
+        )
+    batches = load_batches(config.model_copy(update={"validation": None}), seed)
+    if not batches.evaluation_batches:
+        batches = load_batches(config, seed)
+    if not batches.evaluation_batches:
+        raise ConfigError("this run has no test set: name examples with --data")
+    for index in range(batches.evaluation_batches):
+        x, y = batches.evaluation(index)
+        yield torch.from_numpy(x), torch.from_numpy(y)
+
+
+def examples_at(path: Path, trained: TrainedRun) -> Iterator[tuple[Tensor, Tensor]]:
+    """What `--data` leads to.
+
+    Raises:
+        ConfigError: where it can't be read, or the network can't be evaluated on it.
+    """
+    from pipeline.data.beside import labelled_parts
+    from pipeline.system.named_object import naming
+
+    network = trained.network
+    with naming(f"--data {path}"):
+        for x, y in labelled_parts(path, network.config.data, network.facts, trained.classes):
+            yield from network.parts(x, y)
+
+
 def existing(option: str, path: Path) -> Path:
     """The path.
 
@@ -78,4 +133,17 @@ def existing(option: str, path: Path) -> Path:
     """
     if not path.exists():
         raise ConfigError(f"{option} {path}: there is no such file or folder")
+    return path
+
+
+def to_write(out: str | None, default: str, *, overwrite: bool) -> Path:
+    """The file that `--out` names; None: `default`, in the current folder.
+
+    Raises:
+        ConfigError: as `file_named`, and where it is there and is not to be written over.
+    """
+    path = Path.cwd() / default if out is None else file_named(_OUT, out)
+    if path.exists() and not overwrite:
+        again = Option("overwrite")
+        raise ConfigError(_OUT, f" {path}: is there already: name another, or give ", again)
     return path

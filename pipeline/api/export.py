@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError, Option, one_line, worded
 from pipeline.storage.atomic import reason, replace_in
 from pipeline.storage.folder import Folder
 from pipeline.system.given import Given
-from pipeline.system.paths import expanded
+from pipeline.system.paths import file_named
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -121,12 +121,7 @@ def write_export(
 def _file(run_dir: str | Path, format: Format, out: str | Path | None) -> Path:
     if out is None:
         return Path.cwd() / f"{Path(run_dir).resolve().name}{SUFFIXES[format]}"
-    path = expanded(_OUT, out)
-    if path.is_dir():
-        raise ConfigError(_OUT, f" {path}: is a folder: name a file in it")
-    if not path.parent.is_dir():
-        raise ConfigError(_OUT, f" {path}: there is no folder {path.parent}: make it")
-    return path
+    return file_named(_OUT, out)
 
 
 def _example(run: Loaded, preprocess: bool) -> Tensor:

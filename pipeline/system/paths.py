@@ -25,3 +25,17 @@ def expanded(what: str | Option, path: str | Path) -> Path:
     unknown = "this user has no home folder" if user == "~" else f"there is no user {user[1:]}"
     cure = f"write the folder out, or ./{path} for one here"
     raise ConfigError(what, f" {path}: {unknown}; {cure}")
+
+
+def file_named(what: str | Option, path: str | Path) -> Path:
+    """The path of a file that is to be written; `what` as for `expanded`.
+
+    Raises:
+        ConfigError: where it is a folder, or there is no folder for it; as `expanded`.
+    """
+    found = expanded(what, path)
+    if found.is_dir():
+        raise ConfigError(what, f" {found}: is a folder: name a file in it")
+    if not found.parent.is_dir():
+        raise ConfigError(what, f" {found}: there is no folder {found.parent}: make it")
+    return found
