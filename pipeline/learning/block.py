@@ -192,8 +192,7 @@ class Block(nn.Module):
     def _built_in_loss(self, activation: Activation, targets: Tensor, x: Tensor) -> LossValue:
         assert isinstance(self.rule, BuiltIn), "asked of no other"
         if self.spec.passes_raw:
-            with self.autocast():
-                activation = Activation(self._normed(activation.h, self.bn))
+            activation = Activation(self.seen(activation.h))
         return self.rule.value(activation, targets, x)
 
     def scores(self, h: Tensor, onwards: Batch) -> Tensor | None:
@@ -207,8 +206,14 @@ class Block(nn.Module):
         if self.calls is not None:
             return self.calls.scores(h, onwards)
         with self.autocast():
-            seen = self._normed(h, self.bn) if self.spec.passes_raw else h
-            return self.rule.scores(seen, onwards)
+            return self.rule.scores(self.seen(h), onwards)
+
+    def seen(self, h: Tensor) -> Tensor:
+        """An activation as heads see it: that of a sum which is passed on as it is is normed."""
+        if not self.spec.passes_raw:
+            return h
+        with self.autocast():
+            return self._normed(h, self.bn)
 
     def update(self, gradients: Sequence[Tensor | None], lr: float | Tensor) -> None:
         """Let the optimizer use `gradients`, one per parameter in order; None: no step for it."""

@@ -8,7 +8,7 @@ makes those after it unnecessary, and the blocks' predictions can be put togethe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +18,13 @@ from pipeline.learning.counters import Confusion
 from pipeline.schedule.reports import rows_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from torch import Tensor
 
     from pipeline.trained.network import TrainedNetwork
 
+Watch: TypeAlias = "Callable[[Tensor, Tensor, Sequence[Tensor | None]], None]"
 _MOST_CLASSES = 1000
 """With more, confusions are not counted: a million numbers are nothing to look at."""
 
@@ -74,12 +75,14 @@ def evaluate(
     confusion: bool = False,
     by_depth: bool = False,
     exit_at: float | None = None,
+    watch: Watch | None = None,
 ) -> Evaluation:
     """Evaluate a network on batches of examples (n, …) and targets (n, …) as the run's data are.
 
     Args:
         by_depth: what each block predicts; exit_at: the probability, from 0 to 1, of its most
-            likely class at which a block is sure enough, with `by_depth`.
+            likely class at which a block is sure enough, with `by_depth`; watch: is called
+            with the examples and classes of each batch, and what each block predicts of them.
 
     Raises:
         ConfigError: for exits where an example has several targets, or none that is a class.
@@ -88,14 +91,17 @@ def evaluate(
     if exit_at is not None and (facts.target_shape or not facts.classes):
         raise ConfigError("exits need one class for each example")
     counts = _Counts(facts.classes, exit_at)
-    looks = (confusion or by_depth) and bool(facts.classes)
+    looks = (confusion or by_depth or watch is not None) and bool(facts.classes)
     examples = 0
     stage.evaluation.reset()
     for batch_id, (x, y) in enumerate(batches, 1):  # as in the run's tests
         examples += len(x)
         stage.evaluate(x, y, send=lambda *sent: None, batch_id=batch_id)
         if looks:
-            counts.add(stage.scores(x, y, batch_id), y)
+            scores = stage.scores(x, y, batch_id)
+            counts.add(scores, y)
+            if watch is not None:
+                watch(x, y, scores)
     tally = stage.evaluation.read()[-1]
     return Evaluation(
         examples,
