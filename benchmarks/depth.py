@@ -17,11 +17,10 @@ from benchmarks.lib.report import Finding, Report
 from benchmarks.lib.result_files import RESULTS, make_writable, write_result
 from launch.command import DONE
 from launch.display.format import NOTHING, markdown
-from launch.evaluate import own_test_set
 from launch.job import Options
 from launch.launcher import launch
 from launch.machine.provenance import read_starts
-from launch.read_run import read_run
+from launch.read_run import own_test_set, read_run
 from launch.run_directory import folder_named, holds_run
 from pipeline.config.sections import config_tree
 from pipeline.errors import ConfigError

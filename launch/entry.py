@@ -97,6 +97,15 @@ def pipeline_init() -> None:
     main()
 
 
+def pipeline_report() -> None:
+    try:
+        leave_current_folder()
+        from launch.report.command import main
+    except KeyboardInterrupt:
+        raise _interrupted() from None
+    main()
+
+
 def _interrupted() -> SystemExit:
     """Ctrl-C while modules are imported, before anything of the command's own could hear it."""
     print("interrupted", file=sys.stderr)

@@ -117,9 +117,10 @@ LAUNCH: dict[str, Row] = {  # from the ground up; `pipeline` may be imported by 
     "evaluate": row("command plan read_run"),
     "predict": row("command read_run"),
     "export": row("command read_run"),
+    "report": row("command run_directory machine display read_run drawing"),
     "first_config": row("job plan"),
     "init": row("command first_config"),
-    "entry": row("cli verify reproduce sweep evaluate predict export init"),
+    "entry": row("cli verify reproduce sweep evaluate predict export report init"),
 }
 
 TRACING = {
@@ -144,6 +145,7 @@ DOORS = {
     "tensorboard": {"pipeline.run.event_files"},
     "safetensors": {"pipeline.learning.block_file"},
     "matplotlib": {"launch.drawing"},
+    "jinja2": {"launch.report.page"},
 }
 """Third parties, each with the files that import it."""
 ONLY_IN_LAUNCH = {"click", "rich", "ray"}

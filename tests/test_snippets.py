@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     [
         ("docs/data.md", 7),
         ("docs/rules.md", 5),
-        ("docs/after_training.md", 10),
+        ("docs/after_training.md", 11),
         ("docs/files.md", 3),
         pytest.param("docs/recovery.md", 3, marks=pytest.mark.processes),
         ("docs/sweeps.md", 3),

@@ -17,7 +17,7 @@ from launch.cli import main
 
 COMMANDS = {
     script.name: re.findall(
-        r"from (launch\.\w+) import main",
+        r"from (launch\.[\w.]+) import main",
         inspect.getsource(getattr(launch.entry, script.value.partition(":")[2])),
     )[0]
     for script in entry_points(group="console_scripts")

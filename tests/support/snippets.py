@@ -14,6 +14,7 @@ import launch.cli
 import launch.evaluate
 import launch.export
 import launch.predict
+import launch.report.command
 import launch.reproduce
 import launch.sweep
 import launch.verify
@@ -31,6 +32,7 @@ COMMANDS = {
     "pipeline-eval": launch.evaluate.main,
     "pipeline-predict": launch.predict.main,
     "pipeline-export": launch.export.main,
+    "pipeline-report": launch.report.command.main,
     "pipeline-verify": launch.verify.main,
     "pipeline-reproduce": launch.reproduce.main,
     "pipeline-sweep": launch.sweep.main,

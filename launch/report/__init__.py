@@ -1,0 +1,1 @@
+"""pipeline-report: what a run leaves, to look at: one HTML file that needs nothing else."""

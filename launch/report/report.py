@@ -1,0 +1,108 @@
+"""Reads runs, looks at their networks, and writes the page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from launch.drawing import HOW_TO_GET_IT, can_draw
+from launch.machine.provenance import program
+from launch.read_run import checkpoint_named
+from launch.report import about, confusion, curves, depth, filters, similarity, speed, timeline
+from launch.report.looks import look
+from launch.report.material import read_material
+from launch.report.page import html
+from launch.report.room import MOST_RUNS, room_for
+from launch.report.run import Run
+from pipeline.errors import ConfigError
+from pipeline.storage.atomic import reason, replace_in
+from pipeline.storage.folder import Folder
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+def write_report(
+    paths: Sequence[Path],
+    to: Path,
+    checkpoint: str,
+    *,
+    data: Path | None,
+    exit_at: float,
+    examples: int | None,
+) -> int:
+    """Write the page about runs to a file; gives its bytes.
+
+    Raises:
+        ConfigError: where matplotlib is missing, a folder holds no run or no such checkpoint,
+            `data` can't be read, or the file can't be written.
+        CheckpointError: where a checkpoint is damaged.
+    """
+    if not can_draw():
+        raise ConfigError(f"pipeline-report draws with matplotlib: install {HOW_TO_GET_IT}")
+    if len(paths) > MOST_RUNS:
+        raise ConfigError(f"RUN…: {len(paths)} runs; a page shows {MOST_RUNS} at most")
+    found = [
+        read_material(path, name, checkpoint_named(checkpoint))
+        for path, name in zip(paths, names(paths), strict=True)
+    ]
+    runs = [
+        Run(number, files, look(files.path, checkpoint, data, exit_at, examples))
+        for number, files in enumerate(found)
+    ]
+    text = page(runs, "its own test set" if data is None else str(data), exit_at)
+    with Folder.open(to.parent) as folder:
+        try:
+            replace_in(folder, to.name, text.encode())
+        except OSError as error:
+            raise ConfigError(
+                f"--out {to}: can't be written: {reason(error, folder)}; make room, or choose "
+                "another folder"
+            ) from None
+    return len(text.encode())
+
+
+def names(paths: Sequence[Path]) -> list[str]:
+    """What to call runs: as their folders, or as they were given where these have equal names."""
+    short = [path.resolve().name for path in paths]
+    return short if len(set(short)) == len(short) else list(map(str, paths))
+
+
+def page(runs: Sequence[Run], examples: str, exit_at: float) -> str:
+    """The page about runs that were looked at on examples."""
+    several = len(runs) > 1
+    room = room_for(len(runs))
+    sections = [
+        *([about.results(runs)] if several else []),
+        curves.section(runs, room.points),
+        depth.section(runs, exit_at),
+        similarity.section(runs, room.blocks),
+        filters.section(runs),
+        confusion.section(runs, room.images),
+        speed.speed_section(runs),
+        timeline.section(runs, room.bars),
+        speed.memory_section(runs),
+        about.plan_section(runs),
+        about.settings_section(runs),
+    ]
+    return html(
+        f"{len(runs)} runs" if several else runs[0].name,
+        [_about(run, examples, several=several) for run in runs],
+        [] if several else about.facts(runs[0]),
+        sections,
+        several=several,
+        program=program(),
+    )
+
+
+def _about(run: Run, examples: str, *, several: bool) -> str:
+    """What is looked at, in two sentences."""
+    found, on = run.looks.evaluation, run.files.data.get("name")
+    first = f"{run.name}: loss" if several else "A network trained with the loss"
+    data = f" on the data {on}" if on else ""
+    if isinstance(found, str):
+        return f"{first} {run.files.loss}{data}. What its files say, up to step {run.files.step}."
+    return (
+        f"{first} {run.files.loss}{data}. Pictures show its checkpoint of step {run.files.step}, "
+        f"on {found.examples} examples of {examples}."
+    )
