@@ -34,7 +34,7 @@ def last_lines(
     # under `runtime.keep_best last` no test has told which is there
     path, has_best = str(run.path), state.kept.epoch > 0 and _has_best(run)
     best = ["--checkpoint", BEST] if has_best else []
-    commands = [["pipeline-eval", path, *best]]
+    commands = [["pipeline-eval", path, *best], ["pipeline-report", path]]
     if not facts.target_shape:
         images = len(facts.shape) == 3 and facts.dtype == "uint8"
         commands.append(["pipeline-predict", path, "IMAGE" if images else "FILE.npz", *best])

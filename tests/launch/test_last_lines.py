@@ -52,15 +52,15 @@ def test_what_was_reached_where_it_lies_and_how_to_go_on(tmp_path: Path) -> None
     assert lines(tmp_path) == [
         "test error 2.50 % after epoch 9; best 2.25 % after epoch 7, in checkpoints/best",
         f"RUN: {WHERE}",
-        "to go on: pipeline-eval RUN --checkpoint best   pipeline-predict RUN IMAGE --checkpoint "
-        "best   pipeline-launch --resume --set schedule.epochs=18",
+        "to go on: pipeline-eval RUN --checkpoint best   pipeline-report RUN   pipeline-predict "
+        "RUN IMAGE --checkpoint best   pipeline-launch --resume --set schedule.epochs=18",
     ]
 
 
 def test_without_a_best_checkpoint_none_is_named(tmp_path: Path) -> None:
     said = lines(tmp_path, best=False)
     assert said[0] == "test error 2.50 % after epoch 9"
-    assert said[2].startswith("to go on: pipeline-eval RUN   pipeline-predict RUN IMAGE   pip")
+    assert said[2].startswith("to go on: pipeline-eval RUN   pipeline-report RUN   pipeline-p")
 
 
 def test_numbers_have_a_loss_and_come_from_a_file(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_the_commands_work_as_they_are_printed(
     done = CliRunner().invoke(launch.cli.main, begun)
     assert done.exit_code == 0, done.output
     said = done.output.splitlines()[-1].removeprefix("to go on: ").split("   ")
-    evaluates, _, resumes = map(shlex.split, said)
+    evaluates, _, _, resumes = map(shlex.split, said)
     found = CliRunner().invoke(launch.evaluate.main, evaluates[1:])
     assert found.exit_code == 0, found.output
     again = CliRunner().invoke(launch.cli.main, resumes[1:])
