@@ -28,7 +28,7 @@ NETWORKS["own"] = lambda: nn.Sequential(
 
 def asked(config: Config, folder: Path, steps: int = 4) -> ProofFolder:
     specs, facts = specs_of(config), data_facts(config.data)
-    ask(config, facts, specs, device="cpu", steps=steps, folder=folder)
+    ask(config, facts, specs, device="cpu", steps=steps, folder=folder, initial={})
     return ProofFolder(folder)
 
 

@@ -84,9 +84,9 @@ def both(config: Config, folder: Path) -> list[tuple[Trace, Trace, int]]:
     """Of each unit: recorded among the others, trained alone, and its last block."""
     units = [[spec.index for spec in unit] for unit in learning_units(specs_of(config))]
     tapes = [Tape(folder / str(at)) for at in range(len(units))]
-    recorded, facts = record(config, CPU, STEPS, units, tapes)
+    recorded, facts = record(config, CPU, STEPS, units, tapes, {})
     alone = [
-        retrain(config, facts, CPU, unit, tape) for unit, tape in zip(units, tapes, strict=True)
+        retrain(config, facts, CPU, unit, tape, {}) for unit, tape in zip(units, tapes, strict=True)
     ]
     return [(one, other, unit[-1]) for one, other, unit in zip(recorded, alone, units, strict=True)]
 
