@@ -41,6 +41,8 @@ _LOOK_FOR = (
     "they are faster."
 )
 
+_IN_TURN = "One process trained all stages in turn: the rows show whose turn it was."
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -136,7 +138,7 @@ def _of_run(run: Run, most: int) -> Iterable[Piece]:
             ("The record ends", found.end - width),
         ):
             yield _picture(run, found, (begin, begin + width), title, most)
-    yield Words(_sentence(found))
+    yield Words(_IN_TURN if run.files.single else _sentence(found))
 
 
 def _slowest(found: Timeline) -> int:
