@@ -112,6 +112,14 @@ def test_wrong_value(here: Path, override: str, says: str) -> None:
     assert refused(here, "tiny.yaml", "--set", override).startswith(says)
 
 
+def test_tensorboard_without_its_package(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.run.event_files.find_spec", lambda name: None)
+    assert refused(here, "tiny.yaml", "--set", "runtime.tensorboard=true") == (
+        "runtime.tensorboard true: needs the package tensorboard: "
+        "pip install 'local-loss-pipeline[tensorboard]', or leave the key out"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

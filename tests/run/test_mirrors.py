@@ -6,12 +6,10 @@ import csv
 import json
 from typing import TYPE_CHECKING, Any
 
-import pytest
 from support.recording import Recording, evaluated, trained
 
-from pipeline.errors import ConfigError
 from pipeline.run import event_files
-from pipeline.run.event_files import EventFiles, check_tensorboard
+from pipeline.run.event_files import EventFiles
 from pipeline.run.metrics import CONFUSION_FILE
 from pipeline.run.mirrors import lines_of
 from pipeline.schedule.feed import Course
@@ -262,9 +260,3 @@ def test_a_row_that_was_never_predicted_is_white(tmp_path: Path) -> None:
         assert [image.getpixel(at) for at in ((9, 9), (200, 9), (9, 200), (200, 200))] == [
             64, 191, 255, 255,
         ]  # fmt: skip
-
-
-def test_a_missing_package_is_named_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_files, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'local-loss-pipeline\[tensorboard\]'"):
-        check_tensorboard()
