@@ -10,6 +10,19 @@ from __future__ import annotations
 import os
 import sys
 
+COMMANDS = {
+    "pipeline-launch": "launch.cli",
+    "pipeline-verify": "launch.verify",
+    "pipeline-eval": "launch.evaluate",
+    "pipeline-predict": "launch.predict",
+    "pipeline-report": "launch.report.command",
+    "pipeline-export": "launch.export",
+    "pipeline-init": "launch.init",
+    "pipeline-sweep": "launch.sweep",
+    "pipeline-reproduce": "launch.reproduce",
+}
+"""Every command, and the module whose `main` it is; pyproject.toml has a script for each."""
+
 
 def leave_current_folder() -> None:
     """Take the current folder from the module path, of this process and of those that it starts;
@@ -26,81 +39,47 @@ def leave_current_folder() -> None:
 
 
 def pipeline_launch() -> None:
-    try:
-        leave_current_folder()
-        from launch.cli import main
-    except KeyboardInterrupt:
-        raise _interrupted() from None
-    main()
+    _begin("pipeline-launch")
 
 
 def pipeline_verify() -> None:
-    try:
-        leave_current_folder()
-        from launch.verify import main
-    except KeyboardInterrupt:
-        raise _interrupted() from None
-    main()
+    _begin("pipeline-verify")
 
 
 def pipeline_eval() -> None:
-    try:
-        leave_current_folder()
-        from launch.evaluate import main
-    except KeyboardInterrupt:
-        raise _interrupted() from None
-    main()
+    _begin("pipeline-eval")
 
 
 def pipeline_predict() -> None:
-    try:
-        leave_current_folder()
-        from launch.predict import main
-    except KeyboardInterrupt:
-        raise _interrupted() from None
-    main()
-
-
-def pipeline_reproduce() -> None:
-    try:
-        leave_current_folder()
-        from launch.reproduce import main
-    except KeyboardInterrupt:
-        raise _interrupted() from None
-    main()
-
-
-def pipeline_export() -> None:
-    try:
-        leave_current_folder()
-        from launch.export import main
-    except KeyboardInterrupt:
-        raise _interrupted() from None
-    main()
-
-
-def pipeline_sweep() -> None:
-    try:
-        leave_current_folder()
-        from launch.sweep import main
-    except KeyboardInterrupt:
-        raise _interrupted() from None
-    main()
-
-
-def pipeline_init() -> None:
-    try:
-        leave_current_folder()
-        from launch.init import main
-    except KeyboardInterrupt:
-        raise _interrupted() from None
-    main()
+    _begin("pipeline-predict")
 
 
 def pipeline_report() -> None:
+    _begin("pipeline-report")
+
+
+def pipeline_export() -> None:
+    _begin("pipeline-export")
+
+
+def pipeline_init() -> None:
+    _begin("pipeline-init")
+
+
+def pipeline_sweep() -> None:
+    _begin("pipeline-sweep")
+
+
+def pipeline_reproduce() -> None:
+    _begin("pipeline-reproduce")
+
+
+def _begin(command: str) -> None:
     try:
         leave_current_folder()
-        from launch.report.command import main
+        from importlib import import_module
+
+        main = import_module(COMMANDS[command]).main
     except KeyboardInterrupt:
         raise _interrupted() from None
     main()

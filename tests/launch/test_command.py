@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from importlib import import_module
 from importlib.metadata import entry_points, version
@@ -14,15 +13,14 @@ from click.testing import CliRunner
 
 import launch.entry
 from launch.cli import main
+from launch.entry import COMMANDS
 
-COMMANDS = {
-    script.name: re.findall(
-        r"from (launch\.[\w.]+) import main",
-        inspect.getsource(getattr(launch.entry, script.value.partition(":")[2])),
-    )[0]
-    for script in entry_points(group="console_scripts")
-    if script.value.startswith("launch.entry:")
-}
+
+def test_every_command_is_installed() -> None:
+    scripts = {script.name: script.value for script in entry_points(group="console_scripts")}
+    for name in COMMANDS:
+        assert scripts[name] == f"launch.entry:{name.replace('-', '_')}"
+        assert callable(getattr(launch.entry, name.replace("-", "_")))
 
 
 @pytest.mark.parametrize("name", COMMANDS)

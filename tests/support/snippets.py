@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+from importlib import import_module
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 import click
 from click.testing import CliRunner
 
-import launch.cli
-import launch.evaluate
-import launch.export
-import launch.predict
-import launch.report.command
-import launch.reproduce
-import launch.sweep
-import launch.verify
+import launch.entry
 from pipeline.config.sections import Config
 
 if TYPE_CHECKING:
@@ -27,15 +21,8 @@ if TYPE_CHECKING:
 A_SNIPPET = re.compile(r"^```(python|yaml|sh)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 A_FILE = re.compile(r"# (\w+\.(?:py|ya?ml))\b")
 """A first line that names the file in which a snippet is to be."""
-COMMANDS = {
-    "pipeline-launch": launch.cli.main,
-    "pipeline-eval": launch.evaluate.main,
-    "pipeline-predict": launch.predict.main,
-    "pipeline-export": launch.export.main,
-    "pipeline-report": launch.report.command.main,
-    "pipeline-verify": launch.verify.main,
-    "pipeline-reproduce": launch.reproduce.main,
-    "pipeline-sweep": launch.sweep.main,
+COMMANDS: dict[str, click.Command] = {
+    name: import_module(module).main for name, module in launch.entry.COMMANDS.items()
 }
 KEYS = {
     f"{section}.{key}"

@@ -135,14 +135,7 @@ def test_ctrl_c_before_anything_has_begun(
 
 
 @pytest.mark.parametrize(
-    "command",
-    [
-        entry.pipeline_launch,
-        entry.pipeline_verify,
-        entry.pipeline_reproduce,
-        entry.pipeline_export,
-        entry.pipeline_sweep,
-    ],
+    "command", [getattr(entry, name.replace("-", "_")) for name in entry.COMMANDS]
 )
 def test_ctrl_c_while_the_first_modules_are_imported(
     monkeypatch: pytest.MonkeyPatch,
