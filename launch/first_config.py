@@ -254,4 +254,4 @@ def _batch_size(images: int) -> int:
     """Of so many training images, such that none is left alone: its mean would be itself."""
     known = ((500, 16), (_FEW, 32), (_MANY, 64))
     wanted = next((size for most, size in known if images < most), 128)
-    return next(size for size in count(wanted) if images % size != 1)
+    return next(size for size in count(min(wanted, images)) if images % size != 1)

@@ -236,8 +236,8 @@ def check_data(config: DataConfig, facts: DataFacts, *, batch_norm: bool) -> Non
 
     Raises:
         ConfigError: for crops, flips or holes in what is no image, crops or holes larger than an
-            image, for batches limited to more classes than there are, and where one image is
-            left for the last batch of an epoch.
+            image, for batches limited to more classes than there are, for fewer images than a
+            batch, and where one image is left for the last batch of an epoch.
     """
     augmented = [key for key in ("crop_padding", "flip", "cutout") if getattr(config, key)]
     if augmented and (len(facts.shape) != 3 or facts.dtype == "int64"):
@@ -259,6 +259,11 @@ def check_data(config: DataConfig, facts: DataFacts, *, batch_norm: bool) -> Non
         raise ConfigError(
             f"data.classes_per_batch {config.classes_per_batch}: more than the {facts.classes}"
             f" classes of {config.name}; allowed: 2 to {facts.classes}, or leave it out"
+        )
+    if 1 < facts.train_images < config.batch_size:  # of a single image is more to be said
+        raise ConfigError(
+            f"data.batch_size {config.batch_size}: more than the {facts.train_images} training"
+            f" examples, so no batch would be full; use {facts.train_images} or fewer"
         )
     if batch_norm:
         _check_last_batch(facts.train_images, config.batch_size)

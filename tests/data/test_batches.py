@@ -188,6 +188,7 @@ def test_digits_and_synthetic_need_neither_torch_nor_torchvision() -> None:
         ),
         ({"train_images": 1}, ["1 training image", "at least 2", "data.train_limit"]),
         ({"train_limit": 1, "batch_size": 1}, ["1 training image"]),
+        ({"batch_size": 23}, ["data.batch_size 23: more than the 22 training examples", "use 22"]),
         ({"batch_size": 7}, ["data.batch_size 7", "22", "data.batch_size 8", "train_limit 21"]),
         ({"train_images": 13, "batch_size": 3}, ["data.batch_size 5", "data.train_limit 12"]),
         ({"train_images": 3, "batch_size": 2}, ["data.batch_size 3", "data.train_limit 2"]),

@@ -244,7 +244,7 @@ data: {name: digits}
     [
         ("model.layers=[32]", "--set 'model.layers=[32, M, 16]'"),
         ("loss.pred_hidden=8", "--set 'loss.pred_hidden=[8, 4]'"),
-        ("data.train_limit=50", "--set data.train_limit=null"),
+        ("data.train_limit=150", "--set data.train_limit=null"),
         ("data.flip=true", "--set data.flip=false"),
     ],
 )
