@@ -175,6 +175,8 @@ def one_line(error: Exception) -> str:
     if not said:
         return kind
     line = said.splitlines()[0].rstrip()  # some begin with empty lines
+    if isinstance(error, WrongKeysError):  # of several, the first line only says how many
+        line = "; ".join(problem.line for problem in error.problems)
     return (line if isinstance(error, PipelineError) else f"{kind}: {line}")[:500]
 
 
