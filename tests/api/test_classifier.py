@@ -88,7 +88,7 @@ def test_losses_are_those_of_fit_and_no_folder_is_left() -> None:
     [
         ({"hidden": ()}, r"hidden \(\): give the units of at least one layer"),
         ({"loss": "pres"}, "loss.name: 'pres' is not allowed"),
-        ({"epochs": 0}, "schedule.epochs"),
+        ({"epochs": 0}, "epochs: 0"),
     ],
 )
 def test_parameters_are_checked_when_it_learns(wrong: dict[str, Any], says: str) -> None:

@@ -251,6 +251,9 @@ class Leak:
         self.sender = sender
         return self
 
+    def wait_for_room(self) -> None:
+        self.sender.wait_for_room()
+
     def send(self, item: Item, payloads: Sequence[Payload] = ()) -> None:
         if isinstance(item, Stop) and not self.lost:
             self.lost = True
