@@ -20,6 +20,7 @@ from pipeline.kernels.recompute import Activation
 from pipeline.learning.heads import heads_of
 from pipeline.learning.losses import (
     LossValue,
+    counted_apart,
     output_loss,
     prediction_loss,
     projected_prediction_loss,
@@ -143,7 +144,7 @@ class HeadLosses(BuiltIn):
         if mapped is not None and self.spec.sim is not None:
             matching = similarity_loss(wide(mapped), target)
             terms.append(self.spec.sim.weight * matching)
-            similarity = matching.detach()
+            similarity = counted_apart(matching)
         loss = sum(terms[1:], start=terms[0])
         return LossValue(loss, errors, cross_entropy, similarity, predicted)
 

@@ -38,6 +38,13 @@ class LossValue(NamedTuple):
         return LossValue(loss, self.errors, self.cross_entropy, self.similarity, self.predicted)
 
 
+def counted_apart(part: Tensor) -> Tensor:
+    """A part of a loss, without a graph."""
+    part = part.detach()
+    # where it is the whole loss, torch.compile (2.14) takes both for one that has no gradient
+    return part.double() if torch.compiler.is_compiling() else part
+
+
 def similarity_matrix(x: Tensor) -> Tensor:
     """S(x): adjusted cosine similarity of the examples in a batch, (n, n), within [-1, 1].
 
@@ -121,7 +128,7 @@ def prediction_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> L
     predicted = logits.detach().argmax(dim=1)
     loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
     errors = (predicted != labels).sum()
-    return LossValue(loss, errors, cross_entropy=loss.detach(), predicted=predicted)
+    return LossValue(loss, errors, cross_entropy=counted_apart(loss), predicted=predicted)
 
 
 def projected_prediction_loss(logits: Tensor, projected: Tensor) -> LossValue:
@@ -129,4 +136,4 @@ def projected_prediction_loss(logits: Tensor, projected: Tensor) -> LossValue:
     over all entries; both (n, k). Section 3.3. It predicts no class."""
     target = (projected > 0).to(logits.dtype)
     loss = F.binary_cross_entropy_with_logits(logits, target)
-    return LossValue(loss, None, cross_entropy=loss.detach())
+    return LossValue(loss, None, cross_entropy=counted_apart(loss))
