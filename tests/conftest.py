@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,6 +76,15 @@ def same_draws_and_threads() -> None:
     torch.manual_seed(0)
     # as a worker does; to hand thousands of tiny sums to threads would take 30 times as long
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def same_module_path() -> Iterator[None]:
+    """A command leaves the current folder, which is the repository's in most tests: others import
+    from it."""
+    before = sys.path[:]
+    yield
+    sys.path[:] = before
 
 
 @pytest.fixture(autouse=True)

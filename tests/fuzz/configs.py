@@ -25,6 +25,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where a script finds `support`
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # rather packages than tests of them
 from support.own_data import FACTORY
 from support.run_in_threads import Fate, Job, train_pipelined
 
