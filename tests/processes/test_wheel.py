@@ -15,7 +15,12 @@ from support import REPOSITORY
 pytestmark = pytest.mark.processes
 PACKAGES = ("pipeline", "launch")
 NO_MODULES = {"pipeline/README.md", "pipeline/py.typed", "launch/py.typed"}
-DATA = {*NO_MODULES, "launch/paper/paper.yaml"}
+DATA = {
+    *NO_MODULES,
+    "launch/paper/paper.yaml",
+    "launch/report/page.css",
+    "launch/report/page.html",
+}
 
 
 def run(command: list[str | Path], folder: Path) -> str:
