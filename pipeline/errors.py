@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 class PipelineError(Exception):
     """Base of everything this project raises on purpose."""
 
+    @property
+    def in_one_line(self) -> str:
+        """What went wrong, where there is room for a line only."""
+        return _first_line(str(self))
+
 
 @dataclass(frozen=True, slots=True)
 class Option:
@@ -91,6 +96,11 @@ class WrongKeysError(ConfigError):
             lines.insert(0, f"{source}: {len(problems)} things are wrong:")
         super().__init__("\n".join(lines))
         self.problems = tuple(problems)
+
+    @property
+    def in_one_line(self) -> str:
+        """All of it: the first of several lines only says how many there are."""
+        return "; ".join(problem.line for problem in self.problems)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -170,14 +180,18 @@ class StageLostError(StageFailedError):
 
 def one_line(error: Exception) -> str:
     """What went wrong in a line: our own errors as they are, others with their type."""
-    said = str(error).strip()
     kind = type(error).__name__
-    if not said:
+    if not str(error).strip():
         return kind
-    line = said.splitlines()[0].rstrip()  # some begin with empty lines
-    if isinstance(error, WrongKeysError):  # of several, the first line only says how many
-        line = "; ".join(problem.line for problem in error.problems)
-    return (line if isinstance(error, PipelineError) else f"{kind}: {line}")[:500]
+    if isinstance(error, PipelineError):
+        return error.in_one_line[:500]
+    return f"{kind}: {_first_line(str(error))}"[:500]
+
+
+def _first_line(text: str) -> str:
+    """Some begin with empty lines."""
+    lines = text.strip().splitlines()
+    return lines[0].rstrip() if lines else ""
 
 
 def cut(text: str, most: int = 100) -> str:
