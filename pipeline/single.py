@@ -209,8 +209,8 @@ class SingleTrainer:
             tallies = [tally for tally in start.tallies if tally.block in plan.blocks]
             runner.resume(run.feed.course.epoch_of(start.position.step), tallies)
         else:
-            initial = start.initial.files.items()
-            stage.begin_with({block: decode_block(data) for block, data in initial})
+            initial = {b: data for b, data in start.initial.files.items() if b in plan.blocks}
+            stage.begin_with({block: decode_block(data) for block, data in initial.items()})
         return runner
 
 
