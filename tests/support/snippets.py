@@ -12,7 +12,7 @@ import click
 from click.testing import CliRunner
 
 import launch.entry
-from pipeline.config.sections import Config
+from pipeline.config.sections import settings
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -23,11 +23,6 @@ A_FILE = re.compile(r"# (\w+\.(?:py|ya?ml))\b")
 """A first line that names the file in which a snippet is to be."""
 COMMANDS: dict[str, click.Command] = {
     name: import_module(module).main for name, module in launch.entry.COMMANDS.items()
-}
-KEYS = {
-    f"{section}.{key}"
-    for section, field in Config.model_fields.items()
-    for key in field.annotation.model_fields
 }
 
 
@@ -69,8 +64,13 @@ def not_understood(document: str) -> list[str]:
                 wrong.append(f"{command} {' '.join(arguments)}: {error!r}")
                 continue
             keys = {key.split("=")[0] for key in given.get("overrides", ())}
-            wrong += [f"{command} --set {key}" for key in keys if not key.startswith(tuple(KEYS))]
+            wrong += [f"{command} --set {key}" for key in sorted(keys) if not _is_known(key)]
     return wrong
+
+
+def _is_known(key: str) -> bool:
+    """Whether it is one of a config, or lies below one."""
+    return any(f"{key}.".startswith(f"{known}.") for known in settings())
 
 
 def _commands(text: str) -> Iterator[list[str]]:
