@@ -37,6 +37,7 @@ from pipeline.storage.checkpoint_writer import (
     checkpoints_of,
 )
 from pipeline.storage.folder import Folder
+from pipeline.storage.line_log import json_lines
 from pipeline.system.paths import expanded
 
 if TYPE_CHECKING:
@@ -83,20 +84,13 @@ def holds_run(path: Path) -> bool:
 
 
 def epoch_lines(run_dir: Path) -> list[dict[str, Any]]:
-    """What the metrics of a run say of each epoch; lines that are damaged are left out."""
-    path = run_dir / METRICS_FILE
-    if not path.exists():
+    """What the metrics of a run say of each trained epoch; lines that are damaged are left out."""
+    if not (run_dir / METRICS_FILE).exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [line for line in map(_parsed, lines) if line.get("event") == "epoch"]
-
-
-def _parsed(line: str) -> dict[str, Any]:
-    try:
-        tree: Any = json.loads(line)
-    except ValueError:  # a line that a crash left half written
-        return {}
-    return tree if isinstance(tree, dict) else {}
+    with Folder.open(run_dir) as folder:
+        lines = json_lines(folder, METRICS_FILE)
+    # epoch 0 is a test before training
+    return [line for line in lines if line.get("event") == "epoch" and line.get("epoch")]
 
 
 @dataclass(frozen=True, slots=True)

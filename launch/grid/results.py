@@ -72,7 +72,7 @@ NUMBERS = tuple(name for name in Result.__dataclass_fields__ if name != "epochs"
 
 def result_in(run_dir: Path) -> Result | None:
     """What the finished run in a folder gave; None where its lines can't be read."""
-    lines = [line for line in epoch_lines(run_dir) if line.get("epoch")]
+    lines = epoch_lines(run_dir)
     if not lines:
         return None
     # in greedy training another block's classifier was tested in earlier phases

@@ -149,8 +149,7 @@ def record_of(entry: Entry, run_dir: Path) -> Record:
     config = load_config(run_dir / CONFIG)
     if not is_finished(run_dir, config):
         raise ConfigError(f"{run_dir}: the run in it is not finished, or never tested")
-    lines = epoch_lines(run_dir)
-    epochs = [line for line in lines if line["epoch"] > 0]
+    epochs = epoch_lines(run_dir)
     speeds = [line["images_per_s"] for line in epochs if line["images_per_s"]]
     stages = epochs[-1]["stages"]
     return Record(

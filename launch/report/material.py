@@ -64,7 +64,7 @@ def read_material(path: Path, name: str, checkpoint: str | int) -> Material:
             name=name,
             path=path,
             step=found.state.position.step,
-            lines=[line for line in epoch_lines(run.path) if line.get("epoch")],
+            lines=epoch_lines(run.path),
             plan=_plan(plan),
             costs=_costs(plan),
             single=bool(plan.get("single")),

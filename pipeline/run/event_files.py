@@ -21,9 +21,9 @@ from socket import gethostname
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError
-from pipeline.run.mirrors import lines_of
 from pipeline.run.table import cells
 from pipeline.storage.atomic import replace_in, write_all
+from pipeline.storage.line_log import json_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -63,7 +63,7 @@ class EventFiles:
         """All events, in a new file. Raises OSError where the disk refuses; the old one stays."""
         tables = {
             line.get("epoch"): line.get("confusion", ())
-            for line in lines_of(self._folder, self._confusions)
+            for line in json_lines(self._folder, self._confusions)
         }
         at = f"{int(time.time())}.{gethostname()}.{os.getpid()}.{next(self._numbers)}"
         data = b"".join(_events(line, tables.get(line["epoch"], ())) for line in lines)

@@ -9,10 +9,10 @@ disk that refuses: what a mirror lacks is in metrics.jsonl.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.storage.atomic import reason
+from pipeline.storage.line_log import json_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -73,7 +73,7 @@ class Mirror:
             return
         try:
             if not is_done():
-                if lines := lines_of(self._folder, self._source):
+                if lines := json_lines(self._folder, self._source):
                     self._form.write(lines)
                 self._whole = bool(lines)
         except OSError as error:
@@ -84,21 +84,3 @@ class Mirror:
                 self._tell(f"{self._refusal}; it is written from {self._source} when that works")
         else:
             self._refusal = ""
-
-
-def lines_of(folder: Folder, name: str) -> list[dict[str, Any]]:
-    """The objects in a file of lines, but for one that a crash has left half written; none where
-    there is no file.
-
-    Raises:
-        OSError: where it can't be read.
-    """
-    found = []
-    for text in folder.read(name).splitlines() if folder.has(name) else ():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict):
-            found.append(line)
-    return found

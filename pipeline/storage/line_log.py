@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.storage.atomic import reason, replace_in, write_all
 
@@ -116,3 +117,21 @@ def trim_lines(folder: Folder, name: str, stays: Callable[[str], bool]) -> None:
             os.ftruncate(descriptor, len(kept))
         finally:
             os.close(descriptor)
+
+
+def json_lines(folder: Folder, name: str) -> list[dict[str, Any]]:
+    """The objects in a file of lines, but for one that a crash has left half written; none where
+    there is no file.
+
+    Raises:
+        OSError: where it can't be read.
+    """
+    found = []
+    for text in folder.read(name).splitlines() if folder.has(name) else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict):
+            found.append(line)
+    return found

@@ -184,10 +184,7 @@ def test_the_best_test_is_that_of_the_lines_and_goes_back_with_them(
     recording.snap(4)
     recording.tell_epoch(2)
     assert recording.recorder.metrics.best == BestSoFar(1, 10.0, 2)
-    newest = recording.recorder.snapshots.newest
-    assert newest is not None
-    assert newest.best == first
-    recording.recorder.rewind(newest)
+    assert recording.go_back().best == first
     assert recording.recorder.metrics.best == first
 
 
@@ -206,9 +203,7 @@ def test_a_rewound_epoch_times_only_what_is_trained_again(
     recording.tell_epoch(1)
     recording.snap(6, reported=reported)  # after 10 images of its epoch
     recording.now += 1000.0
-    newest = recording.recorder.snapshots.newest
-    assert newest is not None
-    recording.recorder.rewind(newest)
+    recording.go_back()
     recording.now += 1000.0  # a new process is started
     recording.recorder.metrics.start_clock()
     recording.now += 4.0
@@ -235,9 +230,7 @@ def test_confusions_of_each_test_are_kept_and_go_back_with_the_lines(recording: 
     recording.tell_epoch(1)
     recording.snap(4)
     recording.tell_epoch(2)
-    newest = recording.recorder.snapshots.newest
-    assert newest is not None
-    recording.recorder.rewind(newest)
+    recording.go_back()
     recording.tell_epoch(2, errors=6)
     lines = (recording.path.parent / "confusion.jsonl").read_text().splitlines()
     assert list(map(json.loads, lines)) == [

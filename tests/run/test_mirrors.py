@@ -11,7 +11,6 @@ from support.recording import Recording, evaluated, trained
 from pipeline.run import event_files
 from pipeline.run.event_files import EventFiles
 from pipeline.run.metrics import CONFUSION_FILE
-from pipeline.run.mirrors import lines_of
 from pipeline.schedule.feed import Course
 from pipeline.storage.folder import Folder
 
@@ -149,9 +148,7 @@ def test_a_run_that_goes_back_has_no_epoch_twice(tmp_path: Path) -> None:
     recording.tell_epoch(1)
     recording.snap(4)
     recording.tell_epoch(2)
-    newest = recording.recorder.snapshots.newest
-    assert newest is not None
-    recording.recorder.rewind(newest)
+    recording.go_back()
     assert losses(tmp_path) == [(1, 1.5)]
     recording.tell_epoch(2, errors=6)
     points = Points(tmp_path / "tensorboard")
@@ -238,13 +235,6 @@ def test_lines_that_wait_for_the_disk_are_not_ahead_in_a_mirror(tmp_path: Path) 
     whole.rename(recording.path)
     recording.recorder.metrics.flush()
     assert losses(tmp_path) == [(1, 1.5), (2, 1.5)]
-
-
-def test_what_is_no_line_is_left_out(tmp_path: Path) -> None:
-    (tmp_path / "lines").write_text('{"a": 1}\n3\n{"a": 2}\n{"a": ')
-    with Folder.open(tmp_path) as folder:
-        assert lines_of(folder, "lines") == [{"a": 1}, {"a": 2}]
-        assert lines_of(folder, "none") == []
 
 
 def test_a_row_that_was_never_predicted_is_white(tmp_path: Path) -> None:

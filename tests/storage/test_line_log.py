@@ -13,7 +13,7 @@ from launch.display.plain_view import open_log
 from pipeline.run.events import Note
 from pipeline.storage.atomic import replace_file
 from pipeline.storage.folder import Folder
-from pipeline.storage.line_log import MOST_WAITING, LineLog
+from pipeline.storage.line_log import MOST_WAITING, LineLog, json_lines
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -215,3 +215,10 @@ def test_a_log_goes_on_where_it_was(tmp_path: Path) -> None:
     lines = (tmp_path / "run.log").read_text(encoding="utf-8").splitlines()
     assert [line[20:] for line in lines] == ["one", "two → 2"]
     assert all(line[4] == line[7] == "-" for line in lines)
+
+
+def test_what_is_no_line_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "lines").write_text('{"a": 1}\n3\n{"a": 2}\n{"a": ')
+    with Folder.open(tmp_path) as folder:
+        assert json_lines(folder, "lines") == [{"a": 1}, {"a": 2}]
+        assert json_lines(folder, "none") == []

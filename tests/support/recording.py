@@ -93,6 +93,13 @@ class Recording:
         self.tell(trained(0, epoch, images), trained(1, epoch, images))
         self.tell(evaluated(0, epoch), evaluated(1, epoch, errors))
 
+    def go_back(self) -> RunState:
+        """To the newest snapshot, as where a stage was lost."""
+        newest = self.recorder.snapshots.newest
+        assert newest is not None
+        self.recorder.rewind(newest)
+        return newest
+
     def snap(self, *steps: int, reported: bool = True) -> None:
         for step in steps:
             for stage in (0, 1):
