@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from launch.display.format import number_text
-from launch.run_directory import LOG
+from launch.run_directory import LOG, epoch_lines_in
 from pipeline.run.metrics import METRICS_FILE, tested
 from pipeline.storage.checkpoint import BEST
 from pipeline.storage.checkpoint_writer import CHECKPOINTS, checkpoints_of
@@ -73,8 +72,8 @@ def _reached(line: dict[str, Any], kept: BestSoFar | None) -> str:
 
 
 def _last_line(run: Folder) -> dict[str, Any]:
-    with suppress(OSError, ValueError, IndexError):
-        return dict(json.loads(run.read(METRICS_FILE).splitlines()[-1]))
+    with suppress(OSError, IndexError):
+        return epoch_lines_in(run)[-1]
     return {}
 
 

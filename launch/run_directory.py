@@ -88,7 +88,16 @@ def epoch_lines(run_dir: Path) -> list[dict[str, Any]]:
     if not (run_dir / METRICS_FILE).exists():
         return []
     with Folder.open(run_dir) as folder:
-        lines = json_lines(folder, METRICS_FILE)
+        return epoch_lines_in(folder)
+
+
+def epoch_lines_in(run: Folder) -> list[dict[str, Any]]:
+    """As `epoch_lines`, of a folder that is held open: it may have another name by now.
+
+    Raises:
+        OSError: where the file can't be read.
+    """
+    lines = json_lines(run, METRICS_FILE)
     # epoch 0 is a test before training
     return [line for line in lines if line.get("event") == "epoch" and line.get("epoch")]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,6 @@ from pipeline.api.asked import network_given
 from pipeline.api.caller import settings_kept
 from pipeline.api.plain import plain_network
 from pipeline.errors import worded
-from pipeline.run.metrics import METRICS_FILE
 from pipeline.system.given import Given, objects_given
 from pipeline.trained.network import trained_in
 from pipeline.trained.run_folder import checkpoint_at, open_run
@@ -89,8 +87,8 @@ def loaded(run_dir: str | Path, *, at: str | int, depth: int | None, given: Give
 
 
 def _line_of(run: Folder, step: int) -> dict[str, Any]:
-    with suppress(OSError, ValueError, LookupError, TypeError):
-        lines = (json.loads(text) for text in run.read(METRICS_FILE).splitlines())
-        found: dict[str, Any] = next((line for line in lines if line["step"] == step), {})
-        return found
+    from launch.run_directory import epoch_lines_in
+
+    with suppress(OSError):
+        return next((line for line in epoch_lines_in(run) if line.get("step") == step), {})
     return {}

@@ -21,7 +21,7 @@ from pipeline.storage.folder import Folder
 if TYPE_CHECKING:
     from pathlib import Path
 
-LINE: dict[str, Any] = {"epoch": 9, "test": {"loss": 0.25, "error_pct": 2.5}}
+LINE: dict[str, Any] = {"event": "epoch", "epoch": 9, "test": {"loss": 0.25, "error_pct": 2.5}}
 WHERE = "weights in checkpoints/, epochs in metrics.jsonl, all that was said in run.log"
 
 
@@ -65,7 +65,7 @@ def test_without_a_best_checkpoint_none_is_named(tmp_path: Path) -> None:
 
 def test_numbers_have_a_loss_and_come_from_a_file(tmp_path: Path) -> None:
     facts = DataFacts((4,), 0, 10, 10, dtype="float32", target_dtype="float32")
-    line = {"epoch": 9, "validation": {"loss": 0.125, "error_pct": None}}
+    line = {"event": "epoch", "epoch": 9, "validation": {"loss": 0.125, "error_pct": None}}
     said = lines(tmp_path, line, facts=facts, tests=BestSoFar(2, 0.1, 9))
     assert said[0] == (
         "validation loss 0.1250 after epoch 9; best 0.1000 after epoch 2, in checkpoints/best"
@@ -88,7 +88,7 @@ def test_it_trains_longer_by_what_has_ended_it(
 
 
 def test_a_run_without_tests_says_so(tmp_path: Path) -> None:
-    said = lines(tmp_path, {"epoch": 9, "test": None}, best=False)
+    said = lines(tmp_path, {**LINE, "test": None}, best=False)
     assert said[0] == "trained 9 epochs, the last of which was not tested"
 
 
