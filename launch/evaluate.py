@@ -147,6 +147,7 @@ def main(
         import json
 
         from launch.command import DONE
+        from launch.display.view import looking_shown
         from pipeline.errors import ConfigError
         from pipeline.trained.evaluation import evaluate
 
@@ -161,8 +162,13 @@ def main(
                 f"--every-depth: checkpoint {checkpoint} of {run} holds weights only "
                 "(runtime.best_form), without the classifiers of its blocks: use another checkpoint"
             )
-        batches = own_test_set(network) if data is None else examples_at(data, trained)
-        found = evaluate(network, batches, confusion=True, by_depth=every_depth, exit_at=exit_at)
+        with looking_shown() as show:
+            batches = (
+                own_test_set(network, show) if data is None else examples_at(data, trained, show)
+            )
+            found = evaluate(
+                network, batches, confusion=True, by_depth=every_depth, exit_at=exit_at
+            )
         blocks = [f"{spec.index} {spec.name}" for spec in network.specs]
         where = "its own test set" if data is None else str(data)
         if as_json:

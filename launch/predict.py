@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,9 +43,9 @@ def image_files(paths: Sequence[Path]) -> list[str]:
 
 def named_examples(
     paths: Sequence[Path], trained: TrainedRun
-) -> Iterator[tuple[list[dict[str, Any]], NDArray[np.generic]]]:
-    """What to call examples (a file, or a place in an .npz file), and the examples, so many at
-    once.
+) -> tuple[int, Iterator[tuple[list[dict[str, Any]], NDArray[np.generic]]]]:
+    """How many examples there are; what to call them (a file, or a place in an .npz file), and the
+    examples, so many at once.
 
     Raises:
         ConfigError: where they can't be read.
@@ -60,10 +61,10 @@ def named_examples(
             raise ConfigError(f"{arrays[0]}: give one {ARRAYS} file alone, or images")
         with naming(str(arrays[0])):
             x = inputs_at(arrays[0])
-        yield [{"example": k} for k in range(len(x))], x
-        return
-    for files, images in images_at(image_files(paths), network.config.data, network.facts):
-        yield [{"file": file} for file in files], images
+        return len(x), iter([([{"example": k} for k in range(len(x))], x)])
+    files = image_files(paths)
+    found = images_at(files, network.config.data, network.facts)
+    return len(files), (([{"file": file} for file in part], images) for part, images in found)
 
 
 def answers(scores: Tensor | None, trained: TrainedRun, top: int) -> Iterator[dict[str, Any]]:
@@ -137,15 +138,25 @@ def main(run: Path, inputs: tuple[Path, ...], top: int, checkpoint: str, as_json
 
     def body() -> int:
         import json
+        from contextlib import nullcontext
+        from itertools import chain, count
 
         from launch.command import DONE
+        from launch.display.view import looking_shown
 
         trained = read_run(run, checkpoint)
-        for names, examples in named_examples(inputs, trained):
-            scores = trained.network.scores(examples)[-1]
-            for name, answer in zip(names, answers(scores, trained, top), strict=True):
-                about = {**name, **answer}
-                print(json.dumps(about) if as_json else in_words(about), flush=True)
+        n, found = named_examples(inputs, trained)
+        done = count(1)
+        # lines on a terminal show by themselves how far it is, and leave no room for a bar
+        with nullcontext() if sys.stdout.isatty() else looking_shown() as show:
+            for names, examples in found:
+                parts = trained.network.scores_by_part(examples)
+                answered = (answers(scores[-1], trained, top) for scores in parts)
+                for name, answer in zip(names, chain.from_iterable(answered), strict=True):
+                    about = {**name, **answer}
+                    print(json.dumps(about) if as_json else in_words(about), flush=True)
+                    if show:
+                        show("predicting", next(done), n)
         return DONE
 
     run_command(body)

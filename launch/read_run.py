@@ -4,6 +4,7 @@ argument and options, and what these mean."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from pipeline.data.image_folder import Progress
     from pipeline.trained.network import TrainedNetwork
 
+EVALUATING = "evaluating"
+"""What is shown to be done."""
 
 run_argument = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 checkpoint_option = click.option(
@@ -83,9 +87,14 @@ def read_run(path: Path, checkpoint: str) -> TrainedRun:
     return TrainedRun(network, tuple(names), found.state.position.step)
 
 
-def own_test_set(network: TrainedNetwork) -> Iterator[tuple[Tensor, Tensor]]:
+def own_test_set(
+    network: TrainedNetwork, show: Progress = lambda what, done, of: None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """The run's test set; where its data have none, the share of the training set that was kept for
     validation.
+
+    Args:
+        show: is told how much of it is read, and done with.
 
     Raises:
         ConfigError: where the data can't be read, or there is nothing to test on.
@@ -100,18 +109,23 @@ def own_test_set(network: TrainedNetwork) -> Iterator[tuple[Tensor, Tensor]]:
         raise ConfigError(
             "the data of this run are Python objects, which no command has: name others with --data"
         )
-    batches = load_batches(config.model_copy(update={"validation": None}), seed)
+    batches = load_batches(config.model_copy(update={"validation": None}), seed, show)
     if not batches.evaluation_batches:
-        batches = load_batches(config, seed)
+        batches = load_batches(config, seed, show)
     if not batches.evaluation_batches:
         raise ConfigError("this run has no test set: name examples with --data")
+    done = 0
     for index in range(batches.evaluation_batches):
         x, y = batches.evaluation(index)
         yield torch.from_numpy(x), torch.from_numpy(y)
+        done += len(x)
+        show(EVALUATING, done, len(batches.test))
 
 
-def examples_at(path: Path, trained: TrainedRun) -> Iterator[tuple[Tensor, Tensor]]:
-    """What `--data` leads to.
+def examples_at(
+    path: Path, trained: TrainedRun, show: Progress = lambda what, done, of: None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What `--data` leads to. `show`: is told how much of it is done with.
 
     Raises:
         ConfigError: where it can't be read, or the network can't be evaluated on it.
@@ -121,8 +135,12 @@ def examples_at(path: Path, trained: TrainedRun) -> Iterator[tuple[Tensor, Tenso
 
     network = trained.network
     with naming(f"--data {path}"):
-        for x, y in labelled_parts(path, network.config.data, network.facts, trained.classes):
-            yield from network.parts(x, y)
+        n, found = labelled_parts(path, network.config.data, network.facts, trained.classes)
+        done = 0
+        for x, y in chain.from_iterable(network.parts(*given) for given in found):
+            yield x, y
+            done += len(x)
+            show(EVALUATING, done, n)
 
 
 def existing(option: str, path: Path) -> Path:

@@ -63,7 +63,7 @@ class PlainView:
         self._handlers[type(event)](event)
 
     def reading(self, what: str, done: int, total: int) -> None:
-        """Write how many images of a data set have been read."""
+        """Write with how many examples something is done."""
         if self._is_time():
             self._write(f"{what}: {done} of {total}")
 

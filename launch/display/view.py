@@ -50,8 +50,8 @@ def can_redraw(console: Console) -> bool:
 def reading_shown(
     kind: ViewKind, console: Console, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Callable[[str, int, int], None]]:
-    """A function to call, while a data set is read, with what is read, how many images of it are
-    done, and how many there are. On a terminal it shows a bar, elsewhere a line every ten seconds.
+    """A function to call, while examples are read or evaluated, with what is done, with how many,
+    and how many there are. On a terminal it shows a bar, elsewhere a line every ten seconds.
     """
     if kind == "quiet":
         yield lambda what, done, total: None
@@ -69,7 +69,20 @@ def reading_shown(
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
             task, began = bar.add_task("", total=None, visible=False), clock()
-            yield lambda what, done, total: bar.update(
-                task, description=what, completed=done, total=total,
-                visible=clock() - began >= _QUIET_S,
-            )  # fmt: skip
+
+            def show(what: str, done: int, total: int) -> None:
+                if bar.tasks[0].description != what:  # its speed is another
+                    bar.reset(task, description=what, total=total)
+                visible = clock() - began >= _QUIET_S
+                bar.update(task, completed=done, total=total, visible=visible)
+
+            yield show
+
+
+@contextmanager
+def looking_shown() -> Iterator[Callable[[str, int, int], None]]:
+    """As `reading_shown`, on standard error: what is found goes to standard output."""
+    from rich.console import Console
+
+    with reading_shown("auto", Console(stderr=True)) as show:
+        yield show

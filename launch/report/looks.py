@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from launch.read_run import TrainedRun
     from pipeline.data.facts import DataFacts
+    from pipeline.data.image_folder import Progress
     from pipeline.trained.evaluation import Evaluation
     from pipeline.trained.similarity import Similarities
 
@@ -63,12 +64,19 @@ class Looks:
         return tuple(spec.name for spec in self.trained.network.specs)
 
 
-def look(path: Path, checkpoint: str, data: Path | None, exit_at: float, most: int | None) -> Looks:
+def look(
+    path: Path,
+    checkpoint: str,
+    data: Path | None,
+    exit_at: float,
+    most: int | None,
+    show: Progress = lambda what, done, of: None,
+) -> Looks:
     """Look at a run.
 
     Args:
         data: other examples than the run's own test set; exit_at: as for `evaluate`;
-        most: so many examples at most.
+        most: so many examples at most; show: is told with how many of them is done what.
 
     Raises:
         ConfigError: where `data` can't be read.
@@ -83,7 +91,7 @@ def look(path: Path, checkpoint: str, data: Path | None, exit_at: float, most: i
     one_class = bool(facts.classes) and not facts.target_shape
     worst, fixed = _Worst(facts), _FixedBatch()
     try:
-        given = own_test_set(network) if data is None else examples_at(data, trained)
+        given = own_test_set(network, show) if data is None else examples_at(data, trained, show)
         batches = _at_most(most, given)
         found = evaluate(
             network,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from launch.display.view import looking_shown
 from launch.drawing import HOW_TO_GET_IT, can_draw
 from launch.machine.provenance import program
-from launch.read_run import checkpoint_named
+from launch.read_run import EVALUATING, checkpoint_named
 from launch.report import about, confusion, curves, depth, filters, similarity, speed, timeline
 from launch.report.looks import look
 from launch.report.material import read_material
@@ -46,10 +47,17 @@ def write_report(
         read_material(path, name, checkpoint_named(checkpoint))
         for path, name in zip(paths, names(paths), strict=True)
     ]
-    runs = [
-        Run(number, files, look(files.path, checkpoint, data, exit_at, examples))
-        for number, files in enumerate(found)
-    ]
+    runs = []
+    for number, files in enumerate(found):
+        # a bar each: they take as long as their test sets
+        with looking_shown() as show:
+
+            def shown(what: str, done: int, of: int, name: str = files.name) -> None:
+                most = examples if examples and what == EVALUATING else of
+                show(f"{name}: {what}", min(done, most), min(of, most))
+
+            looks = look(files.path, checkpoint, data, exit_at, examples, shown)
+        runs.append(Run(number, files, looks))
     text = page(runs, "its own test set" if data is None else str(data), exit_at)
     with Folder.open(to.parent) as folder:
         try:

@@ -3,7 +3,7 @@ network on them, or to have them predicted."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from pipeline.config.data import DataConfig
     from pipeline.data.facts import DataFacts
+    from pipeline.data.image_list import ImageList
+
+    Labelled: TypeAlias = tuple[NDArray[np.generic], NDArray[np.generic]]
 
 _AT_ONCE = 256
 """Images that are decoded before they are used: a batch of ImageNet's size takes 40 MB."""
@@ -30,9 +33,10 @@ _AT_ONCE = 256
 
 def labelled_parts(
     path: Path, config: DataConfig, facts: DataFacts, classes: Sequence[str]
-) -> Iterator[tuple[NDArray[np.generic], NDArray[np.generic]]]:
-    """Examples (n, *shape) and targets of a file or folder, so many at once: of an .npz file the
-    test part, or all where it has none; of a folder the images of each class.
+) -> tuple[int, Iterator[Labelled]]:
+    """How many examples a file or folder holds, and these (n, *shape) with their targets, so many
+    at once: of an .npz file the test part, or all where it has none; of a folder the images of each
+    class.
 
     Args:
         classes: the names of the run's classes, which are those of the folders.
@@ -41,21 +45,23 @@ def labelled_parts(
         ConfigError: where it can't be read, or holds other classes than the run's.
     """
     if path.is_dir():
-        reader = ImageReader(view_of(config, facts))
         images = labelled_images(path, classes)
-        for first in range(0, len(images.files), _AT_ONCE):
-            files = images.files[first : first + _AT_ONCE]
-            yield (
-                np.stack([_image(reader, images.path(file)) for file in files]),
-                np.array([file.label for file in files], dtype=np.int64),
-            )
-        return
+        return len(images.files), _decoded(images, ImageReader(view_of(config, facts)))
     tree = read_npz(str(path))
     given = own_data({"classes": facts.classes or None, **tree})
     if given.classes != facts.classes:
         raise ConfigError(f"has {given.classes} classes, and the run {facts.classes}")
     found = given.test or given.training
-    yield found.x, found.y
+    return len(found.x), iter([(found.x, found.y)])
+
+
+def _decoded(images: ImageList, reader: ImageReader) -> Iterator[Labelled]:
+    for first in range(0, len(images.files), _AT_ONCE):
+        files = images.files[first : first + _AT_ONCE]
+        yield (
+            np.stack([_image(reader, images.path(file)) for file in files]),
+            np.array([file.label for file in files], dtype=np.int64),
+        )
 
 
 def images_at(

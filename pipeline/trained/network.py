@@ -89,11 +89,16 @@ class TrainedNetwork:
         Raises:
             ConfigError: where x does not hold such examples.
         """
-        parts = [self.stage.scores(*given) for given in self.parts(x, None)]
         return [
-            None if part[0] is None else torch.cat(part).float()
-            for part in zip(*parts, strict=True)
+            None if part[0] is None else torch.cat(part)
+            for part in zip(*self.scores_by_part(x), strict=True)
         ]
+
+    def scores_by_part(self, x: Any) -> Iterator[list[Tensor | None]]:
+        """As `scores`, of so many examples at once."""
+        for given in self.parts(x, None):
+            found = self.stage.scores(*given)
+            yield [None if scores is None else scores.float() for scores in found]
 
     def parts(self, x: Any, y: Any) -> Iterator[tuple[Tensor, Tensor]]:
         """Examples and targets, so many at once; targets of zero where there are none.

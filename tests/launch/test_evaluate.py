@@ -57,6 +57,23 @@ def test_its_own_test_set_gives_the_numbers_of_its_own_tests(
     assert sum(map(sum, found["confusion"])) == 360
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_how_far_it_is_is_said_beside_what_is_found(
+    run: FittedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: bool
+) -> None:
+    monkeypatch.setattr("launch.display.plain_view.PLAIN_EVERY_S", 0.0)
+    monkeypatch.setattr("pipeline.trained.network._AT_ONCE", 64)
+    test = load_batches(run._trained.config.data, 1).test
+    x, y = test.take(np.arange(200), None)
+    np.savez(tmp_path / "some.npz", X=x, y=y)
+    data = ["--data", str(tmp_path / "some.npz")] if given else []
+    done = CliRunner().invoke(main, [str(run.path), "--json", *data])
+    n = 200 if given else 360
+    assert json.loads(done.stdout)["examples"] == n
+    assert done.stderr.splitlines()[:2] == [f"evaluating: {k} of {n}" for k in (64, 128)]
+    assert done.stderr.splitlines()[-1] == f"evaluating: {n} of {n}"
+
+
 def test_tables_say_what_the_numbers_are(run: FittedRun) -> None:
     status, said = ask(run.path, "--every-depth", "--exit-at", "0.5")
     assert status == 0

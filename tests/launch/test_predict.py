@@ -71,6 +71,15 @@ def lines(*arguments: Any) -> list[dict[str, Any]]:
     return list(map(json.loads, said.splitlines()))
 
 
+def test_how_far_it_is_is_said_beside_the_answers(
+    run: FittedRun, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.display.plain_view.PLAIN_EVERY_S", 0.0)
+    done = CliRunner().invoke(main, [str(run.path), str(root / "val"), "--json"])
+    assert len(list(map(json.loads, done.stdout.splitlines()))) == 12
+    assert done.stderr.splitlines() == [f"predicting: {k} of 12" for k in range(1, 13)]
+
+
 def test_images_are_seen_as_in_the_tests_of_the_run(run: FittedRun, root: Path) -> None:
     """Scaled, cut and normalised: the probabilities are those of the arrays that a test has."""
     _, _, _, test = read_folder(run._trained.config.data, 1, lambda *told: None)
