@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from pipeline.protocol.credentials import Keys
+    from pipeline.protocol.credentials import KeyPair
 
 IMAGES = 128
 _TIMEOUT_S = 120.0
@@ -113,11 +113,12 @@ def linked(
         device: of both ends.
         slots: so many batches may be on their way.
     """
-    here, there = make_keys(1) if carrier.tcp else (None, None)
+    here, there = (make_keys(), make_keys()) if carrier.tcp else (None, None)
+    key = here.public if here else None
     mine, theirs = get_context("spawn").Pipe()
     bind = "tcp://127.0.0.1:*" if carrier.tcp else f"ipc://{socket}"
     slot_bytes = most_bytes + IMAGES * 8 + 2 * ALIGNMENT
-    arguments = (theirs, bind, slots, slot_bytes, there, carrier.device_ring, str(device))
+    arguments = (theirs, bind, slots, slot_bytes, there, key, carrier.device_ring, str(device))
     process = get_context("spawn").Process(target=_take_all, args=arguments, daemon=True)
     process.start()
     theirs.close()  # the other process has one of its own
@@ -171,7 +172,8 @@ def _take_all(
     bind: str,
     slots: int,
     slot_bytes: int,
-    keys: Keys | None,
+    keys: KeyPair | None,
+    their_key: str | None,
     on_device: bool,
     device_name: str,
 ) -> None:
@@ -184,6 +186,7 @@ def _take_all(
         sockets, bind, _RUN, names=(_NAMES[1], _NAMES[0]), slots=slots, slot_bytes=slot_bytes,
         device_ring=DeviceRing(slots, slot_bytes, Driver()) if on_device else None,
     )  # fmt: skip
+    receiver.admit(their_key)
     pipe.send(receiver.address)
     while count := pipe.recv():
         cpu_s = process_time()

@@ -11,12 +11,12 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TypeAlias
 
-from pipeline.protocol.credentials import Invitation, Keys
+from pipeline.protocol.credentials import Invitation, KeyPair
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Fork a worker that calls `target` (module:function) with its invitation.
+    """Fork a worker that calls `target` (module:function) with its invitation and this host's keys.
 
     `here`: the folder to work in, None for the fork server's own. `path`: where to look for
     modules.
@@ -27,6 +27,7 @@ class Start:
     invitation: Invitation
     here: str | None
     path: tuple[str, ...]
+    keys: KeyPair | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,20 +87,13 @@ def read_answer(line: bytes) -> Answer:
 
 def start_line(start: Start) -> bytes:
     """A request as it travels."""
-    tree = asdict(start)
-    keys = tree["invitation"]["keys"]
-    if keys:
-        keys["run"] = sorted(keys["run"])
-    return json.dumps(tree).encode() + b"\n"
+    return json.dumps(asdict(start)).encode() + b"\n"
 
 
 def read_start(line: bytes) -> Start:
     """What `start_line` has written."""
     tree = json.loads(line)
-    invitation, keys = tree.pop("invitation"), None
-    if invitation["keys"]:
-        given = invitation["keys"]
-        keys = Keys(**{**given, "run": frozenset(given["run"])})
-    path = tuple(tree.pop("path"))
-    invitation["user_code"] = tuple(invitation["user_code"])
-    return Start(**tree, path=path, invitation=Invitation(**{**invitation, "keys": keys}))
+    given, keys = tree["invitation"], tree["keys"]
+    tree["invitation"] = Invitation(**{**given, "user_code": tuple(given["user_code"])})
+    tree["keys"] = KeyPair(**keys) if keys else None
+    return Start(**{**tree, "path": tuple(tree["path"])})

@@ -228,7 +228,7 @@ def _work(start: Start, launcher: int, server: int, folder: str) -> int:
         return True
 
     work: Any = getattr(import_module(module), name)
-    return int(work(start.invitation, forsaken))
+    return int(work(start.invitation, start.keys, forsaken))
 
 
 def _prctl(option: int, value: int) -> None:

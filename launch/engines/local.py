@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from socket import MSG_DONTWAIT, socketpair
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -36,15 +36,16 @@ from pipeline.system.interpreter import (
 )
 from pipeline.system.limits import with_cure
 from pipeline.system.sources import running_code
-from pipeline.transport.sockets import new_socket_folder
+from pipeline.transport.sockets import make_keys, new_socket_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
     from pathlib import Path
     from socket import socket
 
     from launch.engines.fork_messages import Answer
-    from pipeline.protocol.credentials import Invitation
+    from pipeline.coordinator.engine import Invite
+    from pipeline.protocol.credentials import Invitation, KeyPair
 
 _LEAVE_S = 5.0  # a worker that has said bye gets so long to exit by itself
 _KILLED_S = 5.0
@@ -277,24 +278,27 @@ class LocalEngine:
     def socket_folder(self) -> Path:
         return self._server.folder
 
-    def start(self, invitations: Sequence[Invitation]) -> LocalWorkers:
+    def start(self, stages: int, invite: Invite) -> LocalWorkers:
         """One process per stage; if one can't be started, none is left."""
+        keys = make_keys()
 
         def start_one(number: int, stage: int, attempt: int) -> None:
+            invitation = invite(stage, attempt, keys.public if keys else None)
             self.warm_up()  # the fork server may have been killed, too
             self._server.ask(
                 Start(
                     number,
                     f"{_work.__module__}:{_work.__qualname__}",
-                    replace(invitations[stage], attempt=attempt),
+                    invitation,
                     current_folder(),
                     tuple(module_path()),
+                    keys if invitation.coordinator else None,
                 )
             )
 
         workers = LocalWorkers(self._server, start_one)
         try:
-            for _ in invitations:
+            for _ in range(stages):
                 workers.add()
         except BaseException:
             workers.stop()
@@ -305,12 +309,12 @@ class LocalEngine:
         self._server.close()
 
 
-def _work(invitation: Invitation, launcher_gone: Callable[[], bool]) -> int:
+def _work(invitation: Invitation, keys: KeyPair | None, launcher_gone: Callable[[], bool]) -> int:
     from pipeline.worker.process import run_worker  # torch: only the fork server may pay for it
 
     tolerate_streams()  # what a user's own modules print
     wait_for_no_reader()
-    status = run_worker(invitation, launcher_gone)
+    status = run_worker(invitation, keys, launcher_gone)
     settle_output()
     return status
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.coordinator.stages import attached_to, setup_of
 from pipeline.errors import StageFailedError, StageLostError, TimedOutError
 from pipeline.protocol.life_cycle import Phase
-from pipeline.protocol.messages import Connect, Hello, Ready, Setup
+from pipeline.protocol.messages import Hello, Ready, Setup
 from pipeline.run.events import Waiting
 from pipeline.system.sources import difference, running_code
 from pipeline.transport.timeout import Timeout
@@ -51,7 +51,7 @@ class Assembly:
         """Wait for all stages, and connect each to the next; where the first one listens."""
         self._wait_for(Phase.READY)
         for stage in range(len(self._stages)):
-            self._stages.say(stage, Connect(self._addresses.get(stage + 1)))
+            self._stages.connect(stage, self._addresses.get(stage + 1))
         self._wait_for(Phase.RUNNING)
         return self._addresses[0]
 

@@ -6,10 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
     from pathlib import Path
+    from typing import TypeAlias
 
     from pipeline.protocol.credentials import Invitation
+
+    Invite: TypeAlias = Callable[[int, int, str | None], Invitation]
+    """Of (stage, attempt, public key of the host), asked for before the process is started there:
+    from then on the coordinator admits that key for the stage. None: the host can make no keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +65,9 @@ class Engine(Protocol):
     def warm_up(self) -> None:
         """Begin what takes long (importing torch) without waiting for it."""
 
-    def start(self, invitations: Sequence[Invitation]) -> Workers:
-        """Start one process per stage; each is given its invitation, in a private way."""
+    def start(self, stages: int, invite: Invite) -> Workers:
+        """Start one process per stage. Each is given its invitation, and over a pipe of its own
+        host, if the coordinator has keys, those of that host: no secret travels."""
 
     def close(self) -> None:
         """Let go of what was begun; there are no workers any more."""

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.watchdog import Watchdog
-from pipeline.protocol.credentials import Invitation, Keys
+from pipeline.errors import ConfigError
+from pipeline.protocol.credentials import Invitation
 from pipeline.run.events import Note
 from pipeline.transport.interfaces import LINK_TIMEOUT_S
 from pipeline.transport.rejections import Rejections
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from pipeline.coordinator.engine import Engine
     from pipeline.protocol.addresses import Carrier, LinkAddress
+    from pipeline.protocol.credentials import KeyPair
     from pipeline.run.run import Run
     from pipeline.transport.interfaces import Sender
 
@@ -38,18 +40,21 @@ def run_pipeline(run: Run, engine: Engine) -> None:
     keys, watchdog = _keys(run), _watchdog(run)
     with (
         socket_folder(engine.socket_folder) as folder,
-        closing(Sockets(Rejections("the control socket"), keys[0])) as sockets,
+        closing(Sockets(Rejections("the control socket"), keys)) as sockets,
     ):
         control = ZmqControlServer(
             sockets, _bind(run, folder, "control"), run.id, most_bytes=run.most_file_bytes
         )
         named = tuple(run.config.user_code.values())
-        workers = engine.start(
-            [
-                Invitation(run.id, stage, 0, control.endpoint, named, key)
-                for stage, key in enumerate(keys[1:])
-            ]
-        )
+
+        def invite(stage: int, attempt: int, key: str | None) -> Invitation:
+            if keys is not None:
+                if key is None:
+                    raise _no_curve()
+                control.admit(stage, attempt, key)
+            return Invitation(run.id, stage, attempt, control.endpoint, named, sockets.key)
+
+        workers = engine.start(run.plan.n_stages, invite)
 
         def connect(address: LinkAddress, cancelled: Callable[[], bool]) -> tuple[Sender, Carrier]:
             sender = ZmqSender(
@@ -89,11 +94,14 @@ def _watchdog(run: Run) -> Watchdog:
     )
 
 
-def _keys(run: Run) -> tuple[Keys | None, ...]:
-    """The coordinator's, then those of the stages."""
+def _keys(run: Run) -> KeyPair | None:
+    """Of the coordinator; None: nothing is encrypted."""
     transport = run.config.runtime.transport
     if transport == "tcp":
-        return make_keys(run.plan.n_stages)
+        keys = make_keys()
+        if keys is None:
+            raise _no_curve()
+        return keys
     if transport == "tcp-plain":
         run.observer(
             Note(
@@ -102,7 +110,13 @@ def _keys(run: Run) -> tuple[Keys | None, ...]:
                 "tcp is safe from that"
             )
         )
-    return (None,) * (run.plan.n_stages + 1)
+    return None
+
+
+def _no_curve() -> ConfigError:
+    return ConfigError(
+        "runtime.transport tcp: this libzmq has no CURVE; install pyzmq's own wheel, or use ipc"
+    )
 
 
 def _bind(run: Run, folder: Path, name: str) -> str:

@@ -12,6 +12,7 @@ from pipeline.protocol.life_cycle import LifeCycle, Phase
 from pipeline.protocol.messages import (
     PROTOCOL_VERSION,
     Bye,
+    Connect,
     Failure,
     Heartbeat,
     Hello,
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
     from pipeline.coordinator.engine import End, Workers
     from pipeline.coordinator.watchdog import Watchdog
-    from pipeline.protocol.messages import Complete, Connect
+    from pipeline.protocol.addresses import LinkAddress
+    from pipeline.protocol.messages import Complete
     from pipeline.run.run import Run
     from pipeline.schedule.reports import Tally
     from pipeline.transport.interfaces import ControlServer, Said
@@ -94,6 +96,10 @@ class Stages:
         """To one stage, whose life goes on accordingly."""
         self._lives[stage].on(message)
         self._control.send(stage, message, attached)
+
+    def connect(self, stage: int, address: LinkAddress | None) -> None:
+        """Tell a stage where the next one listens, None: it is the last; and who will connect."""
+        self.say(stage, Connect(address, self._control.key_before(stage)))
 
     def dead(self) -> dict[int, End]:
         """Stages that ended before they had said bye, each with how."""

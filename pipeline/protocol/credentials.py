@@ -1,5 +1,5 @@
-"""What a worker process is started with. It travels by the launcher's own private way, never by
-a socket: whoever holds an invitation belongs to the run."""
+"""What a worker process is started with. An invitation holds nothing secret; the key pair beside
+it comes from the host that the process runs on, and never leaves that host."""
 
 from __future__ import annotations
 
@@ -7,16 +7,11 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
-class Keys:
-    """The CURVE keys of one process (Z85 text), and the public keys that it accepts.
-
-    `coordinator`: the public key of the coordinator. `run`: those of all processes of the run.
-    """
+class KeyPair:
+    """CURVE keys (Z85 text): of the coordinator, or of a host, whose stages all hold them."""
 
     public: str
     secret: str = field(repr=False)
-    coordinator: str
-    run: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +20,8 @@ class Invitation:
 
     `attempt`: how often the run had begun again when the process was started. `control`: where
     the coordinator listens. `user_code`: what may be imported of a user's own, as
-    `package.module:name`. `keys`: None where sockets are guarded by the file system, or not at all.
+    `package.module:name`. `coordinator`: the public key that the coordinator proves to hold; None
+    where sockets are guarded by the file system, or not at all.
     """
 
     run: str
@@ -33,4 +29,4 @@ class Invitation:
     attempt: int
     control: str
     user_code: tuple[str, ...] = ()
-    keys: Keys | None = None
+    coordinator: str | None = None

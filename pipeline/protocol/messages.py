@@ -28,7 +28,7 @@ from pipeline.schedule.items import (
 )
 from pipeline.schedule.reports import Fingerprint, PassReport, StageState, Tally, Timeline
 
-PROTOCOL_VERSION = 12
+PROTOCOL_VERSION = 13
 EXAMPLE_TYPES, TARGET_TYPES = ("uint8", "float32", "int64"), ("int64", "float32")
 MAX_DIMENSIONS = 8
 _FEATURE_MAPS = 4  # dimensions: (n, C, H, W)
@@ -183,9 +183,12 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    """Coordinator: the stage after you listens at `address`; None: you are the last."""
+    """Coordinator: the stage after you listens at `address`; None: you are the last. `before`: the
+    public key of who will connect to you, None where links are not encrypted. It is told last of
+    all, because the stage before may have moved to another host meanwhile."""
 
     address: LinkAddress | None
+    before: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,9 @@ class MemoryReceiver:
     def queued(self) -> int:
         return self._shared.items.qsize()
 
+    def admit(self, key: str | None) -> None:
+        """Its sender is in already."""
+
     def receive(self, timeout_s: float, called_off: Callable[[], bool] = lambda: False) -> Delivery:
         item, tensors = _take(self._shared.items, "a batch", timeout_s, called_off)
         if isinstance(item, Stop):
@@ -148,6 +151,10 @@ class MemoryControl:
 
     def expect(self, stage: int, attempt: int) -> None:
         self._attempts[stage] = attempt
+
+    def key_before(self, stage: int) -> str | None:
+        """Within a process there are no keys."""
+        return None
 
     @property
     def absent(self) -> frozenset[int]:

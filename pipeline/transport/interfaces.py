@@ -85,6 +85,9 @@ class Receiver(Protocol):
     def queued(self) -> int:
         """Items that have arrived and wait to be received."""
 
+    def admit(self, key: str | None) -> None:
+        """Let in who holds that public key, and nobody else; None where links have no keys."""
+
     def receive(self, timeout_s: float, called_off: Callable[[], bool] = lambda: False) -> Delivery:
         """The next item. Raises TimedOutError; CalledOffError where `called_off` says so."""
 
@@ -142,6 +145,10 @@ class ControlServer(Protocol):
 
     def expect(self, stage: int, attempt: int) -> None:
         """From now on the process started for `attempt` speaks for the stage, and no other."""
+
+    def key_before(self, stage: int) -> str | None:
+        """The public key of who sends to the stage: that of the stage before it, or of the
+        coordinator; None where there are none."""
 
     @property
     def absent(self) -> frozenset[int]:

@@ -3,8 +3,8 @@ imports zmq.
 
 Sockets that listen are ROUTERs, which know each peer by its identity; those that connect are
 DEALERs. Over `ipc` the permissions of the socket's folder keep others out. Over `tcp` CURVE does:
-messages are encrypted, a peer proves that it holds a key of the run (ZAP), and the listener proves
-that it holds the key that was asked for. `tcp-plain` has no access control.
+messages are encrypted, a peer proves that it holds a key that the listener admits (ZAP), and the
+listener proves that it holds the key that was asked for. `tcp-plain` has no access control.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import secrets
 import shutil
 import tempfile
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, TypeAlias
@@ -24,11 +25,11 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from pipeline.errors import ConfigError
-from pipeline.protocol.credentials import Keys
+from pipeline.protocol.credentials import KeyPair
 from pipeline.transport.tcp_port import TcpPort
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from zmq.auth.thread import ThreadAuthenticator
 
@@ -75,6 +76,14 @@ class Envelope:
         local = _LOCAL.fullmatch(address)
         return f"process {local['pid']} (user {local['uid']})" if local else address
 
+    @property
+    def key(self) -> str | None:
+        """The public key that the sender has proved to hold; None where there are none."""
+        try:
+            return str(self._last.get("User-Id")) or None
+        except zmq.ZMQError:  # it was asked for none
+            return None
+
 
 class Listener:
     """A socket to which others connect, and which knows each by the identity it has chosen.
@@ -86,6 +95,7 @@ class Listener:
         failures: libzmq's events of failed handshakes.
         port: where it listens over `tcp`.
         rejections: counts connections that were cut off, and failed handshakes.
+        allowed: the keys of those who may connect; None: no encryption.
     """
 
     def __init__(
@@ -95,13 +105,20 @@ class Listener:
         endpoint: str,
         port: TcpPort | None,
         rejections: Rejections,
+        allowed: _AllowList | None,
     ) -> None:
-        self._socket, self._failures = socket, failures
+        self._socket, self._failures, self._allowed = socket, failures, allowed
         self._port, self._rejections = port, rejections
         self._is_open, self._was_open = port is None, port is None
         self._cut_off_again = 0.0
         self.endpoint = endpoint
         """Where it listens, the port that the system chose included."""
+
+    def admit(self, keys: Iterable[str | None]) -> None:
+        """From now on who connects must hold one of these public keys; until then nobody gets in.
+        Without encryption there are none to tell anybody by."""
+        if self._allowed is not None:
+            self._allowed.keys = frozenset(keys)
 
     def open(self) -> None:
         """Let peers in, for the first time or again."""
@@ -160,13 +177,14 @@ class Sockets:
 
     Args:
         rejections: counts those who are kept out.
-        keys: of this process; None: no encryption.
+        keys: of this process's host; None: no encryption.
     """
 
-    def __init__(self, rejections: Rejections, keys: Keys | None = None) -> None:
+    def __init__(self, rejections: Rejections, keys: KeyPair | None = None) -> None:
         self._context: zmq.Context[Socket] = zmq.Context()
         self.rejections, self._keys = rejections, keys
         self._guard: ThreadAuthenticator | None = None
+        self._domains = count()
         self._ports: list[TcpPort] = []
 
     def listen(self, endpoint: str, most_bytes: int) -> Listener:
@@ -184,16 +202,7 @@ class Sockets:
         socket.setsockopt(zmq.MAXMSGSIZE, most_bytes)
         socket.set_hwm(0)
         socket.setsockopt(zmq.RCVHWM, _WAITING_MESSAGES)
-        if self._keys:
-            if self._guard is None:  # one thread answers ZAP for all of the process
-                from zmq.auth.thread import ThreadAuthenticator  # asyncio: only where it is needed
-
-                self._guard = ThreadAuthenticator(self._context)
-                allowed = _AllowList(self._keys.run, self.rejections)
-                self._guard.configure_curve_callback("*", allowed)
-                self._guard.start()
-            socket.curve_server = True
-            socket.curve_secretkey = self._keys.secret.encode()
+        allowed = self._guarded(socket, self._keys) if self._keys else None
         if endpoint.startswith("tcp:"):
             socket.setsockopt(zmq.HANDSHAKE_IVL, _GREETING_MS)
             address = endpoint.rpartition(":")[0]
@@ -203,10 +212,12 @@ class Sockets:
                 raise ConfigError(f"can't listen at {endpoint}: {error.strerror}") from None
             self._ports.append(port)
             endpoint = f"{address}:{port.number}"
-            return Listener(socket, self._failures(socket), endpoint, port, self.rejections)
+            return Listener(
+                socket, self._failures(socket), endpoint, port, self.rejections, allowed
+            )
         _bind(socket, endpoint)
         endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        return Listener(socket, self._failures(socket), endpoint, None, self.rejections)
+        return Listener(socket, self._failures(socket), endpoint, None, self.rejections, allowed)
 
     def connect(self, endpoint: str, name: bytes, key: str | None) -> Socket:
         """A socket connected to a listener.
@@ -219,7 +230,7 @@ class Sockets:
         socket.set_hwm(0)  # credits bound what is in flight; high-water marks are approximate
         socket.setsockopt(zmq.IDENTITY, name)
         if self._keys:
-            assert key, "a process with keys connects to those whose key it knows"
+            assert key, "a process with keys knows those of the listeners it connects to"
             socket.curve_serverkey = key.encode()
             socket.curve_publickey = self._keys.public.encode()
             socket.curve_secretkey = self._keys.secret.encode()
@@ -239,6 +250,20 @@ class Sockets:
         for port in self._ports:
             port.close()
 
+    def _guarded(self, socket: Socket, keys: KeyPair) -> _AllowList:
+        """Have a listening socket ask who connects for a key; nobody's is admitted yet."""
+        if self._guard is None:  # one thread answers ZAP for all of the process
+            from zmq.auth.thread import ThreadAuthenticator  # asyncio: only where it is needed
+
+            self._guard = ThreadAuthenticator(self._context)
+            self._guard.start()
+        allowed, domain = _AllowList(self.rejections), f"listener-{next(self._domains)}"
+        self._guard.configure_curve_callback(domain, allowed)
+        socket.zap_domain = domain.encode()
+        socket.curve_server = True
+        socket.curve_secretkey = keys.secret.encode()
+        return allowed
+
     def _failures(self, socket: Socket) -> Socket:
         """As many as there are may wait to be read: libzmq would have its one thread, which all
         sockets share, wait for room."""
@@ -256,15 +281,18 @@ class Sockets:
 
 
 class _AllowList:
-    """Answers whether a key belongs to the run."""
+    """Answers, in another thread, whether a key may connect to one listener."""
 
-    def __init__(self, keys: frozenset[str], rejections: Rejections) -> None:
-        self._keys, self._rejections = keys, rejections
+    def __init__(self, rejections: Rejections) -> None:
+        self.keys: frozenset[str | None] = frozenset()
+        self._rejections = rejections
 
     def callback(self, domain: str, key: bytes) -> bool:
-        known = key.decode("ascii") in self._keys
+        known = key.decode("ascii") in self.keys
         if not known:
-            self._rejections.reject(f"key {key.decode('ascii')}", "no process of this run holds it")
+            self._rejections.reject(
+                f"key {key.decode('ascii')}", "nobody who is expected there holds it"
+            )
         return known
 
 
@@ -313,19 +341,12 @@ def _no_folder(error: OSError) -> ConfigError:
     )
 
 
-def make_keys(stages: int) -> tuple[Keys, ...]:
-    """Key pairs for a run: the coordinator's, then one for each stage.
-
-    Raises:
-        ConfigError: where this libzmq was built without CURVE.
-    """
+def make_keys() -> KeyPair | None:
+    """A new key pair, of this process's host; None where this libzmq was built without CURVE."""
     if not zmq.has("curve"):
-        raise ConfigError(
-            "runtime.transport tcp: this libzmq has no CURVE; install pyzmq's own wheel, or use ipc"
-        )
-    pairs = [tuple(key.decode("ascii") for key in zmq.curve_keypair()) for _ in range(stages + 1)]
-    run, coordinator = frozenset(public for public, _ in pairs), pairs[0][0]
-    return tuple(Keys(public, secret, coordinator, run) for public, secret in pairs)
+        return None
+    public, secret = zmq.curve_keypair()
+    return KeyPair(public.decode("ascii"), secret.decode("ascii"))
 
 
 def send(socket: Socket, frames: Frames) -> None:

@@ -1,7 +1,8 @@
 """Control over ZeroMQ: a listener at the coordinator, two connections of each stage.
 
-A stage is known by the identity of its connection, which holds protocol and run, too. Messages of
-others, and of workers that have been replaced, are rejected. Every wait has a time-out.
+A stage is known by the identity of its connection, which holds protocol and run, too, and, where
+there are keys, by that of the host on which its process was started. Messages of others, and of
+workers that have been replaced, are rejected. Every wait has a time-out.
 """
 
 from __future__ import annotations
@@ -35,8 +36,7 @@ class ZmqControlClient:
     def __init__(self, sockets: Sockets, invitation: Invitation, role: str = "stage") -> None:
         self._stage = invitation.stage
         name = _name(invitation.run, role, invitation.stage, invitation.attempt)
-        key = invitation.keys.coordinator if invitation.keys else None
-        self._socket = sockets.connect(invitation.control, name, key)
+        self._socket = sockets.connect(invitation.control, name, invitation.coordinator)
 
     def send(self, message: Message, attached: Sequence[bytes | memoryview] = ()) -> None:
         send(self._socket, [encode(message), *attached])
@@ -78,12 +78,24 @@ class ZmqControlServer:
     def __init__(self, sockets: Sockets, bind: str, run: str, *, most_bytes: int) -> None:
         self._listener = sockets.listen(bind, most_bytes)
         self._run, self._attempts = run, dict[int, int]()
+        self._keys, self._own_key = dict[tuple[int, int], str](), sockets.key
+        """By stage and attempt, the public key of the host of the process."""
         self._awaited = set[tuple[str, int]]()
         self.rejections, self.endpoint = sockets.rejections, self._listener.endpoint
 
     def expect(self, stage: int, attempt: int) -> None:
         self._attempts[stage] = attempt
         self._awaited.update((role, stage) for role in _ROLES)
+        self._admit()
+
+    def admit(self, stage: int, attempt: int, key: str) -> None:
+        """The process of that attempt holds `key`. It is admitted if it is the one expected; who
+        was refused does not try again, so this is to be said before the process starts."""
+        self._keys[stage, attempt] = key
+        self._admit()
+
+    def key_before(self, stage: int) -> str | None:
+        return self._key_of(stage - 1) if stage else self._own_key
 
     @property
     def absent(self) -> frozenset[int]:
@@ -109,6 +121,12 @@ class ZmqControlServer:
     def close(self) -> None:
         self._listener.close(LINGER_MS)
 
+    def _admit(self) -> None:
+        self._listener.admit(map(self._key_of, self._attempts))
+
+    def _key_of(self, stage: int) -> str | None:
+        return self._keys.get((stage, self._attempts.get(stage, 0)))
+
     def _admitted(self, envelope: Envelope) -> Said | None:
         known = _NAME.fullmatch(envelope.name)
         if not known:
@@ -120,6 +138,11 @@ class ZmqControlServer:
             )
         elif int(known[5]) == self._attempts.get(int(known[4]), 0):
             stage = int(known[4])
+            if envelope.key != self._key_of(stage):
+                self.rejections.reject(
+                    f"key {envelope.key}", f"it speaks for stage {stage}, whose host holds another"
+                )
+                return None
             self._awaited.discard((known[3].decode(), stage))
             if not self._awaited:
                 self._listener.shut()

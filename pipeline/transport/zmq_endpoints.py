@@ -15,17 +15,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipeline.protocol.addresses import Carrier, LinkAddress
-    from pipeline.protocol.credentials import Invitation
+    from pipeline.protocol.credentials import Invitation, KeyPair
     from pipeline.transport.interfaces import Receiver, Sender
 
 
 class ZmqEndpoints:
-    """Links over ZeroMQ, from the sockets of this process."""
+    """Links over ZeroMQ, from the sockets of this process.
 
-    def __init__(self, invitation: Invitation) -> None:
+    `keys`: of its host, where the invitation says that the coordinator has some.
+    """
+
+    def __init__(self, invitation: Invitation, keys: KeyPair | None = None) -> None:
         self._run, self._stage = invitation.run, invitation.stage
         self.rejections = Rejections(f"the link to stage {self._stage}")
-        self.sockets = Sockets(self.rejections, invitation.keys)
+        self.sockets = Sockets(self.rejections, keys)
         self._driver: Driver | None = None
         self._device_ring: DeviceRing | None = None
         self._no_device_ring = ""

@@ -1,7 +1,8 @@
 """Links over ZeroMQ.
 
-The receiver listens and makes a secret identity for its one sender, which learns it, with the
-address, from the coordinator: messages under another identity are rejected. The sender opens the
+The receiver listens, admits the one key that the coordinator names, and makes a secret identity for
+its one sender, which learns it, with the address, from the coordinator: messages under another
+identity are rejected. The sender opens the
 link, the receiver grants one credit per slot, and says when the stop marker has arrived: a socket
 that is closed before may lose what it still holds. Every wait has a time-out. A socket is used by
 one thread at a time.
@@ -191,6 +192,9 @@ class ZmqReceiver:
         """Items that have arrived and wait to be received."""
         self._drain()
         return len(self._arrived)
+
+    def admit(self, key: str | None) -> None:
+        self._listener.admit({key})
 
     def receive(self, timeout_s: float, called_off: Callable[[], bool] = lambda: False) -> Delivery:
         """The next item.

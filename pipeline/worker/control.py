@@ -13,7 +13,6 @@ from pipeline.worker.kept_snapshots import KeptStates
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipeline.protocol.addresses import LinkAddress
     from pipeline.protocol.messages import WorkerMessage
     from pipeline.schedule.reports import PassReport, StageState
     from pipeline.transport.interfaces import ControlClient, Said
@@ -78,12 +77,12 @@ class StageControl:
         """
         return self._kept.at(step)
 
-    def await_address(self) -> LinkAddress | None:
-        """Of the stage after this one; None: this one is the last."""
+    def await_connect(self) -> Connect:
+        """Where the stage after this one listens, and by which key the one before is known."""
         message = self._hear(LINK_TIMEOUT_S).message
         if not isinstance(message, Connect):
             raise CalledOffError("the run begins again")
-        return message.address
+        return message
 
     def await_complete(self) -> None:
         """Returns when the coordinator has the newest snapshot of every stage."""

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.device.meter import Meter
-    from pipeline.protocol.addresses import Carrier, LinkAddress
-    from pipeline.protocol.messages import Setup
+    from pipeline.protocol.addresses import Carrier
+    from pipeline.protocol.messages import Connect, Setup
     from pipeline.schedule.items import Item
     from pipeline.timeline.spans import SpanRecorder
     from pipeline.transport.interfaces import Delivery, Endpoints, Sender
@@ -48,11 +48,13 @@ class StageLinks:
         self._receiver, self.address = endpoints.listen(setup.bind, setup.max_in_flight, slot_bytes)
         self._sender: Sender | None = None
 
-    def connect(self, address: LinkAddress | None) -> Carrier | None:
-        """To the stage after this one, None: there is none. How tensors will travel to it."""
-        if address is None:
+    def connect(self, told: Connect) -> Carrier | None:
+        """Let in the stage before this one, and connect to the one after it, if there is one. How
+        tensors will travel to that."""
+        self._receiver.admit(told.before)
+        if told.address is None:
             return None
-        self._sender, carrier = self._endpoints.connect(address, self._called_off)
+        self._sender, carrier = self._endpoints.connect(told.address, self._called_off)
         return carrier
 
     @property

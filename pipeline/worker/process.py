@@ -16,12 +16,18 @@ from pipeline.worker.worker import Worker
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.protocol.credentials import Invitation
+    from pipeline.protocol.credentials import Invitation, KeyPair
 
 
-def run_worker(invitation: Invitation, launcher_gone: Callable[[], bool]) -> int:
-    """The whole process of a stage: 0 after a stop marker, 1 after an error, which is reported."""
-    endpoints, activity = ZmqEndpoints(invitation), Activity()
+def run_worker(
+    invitation: Invitation, keys: KeyPair | None, launcher_gone: Callable[[], bool]
+) -> int:
+    """The whole process of a stage: 0 after a stop marker, 1 after an error, which is reported.
+
+    Args:
+        keys: of this host; None: nothing is encrypted.
+    """
+    endpoints, activity = ZmqEndpoints(invitation, keys), Activity()
     control = ZmqControlClient(endpoints.sockets, invitation)
     heartbeat = HeartbeatThread(endpoints.sockets, invitation, activity, launcher_gone)
     heartbeat.start()

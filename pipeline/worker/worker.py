@@ -79,7 +79,7 @@ class Worker:
         self.on_nonfinite = config.runtime.on_nonfinite
         self.runner, links = self._built(setup, config)
         try:
-            self._control.say(Connected(links.connect(self._control.await_address())))
+            self._control.say(Connected(links.connect(self._control.await_connect())))
             self._serve(self.runner, links, setup.progress_interval_s)
             with self._activity.during("blocked"):  # what was sent last would be lost with us
                 links.finish()

@@ -125,7 +125,7 @@ def test_workers_that_could_be_started_are_stopped_where_one_can_not(
     ask = ForkServerClient.ask
     monkeypatch.setattr(ForkServerClient, "ask", reluctant)
     with pytest.raises(KeyboardInterrupt):
-        engine.start([Invitation("run", stage, 0, "ipc://nobody") for stage in range(3)])
+        engine.start(3, lambda stage, attempt, key: Invitation("run", stage, 0, "ipc://nobody"))
     assert no_workers_here()
 
 
@@ -207,7 +207,7 @@ import os, signal
 from launch.cli import main
 from launch.engines.local import LocalEngine
 
-LocalEngine.start = lambda engine, invitations: os.kill(os.getpid(), signal.SIGKILL)
+LocalEngine.start = lambda engine, *given: os.kill(os.getpid(), signal.SIGKILL)
 main()
 """
 
@@ -266,7 +266,7 @@ class Stream:
     def flush(self):
         raise self.error
 
-def work(invitation, gone):
+def work(invitation, keys, gone):
     if invitation.stage == 3:
         time.sleep(100)
     errors = (RuntimeError(), KeyboardInterrupt())

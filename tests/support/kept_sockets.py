@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pipeline.transport.sockets import Sockets
 
 if TYPE_CHECKING:
-    from pipeline.protocol.credentials import Keys
+    from pipeline.protocol.credentials import KeyPair
     from pipeline.transport.rejections import Rejections
     from pipeline.transport.sockets import Socket
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class KeptSockets(Sockets):
     """Remembers every socket."""
 
-    def __init__(self, rejections: Rejections, keys: Keys | None = None) -> None:
+    def __init__(self, rejections: Rejections, keys: KeyPair | None = None) -> None:
         super().__init__(rejections, keys)
         self._opened: list[Socket] = []
 

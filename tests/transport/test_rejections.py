@@ -9,6 +9,7 @@ import struct
 import time
 from contextlib import closing, suppress
 from dataclasses import replace
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import msgpack
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
 
     from support.processes import Launcher
 
-    from pipeline.protocol.credentials import Keys
+    from pipeline.protocol.addresses import LinkAddress
+    from pipeline.protocol.credentials import KeyPair
 
     Start = Callable[..., Launcher]
 
@@ -81,38 +83,72 @@ def test_strangers_can_not_fill_the_log() -> None:
 # --- keys ----------------------------------------------------------------------------------
 
 
-class House:
-    """The coordinator's sockets of a run that has keys, listening on loopback."""
+def new_keys() -> KeyPair:
+    keys = make_keys()
+    assert keys is not None, "pyzmq's own wheel has CURVE"
+    return keys
 
-    def __init__(self, keys: tuple[Keys, ...]) -> None:
-        self.keys, self.opened = keys, list[KeptSockets]()
-        self.sockets = self.with_keys(keys[0])
-        self.server = ZmqControlServer(self.sockets, "tcp://127.0.0.1:*", "run", most_bytes=1000)
-        for stage in range(len(keys) - 1):
+
+class House:
+    """The coordinator's control socket of a run that has keys, listening on loopback; two stages
+    are expected, each from a host of its own."""
+
+    def __init__(self) -> None:
+        self.opened = list[KeptSockets]()
+        self.keys = new_keys()
+        self.hosts = (new_keys(), new_keys())
+        self.server = self.control(self.keys)
+        for stage, host in enumerate(self.hosts):
+            self.server.admit(stage, 0, host.public)
             self.server.expect(stage, 0)
 
-    def with_keys(self, keys: Keys | None) -> KeptSockets:
+    def with_keys(self, keys: KeyPair | None) -> KeptSockets:
         self.opened.append(KeptSockets(Rejections("control"), keys))
         return self.opened[-1]
 
-    def client(self, stage: int, keys: Keys | None, endpoint: str = "") -> ZmqControlClient:
-        endpoint = endpoint or self.server.endpoint
-        return ZmqControlClient(
-            self.with_keys(keys), Invitation("run", stage, 0, endpoint, keys=keys)
+    def control(self, keys: KeyPair) -> ZmqControlServer:
+        sockets = self.with_keys(keys)
+        return ZmqControlServer(sockets, "tcp://127.0.0.1:*", "run", most_bytes=1000)
+
+    def client(
+        self, stage: int, keys: KeyPair | None, attempt: int = 0, endpoint: str = ""
+    ) -> ZmqControlClient:
+        endpoint, key = endpoint or self.server.endpoint, self.keys.public if keys else None
+        invitation = Invitation("run", stage, attempt, endpoint, coordinator=key)
+        return ZmqControlClient(self.with_keys(keys), invitation)
+
+    def hears(self, client: ZmqControlClient) -> bool:
+        """Whether it takes the client for a stage."""
+        client.send(Bye())
+        return self.server.receive(NEVER_S) is not None
+
+    def link(self) -> ZmqReceiver:
+        """Into stage 1, open; nobody is admitted yet."""
+        sockets, names = self.with_keys(self.hosts[1]), ("stage 1", "stage 0")
+        receiver = ZmqReceiver(
+            sockets, "tcp://127.0.0.1:*", "run", names=names, slots=1, slot_bytes=64
         )
+        receiver._listener.open()
+        return receiver
+
+    def sender(self, keys: KeyPair | None, address: LinkAddress) -> ZmqSender:
+        """It has said its first words, perhaps to nobody."""
+        sender = ZmqSender(self.with_keys(keys), address, "run", names=("a", "b"), timeout_s=SOON_S)
+        sender.send(Stop())
+        return sender
 
 
 @pytest.fixture
 def house() -> Iterator[House]:
-    house = House(make_keys(2))
+    house = House()
     yield house
     for sockets in house.opened:
         sockets.close(0)
 
 
 def test_processes_of_a_run_understand_each_other(house: House) -> None:
-    for stage in (0, 1):
-        client = house.client(stage, house.keys[stage + 1])
+    for stage, keys in enumerate(house.hosts):
+        client = house.client(stage, keys)
         client.send(Bye())
         said = house.server.receive(SOON_S)
         assert said is not None
@@ -124,16 +160,54 @@ def test_processes_of_a_run_understand_each_other(house: House) -> None:
 
 
 def test_keys_of_another_run_do_not_open(house: House) -> None:
-    stranger = make_keys(1)[1]
-    lost = replace(stranger, coordinator=house.keys[0].coordinator)
-    client = house.client(0, lost)
-    client.send(Bye())
-    assert house.server.receive(NEVER_S) is None
+    stranger = new_keys()
+    assert not house.hears(house.client(0, stranger))
     until(lambda: house.server.rejections.count, "the refusal of a key")
     told = house.server.rejections.news()  # perhaps also that a greeting has failed, which follows
     assert told[0] == (
-        f"control: key {stranger.public} was turned away: no process of this run holds it"
+        f"control: key {stranger.public} was turned away: nobody who is expected there holds it"
     )
+
+
+def test_a_host_speaks_for_none_but_its_own_stages(house: House) -> None:
+    assert not house.hears(house.client(0, house.hosts[1]))
+    assert house.server.absent == {0, 1}
+    assert house.server.rejections.news() == [
+        f"control: key {house.hosts[1].public} was turned away: it speaks for stage 0, whose host "
+        "holds another"
+    ]
+    assert house.hears(house.client(1, house.hosts[1]))
+
+
+def test_a_stage_that_moves_brings_the_key_of_its_new_host(house: House) -> None:
+    """Its process of before is heard no more, whatever it says of itself."""
+    before, after = house.client(0, house.hosts[0]), new_keys()
+    assert house.hears(before)
+    house.server.expect(0, 1)
+    assert house.server.key_before(1) is None
+    assert not house.hears(house.client(0, house.hosts[0], attempt=1))
+    house.server.admit(0, 1, after.public)
+    assert house.server.key_before(1) == after.public
+    assert not house.hears(before)
+    assert not house.hears(house.client(0, after))
+    assert house.hears(house.client(0, after, attempt=1))
+
+
+def test_of_stages_on_one_host_each_speaks_for_itself(house: House) -> None:
+    house.server.admit(1, 1, house.hosts[0].public)
+    house.server.expect(1, 1)
+    for stage in (0, 1):
+        assert house.hears(house.client(stage, house.hosts[0], attempt=stage))
+    assert house.server.rejections.count == 0
+
+
+def test_what_is_replayed_is_not_heard_again(house: House) -> None:
+    """All that a stage has sent, byte by byte, over a connection that somebody makes later."""
+    with closing(Eavesdropper(house.server.endpoint)) as between:
+        assert house.hears(house.client(0, house.hosts[0], endpoint=between.endpoint))
+        assert len(between.heard) > len(GREETING)
+        between.replay()
+        assert house.server.receive(NEVER_S) is None
 
 
 def test_who_leaves_before_the_greeting_is_over_was_not_turned_away(house: House) -> None:
@@ -152,48 +226,61 @@ def test_who_leaves_before_the_greeting_is_over_was_not_turned_away(house: House
 
 
 def test_without_keys_nobody_is_heard(house: House) -> None:
-    client = house.client(0, None)
-    client.send(Bye())
-    assert house.server.receive(NEVER_S) is None
+    assert not house.hears(house.client(0, None))
 
 
 def test_an_impostor_at_the_address_learns_nothing(house: House) -> None:
-    """The client asks for the coordinator's key; the listener holds another of the same run."""
-    impostor = house.with_keys(house.keys[2])
-    server = ZmqControlServer(impostor, "tcp://127.0.0.1:*", "run", most_bytes=1000)
-    client = house.client(0, house.keys[1], server.endpoint)
+    """The client asks for the coordinator's key; the listener holds that of a host of the run."""
+    server = house.control(house.hosts[1])
+    server.admit(0, 0, house.hosts[0].public)
+    server.expect(0, 0)
+    client = house.client(0, house.hosts[0], endpoint=server.endpoint)
     client.send(Bye())
     assert server.receive(NEVER_S) is None
     with pytest.raises(TimedOutError):
         client.receive(NEVER_S)
 
 
-def test_links_have_keys_too(house: House) -> None:
-    receiver = ZmqReceiver(
-        house.with_keys(house.keys[2]),
-        "tcp://127.0.0.1:*",
-        "run",
-        names=("stage 1", "stage 0"),
-        slots=1,
-        slot_bytes=64,
-    )
-    assert receiver.address.key == house.keys[2].public
-    receiver._listener.open()
-    for keys, heard in ((None, False), (make_keys(0)[0], False), (house.keys[1], True)):
-        sender = ZmqSender(
-            house.with_keys(keys), receiver.address, "run", names=("a", "b"), timeout_s=SOON_S
-        )
-        sender.send(Stop())
-        assert receiver._listener.poll(SOON_S if heard else NEVER_S) is heard
-        sender._socket.close(linger=0)
+def test_a_link_lets_in_the_stage_before_and_no_other_of_the_run(house: House) -> None:
+    receiver = house.link()
+    assert receiver.address.key == house.hosts[1].public
+    house.sender(house.hosts[0], receiver.address)
+    until(lambda: receiver._rejections.count, "the refusal: nobody is admitted yet", SOON_S)
+    receiver.admit(house.hosts[0].public)
+    for others in (None, new_keys(), house.hosts[1], house.keys):
+        house.sender(others, receiver.address)
+    assert not receiver._listener.poll(NEVER_S)
+    house.sender(house.hosts[0], receiver.address)
     assert receiver.receive(SOON_S).item == Stop()
     receiver.close()
 
 
+def test_the_key_of_the_stage_before_is_not_enough_without_the_word(house: House) -> None:
+    receiver = house.link()
+    receiver.admit(house.hosts[0].public)
+    house.sender(house.hosts[0], replace(receiver.address, word="f" * 32))
+    until(lambda: receiver.queued or receiver._rejections.count, "the refusal", SOON_S)
+    house.sender(house.hosts[0], receiver.address)
+    assert receiver.receive(SOON_S).item == Stop()
+    receiver.close()
+
+
+def test_a_link_that_is_replayed_takes_nothing_twice(house: House) -> None:
+    receiver = house.link()
+    receiver.admit(house.hosts[0].public)
+    with closing(Eavesdropper(receiver.address.endpoint)) as between:
+        house.sender(house.hosts[0], replace(receiver.address, endpoint=between.endpoint))
+        assert receiver.receive(SOON_S).item == Stop()
+        receiver._listener._port.open()  # as if it let others in again
+        between.replay()
+        assert not receiver._listener.poll(NEVER_S)
+    receiver.close()
+
+
 def test_secrets_are_not_printed() -> None:
-    keys = make_keys(3)
-    assert len({pair.secret for pair in keys} | {pair.public for pair in keys}) == 8
-    assert all(pair.secret not in repr(pair) for pair in keys)
+    pairs = [new_keys() for _ in range(4)]
+    assert len({pair.secret for pair in pairs} | {pair.public for pair in pairs}) == 8
+    assert all(pair.secret not in repr(pair) for pair in pairs)
 
 
 # --- strangers on the ports of a run --------------------------------------------------------
@@ -237,6 +324,45 @@ def letters() -> list[tuple[bytes, list[bytes]]]:
     ]
 
 
+class Eavesdropper:
+    """Stands between one peer and a listener, hands on what they say, and keeps what the peer
+    says."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+        self._port, self.heard = int(port), b""
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"tcp://127.0.0.1:{self._listening.getsockname()[1]}"
+        self._open: list[socket.socket] = [self._listening]
+        Thread(target=self._serve, daemon=True).start()
+
+    def replay(self) -> None:
+        """To the listener, from the beginning."""
+        again = socket.create_connection((self._host, self._port))
+        self._open.append(again)
+        again.sendall(self.heard)
+
+    def close(self) -> None:
+        for opened in self._open:
+            with suppress(OSError):
+                opened.shutdown(socket.SHUT_RDWR)
+            opened.close()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            peer, _ = self._listening.accept()
+            there = socket.create_connection((self._host, self._port))
+            self._open += [peer, there]
+            Thread(target=self._pass_on, args=(there, peer), daemon=True).start()
+            self._pass_on(peer, there, kept=True)
+
+    def _pass_on(self, one: socket.socket, other: socket.socket, *, kept: bool = False) -> None:
+        with suppress(OSError):
+            while data := one.recv(1 << 16):
+                self.heard += data if kept else b""
+                other.sendall(data)
+
+
 class Strangers:
     """Visit every port of a run, again and again, until they have been everywhere."""
 
@@ -258,15 +384,15 @@ class Strangers:
                 visitor = socket.create_connection(("127.0.0.1", port), timeout=1)
                 self.held.append(visitor)  # they stay, and say no more
                 visitor.sendall(data)
-        for keys in (None, make_keys(0)[0]):
+        for keys in (None, new_keys()):
             for name, frames in letters():
                 self._post(port, name, frames, keys)
 
-    def _post(self, port: int, name: bytes, frames: list[bytes], keys: Keys | None) -> None:
+    def _post(self, port: int, name: bytes, frames: list[bytes], keys: KeyPair | None) -> None:
         dealer = self.context.socket(zmq.DEALER)
         dealer.setsockopt(zmq.IDENTITY, name)
         if keys:
-            dealer.curve_serverkey = keys.coordinator.encode()
+            dealer.curve_serverkey = keys.public.encode()
             dealer.curve_publickey = keys.public.encode()
             dealer.curve_secretkey = keys.secret.encode()
         dealer.connect(f"tcp://127.0.0.1:{port}")
