@@ -24,7 +24,7 @@ from pipeline.data.batches import load_batches
 from pipeline.data.facts import check_data
 from pipeline.errors import InterruptedRunError, cut, one_line
 from pipeline.planning.plan import received_bytes
-from pipeline.run.events import Note, RunStarted, ignore
+from pipeline.run.events import Detail, Note, RunStarted, ignore
 from pipeline.run.recorder import Recorder
 from pipeline.run.run import Run
 from pipeline.run.timeline_file import TimelineFile
@@ -266,6 +266,8 @@ def _all_of(log: Observer, show: Observer, console: Console, watch: Observer) ->
 
     def observer(event: Event) -> None:
         log(event)
+        if isinstance(event, Detail):
+            return
         if not console.quiet:
             show(event)
             if lost := lost_output(console.file):

@@ -137,6 +137,10 @@ class CalledOffError(RunError):
     """A wait was called off: the run begins again or ends."""
 
 
+class EngineLostError(RunError):
+    """What starts and watches the workers is gone, and they with it or soon after."""
+
+
 class StageFailedError(RunError):
     """A stage stopped. `summary` is one line; `remote_traceback` is the worker's own, or empty."""
 

@@ -70,7 +70,7 @@ PIPELINE: dict[str, Row] = {  # from the ground up
         "dtypes errors system config network schedule timeline protocol device kernels transport "
         "learning rehearsal"
     ),
-    "coordinator": row("errors system config schedule timeline protocol transport run"),
+    "coordinator": row("errors system config planning schedule timeline protocol transport run"),
     "profiling": torch("seeding config data network planning kernels learning"),
     "single": torch(
         "errors network planning schedule timeline device run learning rehearsal worker"
@@ -92,7 +92,7 @@ LAUNCH: dict[str, Row] = {  # from the ground up; `pipeline` may be imported by 
     "machine": row(),
     "run_directory": row("job resume machine"),
     "display": row("job run_directory"),
-    "engines": row("display"),
+    "engines": row("machine display"),
     "command": row("machine display engines"),
     "completion": row(),
     "plan": row("job milestones machine display engines"),

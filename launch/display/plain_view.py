@@ -13,6 +13,7 @@ from launch.display.format import lr_text, number_text
 from launch.run_directory import LOG
 from pipeline.run.events import (
     CheckpointWritten,
+    Detail,
     EpochDone,
     Event,
     Note,
@@ -56,6 +57,7 @@ class PlainView:
             EpochDone: self._epoch,
             CheckpointWritten: lambda event: write(f"checkpoint {event.path.name}"),
             Note: lambda event: write(event.text),
+            Detail: lambda event: write(event.text),
         }
 
     def __call__(self, event: Event) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from socket import MSG_DONTWAIT, socketpair
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -25,8 +25,10 @@ from launch.engines.fork_messages import (
     start_line,
 )
 from launch.engines.interrupts import INTERRUPTIONS
+from launch.machine.gpus import devices
 from pipeline.coordinator.engine import End
 from pipeline.errors import SINGLE, ConfigError
+from pipeline.planning.hosts import Place, this_machine
 from pipeline.signals import signals_held
 from pipeline.system.interpreter import (
     current_folder,
@@ -39,13 +41,16 @@ from pipeline.system.sources import running_code
 from pipeline.transport.sockets import make_keys, new_socket_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
     from socket import socket
 
     from launch.engines.fork_messages import Answer
     from pipeline.coordinator.engine import Invite
+    from pipeline.planning.hosts import Host, Wanted
+    from pipeline.planning.plan import Plan
     from pipeline.protocol.credentials import Invitation, KeyPair
+    from pipeline.run.events import Detail, Note
 
 _LEAVE_S = 5.0  # a worker that has said bye gets so long to exit by itself
 _KILLED_S = 5.0
@@ -157,8 +162,8 @@ class _Worker:
     end: End | None = None
 
 
-class LocalWorkers:
-    """Worker processes of this machine, by stage, as `coordinator.engine.Workers` describes.
+class ForkedWorkers:
+    """Worker processes of this host, by stage.
 
     Args:
         start: asks for the process of (its number, stage, attempt).
@@ -166,28 +171,26 @@ class LocalWorkers:
 
     def __init__(self, server: ForkServerClient, start: Callable[[int, int, int], None]) -> None:
         self._server, self._start = server, start
-        self._workers: list[_Worker] = []
+        self._workers: dict[int, _Worker] = {}
         self._asked_for = 0
 
     def dead(self) -> dict[int, End]:
         self._look()
-        return {stage: worker.end for stage, worker in enumerate(self._workers) if worker.end}
-
-    def add(self) -> None:
-        """One more, of the next stage."""
-        self._workers.append(self._asked(len(self._workers), 0))
+        return {stage: worker.end for stage, worker in self._workers.items() if worker.end}
 
     def replace(self, stage: int, attempt: int) -> None:
+        """Start a stage's process, in place of one that is there."""
         self._look()
-        before = self._workers[stage]
-        if before.pid is None and before.end is None:
-            self._server.close()  # it hangs, or what it imports does
-        self._end(before)
+        before = self._workers.get(stage)
+        if before is not None:
+            if before.pid is None and before.end is None:
+                self._server.close()  # it hangs, or what it imports does
+            self._end(before)
         self._workers[stage] = self._asked(stage, attempt)
 
     def wake(self, stage: int) -> None:
-        worker = self._workers[stage]
-        if worker.end is None and worker.pid is not None:
+        worker = self._workers.get(stage)
+        if worker is not None and worker.end is None and worker.pid is not None:
             with suppress(ProcessLookupError):
                 os.kill(worker.pid, signal.SIGCONT)
 
@@ -200,9 +203,9 @@ class LocalWorkers:
         Killing is clean: workers leave nothing behind that the kernel does not free.
         """
         self._look()
-        if any(worker.pid is None and worker.end is None for worker in self._workers):
+        if any(worker.pid is None and worker.end is None for worker in self._workers.values()):
             self._server.close()  # some are still to be forked; all that were end with it
-        for worker in self._workers:
+        for worker in self._workers.values():
             self._end(worker)
         self._join(_KILLED_S)
 
@@ -230,7 +233,7 @@ class LocalWorkers:
         how = self._server.how_it_ended()  # first: what it said before its end is still read
         for answer in self._server.answers():
             self._take(answer)
-        for worker in [worker for worker in self._workers if worker.end is None]:
+        for worker in [worker for worker in self._workers.values() if worker.end is None]:
             if how is not None or worker.generation != self._server.generation:
                 self._end(worker)
                 worker.end = _end_of(worker, how or "the process that starts workers was replaced")
@@ -240,7 +243,7 @@ class LocalWorkers:
     def _take(self, answer: Answer) -> None:
         if isinstance(answer, Imported):
             return
-        for worker in self._workers:
+        for worker in self._workers.values():
             if isinstance(answer, Broken):
                 worker.failure = answer
             elif worker.number != answer.worker:
@@ -251,6 +254,32 @@ class LocalWorkers:
                 worker.failure = answer
             else:
                 worker.end = _end_of(worker, _how(answer.code), answer)
+
+
+class LocalWorkers(ForkedWorkers):
+    """Those of a run on this machine alone, as `coordinator.engine.Workers` describes.
+
+    Args:
+        places: of the stages.
+    """
+
+    def __init__(
+        self,
+        server: ForkServerClient,
+        start: Callable[[int, int, int], None],
+        places: Sequence[Place],
+    ) -> None:
+        super().__init__(server, start)
+        self._places = places
+
+    def home(self, stage: int) -> Place:
+        return self._places[stage]
+
+    def waiting(self) -> dict[int, str]:
+        return {}  # the processes of one machine share what there is
+
+    def news(self) -> list[Note | Detail]:
+        return []
 
 
 class LocalEngine:
@@ -278,28 +307,29 @@ class LocalEngine:
     def socket_folder(self) -> Path:
         return self._server.folder
 
-    def start(self, stages: int, invite: Invite) -> LocalWorkers:
+    @property
+    def address(self) -> None:
+        return None
+
+    def hosts(self, wanted: Wanted) -> tuple[Host, ...]:
+        return (this_machine(devices(wanted.gpus)),)
+
+    def start(self, plan: Plan, invite: Invite) -> LocalWorkers:
         """One process per stage; if one can't be started, none is left."""
         keys = make_keys()
+        host = replace(this_machine(()), key=keys.public if keys else None)
 
         def start_one(number: int, stage: int, attempt: int) -> None:
-            invitation = invite(stage, attempt, keys.public if keys else None)
+            invitation = invite(stage, attempt, host.key)
             self.warm_up()  # the fork server may have been killed, too
-            self._server.ask(
-                Start(
-                    number,
-                    f"{_work.__module__}:{_work.__qualname__}",
-                    invitation,
-                    current_folder(),
-                    tuple(module_path()),
-                    keys if invitation.coordinator else None,
-                )
-            )
+            here, path = current_folder(), module_path()
+            self._server.ask(start_of(number, invitation, keys, here, path))
 
-        workers = LocalWorkers(self._server, start_one)
+        places = [Place(host, stage.device) for stage in plan.stages]
+        workers = LocalWorkers(self._server, start_one, places)
         try:
-            for _ in range(stages):
-                workers.add()
+            for stage in plan.stages:
+                workers.replace(stage.stage, 0)
         except BaseException:
             workers.stop()
             raise
@@ -307,6 +337,24 @@ class LocalEngine:
 
     def close(self) -> None:
         self._server.close()
+
+
+def start_of(
+    number: int,
+    invitation: Invitation,
+    keys: KeyPair | None,
+    here: str | None,
+    path: Sequence[str],
+) -> Start:
+    """What a fork server is asked for.
+
+    Args:
+        here: the folder that the process works in, where a user's modules may lie.
+        path: where other modules are looked for.
+    """
+    target = f"{_work.__module__}:{_work.__qualname__}"
+    its_keys = keys if invitation.coordinator else None
+    return Start(number, target, invitation, here, tuple(path), its_keys)
 
 
 def _work(invitation: Invitation, keys: KeyPair | None, launcher_gone: Callable[[], bool]) -> int:

@@ -22,6 +22,13 @@ from pipeline.errors import SINGLE, STAGES, ConfigError, Option
 from pipeline.network.from_config import network_specs
 from pipeline.network.named_blocks import check_there
 from pipeline.planning.cost import block_costs
+from pipeline.planning.hosts import (
+    Wanted,
+    devices_of,
+    on_hosts,
+    planned_devices,
+    this_machine,
+)
 from pipeline.planning.plan import make_plan
 from pipeline.planning.plan_files import load_plan
 from pipeline.run.event_files import check_tensorboard
@@ -39,8 +46,10 @@ if TYPE_CHECKING:
 
     from launch.job import Options
     from pipeline.config.sections import Config
+    from pipeline.coordinator.engine import Engine
     from pipeline.network.specs import BlockSpec
     from pipeline.planning.cost import BlockCost
+    from pipeline.planning.hosts import Host
 
 _CONNECTS_S = 5.0
 """Longest time to connect to an address of this machine; beyond, a firewall is in the way."""
@@ -52,8 +61,11 @@ def check_engine(options: Options) -> None:
         raise ConfigError("--engine ray: not available yet; use --engine local (the default)")
 
 
-def make_job(options: Options) -> Job:
+def make_job(options: Options, cluster: Engine | None = None) -> Job:
     """Check everything that can be checked before anything starts.
+
+    Args:
+        cluster: that the run is planned for; None: this machine.
 
     Raises:
         ConfigError: for the first thing that is wrong.
@@ -70,17 +82,20 @@ def make_job(options: Options) -> Job:
         if not options.resume or options.run_dir is None:
             raise ConfigError("which config? give CONFIG.yaml, or --resume with --run-dir DIR")
         path = options.run_dir / CONFIG
-    job = check_job(_name(path, options), load_config(path, options.overrides), options)
+    config = load_config(path, options.overrides)
+    job = check_job(_name(path, options), config, options, cluster)
     return replace(job, milestones_for=_milestones_for(path, options.overrides))
 
 
-def check_job(name: str, config: Config, options: Options) -> Job:
+def check_job(name: str, config: Config, options: Options, cluster: Engine | None = None) -> Job:
     """As `make_job`, of a configuration that is there already; `name`: what people call the run.
 
     Raises:
         ConfigError: for the first thing that is wrong.
     """
     _check_trace(options)
+    if cluster is not None:
+        config = _between_hosts(config)
     own_data = None
     if config.data.is_own:
         from pipeline.data.own_data import read_own  # numpy
@@ -113,7 +128,8 @@ def check_job(name: str, config: Config, options: Options) -> Job:
     if backprop:
         _check_one_process(config, options)
     costs = network_costs(config, specs)
-    devices = _devices(options)
+    hosts = _hosts(options, config, cluster)
+    devices = planned_devices(hosts)
     if options.measure:
         for spec in specs:  # each is measured alone
             alone = {devices[0]: (spec.index,)}
@@ -124,11 +140,13 @@ def check_job(name: str, config: Config, options: Options) -> Job:
     if options.plan is None:
         loads = known.timing.loads if known else None
         plan = make_plan(specs, costs, stages=stages, devices=devices, loads=loads)
+        plan = on_hosts(plan, costs, hosts)
     elif options.stages is not None:
         raise ConfigError("--plan says how many stages there are: leave --stages out")
     else:
-        plan = load_plan(options.plan, specs, devices)  # single mode does all stages in turn
-    if not options.single:
+        # single mode does all stages in turn
+        plan = load_plan(options.plan, specs, devices_of(hosts))
+    if not options.single and cluster is None:
         _check_address(config)
     if not (options.single or options.dry_run):
         check_enough(plan.n_stages, reserved=config.runtime.transport != "ipc")
@@ -238,6 +256,22 @@ def _name(path: Path, options: Options) -> str:
     if options.run_dir is not None and path == options.run_dir / CONFIG:
         return options.run_dir.resolve().name
     return path.stem
+
+
+def _between_hosts(config: Config) -> Config:
+    """Files of sockets join nobody beyond one machine."""
+    if config.runtime.transport != "ipc":
+        return config
+    return config.model_copy(
+        update={"runtime": config.runtime.model_copy(update={"transport": "tcp"})}
+    )
+
+
+def _hosts(options: Options, config: Config, cluster: Engine | None) -> tuple[Host, ...]:
+    """Where stages may run."""
+    if cluster is not None:
+        return cluster.hosts(Wanted(options.gpus, config.runtime.threads_per_stage))
+    return (this_machine(_devices(options)),)
 
 
 def _devices(options: Options) -> tuple[str, ...]:

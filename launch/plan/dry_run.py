@@ -18,6 +18,7 @@ from pipeline.planning.cost import (
     estimated_bytes,
     weights_bytes,
 )
+from pipeline.planning.hosts import local_name
 from pipeline.planning.placement import busiest
 from pipeline.planning.plan import (
     StageCost,
@@ -208,7 +209,7 @@ def _print_bounds(
 def _placement_sentence(plan: Plan, stages: Sequence[StageCost]) -> str:
     names = [planned.device for planned in plan.stages]
     devices = list(dict.fromkeys(names))
-    if devices == ["cpu"]:
+    if {local_name(name) for name in devices} == {"cpu"}:
         return "On the CPU, read 'device' below as the cores that one stage has to itself."
     loads = [stage.train_macs for stage in stages]
     peak = busiest(loads, [devices.index(name) for name in names])

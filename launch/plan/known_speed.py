@@ -11,6 +11,7 @@ from launch.milestones import misplaced
 from launch.plan.cost_cache import known_timing, measure
 from launch.plan.memory import tight
 from pipeline.errors import ConfigError
+from pipeline.planning.hosts import TO_COME, host_of
 from pipeline.planning.plan_files import load_device
 from pipeline.planning.prediction import assumed
 
@@ -50,6 +51,8 @@ def find_speed(
         return KnownSpeed(timing, source, device.memory_bytes)
     if options.measure:
         print(f"kept in {measure(config, facts, specs, devices, _tell)}", file=sys.stderr)
+    if options.engine == "ray":
+        return None  # nothing is known of other machines
     known = known_timing(config, specs, costs, devices)
     return KnownSpeed(known[0], f"measured: {known[1]}") if known else None
 
@@ -62,10 +65,24 @@ def cautions(job: Job) -> list[str]:
         *rehearsed,
         *job.initial.notes,
         *_frozen_as_drawn(job.config),
+        *_without_room(job),
         *_crowded_cores(job),
         *_feedback_that_cannot_align(job.config),
         *misplaced(job.config.schedule, job.milestones_for),
         *tight(job),
+    ]
+
+
+def _without_room(job: Job) -> list[str]:
+    """Stages that no host has a CPU for."""
+    late = [str(stage.stage) for stage in job.plan.stages if host_of(stage.device) == TO_COME]
+    if not late:
+        return []
+    which = f"stages {', '.join(late)} wait" if late[1:] else f"stage {late[0]} waits"
+    return [
+        f"the hosts of the cluster lend CPUs for {job.plan.n_stages - len(late)} stages of "
+        f"{job.config.runtime.threads_per_stage} threads each: {which} for a host that joins; "
+        "use fewer --stages to begin at once"
     ]
 
 

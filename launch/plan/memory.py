@@ -142,7 +142,7 @@ def memory_of_places(places: Iterable[str]) -> dict[str, int]:
     """Bytes of memory, with swap, that this process may use, and of each visible CUDA device, if
     one is among `places`: to ask the driver takes it up to seconds to begin."""
     has = {"cpu": host_memory()}
-    if any(place != "cpu" for place in places):
+    if any(place.startswith("cuda") for place in places):
         has |= {f"cuda:{number}": size for number, size in enumerate(gpu_memory())}
     return has
 

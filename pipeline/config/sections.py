@@ -96,8 +96,9 @@ class RuntimeConfig(Section):
     """IP address at which the sockets of `tcp` and `tcp-plain` listen."""
     start_timeout_s: float = Field(default=120.0, gt=0, le=_MAX_S)
     """How long the workers may take to report for work."""
-    heartbeat_timeout_s: float = Field(default=10.0, ge=1, le=_MAX_S)
-    """A worker silent for so long is taken for dead."""
+    heartbeat_timeout_s: float | None = Field(default=None, ge=1, le=_MAX_S)
+    """A worker silent for so long is taken for dead; null: 10 on one machine, 45 where stages run
+    on hosts of a cluster, whose network may be gone for a while."""
     on_nonfinite: Literal["stop", "skip_batch", "rollback"] = "stop"
     """Where a block's loss is not finite: end the run; let the block, and those after it, learn
     nothing from the batch; or go back to the newest snapshot and leave out the batch that is to

@@ -8,12 +8,12 @@ from pipeline.coordinator.stages import attached_to, setup_of
 from pipeline.errors import StageFailedError, StageLostError, TimedOutError
 from pipeline.protocol.life_cycle import Phase
 from pipeline.protocol.messages import Hello, Ready, Setup
-from pipeline.run.events import Waiting
-from pipeline.system.sources import difference, running_code
+from pipeline.run.events import Note, Waiting
+from pipeline.system.sources import difference, difference_between_hosts, running_code
 from pipeline.transport.timeout import Timeout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from pipeline.coordinator.stages import Files, Stages
     from pipeline.protocol.addresses import LinkAddress
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipeline.transport.interfaces import Said
 
 _TELL_EVERY_S = 2.0
+_TELL_ROOM_EVERY_S = 10.0
 
 
 class Assembly:
@@ -63,18 +64,25 @@ class Assembly:
 
     def _setup(self, stage: int, *, kept: bool) -> tuple[Setup, Files]:
         attempt = self._stages.attempt
-        setup = setup_of(self._run, stage, attempt, self._bind(stage, attempt), kept=kept)
+        device, bind = self._stages.home(stage).device, self._bind(stage, attempt)
+        setup = setup_of(self._run, stage, attempt, device, bind, kept=kept)
         return setup, attached_to(self._run, setup)
 
     def _wait_for(self, phase: Phase) -> None:
+        """A wait for room has no end but the run's: it is said again and again."""
         timeout = Timeout(self._run.config.runtime.start_timeout_s, self._clock)
-        told = self._clock()
+        told = told_room = self._clock()
         while missing := self._missing(phase):
             self._pump()
-            now = self._clock()
+            now, waiting = self._clock(), self._stages.waiting()
             if self._run.interrupted():
                 raise self._run.interruption()
-            if not timeout.next_poll_s():
+            if waiting:
+                timeout.pause()
+                if now - told_room > _TELL_ROOM_EVERY_S:
+                    told_room = now
+                    self._run.observer(Note(_no_room(waiting)))
+            elif not timeout.next_poll_s():
                 self._give_up(phase, timeout.used_s)
             if now - told > _TELL_EVERY_S:
                 told = now
@@ -95,13 +103,15 @@ class Assembly:
         user_code, building = self._run.config.user_code, self._stages.building
         made = " and ".join(f"{key} {name}" for key, name in user_code.items())
         return tuple(
-            f"stage {stage} on {self._run.plan.stages[stage].device}"
+            f"stage {stage} on {self._stages.device(stage)}"
             + (f" (making the network with {made})" if stage in building else "")
             for stage in self._stages.behind(phase)
         )
 
     def _on_hello(self, said: Said, hello: Hello) -> None:
-        self._check_code(said.stage, difference(running_code(), hello.code))
+        is_here = not self._stages.home(said.stage).host.name
+        differs = difference if is_here else difference_between_hosts
+        self._check_code(said.stage, differs(running_code(), hello.code))
         self._stages.say(said.stage, *self._setup(said.stage, kept=False))
 
     def _on_ready(self, said: Said, ready: Ready) -> None:
@@ -115,3 +125,11 @@ class Assembly:
                 f"{self._stages.name(stage)} runs other code than the launcher: {difference}; "
                 "files were replaced since the command was given: give it again (--resume goes on)"
             )
+
+
+def _no_room(waiting: Mapping[int, str]) -> str:
+    missing = "; ".join(f"stage {stage} waits for {what}" for stage, what in waiting.items())
+    return (
+        f"no room: {missing}. A host that joins is used at once; Ctrl-C ends the run, with a "
+        "checkpoint of what is trained"
+    )

@@ -183,6 +183,8 @@ class Coordinator:
         self._looked_at = now
         self._run.recorder.tell_written()
         self._reports.tell(*self._control.rejections.news())
+        for event in self._stages.news():
+            self._run.observer(event)
         self._look_for_lost_stages()
 
     def _hear(self, said: Said) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pipeline.coordinator.coordinator import Coordinator
 from pipeline.coordinator.watchdog import Watchdog
 from pipeline.errors import ConfigError
+from pipeline.planning.hosts import host_of
 from pipeline.protocol.credentials import Invitation
 from pipeline.run.events import Note
 from pipeline.transport.interfaces import LINK_TIMEOUT_S
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from pipeline.run.run import Run
     from pipeline.transport.interfaces import Sender
 
+_SILENCE_S, _SILENCE_BETWEEN_HOSTS_S = 10.0, 45.0
+"""`runtime.heartbeat_timeout_s`, where it is left to us."""
 _SLOWEST_BYTES_PER_S = 1e6
 """Of a network that is still worth training over."""
 
@@ -43,7 +46,10 @@ def run_pipeline(run: Run, engine: Engine) -> None:
         closing(Sockets(Rejections("the control socket"), keys)) as sockets,
     ):
         control = ZmqControlServer(
-            sockets, _bind(run, folder, "control"), run.id, most_bytes=run.most_file_bytes
+            sockets,
+            _bind(run, folder, "control", engine.address),
+            run.id,
+            most_bytes=run.most_file_bytes,
         )
         named = tuple(run.config.user_code.values())
 
@@ -54,7 +60,7 @@ def run_pipeline(run: Run, engine: Engine) -> None:
                 control.admit(stage, attempt, key)
             return Invitation(run.id, stage, attempt, control.endpoint, named, sockets.key)
 
-        workers = engine.start(run.plan.n_stages, invite)
+        workers = engine.start(run.plan, invite)
 
         def connect(address: LinkAddress, cancelled: Callable[[], bool]) -> tuple[Sender, Carrier]:
             sender = ZmqSender(
@@ -67,11 +73,16 @@ def run_pipeline(run: Run, engine: Engine) -> None:
             )
             return sender, sender.carrier
 
+        def bind(stage: int, attempt: int) -> str:
+            place = workers.home(stage)
+            address = place.host.address if place and place.host.name else None
+            return _bind(run, folder, f"link-{stage}-{attempt}", address)
+
         coordinator = Coordinator(
             run,
             control,
             connect,
-            lambda stage, attempt: _bind(run, folder, f"link-{stage}-{attempt}"),
+            bind,
             workers,
             watchdog,
         )
@@ -84,13 +95,18 @@ def run_pipeline(run: Run, engine: Engine) -> None:
 
 
 def _watchdog(run: Run) -> Watchdog:
-    """Over a network, what travels may take its time."""
+    """Over a network, what travels may take its time; between hosts a cable may be out for a while,
+    in which nobody hears of anybody."""
     runtime = run.config.runtime
+    between_hosts = any(host_of(stage.device) for stage in run.plan.stages)
+    silence_s = runtime.heartbeat_timeout_s or (
+        _SILENCE_BETWEEN_HOSTS_S if between_hosts else _SILENCE_S
+    )
     transfer_s = 0.0 if runtime.transport == "ipc" else run.most_sent_bytes / _SLOWEST_BYTES_PER_S
     return Watchdog(
-        heartbeat_timeout_s=runtime.heartbeat_timeout_s,
+        heartbeat_timeout_s=silence_s,
         stall_timeout_s=runtime.stall_timeout_s,
-        transfer_s=transfer_s,
+        transfer_s=transfer_s + (silence_s if between_hosts else 0.0),
     )
 
 
@@ -119,10 +135,10 @@ def _no_curve() -> ConfigError:
     )
 
 
-def _bind(run: Run, folder: Path, name: str) -> str:
-    """Where the socket of a name is to listen."""
+def _bind(run: Run, folder: Path, name: str, address: str | None) -> str:
+    """Where the socket of a name is to listen; `address`: of its host in a cluster."""
     runtime = run.config.runtime
     if runtime.transport == "ipc":
         return f"ipc://{folder}/{name}"
-    address = runtime.bind_address
+    address = address or runtime.bind_address
     return f"tcp://[{address}]:*" if ":" in address else f"tcp://{address}:*"

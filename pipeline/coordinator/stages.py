@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 
     from pipeline.coordinator.engine import End, Workers
     from pipeline.coordinator.watchdog import Watchdog
+    from pipeline.planning.hosts import Place
     from pipeline.protocol.addresses import LinkAddress
     from pipeline.protocol.messages import Complete
+    from pipeline.run.events import Detail, Note
     from pipeline.run.run import Run
     from pipeline.schedule.reports import Tally
     from pipeline.transport.interfaces import ControlServer, Said
@@ -101,6 +103,25 @@ class Stages:
         """Tell a stage where the next one listens, None: it is the last; and who will connect."""
         self.say(stage, Connect(address, self._control.key_before(stage)))
 
+    def home(self, stage: int) -> Place:
+        """Where its process runs."""
+        place = self._workers.home(stage)
+        assert place, f"stage {stage} has no place, and has spoken"
+        return place
+
+    def device(self, stage: int) -> str:
+        """Where it runs or, while it waits for room, was to run."""
+        place = self._workers.home(stage)
+        return place.name if place else self._run.plan.stages[stage].device
+
+    def waiting(self) -> dict[int, str]:
+        """Stages without a place, each with what it waits for."""
+        return self._workers.waiting()
+
+    def news(self) -> list[Note | Detail]:
+        """What the engine has to tell."""
+        return self._workers.news()
+
     def dead(self) -> dict[int, End]:
         """Stages that ended before they had said bye, each with how."""
         ended = self._workers.dead().items()
@@ -139,7 +160,7 @@ class Stages:
     def name(self, stage: int) -> str:
         """How people call it: `stage 1 (blocks 2–3, cuda:0)`."""
         plan = self._run.plan.stages[stage]
-        return f"stage {stage} ({plan.blocks_in_words}, {plan.device})"
+        return f"stage {stage} ({plan.blocks_in_words}, {self.device(stage)})"
 
     def admit(self, said: Said) -> bool:
         """Whether a message is to be handled; it moves its stage on in the life cycle.
@@ -239,11 +260,12 @@ def attached_to(run: Run, setup: Setup) -> Files:
     return [run.start.initial.files[block] for block in setup.initial]
 
 
-def setup_of(run: Run, stage: int, attempt: int, bind: str, *, kept: bool) -> Setup:
+def setup_of(run: Run, stage: int, attempt: int, device: str, bind: str, *, kept: bool) -> Setup:
     """Everything a stage needs to know to begin, but for its block files.
 
     Args:
         attempt: how often the run has begun again.
+        device: as its process calls it.
         bind: where the stage is to listen for the one before it.
         kept: whether it has the block files of the start itself.
     """
@@ -257,7 +279,7 @@ def setup_of(run: Run, stage: int, attempt: int, bind: str, *, kept: bool) -> Se
         config=config,
         facts=run.batches.facts,
         blocks=plan.blocks,
-        device=plan.device,
+        device=device,
         bind=bind,
         resumed=bool(start.files),
         kept=kept,

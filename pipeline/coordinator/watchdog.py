@@ -1,7 +1,8 @@
 """Decides from heartbeats which stage has gone silent or is stuck. No clock, no sockets.
 
 A stage that waits for a neighbour is not stuck. One that works on an item is, where its thread
-has not used the processor for a while (it hangs), or where even a very slow step would be over.
+has not used the processor for a while (it hangs), or where even a very slow step would be over: by
+its own account, since of one that is cut off nobody knows what it does.
 So is a run in which everybody waits and nothing moves, while the feed waits or has ended, for
 longer than what may be on its way from one process to another can take: nobody sees it move.
 """
@@ -96,7 +97,7 @@ class Watchdog:
         if self._waits_since is None or not feed_waits:
             self._waits_since = now
         waits_since = self._waits_since if feed_waits else None
-        return self._silent(now, silent) or self._stuck(now) or self._deadlock(now, waits_since)
+        return self._silent(now, silent) or self._stuck() or self._deadlock(now, waits_since)
 
     def _silent(self, now: float, allowed: Collection[int]) -> tuple[int, str] | None:
         for stage, known in sorted(self._stages.items()):
@@ -105,12 +106,13 @@ class Watchdog:
                 return stage, f"hangs: no sign of life for {silence_s:.1f} s"
         return None
 
-    def _stuck(self, now: float) -> tuple[int, str] | None:
+    def _stuck(self) -> tuple[int, str] | None:
         for stage, known in sorted(self._stages.items()):
             beat = known.heartbeat
             if beat is None or beat.doing != "working":
                 continue
-            idle_s, busy_s = now - known.worked_at, now - known.changed_at
+            idle_s = known.heard_at - known.worked_at
+            busy_s = known.heard_at - known.changed_at
             if idle_s > self._stall_timeout_s or busy_s > SLOWEST_STEP * self._stall_timeout_s:
                 return stage, f"is stuck: {busy_s:.1f} s at the item after batch {beat.batch_id}"
         return None

@@ -81,7 +81,14 @@ class Note:
     text: str
 
 
-Event: TypeAlias = RunStarted | Waiting | Progress | EpochDone | CheckpointWritten | Note
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """A line for the log alone."""
+
+    text: str
+
+
+Event: TypeAlias = RunStarted | Waiting | Progress | EpochDone | CheckpointWritten | Note | Detail
 Observer: TypeAlias = Callable[[Event], None]
 """Called in the order of events, from one thread at a time; must not block."""
 

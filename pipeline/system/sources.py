@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _OWN = ("pipeline", "launch")
 _OTHERS = ("torch", "numpy")
+_HARDWARE = ("processor", "GPUs")
 _DIGITS = 16
 _SOURCE = ".py"
 
@@ -86,6 +87,34 @@ def difference(ours: Sequence[str], theirs: Sequence[str], *, common: bool = Fal
                 f"{name} is {one.get(name, 'not there')} here, {other.get(name, 'not there')} there"
             )
     return None
+
+
+def difference_between_hosts(ours: Sequence[str], theirs: Sequence[str]) -> str | None:
+    """The same of two machines, where packages lie elsewhere: of Python and our own files, without
+    which there is no understanding each other."""
+    one, other = (
+        [line for line in lines if line.partition(" ")[0] not in _OTHERS]
+        for lines in (_code(ours), _code(theirs))
+    )
+    return difference(one, other)
+
+
+def unlike(ours: Sequence[str], theirs: Sequence[str]) -> list[str]:
+    """Of what may round otherwise: versions of packages, and what `facts` say of the hardware."""
+    one, other = (
+        {name: what.partition(":")[0] for name, _, what in (line.partition(" ") for line in lines)}
+        for lines in (ours, theirs)
+    )
+    names = (name for name in one if name in (*_OTHERS, *_HARDWARE) and name in other)
+    return [
+        f"{name} is {other[name] or 'unknown'}, elsewhere {one[name] or 'unknown'}"
+        for name in names
+        if one[name] != other[name]
+    ]
+
+
+def _code(lines: Iterable[str]) -> list[str]:
+    return [line for line in lines if line.partition(" ")[0] not in _HARDWARE]
 
 
 def changed_files(before: Sequence[str], now: Sequence[str]) -> list[str]:

@@ -25,3 +25,7 @@ class Timeout:
         before, self._polled_at = self._polled_at, self._clock()
         self.used_s += min(self._polled_at - before, _LONGEST_POLL_S)
         return max(0.0, min(self._seconds - self.used_s, POLL_S))
+
+    def pause(self) -> None:
+        """Leave out what has passed since the last poll: what was waited for was something else."""
+        self._polled_at = self._clock()

@@ -130,7 +130,7 @@ WRONG_VALUES = [
     ("runtime", "max_in_flight", "0", "0", "greater than or equal to 1"),
     ("runtime", "max_in_flight", "65", "65", "less than or equal to 64"),
     ("runtime", "stall_timeout_s", ".inf", "inf", "finite number"),
-    ("runtime", "heartbeat_timeout_s", "", "null", "valid number"),
+    ("runtime", "stall_timeout_s", "", "null", "valid number"),
     ("runtime", "keep_best", "first", "'first'", "use true, false, test, validation or last"),
     ("runtime", "keep_best", "1", "1", "use true, false, test, validation or last"),
     ("runtime", "best_form", "half", "'half'", "'full' or 'weights'"),

@@ -84,6 +84,14 @@ def test_signs_of_life_are_no_sign_of_progress() -> None:
     assert problem(watch, 60.5) == (0, "is stuck: 60.5 s at the item after batch 0")
 
 
+def test_who_is_cut_off_is_silent_and_not_stuck() -> None:
+    """What it does meanwhile, nobody knows."""
+    watch = Watchdog(heartbeat_timeout_s=2 * STALL_S, stall_timeout_s=STALL_S)
+    watch.heard(0, 0.0, beat("working"))
+    assert watch.problem(2 * STALL_S, feed_waits=True) is None
+    assert problem(watch, 2 * STALL_S + 1) == (0, "hangs: no sign of life for 121.0 s")
+
+
 def test_slow_is_not_stuck_before_even_a_very_slow_step_would_be_over() -> None:
     watch = watch_of("working")
     longest_s = SLOWEST_STEP * STALL_S

@@ -19,6 +19,7 @@ from support.processes import digests, final_digests, launch, until
 
 from launch.engines.fork_messages import Ended, Start
 from launch.engines.local import ForkServerClient, LocalEngine
+from pipeline.planning.plan import Plan, StagePlan
 from pipeline.protocol.credentials import Invitation
 
 if TYPE_CHECKING:
@@ -122,10 +123,11 @@ def test_workers_that_could_be_started_are_stopped_where_one_can_not(
         asked.append(start)
         ask(server, start)
 
+    plan = Plan(tuple(StagePlan(stage, (stage,), "cpu") for stage in range(3)))
     ask = ForkServerClient.ask
     monkeypatch.setattr(ForkServerClient, "ask", reluctant)
     with pytest.raises(KeyboardInterrupt):
-        engine.start(3, lambda stage, attempt, key: Invitation("run", stage, 0, "ipc://nobody"))
+        engine.start(plan, lambda stage, attempt, key: Invitation("run", stage, 0, "ipc://nobody"))
     assert no_workers_here()
 
 

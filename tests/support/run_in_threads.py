@@ -18,6 +18,7 @@ from pipeline.data.facts import data_facts
 from pipeline.learning.block import Block
 from pipeline.network.from_config import network_specs
 from pipeline.planning.cost import block_costs
+from pipeline.planning.hosts import Place, this_machine
 from pipeline.planning.plan import make_plan
 from pipeline.protocol.addresses import Carrier, LinkAddress
 from pipeline.protocol.credentials import Invitation
@@ -230,7 +231,8 @@ KILLED = End("was killed by SIGKILL", silent=True)
 class ThreadWorkers:
     """`engine.Workers` as threads, each of which tells its failure as a worker process does.
 
-    `fates`: of the first worker of some stages; others live on.
+    `fates`: of the first worker of some stages; others live on. `has_room`: asked again and again,
+    where a stage is to begin.
     """
 
     def __init__(
@@ -244,22 +246,42 @@ class ThreadWorkers:
         self.killed: dict[int, End] = {}
         self.fates = fates or {}
         self._stages, self._threads = stages, dict[int, Thread]()
+        self.has_room: Callable[[], bool] = lambda: True
+        self._wanting: dict[int, int] = {}
+        """Attempts of stages that wait for room."""
 
     def dead(self) -> dict[int, End]:
+        self._find_room()
         return self.killed
+
+    def home(self, stage: int) -> Place | None:
+        return None if stage in self._wanting else Place(this_machine(("cpu",)), "cpu")
+
+    def waiting(self) -> dict[int, str]:
+        return dict.fromkeys(self._wanting, "1 CPU")
+
+    def news(self) -> list[Event]:
+        return []
 
     def replace(self, stage: int, attempt: int) -> None:
         self.killed.pop(stage, None)
         before = self.fates.get(stage)
         self.fates[stage] = (before.next if before else None) or Fate()
-        self._begin(stage, attempt, self.fates[stage])
+        self._wanting[stage] = attempt
+        self._find_room()
+
+    def _find_room(self) -> None:
+        if self.has_room():
+            for stage, attempt in self._wanting.items():
+                self._begin(stage, attempt, self.fates.get(stage, Fate()))
+            self._wanting.clear()
 
     def wake(self, stage: int) -> None:
         """Threads can't be stopped."""
 
     def start(self) -> None:
-        for stage in range(self._stages):
-            self._begin(stage, 0, self.fates.get(stage, Fate()))
+        self._wanting = dict.fromkeys(range(self._stages), 0)
+        self._find_room()
 
     def leave(self) -> None:
         for thread in self._threads.values():

@@ -12,7 +12,14 @@ from support.run_in_threads import Job, ThreadWorkers, coordinator
 from pipeline.errors import StageFailedError, StageLostError
 from pipeline.protocol.messages import PROTOCOL_VERSION, Hello
 from pipeline.system.given import code_line
-from pipeline.system.sources import changed_files, difference, own_code, running_code
+from pipeline.system.sources import (
+    changed_files,
+    difference,
+    difference_between_hosts,
+    own_code,
+    running_code,
+    unlike,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,6 +56,30 @@ def test_the_first_difference_is_named(
     theirs: Sequence[str], common: bool, said: str | None
 ) -> None:
     assert difference(SAME, theirs, common=common) == said
+
+
+FACTS = (
+    "python 3.11.7", "torch 2.9.0:/here/torch", "numpy 2.1.0:/here/numpy",
+    "pipeline/dtypes.py 11", "processor AMD EPYC 9575F",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "other", "differs", "odd"),
+    [
+        (1, "torch 2.9.0:/there/torch", None, []),
+        (1, "torch 2.8.0:/there/torch", None, ["torch is 2.8.0, elsewhere 2.9.0"]),
+        (4, "processor AMD 9", None, ["processor is AMD 9, elsewhere AMD EPYC 9575F"]),
+        (0, "python 3.11.8", "python is 3.11.7 here, 3.11.8 there", []),
+        (3, "pipeline/dtypes.py 12", "pipeline/dtypes.py is 11 here, 12 there", []),
+    ],
+)  # fmt: skip
+def test_hosts_must_run_the_same_code_and_should_compute_alike(
+    line: int, other: str, differs: str | None, odd: list[str]
+) -> None:
+    theirs = [*FACTS[:line], other, *FACTS[line + 1 :]]
+    assert difference_between_hosts(FACTS, theirs) == differs
+    assert unlike(FACTS, theirs) == odd
 
 
 def test_files_that_both_have_and_that_differ_are_named() -> None:
