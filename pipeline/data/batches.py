@@ -6,7 +6,7 @@
                   └─ factory, npz                  own_data.py: given by the user
 
 The only file that imports sklearn, inside the function that needs it; `published.py` does so with
-torchvision, whose import takes 5 s. `digits` and `synthetic` need neither it nor torch.
+torchvision, whose import takes 5 s. `digits` and `synthetic` need neither of them, nor torch.
 
 Images are uint8 in NCHW order: n images, C channels, height, width; a user's own examples are of
 the shape and type that the facts say. Normalisation, crop with padding, flip and cutout are done
@@ -16,7 +16,10 @@ later, on stage 0's device (`augment.py`).
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -210,13 +213,24 @@ def _own_parts(config: DataConfig, own: OwnData) -> tuple[Part, Part]:
 
 
 def _digits() -> tuple[Images, Images]:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = np.rint(digits.images * 255 / 16).astype(np.uint8)[:, None]
-    labels = digits.target.astype(np.int64)
+    pixels, labels = _digits_of_sklearn()
+    images = np.rint(pixels * 255 / 16).astype(np.uint8).reshape(-1, 1, 8, 8)
     testing = np.arange(len(labels)) % 5 == 0
     return (images[~testing], labels[~testing]), (images[testing], labels[testing])
+
+
+def _digits_of_sklearn() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Pixels of 0 to 16, a row of 64 per image, and labels; from the file that scikit-learn reads,
+    as its import takes longer than many a run on these."""
+    package = find_spec("sklearn")
+    for folder in package.submodule_search_locations or () if package else ():
+        with suppress(FileNotFoundError):
+            table = np.loadtxt(Path(folder, "datasets", "data", "digits.csv.gz"), delimiter=",")
+            return table[:, :-1], table[:, -1].astype(np.int64)
+    from sklearn.datasets import load_digits  # of a version that has it elsewhere
+
+    digits = load_digits()
+    return digits.data, digits.target.astype(np.int64)
 
 
 def _synthetic(config: DataConfig, seed: int) -> tuple[Images, Images]:

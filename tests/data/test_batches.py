@@ -157,6 +157,13 @@ def test_digits_hold_every_fifth_image_back() -> None:
     assert (images.min(), images.max()) == (0, 255)
 
 
+def test_digits_that_lie_elsewhere_are_asked_of_sklearn(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = load_batches(DataConfig(name="digits"), seed=1)
+    monkeypatch.setattr("pipeline.data.batches.find_spec", lambda name: None)
+    asked = load_batches(DataConfig(name="digits"), seed=1)
+    assert asked.record("digits") == file.record("digits")
+
+
 def test_digits_fit_their_facts() -> None:
     batches = load_batches(DataConfig(name="digits"), seed=1)
     images = everything(batches)[0] / 255
@@ -164,12 +171,12 @@ def test_digits_fit_their_facts() -> None:
     assert images.std() == pytest.approx(batches.facts.std[0], abs=5e-4)
 
 
-def test_digits_and_synthetic_need_neither_torch_nor_torchvision() -> None:
+def test_digits_and_synthetic_need_no_large_library() -> None:
     code = (
         "import sys; from pipeline.data.batches import *\n"
         "from pipeline.config.data import DataConfig\n"
         "for name in ('digits', 'synthetic'): load_batches(DataConfig(name=name), 1).train(1, 0)\n"
-        "assert not {'torch', 'torchvision'} & set(sys.modules)"
+        "assert not {'torch', 'torchvision', 'sklearn'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, timeout=60)
 
