@@ -292,12 +292,14 @@ from support.processes import hold_feed
 hold_feed({step})
 main()
 """
-"""Program of a launcher that gets no further than a step until it is interrupted."""
+"""Program of a launcher that gets no further than a step until it is interrupted, or the file
+`released` is there."""
 
 
 def hold_feed(step: int) -> None:
     """Plant in this process: before training batch `step` is fed, make the file `held` and wait
-    until the interruption has been heeded. The run then ends after exactly this step."""
+    until the interruption has been heeded, after which the run ends with exactly this step; or
+    until the file `released` is there."""
     from pipeline.run.run import Run  # the class is changed, in a process that is made for it
 
     arrays = Run.arrays
@@ -307,7 +309,7 @@ def hold_feed(step: int) -> None:
             Path("held").touch()
             in_single_mode = current_thread() is main_thread()
             heeded = run.interrupted if in_single_mode else lambda: run.feed.interrupted
-            until(heeded, "an interruption")
+            until(lambda: heeded() or Path("released").exists(), "an interruption, or a release")
         return arrays(run, item)
 
     Run.arrays = held  # type: ignore[method-assign]
