@@ -115,9 +115,9 @@ def _strike(worker: psutil.Process, action: str) -> None:
         worker.resume()
 
 
-def outcome(folder: Path) -> tuple[dict[int, str], list[dict[str, Any]]]:
+def outcome(run_dir: Path) -> tuple[dict[int, str], list[dict[str, Any]]]:
     """SHA-256 of the final block files, and the metrics without what depends on time."""
-    return final_digests(folder / "run"), epochs(folder / "run")
+    return final_digests(run_dir), epochs(run_dir)
 
 
 def undisturbed(folder: Path, launcher: Callable[..., Launcher]) -> None:
@@ -155,7 +155,7 @@ def _alone(
     temp.mkdir(parents=True)
     work(folder, lambda *arguments: Launcher(folder, temp, *arguments))
     until(lambda: not list(temp.iterdir()), f"an empty folder: {list(temp.iterdir())}", 10.0)
-    found = outcome(folder)
+    found = outcome(folder / "run")
     shutil.rmtree(folder)
     return found
 

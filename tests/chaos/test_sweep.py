@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from support.processes import DEADLINE_S, final_digests, until
+from support.processes import DEADLINE_S, final_digests, launch, until
 
-from chaos.sweep import DIGITS, Strike, strike, undisturbed
+from chaos.sweep import DIGITS, Strike, strike
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,11 +26,10 @@ pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
-    """Weights of the run that nobody strikes."""
-    from support.processes import Launcher
-
+    """Weights of the run that nobody strikes, in one process."""
     folder = tmp_path_factory.mktemp("calm")
-    undisturbed(folder, lambda *arguments: Launcher(folder, folder, *arguments))
+    (folder / "digits.yaml").write_text(DIGITS, encoding="utf-8")
+    assert launch(folder / "digits.yaml", folder / "run", single=True) == 0
     return final_digests(folder / "run")
 
 
