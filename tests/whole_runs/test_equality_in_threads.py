@@ -83,11 +83,17 @@ def best_so_far(job: Job) -> dict[int, tuple[BestSoFar, bool]]:
     return {step: (state.kept, state.is_best) for step, state in job.store.states.items()}
 
 
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """The run of `RECIPE` in one process."""
+    job = Job(tmp_path_factory.mktemp("single"), 3, **RECIPE)
+    train_single(job)
+    return job
+
+
 def test_a_run_that_patience_ends_is_the_same_however_it_is_trained(
-    folder: Callable[[], Path],
+    single: Job, folder: Callable[[], Path]
 ) -> None:
-    single = Job(folder(), 3, **RECIPE)
-    train_single(single)
     last = max(single.store.files)
     assert 12 <= last < 90
     assert single.lines()[-1]["step"] == last
@@ -110,10 +116,9 @@ def test_a_run_that_patience_ends_is_the_same_however_it_is_trained(
 
 @pytest.mark.parametrize(("stage", "act"), [(0, 40), (1, 25), (1, 60), (2, 1), (2, 44)])
 def test_a_run_that_patience_ends_does_so_after_a_worker_was_lost(
-    stage: int, act: int, folder: Callable[[], Path]
+    stage: int, act: int, single: Job, folder: Callable[[], Path]
 ) -> None:
-    single, disturbed = (Job(folder(), 3, **RECIPE) for _ in range(2))
-    train_single(single)
+    disturbed = Job(folder(), 3, **RECIPE)
     train_pipelined(disturbed, {stage: Fate(act)})
     last = max(single.store.files)
     assert disturbed.store.files[last] == single.store.files[last]
@@ -124,11 +129,10 @@ def test_a_run_that_patience_ends_does_so_after_a_worker_was_lost(
 
 
 def test_a_report_that_is_lost_is_not_waited_for_without_end(
-    folder: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+    single: Job, folder: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # more restarts than it takes: on a busy machine all may seem to wait
-    single, disturbed = (Job(folder(), 2, **RECIPE, max_restarts=100) for _ in range(2))
-    train_single(single)
+    disturbed = Job(folder(), 2, **RECIPE, max_restarts=100)
     hear, lost = Reports._on_report, list[PassReport]()
 
     def loses_one(reports: Reports, said: Any, report: PassReport) -> None:
