@@ -60,9 +60,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: item.get_closest_marker("processes") is None)
 
 
-def pytest_collection_finish() -> None:
-    """What all tests import stays: to look through it at every collection of garbage would take
-    longer than the tiny runs in between. The process that starts workers does the same."""
+@pytest.fixture(scope="module", autouse=True)
+def what_is_imported_stays() -> None:
+    """To look through it at every collection of garbage would take longer than the tiny runs in
+    between, some of which free their memory by one. The process that starts workers does the
+    same. Modules that only tests of some files import come as the tests go on."""
     gc.collect()
     gc.freeze()
 
