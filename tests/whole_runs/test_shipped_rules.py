@@ -53,22 +53,23 @@ CASES: dict[str, dict[str, Any]] = {
 def test_a_pipeline_trains_as_one_process(
     case: str, precision: str, folder: Callable[[], Path]
 ) -> None:
-    """So do 2 stages, as many as there can be, of which one is lost, and others from a checkpoint
-    on."""
+    """So do as many stages as there can be, of which one is lost, and 2 from a checkpoint on."""
     given = {**CASES[case], "precision": precision, "checkpoint_every_steps": 2}
-    single, two, three = (Job(folder(), stages, **given) for stages in (3, 2, 3))
+    single, three = (Job(folder(), stages, **given) for stages in (2, 3))
     train_single(single)
     lost = Fate(20)
-    for pipelined, fates in ((two, {}), (three, {1: lost})):
-        train_pipelined(pipelined, fates)
-        assert pipelined.store.files == single.store.files
-        assert pipelined.lines() == single.lines()
+    train_pipelined(three, {1: lost})
+    assert three.store.files == single.store.files
+    assert three.lines() == single.lines()
     assert lost.acts == lost.last
     first, *_, last = single.store.files
-    resumed = Job(folder(), 2, three.store.states[first], **given)
-    train_pipelined(resumed)
+    two = Job(folder(), 2, three.store.states[first], **given)
+    train_pipelined(two)
     before, after = single.store.files[first], single.store.files[last]
-    assert resumed.store.files[last] == after
+    assert two.store.files == {
+        step: files for step, files in single.store.files.items() if step > first
+    }
+    assert two.lines() == single.lines()[-len(two.lines()) :]
     assert all(before[block] != after[block] for block in before)
     assert all(isfinite(line["test"]["loss"]) for line in single.lines())
 
