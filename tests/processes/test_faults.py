@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 from support import processes
-from support.processes import digests, final_digests, launch, until
+from support.processes import HELD, TINY_EPOCH, digests, final_digests, launch, until
 
 from launch.engines.fork_messages import Ended, Start
 from launch.engines.local import ForkServerClient, LocalEngine
@@ -189,15 +189,17 @@ def test_a_run_from_another_loses_a_worker_before_its_first_snapshot(
     source = tmp_path / "source"
     assert launch(tmp_path / "tiny.yaml", source, single=True) == 0
     settings = (
-        f"model.init_from={source}", "model.freeze=[0]", "schedule.epochs=150",
+        f"model.init_from={source}", "model.freeze=[0]", "schedule.epochs=4",
         "runtime.checkpoint_every_steps=100000",
     )  # fmt: skip
     whole = tmp_path / "whole"
     assert launch(tmp_path / "tiny.yaml", whole, single=True, overrides=settings) == 0
     overrides = [part for setting in settings for part in ("--set", setting)]
-    run = launcher("tiny.yaml", "--run-dir", "run", *overrides)
+    held = HELD.format(step=3 * TINY_EPOCH + 1)
+    run = launcher("tiny.yaml", "--run-dir", "run", *overrides, program=held)
     run.wait_for("run/metrics.jsonl", '"epoch": 2,')
     run.workers()[1].kill()
+    (tmp_path / "released").touch()
     assert run.exit_status() == 0
     assert "replaced; all go back to step 0" in (tmp_path / "run" / "run.log").read_text()
     assert digests(tmp_path / "run") == digests(whole)
