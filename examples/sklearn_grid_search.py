@@ -13,7 +13,7 @@ X_train, X_test, y_train, y_test = train_test_split(X, y, random_state=0, strati
 search = GridSearchCV(
     make_pipeline(
         QuantileTransformer(n_quantiles=50),
-        LocalClassifier(epochs=15, batch_size=16, lr=2e-3, random_state=0),
+        LocalClassifier(epochs=8, batch_size=32, lr=8e-3, random_state=0),
     ),
     {
         "localclassifier__hidden": [(64,), (64, 64)],
