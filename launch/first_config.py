@@ -22,6 +22,7 @@ from pipeline.data.image_list import list_images, shortened
 from pipeline.data.image_reading import ImageError, header_of
 from pipeline.data.own_data import read_own
 from pipeline.errors import ConfigError, did_you_mean
+from pipeline.system.paths import expanded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,10 +82,7 @@ def _seen(data: str) -> Seen:
     if name == "imagefolder" and "root" in keys:
         return _seen_folder(data)
     if name is not None and name not in DATA_SETS:
-        raise ConfigError(
-            f"{data}: is no folder of images, no .npz file, and no data set by name; these are "
-            f"{', '.join(DATA_SETS)}{did_you_mean(data, DATA_SETS)}"
-        )
+        raise ConfigError(_not_known(data))
     config = DataConfig.model_validate(keys)
     rows = [Row(key, value) for key, value in keys.items()]
     if name is not None:
@@ -97,6 +95,20 @@ def _seen(data: str) -> Seen:
     return Seen(_about(data, facts, own.names), (*rows, *_moved(facts)), facts)
 
 
+def _not_known(data: str) -> str:
+    """What is wrong with data that are not there, or are in another form."""
+    if expanded("DATA", data).exists():
+        return (
+            f"{data}: is a file, and only an .npz file is read: one with X and y, or x_train, "
+            "y_train, x_test, y_test; of images give a folder of folders, of anything else a "
+            "function (docs/data.md)"
+        )
+    return (
+        f"{data}: is no folder of images, no .npz file, and no data set by name; these are "
+        f"{', '.join(DATA_SETS)}{did_you_mean(data, DATA_SETS)}"
+    )
+
+
 def _seen_folder(data: str) -> Seen:
     folder = list_images(data_root(DataConfig(name="imagefolder", root=data)))
     headers = _headers(folder)
@@ -104,7 +116,7 @@ def _seen_folder(data: str) -> Seen:
     size = min(side, _PICTURE)
     rows = [
         Row("name", "imagefolder"),
-        Row("root", data),
+        Row("root", data, _parts(folder)),
         Row("size", size, f"pixels of a side; the images have {_sizes(headers, side)}"),
     ]
     if side <= _PICTURE:
@@ -119,6 +131,15 @@ def _seen_folder(data: str) -> Seen:
     facts = data_facts(config, folder)
     moved = _moved(facts) if side <= _PICTURE else []  # else random parts do that
     return Seen(_about(data, facts, folder.classes), (*rows, *moved), facts)
+
+
+def _parts(folder: ImageFolder) -> str:
+    """What is tested on, and what is not read."""
+    said = [f"tested on its {folder.test.name}/"] if folder.test.name else []
+    if folder.unread:
+        names = shortened(f"{name}/" for name in folder.unread)
+        said.append(f"{names} {'is' if len(folder.unread) == 1 else 'are'} left alone")
+    return ", ".join(said)
 
 
 def _headers(folder: ImageFolder) -> list[ImageHeader]:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 @click.option("--out", metavar="FILE", help="The file to write.  [default: standard output]")
 @click.option("--overwrite", is_flag=True, help="Write over FILE.")
 def main(data: str, out: str | None, overwrite: bool) -> None:
-    """Look at DATA, a folder of images (train/CLASS/… and val/CLASS/…), an .npz file, or the name
-    of a data set, and write a config that trains a small network on it at once. Every choice has a
-    comment.
+    """Look at DATA and write a config that trains a small network on it at once. Every choice has a
+    comment. DATA is a folder of images (train/CLASS/… with val/CLASS/… or test/CLASS/…, or
+    CLASS/… alone), an .npz file, or the name of a data set.
 
     \b
     Exit status: 0 done; 2 wrong usage, or data that can't be read; 130 interrupted.

@@ -40,7 +40,8 @@ class DataConfig(Section):
     """Which data set; `digits` comes with the installation, `synthetic` is random; `npz` and
     `factory` are data of your own (`file`, `factory`)."""
     root: str = "data"
-    """Folder of the data sets (`imagefolder`: the folder that holds train/ and val/)."""
+    """Folder of the data sets (`imagefolder`: the folder that holds train/ with val/ or test/, or
+    the folders of classes)."""
     factory: ObjectName | None = None
     """Data of your own, as `package.module:function`, installed or in the current folder: what the
     function gives is in docs/data.md. It is called once, where the run is started."""

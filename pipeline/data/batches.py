@@ -27,7 +27,6 @@ import numpy as np
 from pipeline.data.class_limited import ClassLimit
 from pipeline.data.facts import DataFacts, data_facts, held_back, whole_facts
 from pipeline.data.image_folder import read_folder
-from pipeline.data.image_list import PARTS
 from pipeline.data.measured import measured
 from pipeline.data.own_data import read_own
 from pipeline.data.parts import Arrays, sampled, without_validation
@@ -111,10 +110,10 @@ class Batches:
 
     def files(self) -> Iterator[tuple[str, str, int, str]]:
         """Of an image folder: part, path below it, bytes and digest of each image."""
-        for name, part in zip(PARTS, self._files, strict=False):
-            checked = zip(part.checked.images.files, part.checked.samples, strict=True)
-            for file, sample in checked:
-                yield name, file.path, sample.nbytes, sample.digest
+        for part in self._files:
+            images, samples = part.checked.images, part.checked.samples
+            for file, sample in zip(images.files, samples, strict=True):
+                yield images.name, file.path, sample.nbytes, sample.digest
 
     def record(self, name: str) -> DataRecord:
         """Which examples these are; looks at every byte of those that are in memory."""

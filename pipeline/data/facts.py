@@ -12,7 +12,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any, get_args
 
 from pipeline.config.data import DataConfig, DataName
-from pipeline.data.image_list import ImageFolder, list_images
+from pipeline.data.image_list import ACCEPTED, ImageFolder, list_images
 from pipeline.dtypes import ITEM_BYTES
 from pipeline.errors import ConfigError
 from pipeline.system.paths import expanded
@@ -200,7 +200,7 @@ def known_facts(name: str) -> DataFacts:
 def about(name: str) -> str:
     """A data set that is not a user's own, in a line."""
     if name == "imagefolder":
-        return "image files in data.root: train/CLASS/… and val/CLASS/…"
+        return f"image files in data.root: {ACCEPTED}"
     facts = data_facts(DataConfig(name=name))  # type: ignore[arg-type]
     kind = "random, " if name == "synthetic" else ""
     return (

@@ -163,7 +163,7 @@ def _check_classes(before: ImageList, after: CheckedPart, classes: Sequence[str]
         raise ConfigError(
             f"data.root: {before.folder}: no image of {shortened(classes[k] for k in empty)} can "
             f"be read (first of {len(after.bad)}: {after.bad[0].path}: {after.bad[0].why}); mend "
-            "them, or remove these classes from train and val"
+            "them, or remove these classes"
         )
 
 
@@ -191,7 +191,8 @@ class _Check:
                 samples.append(found)
             else:
                 bad.append(found)
-        return CheckedPart(ImageList(images.folder, tuple(good)), tuple(samples), tuple(bad))
+        left = ImageList(images.name, images.folder, tuple(good))
+        return CheckedPart(left, tuple(samples), tuple(bad))
 
     def _results(self, images: ImageList) -> Iterator[FileSample | BadImage]:
         paths = map(images.path, images.files)

@@ -1,6 +1,8 @@
 """Which files of an image folder are images of which class.
 
     ROOT/train/CLASS/….png   ROOT/val/CLASS/….jpg   folders within CLASS as deep as one likes
+    ROOT/train/CLASS/….png   ROOT/test/CLASS/….jpg
+    ROOT/CLASS/….png                                none to test on but `data.validation`
 
 In the order of torchvision's ImageFolder. Links are followed. What an operating system or an
 editor keeps for itself (`.ipynb_checkpoints`, `@eaDir`, `._0.png`) is neither class nor image.
@@ -20,7 +22,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-PARTS = ("train", "val")
+TRAINING = "train"
+TESTS = ("val", "valid", "validation", "test")
+"""Folders of what is tested on during training; of several, the first of these."""
+WHOLE = "."
+"""In place of their names, where the root itself holds the classes."""
+ACCEPTED = (
+    f"{TRAINING}/CLASS/… with {TESTS[0]}/CLASS/… or {TESTS[-1]}/CLASS/…, or CLASS/… alone, of "
+    "which data.validation keeps a share to test on"
+)
 _MOST_ENDS = 5
 """Of names of files that are not read, in a message."""
 _SYSTEMS_OWN = frozenset(
@@ -39,9 +49,11 @@ class ImageFile(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ImageList:
-    """The images of one part. `odd`: what is called like an image but is no file. `others`: how
-    many files are not, by the end of their names. `beside`: how many images are in no class."""
+    """The images of one part. `name`: of its folder in the root, or `WHOLE`; empty where there is
+    no such part. `odd`: what is called like an image but is no file. `others`: how many files are
+    not, by the end of their names. `beside`: how many images are in no class."""
 
+    name: str
     folder: str
     files: tuple[ImageFile, ...]
     odd: tuple[ImageFile, ...] = ()
@@ -54,11 +66,19 @@ class ImageList:
 
 @dataclass(frozen=True, slots=True)
 class ImageFolder:
-    """Class names in order of their numbers, and the images of both parts."""
+    """Class names in order of their numbers, and the images of both parts, of which that for tests
+    may be empty. `unread`: folders beside these parts."""
 
     classes: tuple[str, ...]
     training: ImageList
     test: ImageList
+    unread: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What people call the folders of those parts that there are."""
+        names = (part.name for part in (self.training, self.test) if part.name)
+        return tuple("data.root" if name == WHOLE else name for name in names)
 
     def passed_over(self) -> list[str]:
         """A line for each kind of files that people may take for images of the run."""
@@ -75,8 +95,11 @@ class ImageFolder:
         if beside:
             said.append(
                 f"data.root: not read: {beside} image file{'s' * (beside > 1)} in "
-                f"{' or '.join(PARTS)} itself, beside the folders of classes"
+                f"{' or '.join(self.parts)} itself, beside the folders of classes"
             )
+        if self.unread:
+            parts = " and ".join(self.parts)
+            said.append(f"data.root: not read: {shortened(self.unread)}, beside {parts}")
         return said
 
 
@@ -84,23 +107,49 @@ def list_images(root: Path) -> ImageFolder:
     """List an image folder; no image is opened.
 
     Raises:
-        ConfigError: where a folder is missing or can't be read, where train and val hold other
-            classes, a class has no image, or there is only one class.
+        ConfigError: where a folder is missing or can't be read, is none of those above, where both
+            parts hold other classes, a class has no image, or there is only one class.
     """
-    folders = [root / part for part in PARTS]
-    classes = _classes(root, *map(_class_folders, folders))
-    training, test = (_part(folder, classes) for folder in folders)
-    return ImageFolder(classes, training, test)
+    parts, unread = _parts(root)
+    classes = _classes(root, parts)
+    training, *tests = (_part(root, name, classes) for name in parts)
+    test = tests[0] if tests else ImageList("", "", ())
+    return ImageFolder(classes, training, test, unread)
+
+
+def _parts(root: Path) -> tuple[list[str], tuple[str, ...]]:
+    """Names of the folders of both parts, or of the one that there is; and those beside them."""
+    there = _folders_in(root)
+    parts = [name for name in (TRAINING, *TESTS) if name in there and not _is_class(root / name)]
+    if TRAINING in parts:
+        used = parts[:2]
+        return used, tuple(name for name in there if name not in used)
+    if parts or len(there) < 2:
+        found = shortened(f"{name}/" for name in there) if there else "no folder"
+        raise ConfigError(
+            f"data.root {root}: holds {found}, and imagefolder needs {ACCEPTED}; a CLASS is a "
+            "folder that holds images, and there are at least 2"
+        )
+    return [WHOLE], ()
+
+
+def _is_class(folder: Path) -> bool:
+    """Whether a folder holds images itself and none that could be a class, though it is called as
+    a part is: as of trains."""
+    entries = _listed(folder)
+    has_images = any(_is_called_image(entry) for entry in entries)
+    return has_images and not any(_is(entry.is_dir) for entry in entries)
 
 
 def labelled_images(root: Path, classes: Sequence[str]) -> ImageList:
-    """The images of a folder with a folder for each of some known classes; those of the part `val`,
-    where the folder has parts.
+    """The images of a folder with a folder for each of some known classes; those of the part that
+    is tested on, where the folder has parts.
 
     Raises:
         ConfigError: where it can't be read, or has folders of other classes, or no image.
     """
-    folder = root / PARTS[1] if (root / PARTS[1]).is_dir() else root
+    tests = [name for name in TESTS if name not in classes and (root / name).is_dir()]
+    folder = root.joinpath(*tests[:1])
     try:
         found = sorted(entry.name for entry in _visible(folder) if _is(entry.is_dir))
     except OSError as error:
@@ -120,7 +169,7 @@ def labelled_images(root: Path, classes: Sequence[str]) -> ImageList:
             f"has no image in a folder of a class ({shortened(classes)}); images are "
             f"{' '.join(IMAGE_SUFFIXES)}"
         )
-    return ImageList(str(folder), tuple(files))
+    return ImageList(folder.name, str(folder), tuple(files))
 
 
 def images_below(folder: Path) -> list[str]:
@@ -132,34 +181,38 @@ def images_below(folder: Path) -> list[str]:
     return _images_below(str(folder), set(), Counter())[0]
 
 
-def _class_folders(folder: Path) -> list[str]:
+def _listed(folder: Path) -> list[os.DirEntry[str]]:
     try:
-        return sorted(entry.name for entry in _visible(folder) if _is(entry.is_dir))
+        return _visible(folder)
     except FileNotFoundError:
-        raise ConfigError(
-            f"data.root: imagefolder needs {folder} with one folder per class, which hold images"
-        ) from None
+        raise ConfigError(f"data.root {folder}: is not there; it is to hold {ACCEPTED}") from None
     except OSError as error:
         raise _unreadable(folder, error) from None
 
 
-def _classes(root: Path, training: Sequence[str], test: Sequence[str]) -> tuple[str, ...]:
-    if training != test:
-        odd = shortened(sorted({*training} ^ {*test}))
-        raise ConfigError(
-            f"data.root {root}: in only one of train and val: {odd}; both must hold the same "
-            "classes"
-        )
+def _folders_in(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in _listed(folder) if _is(entry.is_dir))
+
+
+def _classes(root: Path, parts: Sequence[str]) -> tuple[str, ...]:
+    training, *tests = (_folders_in(root / name) for name in parts)
+    for test in tests:
+        if odd := sorted({*training} ^ {*test}):
+            raise ConfigError(
+                f"data.root {root}: in only one of {' and '.join(parts)}: {shortened(odd)}; both "
+                "must hold the same classes"
+            )
     if len(training) < 2:
         found = f"one class ({training[0]})" if training else "no class"
         raise ConfigError(
-            f"data.root {root}: {found} in {root / PARTS[0]}, and training needs at least 2; each "
-            "class is a folder in train and in val that holds images, none of them hidden"
+            f"data.root {root}: {found} in {root / parts[0]}, and training needs at least 2; each "
+            f"class is a folder in {' and '.join(parts)} that holds images, none of them hidden"
         )
     return tuple(training)
 
 
-def _part(folder: Path, classes: Sequence[str]) -> ImageList:
+def _part(root: Path, part: str, classes: Sequence[str]) -> ImageList:
+    folder = root / part
     files: list[ImageFile] = []
     odd: list[ImageFile] = []
     empty: list[str] = []
@@ -177,11 +230,11 @@ def _part(folder: Path, classes: Sequence[str]) -> ImageList:
         there = f" (files not read end in {_counted(others)})" if others else ""
         raise ConfigError(
             f"data.root: {folder} has classes without an image: {shortened(empty)}{there}; put "
-            f"images ({' '.join(IMAGE_SUFFIXES)}) into these folders, or remove them from train "
-            "and val"
+            f"images ({' '.join(IMAGE_SUFFIXES)}) into these folders, or remove them"
         )
     beside = sum(_is_called_image(entry) and _is(entry.is_file) for entry in _visible(folder))
-    return ImageList(str(folder), tuple(files), tuple(odd), tuple(others.items()), beside)
+    found = tuple(files), tuple(odd), tuple(others.items()), beside
+    return ImageList(part, str(folder), *found)
 
 
 def _counted(others: Counter[str]) -> str:

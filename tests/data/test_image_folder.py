@@ -23,7 +23,7 @@ from pipeline.data.image_reading import ImageError, ImageReader, View, crop_box
 from pipeline.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -285,7 +285,8 @@ def test_links_in_circles_lead_nowhere(links: dict[str, str], tmp_path: Path) ->
             {"make": ["train/cow", "val/cow"], "write": ["cow/0.gif"]},
             ["cow (files not read end in .gif (1)"],
         ),
-        ({"remove": ["val"]}, ["imagefolder needs", "val with one folder per class"]),
+        ({"remove": ["train"]}, ["holds val/, and imagefolder needs train/CLASS/… with val/"]),
+        ({"remove": ["train", "val"]}, ["holds no folder, and imagefolder needs", "at least 2"]),
     ],
 )
 def test_classes_that_do_not_fit_are_refused(
@@ -303,6 +304,57 @@ def test_classes_that_do_not_fit_are_refused(
             ask(folder_config(tmp_path))
         assert all(word in str(caught.value) for word in words), caught.value
         assert "\n" not in str(caught.value)
+
+
+def layout(tmp_path: Path, *folders: str) -> Path:
+    """A folder that holds these, with eight pictures each."""
+    root = tmp_path / "own"
+    for name in folders:
+        (root / name).mkdir(parents=True)
+        for number in range(8):
+            Image.new("RGB", (4, 4), (number, 0, 0)).save(root / name / f"{number}.png")
+    return root
+
+
+IN_TRAIN = ("train/cat", "train/dog")
+
+
+@pytest.mark.parametrize(
+    ("folders", "test", "unread"),
+    [
+        ((*IN_TRAIN, "val/cat", "val/dog"), "val", ()),
+        ((*IN_TRAIN, "test/cat", "test/dog"), "test", ()),
+        ((*IN_TRAIN, "valid/cat", "valid/dog", "test/cat", "test/dog"), "valid", ("test",)),
+        ((*IN_TRAIN, "val/cat", "val/dog", "test/cat", "test/dog"), "val", ("test",)),
+        (IN_TRAIN, "", ()),
+        ((*IN_TRAIN, "test"), "", ("test",)),  # to predict
+    ],
+)
+def test_parts_are_found_by_the_names_that_people_give_them(
+    folders: Sequence[str], test: str, unread: tuple[str, ...], tmp_path: Path
+) -> None:
+    found = list_images(layout(tmp_path, *folders))
+    assert (found.classes, found.training.name) == (("cat", "dog"), "train")
+    assert (found.test.name, found.unread) == (test, unread)
+    assert (len(found.training.files), len(found.test.files)) == (16, 16 if test else 0)
+    assert bool(found.passed_over()) is bool(unread)
+
+
+@pytest.mark.parametrize("classes", [("cat", "dog"), ("bus", "train"), ("test", "train", "val")])
+def test_one_folder_of_classes_has_a_share_to_test_on(
+    classes: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Whatever they are called."""
+    root = layout(tmp_path, *classes)
+    assert list_images(root).classes == classes
+    config = folder_config(root, batch_size=4)
+    assert not load_batches(config, seed=1).evaluation_batches
+    batches = load_batches(config.model_copy(update={"validation": 0.25}), seed=1)
+    record = batches.record("imagefolder")
+    assert record.training.per_class == (6,) * len(classes)
+    assert record.test.per_class == (2,) * len(classes)
+    assert batches.evaluation(0)[0].shape[0] == min(4, 2 * len(classes))
+    assert {name for name, *_ in batches.files()} == {"."}
 
 
 # --- limits -----------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ from pipeline.errors import ConfigError
 from pipeline.run.metrics import METRICS_FILE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from click.testing import Result
 
 
@@ -48,9 +50,14 @@ def trained(data: str, *options: str) -> float:
     return found
 
 
-def pictures(size: tuple[int, int], mode: str = "RGB", images: int = 3) -> str:
+def pictures(
+    size: tuple[int, int],
+    mode: str = "RGB",
+    images: int = 3,
+    parts: Sequence[str] = ("train", "val"),
+) -> str:
     """A folder of two classes."""
-    for part in ("train", "val"):
+    for part in parts:
         for name in ("cat", "dog"):
             folder = Path("photos") / part / name
             folder.mkdir(parents=True)
@@ -104,6 +111,25 @@ def test_grey_pictures_are_read_as_such(mode: str, white: float | None) -> None:
     assert found == (12, 12, 1, white)
 
 
+@pytest.mark.parametrize(
+    ("parts", "said", "validation"),
+    [
+        (["train", "test"], "# tested on its test/", None),
+        (["train", "val", "test"], "# tested on its val/, test/ is left alone", None),
+        (["train"], "6 examples to train on;", 0.2),
+        (["."], "6 examples to train on;", 0.2),
+    ],
+)
+@pytest.mark.usefixtures("torch_settings")
+def test_folders_are_taken_as_people_have_them(
+    parts: list[str], said: str, validation: float | None
+) -> None:
+    pictures((12, 12), parts=parts)
+    trained("photos", "--set", "schedule.epochs=1")
+    assert said in Path("my.yaml").read_text()
+    assert load_config(Path("my.yaml")).data.validation == validation
+
+
 # --- any data -------------------------------------------------------------------------------
 
 
@@ -134,11 +160,18 @@ def test_numbers_to_predict_have_the_loss_that_can() -> None:
         ("mnits", "; did you mean mnist?"),
         ("imagefolder", "imagefolder: is no folder of images"),
         ("gone.npz", "data.file gone.npz: No such file or directory"),
-        ("empty", "imagefolder needs "),
+        ("empty", "holds no folder, and imagefolder needs train/CLASS/… with val/CLASS/…"),
+        (
+            "my.csv",
+            "my.csv: is a file, and only an .npz file is read: one with X and y, or",
+        ),
+        ("cat.png", "of images give a folder of folders, of anything else a function (docs/data"),
     ],
 )
 def test_data_that_are_not_there_are_named(data: str, said: str) -> None:
     Path("empty").mkdir()
+    for name in ("my.csv", "cat.png"):
+        Path(name).touch()
     result = run(data)
     assert (result.exit_code, result.stdout) == (2, "")
     assert said in result.stderr
