@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pipeline.network.specs import BlockSpec
 
-HEADS = ("pred.", "sim.", "projection.", "recon.")
+PRED = "pred."
+HEADS = (PRED, "sim.", "projection.", "recon.")
 """How names of the built-in losses' heads begin."""
 RULE = "rule."
 OPTIMIZER = "optimizer."

@@ -8,20 +8,19 @@ Files and names alone decide: the run's own code is not needed, and nothing of i
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.config.sections import build_config
 from pipeline.errors import CheckpointError, ConfigError, worded
 from pipeline.learning.block_file import decode_block, encode_block, kind_of
 from pipeline.learning.build import build_blocks
 from pipeline.network.named_blocks import check_there
-from pipeline.network.tensor_names import OPTIMIZER, is_learned_by
+from pipeline.network.tensor_names import OPTIMIZER, PRED, is_learned_by
 from pipeline.storage.checkpoint import Initial
 from pipeline.system.paths import expanded
+from pipeline.trained.other_function import other_function
 from pipeline.trained.run_folder import checkpoint_at, open_run
 
 if TYPE_CHECKING:
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from pipeline.learning.block import Block
     from pipeline.network.specs import BlockSpec
     from pipeline.storage.checkpoint import Checkpoint
+    from pipeline.storage.folder import Folder
 
 KEY = "model.init_from"
 """What people call it."""
@@ -54,18 +54,33 @@ def initial_of(config: Config, specs: Sequence[BlockSpec]) -> Initial:
         return Initial()
     try:
         with worded(_name), open_run(expanded(KEY, given.run)) as run:
-            checkpoint = checkpoint_at(run, given.checkpoint)
-            path, files = run.path, checkpoint.read()
+            return _initial_in(run, given, config, specs)
     except CheckpointError as error:
         raise ConfigError(f"{KEY}: {error}") from None
     except ConfigError as error:  # the key is its name, whoever else words options
         raise ConfigError(str(error)) from None
+
+
+def _initial_in(
+    run: Folder, given: InitFrom, config: Config, specs: Sequence[BlockSpec]
+) -> Initial:
+    """As `initial_of`, from a run's folder."""
+    checkpoint = checkpoint_at(run, given.checkpoint)
+    path, files = run.path, checkpoint.read()
     wanted = _wanted(given, path, files.keys(), specs)
     matched = [
         _matched(block, decode_block(files[block.spec.index]), path)
         for block in build_blocks(config, specs, range(len(specs)), _CPU)
         if block.spec.index in wanted
     ]
+    others = other_function(
+        run,
+        checkpoint,
+        config,
+        specs,
+        {found.block for found in matched if found.taken},
+        {found.block for found in matched if any(name.startswith(PRED) for name in found.taken)},
+    )
     return Initial(
         {found.block: encode_block(found.taken) for found in matched if found.taken},
         {
@@ -74,7 +89,10 @@ def initial_of(config: Config, specs: Sequence[BlockSpec]) -> Initial:
             "step": checkpoint.state.position.step,
             "blocks": [found.tree(checkpoint.digests[found.block]) for found in matched],
         },
-        (*_notes(checkpoint, path, matched, specs), *_other_function(config, checkpoint)),
+        (
+            *_notes(checkpoint, path, matched, specs),
+            *(f"{KEY}: {_blocks(blocks)}: {words}" for words, blocks in others),
+        ),
     )
 
 
@@ -178,16 +196,3 @@ def _notes(
 def _blocks(indices: Sequence[int]) -> str:
     many = "s" * (len(indices) != 1)
     return f"block{many} {', '.join(map(str, indices)) or 'none'}"
-
-
-def _other_function(config: Config, checkpoint: Checkpoint) -> Iterator[str]:
-    """What no tensor shows: that weights were learned for another non-linearity."""
-    with suppress(ConfigError):  # an earlier version's, or a later one's
-        before = build_config(checkpoint.config, str(checkpoint.path))
-        there, here = before.nonlinearity, config.nonlinearity
-        are_built_in = config.model.factory is None and before.model.factory is None
-        if are_built_in and there != here:
-            yield (
-                f"{KEY}: its hidden blocks have the non-linearity {there}, those of this network "
-                f"{here}: to keep it, set model.nonlinearity {there}"
-            )

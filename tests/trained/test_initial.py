@@ -126,11 +126,52 @@ def test_some_blocks_of_a_network_of_another_depth(sources: Any) -> None:
 def test_another_non_linearity_is_told(sources: Any) -> None:
     """By `pred` it is ReLU, where `predsim` has leaky ReLU: no tensor shows it."""
     said = begun(sources["mlp"], loss="pred").notes[-1]
-    assert said.endswith(
-        "those of this network relu: to keep it, set model.nonlinearity leaky_relu"
+    assert said == (
+        "model.init_from: blocks 0, 1: the non-linearity is relu here, leaky_relu there: to keep "
+        "it, set model.nonlinearity leaky_relu"
     )
     kept = begun(sources["mlp"], loss="pred", nonlinearity="leaky_relu").notes
     assert not any("non-linearity" in note for note in kept)
+
+
+BY_2 = "pooling of 2×2, stride 2×2"
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "said"),
+    [
+        (
+            {"layers": [4, "M", 4, "A", 4]},
+            {"layers": [4, "A", 4, "M", 4]},
+            [f"block 0: average {BY_2} here, max {BY_2} there",
+             f"block 1: max {BY_2} here, average {BY_2} there"],
+        ),
+        (
+            {"layers": [4, 4]},
+            {"layers": [4, "M3", 4]},
+            ["block 0: max pooling of 3×3, stride 2×2 here, no pooling there"],
+        ),
+        ({"layers": [4, 4, 4]}, {"layers": [4, 4, 4]}, []),
+        (
+            {"name": "wrn-10-1", "hidden_layers": 0},
+            {"name": "wrn-10-1", "hidden_layers": 0, "residual": False},
+            ["block 2: no shortcut here, a shortcut from block 1 there"],
+        ),
+    ],
+)  # fmt: skip
+def test_what_no_tensor_shows_is_told(
+    there: dict[str, Any], here: dict[str, Any], said: list[str], tmp_path: Path
+) -> None:
+    """Convolutions are of one shape whatever follows them."""
+    common = {"name": "vgg", "hidden_layers": 1, "hidden": 8}
+    blocks = [0, 1, 2] if "name" in there else [0, 1]  # beyond, the others differ in shape
+    tree = {**TREE, "model": {**common, **there}, "data": {**DATA, "size": 16}}
+    pipeline.fit(config=tree, epochs=1, gpus="cpu", quiet=True, run_dir=tmp_path / "run")
+    notes = begun(tmp_path / "run", {"size": 16}, blocks=blocks, **{**common, **here}).notes
+    found = [note for note in notes if " here, " in note]
+    assert len(found) == len(said)
+    for note, words in zip(found, said, strict=True):
+        assert words in note
 
 
 @pytest.mark.parametrize(
