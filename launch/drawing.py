@@ -23,6 +23,7 @@ HOW_TO_GET_IT = "matplotlib (pip install '.[figures]')"
 INKS = (
     "text", "muted", "grid",
     "run-0", "run-1", "run-2", "run-3", "run-4", "run-5", "run-6", "run-7",
+    "run-8", "run-9",
     "read", "compute", "learn", "copy", "send", "marker", "input", "room",
 )  # fmt: skip
 """Colours that a page has as CSS variables."""

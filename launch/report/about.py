@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from launch.display.format import NOTHING, count_text, number_text, size_text
 from launch.report.pieces import Card, Code, Fact, Section, Table, Words
+from launch.report.room import spread
 from launch.report.speed import median_speed
+from pipeline.errors import cut
 from pipeline.run.metrics import tested
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from launch.report.pieces import Piece
+    from launch.report.room import Room
     from launch.report.run import Run
 
 _RESULTS = (
@@ -90,13 +93,13 @@ def _tests(run: Run) -> tuple[str, float | None, tuple[int, float] | None]:
     return part, found[-1][1], min(found, key=lambda pair: pair[1])
 
 
-def plan_section(runs: Sequence[Run]) -> Section:
-    """By run."""
-    cards = [Card(run.name, tuple(_plan(run))) for run in runs]
+def plan_section(runs: Sequence[Run], rows: int) -> Section:
+    """By run, of so many stages at most."""
+    cards = [Card(run.name, tuple(_plan(run, rows))) for run in runs]
     return Section("plan", "Plan", _PLAN, _UNEVEN, cards)
 
 
-def _plan(run: Run) -> Iterable[Piece]:
+def _plan(run: Run, most: int) -> Iterable[Piece]:
     plan, costs = run.files.plan, run.stage_costs
     if plan is None:
         yield Words("This run has kept no plan.")
@@ -105,7 +108,7 @@ def _plan(run: Run) -> Iterable[Piece]:
     if costs:
         headings += ("parameters", "of heads", "multiply-adds", "sent per batch")
     rows = []
-    for stage in plan.stages:
+    for stage in spread(plan.stages, most):
         cells: tuple[str, ...] = (str(stage.stage), stage.device, run.blocks_of(stage.stage))
         if costs:
             cost = costs[stage.stage]
@@ -114,27 +117,29 @@ def _plan(run: Run) -> Iterable[Piece]:
             cells += (*map(count_text, numbers), size_text(sent) if sent else NOTHING)
         rows.append(cells)
     yield Table(headings, tuple(rows), words=3)
+    if plan.n_stages > len(rows):
+        yield Words(f"Of {plan.n_stages} stages {len(rows)} are shown.")
     if run.files.single:
         yield Words("One process trained all stages of this plan in turn.")
 
 
-def settings_section(runs: Sequence[Run]) -> Section:
+def settings_section(runs: Sequence[Run], room: Room) -> Section:
     """By run."""
-    cards = [Card(run.name, tuple(_settings(run))) for run in runs]
+    cards = [Card(run.name, tuple(_settings(run, room))) for run in runs]
     return Section("settings", "Settings", _SETTINGS, "", cards)
 
 
-def _settings(run: Run) -> Iterable[Piece]:
+def _settings(run: Run, room: Room) -> Iterable[Piece]:
     files = run.files
     known = [(words, str(files.data[key])) for key, words in _OF_DATA.items() if key in files.data]
     about = [("folder", str(files.path)), ("loss", files.loss), *known]
     yield Table((), (*about, ("checkpoint shown", f"step {files.step}")), words=2)
     if not files.starts:
         yield Words("On which machine this run was trained is not recorded.")
-    for start in files.starts:
+    for start in spread(files.starts, room.rows):
         yield Table((), tuple(_machine(start)), words=2)
     if files.config:
-        yield Code("Configuration", files.config)
+        yield Code("Configuration", cut(files.config, room.characters))
 
 
 def _machine(start: dict[str, Any]) -> Iterable[tuple[str, str]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from launch.display.format import number_text
 from launch.drawing import Sheet, along, css, errors_axis, ink, whole_numbers
 from launch.report.pieces import Card, Figure, Key, Section, Table, Words
+from launch.report.room import spread
 from pipeline.run.metrics import tested
 
 if TYPE_CHECKING:
@@ -17,13 +18,14 @@ if TYPE_CHECKING:
 
     from launch.drawing import Axes
     from launch.report.pieces import Piece
+    from launch.report.room import Room
     from launch.report.run import Run
 
 _PANEL = (4.6, 2.7)
 """Inches."""
 _FEW_EPOCHS = 30
 """With fewer each is marked: a single one would draw no line."""
-_MOST_KEYS = 8
+_MOST_KEYS, _KEYS_OF_MANY = 8, 5
 _LEAD = (
     "Error is the share of wrong answers, in percent; an epoch is one pass over the training set. "
     "Scales are logarithmic where they can be. Each block of the network learns from a loss of its "
@@ -61,12 +63,12 @@ class Curve:
         return [value for _, value in self.points if value is not None]
 
 
-def section(runs: Sequence[Run], most: int) -> Section:
-    """Of all runs together where there are several, and of each; so many points of a curve."""
-    cards = [_together(runs, most)] if len(runs) > 1 else []
+def section(runs: Sequence[Run], room: Room) -> Section:
+    """Of all runs together where there are several, and of each."""
+    cards = [_together(runs, room.points)] if len(runs) > 1 else []
     for run in runs:
-        lines = _thinned(run.files.lines, most)
-        cards.append(Card(run.name, tuple(_of_run(run, lines, alone=len(runs) == 1))))
+        lines = _thinned(run.files.lines, room.points)
+        cards.append(Card(run.name, tuple(_of_run(run, lines, room, alone=len(runs) == 1))))
     return Section("curves", "Learning curves", _LEAD, _LOOK_FOR, cards)
 
 
@@ -89,7 +91,7 @@ def _together(runs: Sequence[Run], most: int) -> Card:
     return Card("", found or (Words("No run has an error to draw."),))
 
 
-def _of_run(run: Run, lines: Sequence[Line], *, alone: bool) -> Iterable[Piece]:
+def _of_run(run: Run, lines: Sequence[Line], room: Room, *, alone: bool) -> Iterable[Piece]:
     if not lines:
         yield Words("No epoch has come to its end in this run: there is nothing to draw yet.")
         return
@@ -100,23 +102,31 @@ def _of_run(run: Run, lines: Sequence[Line], *, alone: bool) -> Iterable[Piece]:
         train = _curve("training", ink("run-0"), lines, _trained, key, dashed=True)
         test = _curve(tested(lines[-1])[0], ink("run-1"), lines, _tested, key)
         found.append(_picture(f"Network: {unit}", [train, test], f"{run.number}-network"))
-    by_block = _by_block(run, lines, "error_pct", "Training error of each block, %")
+    drawn = partial(_by_block, run, lines, spread(range(run.n_blocks), room.curves))
+    by_block = drawn("error_pct", "Training error of each block, %")
     found.append(by_block)
-    found.append(_by_block(run, lines, "error_pct", _IN_TESTS, _depth))
-    found += [_by_block(run, lines, name, title) for name, title in _PARTS.items()]
+    found.append(drawn("error_pct", _IN_TESTS, _depth))
+    found += [drawn(name, title) for name, title in _PARTS.items()]
     yield from (picture for picture in found if picture)
     if not by_block:
         yield Words(_NO_ERRORS)
-    yield _last_epoch(run)
+    elif run.n_blocks > room.curves:
+        yield Words(f"Of {run.n_blocks} blocks {room.curves} are drawn.")
+    yield _last_epoch(run, room.rows)
 
 
 def _by_block(
-    run: Run, lines: Sequence[Line], name: str, title: str, part: Callable[..., Any] | None = None
+    run: Run,
+    lines: Sequence[Line],
+    blocks: Sequence[int],
+    name: str,
+    title: str,
+    part: Callable[..., Any] | None = None,
 ) -> Figure | None:
-    n, part = run.n_blocks, part or _block
+    last, part = max(1, run.n_blocks - 1), part or _block
     curves = [
-        _curve(run.block_name(k), along(k / max(1, n - 1)), lines, partial(part, number=k), name)
-        for k in range(n)
+        _curve(run.block_name(k), along(k / last), lines, partial(part, number=k), name)
+        for k in blocks
     ]
     return _picture(title, curves, f"{run.number}-{title}")
 
@@ -176,17 +186,9 @@ def _picture(title: str, curves: Sequence[Curve], salt: str) -> Figure | None:
     last = "; ".join(f"{curve.label} {curve.values[-1]:.4g}" for curve in curves)
     keys = tuple(
         Key(css(curve.color), curve.label, "dashed" if curve.dashed else "line")
-        for curve in _some(curves)
+        for curve in (curves if len(curves) <= _MOST_KEYS else spread(curves, _KEYS_OF_MANY))
     )
     return Figure(title, sheet.svg(salt), f"{title}, by epoch; in the end: {last}", keys)
-
-
-def _some(curves: Sequence[Curve]) -> Sequence[Curve]:
-    """Few enough for a legend: of many the first, the last, and some between."""
-    if len(curves) <= _MOST_KEYS:
-        return curves
-    places = [round(k * (len(curves) - 1) / 4) for k in range(5)]
-    return [curves[place] for place in places]
 
 
 def _draw(axes: Axes, curve: Curve, *, gaps: bool) -> None:
@@ -204,9 +206,9 @@ def _draw(axes: Axes, curve: Curve, *, gaps: bool) -> None:
     )
 
 
-def _last_epoch(run: Run) -> Table:
+def _last_epoch(run: Run, most: int) -> Table:
     line = run.files.lines[-1]
-    blocks = line.get("blocks") or ()
+    blocks = spread(line.get("blocks") or (), most)
     names = [name for name in _PARTS if any(_number(each, name) is not None for each in blocks)]
     rows = []
     for each in blocks:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from launch.display.format import number_text
 from launch.drawing import Sheet, css, errors_axis, ink, whole_numbers
 from launch.report.pieces import Card, Figure, Key, Section, Table, Words
+from launch.report.room import spread
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 _PANEL = (4.6, 2.7)
 
 
-def section(runs: Sequence[Run], exit_at: float) -> Section:
-    """By run, and their blocks beside each other where several runs have some."""
+def section(runs: Sequence[Run], exit_at: float, rows: int) -> Section:
+    """By run, and their blocks beside each other where several runs have some; so many rows of a
+    table at most."""
     answering = [run for run in runs if _depths(run)]
-    cards = [Card("", (_together(answering),))] if len(answering) > 1 else []
-    cards += [Card(run.name, tuple(_of_run(run, exit_at))) for run in runs]
+    cards = [Card("", (_together(answering, rows),))] if len(answering) > 1 else []
+    cards += [Card(run.name, tuple(_of_run(run, exit_at, rows))) for run in runs]
     lead = (
         "Every block that has a classifier of its own can answer: block 0 has seen one layer, the "
         "last all of them. Together: by the mean of the log-probabilities of all blocks so far. "
@@ -42,11 +44,11 @@ def _depths(run: Run) -> tuple[Depth, ...]:
     return () if isinstance(found, str) else found.depths
 
 
-def _together(runs: Sequence[Run]) -> Figure:
+def _together(runs: Sequence[Run], most: int) -> Figure:
     sheet = Sheet(_PANEL)
     keys, said = [], []
     for run in runs:
-        depths, color = _depths(run), ink(f"run-{run.number}")
+        depths, color = spread(_depths(run), most), ink(f"run-{run.number}")
         errors = [depth.error_pct for depth in depths]
         _line(sheet.axes, depths, errors, color)
         keys.append(Key(css(color), run.name))
@@ -54,7 +56,7 @@ def _together(runs: Sequence[Run]) -> Figure:
     return _figure("Error of each block alone, %", sheet, "; ".join(said), keys, "all-depths")
 
 
-def _of_run(run: Run, exit_at: float) -> Iterable[Piece]:
+def _of_run(run: Run, exit_at: float, rows: int) -> Iterable[Piece]:
     found = run.looks.evaluation
     if isinstance(found, str):
         yield Words(found)
@@ -67,7 +69,7 @@ def _of_run(run: Run, exit_at: float) -> Iterable[Piece]:
         return
     sheet = Sheet(_PANEL)
     alone, together = ink("run-0"), ink("run-1")
-    depths = found.depths
+    depths = spread(found.depths, rows)
     _line(sheet.axes, depths, [depth.error_pct for depth in depths], alone)
     ensembles = [depth.ensemble_error_pct for depth in depths]
     _line(sheet.axes, depths, ensembles, together, dashed=True)
@@ -78,7 +80,9 @@ def _of_run(run: Run, exit_at: float) -> Iterable[Piece]:
     ]
     yield _figure("Test error by block, %", sheet, said, keys, f"{run.number}-depths")
     yield Words(_sentence(run, found, exit_at))
-    yield _table(run, found)
+    yield _table(run, depths, exits=found.exits_error_pct is not None)
+    if len(depths) < len(found.depths):
+        yield Words(f"Of {len(found.depths)} blocks {len(depths)} are shown.")
 
 
 def _line(
@@ -126,12 +130,11 @@ def _sentence(run: Run, found: Evaluation, exit_at: float) -> str:
     )
 
 
-def _table(run: Run, found: Evaluation) -> Table:
-    exits = found.exits_error_pct is not None
+def _table(run: Run, depths: Sequence[Depth], *, exits: bool) -> Table:
     headings = ["block", "error, %", "together, %"]
     headings += ["leave here, %", "wrong of these, %"] if exits else []
     rows = []
-    for depth in found.depths:
+    for depth in depths:
         cells = [run.block_name(depth.block)]
         cells += [f"{depth.error_pct:.2f}", f"{depth.ensemble_error_pct:.2f}"]
         if exits:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from launch.report.run import Run
     from pipeline.trained.network import TrainedNetwork
 
-_MOST = 64
 _COLUMNS = 16
 _SMALLEST = 8
 """Pixels of a side: filters of fewer are drawn with larger ones."""
@@ -34,13 +33,13 @@ _LOOK_FOR = (
 )
 
 
-def section(runs: Sequence[Run]) -> Section:
-    """By run."""
-    cards = [Card(run.name, tuple(_of_run(run))) for run in runs]
+def section(runs: Sequence[Run], most: int) -> Section:
+    """By run; so many at most."""
+    cards = [Card(run.name, tuple(_of_run(run, most))) for run in runs]
     return Section("filters", "Filters of the first layer", _LEAD, _LOOK_FOR, cards)
 
 
-def _of_run(run: Run) -> Iterable[Piece]:
+def _of_run(run: Run, most: int) -> Iterable[Piece]:
     trained = run.looks.trained
     if isinstance(trained, str):
         yield Words(trained)
@@ -49,7 +48,7 @@ def _of_run(run: Run) -> Iterable[Piece]:
     if isinstance(found, str):
         yield Words(found)
         return
-    largest = np.argsort(-np.square(found).sum(axis=(1, 2, 3)), kind="stable")[:_MOST]
+    largest = np.argsort(-np.square(found).sum(axis=(1, 2, 3)), kind="stable")[:most]
     kept = found[np.sort(largest)]
     n, channels, height, width = found.shape
     of = f"the {len(kept)} with the largest weights of {n}" if n > len(kept) else f"all {n}"

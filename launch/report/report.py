@@ -12,7 +12,7 @@ from launch.report import about, confusion, curves, depth, filters, similarity, 
 from launch.report.looks import look
 from launch.report.material import read_material
 from launch.report.page import html
-from launch.report.room import MOST_RUNS, room_for
+from launch.report.room import MOST_BYTES, MOST_RUNS, rooms
 from launch.report.run import Run
 from pipeline.errors import ConfigError
 from pipeline.storage.atomic import reason, replace_in
@@ -21,6 +21,8 @@ from pipeline.storage.folder import Folder
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from launch.report.room import Room
 
 
 def write_report(
@@ -59,6 +61,12 @@ def write_report(
             looks = look(files.path, checkpoint, data, exit_at, examples, shown)
         runs.append(Run(number, files, looks))
     text = page(runs, "its own test set" if data is None else str(data), exit_at)
+    nbytes = len(text.encode())
+    if nbytes > MOST_BYTES:
+        raise ConfigError(
+            f"RUN…: a page about these {len(runs)} runs takes {nbytes / 1e6:.1f} MB, more than "
+            f"{MOST_BYTES / 1e6:g}: name fewer"
+        )
     with Folder.open(to.parent) as folder:
         try:
             replace_in(folder, to.name, text.encode())
@@ -67,7 +75,7 @@ def write_report(
                 f"--out {to}: can't be written: {reason(error, folder)}; make room, or choose "
                 "another folder"
             ) from None
-    return len(text.encode())
+    return nbytes
 
 
 def names(paths: Sequence[Path]) -> list[str]:
@@ -77,25 +85,36 @@ def names(paths: Sequence[Path]) -> list[str]:
 
 
 def page(runs: Sequence[Run], examples: str, exit_at: float) -> str:
-    """The page about runs that were looked at on examples."""
+    """The page about runs that were looked at on examples; with less in its pictures where it would
+    be too large."""
+    whole, *smaller = rooms(len(runs))
+    text = _page(runs, examples, exit_at, whole)
+    for room in smaller:
+        if len(text.encode()) <= MOST_BYTES:
+            break
+        text = _page(runs, examples, exit_at, room, room.text)
+    return text
+
+
+def _page(runs: Sequence[Run], examples: str, exit_at: float, room: Room, *said: str) -> str:
+    """`said`: of the page itself."""
     several = len(runs) > 1
-    room = room_for(len(runs))
     sections = [
         *([about.results(runs)] if several else []),
-        curves.section(runs, room.points),
-        depth.section(runs, exit_at),
+        curves.section(runs, room),
+        depth.section(runs, exit_at, room.rows),
         similarity.section(runs, room.blocks),
-        filters.section(runs),
+        filters.section(runs, room.filters),
         confusion.section(runs, room.images),
-        speed.speed_section(runs),
-        timeline.section(runs, room.bars),
-        speed.memory_section(runs),
-        about.plan_section(runs),
-        about.settings_section(runs),
+        speed.speed_section(runs, room.rows),
+        timeline.section(runs, room),
+        speed.memory_section(runs, room.rows),
+        about.plan_section(runs, room.rows),
+        about.settings_section(runs, room),
     ]
     return html(
         f"{len(runs)} runs" if several else runs[0].name,
-        [_about(run, examples, several=several) for run in runs],
+        [*(_about(run, examples, several=several) for run in runs), *said],
         [] if several else about.facts(runs[0]),
         sections,
         several=several,

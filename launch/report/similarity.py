@@ -8,6 +8,7 @@ import numpy as np
 
 from launch.drawing import png
 from launch.report.pieces import Card, Gallery, Image, Key, Section, Words
+from launch.report.room import spread
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from launch.report.pieces import Piece
     from launch.report.run import Run
-    from pipeline.trained.similarity import Similar, Similarities
+    from pipeline.trained.similarity import Similarities
 
 _ALIKE, _UNLIKE = (214, 110, 20), (45, 120, 200)
 """Readable on white and on black; how strongly says how much."""
@@ -52,7 +53,7 @@ def _of_run(run: Run, most: int) -> Iterable[Piece]:
     shown = [_image(found, found.of_y, "S(y), the labels")]
     if found.of_x is not None:
         shown.append(_image(found, found.of_x, "S(x), the examples"))
-    blocks = _some(found.blocks, most)
+    blocks = spread(found.blocks, most)
     shown += [_image(found, each.of_h, run.block_name(each.block)) for each in blocks]
     title = f"{len(found.y)} test examples: by their labels, as they are, and S(h) after each block"
     keys = signs("alike, up to 1", "opposite, down to −1")
@@ -70,20 +71,12 @@ def _of_run(run: Run, most: int) -> Iterable[Piece]:
             "No block of this run has a similarity loss: S(h) shows what came about without one."
         )
     if left := len(found.blocks) - len(blocks):
-        yield Words(
-            f"Of {len(found.blocks)} blocks {left} between the first and the last are left out."
-        )
+        where = "between the first and the last" if len(blocks) > 1 else "before the last"
+        yield Words(f"Of {len(found.blocks)} blocks {left} {where} are left out.")
     if found.copies > 1:
         yield Words(
             f"This rule makes {found.copies} copies of each example; the first of each is compared."
         )
-
-
-def _some(blocks: Sequence[Similar], most: int) -> Sequence[Similar]:
-    if len(blocks) <= most:
-        return blocks
-    places = dict.fromkeys(round(k * (len(blocks) - 1) / (most - 1)) for k in range(most))
-    return [blocks[place] for place in places]
 
 
 def _image(found: Similarities, matrix: Tensor, name: str) -> Image:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from launch.display.format import number_text, size_text
 from launch.drawing import Sheet, css, ink
 from launch.report.pieces import Card, Figure, Key, Section, Table, Words
+from launch.report.room import spread
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -47,15 +48,15 @@ class Bars:
     values: Sequence[float]
 
 
-def speed_section(runs: Sequence[Run]) -> Section:
-    """By run."""
-    cards = [Card(run.name, tuple(_speed(run))) for run in runs]
+def speed_section(runs: Sequence[Run], rows: int) -> Section:
+    """By run, of so many stages at most."""
+    cards = [Card(run.name, tuple(_speed(run, rows))) for run in runs]
     return Section("speed", "Busy stages and the bound on speed", _SPEED, _BUSY, cards)
 
 
-def memory_section(runs: Sequence[Run]) -> Section:
-    """By run."""
-    cards = [Card(run.name, tuple(_memory(run))) for run in runs]
+def memory_section(runs: Sequence[Run], rows: int) -> Section:
+    """By run, of so many stages at most."""
+    cards = [Card(run.name, tuple(_memory(run, rows))) for run in runs]
     return Section("memory", "Memory by stage", _MEMORY, _FULLEST, cards)
 
 
@@ -72,7 +73,7 @@ def _reports(run: Run) -> list[list[dict[str, Any]]]:
     return [list(of_stage) for of_stage in zip(*reports, strict=True)]
 
 
-def _speed(run: Run) -> Iterable[Piece]:
+def _speed(run: Run, most: int) -> Iterable[Piece]:
     reports = _reports(run)
     if not reports:
         yield Words("No epoch has come to its end in this run: how busy stages were is not known.")
@@ -80,16 +81,23 @@ def _speed(run: Run) -> Iterable[Piece]:
     busy = [100 * median(epoch["busy"] for epoch in stage) for stage in reports]
     shares = _shares(run, len(busy))
     title = "Busy, % of the time (median of the epochs)"
-    bars = Bars("busy", ink("run-0"), busy)
-    yield _figure(title, [bars], f"{run.number}-busy", most=100.0)
+    shown = spread(range(len(busy)), most)
+    bars = Bars("busy", ink("run-0"), [busy[k] for k in shown])
+    yield _figure(title, [bars], f"{run.number}-busy", list(map(str, shown)), most=100.0)
     yield Words(" ".join((_bound(run, busy), *_bound_of_plan(shares))))
     headings = ("stage", "blocks", "device", "busy, %", *(["multiply-adds, %"] if shares else []))
     rows = []
-    for k, stage in enumerate(reports):
+    for k in shown:
         work = [f"{shares[k]:.1f}"] if shares else []
-        device = str(stage[-1].get("device", ""))
+        device = str(reports[k][-1].get("device", ""))
         rows.append((str(k), run.blocks_of(k), device, f"{busy[k]:.1f}", *work))
     yield Table(headings, tuple(rows), words=3)
+    yield from _left_out(len(busy), shown)
+
+
+def _left_out(stages: int, shown: Sequence[int]) -> Iterable[Words]:
+    if len(shown) < stages:
+        yield Words(f"Of {stages} stages {len(shown)} are shown.")
 
 
 def _bound(run: Run, busy: Sequence[float]) -> str:
@@ -128,7 +136,7 @@ def _shares(run: Run, stages: int) -> list[float]:
     return [100 * each / sum(macs) for each in macs]
 
 
-def _memory(run: Run) -> Iterable[Piece]:
+def _memory(run: Run, most: int) -> Iterable[Piece]:
     reports = _reports(run)
     if not reports:
         yield Words("No epoch has come to its end in this run: its memory is not known.")
@@ -139,32 +147,33 @@ def _memory(run: Run) -> Iterable[Piece]:
     if run.files.single:
         measured, estimated, names = measured[:1], [sum(estimated)] * bool(estimated), ["all"]
     known = len(estimated) == len(measured)
-    bars = [Bars("measured", ink("run-0"), [nbytes / _MIB for nbytes in measured])]
+    shown = spread(range(len(measured)), most)
+    bars = [Bars("measured", ink("run-0"), [measured[k] / _MIB for k in shown])]
     if known:
-        values = [nbytes / _MIB for nbytes in estimated]
+        values = [estimated[k] / _MIB for k in shown]
         bars.append(Bars("estimated, of training alone", ink("run-1"), values))
-    yield _figure("Memory, MiB", bars, f"{run.number}-memory", names=names)
+    yield _figure("Memory, MiB", bars, f"{run.number}-memory", [names[k] for k in shown])
     if run.files.single:
         yield Words("One process trained all stages: its memory is that of all of them.")
     rows = [
-        (name, *(size_text(each[k]) for each in (measured, *([estimated] if known else []))))
-        for k, name in enumerate(names)
+        (names[k], *(size_text(each[k]) for each in (measured, *([estimated] if known else []))))
+        for k in shown
     ]
     yield Table(("stage", "measured", *(["estimated"] if known else [])), tuple(rows))
+    yield from _left_out(len(measured), shown)
 
 
 def _figure(
     title: str,
     series: Sequence[Bars],
     salt: str,
+    names: Sequence[str],
     *,
-    names: Sequence[str] | None = None,
     most: float | None = None,
 ) -> Figure:
-    """A row for each stage, with its bar of each series. `most`: where the scale ends; None: by
-    the values."""
-    n = len(series[0].values)
-    names = list(map(str, range(n))) if names is None else names
+    """A row for each stage, by its name, with its bar of each series. `most`: where the scale ends;
+    None: by the values."""
+    n = len(names)
     sheet = Sheet((_WIDTH, max(_LEAST, _ROW * n * len(series) + 0.5)))
     axes, height = sheet.axes, 0.8 / len(series)
     for place, bars in enumerate(series):

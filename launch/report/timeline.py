@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from launch.drawing import Sheet, css, ink
 from launch.report.pieces import Card, Figure, Key, Section, Words
+from launch.report.room import spread
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from launch.report.pieces import Piece
+    from launch.report.room import Room
     from launch.report.run import Run
 
 DOINGS = {
@@ -87,9 +89,9 @@ class Timeline:
         return min(s.begin for s in spans), max(s.end for s in spans)
 
 
-def section(runs: Sequence[Run], most: int) -> Section:
-    """By run, with so many bars at most in a picture."""
-    cards = [Card(run.name, tuple(_of_run(run, most))) for run in runs]
+def section(runs: Sequence[Run], room: Room) -> Section:
+    """By run."""
+    cards = [Card(run.name, tuple(_of_run(run, room))) for run in runs]
     return Section("timeline", "Timeline", _LEAD, _LOOK_FOR, cards, one_column=True)
 
 
@@ -117,7 +119,7 @@ def timeline_of(events: Sequence[Any]) -> Timeline:
     return Timeline(tuple(sorted(known, key=lambda span: span.begin)), {**feeds, **rows})
 
 
-def _of_run(run: Run, most: int) -> Iterable[Piece]:
+def _of_run(run: Run, room: Room) -> Iterable[Piece]:
     if run.files.trace is None:
         yield Words(
             "This run has no trace.json. Train with pipeline-launch --trace 50 to see here when "
@@ -130,15 +132,17 @@ def _of_run(run: Run, most: int) -> Iterable[Piece]:
         return
     width = _BATCHES * _period(found)
     if found.end <= 3 * width:
-        yield _picture(run, found, (0.0, found.end), "All that was recorded", most)
+        yield _picture(run, found, (0.0, found.end), "All that was recorded", room)
     else:
         for title, begin in (
             ("It fills", 0.0),
             ("It runs", (found.end - width) / 2),
             ("The record ends", found.end - width),
         ):
-            yield _picture(run, found, (begin, begin + width), title, most)
+            yield _picture(run, found, (begin, begin + width), title, room)
     yield Words(_IN_TURN if run.files.single else _sentence(found))
+    if len(found.rows) > room.rows:
+        yield Words(f"Of {len(found.rows)} rows {room.rows} are shown.")
 
 
 def _slowest(found: Timeline) -> int:
@@ -152,11 +156,14 @@ def _period(found: Timeline) -> float:
     return found.worked(slowest) / max(1, len(batches))
 
 
-def _picture(run: Run, found: Timeline, at: tuple[float, float], title: str, most: int) -> Figure:
+def _picture(run: Run, found: Timeline, at: tuple[float, float], title: str, room: Room) -> Figure:
     begin, end = at
-    shown = [span for span in found.spans if span.end > begin and span.begin < end]
-    shown = sorted(shown, key=lambda span: span.begin - span.end)[:most]  # the shortest don't show
-    places = {row: place for place, row in enumerate(found.rows)}
+    places = {row: place for place, row in enumerate(spread(list(found.rows), room.rows))}
+    shown = [
+        span for span in found.spans if span.end > begin and span.begin < end and span.row in places
+    ]
+    # the shortest don't show
+    shown = sorted(shown, key=lambda span: span.begin - span.end)[: room.bars]
     sheet = Sheet((_WIDTH, 0.5 + _ROW * len(places)))
     axes = sheet.axes
     for doing in DOINGS:
@@ -171,7 +178,7 @@ def _picture(run: Run, found: Timeline, at: tuple[float, float], title: str, mos
             axes.broken_barh(bars, (low, height), facecolors=ink(doing), linewidth=0)
     axes.set_xlim(begin, end)
     axes.set_ylim(len(places) - 0.5, -0.5)
-    axes.set_yticks(range(len(places)), list(found.rows.values()))
+    axes.set_yticks(range(len(places)), [found.rows[row] for row in places])
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("milliseconds")

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from support.heavy_run import heavy_run
 
 import pipeline
+from launch.report import report, room
 from launch.report.command import main
+from launch.report.report import page
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -264,6 +267,36 @@ def test_data_that_are_gone_leave_the_rest(tmp_path: Path) -> None:
     assert "Of 11 examples the last block" in section(text, "depth")
 
 
+def test_it_stays_below_3_megabytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """60 blocks and stages, 300 epochs, with the most and the least room of one of ten."""
+    first, *_, last = room.rooms(10)
+    monkeypatch.setattr(report, "rooms", lambda runs: [first, last])
+    monkeypatch.setattr(report, "MOST_BYTES", room.MOST_BYTES // 10)
+    one_of_ten = page([heavy_run()], "noise", 0.9)
+    assert len(one_of_ten.encode()) <= room.MOST_BYTES // 10
+    assert "So that this page stays below 3 MB, pictures of a run show at most" in one_of_ten
+    for name, words in (
+        ("curves", "Of 60 blocks 4 are drawn."),
+        ("depth", "Of 60 blocks 6 are shown."),
+        ("similarity", "Of 60 blocks 59 before the last are left out."),
+        ("speed", "Of 60 stages 6 are shown."),
+        ("timeline", "Of 60 rows 6 are shown."),
+        ("plan", "Of 60 stages 6 are shown."),
+    ):
+        assert words in section(one_of_ten, name)
+
+
+def test_a_page_that_is_too_large_all_the_same_is_not_written(
+    run: FittedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "rooms", lambda runs: list(room.rooms(runs))[-2:])
+    monkeypatch.setattr(report, "MOST_BYTES", 10_000)
+    status, said = ask(run.path, "--out", tmp_path / "out.html")
+    assert status == 2
+    assert "a page about these 1 runs takes 0." in said
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -275,7 +308,7 @@ def test_data_that_are_gone_leave_the_rest(tmp_path: Path) -> None:
         (["--out", "."], "--out .: is a folder: name a file in it"),
         (["empty"], "RUN empty: holds no checkpoints of a run"),
         (["nothing"], "RUN nothing: there is no such folder"),
-        (["empty"] * 8, "RUN…: 9 runs; a page shows 8 at most"),
+        (["empty"] * 10, "RUN…: 11 runs; a page shows 10 at most"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(
