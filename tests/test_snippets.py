@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         ("docs/rules.md", 5),
         ("docs/after_training.md", 11),
         ("docs/files.md", 3),
+        ("docs/networks.md", 4),
         pytest.param("docs/quick_start.md", 7, marks=pytest.mark.processes),
         pytest.param("docs/recovery.md", 3, marks=pytest.mark.processes),
         ("docs/sweeps.md", 3),
