@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     Event: TypeAlias = dict[str, Any]
 
-_HOST, _DEVICE = 0, 1
-"""Threads of a row."""
+_HOST, _DEVICE = 1, 2
+"""Threads of a row; Perfetto keeps thread 0 of process 0 for an idle processor."""
 _WORDS = {
     "input": "wait for input",
     "room": "wait for room",

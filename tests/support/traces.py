@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     Event = dict[str, Any]
@@ -43,18 +44,74 @@ class Trace:
 def read_trace(run_dir: Path) -> Trace:
     """The trace in a run's folder, checked."""
     tree = json.loads((run_dir / "trace.json").read_text(encoding="utf-8"))
+    assert tree.keys() == {"traceEvents", "otherData"}
     trace = Trace(tree["traceEvents"], tree["otherData"])
-    _spans_follow_each_other(trace)
-    _arrows_go_forward_in_time(trace)
+    assert trace.spans(0)
+    check_format(trace.events)
     return trace
 
 
-def _spans_follow_each_other(trace: Trace) -> None:
+# --- Google's "Trace Event Format", as far as it is used -----------------------------------
+
+_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "X": {"cat": str, "dur": (int, float), "args": dict},
+    "M": {"args": dict},
+    "i": {"cat": str, "s": str},
+    "s": {"cat": str, "id": int},
+    "f": {"cat": str, "id": int, "bp": str},
+}
+"""Of each phase: complete event, metadata, instant event, begin and end of a flow. All have `name`,
+`ph`, `pid`, `tid` and `ts`, in microseconds."""
+_COMMON: dict[str, type | tuple[type, ...]] = {
+    "name": str, "ph": str, "pid": int, "tid": int, "ts": (int, float),
+}  # fmt: skip
+_METADATA = {
+    "process_name": ("name", str),
+    "process_sort_index": ("sort_index", int),
+    "thread_name": ("name", str),
+}
+"""What each takes."""
+
+
+def check_format(events: Sequence[Event]) -> None:
+    """That events are as the format says: fields and their types by phase, threads and processes
+    that have names, spans of a thread in order, and each arrow bound to a span at both ends."""
+    for event in events:
+        fields = {**_COMMON, **_FIELDS[event["ph"]]}
+        assert event.keys() == fields.keys() | event.keys() & {"cat", "args"}, event
+        for name, kind in fields.items():
+            assert isinstance(event[name], kind), (name, event)
+            assert not isinstance(event[name], bool)
+        assert event["ts"] >= 0
+        assert event.get("s", "p") in "gpt"
+        assert event.get("bp", "e") == "e", "else an arrow is bound to the next span"
+    _processes_and_threads_are_named(events)
+    _spans_follow_each_other(events)
+    _arrows_go_forward_in_time(events)
+
+
+def _processes_and_threads_are_named(events: Sequence[Event]) -> None:
+    names: dict[tuple[object, ...], object] = {}
+    for event in events:
+        if event["ph"] == "M":
+            key, kind = _METADATA[event["name"]]
+            assert isinstance(event["args"][key], kind)
+            thread = event["tid"] if event["name"] == "thread_name" else None
+            place = (event["name"], event["pid"], thread)
+            assert place not in names, "a name is given once"
+            names[place] = event["args"][key]
+    for event in events:
+        if event["ph"] != "M":
+            assert ("process_name", event["pid"], None) in names, event
+            assert ("thread_name", event["pid"], event["tid"]) in names, event
+            assert (event["pid"], event["tid"]) != (0, 0), "of an idle processor, in Perfetto"
+
+
+def _spans_follow_each_other(events: Sequence[Event]) -> None:
     threads: dict[tuple[int, int], list[Event]] = defaultdict(list)
-    for event in trace.events:
+    for event in events:
         if event["ph"] == "X":
             threads[event["pid"], event["tid"]].append(event)
-    assert threads
     for spans in threads.values():
         assert all(span["dur"] >= 0 and span["ts"] >= 0 for span in spans)
         for before, after in pairwise(spans):
@@ -62,9 +119,9 @@ def _spans_follow_each_other(trace: Trace) -> None:
             assert end_ns <= round(1000 * after["ts"]), (before, after)
 
 
-def _arrows_go_forward_in_time(trace: Trace) -> None:
+def _arrows_go_forward_in_time(events: Sequence[Event]) -> None:
     def ends(kind: str) -> dict[tuple[object, ...], Event]:
-        found = [event for event in trace.events if event["ph"] == kind]
+        found = [event for event in events if event["ph"] == kind]
         by_name = {(each["cat"], each["id"], each["name"]): each for each in found}
         assert len(by_name) == len(found)
         return by_name
@@ -76,5 +133,6 @@ def _arrows_go_forward_in_time(trace: Trace) -> None:
         for end in (begin, arrivals[arrow]):
             assert any(
                 span["ts"] <= end["ts"] <= span["ts"] + span["dur"]
-                for span in trace.spans(end["pid"])
-            ), "an arrow begins and ends at a span"
+                for span in events
+                if span["ph"] == "X" and (span["pid"], span["tid"]) == (end["pid"], end["tid"])
+            ), "an arrow begins and ends at a span of its thread"

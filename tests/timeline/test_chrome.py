@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.traces import check_format
 
 from pipeline.schedule.items import (
     EndEpoch,
@@ -76,6 +77,7 @@ def test_a_batch_has_an_arrow_for_each_hop() -> None:
                ("copy", FIRST, 1), ("send", FIRST, 1), ("learn", FIRST, 2)]  # fmt: skip
     rows = [feed, stage(0, *sending, begin=2.0), stage(1, ("compute", FIRST, 4), begin=8.0)]
     events = chrome_events(rows, HERE)
+    check_format(events)
     begins, ends = of_kind(events, "s"), of_kind(events, "f")
     assert [(each["pid"], each["ts"] / 1e6, each["name"]) for each in begins] == [
         (9, 1.0, "to stage 0"),
@@ -94,6 +96,51 @@ def test_test_batches_of_different_epochs_and_training_batches_have_arrows_of_th
     rows = [stage(0, *sending, begin=0.0), stage(1, *taking, begin=0.5)]
     arrows = of_kind(chrome_events(rows, HERE), "s")
     assert len({(arrow["cat"], arrow["id"]) for arrow in arrows}) == 3
+
+
+def test_every_kind_of_event_is_as_the_format_says() -> None:
+    """Of all kinds of items and of what a thread does."""
+    items = (FIRST, EvaluationBatch(1, 1), StartEvaluation(1), EndEvaluation(1), EndEpoch(1),
+             Snapshot(3, 1, True), PassedBatch(4, 2), Stop())  # fmt: skip
+    spans = [(doing, item, 0.5) for item in items for doing in DOINGS if doing != "idle"]
+    rows = [Row(2, "feed", "", timeline(*spans, begin=0.0)), stage(0, *spans, begin=100 / 3)]
+    rows.append(stage(1, *spans, begin=200 / 3))
+    events = chrome_events(rows, HERE)
+    check_format(events)
+    assert {event["ph"] for event in events} == {"M", "X", "i", "s", "f"}
+
+
+BATCH: dict[str, Any] = {"cat": "batch", "name": "to stage 1", "id": 1, "pid": 0, "tid": 1}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ph": "X", "pid": 0, "tid": 1, "ts": 1.5, "dur": 1.0, "name": "overlaps", "cat": "learn"},
+        {
+            "ph": "X",
+            "pid": 0,
+            "tid": 1,
+            "ts": 9.0,
+            "dur": -1.0,
+            "name": "ends first",
+            "cat": "send",
+        },
+        {"ph": "X", "pid": 0, "tid": 1, "ts": "9", "dur": 1.0, "name": "a text", "cat": "send"},
+        {"ph": "X", "pid": 7, "tid": 1, "ts": 9.0, "dur": 1.0, "name": "no label", "cat": "send"},
+        {"ph": "X", "pid": 0, "tid": 1, "ts": 9.0, "name": "no end", "cat": "send"},
+        {"ph": "B", "pid": 0, "tid": 1, "ts": 9.0, "name": "another kind", "cat": "send"},
+        {"ph": "s", "ts": 1.5, **BATCH},  # with no end
+        {"ph": "f", "ts": 1.5, "bp": "e", **BATCH},  # with no begin
+        {"ph": "i", "pid": 0, "tid": 1, "ts": 9.0, "name": "no scope"},
+        {"ph": "M", "pid": 0, "tid": 1, "ts": 0.0, "name": "process_name", "args": {"name": "2nd"}},
+    ],
+)
+def test_what_is_not_as_the_format_says_is_found(change: dict[str, Any]) -> None:
+    events = chrome_events([stage(0, ("compute", FIRST, 2e-6), begin=0.0)], HERE)
+    check_format(events)
+    with pytest.raises((AssertionError, KeyError)):
+        check_format([*events, change])
 
 
 def test_no_arrow_jumps_over_a_stage_that_has_no_record() -> None:
@@ -134,15 +181,16 @@ def test_a_device_has_a_thread_of_its_own() -> None:
     host = timeline(("compute", FIRST, 1), ("send", FIRST, 1), ("learn", FIRST, 1), begin=5.0)
     row = Row(0, "stage 0", "cuda:0", replace(host, device_at=(0, 1, 2, 3), device_s=(6, 9, 9, 12)))
     events = chrome_events([row], HERE)
+    check_format(events)
     drawn = {(span["tid"], span["cat"]): (span["ts"], span["dur"]) for span in of_kind(events, "X")}
     assert drawn == {
-        (0, "host"): (2e6, 1e6),  # the later of two
-        (0, "send"): (1e6, 1e6),
-        (1, "compute"): (1e6, 3e6),
-        (1, "learn"): (4e6, 3e6),
+        (1, "host"): (2e6, 1e6),  # the later of two
+        (1, "send"): (1e6, 1e6),
+        (2, "compute"): (1e6, 3e6),
+        (2, "learn"): (4e6, 3e6),
     }
     names = {each["tid"]: each["args"]["name"] for each in events if each["name"] == "thread_name"}
-    assert names == {0: "host", 1: "device, by CUDA events"}
+    assert names == {1: "host", 2: "device, by CUDA events"}
 
 
 @pytest.mark.parametrize("begin", [0.1, 12345.678901, 3e6 + 1 / 3])
