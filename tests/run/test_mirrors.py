@@ -6,6 +6,7 @@ import csv
 import json
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from support.recording import Recording, evaluated, trained
 
 from pipeline.run import event_files
@@ -140,7 +141,7 @@ def test_points_of_all_that_is_known(tmp_path: Path) -> None:
     ]
     assert points.scalars("learning/lr") == [(1, 0.5), (2, 0.125)]
     assert points.scalars("block_similarity/00 linear 2→3") == [(1, 0.75), (2, 0.75)]
-    assert points.images() == [(1, 256), (2, 256)]
+    assert points.images() == [(1, 271), (2, 271)]
 
 
 def test_a_run_that_goes_back_has_no_epoch_twice(tmp_path: Path) -> None:
@@ -153,7 +154,7 @@ def test_a_run_that_goes_back_has_no_epoch_twice(tmp_path: Path) -> None:
     recording.tell_epoch(2, errors=6)
     points = Points(tmp_path / "tensorboard")
     assert points.scalars("test/error_pct") == [(1, 10.0), (2, 15.0)]
-    assert points.images() == [(1, 256), (2, 256)]
+    assert points.images() == [(1, 271), (2, 271)]
     assert losses(tmp_path) == [(1, 1.5), (2, 1.5)]
 
 
@@ -243,10 +244,29 @@ def test_a_row_that_was_never_predicted_is_white(tmp_path: Path) -> None:
     line: dict[str, Any] = {"epoch": 1, "blocks": []}
     with Folder.open(tmp_path) as folder:
         EventFiles(folder, CONFUSION_FILE).write([])
-        encoded = event_files._picture([[3, 1], [0, 0]]).encoded_image_string
-        assert event_files._events(line, [[3, 1], [0, 0]])
+        encoded = event_files._picture([[3, 1], [0, 0]], ()).encoded_image_string
+        assert event_files._events(line, [[3, 1], [0, 0]], ())
     (tmp_path / "picture.png").write_bytes(encoded)
     with Image.open(tmp_path / "picture.png") as image:
-        assert [image.getpixel(at) for at in ((9, 9), (200, 9), (9, 200), (200, 200))] == [
+        # 15 pixels of numbers to the left, 21 above
+        assert [image.getpixel(at) for at in ((24, 30), (215, 30), (24, 221), (215, 221))] == [
             64, 191, 255, 255,
         ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("classes", "most", "size"),
+    [
+        ([], 9, (15 + 250, 21 + 250)),
+        (["cat"] * 10, 9, (8 + 7 * 5 + 250, 21 + 250)),
+        (["日本"] * 10, 123_456, (8 + 7 * 4 + 460, 21 + 460)),
+        ([], None, (250, 250)),
+    ],
+)
+def test_confusions_are_written_where_there_is_room(
+    classes: list[str], most: int | None, size: tuple[int, int]
+) -> None:
+    n = 10 if most else 25
+    table = [[most or 9] * n for _ in range(n)]
+    picture = event_files._picture(table, classes)
+    assert (picture.width, picture.height) == size
