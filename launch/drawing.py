@@ -28,6 +28,8 @@ INKS = (
 )  # fmt: skip
 """Colours that a page has as CSS variables."""
 
+_WIDE = 12.0
+"""From the highest to the lowest error on an axis, where few marks are enough."""
 _REPRODUCIBLE: Any = {"svg.hashsalt": "local-loss-pipeline", "svg.fonttype": "none"}
 """The same numbers give the same bytes; text stays text."""
 _FOR_A_PAGE: Any = {
@@ -137,7 +139,10 @@ def errors_axis(axes: Axes) -> None:
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    low, high = axes.get_ylim()
+    # with a mark or two a curve is easily read as if its scale were linear
+    marks = (1.0, 2.0, 5.0) if high > _WIDE * low else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
+    axes.yaxis.set_major_locator(LogLocator(subs=marks))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
