@@ -235,6 +235,8 @@ def network_costs(config: Config, specs: Sequence[BlockSpec]) -> tuple[BlockCost
         optimizer_name=config.optimizer.name,
         backprop=config.loss.is_global,
         clips=config.optimizer.clip_norm is not None,
+        recompute=config.runtime.recompute,
+        parts=config.optimizer.accumulate,
     )
 
 

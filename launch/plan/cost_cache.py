@@ -185,10 +185,12 @@ def _key(config: Config) -> list[object]:
     decisive = ("precision", "compile", "cuda_graphs", "threads_per_stage", "on_nonfinite")
     runtime = {key: tree["runtime"][key] for key in decisive}
     data = {key: value for key, value in tree["data"].items() if key not in _INDIFFERENT}
-    clips = ["clipped"] * ("clip_norm" in tree["optimizer"])
+    more = ["clipped"] * ("clip_norm" in tree["optimizer"])
+    if config.saves_memory:
+        more.append(f"{config.runtime.recompute} {config.optimizer.accumulate}")
     # which blocks are frozen the specs say; what they begin with does not matter
     model = {k: value for k, value in tree["model"].items() if k not in ("init_from", "freeze")}
-    return [model, tree["loss"], tree["optimizer"]["name"], data, runtime, *clips]
+    return [model, tree["loss"], tree["optimizer"]["name"], data, runtime, *more]
 
 
 def _rounded(seconds: float) -> float:

@@ -49,6 +49,9 @@ class OptimizerConfig(Section):
     clip_norm: float | None = Field(default=None, gt=0)
     """Scale the gradients of a block, of its layer and heads together, down to this Euclidean norm
     wherever it is larger. Each block has its own norm, also where several learn together."""
+    accumulate: int = Field(default=1, ge=1, le=1 << 20)
+    """Of `loss.name: glob`: take each batch in so many parts, one after the other, and learn from
+    the mean of their gradients: less memory. Batch norm sees a part at a time."""
     blocks: dict[BlockIndex, BlockOptimizer] = Field(default={}, max_length=MAX_LAYERS + 1)
     """Settings of single blocks by index, counted from 0, the output layer last: {0: {lr: 0.001}};
     each may have `lr` and `weight_decay`."""

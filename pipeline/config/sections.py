@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pipeline.config.data import MAX_COUNT, DataConfig
 from pipeline.config.loss import LossConfig  # noqa: TC001  pydantic reads it at run time
-from pipeline.config.model import RESIDUAL_NAMES, ModelConfig
+from pipeline.config.model import MAX_LAYERS, RESIDUAL_NAMES, ModelConfig
 from pipeline.config.recipe import MAX_EPOCHS, OptimizerConfig, ScheduleConfig
 from pipeline.config.schema import (
     BeforeValidator,
@@ -62,6 +62,10 @@ class RuntimeConfig(Section):
     done the stage goes on without and the run says so."""
     threads_per_stage: int = Field(default=1, ge=1, le=1024)
     """CPU threads of each stage, and of single mode."""
+    recompute: int = Field(default=0, ge=0, le=MAX_LAYERS)
+    """Of `loss.name: glob`: of every so many blocks hold only what arrives, and compute the rest
+    again when the gradient comes back (activation checkpointing, Chen et al. 2016): less memory, up
+    to a third more work, the same bits. 0: hold all."""
     max_in_flight: int = Field(default=2, ge=1, le=64)
     """Batches that may wait between two neighbouring stages."""
     checkpoint_every_steps: int = Field(default=0, ge=0, le=MAX_COUNT)
@@ -150,6 +154,7 @@ class Config(Section):
         yield from self._misfits_of_the_schedule()
         yield from self._misfits_of_frozen_blocks()
         yield from self._misfits_of_the_best()
+        yield from self._misfits_of_backprop()
 
     def _misfits_of_the_network(self) -> Iterator[Misfit]:
         loss, sums = self.loss, "passes on sums instead of activations"
@@ -218,6 +223,28 @@ class Config(Section):
                 "weights is of checkpoints/best, and runtime.keep_best false keeps none: use true "
                 "or last",
             )
+
+    def _misfits_of_backprop(self) -> Iterator[Misfit]:
+        """Less memory at once: for networks whose batches go straight from block to block."""
+        kept = {
+            "runtime.recompute": self.runtime.recompute > 0,
+            "optimizer.accumulate": self.optimizer.accumulate > 1,
+        }
+        has_shortcuts = self.model.name.startswith(RESIDUAL_NAMES)
+        for key in (key for key, is_on in kept.items() if is_on):
+            if self.loss.name != "glob":
+                rule = (
+                    f"is for loss.name glob: by {self.loss.name} a block holds its own batch only"
+                )
+                yield Misfit(key, rule)
+            elif has_shortcuts or self.model.factory is not None:
+                named = "model.factory" if self.model.factory else f"model.name {self.model.name}"
+                yield Misfit(key, f"is for mlp and the VGGs: {named} may have shortcuts")
+
+    @property
+    def saves_memory(self) -> bool:
+        """Whether global backprop holds less at once than all activations of a batch."""
+        return self.runtime.recompute > 0 or self.optimizer.accumulate > 1
 
     @property
     def user_code(self) -> dict[str, str]:

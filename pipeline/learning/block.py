@@ -163,6 +163,14 @@ class Block(nn.Module):
             return self._run(self._passed, h, None)
         return self._run(self._passed, h, self.dropout.mask(h, batch_id))
 
+    def transfer_part(self, h: Tensor, rows: slice, whole: int, *, batch_id: int) -> Tensor:
+        """As `transfer` in training, of these rows of a batch of `whole` examples, which h holds:
+        they have the masks that they would have among all."""
+        if self.spec.dropout == 0:
+            return self._run(self._passed, h, None)
+        like = h.detach().new_empty(()).expand(whole, *h.shape[1:])
+        return self._run(self._passed, h, self.dropout.mask(like, batch_id)[rows])
+
     def _passed(self, h: Tensor, mask: Tensor | None) -> Tensor:
         passed = (pool if h.requires_grad else pool_values)(h, self.spec.pool)
         if mask is not None:

@@ -20,7 +20,7 @@ from pipeline.network.rule_shapes import rule_class
 from pipeline.network.user_network import build_parts, naming_factory
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -90,7 +90,13 @@ def stage_of(
     """The stage that trains consecutive blocks as the config has it; arguments as `build_stage`."""
     is_first = blocks[0].spec.index == 0
     preprocess = build_preprocess(config, facts, device) if is_first else None
-    stage = Stage(
+    kind: Callable[..., Stage] = Stage
+    if config.saves_memory:
+        from pipeline.learning.backprop import FrugalBackprop  # torch's checkpoint, 0.1 s
+
+        of_a_batch = {"accumulate": config.optimizer.accumulate}
+        kind = partial(FrugalBackprop, recompute=config.runtime.recompute, **of_a_batch)
+    stage = kind(
         blocks,
         preprocess,
         config.runtime.on_nonfinite,
@@ -195,6 +201,8 @@ def graphs_prevented_by(config: Config) -> str | None:
         return f"loss.rule {config.loss.rule} does not say that it is static"
     if config.model.factory:
         return "model.factory: a user's own modules may do anything from batch to batch"
+    if config.saves_memory:
+        return "runtime.recompute and optimizer.accumulate take a step in parts"
     if config.schedule.greedy:
         return "schedule.greedy: what learns changes from phase to phase"
     if config.runtime.on_nonfinite == "skip_batch":

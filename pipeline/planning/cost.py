@@ -4,7 +4,7 @@ A multiply-add is one product and one sum of a forward pass; a backward pass cos
 for the gradient of the weights and one for the gradient of the input. So, per example:
 
     frozen            1 x the layer
-    global backprop   3 x the layer
+    global backprop   3 x the layer; 4 x where it is computed again (`runtime.recompute`)
     local losses      2 x the layer (its input is detached: no gradient of the input)
                       3 x where it learns together with the block before
                       3 x the similarity map g, 3 x the local classifier's linear layers
@@ -16,8 +16,8 @@ few per cent of a wide layer (section 8 of the design).
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from itertools import accumulate
-from math import prod
+from itertools import accumulate, groupby
+from math import ceil, prod
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.network.specs import in_runs
@@ -50,6 +50,7 @@ class BlockCost:
     batch: what stays, what is held for the backward pass, what comes and goes with it.
     `same_group`: whether it learns together with the block before it.
     `frozen`: whether it learns nothing.
+    `segment`, `arrived_bytes`: under `runtime.recompute`, which it is in, and what arrives.
     """
 
     block: int
@@ -63,6 +64,8 @@ class BlockCost:
     same_group: bool = False
     working_bytes: int = 0
     frozen: bool = False
+    segment: int = 0
+    arrived_bytes: int = 0
 
     @property
     def estimated_bytes(self) -> int:
@@ -82,6 +85,8 @@ def block_costs(
     optimizer_name: Literal["adam", "amsgrad", "adamw", "sgd"],
     backprop: bool,
     clips: bool = False,
+    recompute: int = 0,
+    parts: int = 1,
 ) -> tuple[BlockCost, ...]:
     """Cost of each block, in order.
 
@@ -89,18 +94,22 @@ def block_costs(
         element_bytes: size of one number of an activation: 4 for fp32, 2 for bf16.
         backprop: whether a global loss is sent back through all blocks.
         clips: whether gradients are clipped, beside which they are held, too.
+        recompute, parts: of global backprop (`runtime.recompute`, `optimizer.accumulate`).
     """
+    segments = [index // recompute if recompute else 0 for index in range(len(specs))]
     # weights, gradients and what the optimizer keeps
-    copies = 2 + clips + _OPTIMIZER_COPIES[optimizer_name]
+    copies = 2 + clips + (parts > 1) + _OPTIMIZER_COPIES[optimizer_name]
     # under autocast, weights as it reads them are held, too
     cast_bytes = element_bytes if element_bytes < _PARAMETER_BYTES else 0
-    found = []
+    found: list[BlockCost] = []
     for spec in specs:
         parameters, head_parameters = _parameters(spec), _head_parameters(spec)
         weights, forward_macs = parameters + head_parameters, _forward_macs(spec)
         # forward, gradient of the weights and, where a block before learns from it, of the input
         passes = 1 if spec.frozen else 3 if backprop or spec.same_group else 2
-        rows = spec.in_training.rows * batch_size
+        segment = segments[len(found)]
+        passes += segment < segments[-1]  # the last one's backward pass follows at once
+        rows = spec.in_training.rows * ceil(batch_size / parts)
         held = _passing_numbers(spec) if spec.frozen else _held_numbers(spec)
         held_bytes = held * rows * element_bytes
         found.append(
@@ -116,6 +125,8 @@ def block_costs(
                 same_group=spec.same_group,
                 working_bytes=0 if spec.frozen else _working_bytes(spec, rows, element_bytes),
                 frozen=spec.frozen,
+                segment=segment,
+                arrived_bytes=prod(spec.in_shape) * rows * element_bytes if recompute else 0,
             )
         )
     return tuple(found)
@@ -163,9 +174,17 @@ def arithmetic_ratio(costs: Sequence[BlockCost]) -> float | None:
 
 
 def _peak_bytes(group: Sequence[BlockCost]) -> int:
-    """Where in its backward pass a group takes the most: blocks after that place are done."""
-    held = accumulate(cost.activation_bytes for cost in group)
-    return max(below + cost.working_bytes for below, cost in zip(held, group, strict=True))
+    """Where in its backward pass a group takes the most: blocks after that place are done, and of
+    segments before it only what arrives is held."""
+    most = arrived = 0
+    for number, costs in groupby(group, lambda cost: cost.segment):
+        segment = list(costs)
+        arrived += segment[0].arrived_bytes if number else 0
+        held = accumulate(cost.activation_bytes for cost in segment)
+        at_work = (b + cost.working_bytes for b, cost in zip(held, segment, strict=True))
+        most = max(most, arrived + max(at_work))
+        arrived += 0 if number else segment[0].arrived_bytes
+    return most
 
 
 def _weights(spec: BlockSpec) -> int:

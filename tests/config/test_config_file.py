@@ -170,7 +170,7 @@ WRONG_FILES = [
         SMALLEST + "optimizer: adam\n",
         ":4",
         "optimizer: expected keys and values (name, lr, weight_decay, momentum, nesterov, "
-        "clip_norm, blocks), found 'adam'",
+        "clip_norm, accumulate, blocks), found 'adam'",
     ),
     (
         SMALLEST + "optimizer:\n  lr: 1\n  5: adam\n",

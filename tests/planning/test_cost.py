@@ -228,6 +228,45 @@ def test_activations_are_estimated_as_they_are_measured(
         assert estimate == pytest.approx(measured.activations, rel=0.15), unit[0].name
 
 
+DEEP = {"name": "vgg", "layers": [32, 32, 32, "M", 64, 64, "M"], "hidden": 64}
+
+
+@pytest.mark.usefixtures("torch_settings")
+@pytest.mark.parametrize(("recompute", "parts"), [(1, 1), (2, 1), (0, 4), (2, 2)])
+def test_what_frugal_backprop_holds_is_estimated_as_it_is_measured(
+    recompute: int, parts: int
+) -> None:
+    """Within 20 %, gradients of weights aside; less than plain backprop's."""
+    tree = {
+        "model": DEEP,
+        "loss": {"name": "glob"},
+        "data": {"name": "synthetic", "batch_size": 64},
+    }
+    plain = build_config(tree, "test")
+    frugal = {"optimizer": {"accumulate": parts}, "runtime": {"recompute": recompute}}
+    config = build_config({**tree, **frugal}, "test")
+    specs = network_specs(config, data_facts(config.data))
+    estimates = [
+        estimated_bytes(costs) - sum(cost.state_bytes for cost in costs)
+        for costs in (network_costs(config, specs), network_costs(plain, specs))
+    ]
+    peaks = [
+        peaks_of_blocks(one, range(len(specs)), torch.device("cpu")).activations
+        for one in (config, plain)
+    ]
+    assert estimates[0] == pytest.approx(peaks[0], rel=0.2)
+    assert peaks[0] < 0.8 * peaks[1]
+    assert estimates[0] < 0.8 * estimates[1]
+
+
+def test_what_is_computed_again_is_paid_for_again() -> None:
+    specs = specs_of({"name": "mlp", "hidden_layers": 4}, {"name": "mnist"}, name="glob")
+    given: Any = {"batch_size": 128, "element_bytes": 4, "optimizer_name": "adam"}
+    costs = block_costs(specs, **given, backprop=True, recompute=2)
+    assert [cost.train_macs // cost.forward_macs for cost in costs] == [4, 4, 4, 4, 3]
+    assert [cost.segment for cost in costs] == [0, 0, 1, 1, 2]
+
+
 def test_a_block_pays_for_the_gradient_of_its_input_where_the_one_before_learns_from_it() -> None:
     costs = costs_of({"name": "mlp", "hidden_layers": 4, "group": 2}, "mnist", "pred")
     heads = [3 * 1024 * 10 * (block in (1, 3)) for block in range(4)]
