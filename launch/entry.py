@@ -20,6 +20,7 @@ COMMANDS = {
     "pipeline-init": "launch.init",
     "pipeline-sweep": "launch.sweep",
     "pipeline-reproduce": "launch.reproduce",
+    "pipeline-referee": "launch.referee.command",
 }
 """Every command, and the module whose `main` it is; pyproject.toml has a script for each."""
 
@@ -72,6 +73,10 @@ def pipeline_sweep() -> None:
 
 def pipeline_reproduce() -> None:
     _begin("pipeline-reproduce")
+
+
+def pipeline_referee() -> None:
+    _begin("pipeline-referee")
 
 
 def _begin(command: str) -> None:

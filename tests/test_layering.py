@@ -113,6 +113,9 @@ LAUNCH: dict[str, Row] = {  # from the ground up; `pipeline` may be imported by 
     "verify": row("job display engines command completion plan training run_job"),
     "reproduce": row("job run_directory engines command launcher series paper cli"),
     "sweep": row("job run_directory machine display engines command launcher series grid cli"),
+    "referee": row(
+        "job run_directory machine display engines command completion plan series grid resume"
+    ),
     "read_run": row(),
     "evaluate": row("command display plan read_run"),
     "predict": row("command display read_run"),

@@ -15,6 +15,7 @@ from pipeline.config.yaml_text import Lines, dump_tree, parsed
 from pipeline.errors import SET, ConfigError, as_option, cut
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from pipeline.config.sections import Config
@@ -36,15 +37,31 @@ def load_config(
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected sections (model:, loss:, …), found {brief(tree)}")
     tree = {key: {} if section is None else section for key, section in tree.items()}
-    given: dict[str, str] = {}
-    for override in overrides:
-        key, said = _override(tree, override)
-        given.pop(key, None)  # the last one counts
-        given[key] = said
+    given = _overridden(tree, overrides)
     for override in varied:
         key, _ = _override(tree, override)
         given[key] = f"--over {key}"
     return build_config(tree, Origins(str(path), lines.line_of, given))
+
+
+def config_from(
+    tree: Mapping[str, Any], source: str, overrides: tuple[str, ...], last: Mapping[str, Any]
+) -> Config:
+    """A configuration that a command makes of plain values, which stay as they are.
+
+    Args:
+        source: names them in errors; overrides: as for `load_config`; last: values by dotted key
+            that no override changes.
+
+    Raises:
+        ConfigError: for all that is wrong.
+    """
+    own = {key: dict(section) for key, section in tree.items()}
+    given = _overridden(own, overrides)
+    for key, value in last.items():
+        set_value(own, key, value, source)
+        given.pop(key, None)
+    return build_config(own, Origins(source, given=given))
 
 
 def config_of(text: str, source: str) -> Config:
@@ -78,6 +95,16 @@ def set_value(tree: dict[str, Any], dotted: str, value: Any, source: str) -> Non
     for name in path:
         tree = _own(tree, name, source)
     tree[_as_it_stands(tree, last)] = value
+
+
+def _overridden(tree: dict[str, Any], overrides: tuple[str, ...]) -> dict[str, str]:
+    """Set what overrides say; gives each by its key, as errors name it."""
+    given: dict[str, str] = {}
+    for override in overrides:
+        key, said = _override(tree, override)
+        given.pop(key, None)  # the last one counts
+        given[key] = said
+    return given
 
 
 def _override(tree: dict[str, Any], override: str) -> tuple[str, str]:

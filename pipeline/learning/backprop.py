@@ -11,22 +11,21 @@ it once (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016).
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from pipeline.kernels.recompute import Activation
 from pipeline.learning.nonfinite import restore
 from pipeline.learning.stage import Stage, counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -83,10 +82,8 @@ class FrugalBackprop(Stage):
         x, whole = batch.x[rows], len(batch.y)
         for segment in self._segments[:-1]:
             through = partial(self._through, segment, rows=rows, whole=whole, batch_id=batch_id)
-            contexts = partial(_once_counted, segment)
-            x = checkpoint(
-                through, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
-            )
+            learned = [parameter for block in segment for parameter in block.learned]
+            x = _ComputedAgain.apply(through, segment, x, *learned)
         h = self._through(self._segments[-1], x, rows=rows, whole=whole, batch_id=batch_id)
         block = self.blocks[-1]
         self.at_work = block.spec.index
@@ -121,11 +118,33 @@ def _add(sums: list[Tensor], gradients: Sequence[Tensor]) -> None:
         total.add_(gradient)
 
 
-def _once_counted(
-    segment: Sequence[Block],
-) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Around the first pass, and around that which computes again."""
-    return nullcontext(), _statistics_kept(segment)
+class _ComputedAgain(torch.autograd.Function):
+    """A segment, of which what arrives is held. torch.utils.checkpoint does the same, and imports
+    PyTorch's compiler for it: 150 MB."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        through: Callable[[Tensor], Tensor],
+        segment: Sequence[Block],
+        x: Tensor,
+        *learned: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.through, ctx.segment, ctx.learned = through, segment, learned
+        return through(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_passed: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        wants_x = ctx.needs_input_grad[2]
+        x = x.detach().requires_grad_(wants_x)
+        with torch.enable_grad(), _statistics_kept(ctx.segment):
+            passed = ctx.through(x)
+        wanted = [x, *ctx.learned] if wants_x else ctx.learned
+        gradients = torch.autograd.grad(passed, wanted, by_passed)
+        return (None, None, *([] if wants_x else [None]), *gradients)
 
 
 @contextmanager
@@ -140,7 +159,7 @@ def _statistics_kept(segment: Sequence[Block]) -> Iterator[None]:
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     try:
         for norm in norms:
-            # these buffers are read by the backward pass, and so can't be put back after it began
+            # the backward pass reads the buffers: they can't be put back once it has begun
             norm.momentum, norm.num_batches_tracked = 0.0, None
         yield
     finally:

@@ -11,6 +11,7 @@ import torch
 from pipeline.device.cuda_graphs import CudaGraphCapture, without_graphs
 from pipeline.device.host import keep_freed_memory
 from pipeline.learning.augment import Preprocess
+from pipeline.learning.backprop import FrugalBackprop
 from pipeline.learning.block import Block
 from pipeline.learning.optimizers import Clipped, Part, Parts, make_optimizer
 from pipeline.learning.stage import Stage
@@ -92,8 +93,6 @@ def stage_of(
     preprocess = build_preprocess(config, facts, device) if is_first else None
     kind: Callable[..., Stage] = Stage
     if config.saves_memory:
-        from pipeline.learning.backprop import FrugalBackprop  # torch's checkpoint, 0.1 s
-
         of_a_batch = {"accumulate": config.optimizer.accumulate}
         kind = partial(FrugalBackprop, recompute=config.runtime.recompute, **of_a_batch)
     stage = kind(

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from support.blocks import CPU, ignored
-from torch.utils.checkpoint import checkpoint  # noqa: F401  imported here, where warnings may come
 
 from pipeline.config.sections import build_config
 from pipeline.data.facts import data_facts

@@ -1,0 +1,190 @@
+"""REFEREE.md: what all rules gave on the same networks, from the rows alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from launch.display.format import NOTHING, markdown, size_text
+from launch.grid.results import spread
+from launch.referee.rows import ROWS
+from launch.referee.tasks import VALIDATION, Task
+from pipeline.storage.atomic import replace_file
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from launch.referee.rows import Row, Rows
+    from launch.referee.table import Network, Rule
+    from launch.referee.tasks import Request
+
+PAGE = "REFEREE.md"
+_INTRODUCTION = f"""\
+# Every rule on the same networks
+
+Written by `pipeline-referee` from the rows in [`{ROWS}/`]({ROWS}), and goes on from those that are
+there. Every rule, and global backprop, is trained by the same program: the same images in the same
+order, the same augmentation, Adam, a cosine, the same number of epochs, in one process. What
+differs is the learning rate, or the key that is named: each has the one of a few values whose error
+was lowest on {100 * VALIDATION:.0f} % of the training images, kept back in shorter trainings of
+seed 1. With it the network is trained anew on all training images, once a seed; the test set is
+looked at once, after the last epoch.
+
+**Trainings are short**: the tables say how rules do in so many epochs, not what they reach. A rule
+that learns slowly, as Forward-Forward does, gains most by longer ones.
+
+- *Error*: mean ± standard deviation (n − 1) of the test errors in percent. *By depth*: the mean
+  error of what each block predicts by itself, from the first to the last.
+- *Images/s*: of one process alone on the machine, measured once, for some seconds. *Memory*: the
+  peak of a process, the most of all seeds: the resident size of all of it, with PyTorch and the
+  images; on a GPU what PyTorch's allocator has given out.
+- *Local*: each block was trained again alone, in a new process, from what had arrived at it, and
+  came to the same bits (`pipeline-verify --locality`).
+- A row in the folder has the whole config, and SHA-256 of every block at the end: the same config
+  gives the same on the same machine (`pipeline-launch --single`).
+"""
+_TEXTS = ("rule", "by depth, %", "local", "searched", "made by")
+
+
+def write_page(request: Request, rows: Rows, missing: Mapping[Task, str]) -> Path:
+    """Write it below `request.out`.
+
+    Args:
+        missing: why tasks that were asked for have no row.
+
+    Raises:
+        OSError: where the disk refuses.
+    """
+    path = request.out / PAGE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, page_text(request, rows, missing).encode())
+    return path
+
+
+def page_text(request: Request, rows: Rows, missing: Mapping[Task, str]) -> str:
+    """The page as Markdown: a table for each network of which there is a row, or that was asked
+    for."""
+    makers = _Makers()
+    known = {row.network for row in rows.all()} | {task.network.name for task in missing}
+    parts = [_INTRODUCTION]
+    parts += [
+        _section(network, request, rows, missing, makers)
+        for network in request.table.networks.values()
+        if network.name in known
+    ]
+    return "\n".join([*parts, makers.text()])
+
+
+def _section(
+    network: Network,
+    request: Request,
+    rows: Rows,
+    missing: Mapping[Task, str],
+    makers: _Makers,
+) -> str:
+    trained: dict[str, list[Row]] = {}
+    for row in rows.all():
+        if row.network == network.name and row.name.startswith("seed="):
+            trained.setdefault(row.rule, []).append(row)
+    shown = [rule for rule in request.table.rules.values() if trained.get(rule.name)]
+    most = max(map(len, trained.values()), default=0)
+    lines = [_cells(network, rule, trained[rule.name], most, rows, makers) for rule in shown]
+    columns = [
+        "rule", "error, %", "n", "by depth, %", "images/s", "memory", "local", "searched", "made by"
+    ]  # fmt: skip
+    epochs = {row.result["epochs"] for own in trained.values() for row in own}
+    length = f", {', '.join(map(str, sorted(epochs)))} epochs" if epochs else ""
+    parts = [f"## {network.title}{length}\n"]
+    if lines:
+        parts.append(markdown(columns, lines, _TEXTS))
+    if any(rule.own_networks for rule in shown):
+        parts.append("¹ On a network of its own: the rule does not fit a plain stack of layers.\n")
+    if lacking := _lacking(network, missing):
+        parts.append("Missing:\n\n" + "".join(f"- {line}\n" for line in lacking))
+    return "\n".join(parts)
+
+
+def _cells(
+    network: Network, rule: Rule, own: Sequence[Row], most: int, rows: Rows, makers: _Makers
+) -> list[str]:
+    errors = spread(row.error_pct for row in own)
+    speed, proof = (rows.of(Task(network, rule, kind)) for kind in ("speed", "locality"))
+    peak = max(row.result["peak_memory_bytes"] for row in own)
+    text = NOTHING if errors.mean is None else f"{errors.mean:.2f}"
+    text += "" if errors.sd is None else f" ± {errors.sd:.2f}"
+    values = {str(_value(row, rule.key)) for row in own}
+    return [
+        f"[{rule.title}]({ROWS}/{network.name}/{rule.name}.jsonl){' ¹' * bool(rule.own_networks)}",
+        text,
+        str(len(own)) if len(own) == most else f"{len(own)} of {most}",
+        " · ".join(_by_depth(own)),
+        NOTHING if speed is None else f"{speed.result['images_per_s']:,.0f}",
+        size_text(peak),
+        _local(rule, own[0], proof),
+        f"{rule.key} {', '.join(sorted(values))}",
+        makers.of([*own, *([speed] if speed else [])]),
+    ]
+
+
+def _by_depth(own: Sequence[Row]) -> list[str]:
+    """Mean error of each block that predicts, in every run."""
+    found: dict[int, list[float]] = {}
+    for row in own:
+        for depth in row.result["depths"]:
+            found.setdefault(depth["block"], []).append(depth["error_pct"])
+    means = [sum(errors) / len(errors) for _, errors in sorted(found.items())]
+    return [f"{mean:.2f}" for mean in means]
+
+
+def _local(rule: Rule, row: Row, proof: Row | None) -> str:
+    if row.checked_config().loss.is_global:
+        return "no: backprop"
+    if proof is None:
+        return "not tried"
+    return "proven" if proof.result["is_local"] else f"**no**: {proof.result['said']}"
+
+
+def _value(row: Row, key: str) -> Any:
+    """Of a dotted key in the row's config."""
+    value: Any = row.config
+    for name in key.split("."):
+        value = value[name]
+    return value
+
+
+def _lacking(network: Network, missing: Mapping[Task, str]) -> list[str]:
+    """A line for each rule and reason: what is missing, and why."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for task, why in missing.items():
+        if task.network.name == network.name:
+            found.setdefault((task.rule.name, why), []).append(task.name)
+    return [f"{rule}, {', '.join(names)}: {why}" for (rule, why), names in found.items()]
+
+
+class _Makers:
+    """Machines, versions and commits, each with a letter."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, None] = {}
+
+    def of(self, rows: Sequence[Row]) -> str:
+        """The letters of all that had a part in some rows."""
+        texts = {self._text(start): None for row in rows for start in row.starts}
+        self._found.update(texts)
+        order = list(self._found)
+        return " ".join(sorted(self._letter(order.index(text)) for text in texts))
+
+    def text(self) -> str:
+        """What the letters mean."""
+        lines = [f"- {self._letter(k)}: {text}\n" for k, text in enumerate(self._found)]
+        return "Made by:\n\n" + "".join(lines) if lines else ""
+
+    def _letter(self, number: int) -> str:
+        return chr(ord("A") + number) if number < 26 else str(number)
+
+    def _text(self, start: Mapping[str, Any]) -> str:
+        changed = "+" * bool(start["uncommitted_changes"])
+        gpus = f", {', '.join(start['gpus'])}" if start.get("gpus") else ""
+        versions = f"torch {start['versions'].get('torch', '?')}"
+        machine = f"{start['processor']}, {start['cores']} cores{gpus}"
+        return f"commit {start['commit'] or '?'}{changed}, {versions}, {machine}"

@@ -1,0 +1,166 @@
+"""What the referee trains, as data: `referee.yaml`, resolved into networks and rules.
+
+network   a model and data that all rules share, how long it is trained
+rule      a row of the table: what is changed of a network's config, and what is searched for
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config.yaml_file import load_tree
+from pipeline.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+TABLE = Path(__file__).with_name("referee.yaml")
+_OF_A_NETWORK = {
+    "title": str, "epochs": int, "search_epochs": int, "config": dict,
+    "asked_for": bool, "for_gpus": bool,
+}  # fmt: skip
+_OF_A_RULE = {
+    "title": str, "config": dict, "search": dict, "search_of": str, "own_networks": dict,
+}  # fmt: skip
+_NEEDED = {"networks": ("title", "epochs", "search_epochs", "config"), "rules": ("title", "config")}
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """`asked_for`: trained only where it is named; `for_gpus`: a CPU would take days."""
+
+    name: str
+    title: str
+    epochs: int
+    search_epochs: int
+    config: Mapping[str, Any]
+    asked_for: bool = False
+    for_gpus: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """`key`: of the config, whose `values` are tried; `search_of`: the rule whose search counts for
+    this one, too. `own_networks`: models in place of those of networks, by their names; empty where
+    the rule takes every network."""
+
+    name: str
+    title: str
+    config: Mapping[str, Any]
+    key: str
+    values: tuple[Any, ...]
+    search_of: str | None = None
+    own_networks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def fits(self, network: Network) -> bool:
+        """Whether there is a model for it."""
+        return not self.own_networks or network.name in self.own_networks
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """All that may be trained, by name. `common`: of all configs."""
+
+    common: Mapping[str, Any]
+    networks: Mapping[str, Network]
+    rules: Mapping[str, Rule]
+
+    def named_networks(self, names: str | None) -> list[Network]:
+        """Those that `--networks` names; None: all but those that have to be asked for.
+
+        Raises:
+            ConfigError: for a name that is none.
+        """
+        if names is None:
+            return [network for network in self.networks.values() if not network.asked_for]
+        return _named(self.networks, names, "--networks")
+
+    def named_rules(self, names: str | None) -> list[Rule]:
+        """Those that `--rules` names; None: all.
+
+        Raises:
+            ConfigError: for a name that is none.
+        """
+        return [*self.rules.values()] if names is None else _named(self.rules, names, "--rules")
+
+    def tree(self, network: Network, rule: Rule) -> dict[str, Any]:
+        """The config of a rule's runs on a network, with the first of its values."""
+        sections: dict[str, dict[str, Any]] = {}
+        for config in (self.common, network.config, rule.config):
+            for name, section in config.items():
+                whole = name == "loss"
+                sections[name] = {**({} if whole else sections.get(name, {})), **section}
+        if rule.own_networks:
+            sections["model"] = dict(rule.own_networks[network.name])
+        return sections
+
+
+def read_table(path: Path | None = None) -> Table:
+    """The shipped table, or that of another file.
+
+    Raises:
+        ConfigError: naming file, entry and what is wrong.
+    """
+    path = path or TABLE
+    tree = load_tree(path)
+    said = str(path)
+    if not isinstance(tree, dict) or not {"networks", "rules", "search"} <= tree.keys():
+        raise ConfigError(f"{said}: expected the entries common, search, networks and rules")
+    if odd := sorted(map(str, tree.keys() - {"common", "search", "networks", "rules"})):
+        raise ConfigError(f"{said}: {odd[0]} is none of common, search, networks, rules")
+    common = _section(tree.get("common") or {}, f"{said}: common")
+    networks = {
+        name: Network(name, **_checked(entry, _OF_A_NETWORK, "networks", f"{said}: {name}"))
+        for name, entry in _section(tree["networks"], f"{said}: networks").items()
+    }
+    rules = {
+        name: _rule(name, entry, tree["search"], said)
+        for name, entry in _section(tree["rules"], f"{said}: rules").items()
+    }
+    for rule in rules.values():
+        if rule.search_of is not None and rule.search_of not in rules:
+            raise ConfigError(f"{said}: {rule.name}: search_of {rule.search_of} is no rule here")
+    return Table(common, networks, rules)
+
+
+def _rule(name: str, entry: Any, search: Any, said: str) -> Rule:
+    found = _checked(entry, _OF_A_RULE, "rules", f"{said}: {name}")
+    asked = found.pop("search", None) or search
+    where = f"{said}: {name}: search"
+    if not isinstance(asked, dict) or len(asked) != 1:
+        raise ConfigError(f"{where}: expected one key with its values, as {{optimizer.lr: [1e-3]}}")
+    ((key, values),) = asked.items()
+    if not isinstance(values, list) or not values or "." not in str(key):
+        raise ConfigError(f"{where}: {key}: expected SECTION.KEY with a list of values")
+    own = found.pop("own_networks", {})
+    return Rule(name=name, key=key, values=tuple(values), own_networks=own, **found)
+
+
+def _checked(entry: Any, kinds: Mapping[str, type], of: str, said: str) -> dict[str, Any]:
+    tree = _section(entry, said)
+    for key, value in tree.items():
+        if key not in kinds:
+            raise ConfigError(f"{said}: {key} is none of {', '.join(kinds)}")
+        if type(value) is not kinds[key]:
+            raise ConfigError(f"{said}: {key} {value!r:.60} is no {kinds[key].__name__}")
+    for key in _NEEDED[of]:
+        if key not in tree:
+            raise ConfigError(f"{said}: {key} is missing")
+    return tree
+
+
+def _section(tree: Any, said: str) -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{said}: expected keys with values, found {tree!r:.60}")
+    return dict(tree)
+
+
+def _named(known: Mapping[str, Any], names: str, option: str) -> list[Any]:
+    found = list(dict.fromkeys(name.strip() for name in names.split(",")))
+    for name in found:
+        if name not in known:
+            hint = did_you_mean(name, tuple(known))
+            raise ConfigError(f"{option} {name!r}: there are {', '.join(known)}{hint}")
+    return [known[name] for name in found]

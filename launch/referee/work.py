@@ -1,0 +1,119 @@
+"""The processes of tasks: so many at once, in order, each a command of its own that shows nothing.
+
+The first signal ends all of them, those that train with checkpoints.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from importlib import import_module
+from queue import SimpleQueue
+from threading import Thread
+from typing import TYPE_CHECKING, NamedTuple
+
+from pipeline.system.children import end_with_parent
+from pipeline.system.interpreter import python_command, python_environment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from launch.referee.tasks import Task
+
+
+class Ended(NamedTuple):
+    """A task whose process has ended: its exit status, what it printed, why it failed, and how long
+    it took."""
+
+    task: Task
+    status: int
+    said: str
+    why: str
+    wall_s: float
+
+
+def main(parent: int, command: str, module: str, *words: str) -> None:
+    """The process of a task: a command with these words; it ends with its parent."""
+    end_with_parent(parent)
+    sys.argv = [command, *words]  # of which its provenance tells
+    import_module(module).main(list(words))
+
+
+def carry_out(
+    next_one: Callable[[bool], tuple[Task, Sequence[str]] | None],
+    ended: Callable[[Ended], None],
+    jobs: int,
+) -> bool:
+    """Carry out tasks until there is none left; whether none was interrupted.
+
+    Args:
+        next_one: gives the next task that can be begun, and the words of its command: the command's
+            name, its module, and what follows; None: none can, for now. It is told whether others
+            are at work.
+        ended: is told of each that has ended.
+
+    Raises:
+        KeyboardInterrupt: where it was interrupted twice.
+    """
+    children: dict[Task, subprocess.Popen[str]] = {}
+    done: SimpleQueue[Ended] = SimpleQueue()
+    is_ending = False
+    try:
+        while True:
+            while len(children) < jobs and (found := next_one(bool(children))):
+                _begin(*found, children, done)
+            if not children:
+                return True
+            _tell(done.get(), children, ended)
+    except KeyboardInterrupt:
+        is_ending = True
+        for child in children.values():
+            with suppress(ProcessLookupError):
+                child.terminate()
+        while children:
+            _tell(done.get(), children, ended)
+        return False
+    finally:
+        if children:  # interrupted twice, or told of something that nobody could take
+            for child in children.values():
+                child.kill() if is_ending else child.terminate()
+            while children:
+                children.pop(done.get().task, None)
+
+
+def _begin(
+    task: Task,
+    words: Sequence[str],
+    children: dict[Task, subprocess.Popen[str]],
+    done: SimpleQueue[Ended],
+) -> None:
+    began = time.monotonic()
+    child = subprocess.Popen(
+        python_command(__name__, os.getpid(), *words),
+        env=python_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
+    children[task] = child
+    Thread(target=_wait, args=(task, child, began, done), daemon=True).start()
+
+
+def _wait(task: Task, child: subprocess.Popen[str], began: float, done: SimpleQueue[Ended]) -> None:
+    said, complaints = child.communicate()
+    lines = complaints.splitlines()
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    why = (errors or lines or [f"exit status {child.returncode}"])[0] if child.returncode else ""
+    done.put(Ended(task, child.returncode, said, why, time.monotonic() - began))
+
+
+def _tell(
+    one: Ended, children: dict[Task, subprocess.Popen[str]], ended: Callable[[Ended], None]
+) -> None:
+    del children[one.task]
+    ended(one)

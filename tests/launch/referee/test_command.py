@@ -1,0 +1,123 @@
+"""pipeline-referee with real processes: a small table, and one gone on with from its rows alone."""
+
+from __future__ import annotations
+
+import json
+import signal
+from shutil import rmtree
+from typing import TYPE_CHECKING
+
+import pytest
+from click.testing import CliRunner
+from support.processes import final_digests
+
+from launch.referee import work
+from launch.referee.command import main
+from launch.referee.table import read_table
+from launch.referee.tasks import Task
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TABLE = """\
+search: {optimizer.lr: [2e-3]}
+networks:
+  small:
+    title: Small
+    epochs: 2
+    search_epochs: 1
+    config: {model: {name: mlp, hidden_layers: 2, hidden: 32}, data: {name: digits}}
+rules:
+  pred: {title: Pred, config: {loss: {name: pred}}}
+  backprop: {title: Backprop, config: {loss: {name: glob}}, search_of: pred}
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "table.yaml").write_text(TABLE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+WORDS = ("--table", "table.yaml", "--seeds", "1", "--jobs", "2", "--gpus", "cpu")
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(600)  # four processes, each of which imports torch
+def test_a_table_is_made_and_gone_on_with_from_its_rows_alone(here: Path) -> None:
+    done = CliRunner().invoke(main, [*WORDS, "--rules", "pred"])
+    assert done.exit_code == 0, done.output
+    page = (here / "benchmarks" / "REFEREE.md").read_text()
+    assert "| proven | optimizer.lr 0.002 | A |" in page
+    assert "Missing" not in page
+    file = here / "benchmarks" / "results" / "referee" / "small" / "pred.jsonl"
+    rows = {row["path"]: row for row in map(json.loads, file.read_text().splitlines())}
+    trained = rows["small/pred/seed=1"]["result"]
+    assert [depth["block"] for depth in trained["depths"]] == [0, 1, 2]
+    assert (
+        trained["blocks_sha256"]["0"] == final_digests(here / "runs/referee/small/pred/seed=1")[0]
+    )
+    assert rows["small/pred/search-optimizer.lr=0.002"]["result"]["tested_on"] == "validation"
+    rmtree(here / "runs")
+    again = CliRunner().invoke(main, [*WORDS, "--rules", "pred"])
+    assert (again.exit_code, "[1/" in again.stdout) == (0, False)
+    assert (here / "benchmarks" / "REFEREE.md").read_text() == page
+
+
+@pytest.mark.processes
+def test_an_interruption_ends_all_that_is_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "python_command", lambda module, parent, *words: ["sleep", *words])
+    table = read_table()
+    network, rule = table.networks["mlp"], table.rules["pred"]
+    tasks = [Task(network, rule, "train", seed=seed) for seed in (1, 2)]
+    told: list[work.Ended] = []
+
+    def next_one(others: bool) -> tuple[Task, list[str]]:
+        if not tasks:
+            raise KeyboardInterrupt  # as Ctrl-C does, wherever this process is
+        return tasks.pop(0), ["60"]
+
+    assert not work.carry_out(next_one, told.append, 3)
+    assert sorted(one.task.seed for one in told) == [1, 2]
+    assert {one.status for one in told} == {-signal.SIGTERM}
+
+
+@pytest.mark.processes
+def test_a_task_that_fails_tells_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "echo said; echo 'error: it is so' >&2; exit 2"
+    monkeypatch.setattr(work, "python_command", lambda module, parent, *words: ["sh", "-c", *words])
+    table = read_table()
+    tasks = [Task(table.networks["mlp"], table.rules["pred"], "train")]
+    told: list[work.Ended] = []
+    assert work.carry_out(lambda others: (tasks.pop(), [script]) if tasks else None, told.append, 1)
+    assert [one[1:4] for one in told] == [(2, "said\n", "it is so")]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--rules", "prd"), "--rules 'prd': there are pred, backprop; did you mean pred?"),
+        (("--networks", "mlp"), "--networks 'mlp': there are small"),
+        (("--seeds", "3-1"), "--seeds 3-1: 3-1 names no seeds"),
+        (("--set", "data.batch=3"), "--set data.batch=3"),
+        (("--set", "loss.name=sim", "--set", "loss.rule=DGL"), "loss.name"),
+        (("--table", "none.yaml"), "none.yaml: there is no such file"),
+        (("--out", ""), "--out '': is empty"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line_and_leaves_nothing(
+    words: tuple[str, ...], said: str, here: Path
+) -> None:
+    done = CliRunner().invoke(main, [*WORDS, *words])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert [path.name for path in here.iterdir()] == ["table.yaml"]
+
+
+def test_a_dry_run_says_what_is_left_and_leaves_nothing(here: Path) -> None:
+    done = CliRunner().invoke(main, [*WORDS, "--dry-run"])
+    assert done.exit_code == 0
+    assert "| small | pred | 0 of 4 | 1 | 1 |" in done.stdout
+    assert "6 of 6 tasks are left: about 0.0 h of one core; 2 at once" in done.stdout
+    assert [path.name for path in here.iterdir()] == ["table.yaml"]
