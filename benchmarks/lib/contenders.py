@@ -46,7 +46,8 @@ _OF_CONTENDERS = frozenset({
     "model.hidden_layers", "model.feat_mult", "model.factory", "model.group", "optimizer.name",
     "optimizer.weight_decay", "runtime.precision", "runtime.compile", "runtime.threads_per_stage",
     "runtime.eval_every_epochs", "runtime.checkpoint_every_steps", "schedule.epochs",
-    "schedule.greedy",
+    "schedule.greedy", "loss.similarity_pool", "loss.similarity_channels", "loss.similarity_groups",
+    "loss.similarity_batches", "loss.similarity_bf16",
 })  # fmt: skip
 """Not to be set: networks are called by their sizes, and rivals train by Adam without weight decay,
 whatever a config says."""

@@ -105,6 +105,19 @@ class LossConfig(Section):
     pred_hidden: HiddenWidths = ()
     """Units of hidden layers in the local classifiers (Belilovsky et al. 2020): 128 for one layer
     in each, [128, 64] for two, [[128], []] for each hidden block its own, [] for none."""
+    similarity_pool: int = Field(default=1, ge=1, le=64)
+    """Not the paper's: average feature maps over squares of so many pixels a side before g maps
+    them. g then takes a fourth of the work for 2."""
+    similarity_channels: float = Field(default=1.0, gt=0, le=1)
+    """Not the paper's: g maps to this share of the channels, or units, but to no less than 4."""
+    similarity_groups: int = Field(default=1, ge=1, le=MAX_UNITS)
+    """Not the paper's: g maps channels of feature maps in so many groups, each to itself, or in the
+    most below that divide them."""
+    similarity_batches: float = Field(default=1.0, gt=0, le=1)
+    """Not the paper's, of `predsim`: only this share of the batches, evenly spread by their number,
+    has the similarity loss, the others learn by the classifier alone. Metrics count 0 for these."""
+    similarity_bf16: bool = False
+    """Not the paper's: g computes in bfloat16, whatever `runtime.precision` is."""
     bio: bool = False
     """The backprop-free forms of sections 3.3 and 3.4: no g, feedback alignment, and a fixed
     random projection of the label as target. The paper's beta for them is 0.01."""
@@ -149,6 +162,30 @@ class LossConfig(Section):
                     yield Misfit(f"loss.{key}", rule)
         else:
             yield from self._misfits_of_forms()
+            yield from self._misfits_of_similarity()
+
+    @property
+    def cheaper(self) -> list[str]:
+        """Keys by which the similarity loss is not the paper's."""
+        return [
+            key
+            for key, field in type(self).model_fields.items()
+            if key.startswith("similarity_") and getattr(self, key) != field.default
+        ]
+
+    def _misfits_of_similarity(self) -> Iterator[Misfit]:
+        has_map = self.local in ("sim", "predsim") and not self.bio
+        for key in self.cheaper:
+            if not has_map:
+                yield Misfit(f"loss.{key}", "needs loss.name sim or predsim without loss.bio")
+            elif key == "similarity_batches" and (
+                self.local != "predsim" or self.unsupervised == "sim"
+            ):
+                yield Misfit(
+                    f"loss.{key}",
+                    "needs loss.name predsim without loss.unsupervised sim: without similarity the "
+                    "other batches teach nothing",
+                )
 
     def _misfits_of_forms(self) -> Iterator[Misfit]:
         predicts = self.local in ("pred", "predsim")

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from pipeline.dtypes import wide
-from pipeline.kernels.memory_layout import pixels, slices
+from pipeline.kernels.memory_layout import channels_last, pixels, slices
 from pipeline.kernels.pooling import pool, pool_backward_
 
 if TYPE_CHECKING:
@@ -40,12 +40,12 @@ _ONE = [1, 1]  # stride, padding and dilation of g
 def spatial_std(
     activation: Activation, weight: Tensor, spec: PoolSpec | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Standard deviation over space of g(h), (n, C), at least float32; and h pooled as `spec` says
+    """Standard deviation over space of g(h), (n, C'), at least float32; and h pooled as `spec` says
     (None: not wanted).
 
     Args:
         activation: of shape (n, C, H, W), H·W > 1.
-        weight: of the map g, (C, C, 3, 3).
+        weight: of the map g, (C', C / groups, 3, 3); C' is C, unless nothing may be overwritten.
 
     A graph that holds this is good for one backward pass, which overwrites g(h).
     """
@@ -82,7 +82,12 @@ class _SpatialStd(torch.autograd.Function):
         ctx: Any, h: Tensor, weight: Tensor, spec: PoolSpec | None, recompute: Recompute | None
     ) -> tuple[Tensor, Tensor | None]:
         pooled = None if spec is None else pool(h, spec)
-        g = _map_(h.detach(), weight) if recompute else F.conv2d(h, weight, padding=1)
+        groups = h.size(1) // weight.size(1)
+        g = (
+            _map_(h.detach(), weight)
+            if recompute
+            else channels_last(F.conv2d(h, weight, padding=1, groups=groups))
+        )
         moments = [_moments(g[at]) for at in slices(g)]
         mean, std = (torch.cat(column) for column in zip(*moments, strict=True))
         ctx.save_for_backward(None if recompute else h, weight, g, mean, std)
@@ -99,6 +104,8 @@ class _SpatialStd(torch.autograd.Function):
         # a map that is the same at every pixel has no direction in which it spreads more
         scale = torch.where(std > 0, by_std / (std * (g[0, 0].numel() - 1)), 0.0)
         parts = list(slices(g))
+        takes_g = kept is None or kept.shape == g.shape
+        all_by_h = g if takes_g else torch.empty_like(kept, dtype=g.dtype)
         for at in parts:
             h = ctx.recompute(at) if ctx.recompute else kept[at]
             by_g = _std_backward(g[at], mean[at], scale[at])
@@ -108,8 +115,8 @@ class _SpatialStd(torch.autograd.Function):
             by_weight += by_low
             if len(parts) == 1:
                 return by_h, by_weight, None, None
-            g[at] = by_h
-        return g, by_weight, None, None
+            all_by_h[at] = by_h
+        return all_by_h, by_weight, None, None
 
 
 def _map_(h: Tensor, weight: Tensor) -> Tensor:
@@ -150,7 +157,8 @@ def _std_backward(g: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
 
 def _map_backward(by_g: Tensor, h: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of h and of the weight of g."""
+    groups = h.size(1) // weight.size(1)
     by_h, by_weight, _ = torch.ops.aten.convolution_backward(
-        by_g, h, weight, None, _ONE, _ONE, _ONE, False, [0, 0], 1, [True, True, False]
+        by_g, h, weight, None, _ONE, _ONE, _ONE, False, [0, 0], groups, [True, True, False]
     )
     return by_h, by_weight

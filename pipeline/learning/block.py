@@ -76,6 +76,8 @@ class Block(nn.Module):
         """Of a rule that is not built in."""
         if spec.rule is not None and self.rule is not None:
             self.calls = RuleCalls(self.rule, spec, seed=seed, device=device, bf16=bf16)
+        self._batch_id: int | None = None
+        """Of the batch at work in training; None in a test."""
         self._run: FunctionCaller = run_plainly
         self._optimizer: Optimizer | None = None
         self.learned: list[Tensor] = []
@@ -115,6 +117,7 @@ class Block(nn.Module):
                 evaluation, which uses the running ones and leaves them as they are.
             shortcut: what a residual connection adds, where one ends in this block.
         """
+        self._batch_id = batch_id
         if self.training != (batch_id is not None):
             self.train(batch_id is not None)
         return self._run(self._activation, x, shortcut)
@@ -193,15 +196,23 @@ class Block(nn.Module):
             generator: of this block and batch, for rules that are not built in.
         """
         if isinstance(self.rule, BuiltIn):
-            return self._run(self._built_in_loss, activation, batch.y, x)
+            return self._run(self._built_in_loss, activation, batch.y, x, self._has_similarity)
         assert self.calls is not None, "a block that learns has a rule"
         return self.calls.value(activation.h, x, batch, generator)
 
-    def _built_in_loss(self, activation: Activation, targets: Tensor, x: Tensor) -> LossValue:
+    @property
+    def _has_similarity(self) -> bool:
+        """Whether the batch at work has a similarity loss; in tests all have."""
+        sim, batch_id = self.spec.sim, self._batch_id
+        return sim is None or batch_id is None or sim.is_due(batch_id)
+
+    def _built_in_loss(
+        self, activation: Activation, targets: Tensor, x: Tensor, by_similarity: bool
+    ) -> LossValue:
         assert isinstance(self.rule, BuiltIn), "asked of no other"
         if self.spec.passes_raw:
             activation = Activation(self.seen(activation.h))
-        return self.rule.value(activation, targets, x)
+        return self.rule.value(activation, targets, x, by_similarity=by_similarity)
 
     def scores(self, h: Tensor, onwards: Batch) -> Tensor | None:
         """(n, classes, …): what the block predicts by an activation; None: nothing.

@@ -202,6 +202,8 @@ def graphs_prevented_by(config: Config) -> str | None:
         return "model.factory: a user's own modules may do anything from batch to batch"
     if config.saves_memory:
         return "runtime.recompute and optimizer.accumulate take a step in parts"
+    if config.loss.similarity_batches < 1:
+        return "loss.similarity_batches: batches differ in what they learn from"
     if config.schedule.greedy:
         return "schedule.greedy: what learns changes from phase to phase"
     if config.runtime.on_nonfinite == "skip_batch":

@@ -51,8 +51,14 @@ class BuiltIn(LocalRule):
         """Of labels: none in tests, whose losses so can be compared."""
         return self.spec.label_smoothing if self.training else 0.0
 
-    def value(self, activation: Activation, targets: Tensor, x: Tensor) -> LossValue:
-        """The loss of an activation for its targets and the block's input."""
+    def value(
+        self, activation: Activation, targets: Tensor, x: Tensor, *, by_similarity: bool = True
+    ) -> LossValue:
+        """The loss of an activation for its targets and the block's input.
+
+        Args:
+            by_similarity: whether the batch has this part, if the block has it.
+        """
         raise NotImplementedError
 
     def loss(
@@ -64,7 +70,9 @@ class BuiltIn(LocalRule):
 class OutputLoss(BuiltIn):
     """Cross-entropy of the output layer, whose activations are the logits."""
 
-    def value(self, activation: Activation, targets: Tensor, x: Tensor) -> LossValue:
+    def value(
+        self, activation: Activation, targets: Tensor, x: Tensor, *, by_similarity: bool = True
+    ) -> LossValue:
         value = output_loss(wide(activation.h), targets, self.smoothing)
         return value.of((self.spec.output_weight or 0.0) * value.loss)
 
@@ -105,9 +113,12 @@ class HeadLosses(BuiltIn):
             else self._heads.pred(h)
         )
 
-    def value(self, activation: Activation, targets: Tensor, x: Tensor) -> LossValue:
+    def value(
+        self, activation: Activation, targets: Tensor, x: Tensor, *, by_similarity: bool = True
+    ) -> LossValue:
+        sim = self._heads.sim if by_similarity else None
         with self._autocast():
-            logits, mapped = heads_of(activation, self._heads.pred, self._heads.sim)
+            logits, mapped = heads_of(activation, self._heads.pred, sim, self.spec.sim)
         value = self._supervised(logits, mapped, targets)
         if self.spec.unsupervised == "none":
             return value
@@ -145,6 +156,8 @@ class HeadLosses(BuiltIn):
             matching = similarity_loss(wide(mapped), target)
             terms.append(self.spec.sim.weight * matching)
             similarity = counted_apart(matching)
+        elif self.spec.sim is not None:  # left out of this batch, and counted all the same
+            similarity = torch.zeros((), dtype=terms[0].dtype, device=terms[0].device)
         loss = sum(terms[1:], start=terms[0])
         return LossValue(loss, errors, cross_entropy, similarity, predicted)
 

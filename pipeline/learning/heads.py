@@ -24,6 +24,8 @@ from pipeline.kernels.pooling import pool
 from pipeline.kernels.recompute import Activation
 from pipeline.kernels.spatial_std import overwriting_pool, spatial_std
 from pipeline.learning.losses import is_reduced
+from pipeline.learning.precision import autocast
+from pipeline.network.specs import SIMILARITY_KERNEL
 
 if TYPE_CHECKING:
     from pipeline.network.specs import BlockSpec, LayerSpec, PredSpec, Shape, SimSpec
@@ -110,21 +112,42 @@ def _in_a_row(h: Tensor) -> Tensor:
     return h if h.dim() in (2, 4) else h.flatten(1, -2)
 
 
+class SimilarityConv(nn.Conv2d):
+    """g of feature maps: (n, C, H, W) to as many maps, or, where it is not the paper's, from pooled
+    maps or to fewer."""
+
+    def __init__(self, spec: SimSpec) -> None:
+        kernel = SIMILARITY_KERNEL
+        super().__init__(
+            spec.features, spec.outputs, kernel, padding=1, bias=False, groups=spec.groups
+        )
+        self.spec = spec
+
+    def forward(self, h: Tensor) -> Tensor:
+        return super().forward(pool(h, self.spec.pool))
+
+
 def similarity_map(spec: SimSpec) -> nn.Module:
-    """g of the similarity loss: the activation mapped onto its own shape, without bias."""
+    """g of the similarity loss, without bias: of the paper, the activation mapped onto its own
+    shape."""
     if not spec.features:
         return SimilarityPool(spec)
     if spec.kind == "conv":
-        return nn.Conv2d(spec.features, spec.features, 3, padding=1, bias=False)
-    return Linear(spec.features, spec.features, bias=False)
+        return SimilarityConv(spec)
+    return Linear(spec.features, spec.outputs, bias=False)
 
 
 def heads_of(
-    activation: Activation, pred: PredHead | None, sim: nn.Module | None
+    activation: Activation,
+    pred: PredHead | None,
+    sim: nn.Module | None,
+    sim_spec: SimSpec | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Logits of the classifier, and g(h) or, of feature maps, its standard deviation over space;
     None where there is no such head."""
     h, recompute = activation
+    if sim_spec is not None and not sim_spec.is_own_shape and sim is not None:
+        return pred(h) if pred is not None else None, _mapped(h, sim, sim_spec)
     pooling = pred.spec.pool if pred is not None else None
     mapped: Tensor | None
     pooled: Tensor | None = None
@@ -140,6 +163,20 @@ def heads_of(
     if pred is None:
         return None, mapped
     return pred(h) if pooled is None else pred.classified(pooled), mapped
+
+
+def _mapped(h: Tensor, sim: nn.Module, spec: SimSpec) -> Tensor:
+    """As `heads_of`, of a map that is not the paper's: h stays as it is."""
+    with autocast(h.device, bf16=spec.bf16 or torch.is_autocast_enabled(h.device.type)):
+        if not isinstance(sim, SimilarityConv):
+            mapped: Tensor = sim(h)
+            return mapped
+        seen = pool(h, spec.pool)
+        is_reduced_by_hand = spec.outputs > 3 and seen.size(2) > 1
+        if torch.compiler.is_compiling() or not is_reduced_by_hand:
+            return F.conv2d(seen, sim.weight, padding=1, groups=spec.groups)
+        std, _ = spatial_std(Activation(seen), sim.weight, None)
+        return std
 
 
 def label_projection(spec: BlockSpec) -> nn.Module | None:

@@ -532,6 +532,8 @@ def learn(
     # a user's own network or rule may leave parameters out, for a batch or for good: they get None;
     # that a built-in block does is a bug, of which autograd tells
     may_miss = any(block.spec.custom or block.spec.rule for block in group)
+    # nor is the map g used by a batch without similarity loss
+    may_miss |= any(block.spec.sim is not None and block.spec.sim.share < 1 for block in group)
     gradients: Sequence[Tensor | None] = [None] * len(learned)
     if learned and (loss.requires_grad or not may_miss):
         gradients = torch.autograd.grad(loss, learned, allow_unused=may_miss)

@@ -269,7 +269,9 @@ def _with_heads(spec: BlockSpec, loss: LossConfig, hidden: tuple[int, ...]) -> B
         kind: Literal["linear", "conv"] = "conv" if are_maps else "linear"
         features = shape[0] if are_maps else shape[-1]
         # the bio form has no map, and pools the activation as a classifier does
-        sim = SimSpec(kind, 0, weight, pool) if loss.bio else SimSpec(kind, features, weight)
+        sim = SimSpec(kind, 0, weight, pool)
+        if not loss.bio:
+            sim = _similarity_map(SimSpec(kind, features, weight, outputs=features), shape, loss)
     return replace(
         spec,
         pred=pred,
@@ -278,6 +280,26 @@ def _with_heads(spec: BlockSpec, loss: LossConfig, hidden: tuple[int, ...]) -> B
         unsupervised=loss.unsupervised,
         alpha=loss.alpha,
         label_smoothing=loss.label_smoothing,
+    )
+
+
+def _similarity_map(whole: SimSpec, shape: Shape, loss: LossConfig) -> SimSpec:
+    """g as the config has it, for an activation of this shape; `whole`: the paper's."""
+    pool, groups = None, 1
+    if whole.kind == "conv":
+        sides = (min(loss.similarity_pool, shape[1]), min(loss.similarity_pool, shape[2]))
+        pool = PoolSpec("average", sides, sides, (0, 0)) if max(sides) > 1 else None
+    outputs = max(round(loss.similarity_channels * whole.features), min(4, whole.features))
+    if whole.kind == "conv":
+        most = min(loss.similarity_groups, outputs)
+        groups = next(n for n in range(most, 0, -1) if not (whole.features % n or outputs % n))
+    return replace(
+        whole,
+        pool=pool,
+        outputs=outputs,
+        groups=groups,
+        share=loss.similarity_batches,
+        bf16=loss.similarity_bf16,
     )
 
 

@@ -115,18 +115,45 @@ class PredSpec:
         return tuple(pairwise((self.features, *self.hidden, self.outputs)))
 
 
+SIMILARITY_KERNEL = 3
+"""Side of the similarity map's kernel after a convolution."""
+
+
 @dataclass(frozen=True, slots=True)
 class SimSpec:
     """The similarity head: a map g of the activation onto its own shape, without bias: of feature
     maps a convolution, else a linear map of the features at each position.
 
     The bio form has no map (`features` 0) and pools the activation as a classifier does.
+
+    What is not the paper's: `pool` before a map; fewer `outputs` than features; `groups`; `share`
+    of the batches that have this loss; `bf16` whatever the precision of the rest.
     """
 
     kind: Literal["linear", "conv"]
     features: int
     weight: float
     pool: PoolSpec | None = None
+    outputs: int = 0
+    groups: int = 1
+    share: float = 1.0
+    bf16: bool = False
+
+    @property
+    def is_own_shape(self) -> bool:
+        """Whether g maps the activation as it is onto its own shape, as the paper's does."""
+        whole = self.pool is None and self.outputs == self.features
+        return whole and self.groups == 1 and not self.bf16
+
+    def is_due(self, batch_id: int) -> bool:
+        """Whether this batch has a similarity loss: by its number, in every process alike."""
+        return self.share == 1 or int(batch_id * self.share) > int((batch_id - 1) * self.share)
+
+    @property
+    def weights(self) -> int:
+        """Of the map."""
+        area = SIMILARITY_KERNEL**2 if self.kind == "conv" else 1
+        return self.features // self.groups * self.outputs * area
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +337,7 @@ class BlockSpec:
     def recomputable(self) -> bool:
         """Whether only heads read the activation that can compute it again where they need it, from
         batch norm's input (`recompute.py`). A rule other than the built-in ones can't."""
-        is_read = self.sim.features > 0 if self.sim else self.pred is not None
+        is_read = self.sim.is_own_shape and self.sim.features > 0 if self.sim else bool(self.pred)
         is_plain = self.shortcut is None and self.unsupervised == "none" and not self.passes_raw
         return self.batch_norm and len(self.shape) > 1 and is_read and is_plain
 

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     from pipeline.network.specs import BlockSpec
 
-_G_KERNEL = 3
-"""Side of the similarity map's kernel after a convolution."""
 _PARAMETER_BYTES = 4
 """Weights, gradients, optimizer state and losses are fp32, under bf16 autocast too."""
 _SLICES = 3 << 19
@@ -193,9 +191,7 @@ def _weights(spec: BlockSpec) -> int:
 
 
 def _g_weights(spec: BlockSpec) -> int:
-    if spec.sim is None:
-        return 0
-    return spec.sim.features**2 * (_G_KERNEL**2 if spec.sim.kind == "conv" else 1)
+    return 0 if spec.sim is None else spec.sim.weights
 
 
 def _classifier(spec: BlockSpec) -> tuple[tuple[int, int], ...]:
@@ -253,7 +249,14 @@ def _head_macs(spec: BlockSpec) -> int:
 def _g_macs(spec: BlockSpec) -> int:
     if spec.sim is None or not spec.sim.features:
         return 0
-    return _g_weights(spec) * (prod(spec.shape) // spec.sim.features)
+    return int(spec.sim.share * _g_weights(spec) * _g_positions(spec))
+
+
+def _g_positions(spec: BlockSpec) -> int:
+    """At which g is applied: pixels, or what has features of its own."""
+    assert spec.sim is not None, "asked of no other"
+    shape = spec.sim.pool.out_shape(spec.shape) if spec.sim.pool else spec.shape
+    return prod(shape) // spec.sim.features
 
 
 def _held_numbers(spec: BlockSpec) -> int:
@@ -323,6 +326,8 @@ def _passes_all(spec: BlockSpec) -> bool:
 def _working_bytes(spec: BlockSpec, batch_size: int, element_bytes: int) -> int:
     """What comes and goes with the backward pass: for the losses first, then for the layer."""
     for_losses, for_layer = (n * prod(spec.shape) for n in _working_tensors(spec))
+    if spec.sim is not None and spec.sim.features and not spec.sim.is_own_shape:
+        for_losses = _working_numbers_of_cheaper(spec)
     if spec.pred and len(spec.shape) > 1:
         for_losses += 2 * spec.pred.features  # pooled maps and their gradient
     size = batch_size * element_bytes
@@ -337,6 +342,17 @@ def _working_tensors(spec: BlockSpec) -> tuple[int, int]:
         return stays, stays
     has_map = spec.sim is not None and spec.sim.features > 0
     return has_map * (1 if _g_is_by_hand(spec) else 3), 2 + stays if spec.normalises else 1
+
+
+def _working_numbers_of_cheaper(spec: BlockSpec) -> int:
+    """Of a map that is not the paper's: g(h), what it is of and the gradient of that, and the
+    gradient of h."""
+    sim = spec.sim
+    assert sim is not None, "asked of no other"
+    positions = _g_positions(spec)
+    copies = 1 if sim.kind == "conv" else 3
+    seen = 2 * sim.features * positions * (sim.pool is not None)
+    return seen + copies * sim.outputs * positions + prod(spec.shape)
 
 
 def _g_is_by_hand(spec: BlockSpec) -> bool:

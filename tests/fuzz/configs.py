@@ -97,6 +97,8 @@ def configs(draw: DrawFn) -> Drawn:
     model, most_stages = draw(networks())
     greedy = draw(st.sampled_from([False, False, False, True]))
     plain = [{"name": name} for name in ("pred", "sim", "predsim")]
+    plain.append({"name": "sim", "similarity_pool": 2, "similarity_channels": 0.5})
+    plain.append({"name": "predsim", "similarity_batches": 0.5, "similarity_bf16": True})
     blockwise = model.get("group") == 1 and not greedy
     epochs = 1 if greedy else draw(st.integers(1, 2))
     batch_size = draw(st.sampled_from([4, 8]))

@@ -76,6 +76,14 @@ loss: {name: predsim, dim_in_decoder: 64}
 schedule: {epochs: 2}
 data: {name: synthetic, classes: 5, size: 32, train_images: 40, test_images: 20, batch_size: 16}
 """,
+    # similarity losses that are not the paper's; batches that differ in what they learn from
+    "cheaper": """\
+model: {name: vgg, layers: [8, M, 16], hidden_layers: 1, hidden: 32, dropout: 0.2}
+loss: {name: predsim, dim_in_decoder: 128, similarity_pool: 2, similarity_channels: 0.5,
+       similarity_groups: 2, similarity_batches: 0.4, similarity_bf16: true}
+schedule: {epochs: 2}
+data: {name: synthetic, channels: 3, size: 16, train_images: 72, test_images: 40, batch_size: 32}
+""",
     "greedy": """\
 model: {name: vgg, layers: [8, M, 12], hidden_layers: 1, hidden: 32, dropout: 0.3}
 loss: {name: pred}
@@ -115,6 +123,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Runner:
         ("colour", 2), ("colour", None),
         ("bf16", 2), ("bf16", None),
         ("residual", 3), ("own", None), ("rule", None), ("attention", 3), ("greedy", None),
+        ("cheaper", None),
     ],
 )  # fmt: skip
 def test_n_processes_equal_one(run: Runner, name: str, stages: int | None) -> None:
