@@ -14,7 +14,7 @@ from pipeline.config.yaml_file import load_tree
 from pipeline.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 TABLE = Path(__file__).with_name("referee.yaml")
 _OF_A_NETWORK = {
@@ -23,6 +23,7 @@ _OF_A_NETWORK = {
 }  # fmt: skip
 _OF_A_RULE = {
     "title": str, "config": dict, "search": dict, "search_of": str, "own_networks": dict,
+    "networks": list, "asked_for": bool,
 }  # fmt: skip
 _NEEDED = {"networks": ("title", "epochs", "search_epochs", "config"), "rules": ("title", "config")}
 
@@ -44,7 +45,8 @@ class Network:
 class Rule:
     """`key`: of the config, whose `values` are tried; `search_of`: the rule whose search counts for
     this one, too. `own_networks`: models in place of those of networks, by their names; empty where
-    the rule takes every network."""
+    the rule takes every network. `networks`: the only ones where it is another than all; empty:
+    all. `asked_for`: trained only where it is named."""
 
     name: str
     title: str
@@ -53,10 +55,13 @@ class Rule:
     values: tuple[Any, ...]
     search_of: str | None = None
     own_networks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    networks: Sequence[str] = ()
+    asked_for: bool = False
 
     def fits(self, network: Network) -> bool:
-        """Whether there is a model for it."""
-        return not self.own_networks or network.name in self.own_networks
+        """Whether it is to be trained there."""
+        has_model = not self.own_networks or network.name in self.own_networks
+        return has_model and (not self.networks or network.name in self.networks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +83,14 @@ class Table:
         return _named(self.networks, names, "--networks")
 
     def named_rules(self, names: str | None) -> list[Rule]:
-        """Those that `--rules` names; None: all.
+        """Those that `--rules` names; None: all but those that have to be asked for.
 
         Raises:
             ConfigError: for a name that is none.
         """
-        return [*self.rules.values()] if names is None else _named(self.rules, names, "--rules")
+        if names is None:
+            return [rule for rule in self.rules.values() if not rule.asked_for]
+        return _named(self.rules, names, "--rules")
 
     def tree(self, network: Network, rule: Rule) -> dict[str, Any]:
         """The config of a rule's runs on a network, with the first of its values."""

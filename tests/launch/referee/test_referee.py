@@ -104,14 +104,15 @@ def test_the_shipped_table_has_every_rule_and_all_its_configs_are_right() -> Non
     losses = {rule.config["loss"].get("name") for rule in table.rules.values()}
     assert {"glob", "pred", "sim", "predsim"} <= losses
     networks = list(table.networks.values())
-    request = Request(table, networks, table.named_rules(None))
+    request = Request(table, networks, list(table.rules.values()))
     for network, rule in request.pairs:
         for kind in ("speed", "search", "train"):
             config_of(Task(network, rule, kind, value=rule.values[0]), request)
     assert [network.name for network in table.named_networks(None)] == ["mlp", "cnn3"]
-    assert all(
-        rule.fits(table.networks[name]) for rule in table.rules.values() for name in ("mlp",)
-    )
+    by_default = table.named_rules(None)
+    assert all(rule.fits(table.networks["mlp"]) for rule in by_default)
+    assert not any(rule.name.startswith("predsim-") for rule in by_default)
+    assert not table.rules["predsim-pooled"].fits(table.networks["mlp"])
 
 
 @pytest.mark.parametrize(
