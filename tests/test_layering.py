@@ -141,6 +141,7 @@ DOORS = {
     "pydantic": {"pipeline.config.schema"},
     "cloudpickle": {"pipeline.system.packed"},
     "msgpack": {"pipeline.protocol.codec"},
+    "cryptography": {"pipeline.transport.seal"},
     "zmq": {"pipeline.transport.sockets"},
     "torchvision": {"pipeline.data.published"},
     "sklearn": {"pipeline.api.classifier", "pipeline.data.batches"},

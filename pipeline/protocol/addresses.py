@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.errors import ProtocolError
 
@@ -10,10 +10,15 @@ CARRIERS = {
     "frames": "frames",
     "shared": "shared memory",
     "device": "memory of the CUDA device",
+    "stream": "a sealed stream",
+    "plain-stream": "a stream without a seal",
 }
-"""How tensors may cross a link, as headers and people call it: after the header, or in a slot of
-the receiver's ring in shared memory, or of that on its CUDA device."""
+"""How tensors may cross a link, as people call it: after the header, or in a slot of the receiver's
+ring in shared memory, or of that on its CUDA device, or by a TCP connection into a slot."""
+WAYS = ("frames", "shared", "device", "stream")
+"""The same, as headers call it."""
 MAX_REASON_CHARS = 200
+STREAM_SECRET_BYTES = 32
 DEVICE_HANDLE_BYTES = 64
 """CU_IPC_HANDLE_SIZE of CUDA's driver interface."""
 
@@ -47,12 +52,32 @@ class DeviceRingHandle:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamAddress:
+    """Where a stage takes the bytes of tensors over TCP.
+
+    `secret`: by which its sender and it know each other, made for one link and attempt; it travels
+    as the keys of the run protect it. `sealed`: whether the bytes are, by a key that is made of it.
+    """
+
+    endpoint: str
+    secret: bytes = field(repr=False)
+    sealed: bool
+
+    def __post_init__(self) -> None:
+        if len(self.secret) != STREAM_SECRET_BYTES:
+            raise ProtocolError(
+                f"secret of a stream of {len(self.secret)} bytes: it has {STREAM_SECRET_BYTES}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class LinkAddress:
     """Where a stage listens, and how tensors can reach it.
 
     `word`: the name by which it knows its sender, a secret of the two. `key`: the public CURVE key
     of the stage, None where links are not encrypted. `device_ring`: where the stage is on a CUDA
-    device that can share memory. `no_ring` and `no_device_ring`: why there is none, in a few words.
+    device that can share memory; `stream`: where it listens over TCP. `no_ring`, `no_device_ring`
+    and `no_stream`: why there is none, in a few words.
     """
 
     endpoint: str
@@ -62,9 +87,11 @@ class LinkAddress:
     device_ring: DeviceRingHandle | None = None
     no_ring: str = ""
     no_device_ring: str = ""
+    stream: StreamAddress | None = None
+    no_stream: str = ""
 
     def __post_init__(self) -> None:
-        for reason in (self.no_ring, self.no_device_ring):
+        for reason in (self.no_ring, self.no_device_ring, self.no_stream):
             if len(reason) > MAX_REASON_CHARS or not reason.isprintable():
                 raise ProtocolError(
                     f"reason {reason[:40]!r} of {len(reason)} characters: at most "

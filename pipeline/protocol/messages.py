@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from pipeline.data.facts import DataFacts
 from pipeline.dtypes import ITEM_BYTES
 from pipeline.errors import ProtocolError
-from pipeline.protocol.addresses import CARRIERS, Carrier, LinkAddress
+from pipeline.protocol.addresses import WAYS, Carrier, LinkAddress
 from pipeline.schedule.items import (
     EndEpoch,
     EndEvaluation,
@@ -28,7 +28,7 @@ from pipeline.schedule.items import (
 )
 from pipeline.schedule.reports import Fingerprint, PassReport, StageState, Tally, Timeline
 
-PROTOCOL_VERSION = 13
+PROTOCOL_VERSION = 14
 EXAMPLE_TYPES, TARGET_TYPES = ("uint8", "float32", "int64"), ("int64", "float32")
 MAX_DIMENSIONS = 8
 _FEATURE_MAPS = 4  # dimensions: (n, C, H, W)
@@ -66,10 +66,16 @@ class TensorSpec:
         return prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
+def _check_way(way: str) -> None:
+    if way not in WAYS:
+        raise ProtocolError(f"way {way[:40]!r} is none of {', '.join(WAYS)}")
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The batch header, or a marker. `slot` is the credit that a batch uses up; `way`, of
-    `CARRIERS`, says whether its tensors lie in that slot, and of which ring, or follow as frames.
+    """The batch header, or a marker. `slot` is the credit that a batch uses up; `way`, of `WAYS`,
+    says whether its tensors lie in that slot, and of which ring, come into it by the stream, or
+    follow as frames.
     """
 
     item: (
@@ -93,18 +99,22 @@ class Header:
                 f"{type(self.item).__name__} with {len(self.tensors)} tensors in slot {self.slot}: "
                 "a batch has tensors and a slot, a marker has neither"
             )
-        if self.way not in CARRIERS:
-            raise ProtocolError(f"way {self.way[:40]!r} is none of {', '.join(CARRIERS)}")
+        _check_way(self.way)
         if len(self.tensors) > MAX_TENSORS:
             raise ProtocolError(f"{len(self.tensors)} tensors: at most {MAX_TENSORS} travel")
 
 
 @dataclass(frozen=True, slots=True)
 class OpenLink:
-    """First message on a link: which run, which protocol. Answered by credits."""
+    """First message on a link: which run, which protocol, and how tensors will come, of `WAYS`.
+    Answered by credits."""
 
     run: str
     protocol: int
+    way: str = "frames"
+
+    def __post_init__(self) -> None:
+        _check_way(self.way)
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,6 +186,12 @@ class Writer:
     def land(self) -> None:
         """Returns when all that was written is there."""
 
+    def free(self, index: int) -> None:
+        """A slot was granted again: what was in it is not needed any more."""
+
+    def check(self) -> None:
+        """Raises what went wrong since, where something is written by a thread."""
+
     def close(self) -> None:
         """Let go of the receiver's memory."""
 

@@ -18,6 +18,7 @@ class Rejections:
     def __init__(self, where: str) -> None:
         self._where = where
         self._peers: set[str] = set()
+        self._told: set[str] = set()
         self._news: deque[str] = deque()
         self.count = 0
 
@@ -28,6 +29,12 @@ class Rejections:
             more = "" if len(self._peers) < MOST_PEERS else "; further peers are only counted"
             self._news.append(f"{self._where}: {peer} was turned away: {why}{more}")
         self.count += 1
+
+    def tell(self, what: str) -> None:
+        """Something else that people should know of the socket; the same words once."""
+        if what not in self._told and len(self._told) < MOST_PEERS:
+            self._told.add(what)
+            self._news.append(f"{self._where}: {what}")
 
     def news(self) -> list[str]:
         """Lines that were not given out yet."""

@@ -62,6 +62,14 @@ class Ring:
         start = slot_start(index, self._slots, self._slot_bytes)
         return self._memory[start : start + self._slot_bytes]
 
+    def take(self) -> None:
+        """Take the memory of all slots, which else is taken as it is touched.
+
+        Raises:
+            OSError: where there is not so much.
+        """
+        os.posix_fallocate(self._fd, 0, self._slots * self._slot_bytes)
+
     def close(self) -> None:
         """Give up the descriptor; the memory goes with the last view of it."""
         os.close(self._fd)

@@ -98,6 +98,26 @@ def bound(host: str, port: int) -> socket.socket:
     return made
 
 
+def host_of(endpoint: str) -> str:
+    """The IP address in `tcp://ADDRESS:PORT`, IPv6 in brackets."""
+    return endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+
+
+def with_port(endpoint: str, port: int) -> str:
+    """The same address, another port."""
+    return f"{endpoint.rpartition(':')[0]}:{port}"
+
+
+def connected(endpoint: str, timeout_s: float) -> socket.socket:
+    """A socket connected to an endpoint; every wait on it ends in that time.
+
+    Raises:
+        OSError: where nobody answers there.
+    """
+    port = int(endpoint.rpartition(":")[2])
+    return socket.create_connection((host_of(endpoint), port), timeout_s)
+
+
 def _prefer_the_second(first: socket.socket) -> bool:
     """Of the sockets that will listen at this port; whether the kernel can. Where there is no
     second one it takes the first."""

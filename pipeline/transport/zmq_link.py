@@ -2,10 +2,13 @@
 
 The receiver listens, admits the one key that the coordinator names, and makes a secret identity for
 its one sender, which learns it, with the address, from the coordinator: messages under another
-identity are rejected. The sender opens the
-link, the receiver grants one credit per slot, and says when the stop marker has arrived: a socket
-that is closed before may lose what it still holds. Every wait has a time-out. A socket is used by
-one thread at a time.
+identity are rejected. The sender opens the link, the receiver grants one credit per slot, and says
+when all has arrived to the stop marker: a socket that is closed before may lose what it still
+holds. Every wait has a time-out. A socket is used by one thread at a time.
+
+Over `tcp` the receiver also offers a stream (`stream_receiver.py`): by it the bytes of tensors come
+where its memory is out of reach, and their headers here. Where it is not needed its port is closed
+when the link is opened.
 """
 
 from __future__ import annotations
@@ -30,8 +33,11 @@ from pipeline.schedule.items import Stop
 from pipeline.transport.cuda_ipc import DeviceRingWriter
 from pipeline.transport.interfaces import Arrived, Delivery
 from pipeline.transport.payloads import FrameWriter, framed_parts, slot_parts
+from pipeline.transport.seal import why_no_seal
 from pipeline.transport.shared_memory import RingWriter, make_ring
 from pipeline.transport.sockets import LINGER_MS, Sockets, ms, send, waits
+from pipeline.transport.stream_receiver import StreamReceiver
+from pipeline.transport.stream_sender import StreamWriter
 from pipeline.transport.timeout import Timeout
 
 if TYPE_CHECKING:
@@ -68,9 +74,13 @@ class ZmqSender:
         self._credits: deque[int] = deque()
         self._slot: int | None = None
         self._all_arrived = False
-        self._writer, self.carrier = open_writer(address, driver)
+        self._writer, self.carrier = open_writer(
+            address,
+            driver,
+            lambda what: sockets.rejections.tell(f"its stream to {names[1]} {what}"),
+        )
         self._socket = sockets.connect(address.endpoint, address.word.encode(), address.key)
-        send(self._socket, [encode(OpenLink(run, PROTOCOL_VERSION))])
+        send(self._socket, [encode(OpenLink(run, PROTOCOL_VERSION, self._writer.way))])
 
     def send(self, item: Item, payloads: Sequence[Payload] = ()) -> None:
         """Send in order; a batch first waits for room. The header of one that is still being copied
@@ -140,6 +150,7 @@ class ZmqSender:
                 )
 
     def _check_wanted(self) -> None:
+        self._writer.check()
         if self._cancelled():
             raise CalledOffError(f"{self._me} is told to stop sending to {self._peer}")
 
@@ -153,6 +164,7 @@ class ZmqSender:
             raise ProtocolError(f"{self._me}: {self._peer} granted slot {message.slot} twice")
         else:
             self._credits.append(message.slot)
+            self._writer.free(message.slot)
 
 
 class ZmqReceiver:
@@ -174,9 +186,12 @@ class ZmqReceiver:
         self._run, self._slots, self._device_ring = run, slots, device_ring
         self._ring, no_ring = make_ring(slots, slot_bytes)
         self._arrived: deque[Delivery] = deque()
+        self._coming: deque[tuple[Header, list[memoryview]]] = deque()
+        """Headers, and frames, from the first on whose tensors are still on their way."""
         self._is_open = False
         self._rejections, self._word = sockets.rejections, secrets.token_hex(16)
         self._listener = sockets.listen(bind, max(slot_bytes, MAX_HEADER_BYTES))
+        self._stream, no_stream = self._offered_stream(sealed=sockets.key is not None)
         self.address = LinkAddress(
             self._listener.endpoint,
             self._ring.handle() if self._ring else None,
@@ -185,6 +200,8 @@ class ZmqReceiver:
             device_ring.handle() if device_ring else None,
             no_ring,
             no_device_ring,
+            self._stream.address if self._stream else None,
+            no_stream,
         )
 
     @property
@@ -216,13 +233,17 @@ class ZmqReceiver:
                 raise TimedOutError(
                     f"{self._me} waited {timeout_s:.1f} s for {self._peer} to send: nothing came"
                 )
-            self._listener.poll(poll_s)
+            if self._coming and self._stream:
+                self._stream.wait(poll_s)
+            else:
+                self._listener.poll(poll_s)
             self._drain()
         return self._arrived.popleft()
 
     def close(self) -> None:
-        """Close the socket and the ring's descriptor."""
+        """Close the sockets and the ring's descriptor."""
         self._listener.close()
+        self._close_stream()
         self._arrived.clear()
         if self._ring:
             self._ring.close()
@@ -230,12 +251,26 @@ class ZmqReceiver:
     def _drain(self) -> None:
         for _ in range(_MESSAGES_AT_ONCE):
             if not self._listener.poll(0.0):
-                return
+                break
             envelope = self._listener.take()
             if envelope.name == self._word.encode():
                 self._hear(envelope.frames)
             else:
                 self._reject(envelope)
+        while self._coming and self._is_there(self._coming[0][0]):
+            self._hand_out(*self._coming.popleft())
+
+    def _is_there(self, header: Header) -> bool:
+        if header.slot is None or header.way != "stream":
+            return True
+        if self._stream is None:
+            raise ProtocolError(f"{self._me}: {self._peer} sends by a stream that is not open")
+        return self._stream.take(header)
+
+    def _hand_out(self, header: Header, frames: list[memoryview]) -> None:
+        self._arrived.append(self._delivery(header, frames))
+        if isinstance(header.item, Stop):
+            self._say(CloseLink())
 
     def _hear(self, frames: list[memoryview]) -> None:
         """What comes from the right sender must be right: to drop it would leave a hole."""
@@ -243,9 +278,7 @@ class ZmqReceiver:
         if isinstance(message, OpenLink):
             self._open(message)
         elif isinstance(message, Header):
-            self._arrived.append(self._delivery(message, frames[1:]))
-            if isinstance(message.item, Stop):
-                self._say(CloseLink())
+            self._coming.append((message, frames[1:]))
         else:
             raise ProtocolError(f"{self._me}: {self._peer} sent {type(message).__name__}")
 
@@ -269,8 +302,10 @@ class ZmqReceiver:
             )
         self._is_open = True
         self._listener.shut()  # its one sender is in
+        if message.way != "stream":
+            self._close_stream()
         for slot in range(self._slots):
-            self._say(Credit(slot))
+            self._grant(slot)
 
     def _is_foreign(self, message: OpenLink) -> bool:
         return (message.run, message.protocol) != (self._run, PROTOCOL_VERSION)
@@ -279,20 +314,45 @@ class ZmqReceiver:
         # a sender that knows of its stop marker may be gone: then nobody needs the credit
         self._listener.send(self._word.encode(), [encode(message)])
 
+    def _grant(self, slot: int) -> None:
+        if self._stream:
+            self._stream.grant(slot)
+        self._say(Credit(slot))
+
+    def _offered_stream(self, *, sealed: bool) -> tuple[StreamReceiver | None, str]:
+        """Into the slots of the ring; or none, and why."""
+        endpoint = self._listener.endpoint
+        if not endpoint.startswith("tcp:"):
+            return None, "links over ipc need none"
+        if sealed and (why := why_no_seal()):
+            return None, why
+        if self._ring is None:
+            return None, "there are no slots for it"
+        try:
+            rejections = self._rejections
+            return StreamReceiver(endpoint, self._ring, rejections, sealed=sealed), ""
+        except OSError as error:
+            return None, reason_of(error)
+
+    def _close_stream(self) -> None:
+        if self._stream:
+            self._stream.close()
+            self._stream = None
+
     def _delivery(self, header: Header, frames: list[memoryview]) -> Delivery:
         if header.slot is None:
             return Delivery(header.item, (), release=lambda: None)
         slot = header.slot
         parts = self._parts(header, slot, frames)
         tensors = tuple(map(Arrived, header.tensors, parts))
-        return Delivery(header.item, tensors, lambda: self._say(Credit(slot)))
+        return Delivery(header.item, tensors, lambda: self._grant(slot))
 
     def _parts(
         self, header: Header, slot: int, frames: list[memoryview]
     ) -> Sequence[memoryview | DeviceMemory]:
         if header.way == "device" and self._device_ring:
             return self._device_ring.parts(slot, header.tensors)
-        if header.way == "shared" and self._ring:
+        if header.way in ("shared", "stream") and self._ring:
             return slot_parts(self._ring.slot(slot), header.tensors)
         return framed_parts(frames, header.tensors)
 
@@ -300,12 +360,15 @@ class ZmqReceiver:
 # --- how a sender reaches the slots of the next stage ------------------------------------
 
 
-def open_writer(address: LinkAddress, driver: Driver | None) -> tuple[Writer, Carrier]:
+def open_writer(
+    address: LinkAddress, driver: Driver | None, tell: Callable[[str], None] = lambda what: None
+) -> tuple[Writer, Carrier]:
     """The best writer for an address, and its carrier, with the reason where a better one is out
     of reach.
 
     Args:
         driver: of CUDA, where what is sent lies on one of its devices.
+        tell: hears later what people should know of a stream.
     """
     reasons: list[str] = []
     if driver is not None:
@@ -322,7 +385,16 @@ def open_writer(address: LinkAddress, driver: Driver | None) -> tuple[Writer, Ca
             return RingWriter(address.ring), Carrier("shared", "; ".join(reasons))
         except OSError as error:
             no_ring = reason_of(error)
-    return FrameWriter(), Carrier("frames", "; ".join([no_ring, *reasons]))
+    reasons = [no_ring, *reasons]
+    if address.stream is not None:
+        kind = "stream" if address.stream.sealed else "plain-stream"
+        try:
+            return StreamWriter(address.stream, tell), Carrier(kind, "; ".join(reasons))
+        except OSError as error:
+            reasons.insert(0, f"not a stream: {reason_of(error)}")
+    elif address.endpoint.startswith("tcp:"):
+        reasons.insert(0, _because("the next stage offers no stream", address.no_stream))
+    return FrameWriter(), Carrier("frames", "; ".join(reasons))
 
 
 def _because(what: str, why: str) -> str:

@@ -173,6 +173,17 @@ def test_frames_carry_the_same_bytes(
     assert digests(framed) == digests(run(name, single=True))
 
 
+def test_streams_carry_the_same_bytes(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launch.engines.local._work", processes.work_on_an_island)
+    streamed = run("digits", "runtime.transport=tcp", stages=3)
+    log = (streamed / "run.log").read_text(encoding="utf-8")
+    for link in ("coordinator → 0", "0 → 1", "1 → 2"):
+        how = "a sealed stream (the next stage is on another machine)"
+        assert f"link {link}: tensors travel as {how}" in log
+    assert "turned away" not in log
+    assert digests(streamed) == digests(run("digits", single=True))
+
+
 def test_the_ring_carries_where_it_can(run: Runner) -> None:
     assert "frames" not in (run("digits", stages=2) / "run.log").read_text(encoding="utf-8")
 

@@ -18,7 +18,7 @@ from pipeline.config import yaml_text
 from pipeline.data.facts import DataFacts
 from pipeline.dtypes import ITEM_BYTES
 from pipeline.errors import ProtocolError
-from pipeline.protocol.addresses import CARRIERS, Carrier, LinkAddress, reason_of
+from pipeline.protocol.addresses import CARRIERS, WAYS, Carrier, LinkAddress, reason_of
 from pipeline.protocol.codec import MAX_DEPTH, MAX_HEADER_BYTES, MAX_ITEMS, decode, encode
 from pipeline.protocol.messages import (
     ACTIVITIES,
@@ -51,7 +51,7 @@ numbers = st.integers(-(2**63), 2**64 - 1)
 reals = st.floats(allow_nan=False)
 texts = st.text(max_size=20)
 reasons = texts.filter(str.isprintable)
-carriers = st.sampled_from(sorted(CARRIERS))
+ways = st.sampled_from(WAYS)
 trees = st.recursive(
     st.none() | st.booleans() | numbers | reals | texts,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
@@ -74,11 +74,13 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "dtype": st.sampled_from(sorted(ITEM_BYTES)),
     "shape": st.lists(st.integers(0, 9), max_size=MAX_DIMENSIONS).map(tuple),
     "channels_last": st.just(False),
-    "way": carriers,
-    "kind": carriers,
+    "way": ways,
+    "kind": st.sampled_from(sorted(CARRIERS)),
     "memory": st.binary(min_size=64, max_size=64),
+    "secret": st.binary(min_size=32, max_size=32),
     "no_ring": reasons,
     "no_device_ring": reasons,
+    "no_stream": reasons,
     "doing": st.sampled_from(ACTIVITIES),
     "config": st.dictionaries(texts, trees),
 }
@@ -104,7 +106,7 @@ headers = st.builds(Header, values_of(items.Marker)) | st.builds(
     values_of(items.Batch),
     st.lists(values_of(TensorSpec), min_size=1, max_size=3).map(tuple),
     numbers,
-    carriers,
+    ways,
 )
 times = st.floats(allow_nan=False, allow_infinity=False)
 
@@ -379,7 +381,7 @@ SOURCES = [*(REPOSITORY / "pipeline").rglob("*.py"), *(REPOSITORY / "launch").rg
 
 
 @pytest.mark.parametrize("reason", ["x" * 201, "two\nlines", "\x1b[31mred"])
-@pytest.mark.parametrize("field", ["no_ring", "no_device_ring"])
+@pytest.mark.parametrize("field", ["no_ring", "no_device_ring", "no_stream"])
 def test_reasons_are_a_few_printable_words(field: str, reason: str) -> None:
     tree = as_tree(Connect(LinkAddress("ipc://x", None, "word")))
     tree["address"][field] = reason
@@ -488,9 +490,12 @@ def test_whatever_a_file_may_hold_crosses() -> None:
     assert decode(encode(replace(setup, config=most))).config == most  # type: ignore[union-attr]
 
 
-def test_a_carrier_is_one_of_three_and_says_why_no_better_one() -> None:
+def test_a_carrier_is_one_of_those_that_are_and_says_why_no_better_one() -> None:
     assert Carrier("device").in_words() == "memory of the CUDA device"
     assert Carrier("shared", "no CUDA").in_words() == "shared memory (no CUDA)"
     tree = {**as_tree(Connected(Carrier("frames"))), "carrier": as_tree(Carrier("frames"))}
     tree["carrier"]["kind"] = "pigeon"
-    assert refused(msgpack.packb(tree)) == "carrier 'pigeon' is none of frames, shared, device"
+    assert (
+        refused(msgpack.packb(tree))
+        == "carrier 'pigeon' is none of frames, shared, device, stream, plain-stream"
+    )

@@ -55,24 +55,43 @@ class Link:
     """Both ends of a link in one process; sockets may be polled by turns from one thread."""
 
     def __init__(
-        self, sockets: Sockets, folder: Path, *, slots: int = 2, ring: bool = True, **more: Any
+        self,
+        sockets: Sockets,
+        folder: Path,
+        *,
+        slots: int = 2,
+        ring: bool = True,
+        bind: str = "",
+        slot_bytes: int = SLOT_BYTES,
+        **more: Any,
     ) -> None:
         self.sockets = sockets
         self.receiver = ZmqReceiver(
             sockets,
-            f"ipc://{folder}/link",
+            bind or f"ipc://{folder}/link",
             "run",
             names=("stage 1", "stage 0"),
             slots=slots,
-            slot_bytes=SLOT_BYTES,
+            slot_bytes=slot_bytes,
             **more,
         )
+        self.receiver.admit(sockets.key)
         address = self.receiver.address
         self.address = address if ring else replace(address, ring=None)
+        self._senders: list[ZmqSender] = []
 
     def sender(self, run: str = "run", timeout_s: float = TINY_S, **more: Any) -> ZmqSender:
         names = ("stage 0", "stage 1")
-        return ZmqSender(self.sockets, self.address, run, names=names, timeout_s=timeout_s, **more)
+        self._senders.append(
+            ZmqSender(self.sockets, self.address, run, names=names, timeout_s=timeout_s, **more)
+        )
+        return self._senders[-1]
+
+    def close(self) -> None:
+        """Both ends."""
+        for sender in self._senders:
+            sender.close()
+        self.receiver.close()
 
     def raw(self, name: str | None = None) -> zmq.Socket[bytes]:
         """A peer that says whatever a test wants, by default under the sender's name."""
@@ -81,6 +100,7 @@ class Link:
 
     def hears(self, sender: ZmqSender) -> None:
         """Let the receiver read what has been sent, and the sender what that granted."""
+        self.receiver._listener.open()
         assert self.receiver._listener.poll(5.0)
         assert self.receiver.queued >= 0
         assert sender._socket.poll(5000)

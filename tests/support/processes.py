@@ -324,6 +324,15 @@ def work_without_shared_memory(*arguments: Any) -> int:
     return _work(*arguments)
 
 
+def work_on_an_island(*arguments: Any) -> int:
+    """A worker that seems to be on a machine of its own: no other can reach its memory."""
+    from pipeline.transport import shared_memory
+
+    island = f"island {os.getpid()}"
+    shared_memory.host_identity = lambda: island
+    return _work(*arguments)
+
+
 def work_that_raises(*arguments: Any) -> int:
     """A worker whose block 2 fails at batch 3."""
     from pipeline.learning.block import Block

@@ -48,11 +48,16 @@ if TYPE_CHECKING:
     from pipeline.transport.zmq_link import ZmqReceiver, ZmqSender
 
 
-@pytest.fixture(params=[{"ring": True}, {"ring": False}], ids=["ring", "frames"])
+STREAM = {"ring": False, "bind": "tcp://127.0.0.1:*"}
+
+
+@pytest.fixture(
+    params=[{"ring": True}, {"ring": False}, STREAM], ids=["ring", "frames", "plain stream"]
+)
 def link(request: pytest.FixtureRequest, sockets: Sockets, tmp_path: Path) -> Iterator[Link]:
     link = Link(sockets, tmp_path, **request.param)
     yield link
-    link.receiver.close()
+    link.close()
 
 
 # --- batches and credits ------------------------------------------------------------------
@@ -76,8 +81,8 @@ def test_items_arrive_in_order_with_their_tensors(link: Link) -> None:
         assert contents(delivery) == [bytes(one.view()) for one in tensors]
         for tensor in delivery.tensors:
             assert address(tensor.data) % ALIGNMENT == 0
-    expected = "shared memory" if link.address.ring else "frames (the next stage has no shared mem"
-    assert sender.carrier.in_words().startswith(expected)
+    expected = "shared memory" if link.address.ring else "(the next stage has no shared memory)"
+    assert sender.carrier.in_words().endswith(expected)
 
 
 @pytest.mark.parametrize(
@@ -210,6 +215,7 @@ def _disconnections(receiver: ZmqReceiver) -> zmq.Socket[bytes]:
     return monitor
 
 
+@pytest.mark.parametrize("link", [{"ring": True}, {"ring": False}], indirect=True)
 def test_what_was_sent_before_closing_still_arrives(link: Link) -> None:
     sender = link.connected()
     sender.send(batch(1), payloads(1))
@@ -277,7 +283,8 @@ def test_who_does_not_know_the_word_is_turned_away(link: Link, message: Any, tol
         stranger.send(message if isinstance(message, bytes) else encode(message))
     while link.sockets.rejections.count < 3:
         assert link.receiver.queued == 0
-    assert link.sockets.rejections.news() == [f"here: {THIS_PROCESS} {told}"]
+    peer = THIS_PROCESS if link.address.stream is None else "127.0.0.1"
+    assert link.sockets.rejections.news() == [f"here: {peer} {told}"]
     sender.send(batch(1), payloads(1))
     assert link.receiver.receive(SOON_S).item == batch(1)
     assert not stranger.poll(0)  # no credit, nor anything else
