@@ -39,9 +39,9 @@ CODE = "code.txt"
 """A line for each file of the user's own code that the run was last started with, with a digest."""
 _OF_A_NETWORK = ("encoder.", "tail.")
 """How the names of a user's tensors begin in a block's file."""
-_BOUND = ("runtime.seed", "runtime.precision", "schedule.greedy")
+_BOUND = ("runtime.seed", "runtime.precision", "runtime.wire_dtype", "schedule.greedy")
 _NO_MATTER = ("data.root", "data.download", "runtime.")
-_MATTER = ("runtime.seed", "runtime.precision")
+_MATTER = ("runtime.seed", "runtime.precision", "runtime.wire_dtype")
 
 
 def start_state(run: Folder, job: Job) -> tuple[RunState, list[str]]:

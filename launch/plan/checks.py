@@ -237,6 +237,7 @@ def network_costs(config: Config, specs: Sequence[BlockSpec]) -> tuple[BlockCost
         clips=config.optimizer.clip_norm is not None,
         recompute=config.runtime.recompute,
         parts=config.optimizer.accumulate,
+        wire_bytes=2 if config.runtime.wire_dtype == "bf16" else None,
     )
 
 

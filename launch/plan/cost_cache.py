@@ -188,6 +188,8 @@ def _key(config: Config) -> list[object]:
     more = ["clipped"] * ("clip_norm" in tree["optimizer"])
     if config.saves_memory:
         more.append(f"{config.runtime.recompute} {config.optimizer.accumulate}")
+    if config.runtime.wire_dtype == "bf16":
+        more.append("rounded")
     # which blocks are frozen the specs say; what they begin with does not matter
     model = {k: value for k, value in tree["model"].items() if k not in ("init_from", "freeze")}
     return [model, tree["loss"], tree["optimizer"]["name"], data, runtime, *more]

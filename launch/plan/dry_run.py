@@ -57,6 +57,10 @@ _GREEDY_STAGES = (
     "Stages spread the memory and bring no speed-up; a link carries batches only in the phases of "
     "blocks further down."
 )
+_ROUNDED = (
+    "runtime.wire_dtype bf16 changes results: activations between blocks that learn apart are "
+    "rounded to bfloat16, in training and tests, on links and within a process alike."
+)
 _FORMS = {
     "uint8": "a byte per pixel and colour",
     "float32": "four bytes for a number",
@@ -91,6 +95,8 @@ def dry_run_report(
         f"{facts.target_bytes} bytes an image, travel on every link and are counted. "
     )
     say(console, f"Batches of {images} images. {'' if single or backprop else links}{_NOTE}")
+    if config.runtime.wire_dtype == "bf16" and not backprop:
+        say(console, _ROUNDED)
     say(console, _disk(config, costs))
     if frozen := [str(spec.index) for spec in specs if spec.frozen]:
         say(console, f"Frozen (model.freeze): blocks {', '.join(frozen)}. {_FROZEN}")

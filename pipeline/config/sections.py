@@ -47,13 +47,17 @@ def _which_best(value: Any) -> Any:
 
 
 class RuntimeConfig(Section):
-    """How the run is carried out; of these, only `seed`, `precision`, `compile`,
-    `threads_per_stage` and `on_nonfinite` may change a result."""
+    """How the run is carried out; of these, only `seed`, `precision`, `wire_dtype`,
+    `compile`, `threads_per_stage` and `on_nonfinite` may change a result."""
 
     seed: int = Field(default=1, ge=0, lt=2**63)
     """Decides initial weights, order of images, dropout and augmentation."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16`: autocast for layers and local classifiers; similarity and losses stay fp32."""
+    wire_dtype: Literal["as_computed", "bf16"] = "as_computed"
+    """`bf16`: round the activations between blocks that learn apart to bfloat16, so that links
+    carry half the bytes. That changes results, the same way however blocks are divided among
+    processes, and in tests as in training; what a rule carries beside them stays as it is."""
     compile: bool = False
     """Let torch.compile make kernels of each block, at the first batches; where it fails, the block
     goes on without and the run says so. On a CPU it needs a C++ compiler."""

@@ -14,6 +14,7 @@ from pipeline.learning.augment import Preprocess
 from pipeline.learning.backprop import FrugalBackprop
 from pipeline.learning.block import Block
 from pipeline.learning.optimizers import Clipped, Part, Parts, make_optimizer
+from pipeline.learning.precision import Between
 from pipeline.learning.stage import Stage
 from pipeline.learning.user_block import CustomBlock
 from pipeline.network.from_config import network_specs
@@ -100,6 +101,7 @@ def stage_of(
         preprocess,
         config.runtime.on_nonfinite,
         tests_every_depth=config.runtime.eval_depths,
+        between=_between(config),
     )
     if config.runtime.compile:
         stage.compile()
@@ -112,6 +114,12 @@ def stage_of(
     if config.runtime.precision == "bf16" and is_first and not computes_bf16(device):
         stage.remark(WITHOUT_BF16)
     return stage
+
+
+def _between(config: Config) -> Between:
+    runtime = config.runtime
+    computed = torch.bfloat16 if runtime.precision == "bf16" else torch.float32
+    return Between(runtime.wire_dtype == "bf16", computed)
 
 
 def build_blocks(

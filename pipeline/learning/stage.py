@@ -24,6 +24,7 @@ from pipeline.kernels.recompute import Activation
 from pipeline.learning.counters import Confusion, Counters
 from pipeline.learning.losses import output_loss
 from pipeline.learning.nonfinite import FiniteCheck, StateCheck, restore
+from pipeline.learning.precision import Between
 from pipeline.learning.rule_calls import Expansion, shared_by
 from pipeline.network.specs import in_runs
 from pipeline.rules.rule import Batch
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from pipeline.learning.rule_calls import Versions
     from pipeline.network.specs import BlockSpec
 
+AS_COMPUTED = Between()
 MOST_CLASSES = 128
 """With more, tests count no confusions: a report then would hold more than 16,384 numbers."""
 
@@ -47,7 +49,8 @@ class Stage:
     """Trains its blocks from their local losses, each batch as it comes by.
 
     The first stage of a network also has the `preprocess` that turns examples into its input.
-    `tests_every_depth`: in tests, what each block predicts is counted, too.
+    `tests_every_depth`: in tests, what each block predicts is counted, too. `between`: how
+    activations travel between its groups, and to other stages.
     """
 
     def __init__(
@@ -57,11 +60,12 @@ class Stage:
         on_nonfinite: Policy = "stop",
         *,
         tests_every_depth: bool = False,
+        between: Between = AS_COMPUTED,
     ) -> None:
         device, indices = blocks[0].device, [block.spec.index for block in blocks]
         self.blocks = list(blocks)
         self._is_last = blocks[-1].spec.is_last
-        self._tests_every_depth = tests_every_depth
+        self._tests_every_depth, self._between = tests_every_depth, between
         self._carries = [spec.name for spec in blocks[0].spec.in_training.carried]
         self.at_work: int | None = None
         """Index of the block at work, for error messages."""
@@ -133,6 +137,8 @@ class Stage:
     def prepared(self, given: Tensors, batch_id: int) -> Tensors:
         """What arrived as the first block's input: examples are normalised and augmented, and a
         rule makes copies of them."""
+        if self._preprocess is None:
+            return given
         return _given(self._arrived(given, batch_id, training=True))
 
     def begin(self, given: Tensors, batch_id: int, *, is_prepared: bool = False) -> Pending:
@@ -142,7 +148,10 @@ class Stage:
         del given
         for group in self._groups[:-1]:
             batch = self._group_step(group, batch, batch_id)
-        return self._pass_on(self._groups[-1], batch, batch_id)
+        pending = self._pass_on(self._groups[-1], batch, batch_id)
+        # here, where a captured step computes it again with each replay
+        pending.sent = self._sent(pending.onwards)
+        return pending
 
     def finish(self, pending: Pending, batch_id: int) -> None:
         """After it was sent: the last group learns."""
@@ -158,6 +167,8 @@ class Stage:
 
     def _batch(self, given: Tensors, *, training: bool = True) -> Batch:
         x, targets, *carried = given
+        if self._preprocess is None:
+            x = self._between.arrived(x)
         return Batch(x, targets, dict(zip(self._carries, carried, strict=True)), training)
 
     def _arrived(self, given: Tensors, batch_id: int, *, training: bool) -> Batch:
@@ -191,7 +202,7 @@ class Stage:
         """What a group that has finished learning passes on: as in a test."""
         batch = self._computed(group, batch, batch_id)[-1]
         if group[-1] is self.blocks[-1]:
-            send(*_sent(batch))
+            send(*self._sent(batch))
         return batch
 
     def _computed(
@@ -207,16 +218,24 @@ class Stage:
         for block in self.in_turn(group):
             h = block(x, batch_id=None, shortcut=self._shortcuts.at(block.spec, x))
             x = h if block.spec.is_output else block.transfer(h, batch_id=None)
-        if calls is None:
-            return received, h, Batch(x, batch.y, batch.carry, batch.training)
-        self.at_work = group[-1].spec.index
+        if calls is not None:
+            self.at_work = group[-1].spec.index
         return received, h, self._left(group[-1], h, x, batch)
 
     def _left(self, block: Block, h: Tensor, passed: Tensor, batch: Batch) -> Batch:
         """What goes on from the last block of a group."""
         if block.calls is None:
-            return Batch(passed, batch.y, batch.carry, batch.training)
-        return block.calls.left(h, passed, batch)
+            onwards = Batch(passed, batch.y, batch.carry, batch.training)
+        else:
+            onwards = block.calls.left(h, passed, batch)
+        if not block.spec.is_last:
+            onwards.x = self._between.left(onwards.x)
+        return onwards
+
+    def _sent(self, batch: Batch) -> Tensors:
+        """Of what goes on, all but the targets, which are sent as they came."""
+        x = batch.x if self._is_last else self._between.sent(batch.x)
+        return (x, *batch.carry.values())
 
     def _group_step(self, group: Sequence[Block], batch: Batch, batch_id: int) -> Batch:
         """One step of the blocks of a group, from all their losses; gives what it passes on."""
@@ -324,7 +343,7 @@ class Stage:
             batch = onwards
             del received, h, onwards
         else:
-            send(*_sent(batch))
+            send(*self._sent(batch))
         self.at_work = None
 
     def _count_depth(self, block: Block, h: Tensor, onwards: Batch) -> None:
@@ -470,11 +489,8 @@ class Pending:
     """Of a rule that is not built in."""
     shared: Versions = field(default_factory=list)
     """What such a rule may not change any more."""
-
-    @property
-    def sent(self) -> Tensors:
-        """What is passed on and carried on."""
-        return _sent(self.onwards)
+    sent: Tensors = ()
+    """Of the last group of a stage: what is passed on and carried on, as it travels."""
 
     def take_activation(self) -> Activation:
         """It is needed once: learning gives its memory back as soon as it can."""
@@ -551,8 +567,3 @@ def counted(targets: Tensor) -> int:
 
 def _given(batch: Batch) -> Tensors:
     return (batch.x, batch.y, *batch.carry.values())
-
-
-def _sent(batch: Batch) -> Tensors:
-    """Of what goes on, all but the targets, which are sent as they came."""
-    return (batch.x, *batch.carry.values())

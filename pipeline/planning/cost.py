@@ -85,6 +85,7 @@ def block_costs(
     clips: bool = False,
     recompute: int = 0,
     parts: int = 1,
+    wire_bytes: int | None = None,
 ) -> tuple[BlockCost, ...]:
     """Cost of each block, in order.
 
@@ -93,6 +94,7 @@ def block_costs(
         backprop: whether a global loss is sent back through all blocks.
         clips: whether gradients are clipped, beside which they are held, too.
         recompute, parts: of global backprop (`runtime.recompute`, `optimizer.accumulate`).
+        wire_bytes: size of one number of an activation on a link; None: as it is computed.
     """
     segments = [index // recompute if recompute else 0 for index in range(len(specs))]
     # weights, gradients and what the optimizer keeps
@@ -117,7 +119,7 @@ def block_costs(
                 head_parameters=head_parameters,
                 forward_macs=forward_macs,
                 train_macs=passes * forward_macs + 3 * _head_macs(spec),
-                sent_bytes=0 if spec.is_last else _sent_bytes(spec, element_bytes),
+                sent_bytes=0 if spec.is_last else _sent_bytes(spec, wire_bytes or element_bytes),
                 state_bytes=(1 if spec.frozen else copies) * weights * _PARAMETER_BYTES,
                 activation_bytes=cast_bytes * weights + held_bytes,
                 same_group=spec.same_group,

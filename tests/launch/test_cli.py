@@ -216,7 +216,7 @@ def test_a_checkpoint_without_manifest_is_none(here: Path) -> None:
     [
         ("model.hidden=8", 16), ("model.dropout=0.5", 0.2), ("loss.beta=0.5", 0.99),
         ("data.batch_size=16", 32), ("runtime.seed=2", 1), ("runtime.precision=bf16", "fp32"),
-        ("schedule.greedy=true", "false"),
+        ("schedule.greedy=true", "false"), ("runtime.wire_dtype=bf16", "as_computed"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("mode", [(), ("--single",)])

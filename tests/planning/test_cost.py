@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -78,6 +79,23 @@ def test_parameters_agree_with_the_tables_of_the_paper(
     parameters = sum(cost.parameters for cost in costs_of(model, data, "predsim")) / 1e6
     digits = 0 if millions >= 10 else 1
     assert round(parameters, digits) == millions
+
+
+def test_what_is_rounded_for_links_is_sent_in_half_and_held_whole() -> None:
+    specs = specs_of(SMALL_VGG, {"name": "synthetic", "size": 8}, name="predsim")
+    plain, rounded = (
+        block_costs(
+            specs,
+            batch_size=7,
+            element_bytes=4,
+            optimizer_name="adam",
+            backprop=False,
+            wire_bytes=wire_bytes,
+        )
+        for wire_bytes in (None, 2)
+    )
+    for before, after in zip(plain, rounded, strict=True):
+        assert after == replace(before, sent_bytes=before.sent_bytes // 2)
 
 
 def test_a_small_network_by_hand() -> None:

@@ -21,12 +21,14 @@ from support.run_in_threads import (
 from pipeline.coordinator.reports import Reports
 from pipeline.learning.block_file import decode_block
 from pipeline.schedule.reports import PassReport
+from pipeline.transport.in_memory import MemorySender
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from pipeline.schedule.best import BestSoFar
+    from pipeline.schedule.items import Item
 
 pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
 
@@ -198,6 +200,45 @@ def test_every_loss_and_network_is_the_same_in_a_pipeline(
     stages, sections = CASES[case]
     single = trained_alike(folder, stages, **sections)
     assert all(isfinite(line["test"]["loss"]) for line in single.lines())
+
+
+ROUNDED: dict[str, dict[str, Any]] = {
+    "convolutions": {},
+    "bf16": {"precision": "bf16"},
+    "pre-activation": {"model": {**PREACTIVATED, "dropout": 0.2}},
+    "groups": {"model": {**TREE["model"], "group": 2}},
+    "a rule that carries numbers": {
+        "model": {"name": "mlp", "hidden_layers": 3, "hidden": 12, "batch_norm": False},
+        "loss": {"rule": "ForwardForward"},
+    },
+    "greedy": {"schedule": {"epochs": 1, "greedy": True}, "eval_depths": True},
+}
+
+
+@pytest.mark.parametrize("case", ROUNDED)
+def test_rounded_activations_are_the_same_however_blocks_are_divided(
+    case: str, folder: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent, send = set[str](), MemorySender.send
+
+    def noting(sender: MemorySender, item: Item, payloads: Any = ()) -> None:
+        sent.update(payload.spec.dtype for payload in payloads[:1])
+        send(sender, item, payloads)
+
+    monkeypatch.setattr(MemorySender, "send", noting)
+    sections = ROUNDED[case]
+    whole = Job(folder(), 1, wire_dtype="bf16", **sections)
+    train_single(whole)
+    for stages in (1, 2) if case == "groups" else (2, 3):
+        divided = Job(folder(), stages, wire_dtype="bf16", **sections)
+        train_pipelined(divided)
+        assert divided.store.files == whole.store.files
+        assert divided.lines() == whole.lines()
+    assert sent == {"uint8", "bfloat16"}
+    if case != "bf16":  # whose activations are as short anyway
+        plain = Job(folder(), 1, **sections)
+        train_single(plain)
+        assert plain.store.files != whole.store.files
 
 
 def test_greedy_training_trains_one_block_after_another(folder: Callable[[], Path]) -> None:

@@ -147,6 +147,21 @@ def test_what_crosses_the_links_is_said_with_labels() -> None:
     assert " 6 KiB " in total  # twice 128 images of 4 numbers, and 8
 
 
+def test_rounded_activations_halve_what_links_carry_and_it_says_that_they_change_results() -> None:
+    configs = [
+        config_of(WIDE_VGG, "predsim", runtime={"wire_dtype": wire_dtype})
+        for wire_dtype in ("as_computed", "bf16")
+    ]
+    plain, rounded = (
+        sum(cost.sent_bytes for cost in network_costs(config, specs_of(config)))
+        for config in configs
+    )
+    assert plain == 2 * rounded > 0
+    texts = [printed(config, specs_of(config)) for config in configs]
+    said = ["runtime.wire_dtype bf16 changes results" in text for text in texts]
+    assert said == [False, True]
+
+
 def test_a_stage_of_several_blocks_names_them_all() -> None:
     text = report(WIDE_VGG, stages=4)
     assert "bound by stage 2 (conv 768→768, conv 768→1536): 28538 M" in unwrapped(text)
