@@ -50,11 +50,13 @@ def _print_plan(job: Job, options: Options) -> int:
 
     from launch.plan.dry_run import dry_run_report, say
     from launch.plan.known_speed import cautions
+    from launch.plan.links import print_links
 
     console = Console()
     dry_run_report(
         job.config, job.facts, job.specs, job.costs, job.plan, console, single=job.single
     )
+    print_links(job, console)
     if job.known_speed:
         from launch.plan.predicted_speed import print_prediction
 

@@ -48,6 +48,11 @@ class StagePlan:
     device: str
 
     @property
+    def host(self) -> str:
+        """The host that its device is on, of `hostA/cuda:0`; empty: the launcher's machine."""
+        return self.device.rpartition("/")[0]
+
+    @property
     def blocks_in_words(self) -> str:
         """As "block 0" or "blocks 2–3"."""
         first, last = self.blocks[0], self.blocks[-1]

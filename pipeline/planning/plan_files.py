@@ -46,6 +46,10 @@ class AssumedDevice(Section):
     """From one device to another."""
     link_latency_s: float = Field(default=0.0, ge=0, le=1e3)
     """Until the first byte has arrived."""
+    network_bytes_per_s: float | None = Field(default=None, ge=1e3, le=1e18)
+    """From one host to another; if left out, as from one device to another."""
+    network_latency_s: float | None = Field(default=None, ge=0, le=1e3)
+    """Until the first byte has arrived at another host; if left out, as at another device."""
     overhead_s: float = Field(default=0.0, ge=0, le=1e3)
     """Of each block and batch, whatever its size: starting kernels."""
 

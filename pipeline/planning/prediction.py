@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pipeline.planning.cost import BlockCost
-    from pipeline.planning.plan import Plan
+    from pipeline.planning.plan import Plan, StagePlan
     from pipeline.planning.plan_files import AssumedDevice
 
 _ROUNDS = 50
@@ -123,12 +123,15 @@ class BlockTimes:
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """How tensors cross: copied by the sender's device, or sent to another while it works on. Each
-    two neighbouring stages on different devices have a link of their own."""
+    """How tensors cross: copied by the sender's device, or sent to another while it works on, or by
+    the network to another host. Each two neighbouring stages on different devices have a link of
+    their own. What is not known takes no time."""
 
     copied_per_s: float = inf
     sent_per_s: float = inf
     latency_s: float = 0.0
+    network_per_s: float = inf
+    network_latency_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,10 +175,9 @@ class Timing:
         """What a batch costs each stage."""
         devices = _devices(plan)
         stages = plan.stages
-        following = [*(devices.index(stage.device) for stage in stages[1:]), None]
         return [
-            self._work(stage.blocks, devices.index(stage.device), after)
-            for stage, after in zip(stages, following, strict=True)
+            self._work(stage, after, devices.index(stage.device))
+            for stage, after in zip(stages, [*stages[1:], None], strict=True)
         ]
 
     def prospect(self, plan: Plan, max_in_flight: int) -> Prospect:
@@ -195,8 +197,9 @@ class Timing:
         crowded_speed = self.crowded_speed if plan.n_stages > 1 else 1.0
         return Prospect(self.batch_size / plain_s * crowded_speed, busy)
 
-    def _work(self, blocks: Sequence[int], device: int, after: int | None) -> StageWork:
+    def _work(self, stage: StagePlan, after: StagePlan | None, device: int) -> StageWork:
         """A stage can send once its last group has gone forward; those before have learned."""
+        blocks, links = stage.blocks, self.links
         groups = in_runs(blocks, lambda block: self.costs[block].same_group)
         earlier = sum(self.times[block].total_s for group in groups[:-1] for block in group)
         last = [self.times[block] for block in groups[-1]]
@@ -204,15 +207,14 @@ class Timing:
         begin = earlier + forward
         if after is None:
             return StageWork(device, begin, learn)
-        nbytes, here = self.costs[blocks[-1]].sent_bytes * self.batch_size, after == device
-        return StageWork(
-            device,
-            begin,
-            learn,
-            send_s=nbytes / self.links.copied_per_s,
-            link_s=0.0 if here else nbytes / self.links.sent_per_s,
-            latency_s=0.0 if here else self.links.latency_s,
-        )
+        nbytes = self.costs[blocks[-1]].sent_bytes * self.batch_size
+        link_s, latency_s = nbytes / links.sent_per_s, links.latency_s
+        if after.host != stage.host:
+            link_s, latency_s = nbytes / links.network_per_s, links.network_latency_s
+        elif after.device == stage.device:
+            link_s = latency_s = 0.0
+        send_s = nbytes / links.copied_per_s
+        return StageWork(device, begin, learn, send_s, link_s, latency_s)
 
 
 def assumed(
@@ -228,7 +230,15 @@ def assumed(
         )
         for cost in costs
     )
-    links = Links(sent_per_s=device.link_bytes_per_s, latency_s=device.link_latency_s)
+    network_per_s, network_latency_s = device.network_bytes_per_s, device.network_latency_s
+    links = Links(
+        sent_per_s=device.link_bytes_per_s,
+        latency_s=device.link_latency_s,
+        network_per_s=device.link_bytes_per_s if network_per_s is None else network_per_s,
+        network_latency_s=(
+            device.link_latency_s if network_latency_s is None else network_latency_s
+        ),
+    )
     return Timing(times, tuple(costs), batch_size, links)
 
 
