@@ -89,7 +89,8 @@ def test_the_first_page_s_lines_of_python_work(
 
 
 def test_commands_and_keys_that_documents_show_exist() -> None:
-    documents = [REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")]
+    others = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")
+    documents = [*(REPOSITORY / name for name in others), *(REPOSITORY / "docs").rglob("*.md")]
     assert not {
         path.name: wrong
         for path in documents
@@ -100,7 +101,10 @@ def test_commands_and_keys_that_documents_show_exist() -> None:
 def test_a_command_that_does_not_exist_is_found() -> None:
     shown = "```sh\npipeline-launch --sage 2 x.yaml && pipeline-lunch x.yaml\n```\n"
     shown += "```sh\npipeline-launch x.yaml --set loss.nme=pred --set data.root=d\n```\n"
+    shown += "Or `pipeline-eval RUN --every-dept`, `python -m benchmarks.depth --netwrk digits`.\n"
     wrong = not_understood(shown)
-    assert len(wrong) == 3
+    assert len(wrong) == 5
     assert "--sage" in wrong[0]
     assert wrong[2] == "pipeline-launch --set loss.nme"
+    assert "--every-dept" in wrong[3]
+    assert "--netwrk" in wrong[4]

@@ -23,7 +23,7 @@ A_SNIPPET = re.compile(r"^```(python|yaml|sh)\n(.*?)^```$", re.DOTALL | re.MULTI
 A_FILE = re.compile(r"# (\w+\.(?:py|ya?ml))\b")
 """A first line that names the file in which a snippet is to be."""
 A_CONFIG = {"model": {"name": "mlp"}, "loss": {"name": "predsim"}, "data": {"name": "digits"}}
-_IN_A_SENTENCE = re.compile(r"(?<!`)`(pipeline-[a-z]+ [^`]+)`")
+_IN_A_SENTENCE = re.compile(r"(?<!`)`((?:pipeline-[a-z]+|python -m benchmarks\.\w+) [^`]+)`")
 COMMANDS: dict[str, click.Command] = {
     name: import_module(module).main for name, module in launch.entry.COMMANDS.items()
 }
@@ -71,12 +71,15 @@ def not_understood(document: str) -> list[str]:
     wrong = []
     in_sentences = map(shlex.split, _IN_A_SENTENCE.findall(document))
     for command, *arguments in chain(commands_in(document), in_sentences):
-        if not command.startswith("pipeline-"):
-            continue
         try:
-            main = COMMANDS[command]
+            if command == "python" and arguments[0] == "-m":
+                main, arguments = import_module(arguments[1]).main, arguments[2:]
+            elif command.startswith("pipeline-"):
+                main = COMMANDS[command]
+            else:
+                continue
             given, _, _ = main.make_parser(click.Context(main)).parse_args(arguments)
-        except (KeyError, click.UsageError) as error:
+        except (KeyError, ImportError, click.UsageError) as error:
             wrong.append(f"{command} {' '.join(arguments)}: {error!r}")
             continue
         keys = {key.split("=")[0] for key in given.get("overrides", ())}
