@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from launch.referee.rows import Row, Rows
     from launch.referee.table import Network, Rule
     from launch.referee.tasks import Request
-    from pipeline.config.sections import Config
     from pipeline.network.specs import BlockSpec
     from pipeline.planning.cost import BlockCost
 
@@ -39,25 +38,35 @@ class Expectation:
         self._request, self._rows = request, rows
         self._by_costs: dict[tuple[str, str], float] = {}
         self._rows_tested: dict[tuple[str, str], float] = {}
+        self._lengths: dict[tuple[str, str, str], tuple[int, float]] = {}
 
     def seconds(self, task: Task) -> float:
         """What a task takes."""
         if task.kind == "locality":
             return _PROOF_S
+        epochs, images = self._length(task)
         before = [
             row.result["wall_s"]
             for row in self._like(task)
-            if "wall_s" in row.result and _same_length(row, config_of(task, self._request))
+            if "wall_s" in row.result and row.config["schedule"]["epochs"] == epochs
         ]
         if before:
             return float(sum(before) / len(before))
-        config = config_of(task, self._request)
-        facts = data_facts(config.data)
-        images = float(config.schedule.epochs * facts.train_images)
-        if task.kind != "speed":
-            rows = self._rows_tested_per_trained(task.network, task.rule)
-            images += facts.test_images * rows * _FORWARD
         return START_S + images / self.images_per_s(task.network, task.rule)
+
+    def _length(self, task: Task) -> tuple[int, float]:
+        """Epochs of a task, and as many images as what it trains and tests counts for; the same of
+        all values and seeds."""
+        key = (task.network.name, task.rule.name, task.kind)
+        if key not in self._lengths:
+            config = config_of(task, self._request)
+            facts = data_facts(config.data)
+            images = float(config.schedule.epochs * facts.train_images)
+            if task.kind != "speed":
+                rows = self._rows_tested_per_trained(task.network, task.rule)
+                images += facts.test_images * rows * _FORWARD
+            self._lengths[key] = config.schedule.epochs, images
+        return self._lengths[key]
 
     def images_per_s(self, network: Network, rule: Rule) -> float:
         """The speed of one process, as measured, or as expected."""
@@ -100,7 +109,3 @@ class Expectation:
         elif task.kind == "speed":
             kin = [task]
         return [row for one in kin if (row := self._rows.of(one)) and not row.failed]
-
-
-def _same_length(row: Row, config: Config) -> bool:
-    return bool(row.config["schedule"]["epochs"] == config.schedule.epochs)
