@@ -119,7 +119,7 @@ class SimilarityConv(nn.Conv2d):
     def __init__(self, spec: SimSpec) -> None:
         kernel = SIMILARITY_KERNEL
         super().__init__(
-            spec.features, spec.outputs, kernel, padding=1, bias=False, groups=spec.groups
+            spec.features, spec.out_features, kernel, padding=1, bias=False, groups=spec.groups
         )
         self.spec = spec
 
@@ -134,7 +134,7 @@ def similarity_map(spec: SimSpec) -> nn.Module:
         return SimilarityPool(spec)
     if spec.kind == "conv":
         return SimilarityConv(spec)
-    return Linear(spec.features, spec.outputs, bias=False)
+    return Linear(spec.features, spec.out_features, bias=False)
 
 
 def heads_of(
@@ -172,7 +172,7 @@ def _mapped(h: Tensor, sim: nn.Module, spec: SimSpec) -> Tensor:
             mapped: Tensor = sim(h)
             return mapped
         seen = pool(h, spec.pool)
-        is_reduced_by_hand = spec.outputs > 3 and seen.size(2) > 1
+        is_reduced_by_hand = spec.out_features > 3 and seen.size(2) > 1
         if torch.compiler.is_compiling() or not is_reduced_by_hand:
             return F.conv2d(seen, sim.weight, padding=1, groups=spec.groups)
         std, _ = spatial_std(Activation(seen), sim.weight, None)

@@ -271,7 +271,7 @@ def _with_heads(spec: BlockSpec, loss: LossConfig, hidden: tuple[int, ...]) -> B
         # the bio form has no map, and pools the activation as a classifier does
         sim = SimSpec(kind, 0, weight, pool)
         if not loss.bio:
-            sim = _similarity_map(SimSpec(kind, features, weight, outputs=features), shape, loss)
+            sim = _similarity_map(SimSpec(kind, features, weight), shape, loss)
     return replace(
         spec,
         pred=pred,
@@ -296,7 +296,7 @@ def _similarity_map(whole: SimSpec, shape: Shape, loss: LossConfig) -> SimSpec:
     return replace(
         whole,
         pool=pool,
-        outputs=outputs,
+        outputs=outputs if outputs < whole.features else 0,
         groups=groups,
         share=loss.similarity_batches,
         bf16=loss.similarity_bf16,

@@ -126,8 +126,8 @@ class SimSpec:
 
     The bio form has no map (`features` 0) and pools the activation as a classifier does.
 
-    What is not the paper's: `pool` before a map; fewer `outputs` than features; `groups`; `share`
-    of the batches that have this loss; `bf16` whatever the precision of the rest.
+    What is not the paper's: `pool` before a map; fewer `outputs` than features (0: as many);
+    `groups`; `share` of the batches that have this loss; `bf16` whatever the precision of the rest.
     """
 
     kind: Literal["linear", "conv"]
@@ -142,8 +142,13 @@ class SimSpec:
     @property
     def is_own_shape(self) -> bool:
         """Whether g maps the activation as it is onto its own shape, as the paper's does."""
-        whole = self.pool is None and self.outputs == self.features
+        whole = self.pool is None and self.out_features == self.features
         return whole and self.groups == 1 and not self.bf16
+
+    @property
+    def out_features(self) -> int:
+        """Channels or units that g maps to."""
+        return self.outputs or self.features
 
     def is_due(self, batch_id: int) -> bool:
         """Whether this batch has a similarity loss: by its number, in every process alike."""
@@ -153,7 +158,7 @@ class SimSpec:
     def weights(self) -> int:
         """Of the map."""
         area = SIMILARITY_KERNEL**2 if self.kind == "conv" else 1
-        return self.features // self.groups * self.outputs * area
+        return self.features // self.groups * self.out_features * area
 
 
 @dataclass(frozen=True, slots=True)

@@ -354,7 +354,7 @@ def _working_numbers_of_cheaper(spec: BlockSpec) -> int:
     positions = _g_positions(spec)
     copies = 1 if sim.kind == "conv" else 3
     seen = 2 * sim.features * positions * (sim.pool is not None)
-    return seen + copies * sim.outputs * positions + prod(spec.shape)
+    return seen + copies * sim.out_features * positions + prod(spec.shape)
 
 
 def _g_is_by_hand(spec: BlockSpec) -> bool:
