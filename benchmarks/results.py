@@ -11,7 +11,18 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import depth, links, memory, ready, recovery, rules, scaling, steptime, throughput
+from benchmarks import (
+    depth,
+    frontier,
+    links,
+    memory,
+    ready,
+    recovery,
+    rules,
+    scaling,
+    steptime,
+    throughput,
+)
 from benchmarks.lib.result_files import RESULTS, Kept, kept_results
 from launch.display.format import NOTHING, markdown
 from pipeline.storage.atomic import replace_file
@@ -28,6 +39,7 @@ REPORTS = {
     "throughput": throughput.REPORT, "steptime": steptime.REPORT, "scaling": scaling.REPORT,
     "memory": memory.REPORT, "links": links.REPORT, "recovery": recovery.REPORT,
     "ready": ready.REPORT, "rules": rules.REPORT, "depth": depth.REPORT,
+    "frontier": frontier.REPORT,
 }  # fmt: skip
 COLUMNS = ("what", "result", "command", "machine", "versions", "date", "commit")
 RUN = COLUMNS[2:]

@@ -34,7 +34,9 @@ LOSSES, PRECISIONS = ("pred", "sim", "predsim"), ("fp32", "bf16")
 BATCH = 128
 NEVER = 1_000_000_000
 """Steps between checkpoints: as many as a config may say."""
-_CONFIGS = Path(__file__).parents[2] / "configs"
+ROOT = Path(__file__).parents[2]
+"""Of this clone."""
+_CONFIGS = ROOT / "configs"
 _RIVALS = {
     "1f1b": "benchmarks.rivals.onef1b",
     "plain": "benchmarks.rivals.plain",
@@ -70,6 +72,11 @@ NETWORKS = {
     "mlp": Network("MLP 3×1024, MNIST's shape", "mnist_mlp", _GREY),
     "vgg8b_quarter": Network(
         "VGG8B × 0.25, CIFAR's shape", "vgg8b", (*_COLOUR, "model.feat_mult=0.25")
+    ),
+    "cnn3": Network(
+        "CNN of 3 layers, CIFAR's shape",
+        "vgg8b",
+        (*_COLOUR, "model.name=vgg", "model.layers=[16, M, 32, M, 64, M]", "model.hidden_layers=0"),
     ),
     "vgg8b": Network("VGG8B, CIFAR's shape", "vgg8b", _COLOUR),
     "vgg11b": Network("VGG11B, CIFAR's shape", "vgg11b", _COLOUR),
@@ -207,16 +214,16 @@ def finished(words: list[str], seconds: float) -> str | Lap:
         done = subprocess.run(
             [sys.executable, "-m", *words],
             capture_output=True, text=True, check=False, timeout=timeout_s,
-            cwd=_CONFIGS.parent,
+            cwd=ROOT,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return {"failed": f"not done after {timeout_s:g} s"}
     if done.returncode:
-        return {"failed": _cause(done.stderr) or f"exit status {done.returncode}"}
+        return {"failed": cause(done.stderr) or f"exit status {done.returncode}"}
     return done.stdout
 
 
-def _cause(stderr: str) -> str:
+def cause(stderr: str) -> str:
     """The line of a failed command that says why: ours says it first, a traceback last."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     said = [line for line in lines if line.startswith("error: ")] or lines[-1:]

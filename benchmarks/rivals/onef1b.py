@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from pipeline.network.specs import BlockSpec
     from pipeline.planning.plan import Plan
 
-_TIMEOUT = timedelta(seconds=300)
+TIMEOUT = timedelta(seconds=300)
 ANSWER = "answer.json"
 
 
@@ -115,7 +115,7 @@ def train(rank: int, task: Task, folder: str) -> None:
         init_method=f"file://{folder}/store",
         rank=rank,
         world_size=plan.n_stages,
-        timeout=_TIMEOUT,
+        timeout=TIMEOUT,
     )
     own = tuple(specs[block] for block in plan.stages[rank].blocks)
     part = Part(own, device, bf16=config.runtime.precision == "bf16")
