@@ -26,7 +26,8 @@ _LAUNCH_OPTIONS = (
     click.option(
         "--gpus",
         metavar="SPEC",
-        help="Devices: 0-3, or 0,2,5, or cpu. [default: every visible GPU, else cpu]",
+        help="Devices: 0-3, or 0,2,5, or cpu; on a cluster: how many of each host. [default: every "
+        "visible GPU, else cpu]",
     ),
     click.option(
         "--single",
@@ -46,7 +47,7 @@ _LAUNCH_OPTIONS = (
         type=click.Choice(["local", "ray"]),
         default="local",
         show_default=True,
-        help="Where workers run: this machine; a Ray cluster is not available yet.",
+        help="Where workers run: this machine, or the hosts of a Ray cluster (docs/cluster.md).",
     ),
     click.option(
         "--view",
@@ -97,6 +98,17 @@ def launch_options(command: Callable[..., None]) -> Callable[..., None]:
     metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False),
     help="With --dry-run: predict for imagined devices, whose speed, memory and links are in FILE.",
+)
+@click.option(
+    "--ray-address",
+    metavar="ADDRESS",
+    help="With --engine ray: the cluster, as 10.0.0.1:6379, on a node of which this runs. "
+    "[default: $RAY_ADDRESS, else Ray is started on this machine for the run]",
+)
+@click.option(
+    "--ray-insecure",
+    is_flag=True,
+    help="With --engine ray: use a cluster that asks nobody for a token.",
 )
 @click.option(
     "--trace",

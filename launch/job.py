@@ -45,6 +45,8 @@ class Options:
     resume: bool = False
     dry_run: bool = False
     engine: Literal["local", "ray"] = "local"
+    ray_address: str | None = None
+    ray_insecure: bool = False
     view: ViewKind = "auto"
     plan: Path | None = None
     assume: Path | None = None

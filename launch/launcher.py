@@ -12,12 +12,19 @@ from launch.engines.interrupts import INTERRUPTED
 from launch.last_lines import last_lines
 from launch.plan.checks import check_engine, make_job
 from launch.resume import look
-from launch.run_job import engine_for, run_folder, run_job
-from pipeline.errors import ConfigError, CutShortError, InterruptedRunError, PipelineError
+from launch.run_job import cluster_for, engine_for, run_folder, run_job
+from pipeline.errors import (
+    ConfigError,
+    CutShortError,
+    EngineLostError,
+    InterruptedRunError,
+    PipelineError,
+)
 from pipeline.storage.checkpoint_writer import CONFIG
 from pipeline.system.limits import cure_of, with_cure
 
 if TYPE_CHECKING:
+    from launch.engines.ray_engine import RayEngine
     from launch.job import Job, Options
     from launch.run_directory import HeldRun
 
@@ -32,17 +39,18 @@ def launch(options: Options) -> int:
     if not options.dry_run:
         wait_for_no_reader()  # already where a user's own network is made, which may print
     check_engine(options)
-    job = make_job(options)
-    if options.resume and options.run_dir is None:
-        raise ConfigError("--resume: which run? name its folder with --run-dir")
-    if options.dry_run:
-        if options.resume and options.run_dir is not None:
-            look(options.run_dir, job)
-        return _print_plan(job, options)
-    if said := _tried(job, options):
-        print(said, file=sys.stderr)
-    with run_folder(job, options) as run:
-        return _train(job, run, options)
+    with cluster_for(options) as cluster:
+        job = make_job(options, cluster)
+        if options.resume and options.run_dir is None:
+            raise ConfigError("--resume: which run? name its folder with --run-dir")
+        if options.dry_run:
+            if options.resume and options.run_dir is not None:
+                look(options.run_dir, job)
+            return _print_plan(job, options)
+        if said := _tried(job, options):
+            print(said, file=sys.stderr)
+        with run_folder(job, options) as run:
+            return _train(job, run, options, cluster)
 
 
 def _print_plan(job: Job, options: Options) -> int:
@@ -88,11 +96,13 @@ def _tried(job: Job, options: Options) -> str:
         return f"The trial run failed, so no speed was measured: {with_cure(error)}"
 
 
-def _train(job: Job, run: HeldRun, options: Options) -> int:
+def _train(job: Job, run: HeldRun, options: Options, cluster: RayEngine | None) -> int:
     try:
-        finished = run_job(job, run, options)
+        finished = run_job(job, run, options, cluster=cluster)
     except InterruptedRunError as error:
         return complain(_how_to_resume(str(error), run, options), INTERRUPTED)
+    except EngineLostError as error:
+        return complain(_how_to_resume(str(error), run, options), FAILED)
     except CutShortError as error:
         said = _how_to_resume(error.summary, run, options)
         return complain(said, FAILED, error.remote_traceback)
@@ -136,7 +146,11 @@ def _resume(run: HeldRun, options: Options) -> list[str]:
 def placement(options: Options) -> list[str]:
     """The words of a command that say in which processes, on which devices, it trains."""
     words = ["--single"] if options.single else []
-    named = (("--stages", options.stages), ("--gpus", options.gpus), ("--plan", options.plan))
+    engine = None if options.engine == "local" else options.engine
+    named = (
+        *(("--stages", options.stages), ("--gpus", options.gpus), ("--plan", options.plan)),
+        *(("--engine", engine), ("--ray-address", options.ray_address)),
+    )
     for flag, value in named:
         words += [flag, str(value)] if value is not None else []
-    return words
+    return words + ["--ray-insecure"] * options.ray_insecure

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
+    from launch.engines.ray_engine import RayEngine
     from launch.job import Job, Options
     from launch.run_directory import HeldRun
     from pipeline.coordinator.engine import Engine
@@ -49,12 +50,14 @@ def run_job(
     run: HeldRun,
     options: Options,
     *,
+    cluster: RayEngine | None = None,
     watcher: Watcher | None = None,
     packed: bytes | memoryview = b"",
 ) -> Finished:
     """Train a job, from the beginning or from where its folder is; its provenance gets an entry.
 
     Args:
+        cluster: that the job was planned for; None: this machine.
         watcher: is told what the view shows, by this thread, and may end the run.
         packed: a user's objects for the workers (`given.Given`).
 
@@ -80,7 +83,7 @@ def run_job(
 
     ended_with = None
     try:
-        with engine_for(single=options.single, packed=packed) as engine:
+        with engine_of(job, options, cluster, packed) as engine:
             from launch.training import train  # numpy, and much more: only now that it is needed
 
             ended_with = train(
@@ -98,6 +101,40 @@ def run_job(
             raise
         # else only the engine was still to be closed, and nothing is left to do
     return Finished(*ended_with)
+
+
+@contextmanager
+def cluster_for(options: Options) -> Iterator[RayEngine | None]:
+    """The cluster that `--engine ray` asks for; None: workers run on this machine.
+
+    Raises:
+        ConfigError: where there is none, or it is not to be used.
+    """
+    if options.engine == "local":
+        yield None
+        return
+    from launch.engines.ray_engine import RayEngine
+
+    cluster = RayEngine(options.ray_address, insecure=options.ray_insecure)
+    try:
+        yield cluster
+    finally:
+        cluster.close()
+
+
+@contextmanager
+def engine_of(
+    job: Job, options: Options, cluster: RayEngine | None, packed: bytes | memoryview
+) -> Iterator[Engine | None]:
+    """What trains a job: workers, which begin to import torch; None is single mode."""
+    if cluster is None:
+        with engine_for(single=options.single, packed=packed) as engine:
+            yield engine
+    else:
+        from launch.engines.users_code import users_code
+
+        cluster.reserve(job.plan, users_code(job.own_code, packed))
+        yield cluster
 
 
 @contextmanager

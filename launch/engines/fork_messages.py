@@ -8,7 +8,7 @@ launcher ──── Start ───▶ fork server
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TypeAlias
 
 from pipeline.protocol.credentials import Invitation, KeyPair
@@ -19,7 +19,7 @@ class Start:
     """Fork a worker that calls `target` (module:function) with its invitation and this host's keys.
 
     `here`: the folder to work in, None for the fork server's own. `path`: where to look for
-    modules.
+    modules. `environment`: what is other in it than in that of the fork server.
     """
 
     worker: int
@@ -28,6 +28,7 @@ class Start:
     here: str | None
     path: tuple[str, ...]
     keys: KeyPair | None = None
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -216,6 +216,7 @@ def _work(start: Start, launcher: int, server: int, folder: str) -> int:
         with suppress(OSError):  # it was deleted meanwhile
             os.chdir(start.here)
     sys.path[:] = start.path
+    os.environ.update(start.environment)
     module, _, name = start.target.partition(":")
 
     def forsaken() -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch.grid.combinations import SEED, Combination, Grid, grid_of, seeds_of
 from launch.grid.table import TABLES
-from launch.plan.checks import check_engine, make_job
+from launch.plan.checks import check_local, make_job
 from launch.resume import is_finished
 from launch.run_directory import holds_run
 from launch.series import check_same, check_same_run, check_tested, options_for
@@ -125,7 +125,7 @@ def sweep_of(request: Request) -> Sweep:
     Raises:
         ConfigError: for the first thing that is wrong.
     """
-    check_engine(request.launch)
+    check_local(request.launch)
     folder = request.run_dir
     before = None if folder is None else sweep_in(folder)
     if before is None:

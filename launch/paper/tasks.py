@@ -14,7 +14,7 @@ from launch.paper.figures import FIGURES
 from launch.paper.report import RESULTS
 from launch.paper.results import alone_in, read_records
 from launch.paper.table import all_cells, entries_of, select
-from launch.plan.checks import check_engine, make_job
+from launch.plan.checks import check_local, make_job
 from launch.run_directory import holds_run
 from launch.series import check_same_run, check_tested, options_for
 from pipeline.errors import ConfigError
@@ -58,7 +58,7 @@ def make_tasks(tables: Sequence[Table], request: Request) -> list[Task]:
     Raises:
         ConfigError: for the first thing that is wrong.
     """
-    check_engine(request.launch)
+    check_local(request.launch)
     entries = entries_of(select(tables, request.selector))
     return [make_task(tables, entry, request) for entry in entries]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from math import prod
 from socket import socket
 from typing import TYPE_CHECKING
@@ -56,9 +57,29 @@ _CONNECTS_S = 5.0
 
 
 def check_engine(options: Options) -> None:
-    """Raises ConfigError where the engine is not there."""
-    if options.engine == "ray":
-        raise ConfigError("--engine ray: not available yet; use --engine local (the default)")
+    """Raises ConfigError where the engine is not there, or is asked for what it can't do."""
+    if options.engine == "local":
+        if options.ray_address is not None or options.ray_insecure:
+            raise ConfigError("--ray-address and --ray-insecure: are for --engine ray")
+        return
+    if find_spec("ray") is None:
+        raise ConfigError(
+            "--engine ray: needs Ray, which is not installed here: pip install "
+            "'local-loss-pipeline[ray]'"
+        )
+    if options.single:
+        raise ConfigError(SINGLE, " trains in this process: leave --engine ray out")
+    if options.measure:
+        raise ConfigError("--measure: measures this machine: leave --engine ray out")
+
+
+def check_local(options: Options) -> None:
+    """Raises ConfigError where a command that trains on this machine alone is to use another."""
+    if options.engine != "local":
+        raise ConfigError(
+            f"--engine {options.engine}: this command trains on this machine alone: leave it out, "
+            "or train one run after the other with pipeline-launch"
+        )
 
 
 def make_job(options: Options, cluster: Engine | None = None) -> Job:

@@ -42,6 +42,7 @@ def fit(
     loss: str | type[LocalRule] | Mapping[str, Any] | None = None,
     stages: int | None = None,
     gpus: str | Sequence[int] | None = None,
+    engine: Literal["local", "ray"] = "local",
     epochs: int | None = None,
     batch_size: int | None = None,
     lr: float | None = None,
@@ -76,6 +77,8 @@ def fit(
         stages: how many worker processes; None: none, all is done in this one. The weights are
             the same, bit for bit.
         gpus: devices, as "0-3", [0, 1] or "cpu"; None: all visible GPUs, else the CPU.
+        engine: where worker processes run: this machine, or the Ray cluster that RAY_ADDRESS names;
+            without it, Ray is started here (docs/cluster.md).
         epochs, batch_size, lr, seed: `schedule.epochs`, `data.batch_size`, `optimizer.lr`,
             `runtime.seed`; None: as configured.
         test: what to test on after each epoch, (X, y) or a Dataset; None: what `data` has for it.
@@ -121,7 +124,11 @@ def fit(
         try:
             run = _trained(
                 wanted,
-                replace(_options(stages, gpus, temporary or run_dir, resume, view), trace=trace),
+                replace(
+                    _options(stages, gpus, temporary or run_dir, resume, view),
+                    trace=trace,
+                    engine=engine,
+                ),
                 Callbacks(callbacks),
             )
         except BaseException:
@@ -163,17 +170,24 @@ def _options(
 
 
 def _trained(wanted: Asked, options: Options, callbacks: Callbacks) -> FittedRun:
-    from launch.plan.checks import check_job
-    from launch.run_job import run_folder, run_job
+    from launch.plan.checks import check_engine, check_job
+    from launch.run_job import cluster_for, run_folder, run_job
 
     given = wanted.given
-    with objects_given(given):
-        job = check_job(wanted.name, wanted.config, options)
+    check_engine(options)
+    with objects_given(given), cluster_for(options) as cluster:
+        job = check_job(wanted.name, wanted.config, options, cluster)
         job = replace(job, milestones_for=wanted.milestones_for)
         with run_folder(job, options) as folder:
             try:
-                watcher = callbacks if callbacks.given else None
-                finished = run_job(job, folder, options, watcher=watcher, packed=given.packed)
+                finished = run_job(
+                    job,
+                    folder,
+                    options,
+                    cluster=cluster,
+                    watcher=callbacks if callbacks.given else None,
+                    packed=given.packed,
+                )
             except InterruptedRunError as error:
                 callbacks.raise_failure()
                 where = str(folder.path.absolute())

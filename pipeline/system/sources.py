@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _OWN = ("pipeline", "launch")
 _OTHERS = ("torch", "numpy")
-_HARDWARE = ("processor", "GPUs")
+_HARDWARE = ("processor",)
 _DIGITS = 16
 _SOURCE = ".py"
 

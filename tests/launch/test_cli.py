@@ -129,7 +129,7 @@ def test_tensorboard_without_its_package(here: Path, monkeypatch: pytest.MonkeyP
         ("--gpus 0-x", "--gpus 0-x: '0-x' is neither a number nor a range; expected cpu, or"),
         ("--trace 0", "--trace 0: records the first batches of a run, 1 to 1000; use 50"),
         ("--trace 1001", "--trace 1001: records the first batches"),
-        ("--engine ray", "--engine ray: not available yet; use --engine local (the default)"),
+        ("--ray-address 10.0.0.1:6379", "--ray-address and --ray-insecure: are for --engine ray"),
         ("--run-dir ''", "--run-dir '': is empty; name a folder, as runs/my-run"),
         ("--run-dir 'a\nb'", r"--run-dir 'a\nb': holds a line break, another control character"),
     ],

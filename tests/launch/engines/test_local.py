@@ -9,6 +9,7 @@ import pytest
 
 from launch.engines.fork_messages import Start, read_start, start_line
 from launch.engines.local import ForkServerClient, LocalEngine
+from pipeline.planning.plan import Plan, StagePlan
 from pipeline.protocol.credentials import Invitation
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ def test_secret_keys_go_to_workers_over_the_pipe_alone(
     monkeypatch.setattr(
         ForkServerClient, "ask", lambda server, start: asked.append(read_start(start_line(start)))
     )
-    workers = LocalEngine().start(2, invite)
+    plan = Plan(tuple(StagePlan(stage, (stage,), "cpu") for stage in range(2)))
+    workers = LocalEngine().start(plan, invite)
     workers.replace(1, 3)
     (key,) = {key for _, _, key in invited}
     assert [(stage, attempt) for stage, attempt, _ in invited] == [(0, 0), (1, 0), (1, 3)]

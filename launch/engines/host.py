@@ -1,0 +1,97 @@
+"""What runs on a host of a cluster, in an actor: a fork server, and the workers that it starts.
+
+    actor ─▶ fork server ─▶ workers         on one machine the launcher is in the actor's place
+
+The host makes its key pair itself; only the public key leaves it. Objects that go in or out are
+plain, as JSON has them, but for a user's own. No Ray in here.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launch.engines.broker_messages import invitation_of
+from launch.engines.local import ForkedWorkers, ForkServerClient, start_of
+from launch.engines.users_code import HERE, ON_PATH, unpack
+from pipeline.device.host import processor_fact
+from pipeline.system.interpreter import module_path
+from pipeline.system.sources import running_code
+from pipeline.transport.sockets import make_keys
+
+if TYPE_CHECKING:
+    from pipeline.protocol.credentials import Invitation
+
+
+def facts_here() -> tuple[str, ...]:
+    """What this process runs, as `sources.running_code`, and a line for its processor, since
+    another one may round otherwise."""
+    return (*running_code(), f"processor {processor_fact('model name')}")
+
+
+class Host:
+    """The class of the actor.
+
+    Args:
+        packed, modules: of `UsersCode`.
+        temporary: a folder to make one in, for these modules.
+    """
+
+    def __init__(self, packed: bytes, modules: bytes, temporary: str) -> None:
+        running_code()  # before other files can take the place of what was imported
+        self._keys = make_keys()
+        self._server = ForkServerClient(packed)
+        # which the fork server removes, should this process be killed
+        self._server.folder = self._folder = Path(temporary) / self._server.folder.name
+        if modules:
+            unpack(modules, self._folder)
+        self._server.run()
+        self._invitations: dict[int, Invitation] = {}
+        self._environments: dict[int, dict[str, str]] = {}
+        self._told: dict[int, int] = {}
+        """Attempts, by stage, whose end has been told."""
+        self._workers = ForkedWorkers(self._server, self._start)
+
+    def about(self) -> tuple[str | None, tuple[str, ...]]:
+        """The public key of its workers, and facts."""
+        return self._keys.public if self._keys else None, facts_here()
+
+    def fork(self, invitation: dict[str, Any], gpus: str | None) -> None:
+        """Start the process of a stage, in place of one that is still there.
+
+        Args:
+            gpus: that it sees, as CUDA_VISIBLE_DEVICES has them; None: those that this one does.
+        """
+        invited = invitation_of(invitation)
+        self._invitations[invited.stage] = invited
+        self._environments[invited.stage] = {} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus}
+        self._workers.replace(invited.stage, invited.attempt)
+
+    def wake(self, stage: int) -> None:
+        """Let its process go on, where somebody has stopped it."""
+        self._workers.wake(stage)
+
+    def died(self) -> list[tuple[int, int, str, bool, bool, str]]:
+        """Stages whose process has ended since this was asked last: stage, attempt, and the fields
+        of its `End`."""
+        found = []
+        for stage, end in self._workers.dead().items():
+            attempt = self._invitations[stage].attempt
+            if self._told.get(stage) != attempt:
+                self._told[stage] = attempt
+                found.append((stage, attempt, end.how, end.silent, end.comes_back, end.traceback))
+        return found
+
+    def close(self) -> None:
+        """End all of it; the folder, too."""
+        self._workers.stop()
+        self._server.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _start(self, number: int, stage: int, attempt: int) -> None:
+        self._server.run()  # it may have been killed, too
+        here, path = str(self._folder / HERE), (*module_path(), str(self._folder / ON_PATH))
+        start = start_of(number, self._invitations[stage], self._keys, here, path)
+        self._server.ask(replace(start, environment=self._environments[stage]))

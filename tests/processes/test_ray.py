@@ -1,0 +1,57 @@
+"""A run on a Ray that is started for it. On several hosts: `python tests/chaos/cluster.py`."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+from support import REPOSITORY
+from support.processes import epochs, final_digests, launch, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from support.processes import Launcher
+
+    Start = Callable[..., Launcher]
+
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed"),
+]
+
+ONE_EPOCH = ("schedule.epochs=1", "schedule.milestones=[]", "data.train_limit=320")
+
+
+def test_digits_on_ray_equal_single_mode(
+    launcher: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing is left of Ray: no process, no folder."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config, single = REPOSITORY / "configs" / "digits.yaml", tmp_path / "single"
+    assert launch(config, single, single=True, overrides=ONE_EPOCH) == 0
+    settings = [part for setting in ONE_EPOCH for part in ("--set", setting)]
+    run = launcher(config, "--engine", "ray", "--stages", "2", "--run-dir", "run", *settings)
+    assert run.exit_status(150.0) == 0, run.stderr
+    assert run.stderr == ""
+    assert final_digests(tmp_path / "run") == final_digests(single)
+    assert epochs(tmp_path / "run") == epochs(single)
+    assert "2 stages on " in run.stdout
+    until(lambda: not of_ray(run), "the end of Ray", 10.0)
+    assert not list(Path("/tmp").glob(f"pipeline-ray-*-{run.process.pid}"))
+
+
+def of_ray(run: Launcher) -> list[str]:
+    """Command lines of Ray's processes that were started for it."""
+    folder = f"-{run.process.pid}/session_"
+    return [line for p in psutil.process_iter() if folder in (line := _line(p))]
+
+
+def _line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
