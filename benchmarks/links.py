@@ -1,6 +1,7 @@
 """How fast activations cross from one process to another: python -m benchmarks.links
 
-By size and carrier, beside a plain copy of the same bytes within one process, all by turns:
+By size and carrier, beside a plain copy of the same bytes within one process and, over TCP, a plain
+socket, all by turns:
 
     size    0.5 MiB                                        1 MiB  …
     round   1: copy, shared memory, ipc, tcp    2: …
@@ -23,6 +24,7 @@ import torch
 
 from benchmarks.lib.command_line import device_named, provenance_now, with_usage_errors
 from benchmarks.lib.link_ends import CARRIERS, DEVICE_CARRIERS, IMAGES, Hops, linked, synchronize
+from benchmarks.lib.plain_socket import plain_socket
 from benchmarks.lib.report import Finding, Report
 from benchmarks.lib.result_files import RESULTS, make_writable, write_result
 from launch.display.format import markdown
@@ -41,7 +43,11 @@ ASKED_SHARE, ASKED_SHARE_MIB = 0.6, 64.0
 ASKED_CPU_S, ASKED_CPU_MIB = 1e-3, 0.5
 """Processor time of both ends for one batch and hop of the MLP's size."""
 
+ASKED_STREAM_SHARE = 0.6
+"""Of a plain socket's speed, by a sealed stream, at the same size."""
+
 COPY, SHARED, DEVICE = "copy", CARRIERS[0].name, DEVICE_CARRIERS[0].name
+SOCKET, STREAM = "plain socket", CARRIERS[-1].name
 SIZES_MIB = (0.5, 1.0, 4.0, 16.0, 64.0, 256.0)
 _MIB = 1 << 20
 _MOST_HOPS, _LEAST_HOPS, _ROUND_MIB = 100, 2, 256
@@ -118,6 +124,8 @@ def measure_all(
         for number, carrier in enumerate(carriers):
             link = linked(carrier, most_bytes, folder / str(number), device)
             ways[carrier.name] = open_links.enter_context(link).cross
+        if device.type == "cpu":
+            ways[SOCKET] = open_links.enter_context(plain_socket(most_bytes)).cross
         for mib in sizes:
             found[mib] = measure_size(ways, mib, rounds, device)
             print(table({mib: found[mib]}), flush=True)
@@ -141,6 +149,12 @@ def share_of_copy(found: Mapping[str, Measured]) -> float:
     return median(copy / hop for copy, hop in pairs)
 
 
+def share_of_socket(found: Mapping[str, Measured], way: str = STREAM) -> float:
+    """How fast what goes over TCP is, a plain socket being 1: the median of the rounds."""
+    pairs = zip(found[SOCKET].seconds, found[way].seconds, strict=True)
+    return median(plain / hop for plain, hop in pairs)
+
+
 def best_of(found: Mapping[str, Measured]) -> str:
     """The carrier without a copy too many."""
     return DEVICE if DEVICE in found else SHARED
@@ -149,12 +163,18 @@ def best_of(found: Mapping[str, Measured]) -> str:
 def table(found: Mapping[float, Mapping[str, Measured]]) -> str:
     """GB/s, microseconds per hop, processor time of both ends, by size and carrier."""
     names = list(next(iter(found.values())))
+    shares = {f"{best_of(next(iter(found.values())))} / copy": share_of_copy}
+    if SOCKET in names:
+        shares[f"{STREAM} / {SOCKET}"] = share_of_socket
     rows = [
-        [f"{mib:g}", *(_cell(mib, ways[name]) for name in names), f"{share_of_copy(ways):.2f}"]
+        [
+            f"{mib:g}",
+            *(_cell(mib, ways[name]) for name in names),
+            *(f"{share(ways):.2f}" for share in shares.values()),
+        ]
         for mib, ways in found.items()
     ]
-    best = best_of(next(iter(found.values())))
-    return markdown(["MiB", *names, f"{best} / copy"], rows)
+    return markdown(["MiB", *names, *shares], rows)
 
 
 def _cell(mib: float, measured: Measured) -> str:
@@ -185,6 +205,8 @@ def findings(result: Result) -> list[Finding]:
                 share >= ASKED_SHARE or not is_asked,
             )
         )
+        if SOCKET in ways:
+            told += _beside_a_socket(mib, ways)
     if DEVICE in next(iter(found.values())):
         return told
     cpu_s = result["streaming_cpu_s"]
@@ -193,12 +215,29 @@ def findings(result: Result) -> list[Finding]:
     return [*told, Finding(what, f"{cpu_s * 1e3:.2f} ms", asked, cpu_s <= ASKED_CPU_S)]
 
 
+def _beside_a_socket(mib: float, ways: Mapping[str, Measured]) -> list[Finding]:
+    """Everything that goes over TCP."""
+    told = []
+    for way in [carrier.name for carrier in CARRIERS if carrier.tcp]:
+        share, is_asked = share_of_socket(ways, way), (mib, way) == (ASKED_SHARE_MIB, STREAM)
+        told.append(
+            Finding(
+                f"{mib:g} MiB by {way} / a plain socket's speed",
+                f"{share:.2f} ({median(ways[way].seconds) * 1e6:,.0f} µs)",
+                f"≥ {ASKED_STREAM_SHARE:g}" if is_asked else "",
+                share >= ASKED_STREAM_SHARE or not is_asked,
+            )
+        )
+    return told
+
+
 REPORT = Report(
     "Links",
     "A hop of float32 activations of 128 images from one process to another, beside a plain copy: "
     "medians of the rounds, processor time of both ends. A hop contains a copy, so a share above 1 "
     "says that the plain copy was slow: until commit 12772ef it was PyTorch's `copy_`, which takes "
-    "1.0 to 1.9 times as long as numpy's, by which a hop copies.",
+    "1.0 to 1.9 times as long as numpy's, by which a hop copies. What goes over TCP stands beside "
+    "a plain socket, which receives into memory that is ready.",
     findings,
     lambda result: table(measured_in(result)),
 )

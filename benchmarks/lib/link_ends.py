@@ -45,19 +45,31 @@ _RUN, _NAMES = "links", ("stage 0", "stage 1")
 
 @dataclass(frozen=True, slots=True)
 class Carrier:
-    """How batches cross: in slots of shared memory or of a CUDA device's, or as raw frames; and
-    over which socket they are told of."""
+    """How batches cross: in slots of shared memory or of a CUDA device's, by a stream, or as raw
+    frames; over which socket they are told of, and whether that, and a stream, is encrypted."""
 
     name: str
     ring: bool
     tcp: bool
     device_ring: bool = False
+    stream: bool = False
+    sealed: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Of the project's own carriers."""
+        if self.stream:
+            return "stream" if self.sealed else "plain-stream"
+        return "device" if self.device_ring else "shared" if self.ring else "frames"
 
 
 CARRIERS = (
     Carrier("shared memory", ring=True, tcp=False),
     Carrier("frames over ipc", ring=False, tcp=False),
-    Carrier("frames over tcp, CURVE", ring=False, tcp=True),
+    Carrier("frames over tcp", ring=False, tcp=True),
+    Carrier("frames over tcp, CURVE", ring=False, tcp=True, sealed=True),
+    Carrier("plain stream", ring=False, tcp=True, stream=True),
+    Carrier("sealed stream", ring=False, tcp=True, stream=True, sealed=True),
 )
 DEVICE_CARRIERS = (
     Carrier("memory of the CUDA device", ring=True, tcp=False, device_ring=True),
@@ -97,7 +109,7 @@ class Link:
             sent.append(perf_counter())
             self._sender.send(item, payloads((x, labels), self._stream))
             self._sender.flush()
-        came, their_cpu_s = _heard(self._pipe)
+        came, their_cpu_s = heard(self._pipe)
         seconds = [end - begin for begin, end in zip(sent, came, strict=True)]
         return Hops(seconds, process_time() - cpu_s + their_cpu_s)
 
@@ -113,7 +125,7 @@ def linked(
         device: of both ends.
         slots: so many batches may be on their way.
     """
-    here, there = (make_keys(), make_keys()) if carrier.tcp else (None, None)
+    here, there = (make_keys(), make_keys()) if carrier.sealed else (None, None)
     key = here.public if here else None
     mine, theirs = get_context("spawn").Pipe()
     bind = "tcp://127.0.0.1:*" if carrier.tcp else f"ipc://{socket}"
@@ -124,21 +136,24 @@ def linked(
     theirs.close()  # the other process has one of its own
     sockets = Sockets(Rejections("here"), here)
     try:
-        address = _heard(mine)
+        address = heard(mine)
         address = address if carrier.ring else replace(address, ring=None)
+        address = address if carrier.stream else replace(address, stream=None)
         driver = Driver() if carrier.device_ring else None
         sender = ZmqSender(
             sockets, address, _RUN, names=_NAMES, timeout_s=_TIMEOUT_S, driver=driver
         )
-        way = carrier.name if carrier.ring else "frames"
-        assert replace(sender.carrier, reason="").in_words() == way, sender.carrier
-        yield Link(sender, mine, device)
+        assert sender.carrier.kind == carrier.kind, sender.carrier
+        try:
+            yield Link(sender, mine, device)
+        finally:
+            sender.close()
     finally:
         sockets.close()
-        _end(process, mine)
+        end_process(process, mine)
 
 
-def _end(process: BaseProcess, pipe: Connection) -> None:
+def end_process(process: BaseProcess, pipe: Connection) -> None:
     """By a word; by force, where it is in the middle of something."""
     with suppress(OSError):  # it has ended
         pipe.send(0)
@@ -147,7 +162,7 @@ def _end(process: BaseProcess, pipe: Connection) -> None:
     process.join()
 
 
-def _heard(pipe: Connection) -> Any:
+def heard(pipe: Connection) -> Any:
     """What the other process says next.
 
     Raises:

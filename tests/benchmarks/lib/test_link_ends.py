@@ -10,20 +10,29 @@ import torch
 
 from benchmarks.lib import link_ends
 from benchmarks.lib.link_ends import CARRIERS, linked
+from benchmarks.lib.plain_socket import plain_socket
 from benchmarks.links import activation
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from benchmarks.lib.link_ends import Link
+    from benchmarks.lib.link_ends import Carrier, Link
 
 MIB = 2**-4
 CPU = torch.device("cpu")
 
 
 @pytest.mark.processes
-def test_a_link_crosses_and_ends_with_the_block(tmp_path: Path) -> None:
-    with linked(CARRIERS[0], int(MIB * 2**20), tmp_path / "socket", CPU) as link:
+@pytest.mark.parametrize("carrier", [CARRIERS[0], CARRIERS[-1]], ids=["memory", "stream"])
+def test_a_link_crosses_and_ends_with_the_block(tmp_path: Path, carrier: Carrier) -> None:
+    with linked(carrier, int(MIB * 2**20), tmp_path / "socket", CPU) as link:
+        assert len(link.cross(activation(MIB, CPU), 3).seconds) == 3
+    assert active_children() == []
+
+
+@pytest.mark.processes
+def test_a_plain_socket_crosses_and_ends_with_the_block() -> None:
+    with plain_socket(int(MIB * 2**20)) as link:
         assert len(link.cross(activation(MIB, CPU), 3).seconds) == 3
     assert active_children() == []
 
