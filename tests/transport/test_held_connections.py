@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.links import SOON_S
-from support.processes import DEADLINE_S, final_digests, launch, until
+from support.processes import DEADLINE_S, TINY, final_digests, launch, until
 
 from pipeline.protocol.credentials import Invitation
 from pipeline.protocol.messages import Bye, Heartbeat
@@ -271,19 +271,31 @@ class Holders:
         return False
 
 
+MORE = ("schedule.epochs=15", "runtime.keep_checkpoints=1")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
+    """Weights of the run of which nobody holds a connection."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "tiny.yaml").write_text(TINY, encoding="utf-8")
+    assert launch(folder / "tiny.yaml", folder / "run", single=True, overrides=MORE) == 0
+    return final_digests(folder / "run")
+
+
 @pytest.mark.processes
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("transport", ["tcp", "tcp-plain"])
-def test_holders_change_nothing(launcher: Start, tmp_path: Path, transport: str) -> None:
-    more = ("schedule.epochs=15", "runtime.keep_checkpoints=1")
-    assert launch(tmp_path / "tiny.yaml", tmp_path / "single", single=True, overrides=more) == 0
-    given = [option for value in more for option in ("--set", value)]
+def test_holders_change_nothing(
+    launcher: Start, tmp_path: Path, undisturbed: dict[int, str], transport: str
+) -> None:
+    given = [option for value in MORE for option in ("--set", value)]
     given += ["--set", f"runtime.transport={transport}", "--run-dir", "run", "--stages", "2"]
     run = launcher("tiny.yaml", *given, program=LIMITED)
     with closing(Holders(run, most=10 * HOLDERS)) as holders:
         until(holders.look, "the end of the run", 2 * DEADLINE_S)
     assert run.exit_status() == 0, run.stderr
-    assert final_digests(tmp_path / "run") == final_digests(tmp_path / "single")
+    assert final_digests(tmp_path / "run") == undisturbed
     assert 3 <= holders.ports <= 5  # control, two links, a stream of each until it is opened
     assert holders.cut_off > 0
     log = (tmp_path / "run" / "run.log").read_text(encoding="utf-8")
