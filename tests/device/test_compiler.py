@@ -98,6 +98,7 @@ def test_so_do_those_whose_masks_a_device_works_out(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.processes  # of the C++ compiler, a dozen: they take half a minute
+@pytest.mark.timeout(300)
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 def test_with_generated_code_too() -> None:
     """Of both losses, and of an output layer."""
