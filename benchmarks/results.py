@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import (
+    data_parallel,
     depth,
     frontier,
     links,
@@ -39,7 +40,7 @@ REPORTS = {
     "throughput": throughput.REPORT, "steptime": steptime.REPORT, "scaling": scaling.REPORT,
     "memory": memory.REPORT, "links": links.REPORT, "recovery": recovery.REPORT,
     "ready": ready.REPORT, "rules": rules.REPORT, "depth": depth.REPORT,
-    "frontier": frontier.REPORT,
+    "frontier": frontier.REPORT, "data_parallel": data_parallel.REPORT,
 }  # fmt: skip
 COLUMNS = ("what", "result", "command", "machine", "versions", "date", "commit")
 RUN = COLUMNS[2:]

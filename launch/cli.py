@@ -35,6 +35,13 @@ _LAUNCH_OPTIONS = (
         help="Train all blocks in one process, on one device; stages take turns there.",
     ),
     click.option(
+        "--data-parallel",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Train the whole network in each of N processes, on a share of every batch; sets "
+        "parallel.members, which changes results. With --single one process does all shares.",
+    ),
+    click.option(
         "--set",
         "overrides",
         multiple=True,

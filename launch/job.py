@@ -52,6 +52,7 @@ class Options:
     assume: Path | None = None
     measure: bool = False
     trace: int | None = None
+    data_parallel: int | None = None
     command: str = ""
     """What was called, for the run's provenance."""
 

@@ -150,6 +150,7 @@ def placement(options: Options) -> list[str]:
     named = (
         *(("--stages", options.stages), ("--gpus", options.gpus), ("--plan", options.plan)),
         *(("--engine", engine), ("--ray-address", options.ray_address)),
+        ("--data-parallel", options.data_parallel),
     )
     for flag, value in named:
         words += [flag, str(value)] if value is not None else []

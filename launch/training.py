@@ -257,6 +257,8 @@ def _started(job: Job, path: Path, run: Run, *, linked: bool) -> RunStarted:
 def _received_bytes(job: Job) -> tuple[int, ...]:
     stages, facts = job.plan.stage_costs(job.costs), job.facts
     n = job.config.data.batch_size
+    if (members := job.plan.members) > 1:
+        return (n * (facts.example_bytes + facts.target_bytes),) * members
     return received_bytes(stages, n, facts.example_bytes, facts.target_bytes)
 
 

@@ -31,7 +31,7 @@ class Purpose(IntEnum):
     """Crop, flip and cutout of a batch: (batch id,)."""
     DROPOUT = 3
     """Dropout of a block: (block, batch id) on the CPU, elsewhere (block,) for all batches; of a
-    user's own modules: (block, batch id, part)."""
+    user's own modules: (block, batch id, part, share)."""
     IMAGES = 4
     """Made-up images: (part,), and per-image random crops of image folders: (epoch, image)."""
     FACTORY = 5
@@ -39,9 +39,15 @@ class Purpose(IntEnum):
     SHARE = 6
     """Examples that a limit, or a validation share, takes of each class: ()."""
     RULE = 7
-    """What a local rule draws: (block, batch id, in training)."""
+    """What a local rule draws: (block, batch id, in training, share)."""
     EXPAND = 8
-    """What a local rule draws before the first block: (batch id, in training)."""
+    """What a local rule draws before the first block: (batch id, in training, share)."""
+
+
+def of_share(first: int) -> tuple[int, ...]:
+    """The end of a position: of a share that begins with example `first` of its batch; nothing for
+    the first share, which draws as the whole batch does."""
+    return (first,) if first else ()
 
 
 def derived_seed(seed: int, purpose: Purpose, *position: int) -> int:

@@ -2,6 +2,7 @@
 the oracle that the pipeline must equal bit for bit.
 
 The same feed, stages and runners as the pipeline's; only what lies between the stages differs.
+Members of a team, each of which holds the network, take turns in threads.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import gc
 import traceback
 from collections import deque
+from concurrent.futures import wait
 from contextlib import closing
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
@@ -20,19 +22,27 @@ from pipeline.device.cuda_graphs import CudaGraphCapture
 from pipeline.device.cuda_streams import Incoming
 from pipeline.device.device_clock import event_clock
 from pipeline.device.meter import meter_of
-from pipeline.errors import NonFiniteLossError, PipelineError, StageFailedError, one_line
+from pipeline.errors import (
+    CalledOffError,
+    NonFiniteLossError,
+    PipelineError,
+    StageFailedError,
+    one_line,
+)
 from pipeline.learning.block_file import decode_block
 from pipeline.learning.build import build_stage, prepare_process
+from pipeline.learning.exchange import Turns
 from pipeline.network.from_config import network_specs
 from pipeline.rehearsal.fingerprints import initial_fingerprints
 from pipeline.run.batch_reader import BatchReader
 from pipeline.run.events import Note, StageProgress
 from pipeline.run.run import Speedometer
+from pipeline.system.daemon_pool import DaemonPool
 from pipeline.timeline.spans import SpanRecorder
 from pipeline.worker.stage_runner import StageRunner
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -44,6 +54,9 @@ if TYPE_CHECKING:
     from pipeline.run.run import Run
     from pipeline.schedule.items import Item
     from pipeline.schedule.reports import PassReport, StageState
+    from pipeline.worker.stage_runner import Upstream
+
+    Forward: TypeAlias = Callable[[Item, tuple[Tensor, ...]], None]
 
 
 class _ToRecorder:
@@ -58,11 +71,37 @@ class _ToRecorder:
 
     def remark(self, text: str) -> None:
         """To the person who watches."""
-        self._run.observer(Note(f"stage {self._stage}: {text}"))
+        self._run.observer(Note(f"{self._run.plan.name(self._stage)}: {text}"))
 
     def snapshot(self, state: StageState, files: Sequence[bytes]) -> None:
         """To those of the other stages."""
         self._run.recorder.snapshot(self._stage, state, files)
+
+
+class _Later:
+    """Keeps what a member reports in its own thread until the main thread passes it on."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream = upstream
+        self._said: list[Callable[[], None]] = []
+
+    def report(self, report: PassReport) -> None:
+        """To the metrics."""
+        self._said.append(partial(self._upstream.report, report))
+
+    def remark(self, text: str) -> None:
+        """To the person who watches."""
+        self._said.append(partial(self._upstream.remark, text))
+
+    def snapshot(self, state: StageState, files: Sequence[bytes]) -> None:
+        """To those of the other members."""
+        self._said.append(partial(self._upstream.snapshot, state, files))
+
+    def pass_on(self) -> None:
+        """All that was said since."""
+        said, self._said = self._said, []
+        for say in said:
+            say()
 
 
 class SingleTrainer:
@@ -76,6 +115,10 @@ class SingleTrainer:
         self._queue: deque[tuple[int, Item, tuple[Tensor, ...]]] = deque()
         self._feed = run.timeline.feed if run.timeline else SpanRecorder()
         self._spans = [self._recorder() for _ in run.plan.stages]
+        self._turns: Turns | None = None
+        self._said: list[_Later] = []
+        members = run.plan.members if run.plan.members > 1 else 0
+        self._threads = [DaemonPool(1, f"member {member}") for member in range(members)]
         self._runners = self._built()
 
     def run(self) -> None:
@@ -90,6 +133,8 @@ class SingleTrainer:
                 self._begin_again(fault)
         finally:
             self._hand_over(None)
+            for thread in self._threads:
+                thread.shutdown()
         self._run.check_whole()
 
     def _begin_again(self, fault: NonFiniteLossError) -> None:
@@ -139,11 +184,16 @@ class SingleTrainer:
     def _built(self) -> list[StageRunner]:
         graphs = CudaGraphCapture(self._device)
         specs = network_specs(self._run.config, self._run.batches.facts)
+        if self._run.plan.members > 1:
+            self._turns, self._said = Turns(self._run.plan.members), []
         return [self._runner(plan, graphs, specs) for plan in self._run.plan.stages]
 
     def _pass_through(self, item: Item, arrays: Arrays) -> None:
         self._feed.now("copy")
         tensors = tuple(self._incoming.bring(_aligned(array)) for array in arrays)
+        if self._turns is not None:
+            self._take_turns(self._turns, item, tensors)
+            return
         self._pass_on(0, self._feed, item, tensors)
         self._feed.now("idle")
         while self._queue:
@@ -160,6 +210,34 @@ class SingleTrainer:
         if tensors:
             spans.now("send")
         self._queue.append((stage, item, tensors))
+
+    def _take_turns(self, turns: Turns, item: Item, tensors: tuple[Tensor, ...]) -> None:
+        """All members handle an item, each in its own thread."""
+
+        def handle(runner: StageRunner) -> None:
+            torch.set_num_threads(self._run.config.runtime.threads_per_stage)
+            if self._device.type == "cuda":
+                torch.cuda.set_device(self._device)
+            # backward passes in this thread, too: one for all would wait for itself
+            with turns, torch.autograd.set_multithreading_enabled(False):
+                self._spans[runner.index].take_up(item, "compute")
+                try:
+                    self._handle(runner, item, tensors)
+                except BaseException:
+                    turns.call_off()
+                    raise
+
+        jobs = [
+            thread.submit(handle, runner)
+            for thread, runner in zip(self._threads, self._runners, strict=True)
+        ]
+        wait(jobs)
+        for said in self._said:
+            said.pass_on()
+        errors = [error for job in jobs if (error := job.exception())]
+        errors.sort(key=lambda error: isinstance(error, CalledOffError))
+        if errors:
+            raise errors[0]
 
     def _handle(self, runner: StageRunner, item: Item, tensors: tuple[Tensor, ...]) -> None:
         try:
@@ -192,21 +270,31 @@ class SingleTrainer:
         self, plan: StagePlan, graphs: CudaGraphCapture, specs: Sequence[BlockSpec]
     ) -> StageRunner:
         run, start = self._run, self._run.start
-        stage = build_stage(run.config, run.batches.facts, plan.blocks, self._device, graphs, specs)
-        run.check_initial(initial_fingerprints(stage.blocks), f"stage {plan.stage}")
+        exchange = member = None
+        upstream: Upstream = _ToRecorder(plan.stage, run)
+        forward: Forward = partial(self._pass_on, plan.stage + 1, self._spans[plan.stage])
+        if self._turns is not None:
+            exchange, member = self._turns.exchange(plan.member), plan.member
+            upstream, forward = _Later(upstream), _nowhere
+            self._said.append(upstream)
+        stage = build_stage(
+            run.config, run.batches.facts, plan.blocks, self._device, graphs, specs, exchange
+        )
+        run.check_initial(initial_fingerprints(stage.blocks), run.plan.name(plan.stage))
         runner = StageRunner(
             plan.stage,
             stage,
-            partial(self._pass_on, plan.stage + 1, self._spans[plan.stage]),
-            _ToRecorder(plan.stage, run),
+            forward,
+            upstream,
             meter=meter_of(self._device),
+            member=member,
             last_batch_id=start.position.step,
             check_until=run.bad_batches.check_until,
             spans=self._spans[plan.stage],
         )
         if start.files:
             stage.load({block: decode_block(bytes(start.files[block])) for block in plan.blocks})
-            tallies = [tally for tally in start.tallies if tally.block in plan.blocks]
+            tallies = start.tallies_of(plan.blocks, plan.member)
             runner.resume(run.feed.course.epoch_of(start.position.step), tallies)
         else:
             initial = {b: data for b, data in start.initial.files.items() if b in plan.blocks}
@@ -219,6 +307,10 @@ def _aligned(array: NDArray[np.generic]) -> Tensor:
     may begin anywhere, where kernels round otherwise than in the slots of a link."""
     tensor = torch.from_numpy(array)
     return tensor.clone() if tensor.is_floating_point() else tensor
+
+
+def _nowhere(item: Item, tensors: tuple[Tensor, ...]) -> None:
+    """Members are all given the item itself."""
 
 
 def _progress(runner: StageRunner) -> StageProgress:

@@ -221,9 +221,9 @@ def one_builder_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
     lock, build = Lock(), worker.build_stage
 
-    def locked(*given: Any) -> Any:
+    def locked(*given: Any, **named: Any) -> Any:
         with lock:
-            return build(*given)
+            return build(*given, **named)
 
     monkeypatch.setattr(worker, "build_stage", locked)
 

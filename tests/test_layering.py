@@ -73,7 +73,7 @@ PIPELINE: dict[str, Row] = {  # from the ground up
     "coordinator": row("errors system config planning schedule timeline protocol transport run"),
     "profiling": torch("seeding config data network planning kernels learning"),
     "single": torch(
-        "errors network planning schedule timeline device run learning rehearsal worker"
+        "errors system network planning schedule timeline device run learning rehearsal worker"
     ),
     "trained": torch("errors system config data network schedule storage learning"),
     "api": torch("errors config data kernels learning network rules run storage system trained"),

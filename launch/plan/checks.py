@@ -30,7 +30,7 @@ from pipeline.planning.hosts import (
     planned_devices,
     this_machine,
 )
-from pipeline.planning.plan import make_plan
+from pipeline.planning.plan import make_plan, plan_members
 from pipeline.planning.plan_files import load_plan
 from pipeline.run.event_files import check_tensorboard
 from pipeline.storage.checkpoint import Initial
@@ -103,7 +103,10 @@ def make_job(options: Options, cluster: Engine | None = None) -> Job:
         if not options.resume or options.run_dir is None:
             raise ConfigError("which config? give CONFIG.yaml, or --resume with --run-dir DIR")
         path = options.run_dir / CONFIG
-    config = load_config(path, options.overrides)
+    overrides = options.overrides
+    if options.data_parallel is not None:
+        overrides += (f"parallel.members={options.data_parallel}",)
+    config = load_config(path, overrides)
     job = check_job(_name(path, options), config, options, cluster)
     return replace(job, milestones_for=_milestones_for(path, options.overrides))
 
@@ -145,8 +148,10 @@ def check_job(name: str, config: Config, options: Options, cluster: Engine | Non
         )
     _check_normalised(config.data.batch_size, specs)
     check_there("optimizer.blocks", config.optimizer.blocks, specs)
-    backprop = config.loss.is_global
-    if backprop:
+    backprop, members = config.loss.is_global, config.parallel.members
+    if members > 1:
+        _check_members(members, options)
+    elif backprop:
         _check_one_process(config, options)
     costs = network_costs(config, specs)
     hosts = _hosts(options, config, cluster)
@@ -158,7 +163,9 @@ def check_job(name: str, config: Config, options: Options, cluster: Engine | Non
                 raise ConfigError(f"--measure: {why}")
     known = find_speed(options, config, facts, specs, costs, devices)
     stages = 1 if backprop else options.stages
-    if options.plan is None:
+    if members > 1:
+        plan = on_hosts(plan_members(specs, members, devices), costs, hosts)
+    elif options.plan is None:
         loads = known.timing.loads if known else None
         plan = make_plan(specs, costs, stages=stages, devices=devices, loads=loads)
         plan = on_hosts(plan, costs, hosts)
@@ -273,6 +280,18 @@ def _check_one_process(config: Config, options: Options) -> None:
         )
     if not options.single and not options.dry_run:
         raise ConfigError(f"{why}: train it with ", SINGLE)
+
+
+def _check_members(members: int, options: Options) -> None:
+    """Each process of a team holds the whole network."""
+    why = f"parallel.members {members}: every process holds the whole network"
+    if options.stages not in (None, 1):
+        raise ConfigError(
+            *(STAGES, f" {options.stages}: {why}, which can't be divided into stages as well; "),
+            *("leave ", STAGES, " out, or use parallel.members 1"),
+        )
+    if options.plan is not None:
+        raise ConfigError(f"--plan: {why}, and there is nothing to plan: leave --plan out")
 
 
 def _name(path: Path, options: Options) -> str:

@@ -90,6 +90,10 @@ def dry_run_report(
     stages, images = plan.stage_costs(costs), config.data.batch_size
     console.print(_stage_table(specs, plan, stages, images, facts.target_bytes))
     received = received_bytes(stages, images, facts.example_bytes, facts.target_bytes)
+    if plan.members > 1:
+        say(console, f"{_team(plan, costs)} {_NOTE}")
+        say(console, _disk(config, costs))
+        return
     links = (
         f"Stage 0 is sent {size_text(received[0])} with each, {_FORMS[facts.dtype]}; targets, "
         f"{facts.target_bytes} bytes an image, travel on every link and are counted. "
@@ -119,6 +123,17 @@ def dry_run_report(
         return
     if not single and _sum(stages).train_macs:  # those of a user's own modules may not be known
         _print_bounds(specs, plan, stages, console)
+
+
+def _team(plan: Plan, costs: Sequence[BlockCost]) -> str:
+    """What members of a team do, as sentences."""
+    found = 4 * sum(cost.parameters + cost.head_parameters for cost in costs)
+    return (
+        f"Data-parallel (parallel.members {plan.members}): each process holds the whole network, "
+        "learns from a share of every batch and does that share of its multiply-adds; with each "
+        f"batch it sends every other up to {size_text(found)} of gradients, block by block, while "
+        "it computes the next. No speed is predicted for that."
+    )
 
 
 def _disk(config: Config, costs: Sequence[BlockCost]) -> str:

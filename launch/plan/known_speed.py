@@ -66,6 +66,7 @@ def cautions(job: Job) -> list[str]:
         *job.initial.notes,
         *_frozen_as_drawn(job.config),
         *_without_room(job),
+        *_shares_seen(job),
         *_crowded_cores(job),
         *_feedback_that_cannot_align(job.config),
         *misplaced(job.config.schedule, job.milestones_for),
@@ -83,6 +84,26 @@ def _without_room(job: Job) -> list[str]:
         f"the hosts of the cluster lend CPUs for {job.plan.n_stages - len(late)} stages of "
         f"{job.config.runtime.threads_per_stage} threads each: {which} for a host that joins; "
         "use fewer --stages to begin at once"
+    ]
+
+
+def _shares_seen(job: Job) -> list[str]:
+    """What looks at several examples of a batch, and sees those of a share only."""
+    config, members = job.config, job.config.parallel.members
+    loss = config.loss
+    looks = {
+        "batch norm": any(spec.normalises for spec in job.specs),
+        f"loss.name {loss.name}": loss.local in ("sim", "predsim"),
+        "loss.unsupervised sim": loss.unsupervised == "sim",
+        "loss.rule Contrastive": loss.rule == "Contrastive",
+    }
+    if members == 1 or not any(looks.values()):
+        return []
+    named = " and ".join(name for name, sees in looks.items() if sees)
+    n = config.data.batch_size
+    return [
+        f"parallel.members {members}: {named} see {-(-n // members)} examples, a share of the "
+        f"batch of {n}, so this learns otherwise than one process without shares"
     ]
 
 

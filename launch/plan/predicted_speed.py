@@ -37,6 +37,8 @@ def print_prediction(job: Job, known: KnownSpeed, console: Console) -> None:
         say(console, _GREEDY)
         return
     timing, plan = known.timing, job.plan
+    if plan.members > 1:
+        return  # what a share of a batch takes was not measured
     if job.single:
         plan = plan.in_one_process()
         timing = timing.in_one_process() if plan.stages[0].device == "cpu" else timing

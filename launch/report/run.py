@@ -28,7 +28,7 @@ class Run:
     def n_blocks(self) -> int:
         """As far as is known."""
         plan = self.files.plan
-        planned = sum(len(stage.blocks) for stage in plan.stages) if plan else 0
+        planned = plan.n_blocks if plan else 0
         reported = max((len(line.get("blocks") or ()) for line in self.files.lines), default=0)
         return len(self.looks.blocks) or planned or reported
 
@@ -36,7 +36,7 @@ class Run:
     def stage_costs(self) -> list[StageCost]:
         """Of each stage of the plan; none where they are not known."""
         plan, costs = self.files.plan, self.files.costs
-        if plan is None or len(costs) != sum(len(stage.blocks) for stage in plan.stages):
+        if plan is None or len(costs) != plan.n_blocks:
             return []
         return plan.stage_costs(costs)
 

@@ -138,6 +138,16 @@ class RuntimeConfig(Section):
         return text
 
 
+class ParallelConfig(Section):
+    """Several processes that train the same blocks and make each step together. It changes results,
+    as the size of a batch does, so a run keeps it to its end."""
+
+    members: int = Field(default=1, ge=1, le=64)
+    """How many hold the whole network (`--data-parallel`): each learns from a share of every batch,
+    and the gradients of a block are added up over all, in a fixed order, while the next blocks
+    compute. Batch norm and losses that compare examples see the share."""
+
+
 class Config(Section):
     """A whole run: its sections, and what must fit across them."""
 
@@ -146,6 +156,7 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     data: DataConfig
+    parallel: ParallelConfig = ParallelConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
     def misfits(self) -> Iterator[Misfit]:
@@ -159,6 +170,13 @@ class Config(Section):
         yield from self._misfits_of_frozen_blocks()
         yield from self._misfits_of_the_best()
         yield from self._misfits_of_backprop()
+        members, least = self.parallel.members, 2 * self.parallel.members
+        if members > 1 and self.data.batch_size < least:
+            yield Misfit(
+                "parallel.members",
+                f"{members}: each needs two examples of a batch, and data.batch_size is "
+                f"{self.data.batch_size}: use {least} or more, or fewer members",
+            )
 
     def _misfits_of_the_network(self) -> Iterator[Misfit]:
         loss, sums = self.loss, "passes on sums instead of activations"

@@ -28,7 +28,8 @@ class Assembly:
     """Of one run, through all its attempts.
 
     Args:
-        bind: where (stage, attempt) is to listen for the stage before it.
+        bind: where (stage, attempt) is to listen for the stage before it, or (stage, attempt,
+            member) for another member of its team.
         pump: handles the messages that have come, and raises where a stage is lost.
     """
 
@@ -36,13 +37,15 @@ class Assembly:
         self,
         run: Run,
         stages: Stages,
-        bind: Callable[[int, int], str],
+        bind: Callable[..., str],
         pump: Callable[[], None],
         clock: Callable[[], float],
     ) -> None:
         self._run, self._stages, self._bind = run, stages, bind
         self._pump, self._clock = pump, clock
         self._addresses: dict[int, LinkAddress] = {}
+        self._teams: dict[int, tuple[LinkAddress, ...]] = {}
+        """Where a member listens for each of the others, in order."""
         self.handlers: dict[type, Callable[[Said, Any], None]] = {
             Hello: self._on_hello,
             Ready: self._on_ready,
@@ -52,9 +55,19 @@ class Assembly:
         """Wait for all stages, and connect each to the next; where the first one listens."""
         self._wait_for(Phase.READY)
         for stage in range(len(self._stages)):
-            self._stages.connect(stage, self._addresses.get(stage + 1))
+            self._stages.connect(stage, self._addresses.get(stage + 1), self._team(stage))
         self._wait_for(Phase.RUNNING)
         return self._addresses[0]
+
+    def _team(self, stage: int) -> tuple[LinkAddress, ...]:
+        """Where each other member of a team listens for this one."""
+        plan = self._run.plan.stages[stage]
+        others = (member for member in range(plan.members) if member != plan.member)
+        # in the list of another one this member stands one place earlier, if it comes after it
+        return tuple(
+            self._teams[stage - plan.member + other][plan.member - (plan.member > other)]
+            for other in others
+        )
 
     def begin_again(self, run: Run, lost: int) -> None:
         """Another process takes the place of `lost`; the others are told where `run` begins."""
@@ -64,8 +77,8 @@ class Assembly:
 
     def _setup(self, stage: int, *, kept: bool) -> tuple[Setup, Files]:
         attempt = self._stages.attempt
-        device, bind = self._stages.home(stage).device, self._bind(stage, attempt)
-        setup = setup_of(self._run, stage, attempt, device, bind, kept=kept)
+        device = self._stages.home(stage).device
+        setup = setup_of(self._run, stage, attempt, device, self._bind, kept=kept)
         return setup, attached_to(self._run, setup)
 
     def _wait_for(self, phase: Phase) -> None:
@@ -103,7 +116,7 @@ class Assembly:
         user_code, building = self._run.config.user_code, self._stages.building
         made = " and ".join(f"{key} {name}" for key, name in user_code.items())
         return tuple(
-            f"stage {stage} on {self._stages.device(stage)}"
+            f"{self._run.plan.name(stage)} on {self._stages.device(stage)}"
             + (f" (making the network with {made})" if stage in building else "")
             for stage in self._stages.behind(phase)
         )
@@ -118,6 +131,7 @@ class Assembly:
         self._check_code(said.stage, difference(self._run.own_code, ready.own_code, common=True))
         self._run.check_initial(ready.initial, f"the process of {self._stages.name(said.stage)}")
         self._addresses[said.stage] = ready.address
+        self._teams[said.stage] = ready.team
 
     def _check_code(self, stage: int, difference: str | None) -> None:
         if difference:

@@ -47,7 +47,7 @@ class Coordinator:
     Args:
         connect: makes the link to the first stage, at its address; it stops waiting where the
             function that it is given says so.
-        bind: where (stage, attempt) is to listen for the stage before it.
+        bind: as for `Assembly`.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Coordinator:
         run: Run,
         control: ControlServer,
         connect: Callable[[LinkAddress, Callable[[], bool]], tuple[Sender, Carrier]],
-        bind: Callable[[int, int], str],
+        bind: Callable[..., str],
         workers: Workers,
         watchdog: Watchdog,
         clock: Callable[[], float] = monotonic,

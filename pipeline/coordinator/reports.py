@@ -66,7 +66,9 @@ class Reports:
             self.tell(_COST_OF_FRAMES)
 
     def _on_connected(self, said: Said, connected: Connected) -> None:
-        self.tell_carrier(f"{said.stage} → {said.stage + 1}", connected.carrier)
+        plan = self._run.plan.stages[said.stage]
+        to = "its team" if plan.members > 1 else str(said.stage + 1)
+        self.tell_carrier(f"{said.stage} → {to}", connected.carrier)
 
     def _on_report(self, said: Said, report: PassReport) -> None:
         self._run.report(report)

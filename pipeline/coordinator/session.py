@@ -73,10 +73,11 @@ def run_pipeline(run: Run, engine: Engine) -> None:
             )
             return sender, sender.carrier
 
-        def bind(stage: int, attempt: int) -> str:
+        def bind(stage: int, attempt: int, *member: int) -> str:
             place = workers.home(stage)
             address = place.host.address if place and place.host.name else None
-            return _bind(run, folder, f"link-{stage}-{attempt}", address)
+            name = "-".join(map(str, ("link", stage, attempt, *member)))
+            return _bind(run, folder, name, address)
 
         coordinator = Coordinator(
             run,

@@ -99,9 +99,12 @@ class Stages:
         self._lives[stage].on(message)
         self._control.send(stage, message, attached)
 
-    def connect(self, stage: int, address: LinkAddress | None) -> None:
-        """Tell a stage where the next one listens, None: it is the last; and who will connect."""
-        self.say(stage, Connect(address, self._control.key_before(stage)))
+    def connect(
+        self, stage: int, address: LinkAddress | None, team: tuple[LinkAddress, ...] = ()
+    ) -> None:
+        """Tell a stage where the next one listens, None: it is the last; who will connect; and
+        where the others of its team listen."""
+        self.say(stage, Connect(address, self._control.key_before(stage), team))
 
     def home(self, stage: int) -> Place:
         """Where its process runs."""
@@ -160,7 +163,9 @@ class Stages:
     def name(self, stage: int) -> str:
         """How people call it: `stage 1 (blocks 2–3, cuda:0)`."""
         plan = self._run.plan.stages[stage]
-        return f"stage {stage} ({plan.blocks_in_words}, {self.device(stage)})"
+        device = self.device(stage)
+        what = device if plan.members > 1 else f"{plan.blocks_in_words}, {device}"
+        return f"{self._run.plan.name(stage)} ({what})"
 
     def admit(self, said: Said) -> bool:
         """Whether a message is to be handled; it moves its stage on in the life cycle.
@@ -213,7 +218,8 @@ def _check_contents(said: Said, run: Run) -> None:
     """
     message, course = said.message, run.feed.course
     _check(isinstance(message, _WORKERS_SAY), type(message).__name__)
-    blocks, files = run.plan.stages[said.stage].blocks, 0
+    plan, files = run.plan.stages[said.stage], 0
+    blocks = plan.blocks
     tallies: Iterable[Tally] = ()
     if isinstance(message, Hello):
         _check(
@@ -230,6 +236,11 @@ def _check_contents(said: Said, run: Run) -> None:
         _check(message.blocks == blocks, f"a state of blocks {message.blocks[:20]}")
         _check(0 <= message.step <= course.steps, f"a state after step {message.step}")
         tallies, files = message.tallies, len(blocks)
+        if plan.member:
+            _check(bool(message.digest), "a state without a digest")
+            files = 0
+    elif isinstance(message, Ready):
+        _check(len(message.team) == plan.members - 1, f"{len(message.team)} addresses for its team")
     elif isinstance(message, Timeline):
         _check(run.timeline is not None, "a timeline that nobody asked for")
     found = {tally.block for tally in tallies}
@@ -260,13 +271,15 @@ def attached_to(run: Run, setup: Setup) -> Files:
     return [run.start.initial.files[block] for block in setup.initial]
 
 
-def setup_of(run: Run, stage: int, attempt: int, device: str, bind: str, *, kept: bool) -> Setup:
+def setup_of(
+    run: Run, stage: int, attempt: int, device: str, bind: Callable[..., str], *, kept: bool
+) -> Setup:
     """Everything a stage needs to know to begin, but for its block files.
 
     Args:
         attempt: how often the run has begun again.
         device: as its process calls it.
-        bind: where the stage is to listen for the one before it.
+        bind: as for `Assembly`.
         kept: whether it has the block files of the start itself.
     """
     plan, start = run.plan.stages[stage], run.start
@@ -280,16 +293,20 @@ def setup_of(run: Run, stage: int, attempt: int, device: str, bind: str, *, kept
         facts=run.batches.facts,
         blocks=plan.blocks,
         device=device,
-        bind=bind,
+        bind=bind(stage, attempt),
         resumed=bool(start.files),
         kept=kept,
         last_batch_id=start.position.step,
         epoch=run.feed.course.epoch_of(start.position.step),
-        tallies=tuple(tally for tally in start.tallies if tally.block in plan.blocks),
+        tallies=start.tallies_of(plan.blocks, plan.member),
         max_in_flight=run.config.runtime.max_in_flight,
         progress_interval_s=run.progress_interval_s,
         check_until=run.bad_batches.check_until,
         # a record ends where the run begins again
         record_until=run.timeline.until if run.timeline and not attempt else 0,
         initial=_initial(run, stage),
+        member=plan.member,
+        team=tuple(
+            bind(stage, attempt, member) for member in range(plan.members) if member != plan.member
+        ),
     )

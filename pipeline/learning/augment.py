@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from pipeline.learning.shares import Share
+
 
 class Preprocess:
     """Examples as they leave the data set to the input of the first block: float32, or int64 token
@@ -54,12 +56,17 @@ class Preprocess:
         # a tensor, because CUDA kernels multiply by the rounded reciprocal of a Python number
         self._full = torch.tensor(255.0, device=device)
 
-    def train(self, images: Tensor, batch_id: int) -> Tensor:
+    def train(self, images: Tensor, batch_id: int, share: Share | None = None) -> Tensor:
         """(n, *shape) on the device to float32 of the same shape, augmented, contiguous; int64 as
-        it is. What is given is not modified."""
+        it is. What is given is not modified.
+
+        Args:
+            share: which of the batch's examples these are, None for all: each is augmented the
+                same way however a batch is shared out.
+        """
         if not (self._crop_padding or self._flip or self._cutout):
             return self._normalised(images)
-        top, left, mirrored, hole_y, hole_x = self._draws(images, batch_id)
+        top, left, mirrored, hole_y, hole_x = self._draws(images, batch_id, share)
         if self._crop_padding or self._flip:
             images = self._cropped(images, top, left, mirrored)
         prepared = self._normalised(images)
@@ -87,14 +94,18 @@ class Preprocess:
         assert x.dtype == torch.float32, f"examples must be uint8, float32 or int64, not {x.dtype}"
         return x.sub(mean).div_(std) if len(mean) else x
 
-    def _draws(self, images: Tensor, batch_id: int) -> tuple[Tensor, ...]:
+    def _draws(self, images: Tensor, batch_id: int, share: Share | None) -> tuple[Tensor, ...]:
         """Five int64 columns (n, 1): top and left of the crop, mirrored, centre of the hole.
 
         Five draws per image, whatever is switched on: no trick changes the draws of another.
         """
         n, _, height, width = images.shape
         offsets = 2 * self._crop_padding + 1
-        uniform = generator(self._seed, Purpose.AUGMENT, batch_id).random((n, 5))
+        uniform = generator(self._seed, Purpose.AUGMENT, batch_id).random(
+            (share.of if share else n, 5)
+        )
+        if share:
+            uniform = uniform[share.rows]
         drawn = torch.from_numpy((uniform * (offsets, offsets, 2, height, width)).astype("int64"))
         if self._device.type == "cuda":
             drawn = drawn.pin_memory()  # else the copy may wait for the stream

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pipeline.device.compiler import FunctionCaller
     from pipeline.learning.losses import LossValue
     from pipeline.learning.optimizers import Optimizer
+    from pipeline.learning.shares import Share
     from pipeline.network.specs import BlockSpec, LayerSpec
     from pipeline.rules.rule import Batch, LocalRule
 
@@ -78,6 +79,8 @@ class Block(nn.Module):
             self.calls = RuleCalls(self.rule, spec, seed=seed, device=device, bf16=bf16)
         self._batch_id: int | None = None
         """Of the batch at work in training; None in a test."""
+        self.first = 0
+        """Of a batch's examples, the first of the share that is at work."""
         self._run: FunctionCaller = run_plainly
         self._optimizer: Optimizer | None = None
         self.learned: list[Tensor] = []
@@ -107,6 +110,13 @@ class Block(nn.Module):
     def compute_by(self, run: FunctionCaller) -> None:
         """From now on `run` calls what computes the activation, what is passed on and the loss."""
         self._run = self.dropout.run = run
+
+    def take(self, share: Share) -> None:
+        """From now on it is given such shares of batches, and draws what belongs to them."""
+        self.first = share.first
+        self.dropout.take(share.first, share.count)
+        if self.calls is not None:
+            self.calls.first = share.first
 
     def forward(self, x: Tensor, *, batch_id: int | None, shortcut: Tensor | None = None) -> Tensor:
         """The activation h (logits for the output block), before dropout and pooling.

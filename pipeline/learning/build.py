@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pipeline.config.sections import Config
     from pipeline.data.facts import DataFacts
     from pipeline.device.cuda_graphs import GraphCapture
+    from pipeline.learning.exchange import Exchange
     from pipeline.learning.optimizers import Optimizer
     from pipeline.network.specs import BlockSpec
     from pipeline.rules.rule import LocalRule, OwnOptimizer
@@ -70,16 +71,17 @@ def build_stage(
     device: torch.device,
     graphs: GraphCapture | None = None,
     specs: Sequence[BlockSpec] | None = None,
+    exchange: Exchange | None = None,
 ) -> Stage:
     """The stage that holds the blocks `indices` (consecutive) of the configured network.
 
     `graphs`: captures CUDA graphs, shared with other stages of this process; None: one of its own.
     `specs`: those of the whole network, where they are known: a user's network or rule is traced
-    for them.
+    for them. `exchange`: as for `Stage`.
     """
     specs = network_specs(config, facts) if specs is None else specs
     blocks = build_blocks(config, specs, indices, device)
-    return stage_of(config, facts, blocks, device, graphs)
+    return stage_of(config, facts, blocks, device, graphs, exchange)
 
 
 def stage_of(
@@ -88,6 +90,7 @@ def stage_of(
     blocks: Sequence[Block],
     device: torch.device,
     graphs: GraphCapture | None = None,
+    exchange: Exchange | None = None,
 ) -> Stage:
     """The stage that trains consecutive blocks as the config has it; arguments as `build_stage`."""
     is_first = blocks[0].spec.index == 0
@@ -102,6 +105,7 @@ def stage_of(
         config.runtime.on_nonfinite,
         tests_every_depth=config.runtime.eval_depths,
         between=_between(config),
+        exchange=exchange,
     )
     if config.runtime.compile:
         stage.compile()
@@ -214,6 +218,8 @@ def graphs_prevented_by(config: Config) -> str | None:
         return "loss.similarity_batches: batches differ in what they learn from"
     if config.schedule.greedy:
         return "schedule.greedy: what learns changes from phase to phase"
+    if config.parallel.members > 1:
+        return "parallel.members: a step waits for other processes"
     if config.runtime.on_nonfinite == "skip_batch":
         return "runtime.on_nonfinite skip_batch looks at each loss before it learns"
     return None

@@ -24,7 +24,7 @@ from pipeline.network.rule_shapes import (
     scores_problem,
 )
 from pipeline.rules.rule import Batch
-from pipeline.seeding import Purpose, derived_seed, seeded_draws
+from pipeline.seeding import Purpose, derived_seed, of_share, seeded_draws
 from pipeline.system.named_object import NamedError
 
 if TYPE_CHECKING:
@@ -59,13 +59,16 @@ class RuleCalls:
         assert spec.rule is not None, "a block with a rule of a user's"
         self._bf16 = bf16
         self._rule, self._spec, self._seed, self._device = rule, spec, seed, device
+        self.first = 0
+        """Of a batch's examples, the first of the share that is at work."""
         self.named = spec.rule.named
 
     def generator(self, batch_id: int, *, training: bool) -> torch.Generator | None:
-        """The numbers that belong to this block and batch; none for a rule that draws nothing."""
+        """The numbers that belong to this block, batch and share; none for a rule that draws
+        nothing."""
         if self._rule.static:
             return None
-        position = (self._spec.index, batch_id, int(training))
+        position = (self._spec.index, batch_id, int(training), *of_share(self.first))
         return _generator(self._seed, self._device, Purpose.RULE, *position)
 
     def entered(self, batch: Batch, generator: torch.Generator | None, *, learns: bool) -> Tensor:
@@ -222,9 +225,13 @@ class Expansion:
         self._first, self._spec, self._seed = first, spec, seed
         self._expand = expander(kind, spec.options, first.classes)
 
-    def expanded(self, x: Tensor, y: Tensor, batch_id: int, *, training: bool) -> Batch:
-        """The batch with its copies, and with what is carried."""
-        generator = _generator(self._seed, x.device, Purpose.EXPAND, batch_id, int(training))
+    def expanded(
+        self, x: Tensor, y: Tensor, batch_id: int, *, training: bool, first: int = 0
+    ) -> Batch:
+        """The batch, or the share of it that begins with example `first`, with its copies, and with
+        what is carried."""
+        position = (batch_id, int(training), *of_share(first))
+        generator = _generator(self._seed, x.device, Purpose.EXPAND, *position)
         before = Batch(x, y, {}, training)
         with naming_rule(self._spec.named):
             batch = self._expand(before, generator)

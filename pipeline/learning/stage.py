@@ -26,6 +26,7 @@ from pipeline.learning.losses import output_loss
 from pipeline.learning.nonfinite import FiniteCheck, StateCheck, restore
 from pipeline.learning.precision import Between
 from pipeline.learning.rule_calls import Expansion, shared_by
+from pipeline.learning.team import Team, sizes
 from pipeline.network.specs import in_runs
 from pipeline.rules.rule import Batch
 
@@ -35,9 +36,11 @@ if TYPE_CHECKING:
     from pipeline.device.cuda_graphs import GraphCapture, Send, Tensors
     from pipeline.learning.augment import Preprocess
     from pipeline.learning.block import Block
+    from pipeline.learning.exchange import Exchange
     from pipeline.learning.losses import LossValue
     from pipeline.learning.nonfinite import Policy
     from pipeline.learning.rule_calls import Versions
+    from pipeline.learning.shares import Share
     from pipeline.network.specs import BlockSpec
 
 AS_COMPUTED = Between()
@@ -50,7 +53,8 @@ class Stage:
 
     The first stage of a network also has the `preprocess` that turns examples into its input.
     `tests_every_depth`: in tests, what each block predicts is counted, too. `between`: how
-    activations travel between its groups, and to other stages.
+    activations travel between its groups, and to other stages. `exchange`: of a member of a team,
+    which holds a whole network and takes its share of each batch.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Stage:
         *,
         tests_every_depth: bool = False,
         between: Between = AS_COMPUTED,
+        exchange: Exchange | None = None,
     ) -> None:
         device, indices = blocks[0].device, [block.spec.index for block in blocks]
         self.blocks = list(blocks)
@@ -86,6 +91,12 @@ class Stage:
         self._captured: CapturedSteps[Pending] | None = None
         self._skipped: dict[int, list[int]] = {}
         self._remarks: list[str] = []
+        self._share: Share | None = None
+        """Of the batch at work, in a team."""
+        self._team: Team | None = None
+        if exchange is not None:
+            skips = on_nonfinite == "skip_batch"
+            self._team = Team(exchange, may_skip=skips, count=self._count, skip=self._skip)
 
     # --- training -------------------------------------------------------------------------
 
@@ -113,14 +124,38 @@ class Stage:
         """
         self._shortcuts.clear()
         self._scalars.set(batch_id, lr)
-        given = (x, targets, *carried)
-        if learner is not None:
+        given = self._own_share((x, targets, *carried))
+        if not len(given[1]):
+            self._give_nothing(batch_id, learner)
+        elif learner is not None:
             self._train_learner(given, batch_id, send, learner)
         elif self._captured is not None:
             in_slot = in_slot and self._preprocess is None  # which makes other input of it
             self._captured.train(given, batch_id, send, in_slot=in_slot)
         else:
             self.step(given, batch_id, send)
+
+    def _own_share(self, given: Tensors) -> Tensors:
+        """What this member of a team takes of a batch; else all of it."""
+        if self._team is None:
+            return given
+        share = self._team.share(len(given[1]))
+        if share != self._share:
+            self._share = share
+            for block in self.blocks:
+                block.take(share)
+        # kernels may round otherwise where memory begins elsewhere than a fresh tensor's
+        return tuple(tensor[share.rows].clone() for tensor in given)
+
+    def _give_nothing(self, batch_id: int, learner: int | None) -> None:
+        """To the team, of a share without examples, for all groups that learn."""
+        assert self._team is not None, "of a team alone"
+        assert self._share is not None, "it has been taken"
+        for group in self._groups:
+            learns = not group[-1].spec.frozen and learner in (None, group[-1].spec.index)
+            if learns:
+                self._team.begin(group)
+                self._team.give(group, batch_id, None, self._share, self._scalars.lr, {}, 0)
 
     def step(self, given: Tensors, batch_id: int, send: Send) -> None:
         """One step of every block, for a batch as it arrived."""
@@ -176,10 +211,14 @@ class Stage:
         if self._preprocess is None:
             return self._batch(given, training=training)
         x, targets = given
-        x = self._preprocess.train(x, batch_id) if training else self._preprocess.evaluate(x)
+        if training:
+            x = self._preprocess.train(x, batch_id, self._share)
+        else:
+            x = self._preprocess.evaluate(x)
         if self._expansion is None:
             return Batch(x, targets, training=training)
-        return self._expansion.expanded(x, targets, batch_id, training=training)
+        first = self._share.first if self._share else 0
+        return self._expansion.expanded(x, targets, batch_id, training=training, first=first)
 
     def _train_learner(self, given: Tensors, batch_id: int, send: Send, learner: int) -> None:
         batch = self._arrived(given, batch_id, training=True)
@@ -188,6 +227,8 @@ class Stage:
             if ends == learner:
                 self._group_step(group, batch, batch_id)
                 continue
+            if self._team is not None:
+                self._team.complete(group)
             for block in group:  # which has learned, or will later
                 block.release_optimizer()
             if ends < learner:
@@ -210,6 +251,8 @@ class Stage:
     ) -> tuple[Tensor, Tensor, Batch]:
         """What a group makes of a batch without learning from it: what it computed on, its last
         activation, and what goes on."""
+        if self._team is not None:
+            self._team.complete(group)
         calls = group[-1].calls
         x = received = batch.x
         if calls is not None:
@@ -251,7 +294,12 @@ class Stage:
                 received, _, onwards = self._computed(group, batch, batch_id)
             return Pending(None, received, batch, onwards, {}, ())
         values: dict[Block, LossValue] = {}
-        statistics = self._finite.statistics_of(group)
+        statistics: Sequence[tuple[Tensor, Tensor]] = ()
+        if self._team is None:
+            statistics = self._finite.statistics_of(group)
+        else:
+            self.at_work = last.spec.index
+            self._team.begin(group)
         generator = None
         x = batch.x
         if last.calls is not None:
@@ -295,17 +343,33 @@ class Stage:
                 last.calls.check_unchanged(pending.shared)
         losses = [value.loss for value in values.values()]
         loss = sum(losses[1:], start=losses[0])
-        if self._finite.passes(loss, last.spec.index, batch_id):
+        passes = self._finite.passes(loss, last.spec.index, batch_id)
+        predictions = counted(pending.onwards.y)
+        if self._team is not None:
+            assert self._share is not None, "it has been taken"
+            gradients = None
+            if passes:
+                gradients = gradients_of(group, loss, directions, self._share.weight)
+            lr = self._scalars.lr
+            self._team.give(group, batch_id, gradients, self._share, lr, values, predictions)
+        elif passes:
             learn(group, loss, self._scalars.lr, directions)
             for block, value in values.items():
-                self.training.add(block.spec.index, value, counted(pending.onwards.y))
+                self._count(block, value, predictions)
         else:
             restore(pending.statistics)
-            self._skipped.setdefault(last.spec.index, []).append(batch_id)
-            for block in values:
-                self.training.skip(block.spec.index)
+            self._skip(group, batch_id)
         self._shortcuts.detach()
         self.at_work = None
+
+    def _count(self, block: Block, value: LossValue, predictions: int) -> None:
+        self.training.add(block.spec.index, value, predictions)
+
+    def _skip(self, group: Sequence[Block], batch_id: int) -> None:
+        self._skipped.setdefault(group[-1].spec.index, []).append(batch_id)
+        for block in group:
+            if block.spec.has_loss:
+                self.training.skip(block.spec.index)
 
     # --- evaluation -----------------------------------------------------------------------
 
@@ -322,8 +386,11 @@ class Stage:
         """Count loss and errors of the last block, or of the learner in greedy training, and, where
         every depth is tested, those of the blocks before it; changes nothing else (invariant 8).
         Arguments as for `train`."""
-        batch = self._arrived((x, targets, *carried), batch_id, training=False)
-        del x, targets, carried
+        given = self._own_share((x, targets, *carried))
+        if not len(given[1]):
+            return
+        batch = self._arrived(given, batch_id, training=False)
+        del x, targets, carried, given
         for group in self._groups:
             received, h, onwards = self._computed(group, batch, batch_id)
             last = group[-1]
@@ -404,6 +471,10 @@ class Stage:
         states = (block.state().values() for block in self.blocks if not block.spec.frozen)
         return [*chain(*states), *self.training.sums, self._finite.first_bad]
 
+    def found_sizes(self) -> list[list[int]]:
+        """Bytes of what a member of a team finds, tensor by tensor, for each group that learns."""
+        return [sizes(group) for group in self._groups if not group[-1].spec.frozen]
+
     # --- state ----------------------------------------------------------------------------
 
     def state(self) -> dict[int, dict[str, Tensor]]:
@@ -430,11 +501,13 @@ class Stage:
                 block.begin_with(files[block.spec.index])
 
     def settle(self) -> None:
-        """Before a report or a snapshot.
+        """Before a report or a snapshot: make the steps that are still to be made.
 
         Raises:
             NonFiniteLossError: where a loss was not finite and only now comes to light.
         """
+        if self._team is not None:
+            self._team.settle()
         self._finite.settle()
 
     def check_state(self, batch_id: int) -> None:
@@ -538,10 +611,30 @@ def learn(
     """One step on the parameters of blocks that learn together; gradients are freed at once.
 
     Args:
+        directions: as for `gradients_of`.
+    """
+    gradients = iter(gradients_of(group, loss, directions))
+    for block in group:
+        block.update([next(gradients) for _ in block.learned], lr)
+
+
+def gradients_of(
+    group: Sequence[Block],
+    loss: Tensor,
+    directions: Mapping[str, Tensor] | None = None,
+    weight: float | None = None,
+) -> list[Tensor | None]:
+    """What the parameters of blocks that learn together step against, in order.
+
+    Args:
         directions: of parameters of the last block's layer, by name: in place of a gradient.
+        weight: that all is multiplied by.
     """
     layer = dict(group[-1].encoder.named_parameters()) if directions else {}
     given = {id(layer[name]): direction for name, direction in (directions or {}).items()}
+    if weight is not None:
+        loss = loss * weight
+        given = {at: direction * weight for at, direction in given.items()}
     learned = [
         parameter for block in group for parameter in block.learned if id(parameter) not in given
     ]
@@ -554,10 +647,11 @@ def learn(
     if learned and (loss.requires_grad or not may_miss):
         gradients = torch.autograd.grad(loss, learned, allow_unused=may_miss)
     remaining = iter(gradients)
-    for block in group:
-        block.update(
-            [given[id(p)] if id(p) in given else next(remaining) for p in block.learned], lr
-        )
+    return [
+        given[id(p)] if id(p) in given else next(remaining)
+        for block in group
+        for p in block.learned
+    ]
 
 
 def counted(targets: Tensor) -> int:

@@ -12,7 +12,7 @@ from pipeline.kernels.memory_layout import as_it_arrives
 from pipeline.learning.block import Block
 from pipeline.network.ownership import extra_states
 from pipeline.network.to_device import memory_of, tensors_of, to_device
-from pipeline.seeding import Purpose, derived_seed, seeded_draws
+from pipeline.seeding import Purpose, derived_seed, of_share, seeded_draws
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -112,8 +112,8 @@ class CustomBlock(Block):
     @contextmanager
     def _drawing(self, batch_id: int | None, where: int) -> Iterator[None]:
         """Whatever the modules draw from the generators that all share, as nn.Dropout does,
-        belongs to (seed, block, batch id); in evaluation every batch sees the same draws."""
-        position = (self.spec.index, batch_id or 0, where)
+        belongs to (seed, block, batch id, share); in evaluation every batch sees the same draws."""
+        position = (self.spec.index, batch_id or 0, where, *of_share(self.first))
         seed = derived_seed(self.seed, Purpose.DROPOUT, *position)
         with seeded_draws(seed, self.device):
             yield

@@ -41,11 +41,14 @@ class StageCost:
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """One stage: which blocks (by index, consecutive) on which device."""
+    """One process: which blocks (by index, consecutive) on which device. `member` of `members`:
+    which it is of a team that trains the same blocks; teams are consecutive."""
 
     stage: int
     blocks: tuple[int, ...]
     device: str
+    member: int = 0
+    members: int = 1
 
     @property
     def host(self) -> str:
@@ -70,8 +73,24 @@ class Plan:
         """How many worker processes this plan needs."""
         return len(self.stages)
 
+    @property
+    def n_blocks(self) -> int:
+        """How many blocks the network has."""
+        return len({block for stage in self.stages for block in stage.blocks})
+
+    @property
+    def members(self) -> int:
+        """How many processes hold the whole network; 1 for a pipeline."""
+        return self.stages[0].members
+
+    def name(self, stage: int) -> str:
+        """How people call one of the processes."""
+        return f"member {stage}" if self.members > 1 else f"stage {stage}"
+
     def in_one_process(self) -> Plan:
         """What single mode does: one block after the other, on the device of the first stage."""
+        if self.members > 1:
+            return self  # there, too, each holds the network
         blocks = tuple(block for stage in self.stages for block in stage.blocks)
         return Plan((StagePlan(0, blocks, self.stages[0].device),))
 
@@ -82,7 +101,12 @@ class Plan:
     def tree(self, costs: Sequence[BlockCost] = ()) -> dict[str, Any]:
         """Plain JSON values, for plan.json."""
         stages = [
-            {"stage": plan.stage, "device": plan.device, "blocks": list(plan.blocks)}
+            {
+                "stage": plan.stage,
+                "device": plan.device,
+                "blocks": list(plan.blocks),
+                **({"member": plan.member} if plan.members > 1 else {}),
+            }
             for plan in self.stages
         ]
         return {"stages": stages, "costs": [cost.tree() for cost in costs]}
@@ -146,6 +170,17 @@ def make_plan(
         tuple(
             StagePlan(stage, group, devices[device])
             for stage, (group, device) in enumerate(zip(groups, placement, strict=True))
+        )
+    )
+
+
+def plan_members(specs: Sequence[BlockSpec], members: int, devices: Sequence[str]) -> Plan:
+    """A process for each member of a team that holds the whole network, on devices in turn."""
+    blocks = tuple(spec.index for spec in specs)
+    return Plan(
+        tuple(
+            StagePlan(member, blocks, devices[member % len(devices)], member, members)
+            for member in range(members)
         )
     )
 

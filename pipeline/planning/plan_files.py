@@ -105,6 +105,7 @@ class _Stage(Section):
     blocks: Annotated[tuple[int, ...], Field(strict=False, min_length=1)]
     device: str
     stage: int | None = None
+    member: int | None = None
 
 
 class _PlanFile(Section):

@@ -20,6 +20,7 @@ from pipeline.schedule.items import (
     EndEpoch,
     EndEvaluation,
     EvaluationBatch,
+    Found,
     PassedBatch,
     Snapshot,
     StartEvaluation,
@@ -86,6 +87,7 @@ class Header:
         | EndEvaluation
         | EndEpoch
         | Snapshot
+        | Found
         | Stop
     )
     tensors: tuple[TensorSpec, ...] = ()
@@ -93,7 +95,7 @@ class Header:
     way: str = "shared"
 
     def __post_init__(self) -> None:
-        batch = isinstance(self.item, TrainBatch | EvaluationBatch)
+        batch = isinstance(self.item, TrainBatch | EvaluationBatch | Found)
         if batch != bool(self.tensors) or batch != (self.slot is not None):
             raise ProtocolError(
                 f"{type(self.item).__name__} with {len(self.tensors)} tensors in slot {self.slot}: "
@@ -149,6 +151,7 @@ class Setup:
     begun again. The state is looked at after each batch to `check_until`; what the stage does is
     recorded to batch `record_until`, and handed over as a `Timeline`.
     `config`: the tree of the configuration, but for where images lie; a stage checks it again.
+    `member`: which it is of a team; `team`: where it is to listen for each other member, in order.
     """
 
     attempt: int
@@ -167,6 +170,8 @@ class Setup:
     check_until: int = 0
     record_until: int = 0
     initial: tuple[int, ...] = ()
+    member: int = 0
+    team: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         # refused here, where types and shapes of all that travels are known
@@ -183,22 +188,26 @@ class Ready:
 
     `own_code`: of the user's modules that I have imported, as `sources.own_code` gives it.
     `initial`: of the blocks of a user's own network, as they were before a state was loaded.
+    `team`: where I listen for each other member of my team, in order.
     """
 
     attempt: int
     address: LinkAddress
     own_code: tuple[str, ...] = ()
     initial: tuple[Fingerprint, ...] = ()
+    team: tuple[LinkAddress, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Connect:
     """Coordinator: the stage after you listens at `address`; None: you are the last. `before`: the
     public key of who will connect to you, None where links are not encrypted. It is told last of
-    all, because the stage before may have moved to another host meanwhile."""
+    all, because the stage before may have moved to another host meanwhile. `team`: where each other
+    member of your team listens for you, in order."""
 
     address: LinkAddress | None
     before: str | None = None
+    team: tuple[LinkAddress, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from pipeline.run.event_files import EventFiles
 from pipeline.run.events import EpochDone, Note
 from pipeline.run.mirrors import Mirror
 from pipeline.run.table import Table
-from pipeline.schedule.reports import rows_of
+from pipeline.schedule.reports import rows_of, summed
 from pipeline.storage.line_log import LineLog, trim_lines
 
 if TYPE_CHECKING:
@@ -136,7 +136,9 @@ class MetricsLog:
             predicts = test["error_pct"] is not None
             self.error = test["error_pct" if predicts else "loss"]
             self.best = self.best.after(epoch, self.error)
-        confusion = rows_of(next((said.confusion for said in evaluated if said.confusion), ()))
+        # of a team, all have some; of a pipeline, the stage that is tested
+        confusions = zip(*(said.confusion for said in evaluated if said.confusion), strict=True)
+        confusion = rows_of([sum(counts) for counts in confusions])
         if confusion:
             at = {"event": "confusion", "epoch": epoch, "step": line["step"], "part": part}
             counted = json.dumps({**at, "confusion": confusion}, separators=(",", ":"))
@@ -154,7 +156,7 @@ class MetricsLog:
     def _line(
         self, epoch: int, trained: list[PassReport], tested: list[PassReport]
     ) -> dict[str, Any]:
-        tallies = [tally for report in trained for tally in report.tallies]
+        tallies = summed(tally for report in trained for tally in report.tallies)
         seconds, learner = self._seconds.pop(epoch, 0.0), self._course.learner(epoch)
         counted = max((tally.images for tally in tallies), default=0) - self._images_before
         images = counted / self._course.predictions
@@ -170,7 +172,7 @@ class MetricsLog:
             # blocks after the learner, as frozen ones, have nothing to tell
             "train": _summary([t for t in tallies if learner is None or t.block <= learner]),
             self._course.tests_on: self._test(
-                [tally for report in tested for tally in report.tallies]
+                summed(tally for report in tested for tally in report.tallies)
             ),
             "blocks": [
                 {"block": tally.block, "name": self._names[tally.block], **_means(tally)}
@@ -231,7 +233,7 @@ def _images_counted(start: RunState) -> int:
     """Images of the epoch under way that were trained before the place to go on from."""
     if start.position.epoch_reported:
         return 0
-    return max((tally.images for tally in start.tallies), default=0)
+    return max((tally.images for tally in summed(start.tallies)), default=0)
 
 
 def _summary(tallies: Sequence[Tally]) -> dict[str, float | None] | None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, TypeAlias
 
-from pipeline.errors import CheckpointError, TimedOutError
+from pipeline.errors import CheckpointError, RunError, TimedOutError
 from pipeline.run.events import CheckpointWritten, Note, Waiting
 from pipeline.schedule.feed import Position
+from pipeline.schedule.reports import digest_of
 from pipeline.storage.checkpoint import RunState
 
 if TYPE_CHECKING:
@@ -77,12 +78,15 @@ class Snapshots:
         assert len(cuts) == 1, f"one snapshot at {sorted(cuts)}"
         if len(parts) == self._stages:
             self._parts.popleft()
-            tallies = [tally for state, _ in parts.values() for tally in state.tallies]
+            in_order = [parts[stage] for stage in sorted(parts)]
+            _check_alike(in_order)
+            tallies = [tally for state, _ in in_order for tally in state.tallies]
             self.newest = RunState(
                 Position(state.step, state.epoch_reported),
                 {
                     block: file
-                    for state, files in parts.values()
+                    for state, files in in_order
+                    if not state.digest
                     for block, file in zip(state.blocks, files, strict=True)
                 },
                 tuple(sorted(tallies, key=lambda tally: tally.block)),
@@ -175,3 +179,22 @@ class Snapshots:
 
     def _note(self, text: str) -> None:
         self._observer(Note(text))
+
+
+def _check_alike(parts: Sequence[Part]) -> None:
+    """Members of a team hold the same, bit for bit.
+
+    Raises:
+        RunError: where one does not.
+    """
+    others = [state.digest for state, _ in parts if state.digest]
+    if others:
+        state, files = parts[0]
+        digest = digest_of(files)
+        for member, other in enumerate(others, start=1):
+            if other != digest:
+                raise RunError(
+                    f"member {member} holds other weights than member 0 after step {state.step}: "
+                    "they were to be equal bit for bit; do all run on the same kind of processor, "
+                    "with the same libraries? The checkpoint before is sound"
+                )

@@ -79,10 +79,19 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """What a member of a team found of a training batch for a group of blocks, named by its last:
+    goes to every other member, and is no part of the feed."""
+
+    batch_id: int
+    block: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """The end of the run: nothing follows."""
 
 
 Batch: TypeAlias = TrainBatch | EvaluationBatch
 Marker: TypeAlias = PassedBatch | StartEvaluation | EndEvaluation | EndEpoch | Snapshot | Stop
-Item: TypeAlias = Batch | Marker
+Item: TypeAlias = Batch | Marker | Found

@@ -6,6 +6,7 @@ Shared by the learning half (which makes them) and the message half (which carri
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import pairwise
 from math import isfinite, isqrt
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from pipeline.errors import ProtocolError
 from pipeline.schedule.items import Item
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 DOINGS = ("idle", "input", "copy", "compute", "room", "send", "learn", "read", "report")
 """What a thread may be doing: waiting for `input`, for `room` at the next stage, for a `report`;
@@ -64,6 +65,42 @@ class Tally:
         if self.errors is None or not self.images:
             return None
         return 100.0 * self.errors / self.images
+
+
+def summed(tallies: Iterable[Tally]) -> list[Tally]:
+    """One for each block: those of several members of a team are added up, in their order."""
+    by_block: dict[int, Tally] = {}
+    for tally in tallies:
+        before = by_block.get(tally.block)
+        by_block[tally.block] = tally if before is None else _sum(before, tally)
+    return list(by_block.values())
+
+
+def _sum(one: Tally, other: Tally) -> Tally:
+    errors = _both(one.errors, other.errors)
+    return Tally(
+        one.block,
+        one.images + other.images,
+        one.loss_sum + other.loss_sum,
+        None if errors is None else int(errors),
+        _both(one.cross_entropy_sum, other.cross_entropy_sum),
+        _both(one.similarity_sum, other.similarity_sum),
+    )
+
+
+def _both(one: float | None, other: float | None) -> float | None:
+    """None counts for nothing beside a number."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one + other
+
+
+def digest_of(files: Iterable[bytes | memoryview]) -> str:
+    """SHA-256 of all block files of a stage, one after the other."""
+    digest = sha256()
+    for file in files:
+        digest.update(file)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +153,8 @@ class StageState:
     """A stage's state after `step`, without its block files, which go beside it, one a block.
 
     `tallies` are the counters of the epoch that was under way, so that a resumed run reports
-    the whole epoch; they are no part of the block files.
+    the whole epoch; they are no part of the block files. `digest`: of all block files, from a
+    member of a team that is not the first: its files stay where they are.
     """
 
     step: int
@@ -124,6 +162,7 @@ class StageState:
     epoch_reported: bool
     blocks: tuple[int, ...]
     tallies: tuple[Tally, ...]
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)

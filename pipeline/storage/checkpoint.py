@@ -25,7 +25,7 @@ from pipeline.schedule.reports import Tally
 from pipeline.storage.folder import Folder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from pipeline.data.record import DataRecord
@@ -66,7 +66,7 @@ class RunState:
     files: Mapping[int, bytes | memoryview] = field(default_factory=dict)
     """Of every block, by its index."""
     tallies: tuple[Tally, ...] = ()
-    """Counters of the epoch under way."""
+    """Counters of the epoch under way, by block; of a team of members one after the other."""
     steps_per_epoch: int | None = None
     """Of the run that is resumed; None where none is."""
     data: DataRecord | None = None
@@ -79,6 +79,18 @@ class RunState:
     """Whether these are the weights that `kept` names as the best."""
     initial: Initial = field(default_factory=Initial)
     """Of a fresh run: what its blocks begin with in place of what is drawn for them."""
+
+    def tallies_of(self, blocks: Collection[int], member: int = 0) -> tuple[Tally, ...]:
+        """The counters of some blocks, of one member of a team."""
+        by_block: dict[int, list[Tally]] = {}
+        for tally in self.tallies:
+            by_block.setdefault(tally.block, []).append(tally)
+        return tuple(
+            tally
+            for block, found in by_block.items()
+            if block in blocks
+            for tally in found[member : member + 1]
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,9 @@ class MemoryReceiver:
     def admit(self, key: str | None) -> None:
         """Its sender is in already."""
 
+    def let_in(self, timeout_s: float, called_off: Callable[[], bool] = lambda: False) -> None:
+        """It has its credits."""
+
     def receive(self, timeout_s: float, called_off: Callable[[], bool] = lambda: False) -> Delivery:
         item, tensors = _take(self._shared.items, "a batch", timeout_s, called_off)
         if isinstance(item, Stop):

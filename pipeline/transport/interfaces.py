@@ -88,6 +88,10 @@ class Receiver(Protocol):
     def admit(self, key: str | None) -> None:
         """Let in who holds that public key, and nobody else; None where links have no keys."""
 
+    def let_in(self, timeout_s: float, called_off: Callable[[], bool] = lambda: False) -> None:
+        """Returns when the sender is in, and has its credits; else it comes in with the first
+        `receive`. Raises as that does."""
+
     def receive(self, timeout_s: float, called_off: Callable[[], bool] = lambda: False) -> Delivery:
         """The next item. Raises TimedOutError; CalledOffError where `called_off` says so."""
 
@@ -105,13 +109,15 @@ class Endpoints(Protocol):
     def use_cuda(self, driver: Driver) -> None:
         """What is sent and received from now on lies on the driver's device."""
 
-    def listen(self, bind: str, slots: int, slot_bytes: int) -> tuple[Receiver, LinkAddress]:
-        """The link from the stage before."""
+    def listen(
+        self, bind: str, slots: int, slot_bytes: int, peer: str = ""
+    ) -> tuple[Receiver, LinkAddress]:
+        """The link from the stage before, or from a `peer` that is none."""
 
     def connect(
-        self, address: LinkAddress, called_off: Callable[[], bool]
+        self, address: LinkAddress, called_off: Callable[[], bool], peer: str = ""
     ) -> tuple[Sender, Carrier]:
-        """The link to the stage after, and what carries its tensors."""
+        """The link to the stage after, or to a `peer`, and what carries its tensors."""
 
 
 class ControlClient(Protocol):

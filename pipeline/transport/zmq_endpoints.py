@@ -36,9 +36,11 @@ class ZmqEndpoints:
     def use_cuda(self, driver: Driver) -> None:
         self._driver = driver
 
-    def listen(self, bind: str, slots: int, slot_bytes: int) -> tuple[Receiver, LinkAddress]:
-        ring = self._shared_device_memory(slots, slot_bytes)
-        before = f"stage {self._stage - 1}" if self._stage else "the coordinator"
+    def listen(
+        self, bind: str, slots: int, slot_bytes: int, peer: str = ""
+    ) -> tuple[Receiver, LinkAddress]:
+        ring = None if peer else self._shared_device_memory(slots, slot_bytes)
+        before = peer or (f"stage {self._stage - 1}" if self._stage else "the coordinator")
         receiver = ZmqReceiver(
             self.sockets,
             bind,
@@ -52,9 +54,9 @@ class ZmqEndpoints:
         return receiver, receiver.address
 
     def connect(
-        self, address: LinkAddress, called_off: Callable[[], bool]
+        self, address: LinkAddress, called_off: Callable[[], bool], peer: str = ""
     ) -> tuple[Sender, Carrier]:
-        names = (f"stage {self._stage}", f"stage {self._stage + 1}")
+        names = (f"stage {self._stage}", peer or f"stage {self._stage + 1}")
         sender = ZmqSender(
             self.sockets,
             address,
@@ -62,7 +64,7 @@ class ZmqEndpoints:
             names=names,
             timeout_s=LINK_TIMEOUT_S,
             cancelled=called_off,
-            driver=self._driver,
+            driver=None if peer else self._driver,
         )
         return sender, sender.carrier
 

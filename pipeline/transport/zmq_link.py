@@ -221,11 +221,21 @@ class ZmqReceiver:
             CalledOffError: where `called_off` says so.
             ProtocolError: where the peer is of another run or says what it may not.
         """
+        self._drain_until(lambda: bool(self._arrived), timeout_s, called_off)
+        return self._arrived.popleft()
+
+    def let_in(self, timeout_s: float, called_off: Callable[[], bool] = lambda: False) -> None:
+        """Returns when the sender is in, and has its credits. Raises as `receive`."""
+        self._drain_until(lambda: self._is_open, timeout_s, called_off)
+
+    def _drain_until(
+        self, came: Callable[[], bool], timeout_s: float, called_off: Callable[[], bool]
+    ) -> None:
         timeout = Timeout(timeout_s)
         if not self._is_open:
             self._listener.open()
         self._drain()
-        while not self._arrived:
+        while not came():
             if called_off():
                 raise CalledOffError(f"{self._me} is told to stop waiting for {self._peer}")
             poll_s = timeout.next_poll_s()
@@ -238,7 +248,6 @@ class ZmqReceiver:
             else:
                 self._listener.poll(poll_s)
             self._drain()
-        return self._arrived.popleft()
 
     def close(self) -> None:
         """Close the sockets and the ring's descriptor."""

@@ -47,10 +47,10 @@ class StageControl:
             self.say(Remark(text))
 
     def snapshot(self, state: StageState, files: Sequence[bytes]) -> None:
-        """State at a marker; its bytes leave in the background. They are kept here, too, in case
-        the run has to go back to them."""
+        """State at a marker; its bytes leave in the background, unless another member of the team
+        sends the same. They are kept here, too, in case the run has to go back to them."""
         self._kept.add(state.step, files)
-        self.say(state, files)
+        self.say(state, () if state.digest else files)
 
     def await_setup(self) -> Setup:
         """What to be; block files of a state that came with it are kept."""
@@ -78,7 +78,8 @@ class StageControl:
         return self._kept.at(step)
 
     def await_connect(self) -> Connect:
-        """Where the stage after this one listens, and by which key the one before is known."""
+        """Where the stage after this one listens, by which key the one before is known, and where
+        the others of a team listen."""
         message = self._hear(LINK_TIMEOUT_S).message
         if not isinstance(message, Connect):
             raise CalledOffError("the run begins again")

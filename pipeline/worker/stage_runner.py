@@ -20,7 +20,7 @@ from pipeline.schedule.items import (
     Stop,
     TrainBatch,
 )
-from pipeline.schedule.reports import PassReport, StageState
+from pipeline.schedule.reports import PassReport, StageState, digest_of
 from pipeline.timeline.spans import SpanRecorder
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ class StageRunner:
 
     Args:
         forward: sends an item downstream, and of a batch (activation, targets, what is carried).
+        member: which it is of a team that shares batches out; None: of no team. A member sends the
+            examples on as they came, so that the next one takes its share.
         check_until: the last batch after which it looks whether its state is finite, beside
             snapshots.
         spans: records what it does, for the item that was taken up.
@@ -65,6 +67,7 @@ class StageRunner:
         upstream: Upstream,
         *,
         meter: Meter,
+        member: int | None = None,
         last_batch_id: int = 0,
         check_until: int = 0,
         spans: SpanRecorder | None = None,
@@ -74,7 +77,7 @@ class StageRunner:
         self.stopped = False
         self.at_batch = 0
         """The training batch at work, 0 between them; after an error the one that it hit."""
-        self._forward, self._upstream = forward, upstream
+        self._forward, self._upstream, self._member = forward, upstream, member
         self._in_slot, self._check_until = False, check_until
         self._spans = spans or SpanRecorder()
         self._last_evaluated = 0
@@ -119,6 +122,7 @@ class StageRunner:
         self._must_follow("training batch", self.last_batch_id, item.batch_id)
         self._open_epoch(item.epoch)
         self.at_batch = item.batch_id
+        self._pass_examples(item, (x, targets, *carried))
         self.stage.train(
             x,
             targets,
@@ -133,8 +137,12 @@ class StageRunner:
         if item.batch_id <= self._check_until:
             self.stage.settle()
             self.stage.check_state(item.batch_id)
-        if self.stage.ends_at(item.learner):
+        if self._member is None and self.stage.ends_at(item.learner):
             self._forward(PassedBatch(item.batch_id, item.epoch), ())
+
+    def _pass_examples(self, item: Batch, tensors: tuple[Tensor, ...]) -> None:
+        if self._member is not None:
+            self._send(item, tensors, "compute")
 
     def _send(self, item: Batch, tensors: tuple[Tensor, ...], then: str) -> None:
         self._forward(item, tensors)
@@ -150,6 +158,7 @@ class StageRunner:
         self, item: EvaluationBatch, x: Tensor, targets: Tensor, *carried: Tensor
     ) -> None:
         self._must_follow("evaluation batch", self._last_evaluated, item.batch_id)
+        self._pass_examples(item, (x, targets, *carried))
         self.stage.evaluate(
             x,
             targets,
@@ -171,7 +180,9 @@ class StageRunner:
         self._forward(item, ())
 
     def _end_epoch(self, item: EndEpoch) -> None:
-        for block, batches in self.stage.take_skipped().items():
+        self.stage.settle()
+        skipped = self.stage.take_skipped().items()
+        for block, batches in () if self._member else skipped:  # all have skipped the same
             self._upstream.remark(
                 f"block {block} skipped {len(batches)} batches of epoch {item.epoch}, whose loss "
                 f"was not finite; the first was {batches[0]}"
@@ -189,7 +200,8 @@ class StageRunner:
             encode_block(states[block.spec.index])
             for block in self.stage.in_turn(self.stage.blocks)
         ]
-        state = StageState(item.step, item.epoch, item.epoch_reported, blocks, tallies)
+        digest = digest_of(files) if self._member else ""
+        state = StageState(item.step, item.epoch, item.epoch_reported, blocks, tallies, digest)
         self._upstream.snapshot(state, files)
         self._forward(item, ())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,12 +13,14 @@ from torch import Tensor
 
 from pipeline.device.cuda_streams import Incoming, Releases, marks_of, side_stream
 from pipeline.dtypes import ITEM_BYTES
+from pipeline.errors import ProtocolError
 from pipeline.kernels.memory_layout import is_channels_last, pixels
 from pipeline.protocol.messages import TensorSpec
 from pipeline.transport.cuda_ipc import DeviceMemory
-from pipeline.transport.payloads import DeviceBytes
+from pipeline.transport.payloads import DeviceBytes, aligned
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from pipeline.transport.interfaces import Arrived, Delivery
@@ -64,6 +67,64 @@ class TensorPayload:
 
     def _aside(self) -> AbstractContextManager[object]:
         return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+
+
+class PackedPayload:
+    """Tensors that travel as one: bytes, each tensor of which begins aligned."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        """`tensors`: whose memory has no gaps; nobody changes them."""
+        self._tensors = tensors
+        *self._starts, self._nbytes = _starts([tensor.nbytes for tensor in tensors])
+
+    @property
+    def spec(self) -> TensorSpec:
+        """Bytes."""
+        return TensorSpec("uint8", (self._nbytes,))
+
+    def copy_into(self, target: memoryview) -> None:
+        """Copy all of them."""
+        for own, there in zip(self._tensors, self._parts(target), strict=True):
+            there.copy_(own)
+
+    def view(self) -> memoryview:
+        """A copy in host memory."""
+        packed = memoryview(bytearray(self._nbytes))
+        self.copy_into(packed)
+        return packed
+
+    @property
+    def device(self) -> None:
+        """None: they are copied by the host."""
+
+    def alike(self, arrived: Arrived) -> list[Tensor]:
+        """Tensors like these that came packed, on the same device; in the arrived memory itself
+        where that can be.
+
+        Raises:
+            ProtocolError: where they are not as large.
+        """
+        if not isinstance(arrived.data, memoryview) or arrived.spec != self.spec:
+            raise ProtocolError(f"{arrived.spec} came where {self.spec} belongs")
+        parts = zip(self._tensors, self._parts(arrived.data), strict=True)
+        return [part.to(own.device) for own, part in parts]
+
+    def _parts(self, memory: memoryview) -> Iterator[Tensor]:
+        for start, own in zip(self._starts, self._tensors, strict=True):
+            if not own.numel():
+                yield torch.empty(own.shape, dtype=own.dtype)
+                continue
+            flat = torch.frombuffer(memory, dtype=own.dtype, count=own.numel(), offset=start)
+            yield flat.as_strided(own.shape, own.stride())
+
+
+def packed_bytes(sizes: Sequence[int]) -> int:
+    """Of tensors of so many bytes, as they travel packed."""
+    return _starts(sizes)[-1]
+
+
+def _starts(sizes: Sequence[int]) -> list[int]:
+    return list(accumulate(map(aligned, sizes), initial=0))
 
 
 class DeviceQueue:

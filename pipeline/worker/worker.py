@@ -27,6 +27,7 @@ from pipeline.transport.payloads import ALIGNMENT
 from pipeline.worker.control import StageControl
 from pipeline.worker.links import StageLinks
 from pipeline.worker.stage_runner import StageRunner
+from pipeline.worker.team_links import TeamLinks
 
 if TYPE_CHECKING:
     from pipeline.config.sections import Config
@@ -58,6 +59,7 @@ class Worker:
         self.on_nonfinite = "stop"
         self.attempt = invitation.attempt
         """How often the run has begun again."""
+        self._team: TeamLinks | None = None
         self._spans = SpanRecorder()
         """What it does; kept, where the run begins again, until it can be handed over."""
 
@@ -79,7 +81,13 @@ class Worker:
         self.on_nonfinite = config.runtime.on_nonfinite
         self.runner, links = self._built(setup, config)
         try:
-            self._control.say(Connected(links.connect(self._control.await_connect())))
+            told = self._control.await_connect()
+            carrier = links.connect(told)
+            if self._team is not None:
+                carriers = self._team.connect(told.team)
+                # one for all: of several reasons why there is no better one, the first is told
+                carrier = max(carriers, key=lambda one: bool(one.reason))
+            self._control.say(Connected(carrier))
             self._serve(self.runner, links, setup.progress_interval_s)
             with self._activity.during("blocked"):  # what was sent last would be lost with us
                 links.finish()
@@ -88,6 +96,10 @@ class Worker:
             self._spans.stop()
             links.close()
             return False
+        finally:
+            if self._team is not None:
+                self._team.close()
+                self._team = None
         return True
 
     def _check_user_code(self, named: tuple[str, ...]) -> None:
@@ -105,9 +117,19 @@ class Worker:
         prepare_process(device, config.runtime.threads_per_stage)
         if device.type == "cuda":
             self._endpoints.use_cuda(Driver())
-        stage = build_stage(config, setup.facts, setup.blocks, device)
-        initial = initial_fingerprints(stage.blocks)
         meter = meter_of(device)
+        if setup.team:
+            self._team = TeamLinks(
+                self._endpoints,
+                setup.member,
+                setup.team,
+                meter=meter,
+                activity=self._activity,
+                called_off=self._control.called_off,
+            )
+        stage = build_stage(config, setup.facts, setup.blocks, device, exchange=self._team)
+        initial = initial_fingerprints(stage.blocks)
+        team = self._team.listen(stage.found_sizes()) if self._team else ()
         if setup.record_until:
             self._spans = SpanRecorder(setup.record_until, device=event_clock(device))
         links = StageLinks(
@@ -126,6 +148,7 @@ class Worker:
             links.forward,
             self._control,
             meter=meter,
+            member=setup.member if setup.team else None,
             last_batch_id=last,
             check_until=setup.check_until,
             spans=self._spans,
@@ -138,7 +161,7 @@ class Worker:
             taken = self._control.take_initial().items()
             stage.begin_with({block: decode_block(bytes(data)) for block, data in taken})
         code = own_code(self._invitation.user_code)
-        self._control.say(Ready(setup.attempt, links.address, code, initial))
+        self._control.say(Ready(setup.attempt, links.address, code, initial, team))
         return runner, links
 
     def _serve(self, runner: StageRunner, links: StageLinks, progress_interval_s: float) -> None:

@@ -164,7 +164,8 @@ WRONG_FILES = [
     (
         SMALLEST + "training: {}\n",
         ":4",
-        "training: unknown key; allowed here: model, loss, optimizer, schedule, data, runtime",
+        "training: unknown key; allowed here: model, loss, optimizer, schedule, data, parallel, "
+        "runtime",
     ),
     (
         SMALLEST + "optimizer: adam\n",
@@ -218,7 +219,8 @@ IMPOSSIBLE = [
     ),
     (
         "train.lr=1",
-        "train: unknown key; allowed here: model, loss, optimizer, schedule, data, runtime",
+        "train: unknown key; allowed here: model, loss, optimizer, schedule, data, parallel, "
+        "runtime",
     ),
     (
         "schedule.a.b=1",

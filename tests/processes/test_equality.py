@@ -133,6 +133,18 @@ def test_n_processes_equal_one(run: Runner, name: str, stages: int | None) -> No
     assert epochs(pipeline) == epochs(single)
 
 
+TEAM = "parallel.members=2"
+
+
+@pytest.mark.parametrize("transport", ["ipc", "tcp"])
+def test_a_team_of_processes_equals_one(run: Runner, transport: str) -> None:
+    single = run("digits", TEAM, single=True)
+    team = run("digits", TEAM, f"runtime.transport={transport}")
+    assert "frames" not in (team / "run.log").read_text(encoding="utf-8")
+    assert digests(team) == digests(single) != digests(run("digits", single=True))
+    assert epochs(team) == epochs(single)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("graphs", ["true", "false"])
 @pytest.mark.parametrize("name", ["digits", "colour", "bf16", "residual"])
@@ -182,6 +194,13 @@ def test_streams_carry_the_same_bytes(run: Runner, monkeypatch: pytest.MonkeyPat
         assert f"link {link}: tensors travel as {how}" in log
     assert "turned away" not in log
     assert digests(streamed) == digests(run("digits", single=True))
+
+
+def test_frames_carry_what_a_team_found(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launch.engines.local._work", processes.work_without_shared_memory)
+    framed = run("digits", TEAM, "runtime.max_in_flight=3")
+    assert "tensors travel as frames" in (framed / "run.log").read_text(encoding="utf-8")
+    assert digests(framed) == digests(run("digits", TEAM, single=True))
 
 
 def test_the_ring_carries_where_it_can(run: Runner) -> None:

@@ -206,6 +206,19 @@ def test_a_run_from_another_loses_a_worker_before_its_first_snapshot(
     assert final_digests(whole)[0] != final_digests(source)[0]  # which has heads
 
 
+def test_a_member_of_a_team_is_killed(launcher: Start, tmp_path: Path) -> None:
+    team = ("parallel.members=2", "schedule.epochs=40")
+    run = launcher("tiny.yaml", "--run-dir", "run", *(f"--set={text}" for text in team))
+    run.wait_for("run/metrics.jsonl", '"epoch": 2,')
+    run.workers()[1].kill()
+    assert run.exit_status() == 0
+    log = (tmp_path / "run" / "run.log").read_text(encoding="utf-8")
+    assert "member 1 (cpu) was killed by SIGKILL: replaced; all go back to step" in log
+    whole = tmp_path / "whole"
+    assert launch(tmp_path / "tiny.yaml", whole, single=True, overrides=team) == 0
+    assert final_digests(tmp_path / "run") == final_digests(whole)
+
+
 KILLED_AT_START = """\
 import os, signal
 from launch.cli import main

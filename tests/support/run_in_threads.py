@@ -19,7 +19,7 @@ from pipeline.learning.block import Block
 from pipeline.network.from_config import network_specs
 from pipeline.planning.cost import block_costs
 from pipeline.planning.hosts import Place, this_machine
-from pipeline.planning.plan import make_plan
+from pipeline.planning.plan import make_plan, plan_members
 from pipeline.protocol.addresses import Carrier, LinkAddress
 from pipeline.protocol.credentials import Invitation
 from pipeline.protocol.messages import Complete
@@ -74,6 +74,7 @@ def config_of(
     schedule: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
     optimizer: dict[str, Any] | None = None,
+    parallel: dict[str, Any] | None = None,
     **runtime: Any,
 ) -> Config:
     given = {
@@ -82,6 +83,7 @@ def config_of(
         "schedule": schedule,
         "data": data,
         "optimizer": optimizer,
+        "parallel": parallel,
     }
     chosen = {section: values for section, values in given.items() if values is not None}
     return build_config({**TREE, **chosen, "runtime": runtime}, "test")
@@ -120,7 +122,10 @@ class Job:
         costs = block_costs(
             specs, batch_size=8, element_bytes=4, optimizer_name="adam", backprop=False
         )
-        plan = make_plan(specs, costs, stages=stages, devices=("cpu",))
+        if config.parallel.members > 1:
+            plan = plan_members(specs, config.parallel.members, ("cpu",))
+        else:
+            plan = make_plan(specs, costs, stages=stages, devices=("cpu",))
         batches = load_batches(config.data, config.runtime.seed)
         course = course_of(config, specs, batches.steps_per_epoch, batches.evaluation_batches)
         self.folder = folder
@@ -215,11 +220,15 @@ class MemoryEndpoints:
     fate: Fate = field(default_factory=Fate)
     rejections: Rejections = field(default_factory=lambda: Rejections("link"))
 
-    def listen(self, bind: str, slots: int, slot_bytes: int) -> tuple[Any, LinkAddress]:
+    def listen(
+        self, bind: str, slots: int, slot_bytes: int, peer: str = ""
+    ) -> tuple[Any, LinkAddress]:
         self.senders[bind], receiver = memory_link(slots, timeout_s=60.0)
         return Mortal(receiver, self.fate), LinkAddress(bind, None, "word")
 
-    def connect(self, address: LinkAddress, called_off: Callable[[], bool]) -> tuple[Any, Carrier]:
+    def connect(
+        self, address: LinkAddress, called_off: Callable[[], bool], peer: str = ""
+    ) -> tuple[Any, Carrier]:
         sender = self.senders[address.endpoint]
         sender.heed(called_off)
         return Mortal(sender, self.fate), Carrier("shared")
@@ -341,8 +350,8 @@ def coordinator(
     given = {"clock": clock} if clock else {}
     watchdog = Watchdog(heartbeat_timeout_s=60.0, stall_timeout_s=stall_timeout_s)
 
-    def bind(stage: int, attempt: int) -> str:
-        return f"link-{stage}-{attempt}"
+    def bind(*at: int) -> str:
+        return f"link-{at}"
 
     return Coordinator(job.run, workers.control, workers.connect, bind, workers, watchdog, **given)
 

@@ -1,0 +1,167 @@
+"""What members of a team exchange over links: each sends what it found to every other.
+
+    main thread    learns group 0, gives │ learns group 1, gives │ … takes the sum of group 0, steps
+    this thread          sends, receives, adds │ sends, receives, adds │ …
+
+So the exchange of one group hides behind the work on the next. Every two members have a link each
+way, with a ring of shared memory where there can be one: a receiver adds straight from its slot.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
+from typing import TYPE_CHECKING
+
+import torch
+
+from pipeline.errors import CalledOffError, ProtocolError, TimedOutError
+from pipeline.learning.exchange import added
+from pipeline.schedule.items import Found
+from pipeline.transport.interfaces import LINK_TIMEOUT_S
+from pipeline.transport.timeout import Timeout
+from pipeline.worker.tensors import PackedPayload, packed_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from pipeline.device.meter import Meter
+    from pipeline.learning.exchange import Key
+    from pipeline.protocol.addresses import Carrier, LinkAddress
+    from pipeline.transport.interfaces import Endpoints, Receiver, Sender
+    from pipeline.worker.heartbeat import Activity
+
+_SLOTS = 2
+"""Of each link: one is added while the next one arrives."""
+
+
+class TeamLinks:
+    """A member's end of its team, for one attempt of the run (`Exchange`).
+
+    Args:
+        binds: where to listen for each other member, in order.
+        called_off: whether the run begins again; asked by the thread that trains.
+    """
+
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        member: int,
+        binds: Sequence[str],
+        *,
+        meter: Meter,
+        activity: Activity,
+        called_off: Callable[[], bool],
+    ) -> None:
+        self.member, self.members = member, len(binds) + 1
+        self._others = [other for other in range(self.members) if other != member]
+        self._endpoints, self._binds = endpoints, binds
+        self._meter, self._activity, self._called_off = meter, activity, called_off
+        self._receivers: list[Receiver] = []
+        self._senders: list[Sender] = []
+        self._ended = Event()
+        self._memory: dict[int, list[Tensor]] = {}
+        """For the sums of each group: memory that is taken anew is touched page by page."""
+        self._given: SimpleQueue[tuple[Key, Sequence[Tensor]] | None] = SimpleQueue()
+        self._totals: SimpleQueue[tuple[Key, list[Tensor]] | BaseException] = SimpleQueue()
+        self._thread = Thread(target=self._run, name="team", daemon=True)
+
+    def listen(self, sizes: Sequence[Sequence[int]]) -> tuple[LinkAddress, ...]:
+        """Where it listens for each other member.
+
+        Args:
+            sizes: bytes of what is found, tensor by tensor, of each group of blocks.
+        """
+        most = max(packed_bytes(nbytes) for nbytes in sizes)
+        addresses = []
+        for other, bind in zip(self._others, self._binds, strict=True):
+            receiver, address = self._endpoints.listen(bind, _SLOTS, most, f"member {other}")
+            self._receivers.append(receiver)
+            addresses.append(address)
+        return tuple(addresses)
+
+    def connect(self, addresses: Sequence[LinkAddress]) -> list[Carrier]:
+        """To all others, each at its address; how tensors will travel there."""
+        carriers = []
+        for receiver, address in zip(self._receivers, addresses, strict=True):
+            receiver.admit(address.key)  # a member connects with the key that it listens with
+        for other, address in zip(self._others, addresses, strict=True):
+            sender, carrier = self._endpoints.connect(
+                address, self._ended.is_set, f"member {other}"
+            )
+            self._senders.append(sender)
+            carriers.append(carrier)
+        self._thread.start()
+        return carriers
+
+    def give(self, key: Key, found: Sequence[Tensor]) -> None:
+        self._given.put((key, found))
+
+    def total(self, key: Key) -> list[Tensor]:
+        with suppress(Empty):
+            return self._checked(key, self._totals.get_nowait())
+        timeout = Timeout(LINK_TIMEOUT_S)
+        with self._meter.waiting(), self._activity.during("blocked"):
+            while poll_s := timeout.next_poll_s():
+                with suppress(Empty):
+                    return self._checked(key, self._totals.get(timeout=poll_s))
+                if self._called_off():
+                    raise CalledOffError("the run begins again")
+        raise TimedOutError(f"member {self.member} waited {LINK_TIMEOUT_S:g} s for its team")
+
+    def close(self) -> None:
+        """At the end of the attempt, in whatever way."""
+        self._ended.set()
+        self._given.put(None)
+        if self._thread.ident is not None:
+            self._thread.join()
+        for receiver in self._receivers:
+            receiver.close()
+        for sender in self._senders:
+            sender.close()
+
+    @staticmethod
+    def _checked(key: Key, result: tuple[Key, list[Tensor]] | BaseException) -> list[Tensor]:
+        if isinstance(result, BaseException):
+            raise result
+        assert result[0] == key, f"the sum of {result[0]} in place of {key}"
+        return result[1]
+
+    def _run(self) -> None:
+        try:
+            for receiver in self._receivers:  # before any is sent to: all would wait for room
+                receiver.let_in(LINK_TIMEOUT_S, self._ended.is_set)
+            while job := self._given.get():
+                key, found = job
+                self._totals.put((key, self._exchanged(key, found)))
+                del job, found
+        except BaseException as error:  # for the thread that trains
+            if not self._ended.is_set():
+                self._totals.put(error)
+
+    def _exchanged(self, key: Key, found: Sequence[Tensor]) -> list[Tensor]:
+        payload = PackedPayload(found)
+        for sender in self._senders:
+            sender.send(Found(*key), [payload])
+        deliveries = [
+            receiver.receive(LINK_TIMEOUT_S, self._ended.is_set) for receiver in self._receivers
+        ]
+        for other, delivery in zip(self._others, deliveries, strict=True):
+            if delivery.item != Found(*key):
+                raise ProtocolError(
+                    f"member {self.member} expected {Found(*key)} of member {other}, received "
+                    f"{delivery.item}"
+                )
+        theirs = [payload.alike(delivery.tensors[0]) for delivery in deliveries]
+        theirs.insert(self.member, list(found))
+        if key[1] not in self._memory:
+            self._memory[key[1]] = list(map(torch.empty_like, found))
+        total = self._memory[key[1]]
+        added(theirs, total)
+        del theirs
+        for delivery in deliveries:
+            delivery.release()
+        return total
