@@ -31,7 +31,8 @@ class StageWork:
 
     `forward_s`: until it can send; `send_s`: the copy; `learn_s`: after it has sent.
     `link_s`: what it sent keeps the link to the next stage busy for so long, one batch after the
-    other; `latency_s`: then until it is there. No device is busy meanwhile.
+    other; `latency_s`: then until it is there; `credit_s`: until its slot's credit is back, between
+    hosts. No device is busy meanwhile.
     """
 
     device: int
@@ -40,6 +41,7 @@ class StageWork:
     send_s: float = 0.0
     link_s: float = 0.0
     latency_s: float = 0.0
+    credit_s: float = 0.0
 
     @property
     def travel_s(self) -> float:
@@ -85,7 +87,7 @@ def batch_s(
     for _ in range(_ROUNDS):
         # where one stage works at a time, the device's load says all of those that take turns on it
         circles = [
-            (work.send_s + work.travel_s + after_s) / slots
+            (work.send_s + work.travel_s + after_s + work.credit_s) / slots
             for work, after, after_s in zip(works, works[1:], taken[1:], strict=False)
             if capacity > 1 or after.device != work.device
         ]
@@ -208,13 +210,14 @@ class Timing:
         if after is None:
             return StageWork(device, begin, learn)
         nbytes = self.costs[blocks[-1]].sent_bytes * self.batch_size
-        link_s, latency_s = nbytes / links.sent_per_s, links.latency_s
+        link_s, latency_s, credit_s = nbytes / links.sent_per_s, links.latency_s, 0.0
         if after.host != stage.host:
             link_s, latency_s = nbytes / links.network_per_s, links.network_latency_s
+            credit_s = latency_s
         elif after.device == stage.device:
             link_s = latency_s = 0.0
         send_s = nbytes / links.copied_per_s
-        return StageWork(device, begin, learn, send_s, link_s, latency_s)
+        return StageWork(device, begin, learn, send_s, link_s, latency_s, credit_s)
 
 
 def assumed(

@@ -53,6 +53,14 @@ def test_a_link_carries_one_batch_after_the_other_and_slots_hide_latency() -> No
     assert [batch_s(far, capacity=1.0, slots=slots) for slots in (2, 64)] == [15.5, 2.0]
 
 
+def test_between_hosts_a_slot_is_free_again_when_its_credit_is_back() -> None:
+    works = [
+        StageWork(0, 1.0, 1.0, link_s=1.0, latency_s=10.0, credit_s=10.0),
+        StageWork(1, 1.0, 0),
+    ]
+    assert [batch_s(works, capacity=1.0, slots=slots) for slots in (2, 4, 32)] == [11.0, 5.5, 2.0]
+
+
 def test_three_at_work_on_two_cores_hold_up_the_longest() -> None:
     """It has half of the work, so it would be the bound if it had a core of its own."""
     assert 2.1 < batch_s(on_a_cpu(2.0, 1.0, 1.0), capacity=2.0, slots=2) < 2.4

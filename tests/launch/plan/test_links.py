@@ -123,4 +123,4 @@ def test_the_network_is_counted_in_the_prediction(tmp_path: Path) -> None:
     works = [beside.known_speed.timing.works(job.plan)[0] for job in (beside, apart)]
     assert works[0].link_s == pytest.approx(100 * 4096 / 1e10)
     assert works[1].link_s == pytest.approx(100 * 4096 / 1e8)
-    assert works[1].latency_s == 0.01
+    assert works[1].latency_s == works[1].credit_s == 0.01
