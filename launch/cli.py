@@ -42,6 +42,14 @@ _LAUNCH_OPTIONS = (
         "parallel.members, which changes results. With --single one process does all shares.",
     ),
     click.option(
+        "--replicas",
+        multiple=True,
+        metavar="STAGE:N",
+        help="Train a stage in N processes, which take batches by turns and make one step of N; "
+        "sets parallel.replicas, which changes results. auto: where and how many the plan says. "
+        "Repeatable.",
+    ),
+    click.option(
         "--set",
         "overrides",
         multiple=True,

@@ -53,6 +53,7 @@ class Options:
     measure: bool = False
     trace: int | None = None
     data_parallel: int | None = None
+    replicas: tuple[str, ...] = ()
     command: str = ""
     """What was called, for the run's provenance."""
 

@@ -147,6 +147,7 @@ def placement(options: Options) -> list[str]:
     """The words of a command that say in which processes, on which devices, it trains."""
     words = ["--single"] if options.single else []
     engine = None if options.engine == "local" else options.engine
+    words += [word for text in options.replicas for word in ("--replicas", text)]
     named = (
         *(("--stages", options.stages), ("--gpus", options.gpus), ("--plan", options.plan)),
         *(("--engine", engine), ("--ray-address", options.ray_address)),

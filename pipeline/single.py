@@ -11,7 +11,7 @@ import gc
 import traceback
 from collections import deque
 from concurrent.futures import wait
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, TypeAlias
@@ -116,6 +116,9 @@ class SingleTrainer:
         self._feed = run.timeline.feed if run.timeline else SpanRecorder()
         self._spans = [self._recorder() for _ in run.plan.stages]
         self._turns: Turns | None = None
+        self._rounds: dict[tuple[int, ...], Turns] = {}
+        """Of replicas, by their blocks: these need no threads, since what one waits for comes
+        earlier in the queue."""
         self._said: list[_Later] = []
         members = run.plan.members if run.plan.members > 1 else 0
         self._threads = [DaemonPool(1, f"member {member}") for member in range(members)]
@@ -186,6 +189,9 @@ class SingleTrainer:
         specs = network_specs(self._run.config, self._run.batches.facts)
         if self._run.plan.members > 1:
             self._turns, self._said = Turns(self._run.plan.members), []
+        self._rounds = {
+            plan.blocks: Turns(plan.members) for plan in self._run.plan.stages if plan.in_rounds
+        }
         return [self._runner(plan, graphs, specs) for plan in self._run.plan.stages]
 
     def _pass_through(self, item: Item, arrays: Arrays) -> None:
@@ -200,7 +206,9 @@ class SingleTrainer:
             stage, item, tensors = self._queue.popleft()
             if stage < len(self._runners):
                 self._spans[stage].take_up(item, "compute")
-                self._handle(self._runners[stage], item, tensors)
+                turns = self._rounds.get(self._run.plan.stages[stage].blocks, nullcontext())
+                with turns:
+                    self._handle(self._runners[stage], item, tensors)
 
     def _pass_on(
         self, stage: int, spans: SpanRecorder, item: Item, tensors: tuple[Tensor, ...]
@@ -273,12 +281,15 @@ class SingleTrainer:
         exchange = member = None
         upstream: Upstream = _ToRecorder(plan.stage, run)
         forward: Forward = partial(self._pass_on, plan.stage + 1, self._spans[plan.stage])
-        if self._turns is not None:
+        if plan.in_rounds:
+            exchange, member = self._rounds[plan.blocks].exchange(plan.member), plan.member
+        elif self._turns is not None:
             exchange, member = self._turns.exchange(plan.member), plan.member
             upstream, forward = _Later(upstream), _nowhere
             self._said.append(upstream)
         stage = build_stage(
-            run.config, run.batches.facts, plan.blocks, self._device, graphs, specs, exchange
+            *(run.config, run.batches.facts, plan.blocks, self._device, graphs, specs, exchange),
+            in_rounds=plan.in_rounds,
         )
         run.check_initial(initial_fingerprints(stage.blocks), run.plan.name(plan.stage))
         runner = StageRunner(
@@ -288,13 +299,14 @@ class SingleTrainer:
             upstream,
             meter=meter_of(self._device),
             member=member,
+            rounds=plan.members if plan.in_rounds else 1,
             last_batch_id=start.position.step,
             check_until=run.bad_batches.check_until,
             spans=self._spans[plan.stage],
         )
         if start.files:
             stage.load({block: decode_block(bytes(start.files[block])) for block in plan.blocks})
-            tallies = start.tallies_of(plan.blocks, plan.member)
+            tallies = start.tallies_of(plan.blocks, plan.place)
             runner.resume(run.feed.course.epoch_of(start.position.step), tallies)
         else:
             initial = {b: data for b, data in start.initial.files.items() if b in plan.blocks}

@@ -16,8 +16,10 @@ from launch.job import Job
 from launch.machine.gpus import devices
 from launch.plan.known_speed import find_speed
 from launch.plan.memory import too_large
+from launch.plan.replicas import asked_for
 from launch.plan.user_code import awaited
 from pipeline.config.config_file import load_config
+from pipeline.config.sections import build_config, config_tree
 from pipeline.data.facts import check_data, data_facts
 from pipeline.errors import SINGLE, STAGES, ConfigError, Option
 from pipeline.network.from_config import network_specs
@@ -30,7 +32,7 @@ from pipeline.planning.hosts import (
     planned_devices,
     this_machine,
 )
-from pipeline.planning.plan import make_plan, plan_members
+from pipeline.planning.plan import make_plan, plan_members, with_replicas
 from pipeline.planning.plan_files import load_plan
 from pipeline.run.event_files import check_tensorboard
 from pipeline.storage.checkpoint import Initial
@@ -45,12 +47,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from launch.job import Options
+    from launch.job import KnownSpeed, Options
     from pipeline.config.sections import Config
     from pipeline.coordinator.engine import Engine
     from pipeline.network.specs import BlockSpec
     from pipeline.planning.cost import BlockCost
     from pipeline.planning.hosts import Host
+    from pipeline.planning.plan import Plan
 
 _CONNECTS_S = 5.0
 """Longest time to connect to an address of this machine; beyond, a firewall is in the way."""
@@ -168,12 +171,15 @@ def check_job(name: str, config: Config, options: Options, cluster: Engine | Non
     elif options.plan is None:
         loads = known.timing.loads if known else None
         plan = make_plan(specs, costs, stages=stages, devices=devices, loads=loads)
+        config, plan = _replicated(options, config, plan, known, costs, devices)
         plan = on_hosts(plan, costs, hosts)
     elif options.stages is not None:
         raise ConfigError("--plan says how many stages there are: leave --stages out")
     else:
         # single mode does all stages in turn
         plan = load_plan(options.plan, specs, devices_of(hosts))
+        config, plan = _replicated(options, config, plan, known, costs, devices_of(hosts))
+    check_there("parallel.replicas", config.parallel.replicas, specs)
     if not options.single and cluster is None:
         _check_address(config)
     if not (options.single or options.dry_run):
@@ -280,6 +286,26 @@ def _check_one_process(config: Config, options: Options) -> None:
         )
     if not options.single and not options.dry_run:
         raise ConfigError(f"{why}: train it with ", SINGLE)
+
+
+def _replicated(
+    options: Options,
+    config: Config,
+    plan: Plan,
+    known: KnownSpeed | None,
+    costs: Sequence[BlockCost],
+    devices: Sequence[str],
+) -> tuple[Config, Plan]:
+    """The configuration and the plan with the replicas that are asked for, in either."""
+    if options.replicas:
+        replicas = asked_for(options.replicas, config, plan, known, devices)
+        tree = config_tree(config)
+        tree["parallel"]["replicas"] = replicas
+        config = build_config(tree, "--replicas")
+    if not config.parallel.replicas:
+        return config, plan
+    loads = known.timing.loads if known else None
+    return config, with_replicas(plan, config.parallel.replicas, costs, devices, loads)
 
 
 def _check_members(members: int, options: Options) -> None:

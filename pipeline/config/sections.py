@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from pipeline.config.data import MAX_COUNT, DataConfig
 from pipeline.config.loss import LossConfig  # noqa: TC001  pydantic reads it at run time
 from pipeline.config.model import MAX_LAYERS, RESIDUAL_NAMES, ModelConfig
-from pipeline.config.recipe import MAX_EPOCHS, OptimizerConfig, ScheduleConfig
+from pipeline.config.recipe import (
+    MAX_EPOCHS,
+    BlockIndex,
+    OptimizerConfig,
+    ScheduleConfig,
+)
 from pipeline.config.schema import (
     BeforeValidator,
     Field,
@@ -146,6 +151,12 @@ class ParallelConfig(Section):
     """How many hold the whole network (`--data-parallel`): each learns from a share of every batch,
     and the gradients of a block are added up over all, in a fixed order, while the next blocks
     compute. Batch norm and losses that compare examples see the share."""
+    replicas: dict[BlockIndex, Annotated[int, Field(ge=2, le=64)]] = Field(
+        default={}, max_length=MAX_LAYERS + 1
+    )
+    """How many processes train some blocks (`--replicas`), by index, counted from 0: {2: 3, 3: 3}.
+    Each takes one of so many batches, all from the same weights, and one step is made from the mean
+    of their gradients: so often fewer steps, as if batches of these blocks were larger."""
 
 
 class Config(Section):
@@ -177,6 +188,7 @@ class Config(Section):
                 f"{members}: each needs two examples of a batch, and data.batch_size is "
                 f"{self.data.batch_size}: use {least} or more, or fewer members",
             )
+        yield from self._misfits_of_replicas()
 
     def _misfits_of_the_network(self) -> Iterator[Misfit]:
         loss, sums = self.loss, "passes on sums instead of activations"
@@ -220,6 +232,21 @@ class Config(Section):
         if both := sorted({*freeze} & {*self.optimizer.blocks}):
             rule = f": block {both[0]} is frozen (model.freeze), and has no optimizer"
             yield Misfit("optimizer.blocks", rule)
+
+    def _misfits_of_replicas(self) -> Iterator[Misfit]:
+        if not self.parallel.replicas:
+            return
+        others = {
+            f"parallel.members {self.parallel.members}": self.parallel.members > 1,
+            "schedule.greedy": self.schedule.greedy,
+            "runtime.on_nonfinite rollback": self.runtime.on_nonfinite == "rollback",
+            f"loss.name {self.loss.name}": self.loss.is_global,
+        }
+        for other, is_set in others.items():
+            if is_set:
+                yield Misfit(
+                    "parallel.replicas", f"don't go together with {other}: leave one of them out"
+                )
 
     def _misfits_of_the_best(self) -> Iterator[Misfit]:
         runtime, share = self.runtime, self.data.validation

@@ -61,12 +61,12 @@ class Assembly:
 
     def _team(self, stage: int) -> tuple[LinkAddress, ...]:
         """Where each other member of a team listens for this one."""
-        plan = self._run.plan.stages[stage]
-        others = (member for member in range(plan.members) if member != plan.member)
+        own = self._run.plan.stages[stage].member
         # in the list of another one this member stands one place earlier, if it comes after it
         return tuple(
-            self._teams[stage - plan.member + other][plan.member - (plan.member > other)]
-            for other in others
+            self._teams[other.stage][own - (own > other.member)]
+            for other in self._run.plan.team(stage)
+            if other.stage != stage
         )
 
     def begin_again(self, run: Run, lost: int) -> None:

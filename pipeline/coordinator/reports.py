@@ -67,7 +67,7 @@ class Reports:
 
     def _on_connected(self, said: Said, connected: Connected) -> None:
         plan = self._run.plan.stages[said.stage]
-        to = "its team" if plan.members > 1 else str(said.stage + 1)
+        to = str(said.stage + 1) + " or to its team" * (plan.members > 1)
         self.tell_carrier(f"{said.stage} → {to}", connected.carrier)
 
     def _on_report(self, said: Said, report: PassReport) -> None:

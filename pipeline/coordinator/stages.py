@@ -163,8 +163,8 @@ class Stages:
     def name(self, stage: int) -> str:
         """How people call it: `stage 1 (blocks 2–3, cuda:0)`."""
         plan = self._run.plan.stages[stage]
-        device = self.device(stage)
-        what = device if plan.members > 1 else f"{plan.blocks_in_words}, {device}"
+        device, team = self.device(stage), self._run.plan.members > 1
+        what = device if team else f"{plan.blocks_in_words}, {device}"
         return f"{self._run.plan.name(stage)} ({what})"
 
     def admit(self, said: Said) -> bool:
@@ -298,7 +298,7 @@ def setup_of(
         kept=kept,
         last_batch_id=start.position.step,
         epoch=run.feed.course.epoch_of(start.position.step),
-        tallies=start.tallies_of(plan.blocks, plan.member),
+        tallies=start.tallies_of(plan.blocks, plan.place),
         max_in_flight=run.config.runtime.max_in_flight,
         progress_interval_s=run.progress_interval_s,
         check_until=run.bad_batches.check_until,
@@ -306,6 +306,7 @@ def setup_of(
         record_until=run.timeline.until if run.timeline and not attempt else 0,
         initial=_initial(run, stage),
         member=plan.member,
+        in_rounds=plan.in_rounds,
         team=tuple(
             bind(stage, attempt, member) for member in range(plan.members) if member != plan.member
         ),

@@ -72,16 +72,18 @@ def build_stage(
     graphs: GraphCapture | None = None,
     specs: Sequence[BlockSpec] | None = None,
     exchange: Exchange | None = None,
+    *,
+    in_rounds: bool = False,
 ) -> Stage:
     """The stage that holds the blocks `indices` (consecutive) of the configured network.
 
     `graphs`: captures CUDA graphs, shared with other stages of this process; None: one of its own.
     `specs`: those of the whole network, where they are known: a user's network or rule is traced
-    for them. `exchange`: as for `Stage`.
+    for them. `exchange`, `in_rounds`: as for `Stage`.
     """
     specs = network_specs(config, facts) if specs is None else specs
     blocks = build_blocks(config, specs, indices, device)
-    return stage_of(config, facts, blocks, device, graphs, exchange)
+    return stage_of(config, facts, blocks, device, graphs, exchange, in_rounds=in_rounds)
 
 
 def stage_of(
@@ -91,6 +93,8 @@ def stage_of(
     device: torch.device,
     graphs: GraphCapture | None = None,
     exchange: Exchange | None = None,
+    *,
+    in_rounds: bool = False,
 ) -> Stage:
     """The stage that trains consecutive blocks as the config has it; arguments as `build_stage`."""
     is_first = blocks[0].spec.index == 0
@@ -106,6 +110,7 @@ def stage_of(
         tests_every_depth=config.runtime.eval_depths,
         between=_between(config),
         exchange=exchange,
+        in_rounds=in_rounds,
     )
     if config.runtime.compile:
         stage.compile()
@@ -218,8 +223,8 @@ def graphs_prevented_by(config: Config) -> str | None:
         return "loss.similarity_batches: batches differ in what they learn from"
     if config.schedule.greedy:
         return "schedule.greedy: what learns changes from phase to phase"
-    if config.parallel.members > 1:
-        return "parallel.members: a step waits for other processes"
+    if config.parallel.members > 1 or config.parallel.replicas:
+        return "parallel: a step waits for other processes"
     if config.runtime.on_nonfinite == "skip_batch":
         return "runtime.on_nonfinite skip_batch looks at each loss before it learns"
     return None

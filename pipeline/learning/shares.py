@@ -10,9 +10,28 @@ Shares are contiguous, in order of member, and differ by one example at most:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.schedule.items import Turn
 
 LEAST = 2
 """Examples of a share, if it has any, of a batch that has as many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a member's gradients count for in the sum. `whole`: the same for changes of whole
+    numbers; `later`: how many batches of its round come after its own, None for a share: running
+    statistics take batches one after the other, and a share's are a part of those of one batch."""
+
+    weight: float
+    whole: int
+    later: int | None
+
+
+NOTHING = Part(0.0, 0, 0)
+"""Of a member without a batch or share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +51,17 @@ class Share:
     def weight(self) -> float:
         """What a mean over them counts for in that over the batch."""
         return self.count / self.of
+
+    @property
+    def part(self) -> Part:
+        """What is found of them, beside what others find of the rest."""
+        # whole numbers, such as the count of batches, change as with the first member
+        return Part(self.weight, int(self.first == 0), None)
+
+
+def part_of(turn: Turn) -> Part:
+    """Of the mean over the batches of a round."""
+    return Part(1 / turn.size, 1, turn.size - 1 - turn.place)
 
 
 def share_of(examples: int, member: int, members: int) -> Share:

@@ -26,6 +26,7 @@ from pipeline.learning.losses import output_loss
 from pipeline.learning.nonfinite import FiniteCheck, StateCheck, restore
 from pipeline.learning.precision import Between
 from pipeline.learning.rule_calls import Expansion, shared_by
+from pipeline.learning.shares import NOTHING, part_of
 from pipeline.learning.team import Team, sizes
 from pipeline.network.specs import in_runs
 from pipeline.rules.rule import Batch
@@ -40,8 +41,9 @@ if TYPE_CHECKING:
     from pipeline.learning.losses import LossValue
     from pipeline.learning.nonfinite import Policy
     from pipeline.learning.rule_calls import Versions
-    from pipeline.learning.shares import Share
+    from pipeline.learning.shares import Part, Share
     from pipeline.network.specs import BlockSpec
+    from pipeline.schedule.items import Turn
 
 AS_COMPUTED = Between()
 MOST_CLASSES = 128
@@ -54,7 +56,7 @@ class Stage:
     The first stage of a network also has the `preprocess` that turns examples into its input.
     `tests_every_depth`: in tests, what each block predicts is counted, too. `between`: how
     activations travel between its groups, and to other stages. `exchange`: of a member of a team,
-    which holds a whole network and takes its share of each batch.
+    which takes its share of each batch, or, `in_rounds`, whole batches by turns.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Stage:
         tests_every_depth: bool = False,
         between: Between = AS_COMPUTED,
         exchange: Exchange | None = None,
+        in_rounds: bool = False,
     ) -> None:
         device, indices = blocks[0].device, [block.spec.index for block in blocks]
         self.blocks = list(blocks)
@@ -91,8 +94,13 @@ class Stage:
         self._captured: CapturedSteps[Pending] | None = None
         self._skipped: dict[int, list[int]] = {}
         self._remarks: list[str] = []
+        self._in_rounds = in_rounds
         self._share: Share | None = None
-        """Of the batch at work, in a team."""
+        """Of the batch at work, in a team that shares batches out."""
+        self._part: Part = NOTHING
+        """What it counts for in the sum of the team."""
+        self._given_as = 0
+        """The batch by which the team knows what it found."""
         self._team: Team | None = None
         if exchange is not None:
             skips = on_nonfinite == "skip_batch"
@@ -110,6 +118,7 @@ class Stage:
         send: Send,
         learner: int | None = None,
         in_slot: bool = False,
+        turn: Turn | None = None,
     ) -> None:
         """One step of every block; in greedy training of the `learner` and its group.
 
@@ -121,12 +130,17 @@ class Stage:
                 unless it is the output's or the learner comes before the end of this stage.
             in_slot: whether x lies where later batches will, too, and stays until the device has
                 done the step: then a captured step reads it there.
+            turn: of a replica, the batch's place in its round.
         """
         self._shortcuts.clear()
         self._scalars.set(batch_id, lr)
-        given = self._own_share((x, targets, *carried))
+        given = (x, targets, *carried)
+        if turn is not None:
+            self._part, self._given_as = part_of(turn), turn.first
+        else:
+            given, self._given_as = self._own_share(given), batch_id
         if not len(given[1]):
-            self._give_nothing(batch_id, learner)
+            self.give_nothing(batch_id, lr, learner)
         elif learner is not None:
             self._train_learner(given, batch_id, send, learner)
         elif self._captured is not None:
@@ -136,26 +150,27 @@ class Stage:
             self.step(given, batch_id, send)
 
     def _own_share(self, given: Tensors) -> Tensors:
-        """What this member of a team takes of a batch; else all of it."""
-        if self._team is None:
+        """What this member of a team takes of a batch; all of it, if batches aren't shared out."""
+        if self._team is None or self._in_rounds:
             return given
         share = self._team.share(len(given[1]))
         if share != self._share:
-            self._share = share
+            self._share, self._part = share, share.part
             for block in self.blocks:
                 block.take(share)
         # kernels may round otherwise where memory begins elsewhere than a fresh tensor's
         return tuple(tensor[share.rows].clone() for tensor in given)
 
-    def _give_nothing(self, batch_id: int, learner: int | None) -> None:
-        """To the team, of a share without examples, for all groups that learn."""
+    def give_nothing(self, batch_id: int, lr: float, learner: int | None = None) -> None:
+        """To the team, without examples, for all groups that learn. `batch_id`: of the batch, or of
+        the first of its round."""
         assert self._team is not None, "of a team alone"
-        assert self._share is not None, "it has been taken"
+        self._scalars.set(batch_id, lr)
         for group in self._groups:
             learns = not group[-1].spec.frozen and learner in (None, group[-1].spec.index)
             if learns:
                 self._team.begin(group)
-                self._team.give(group, batch_id, None, self._share, self._scalars.lr, {}, 0)
+                self._team.give(group, batch_id, None, NOTHING, self._scalars.lr, {}, 0)
 
     def step(self, given: Tensors, batch_id: int, send: Send) -> None:
         """One step of every block, for a batch as it arrived."""
@@ -346,12 +361,11 @@ class Stage:
         passes = self._finite.passes(loss, last.spec.index, batch_id)
         predictions = counted(pending.onwards.y)
         if self._team is not None:
-            assert self._share is not None, "it has been taken"
-            gradients = None
+            gradients, at = None, self._given_as
             if passes:
-                gradients = gradients_of(group, loss, directions, self._share.weight)
+                gradients = gradients_of(group, loss, directions, self._part.weight)
             lr = self._scalars.lr
-            self._team.give(group, batch_id, gradients, self._share, lr, values, predictions)
+            self._team.give(group, at, gradients, self._part, lr, values, predictions)
         elif passes:
             learn(group, loss, self._scalars.lr, directions)
             for block, value in values.items():

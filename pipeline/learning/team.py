@@ -8,8 +8,8 @@ What is given, in this order:
 
     flags        1 where the loss is finite, then 1 for each parameter that has a gradient
     gradients    of the mean over the share, times its weight: they add up to that over the batch
-    statistics   how buffers have changed, times the weight: all get the mean of the changes; whole
-                 numbers, such as the count of batches, change as with member 0
+    statistics   how buffers have changed, times the weight: all get the mean of the changes; of a
+                 round, running statistics take one batch after the other
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pipeline.learning.shares import Share, share_of
+from pipeline.learning.shares import Part, Share, share_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -78,14 +78,14 @@ class Team:
     def begin(self, group: Group) -> None:
         """Before the group computes in training: make the step of the batch before."""
         self.complete(group)
-        self._before = [buffer.detach().clone() for buffer in _moving(group)]
+        self._before = [buffer.detach().clone() for buffer, _ in _moving(group)]
 
     def give(
         self,
         group: Group,
         batch_id: int,
         gradients: Gradients | None,
-        share: Share,
+        part: Part,
         lr: float | Tensor,
         values: Mapping[Block, LossValue],
         predictions: int,
@@ -93,17 +93,18 @@ class Team:
         """After it has computed.
 
         Args:
+            batch_id: of the batch, or of the first of its round.
             gradients: of all that the group learns, in order, weighted; None: the loss was not
-                finite, or the share is empty.
+                finite, or there was nothing to learn from.
         """
         learned = [parameter for block in group for parameter in block.learned]
-        is_finite = gradients is not None or not share.count
+        is_finite = gradients is not None or not part.weight
         given = [None] * len(learned) if gradients is None else gradients
         flags = torch.tensor([is_finite, *(one is not None for one in given)], dtype=torch.uint8)
         found = [flags]
         found += [_as_parameter(one, p) for one, p in zip(given, learned, strict=True)]
-        for live, before in zip(_moving(group), self._before, strict=True):
-            found.append(_change(live.detach(), before, share))
+        for (live, fades), before in zip(_moving(group), self._before, strict=True):
+            found.append(_change(live.detach(), before, part, fades))
         key = batch_id, group[-1].spec.index
         lr = lr.clone() if isinstance(lr, Tensor) else lr  # the next batch may have another
         self._given[key[1]] = _Given(key, group, lr, self._before, values, predictions)
@@ -117,14 +118,14 @@ class Team:
         flags, *total = self._exchange.total(given.key)
         learned = [parameter for block in group for parameter in block.learned]
         changes = total[len(learned) :]
-        for live, before in zip(_moving(group), given.before, strict=True):
+        for (live, _), before in zip(_moving(group), given.before, strict=True):
             live.detach().copy_(before)
         asks = self._may_skip or any(_may_miss(block) for block in group)
         finite, *has = flags.tolist() if asks else [self._exchange.members] * (1 + len(learned))
         if finite < self._exchange.members:
             self._skip(group, given.key[0])
             return
-        for live, change in zip(_moving(group), changes, strict=True):
+        for (live, _), change in zip(_moving(group), changes, strict=True):
             live.detach().add_(change)
         gradients = iter(zip(total, has, strict=False))
         for block in group:
@@ -142,19 +143,23 @@ class Team:
 def sizes(group: Group) -> list[int]:
     """Bytes of each tensor that a member gives of a group."""
     learned = [parameter for block in group for parameter in block.learned]
-    return [1 + len(learned), *(tensor.nbytes for tensor in (*learned, *_moving(group)))]
+    moving = [buffer for buffer, _ in _moving(group)]
+    return [1 + len(learned), *(tensor.nbytes for tensor in (*learned, *moving))]
 
 
-def _moving(group: Group) -> Iterator[Tensor]:
+def _moving(group: Group) -> Iterator[tuple[Tensor, float | None]]:
     """Buffers that training may change: those of batch norms; of a user's own network or rule, all
-    that are numbers."""
+    that are numbers. Each with what a later batch leaves of its change, where that is known."""
     for block in group:
         is_users = block.spec.custom or block.spec.rule
         for module in block.modules():
             if is_users or isinstance(module, _BatchNorm):
+                fades = None
+                if isinstance(module, _BatchNorm) and module.momentum is not None:
+                    fades = 1.0 - module.momentum
                 for buffer in module.buffers(recurse=False):
                     if buffer.dtype != torch.bool:
-                        yield buffer
+                        yield buffer, fades
 
 
 def _may_miss(block: Block) -> bool:
@@ -172,9 +177,14 @@ def _as_parameter(gradient: Tensor | None, parameter: Tensor) -> Tensor:
     return gradient if gradient.stride() == fresh.stride() else fresh.copy_(gradient)
 
 
-def _change(live: Tensor, before: Tensor, share: Share) -> Tensor:
-    """What this member adds to what a buffer was. What stays the same may be infinite."""
+def _change(live: Tensor, before: Tensor, part: Part, fades: float | None) -> Tensor:
+    """What this member adds to what a buffer was. What stays the same may be infinite.
+
+    Running statistics take the batches of a round one after the other, in order: each of those that
+    are later leaves `fades` of the change.
+    """
     change = torch.where(live == before, torch.zeros_like(live), live - before)
-    if live.is_floating_point() or live.is_complex():
-        return change.mul_(share.weight)
-    return change if share.first == 0 else torch.zeros_like(change)
+    if not (live.is_floating_point() or live.is_complex()):
+        return change.mul_(part.whole)
+    in_turn = part.later is not None and fades is not None and part.weight > 0
+    return change.mul_(fades**part.later if in_turn else part.weight)  # type: ignore[operator]

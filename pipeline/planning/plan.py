@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import STAGES, ConfigError
+from pipeline.errors import STAGES, ConfigError, Option
 from pipeline.network.specs import stage_units
 from pipeline.planning.cost import estimated_bytes
 from pipeline.planning.placement import busiest, most_even_cuts, place, smallest_peak
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from pipeline.network.specs import BlockSpec
     from pipeline.planning.cost import BlockCost
@@ -42,13 +42,21 @@ class StageCost:
 @dataclass(frozen=True, slots=True)
 class StagePlan:
     """One process: which blocks (by index, consecutive) on which device. `member` of `members`:
-    which it is of a team that trains the same blocks; teams are consecutive."""
+    which it is of a team that trains the same blocks; teams are consecutive. `in_rounds`: members
+    take batches by turns, else each takes a share of every batch."""
 
     stage: int
     blocks: tuple[int, ...]
     device: str
     member: int = 0
     members: int = 1
+    in_rounds: bool = False
+
+    @property
+    def place(self) -> int:
+        """Its place among the processes of its team: replicas stand in the order of rounds, the
+        last first."""
+        return self.members - 1 - self.member if self.in_rounds else self.member
 
     @property
     def host(self) -> str:
@@ -81,16 +89,25 @@ class Plan:
     @property
     def members(self) -> int:
         """How many processes hold the whole network; 1 for a pipeline."""
-        return self.stages[0].members
+        return 1 if self.stages[0].in_rounds else self.stages[0].members
 
     def name(self, stage: int) -> str:
         """How people call one of the processes."""
-        return f"member {stage}" if self.members > 1 else f"stage {stage}"
+        plan = self.stages[stage]
+        if self.members > 1:
+            return f"member {stage}"
+        return f"stage {stage}" + (f", replica {plan.member}" if plan.in_rounds else "")
+
+    def team(self, stage: int) -> list[StagePlan]:
+        """The processes that train the same blocks, in order of member."""
+        own = self.stages[stage]
+        others = (one for one in self.stages if one.blocks == own.blocks)
+        return sorted(others, key=lambda one: one.member)
 
     def in_one_process(self) -> Plan:
         """What single mode does: one block after the other, on the device of the first stage."""
-        if self.members > 1:
-            return self  # there, too, each holds the network
+        if any(stage.members > 1 for stage in self.stages):
+            return self  # there, too, each member holds its blocks
         blocks = tuple(block for stage in self.stages for block in stage.blocks)
         return Plan((StagePlan(0, blocks, self.stages[0].device),))
 
@@ -106,6 +123,7 @@ class Plan:
                 "device": plan.device,
                 "blocks": list(plan.blocks),
                 **({"member": plan.member} if plan.members > 1 else {}),
+                **({"in_rounds": True} if plan.in_rounds else {}),
             }
             for plan in self.stages
         ]
@@ -170,6 +188,47 @@ def make_plan(
         tuple(
             StagePlan(stage, group, devices[device])
             for stage, (group, device) in enumerate(zip(groups, placement, strict=True))
+        )
+    )
+
+
+def with_replicas(
+    plan: Plan,
+    replicas: Mapping[int, int],
+    costs: Sequence[BlockCost],
+    devices: Sequence[str],
+    loads: Sequence[int] | None = None,
+) -> Plan:
+    """The plan with as many processes for each stage as its blocks have replicas, placed anew.
+
+    The first of them takes the last batch of a round, so that it has passed on the others' when it
+    begins to work: see `docs/design/exchange.md`.
+
+    Raises:
+        ConfigError: where blocks of one stage have different numbers.
+    """
+    loads = [cost.train_macs for cost in costs] if loads is None else loads
+    grown: list[tuple[tuple[int, ...], int, int]] = []
+    for stage in plan.stages:
+        numbers = {replicas.get(block, 1) for block in stage.blocks}
+        if len(numbers) > 1:
+            named = ", ".join(f"block {b} {replicas.get(b, 1)}" for b in stage.blocks)
+            raise ConfigError(
+                f"parallel.replicas: stage {stage.stage} has blocks with different numbers of "
+                f"replicas ({named}): divide them otherwise, with ",
+                *(STAGES, " or ", Option("plan")),
+            )
+        (number,) = numbers
+        grown += [(stage.blocks, member, number) for member in reversed(range(number))]
+    sums = [max(1, sum(loads[b] for b in blocks) // number) for blocks, _, number in grown]
+    traffic = [costs[blocks[-1]].sent_bytes for blocks, _, _ in grown[:-1]]
+    placement = place(sums, len(devices), traffic)
+    return Plan(
+        tuple(
+            StagePlan(at, blocks, devices[device], member, number, number > 1)
+            for at, ((blocks, member, number), device) in enumerate(
+                zip(grown, placement, strict=True)
+            )
         )
     )
 

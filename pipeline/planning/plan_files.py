@@ -106,6 +106,7 @@ class _Stage(Section):
     device: str
     stage: int | None = None
     member: int | None = None
+    in_rounds: bool = False
 
 
 class _PlanFile(Section):
@@ -156,12 +157,16 @@ def load_plan(path: Path, specs: Sequence[BlockSpec], devices: Sequence[str]) ->
     Raises:
         ConfigError: where it is no plan, not for this network, or not for these devices.
     """
-    stages = checked(_PlanFile, load_tree(path), str(path)).stages
-    found = [block for stage in stages for block in stage.blocks]
-    if found != list(range(len(specs))):
+    found = checked(_PlanFile, load_tree(path), str(path)).stages
+    # of replicas one stands for all, whose number is the configuration's
+    stages = [stage for stage in found if not stage.member]
+    if len(stages) < len(found):
+        stages = [stage.model_copy(update={"stage": None}) for stage in stages]
+    blocks = [block for stage in stages for block in stage.blocks]
+    if blocks != list(range(len(specs))):
         raise ConfigError(
             f"{path}: the stages' blocks must be 0 to {len(specs) - 1}, each once and in order; "
-            f"found {brief(found)}"
+            f"found {brief(blocks)}"
         )
     beginnings = {unit[0].index for unit in stage_units(specs)}
     for number, stage in enumerate(stages):

@@ -177,9 +177,18 @@ class Timing:
         """What a batch costs each stage."""
         devices = _devices(plan)
         stages = plan.stages
-        return [
+        works = [
             self._work(stage, after, devices.index(stage.device))
             for stage, after in zip(stages, [*stages[1:], None], strict=True)
+        ]
+        # a replica learns from one batch of a round, and sends all on
+        return [
+            replace(
+                work,
+                forward_s=work.forward_s / stage.members,
+                learn_s=work.learn_s / stage.members,
+            )
+            for work, stage in zip(works, stages, strict=True)
         ]
 
     def prospect(self, plan: Plan, max_in_flight: int) -> Prospect:

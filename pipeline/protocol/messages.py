@@ -151,7 +151,8 @@ class Setup:
     begun again. The state is looked at after each batch to `check_until`; what the stage does is
     recorded to batch `record_until`, and handed over as a `Timeline`.
     `config`: the tree of the configuration, but for where images lie; a stage checks it again.
-    `member`: which it is of a team; `team`: where it is to listen for each other member, in order.
+    `member`: which it is of a team; `team`: where it is to listen for each other member, in order;
+    `in_rounds`: its members take batches by turns.
     """
 
     attempt: int
@@ -172,6 +173,7 @@ class Setup:
     initial: tuple[int, ...] = ()
     member: int = 0
     team: tuple[str, ...] = ()
+    in_rounds: bool = False
 
     def __post_init__(self) -> None:
         # refused here, where types and shapes of all that travels are known

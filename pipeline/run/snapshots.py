@@ -16,7 +16,7 @@ from pipeline.schedule.reports import digest_of
 from pipeline.storage.checkpoint import RunState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from pipeline.run.events import Observer
     from pipeline.schedule.best import BestSoFar
@@ -79,7 +79,7 @@ class Snapshots:
         if len(parts) == self._stages:
             self._parts.popleft()
             in_order = [parts[stage] for stage in sorted(parts)]
-            _check_alike(in_order)
+            _check_alike(parts)
             tallies = [tally for state, _ in in_order for tally in state.tallies]
             self.newest = RunState(
                 Position(state.step, state.epoch_reported),
@@ -181,20 +181,22 @@ class Snapshots:
         self._observer(Note(text))
 
 
-def _check_alike(parts: Sequence[Part]) -> None:
+def _check_alike(parts: Mapping[int, Part]) -> None:
     """Members of a team hold the same, bit for bit.
 
     Raises:
         RunError: where one does not.
     """
-    others = [state.digest for state, _ in parts if state.digest]
-    if others:
-        state, files = parts[0]
-        digest = digest_of(files)
-        for member, other in enumerate(others, start=1):
-            if other != digest:
-                raise RunError(
-                    f"member {member} holds other weights than member 0 after step {state.step}: "
-                    "they were to be equal bit for bit; do all run on the same kind of processor, "
-                    "with the same libraries? The checkpoint before is sound"
-                )
+    digests = {
+        state.blocks: digest_of(files)
+        for state, files in parts.values()
+        if not state.digest
+        and any(state.blocks == other.blocks for other, _ in parts.values() if other.digest)
+    }
+    for stage, (state, _) in parts.items():
+        if state.digest and state.digest != digests[state.blocks]:
+            raise RunError(
+                f"process {stage} holds other weights than the first of its team after step "
+                f"{state.step}: they were to be equal bit for bit; do all run on the same kind of "
+                "processor, with the same libraries? The checkpoint before is sound"
+            )

@@ -21,7 +21,7 @@ The learning rate of each step, for 4 epochs of 2 steps, in hundredths of `lr`:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import cos, pi, prod
+from math import cos, lcm, pi, prod
 from threading import Event
 from typing import TYPE_CHECKING, Literal, TypeGuard
 
@@ -80,6 +80,8 @@ class Course:
     """Whether they say what each block predicts."""
     patience: int | None = None
     """Epochs without a lower tested error after which the run ends."""
+    rounds: int = 1
+    """A snapshot falls where a round of so many batches of an epoch is over."""
 
     @property
     def all_epochs(self) -> int:
@@ -95,7 +97,14 @@ class Course:
     def snapshot_after(self, step: int) -> int:
         """The first step from `step` (from 1) on after which a snapshot is taken."""
         every = self.checkpoint_every_steps or self.steps_per_epoch
-        return min(self.steps, (step + every - 1) // every * every)
+        due = (step + every - 1) // every * every
+        return min(self.steps, self.round_end(due))
+
+    def round_end(self, step: int) -> int:
+        """The last step of the round that step (from 1) belongs to."""
+        before = (self.epoch_of(step) - 1) * self.steps_per_epoch
+        within = -(-(step - before) // self.rounds) * self.rounds
+        return min(self.steps, before + min(within, self.steps_per_epoch))
 
     def epoch_of(self, step: int) -> int:
         """The epoch (from 1) that step (from 1) belongs to; 0 before the first step."""
@@ -163,6 +172,7 @@ def course_of(
         eval_every_epochs=config.runtime.eval_every_epochs,
         eval_before_training=config.runtime.eval_before_training,
         checkpoint_every_steps=config.runtime.checkpoint_every_steps,
+        rounds=lcm(*config.parallel.replicas.values()),
         predictions=prod(specs[-1].target_shape) if specs[-1].classes else 1,
         learners=tuple(group[-1].index for group in groups if not group[-1].frozen)
         if config.schedule.greedy
@@ -259,7 +269,8 @@ class Feed:
     def __iter__(self) -> Iterator[Item]:
         """Yields each item once; an item counts as fed when the next is asked for."""
         for item in _items(self.course, self.position, self._is_enough):
-            if not self.interrupted:
+            # a round that has begun comes to its end: members wait for each other
+            if not self.interrupted or self._in_round:
                 if isinstance(item, TrainBatch) and item.batch_id in self.left_out:
                     yield PassedBatch(item.batch_id, item.epoch)
                 else:
@@ -269,10 +280,17 @@ class Feed:
                     self._advance(item)
                     continue
             self.cut_short = True
+            if self._in_round:
+                break  # its batch can't be had: the newest snapshot stays
             step, reported = self.position.step, self.position.epoch_reported
             yield Snapshot(step, self.course.epoch_of(step), reported)
             break
         yield Stop()
+
+    @property
+    def _in_round(self) -> bool:
+        step = self.position.step
+        return step > 0 and self.course.round_end(step) != step
 
     def _advance(self, item: Item) -> None:
         if isinstance(item, TrainBatch):
@@ -294,21 +312,30 @@ def _items(course: Course, start: Position, is_enough: Callable[[], bool]) -> It
         yield from _evaluation(course, 0)
     elif not start.epoch_reported and step % course.steps_per_epoch == 0:
         yield from _epoch_end(course, course.epoch_of(step), is_enough)
+    every, due = course.checkpoint_every_steps, False
     while step < course.steps and not is_enough():
         step += 1
         epoch = course.epoch_of(step)
-        yield TrainBatch(step, epoch, course.learning_rate(step), course.learner(epoch))
+        index = (step - 1) % course.steps_per_epoch
+        follow = min(course.steps_per_epoch - 1 - index, course.steps - step)
+        rate, learner = course.learning_rate(step), course.learner(epoch)
+        yield TrainBatch(step, epoch, rate, learner, index, follow)
+        due |= every > 0 and step % every == 0
         if step % course.steps_per_epoch == 0:
-            yield from _epoch_end(course, epoch, is_enough)
-        elif course.checkpoint_every_steps and step % course.checkpoint_every_steps == 0:
+            yield from _epoch_end(course, epoch, is_enough, due=due)
+            due = False
+        elif due and course.round_end(step) == step:
             yield Snapshot(step, epoch, epoch_reported=False)
+            due = False
 
 
-def _epoch_end(course: Course, epoch: int, is_enough: Callable[[], bool]) -> Iterator[Item]:
+def _epoch_end(
+    course: Course, epoch: int, is_enough: Callable[[], bool], *, due: bool = False
+) -> Iterator[Item]:
     yield EndEpoch(epoch)
     yield from _evaluation(course, epoch)
     step, every = epoch * course.steps_per_epoch, course.checkpoint_every_steps
-    if not every or step % every == 0 or epoch == course.all_epochs or is_enough():
+    if not every or due or step % every == 0 or epoch == course.all_epochs or is_enough():
         yield Snapshot(step, epoch, epoch_reported=True)
 
 

@@ -23,6 +23,26 @@ class TrainBatch:
     lr: float
     learner: int | None = None
     """In greedy training: the block whose loss is learned from; those before are frozen."""
+    index: int = 0
+    """Within its epoch, from 0."""
+    follow: int = 0
+    """Training batches that follow in its epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A batch's place in a round of batches that are learned from by one step, and how many these
+    are: in an epoch's last round perhaps fewer. `first`: the id of its first batch."""
+
+    place: int
+    size: int
+    first: int
+
+
+def turn_of(batch: TrainBatch, rounds: int) -> Turn:
+    """In rounds of so many batches, which begin anew with each epoch."""
+    place = batch.index % rounds
+    return Turn(place, min(rounds, place + 1 + batch.follow), batch.batch_id - place)
 
 
 @dataclass(frozen=True, slots=True)

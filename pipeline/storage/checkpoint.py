@@ -80,8 +80,8 @@ class RunState:
     initial: Initial = field(default_factory=Initial)
     """Of a fresh run: what its blocks begin with in place of what is drawn for them."""
 
-    def tallies_of(self, blocks: Collection[int], member: int = 0) -> tuple[Tally, ...]:
-        """The counters of some blocks, of one member of a team."""
+    def tallies_of(self, blocks: Collection[int], place: int = 0) -> tuple[Tally, ...]:
+        """The counters of some blocks, of the process at a place in its team."""
         by_block: dict[int, list[Tally]] = {}
         for tally in self.tallies:
             by_block.setdefault(tally.block, []).append(tally)
@@ -89,7 +89,7 @@ class RunState:
             tally
             for block, found in by_block.items()
             if block in blocks
-            for tally in found[member : member + 1]
+            for tally in found[place : place + 1]
         )
 
 

@@ -19,6 +19,7 @@ from pipeline.schedule.items import (
     StartEvaluation,
     Stop,
     TrainBatch,
+    turn_of,
 )
 from pipeline.schedule.reports import PassReport, StageState, digest_of
 from pipeline.timeline.spans import SpanRecorder
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from pipeline.device.meter import Meter
     from pipeline.learning.stage import Stage
-    from pipeline.schedule.items import Batch, Item
+    from pipeline.schedule.items import Batch, Item, Turn
     from pipeline.schedule.reports import Tally
 
 
@@ -52,8 +53,11 @@ class StageRunner:
 
     Args:
         forward: sends an item downstream, and of a batch (activation, targets, what is carried).
-        member: which it is of a team that shares batches out; None: of no team. A member sends the
-            examples on as they came, so that the next one takes its share.
+        member: which it is of a team; None: of no team. Where batches are shared out, a member
+            sends the examples on as they came, so that the next one takes its share.
+        rounds: of replicas, how many there are: each takes the batch of its number of each round,
+            and sends the others on, for the next replica to learn from, or as an earlier one has
+            made them.
         check_until: the last batch after which it looks whether its state is finite, beside
             snapshots.
         spans: records what it does, for the item that was taken up.
@@ -68,6 +72,7 @@ class StageRunner:
         *,
         meter: Meter,
         member: int | None = None,
+        rounds: int = 1,
         last_batch_id: int = 0,
         check_until: int = 0,
         spans: SpanRecorder | None = None,
@@ -78,6 +83,7 @@ class StageRunner:
         self.at_batch = 0
         """The training batch at work, 0 between them; after an error the one that it hit."""
         self._forward, self._upstream, self._member = forward, upstream, member
+        self._rounds = rounds
         self._in_slot, self._check_until = False, check_until
         self._spans = spans or SpanRecorder()
         self._last_evaluated = 0
@@ -122,7 +128,13 @@ class StageRunner:
         self._must_follow("training batch", self.last_batch_id, item.batch_id)
         self._open_epoch(item.epoch)
         self.at_batch = item.batch_id
-        self._pass_examples(item, (x, targets, *carried))
+        tensors = (x, targets, *carried)
+        turn = turn_of(item, self._rounds) if self._rounds > 1 else None
+        if turn is None or not self.stage.sends:
+            self._pass_examples(item, tensors)
+        if turn is not None and turn.place != self._member:
+            self._leave_to_others(item, tensors, turn)
+            return
         self.stage.train(
             x,
             targets,
@@ -132,6 +144,7 @@ class StageRunner:
             send=lambda passed, *onwards: self._send(item, (passed, targets, *onwards), "learn"),
             learner=item.learner,
             in_slot=self._in_slot,
+            turn=turn,
         )
         self.last_batch_id, self.at_batch = item.batch_id, 0
         if item.batch_id <= self._check_until:
@@ -139,6 +152,15 @@ class StageRunner:
             self.stage.check_state(item.batch_id)
         if self._member is None and self.stage.ends_at(item.learner):
             self._forward(PassedBatch(item.batch_id, item.epoch), ())
+
+    def _leave_to_others(self, item: TrainBatch, tensors: tuple[Tensor, ...], turn: Turn) -> None:
+        """A batch that another replica learns from; a last round may have none for this one."""
+        assert self._member is not None, "of a replica"
+        if self.stage.sends:
+            self._send(item, tensors, "compute")
+        if turn.place == turn.size - 1 < self._member:
+            self.stage.give_nothing(turn.first, item.lr)
+        self.last_batch_id, self.at_batch = item.batch_id, 0
 
     def _pass_examples(self, item: Batch, tensors: tuple[Tensor, ...]) -> None:
         if self._member is not None:
@@ -158,7 +180,14 @@ class StageRunner:
         self, item: EvaluationBatch, x: Tensor, targets: Tensor, *carried: Tensor
     ) -> None:
         self._must_follow("evaluation batch", self._last_evaluated, item.batch_id)
-        self._pass_examples(item, (x, targets, *carried))
+        is_replica = self._rounds > 1
+        if not (is_replica and self.stage.sends):
+            self._pass_examples(item, (x, targets, *carried))
+        if is_replica and (item.batch_id - 1) % self._rounds != self._member:
+            if self.stage.sends:
+                self._send(item, (x, targets, *carried), "idle")
+            self._last_evaluated = item.batch_id
+            return
         self.stage.evaluate(
             x,
             targets,

@@ -127,7 +127,14 @@ class Worker:
                 activity=self._activity,
                 called_off=self._control.called_off,
             )
-        stage = build_stage(config, setup.facts, setup.blocks, device, exchange=self._team)
+        stage = build_stage(
+            config,
+            setup.facts,
+            setup.blocks,
+            device,
+            exchange=self._team,
+            in_rounds=setup.in_rounds,
+        )
         initial = initial_fingerprints(stage.blocks)
         team = self._team.listen(stage.found_sizes()) if self._team else ()
         if setup.record_until:
@@ -135,7 +142,7 @@ class Worker:
         links = StageLinks(
             self._endpoints,
             setup,
-            _slot_bytes(stage.blocks[0].spec, setup, config.data.batch_size),
+            _slot_bytes([block.spec for block in stage.blocks], setup, config.data.batch_size),
             device,
             meter=meter,
             activity=self._activity,
@@ -149,6 +156,7 @@ class Worker:
             self._control,
             meter=meter,
             member=setup.member if setup.team else None,
+            rounds=1 + len(setup.team) if setup.in_rounds else 1,
             last_batch_id=last,
             check_until=setup.check_until,
             spans=self._spans,
@@ -200,13 +208,16 @@ class Worker:
             torch.cuda.empty_cache()
 
 
-def _slot_bytes(first: BlockSpec, setup: Setup, batch_size: int) -> int:
+def _slot_bytes(specs: Sequence[BlockSpec], setup: Setup, batch_size: int) -> int:
     """Room for the largest batch that arrives: examples, or float32 activations and what is carried
-    beside them, and targets."""
+    beside them, and targets; at a replica also what an earlier one has made of a batch."""
+    first, last = specs[0], specs[-1]
     facts, passes = setup.facts, (first.in_training, first.in_tests)
-    tensors = 2 + len(first.in_training.carried)
+    made = (last.leaves_in_training, last.leaves_in_tests) if setup.in_rounds else ()
+    tensors = 2 + max(len(one.carried) for one in (first.in_training, *made))
     if first.index == 0:
         x_bytes = facts.example_bytes
     else:
         x_bytes = max(arrival.example_bytes(first.in_shape) for arrival in passes)
+    x_bytes = max(x_bytes, *(each.example_bytes(last.out_shape) for each in made), 0)
     return batch_size * (x_bytes + facts.target_bytes) + tensors * ALIGNMENT

@@ -19,7 +19,7 @@ from pipeline.learning.block import Block
 from pipeline.network.from_config import network_specs
 from pipeline.planning.cost import block_costs
 from pipeline.planning.hosts import Place, this_machine
-from pipeline.planning.plan import make_plan, plan_members
+from pipeline.planning.plan import make_plan, plan_members, with_replicas
 from pipeline.protocol.addresses import Carrier, LinkAddress
 from pipeline.protocol.credentials import Invitation
 from pipeline.protocol.messages import Complete
@@ -126,6 +126,7 @@ class Job:
             plan = plan_members(specs, config.parallel.members, ("cpu",))
         else:
             plan = make_plan(specs, costs, stages=stages, devices=("cpu",))
+            plan = with_replicas(plan, config.parallel.replicas, costs, ("cpu",))
         batches = load_batches(config.data, config.runtime.seed)
         course = course_of(config, specs, batches.steps_per_epoch, batches.evaluation_batches)
         self.folder = folder

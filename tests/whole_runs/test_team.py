@@ -132,7 +132,9 @@ def test_members_that_differ_end_the_run(folder: Folder, monkeypatch: pytest.Mon
             next(iter(runner.stage.state()[0].values())).add_(1e-6)
 
     monkeypatch.setattr(StageRunner, "_train", drifts)
-    with pytest.raises(RunError, match="member 1 holds other weights than member 0 after step 3"):
+    with pytest.raises(
+        RunError, match="process 1 holds other weights than the first of its team after step 3"
+    ):
         train_single(job)
 
 
