@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from math import lcm
 from typing import TYPE_CHECKING
 
 from launch.job import KnownSpeed
@@ -67,6 +68,7 @@ def cautions(job: Job) -> list[str]:
         *_frozen_as_drawn(job.config),
         *_without_room(job),
         *_shares_seen(job),
+        *_rounds(job),
         *_crowded_cores(job),
         *_feedback_that_cannot_align(job.config),
         *misplaced(job.config.schedule, job.milestones_for),
@@ -85,6 +87,25 @@ def _without_room(job: Job) -> list[str]:
         f"{job.config.runtime.threads_per_stage} threads each: {which} for a host that joins; "
         "use fewer --stages to begin at once"
     ]
+
+
+def _rounds(job: Job) -> list[str]:
+    """What replicas change."""
+    replicas, every = job.config.parallel.replicas, job.config.runtime.checkpoint_every_steps
+    if not replicas:
+        return []
+    named = ", ".join(f"block {block} of {n}" for block, n in sorted(replicas.items()))
+    notes = [
+        f"parallel.replicas: {named} batches a step, so these blocks learn otherwise than one "
+        "process each would have them, by fewer steps"
+    ]
+    rounds = lcm(*replicas.values())
+    if every % rounds:
+        notes.append(
+            f"runtime.checkpoint_every_steps {every}: checkpoints fall where a round of {rounds} "
+            "batches is over, so up to that much later"
+        )
+    return notes
 
 
 def _shares_seen(job: Job) -> list[str]:

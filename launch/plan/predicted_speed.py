@@ -37,8 +37,9 @@ def print_prediction(job: Job, known: KnownSpeed, console: Console) -> None:
         say(console, _GREEDY)
         return
     timing, plan = known.timing, job.plan
-    if plan.members > 1:
-        return  # what a share of a batch takes was not measured
+    replicated = any(stage.in_rounds for stage in plan.stages)
+    if plan.members > 1 or (job.single and replicated):
+        return  # what a share of a batch takes was not measured; nor do members that take turns
     if job.single:
         plan = plan.in_one_process()
         timing = timing.in_one_process() if plan.stages[0].device == "cpu" else timing
@@ -59,7 +60,8 @@ def print_prediction(job: Job, known: KnownSpeed, console: Console) -> None:
                 "more devices or stages, or a smaller data.batch_size, or place stages yourself "
                 "with --plan",
             )
-    if plan.stages[0].device != "cpu" and not (job.single or job.config.loss.is_global):
+    alone = job.single or job.config.loss.is_global
+    if plan.stages[0].device != "cpu" and not (alone or replicated):
         _print_growth(job, known, console)
 
 

@@ -83,7 +83,8 @@ class StageRunner:
         self.at_batch = 0
         """The training batch at work, 0 between them; after an error the one that it hit."""
         self._forward, self._upstream, self._member = forward, upstream, member
-        self._rounds = rounds
+        self._rounds, self._rate = rounds, 0.0
+        """Replicas, and the learning rate of the round at work, that of its first batch."""
         self._in_slot, self._check_until = False, check_until
         self._spans = spans or SpanRecorder()
         self._last_evaluated = 0
@@ -129,7 +130,12 @@ class StageRunner:
         self._open_epoch(item.epoch)
         self.at_batch = item.batch_id
         tensors = (x, targets, *carried)
-        turn = turn_of(item, self._rounds) if self._rounds > 1 else None
+        turn, rate = None, item.lr
+        if self._rounds > 1:
+            turn = turn_of(item, self._rounds)
+            if turn.place == 0:
+                self._rate = item.lr
+            rate = self._rate
         if turn is None or not self.stage.sends:
             self._pass_examples(item, tensors)
         if turn is not None and turn.place != self._member:
@@ -140,7 +146,7 @@ class StageRunner:
             targets,
             *carried,
             batch_id=item.batch_id,
-            lr=item.lr,
+            lr=rate,
             send=lambda passed, *onwards: self._send(item, (passed, targets, *onwards), "learn"),
             learner=item.learner,
             in_slot=self._in_slot,
@@ -159,7 +165,7 @@ class StageRunner:
         if self.stage.sends:
             self._send(item, tensors, "compute")
         if turn.place == turn.size - 1 < self._member:
-            self.stage.give_nothing(turn.first, item.lr)
+            self.stage.give_nothing(turn.first, self._rate)
         self.last_batch_id, self.at_batch = item.batch_id, 0
 
     def _pass_examples(self, item: Batch, tensors: tuple[Tensor, ...]) -> None:

@@ -30,6 +30,8 @@ from pipeline.worker.stage_runner import StageRunner
 from pipeline.worker.team_links import TeamLinks
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.config.sections import Config
     from pipeline.network.specs import BlockSpec
     from pipeline.protocol.credentials import Invitation
@@ -219,5 +221,5 @@ def _slot_bytes(specs: Sequence[BlockSpec], setup: Setup, batch_size: int) -> in
         x_bytes = facts.example_bytes
     else:
         x_bytes = max(arrival.example_bytes(first.in_shape) for arrival in passes)
-    x_bytes = max(x_bytes, *(each.example_bytes(last.out_shape) for each in made), 0)
+    x_bytes = max([x_bytes, *(each.example_bytes(last.out_shape) for each in made)])
     return batch_size * (x_bytes + facts.target_bytes) + tensors * ALIGNMENT

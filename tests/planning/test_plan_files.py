@@ -164,7 +164,7 @@ def specs_of(blocks: int) -> list[BlockSpec]:
         (
             "plan.yaml",
             "stages: [1]",
-            "stages.0: expected keys and values (blocks, device, stage, member), f",
+            "stages.0: expected keys and values (blocks, device, stage, member, in_rounds), f",
         ),
         ("plan.json", '{"stages": }', "JSON syntax: Expecting value"),
     ],

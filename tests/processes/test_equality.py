@@ -196,6 +196,15 @@ def test_streams_carry_the_same_bytes(run: Runner, monkeypatch: pytest.MonkeyPat
     assert digests(streamed) == digests(run("digits", single=True))
 
 
+def test_replicas_of_a_stage_equal_one_process(run: Runner) -> None:
+    ways = {"stages": 3, "replicas": ("1:2",)}
+    every = "runtime.checkpoint_every_steps=3"
+    single, replicated = run("digits", every, single=True, **ways), run("digits", every, **ways)
+    assert digests(replicated) == digests(single) != digests(run("digits", every, single=True))
+    assert sorted(digests(single)) == [4, 6, 7, 9, 13, 14, 16, 18, 21][-len(digests(single)) :]
+    assert epochs(replicated) == epochs(single)
+
+
 def test_frames_carry_what_a_team_found(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("launch.engines.local._work", processes.work_without_shared_memory)
     framed = run("digits", TEAM, "runtime.max_in_flight=3")

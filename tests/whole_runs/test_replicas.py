@@ -42,6 +42,14 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "neighbours": (3, replicas(b0=2, b1=3)),
     "all": (1, replicas(b0=2, b1=2, b2=2, b3=2)),
     "snapshots within rounds": (3, {**replicas(b1=3), "checkpoint_every_steps": 2}),
+    "rates that change within rounds": (
+        3,
+        {
+            **replicas(b1=3),
+            "schedule": {"epochs": 2, "decay": "cosine", "warmup_epochs": 1},
+            "optimizer": {"name": "adamw", "clip_norm": 0.5},
+        },
+    ),
     "a rule that carries": (
         3,
         {
