@@ -214,7 +214,8 @@ IMPOSSIBLE = [
     (
         "loss.betta=0.5",
         "loss.betta: unknown key; allowed here: name, rule, options, beta, dim_in_decoder, "
-        "pred_hidden, bio, target_projection, classifier, feedback, unsupervised, alpha, "
+        "pred_hidden, similarity_pool, similarity_channels, similarity_groups, similarity_batches, "
+        "similarity_bf16, bio, target_projection, classifier, feedback, unsupervised, alpha, "
         "label_smoothing; did you mean loss.beta?",
     ),
     (
