@@ -212,36 +212,32 @@ REPORT = Report(
 
 
 def draw(result: Result, path: Path) -> None:
-    """Error over images/s, both logarithmic; the area of a point is its memory."""
-    points = points_of(result)
+    """Error over images/s, both logarithmic; the area of a point is its memory. Numbers stand for
+    the ways, which are listed beside, by error."""
+    points = sorted(points_of(result), key=lambda one: (one["error_pct"], -one["images_per_s"]))
     on_front = set(front(points))
     figure = new_figure(_INCHES)
-    axes = figure.subplots()
+    axes, names = figure.subplots(1, 2, width_ratios=(3, 1))
     most = max(one["peak_bytes"] for one in points)
-    for one in points:
-        axes.scatter(
-            one["images_per_s"],
-            one["error_pct"],
-            s=400 * one["peak_bytes"] / most,
-            color=_LOCAL if one["is_local"] else _BACKPROP,
-            alpha=0.9 if one["label"] in on_front else 0.3,
-            linewidths=0,
-        )
-        axes.annotate(
-            one["label"],
-            (one["images_per_s"], one["error_pct"]),
-            textcoords="offset points",
-            xytext=(4, 4),
-            fontsize=6,
-        )
+    for number, one in enumerate(points, 1):
+        color = _LOCAL if one["is_local"] else _BACKPROP
+        at = one["images_per_s"], one["error_pct"]
+        area = 400 * one["peak_bytes"] / most
+        is_on_front = one["label"] in on_front
+        axes.scatter(*at, s=area, color=color, alpha=0.9 if is_on_front else 0.3, linewidths=0)
+        axes.annotate(str(number), at, ha="center", va="center", fontsize=6)
+        weight = "bold" if is_on_front else "normal"
+        height = 1 - number / (len(points) + 1)
+        names.text(0, height, f"{number}  {one['label']}", color=color, weight=weight, fontsize=6)
+    names.set_axis_off()
     axes.set_xscale("log")
     errors_axis(axes)
     axes.set_xlabel("images/s")
     axes.set_ylabel("test error, %")
     axes.grid(visible=True, linewidth=0.3)
-    axes.set_title(
+    figure.suptitle(
         f"{result['title']}: global backprop blue, local rules orange; area: memory, the largest "
-        f"{size_text(most)}; pale: beaten in all",
+        f"{size_text(most)}; bold: beaten by none in error, speed and memory",
         fontsize=8,
     )
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ NO_MODULES = {"pipeline/README.md", "pipeline/py.typed", "launch/py.typed"}
 DATA = {
     *NO_MODULES,
     "launch/paper/paper.yaml",
+    "launch/referee/referee.yaml",
     "launch/report/page.css",
     "launch/report/page.html",
 }
