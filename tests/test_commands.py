@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 from support import REPOSITORY
 from support.command_lines import SMALL, carried_out, lines_of
-from support.snippets import COMMANDS
+from support.snippets import COMMANDS, WHOLE
 
 from launch.job import Options
 from launch.plan.checks import make_job
@@ -30,10 +30,11 @@ data: {name: digits, batch_size: 64}
 schedule: {epochs: 1}
 runtime: {keep_best: test}
 """
-PAGES = ("README.md", *(
-    f"docs/{name}.md"
-    for name in ("configuration", "image_folders", "paper", "report", "running", "speed")
-))  # fmt: skip
+PAGES = [
+    page
+    for path in (REPOSITORY / "README.md", *sorted(REPOSITORY.glob("docs/**/*.md")))
+    if (page := str(path.relative_to(REPOSITORY))) not in WHOLE and any(lines_of(path))
+]
 """Those that `test_snippets.py` does not carry out whole."""
 CONFIGS = sorted(REPOSITORY.glob("configs/**/*.yaml"))
 

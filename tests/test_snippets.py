@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support import REPOSITORY
-from support.snippets import carry_out, not_understood
+from support.snippets import STARTS_PROCESSES, WHOLE, carry_out, not_understood
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,15 +19,8 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize(
     ("document", "snippets"),
     [
-        ("docs/data.md", 7),
-        ("docs/rules.md", 5),
-        ("docs/after_training.md", 11),
-        ("docs/files.md", 3),
-        ("docs/networks.md", 4),
-        pytest.param("docs/quick_start.md", 7, marks=pytest.mark.processes),
-        pytest.param("docs/recovery.md", 3, marks=pytest.mark.processes),
-        ("docs/sweeps.md", 3),
-        pytest.param("docs/python.md", 8, marks=pytest.mark.processes),
+        pytest.param(page, n, marks=[pytest.mark.processes] * (page in STARTS_PROCESSES))
+        for page, n in WHOLE.items()
     ],
 )
 def test_snippets_of_a_document_work(

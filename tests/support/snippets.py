@@ -24,6 +24,19 @@ A_FILE = re.compile(r"# (\w+\.(?:py|ya?ml))\b")
 """A first line that names the file in which a snippet is to be."""
 A_CONFIG = {"model": {"name": "mlp"}, "loss": {"name": "predsim"}, "data": {"name": "digits"}}
 _IN_A_SENTENCE = re.compile(r"(?<!`)`((?:pipeline-[a-z]+|python -m benchmarks\.\w+) [^`]+)`")
+WHOLE = {
+    "docs/data.md": 7,
+    "docs/rules.md": 5,
+    "docs/after_training.md": 11,
+    "docs/files.md": 3,
+    "docs/networks.md": 4,
+    "docs/quick_start.md": 7,
+    "docs/recovery.md": 3,
+    "docs/sweeps.md": 3,
+    "docs/python.md": 8,
+}
+"""Pages whose examples are small: carried out whole; each with how many snippets it has."""
+STARTS_PROCESSES = {"docs/quick_start.md", "docs/recovery.md", "docs/python.md"}
 COMMANDS: dict[str, click.Command] = {
     name: import_module(module).main for name, module in launch.entry.COMMANDS.items()
 }
