@@ -30,11 +30,11 @@ class Rejections:
             self._news.append(f"{self._where}: {peer} was turned away: {why}{more}")
         self.count += 1
 
-    def tell(self, what: str) -> None:
-        """Something else that people should know of the socket; the same words once."""
-        if what not in self._told and len(self._told) < MOST_PEERS:
-            self._told.add(what)
-            self._news.append(f"{self._where}: {what}")
+    def tell(self, text: str) -> None:
+        """Something else that people should know; the same words once."""
+        if text not in self._told and len(self._told) < MOST_PEERS:
+            self._told.add(text)
+            self._news.append(text)
 
     def news(self) -> list[str]:
         """Lines that were not given out yet."""

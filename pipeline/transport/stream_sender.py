@@ -65,7 +65,7 @@ class StreamWriter(Writer):
     """The sender's end of a stream.
 
     Args:
-        tell: hears, for people, that the stream broke.
+        tell: hears, for people, that the stream broke and goes on.
     """
 
     way = "stream"
@@ -118,12 +118,14 @@ class StreamWriter(Writer):
 
     def _send_all(self) -> None:
         """Thread body."""
+        why = ""
         while (connection := self._open_again()) is not None:
+            if why:  # else the process at its other end was lost, which others tell of
+                self._tell(f"broke and was opened again: {why}")
             try:
                 self._send_over(connection)
             except OSError as error:
-                if not self._closed:
-                    self._tell(f"broke and is opened again: {error.strerror or error}")
+                why = error.strerror or str(error)
             except ProtocolError as error:
                 self._error = error
                 self._closed = True

@@ -74,10 +74,9 @@ class ZmqSender:
         self._credits: deque[int] = deque()
         self._slot: int | None = None
         self._all_arrived = False
+        stream, tell = f"the stream from {names[0]} to {names[1]}", sockets.rejections.tell
         self._writer, self.carrier = open_writer(
-            address,
-            driver,
-            lambda what: sockets.rejections.tell(f"its stream to {names[1]} {what}"),
+            address, driver, lambda what: tell(f"{stream} {what}")
         )
         self._socket = sockets.connect(address.endpoint, address.word.encode(), address.key)
         send(self._socket, [encode(OpenLink(run, PROTOCOL_VERSION, self._writer.way))])
