@@ -256,7 +256,13 @@ class StreamReceiver:
 
     def _missing(self) -> int:
         # the memory first: a page that can't be had when it is first touched ends the process
-        self._ring.take()
+        try:
+            self._ring.take()
+        except OSError as error:
+            self._rejections.tell(
+                f"nobody is let in by a stream, whose slots find no memory: {error}"
+            )
+            raise
         return self._next
 
     def _receive_all(self) -> None:

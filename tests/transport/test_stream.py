@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -23,6 +24,7 @@ from pipeline.schedule.items import Stop
 from pipeline.transport.payloads import ArrayPayload
 from pipeline.transport.rejections import Rejections
 from pipeline.transport.seal import PIECE_BYTES, BrokenSealError, Sealed
+from pipeline.transport.shared_memory import Ring
 from pipeline.transport.sockets import make_keys
 from pipeline.transport.stream_format import (
     CLAIM_BYTES,
@@ -171,6 +173,19 @@ def test_frames_take_the_place_of_a_stream_that_can_not_be_opened() -> None:
         send_batches(sender, 1)
         assert contents(link.receiver.receive(SOON_S)) == sent(1)
         assert link.receiver._stream is None
+
+
+def test_frames_take_the_place_of_a_stream_whose_slots_find_no_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(ring: Ring) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Ring, "take", refuse)
+    with stream() as link:
+        assert link.connected(timeout_s=SOON_S).carrier.kind == "frames"
+        (told,) = link.sockets.rejections.news()
+        assert told.endswith("whose slots find no memory: [Errno 28] No space left on device")
 
 
 @pytest.mark.parametrize("where", ["zmq_link", "stream_sender"])
