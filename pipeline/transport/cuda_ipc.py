@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.protocol.addresses import DEVICE_HANDLE_BYTES, DeviceRingHandle
-from pipeline.system.machine import host_identity
+from pipeline.system.machine import memory_identity
 from pipeline.transport.payloads import Writer, aligned, slot_start, slot_starts
-from pipeline.transport.shared_memory import check_on_this_machine
+from pipeline.transport.shared_memory import check_can_be_opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -140,7 +140,7 @@ class DeviceRing:
 
     def handle(self) -> DeviceRingHandle:
         """What a sender on this machine needs to open the ring."""
-        return DeviceRingHandle(host_identity(), self._memory, self.slots, self.slot_bytes)
+        return DeviceRingHandle(memory_identity(), self._memory, self.slots, self.slot_bytes)
 
     def parts(self, slot: int, specs: Sequence[TensorSpec]) -> list[DeviceMemory]:
         """Where each tensor lies in a slot.
@@ -164,7 +164,7 @@ class DeviceRingWriter(Writer):
 
     def __init__(self, handle: DeviceRingHandle, driver: Driver) -> None:
         """Raises OSError where the ring can't be reached from this process and device."""
-        check_on_this_machine(handle.host)
+        check_can_be_opened(handle.host)
         self._handle, self._driver = handle, driver
         self._address = driver.open(handle.memory)
         self._under_way: list[tuple[Payload, Callable[[], None]]] = []

@@ -13,7 +13,7 @@ import os
 from typing import TYPE_CHECKING
 
 from pipeline.protocol.addresses import RingHandle, reason_of
-from pipeline.system.machine import host_identity
+from pipeline.system.machine import is_on_this_machine, memory_identity
 from pipeline.transport.payloads import Writer, aligned, slot_parts, slot_start
 
 if TYPE_CHECKING:
@@ -24,10 +24,15 @@ if TYPE_CHECKING:
 _NAME = "pipeline-ring"
 
 
-def check_on_this_machine(host: str) -> None:
-    """Raises OSError for a ring whose memory is another machine's."""
-    if host != host_identity():
+def check_can_be_opened(host: str) -> None:
+    """Raises OSError for a ring whose memory is that of another machine, or container."""
+    if not is_on_this_machine(host):
         raise OSError("the next stage is on another machine")
+    if host != memory_identity():
+        raise OSError(
+            "the next stage is in another container of this machine: neither sees the other's "
+            "processes, and so its memory"
+        )
 
 
 class Ring:
@@ -49,7 +54,7 @@ class Ring:
     def handle(self) -> RingHandle:
         """What a sender on this machine needs to open the ring."""
         return RingHandle(
-            host=host_identity(),
+            host=memory_identity(),
             pid=os.getpid(),
             fd=self._fd,
             inode=os.fstat(self._fd).st_ino,
@@ -94,16 +99,13 @@ class RingWriter(Writer):
         Raises:
             OSError: where the ring can't be reached from this process, or there is not so much.
         """
-        check_on_this_machine(handle.host)
+        check_can_be_opened(handle.host)
         self._handle = handle
-        path = f"/proc/{handle.pid}/fd/{handle.fd}"
-        if not os.readlink(path).startswith(f"/memfd:{_NAME}"):
-            raise OSError("the next stage's ring is no ring")
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        fd = _opened(f"/proc/{handle.pid}/fd/{handle.fd}")
         try:
             found = os.fstat(fd).st_ino, os.fstat(fd).st_size
             if found != (handle.inode, handle.slots * handle.slot_bytes):
-                raise OSError("the next stage is in another process namespace")
+                raise OSError("the next stage's ring is another than it says")
             # all of it now: a page that can't be had when it is first touched ends the process
             os.posix_fallocate(fd, 0, handle.slots * handle.slot_bytes)
             self._memory = memoryview(mmap.mmap(fd, handle.slots * handle.slot_bytes))
@@ -118,3 +120,15 @@ class RingWriter(Writer):
         for payload, part in zip(payloads, parts, strict=True):
             payload.copy_into(part)
         return []
+
+
+def _opened(path: str) -> int:
+    """The descriptor of a ring. Raises OSError that says in words why it can't be had."""
+    try:
+        if not os.readlink(path).startswith(f"/memfd:{_NAME}"):
+            raise OSError("the next stage's ring is no ring")
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise OSError("the process of the next stage is gone, or has closed its ring") from None
+    except PermissionError:
+        raise OSError("the system lets no other process open the next stage's memory") from None

@@ -14,7 +14,7 @@ from support.links import address
 
 from pipeline.errors import ProtocolError
 from pipeline.protocol.addresses import Carrier, LinkAddress
-from pipeline.system.machine import host_identity
+from pipeline.system.machine import memory_identity
 from pipeline.transport.payloads import ALIGNMENT, ArrayPayload, slot_parts
 from pipeline.transport.shared_memory import Ring, RingWriter, make_ring
 from pipeline.transport.zmq_link import open_writer
@@ -72,13 +72,13 @@ def test_too_much_for_a_slot_is_refused_and_leaves_the_next_alone(ring: Ring) ->
     ("changes", "says"),
     [
         ({"host": "elsewhere"}, "the next stage is on another machine"),
-        ({"inode": 1}, "the next stage is in another process namespace"),
-        ({"fd": 10**6}, "No such file"),
-        ({"fd": -1}, "No such file"),
-        ({"pid": 2**40}, "No such file"),
-        ({"slots": 4}, "the next stage is in another process namespace"),
-        ({"slots": 0}, "the next stage is in another process namespace"),
-        ({"slot_bytes": 2**62}, "the next stage is in another process namespace"),
+        ({"inode": 1}, "the next stage's ring is another than it says"),
+        ({"fd": 10**6}, "is gone, or has closed its ring"),
+        ({"fd": -1}, "is gone, or has closed its ring"),
+        ({"pid": 2**40}, "is gone, or has closed its ring"),
+        ({"slots": 4}, "the next stage's ring is another than it says"),
+        ({"slots": 0}, "the next stage's ring is another than it says"),
+        ({"slot_bytes": 2**62}, "the next stage's ring is another than it says"),
     ],
 )
 def test_ring_that_is_not_the_one_is_not_opened(
@@ -148,7 +148,7 @@ def test_ring_of_a_receiver_that_is_gone_is_not_opened() -> None:
     ring = Ring(slots=1, slot_bytes=64)
     handle = ring.handle()
     ring.close()
-    with pytest.raises(OSError, match=r"No such file|namespace"):
+    with pytest.raises(OSError, match="is gone, or has closed its ring"):
         RingWriter(handle)
 
 
@@ -160,9 +160,14 @@ def test_writer_outlives_the_receiver() -> None:
     assert bytes(ring.slot(0)) == b"\x01" * ALIGNMENT
 
 
-def test_host_identity_is_the_same_every_time() -> None:
-    assert host_identity() == host_identity()
-    assert host_identity()
+def test_memory_of_another_container_of_the_machine_is_not_opened(ring: Ring) -> None:
+    """Where another process may have the same number."""
+    machine, *namespaces = memory_identity().split(" ")
+    assert [space.partition(":")[0] for space in namespaces] == ["pid", "ipc", "mnt"]
+    for number in range(len(namespaces)):
+        others = [*namespaces[:number], "pid:[1]", *namespaces[number + 1 :]]
+        with pytest.raises(OSError, match="in another container of this machine: neither sees"):
+            RingWriter(replace(ring.handle(), host=" ".join([machine, *others])))
 
 
 def test_nothing_stays_behind() -> None:
