@@ -6,10 +6,11 @@ Without torch, unless the network is a user's own (`model.factory`), which has t
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from importlib.util import find_spec
 from math import prod
-from socket import socket
+from socket import create_connection
 from typing import TYPE_CHECKING
 
 from launch.job import Job
@@ -41,7 +42,7 @@ from pipeline.system.descriptors import check_enough
 from pipeline.system.paths import expanded
 from pipeline.system.sources import own_code
 from pipeline.timeline.spans import MOST_BATCHES
-from pipeline.transport.tcp_port import bound
+from pipeline.transport.tcp_port import TcpPort, Where, endpoint_at
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from pipeline.network.specs import BlockSpec
     from pipeline.planning.cost import BlockCost
     from pipeline.planning.hosts import Host
-    from pipeline.planning.plan import Plan
+    from pipeline.planning.plan import Plan, StagePlan
 
 _CONNECTS_S = 5.0
 """Longest time to connect to an address of this machine; beyond, a firewall is in the way."""
@@ -180,8 +181,8 @@ def check_job(name: str, config: Config, options: Options, cluster: Engine | Non
         plan = load_plan(options.plan, specs, devices_of(hosts))
         config, plan = _replicated(options, config, plan, known, costs, devices_of(hosts))
     check_there("parallel.replicas", config.parallel.replicas, specs)
-    if not options.single and cluster is None:
-        _check_address(config)
+    if not options.single:
+        _check_listening(config, plan.stages if cluster is None else ())
     if not (options.single or options.dry_run):
         check_enough(plan.n_stages, reserved=config.runtime.transport != "ipc")
     blocks: dict[str, tuple[int, ...]] = {}
@@ -241,17 +242,27 @@ def _check_normalised(batch_size: int, specs: Sequence[BlockSpec]) -> None:
             )
 
 
-def _check_address(config: Config) -> None:
+def _check_listening(config: Config, stages: Sequence[StagePlan]) -> None:
     """Sockets are opened when the run directory is there; whether they can be, and others can
-    connect to them (not so at a network's broadcast address), is found out now."""
-    address = config.runtime.bind_address
+    connect to them (not so at a network's broadcast address), is found out now.
+
+    Args:
+        stages: on this machine.
+
+    Raises:
+        ConfigError: where it can't, or where there are not enough ports.
+    """
+    address, ports = config.runtime.bind_address, config.runtime.ports
     if config.runtime.transport == "ipc":
         return
+    where = Where.of(endpoint_at(address, ports or "*"))
     try:
-        with bound(address, 0) as trial, socket(trial.family) as visitor:
-            trial.listen()
-            visitor.settimeout(_CONNECTS_S)
-            visitor.connect(trial.getsockname())
+        with ExitStack() as trials:
+            # control; a link and a stream from the stage before, and from others of a team
+            needed = 1 + 2 * sum(stage.members for stage in stages)
+            for _ in range(needed if ports else 1):
+                trial = trials.enter_context(closing(TcpPort(where)))
+            create_connection((where.host, trial.number), _CONNECTS_S).close()
     except OSError as error:
         raise ConfigError(
             f"runtime.bind_address {address}: {error.strerror or error}; give an address of this "

@@ -9,7 +9,9 @@ config and checks it again. `config_file.py` reads and writes the YAML.
 
 from __future__ import annotations
 
-from ipaddress import IPv6Address, ip_address
+import re
+from contextlib import suppress
+from ipaddress import IPv6Address, ip_address, ip_interface, ip_network
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pipeline.config.data import MAX_COUNT, DataConfig
@@ -40,7 +42,8 @@ if TYPE_CHECKING:
 _MAX_S = 1e6
 """Seconds of a time-out, some 11 days: more milliseconds than this don't go into 32 bits."""
 
-_BROADCAST = "255.255.255.255"
+_BROADCAST, _LAST_PORT = "255.255.255.255", 65535
+_RANGE = re.compile("([0-9]{1,5})-([0-9]{1,5})")
 
 
 def _which_best(value: Any) -> Any:
@@ -49,6 +52,34 @@ def _which_best(value: Any) -> Any:
             f"{brief(value)} is not allowed: use true, false, test, validation or last"
         )
     return value
+
+
+def _of_address(text: str) -> str:
+    """The rule that an address breaks, or nothing."""
+    try:
+        address = ip_address(text)
+    except ValueError:
+        usable = False
+    else:
+        usable = not isinstance(address, IPv6Address) or address.ipv4_mapped is None
+        usable &= not (address.is_unspecified or address.is_multicast or text == _BROADCAST)
+    if usable:
+        return ""
+    return (
+        "give auto, a network, or the one IP address of this machine that others are to connect "
+        "to, as `ip address` shows it: no name, port, broadcast, multicast or mapped address"
+    )
+
+
+def _of_a_network(text: str) -> str:
+    """As `_of_address`."""
+    with suppress(ValueError):
+        ip_network(text)
+        return ""
+    with suppress(ValueError):
+        both = ip_interface(text)
+        return f"give the network, {both.network}, or the address, {both.ip}"
+    return "give a network as 10.8.0.0/16 or fd00:8::/32"
 
 
 class RuntimeConfig(Section):
@@ -105,8 +136,14 @@ class RuntimeConfig(Section):
     transport: Literal["ipc", "tcp", "tcp-plain"] = "ipc"
     """How processes of a run are connected. `ipc`: socket files in a folder that only their owner
     can enter; `tcp`: encrypted, open to the keys of this run only; `tcp-plain`: neither."""
-    bind_address: str = "127.0.0.1"
-    """IP address at which the sockets of `tcp` and `tcp-plain` listen."""
+    bind_address: str = "auto"
+    """Where the sockets of `tcp` and `tcp-plain` listen: at an IP address of this machine; at that
+    address which each host of the run has in a network, as `10.8.0.0/16`; or `auto`: at that by
+    which the cluster knows the host, and on one machine at 127.0.0.1."""
+    ports: str | None = None
+    """Ports at which they may listen, as `20000-20100`, for a firewall to let through: each stage
+    needs two on its host, and two more for each other member of its team, and the launcher one;
+    null: any that are free."""
     start_timeout_s: float = Field(default=120.0, gt=0, le=_MAX_S)
     """How long the workers may take to report for work."""
     heartbeat_timeout_s: float | None = Field(default=None, ge=1, le=_MAX_S)
@@ -126,20 +163,17 @@ class RuntimeConfig(Section):
     @field_validator("bind_address")
     @classmethod
     def _others_can_connect_to_it(cls, text: str) -> str:
-        try:
-            address = ip_address(text)
-        except ValueError:
-            usable = False
-        else:
-            usable = not isinstance(address, IPv6Address) or address.ipv4_mapped is None
-            usable &= not (address.is_unspecified or address.is_multicast or text == _BROADCAST)
-        if not usable:
-            rule = (
-                f"{text!r}: give the one IP address of this machine that others are to connect to, "
-                "as `ip address` shows it: no name, port, network, broadcast, multicast or mapped "
-                "address"
-            )
-            raise MisfitsError(Misfit("runtime.bind_address", rule))
+        if text != "auto" and (rule := _of_a_network(text) if "/" in text else _of_address(text)):
+            raise MisfitsError(Misfit("runtime.bind_address", f"{text!r}: {rule}"))
+        return text
+
+    @field_validator("ports")
+    @classmethod
+    def _are_a_range(cls, text: str | None) -> str | None:
+        ends = _RANGE.fullmatch("1-1" if text is None else text)
+        if ends is None or not 1 <= int(ends[1]) <= int(ends[2]) <= _LAST_PORT:
+            rule = f"{text!r}: give the first and the last of some ports, as 20000-20100"
+            raise MisfitsError(Misfit("runtime.ports", rule))
         return text
 
 

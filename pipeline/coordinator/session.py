@@ -14,6 +14,7 @@ from pipeline.run.events import Note
 from pipeline.transport.interfaces import LINK_TIMEOUT_S
 from pipeline.transport.rejections import Rejections
 from pipeline.transport.sockets import Sockets, make_keys, socket_folder
+from pipeline.transport.tcp_port import endpoint_at
 from pipeline.transport.zmq_control import ZmqControlServer
 from pipeline.transport.zmq_link import ZmqSender
 
@@ -38,7 +39,8 @@ def run_pipeline(run: Run, engine: Engine) -> None:
 
     Raises:
         PipelineError: as `Coordinator.run`; by then every process and socket file is gone.
-        ConfigError: where `runtime.bind_address` is none of this machine's.
+        ConfigError: where `runtime.bind_address` is none of this machine's, or none of
+            `runtime.ports` is free.
     """
     keys, watchdog = _keys(run), _watchdog(run)
     with (
@@ -122,9 +124,8 @@ def _keys(run: Run) -> KeyPair | None:
     if transport == "tcp-plain":
         run.observer(
             Note(
-                "runtime.transport tcp-plain: nothing is encrypted, and whoever reaches "
-                f"{run.config.runtime.bind_address} can read and write to this run; "
-                "tcp is safe from that"
+                "runtime.transport tcp-plain: nothing is encrypted, and whoever reaches its ports "
+                "can read and write to this run; tcp is safe from that"
             )
         )
     return None
@@ -141,5 +142,6 @@ def _bind(run: Run, folder: Path, name: str, address: str | None) -> str:
     runtime = run.config.runtime
     if runtime.transport == "ipc":
         return f"ipc://{folder}/{name}"
-    address = address or runtime.bind_address
-    return f"tcp://[{address}]:*" if ":" in address else f"tcp://{address}:*"
+    if runtime.bind_address != "auto" or address is None:
+        address = runtime.bind_address
+    return endpoint_at(address, runtime.ports or "*")

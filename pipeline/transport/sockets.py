@@ -26,7 +26,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from pipeline.errors import ConfigError
 from pipeline.protocol.credentials import KeyPair
-from pipeline.transport.tcp_port import TcpPort
+from pipeline.transport.tcp_port import TcpPort, Where
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -113,6 +113,8 @@ class Listener:
         self._cut_off_again = 0.0
         self.endpoint = endpoint
         """Where it listens, the port that the system chose included."""
+        self.where = port.where if port else None
+        """Where other ports of this link may be."""
 
     def admit(self, keys: Iterable[str | None]) -> None:
         """From now on who connects must hold one of these public keys; until then nobody gets in.
@@ -191,11 +193,12 @@ class Sockets:
         """A socket to which others connect.
 
         Args:
+            endpoint: `ipc://PATH`, or as `Where.of` reads it.
             most_bytes: of a frame; a peer that announces more is disconnected before memory is
                 allocated for it.
 
         Raises:
-            ConfigError: where the address can't be bound.
+            ConfigError: where the address can't be bound, or there is none such.
         """
         socket = self._socket(zmq.ROUTER, endpoint)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -205,15 +208,18 @@ class Sockets:
         allowed = self._guarded(socket, self._keys) if self._keys else None
         if endpoint.startswith("tcp:"):
             socket.setsockopt(zmq.HANDSHAKE_IVL, _GREETING_MS)
-            address = endpoint.rpartition(":")[0]
+            where = Where.of(endpoint)
             try:
-                port = TcpPort(address.removeprefix("tcp://").strip("[]"))
+                port = TcpPort(where)
             except OSError as error:
-                raise ConfigError(f"can't listen at {endpoint}: {error.strerror}") from None
+                raise ConfigError(
+                    f"can't listen at {where.host} on host {os.uname().nodename}: "
+                    f"{error.strerror}; runtime.bind_address may be a network, as 10.8.0.0/16, of "
+                    "which each host takes its own address"
+                ) from None
             self._ports.append(port)
-            endpoint = f"{address}:{port.number}"
             return Listener(
-                socket, self._failures(socket), endpoint, port, self.rejections, allowed
+                socket, self._failures(socket), port.endpoint, port, self.rejections, allowed
             )
         _bind(socket, endpoint)
         endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)

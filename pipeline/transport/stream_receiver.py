@@ -34,7 +34,7 @@ from pipeline.transport.stream_format import (
     make_welcome,
     piece_number,
 )
-from pipeline.transport.tcp_port import bound, host_of, with_port
+from pipeline.transport.tcp_port import endpoint_at
 from pipeline.transport.timeout import POLL_S
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from pipeline.transport.rejections import Rejections
     from pipeline.transport.seal import Seal
     from pipeline.transport.shared_memory import Ring
+    from pipeline.transport.tcp_port import Where
 
 MOST_VISITORS = 32
 """That may be in the middle of proving themselves; others wait in the kernel."""
@@ -87,20 +88,20 @@ class _Door:
 
     def __init__(
         self,
-        host: str,
+        where: Where,
         secret: bytes,
         welcome: Callable[[], int],
         rejections: Rejections,
         *,
         sealed: bool,
     ) -> None:
-        """Raises OSError where `host` is none of this machine's."""
+        """Raises as `Where.bound`."""
         self._secret, self._sealed = secret, sealed
         self._welcome, self._rejections = welcome, rejections
         self._visitors: set[_Visitor] = set()
-        self._listener = bound(host, 0)
+        self._listener, self._claim = where.bound()
         self._listener.listen(MOST_VISITORS)
-        self.port: int = self._listener.getsockname()[1]
+        self.endpoint = endpoint_at(where.host, self._listener.getsockname()[1])
         self._selector = selectors.DefaultSelector()
         self._listen()
 
@@ -130,6 +131,8 @@ class _Door:
             visitor.socket.close()
         self._selector.close()
         self._listener.close()
+        if self._claim:
+            self._claim.close()
 
     def _listen(self) -> None:
         if self._listener not in self._selector.get_map():
@@ -195,16 +198,16 @@ class StreamReceiver:
     """The receiver's end of a stream, which fills slots of `ring` that were granted.
 
     Args:
-        endpoint: of the link, at whose address the stream gets a port of its own.
+        where: the link listens; the stream gets a port of its own there.
         sealed: whether its bytes are; else they are as safe as the network.
     """
 
-    def __init__(self, endpoint: str, ring: Ring, rejections: Rejections, *, sealed: bool) -> None:
-        """Raises OSError where there is no port."""
+    def __init__(self, where: Where, ring: Ring, rejections: Rejections, *, sealed: bool) -> None:
+        """Raises as `Where.bound`."""
         self._ring, self._rejections = ring, rejections
         secret = secrets.token_bytes(STREAM_SECRET_BYTES)
-        self._door = _Door(host_of(endpoint), secret, self._missing, rejections, sealed=sealed)
-        self.address = StreamAddress(with_port(endpoint, self._door.port), secret, sealed)
+        self._door = _Door(where, secret, self._missing, rejections, sealed=sealed)
+        self.address = StreamAddress(self._door.endpoint, secret, sealed)
         self._changed = Condition()
         self._granted: set[int] = set()
         self._arrived: deque[BatchHeader] = deque()

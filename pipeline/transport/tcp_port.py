@@ -13,38 +13,100 @@ filters the port stays open.
 from __future__ import annotations
 
 import ctypes
+import errno
+import os
+import re
 import socket
 import struct
+from secrets import randbelow
+from typing import NamedTuple
 
+from pipeline.errors import ConfigError
 from pipeline.system.descriptors import Reserve, raise_limit
+from pipeline.system.own_addresses import address_within
 
 _SO_ATTACH_REUSEPORT_CBPF = 51  # of <asm-generic/socket.h>
+_ENDPOINT = re.compile(r"tcp://\[?(?P<host>[^\[\]]+?)\]?:(\*|(?P<first>\d{1,5})-(?P<last>\d{1,5}))")
 _RETURN = 0x06  # BPF_RET | BPF_K of <linux/bpf_common.h>
 
 
+class Where(NamedTuple):
+    """Where a port may be: `host` an IP address of this machine; `ports`: None, any."""
+
+    host: str
+    ports: range | None = None
+
+    @classmethod
+    def of(cls, endpoint: str) -> Where:
+        """Read `tcp://HOST:PORTS`: HOST an address; a network, of which this host has one address;
+        or `auto`, for who is not told how others reach this host. IPv6 stands in brackets. PORTS:
+        `*`, or the first and the last, `20000-20100`.
+
+        Raises:
+            ConfigError: where it has none, or several.
+        """
+        found = _ENDPOINT.fullmatch(endpoint)
+        assert found, f"{endpoint} is no place to listen"
+        host = "127.0.0.1" if found["host"] == "auto" else found["host"]
+        ports = range(int(found["first"]), int(found["last"]) + 1) if found["first"] else None
+        return cls(address_within(host) if "/" in host else host, ports)
+
+    def bound(self) -> tuple[socket.socket, socket.socket | None]:
+        """A socket at a port that nobody else has, and, for one of `ports`, what keeps it ours.
+
+        Raises:
+            ConfigError: where all of `ports` are taken.
+            OSError: where `host` is none of this machine's.
+        """
+        if self.ports is None:
+            return bound(self.host, 0), None
+        # what was closed a moment ago, and others may still look for, should not be first
+        start = randbelow(len(self.ports))
+        for number in (*self.ports[start:], *self.ports[:start]):
+            try:
+                made = bound(self.host, number)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                continue
+            try:
+                if claim := _claimed(made):
+                    return made, claim
+            except OSError:
+                made.close()
+                raise
+            made.close()
+        first, last = self.ports[0], self.ports[-1]
+        raise ConfigError(
+            f"runtime.ports {first}-{last}: no other one is free at {self.host} on host "
+            f"{os.uname().nodename}: give more of them; a host needs two for each of its "
+            "stages, and the launcher one"
+        )
+
+
 class TcpPort:
-    """A port of `host`, an IP address, that the system chooses.
+    """A port that the system chooses, or a free one of some.
 
     Raises:
-        OSError: where `host` is none of this machine's.
+        ConfigError, OSError: as `Where.bound`.
     """
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, where: Where) -> None:
         self._reserve = Reserve(raise_limit())
         # who still waits when the port is shut is accepted, and takes no more than half of it
         self._waiting = max(1, self._reserve.size // 2)
-        self._host, self._is_shut = host, False
-        self._first = bound(host, 0)
+        self.where, self._is_shut = where, False
+        self._first, self._claim = where.bound()
         self.number: int = self._first.getsockname()[1]
         self._can_be_shut = _prefer_the_second(self._first)
         self._first.listen(self._waiting)
-        self._second = bound(host, self.number)  # now: once it is needed there may be none left
+        self._second = bound(where.host, self.number)  # once it is needed there may be none
 
     def open(self) -> None:
         """Hold the reserve, and let connections in."""
         self._reserve.hold()
         if self._is_shut:
-            shut, self._second = self._second, bound(self._host, self.number)
+            shut, self._second = self._second, bound(self.where.host, self.number)
             shut.close()
             self._is_shut = False
 
@@ -75,7 +137,19 @@ class TcpPort:
         """Close every socket that was not handed over; release the reserve."""
         self._first.close()
         self._second.close()
+        if self._claim:
+            self._claim.close()
         self._reserve.release()
+
+    @property
+    def endpoint(self) -> str:
+        """Where others connect to."""
+        return endpoint_at(self.where.host, self.number)
+
+
+def endpoint_at(host: str, port: int | str) -> str:
+    """As ZeroMQ has it."""
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -103,11 +177,6 @@ def host_of(endpoint: str) -> str:
     return endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
 
 
-def with_port(endpoint: str, port: int) -> str:
-    """The same address, another port."""
-    return f"{endpoint.rpartition(':')[0]}:{port}"
-
-
 def connected(endpoint: str, timeout_s: float) -> socket.socket:
     """A socket connected to an endpoint; every wait on it ends in that time.
 
@@ -116,6 +185,22 @@ def connected(endpoint: str, timeout_s: float) -> socket.socket:
     """
     port = int(endpoint.rpartition(":")[2])
     return socket.create_connection((host_of(endpoint), port), timeout_s)
+
+
+def _claimed(made: socket.socket) -> socket.socket | None:
+    """A socket under a name that one process at a time can have, and that ends with it; None: there
+    is one already. Several sockets of a user may be bound to one port (SO_REUSEPORT), as ours are:
+    without the name two runs could have the same."""
+    address, number = made.getsockname()[:2]
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        claim.bind(f"\0pipeline {address} {number}")
+    except OSError as error:
+        claim.close()
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return None
+    return claim
 
 
 def _prefer_the_second(first: socket.socket) -> bool:

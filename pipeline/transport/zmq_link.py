@@ -329,8 +329,8 @@ class ZmqReceiver:
 
     def _offered_stream(self, *, sealed: bool) -> tuple[StreamReceiver | None, str]:
         """Into the slots of the ring; or none, and why."""
-        endpoint = self._listener.endpoint
-        if not endpoint.startswith("tcp:"):
+        where = self._listener.where
+        if where is None:
             return None, "links over ipc need none"
         if sealed and (why := why_no_seal()):
             return None, why
@@ -338,7 +338,7 @@ class ZmqReceiver:
             return None, "there are no slots for it"
         try:
             rejections = self._rejections
-            return StreamReceiver(endpoint, self._ring, rejections, sealed=sealed), ""
+            return StreamReceiver(where, self._ring, rejections, sealed=sealed), ""
         except OSError as error:
             return None, reason_of(error)
 

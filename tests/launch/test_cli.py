@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -144,12 +145,28 @@ def test_wrong_option(here: Path, arguments: str, says: str) -> None:
         "255.255.255.255", "224.0.0.1", "ff02::1", "::ffff:0.0.0.0", "::ffff:224.0.0.1",
         "::ffff:127.0.0.1", "0.0.0.0", "::", "127.1", "0177.0.0.1", "localhost", "127.0.0.1:80",
         "10.0.0.0/8", "", "127.255.255.255", "198.51.100.1", "2001:db8::1", "fe80::1",
-        "fe80::1%nowhere",
+        "fe80::1%nowhere", "127.0.0.1/8", "127.0.0.0/33", "127.0.0.0/", "lo/8", "::1/x", "auto/8",
     ],
 )  # fmt: skip
 def test_an_address_at_which_nobody_can_connect(here: Path, address: str) -> None:
     over = ("--set", "runtime.transport=tcp", "--set", f"runtime.bind_address={address!r}")
     assert "runtime.bind_address" in refused(here, "tiny.yaml", *over)
+
+
+@pytest.mark.parametrize(
+    "ports", ["20000", "20100-20000", "0-10", "1-70000", "-", "", "a-b", "1-2-3"]
+)
+def test_ports_that_are_no_range(here: Path, ports: str) -> None:
+    said = refused(here, "tiny.yaml", "--set", f"runtime.ports={ports!r}")
+    assert said.endswith(f"{ports!r}: give the first and the last of some ports, as 20000-20100")
+
+
+def test_fewer_ports_than_a_run_needs(here: Path) -> None:
+    first = 20000 + 3 * (os.getpid() % 4000)
+    ports = f"{first}-{first + 2}"
+    given = ("--set", f"runtime.ports={ports}", "--set", "runtime.transport=tcp")
+    said = refused(here, "tiny.yaml", *given, "--stages", "3")
+    assert f"runtime.ports {ports}: no other one is free at 127.0.0.1 on host " in said
 
 
 @pytest.mark.parametrize("arguments", ["--stages two", "--engine slurm", "--nonsense", "--stages"])

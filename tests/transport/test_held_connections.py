@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import socket
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 import pytest
 from support.links import SOON_S
 from support.processes import DEADLINE_S, TINY, final_digests, launch, until
 
+from pipeline.errors import ConfigError
 from pipeline.protocol.credentials import Invitation
 from pipeline.protocol.messages import Bye, Heartbeat
 from pipeline.schedule.items import Stop
 from pipeline.system.descriptors import MOST_RESERVED, Reserve
-from pipeline.transport.tcp_port import TcpPort
+from pipeline.transport.tcp_port import TcpPort, Where
 from pipeline.transport.zmq_control import ZmqControlClient, ZmqControlServer
 from pipeline.transport.zmq_link import ZmqReceiver, ZmqSender
 
@@ -39,7 +40,7 @@ SILENT, HALF, TRICKLING = b"", b"\xff" + bytes(8) + b"\x7f\x03", b"\xff"
 
 @pytest.fixture
 def port() -> Iterator[TcpPort]:
-    with closing(TcpPort("127.0.0.1")) as port:
+    with closing(TcpPort(Where("127.0.0.1"))) as port:
         yield port
 
 
@@ -103,6 +104,43 @@ def test_a_port_cuts_off_no_more_at_once_than_may_wait(
         assert len(port.cut_off()) == expected
         for visitor in visitors:
             visitor.close()
+
+
+@pytest.fixture
+def three() -> range:
+    """Ports that the system gives to nobody, for each process of tests its own."""
+    first = 20000 + 3 * (os.getpid() % 4000)
+    return range(first, first + 3)
+
+
+def test_ports_of_a_range_are_taken_one_by_one_until_there_is_none(three: range) -> None:
+    """Though the kernel lets sockets of a user share them."""
+    where = Where("127.0.0.1", three)
+    with socket.create_server(("127.0.0.1", three[1])), ExitStack() as stack:
+        taken = [stack.enter_context(closing(TcpPort(where))) for _ in range(2)]
+        assert {port.number for port in taken} == {three[0], three[2]}
+        first, last = three[0], three[-1]
+        with pytest.raises(
+            ConfigError, match=f"^runtime.ports {first}-{last}: no other one is free at 127.0.0.1"
+        ):
+            TcpPort(where)
+    with closing(TcpPort(where)):
+        """What was given back can be had again."""
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "where"),
+    [
+        ("tcp://auto:*", Where("127.0.0.1")),
+        ("tcp://10.8.0.5:20000-20002", Where("10.8.0.5", range(20000, 20003))),
+        ("tcp://127.0.0.0/8:*", Where("127.0.0.1")),
+        ("tcp://[::1]:7-7", Where("::1", range(7, 8))),
+        ("tcp://[::1/128]:*", Where("::1")),
+        ("tcp://[fe80::1%eth0]:*", Where("fe80::1%eth0")),
+    ],
+)
+def test_where_an_endpoint_may_be(endpoint: str, where: Where) -> None:
+    assert Where.of(endpoint) == where
 
 
 @pytest.mark.parametrize(
