@@ -11,6 +11,7 @@ back to what they have kept of it, and the feed to its position in the data.
 
 from __future__ import annotations
 
+from collections import deque
 from threading import Event
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -45,8 +46,8 @@ class Coordinator:
     """One pipelined run, from the workers' hello to their bye.
 
     Args:
-        connect: makes the link to the first stage, at its address; it stops waiting where the
-            function that it is given says so.
+        connect: makes the link to the first stage, at its address; it stops waiting where the first
+            function that it is given says so, and calls the second with what people should know.
         bind: as for `Assembly`.
     """
 
@@ -54,7 +55,9 @@ class Coordinator:
         self,
         run: Run,
         control: ControlServer,
-        connect: Callable[[LinkAddress, Callable[[], bool]], tuple[Sender, Carrier]],
+        connect: Callable[
+            [LinkAddress, Callable[[], bool], Callable[[str], None]], tuple[Sender, Carrier]
+        ],
         bind: Callable[..., str],
         workers: Workers,
         watchdog: Watchdog,
@@ -68,6 +71,8 @@ class Coordinator:
         self._restarts = Restarts(run.config.runtime.max_restarts)
         self._feed_thread: FeedThread | None = None
         self._called_off = Event()
+        self._from_link: deque[str] = deque()
+        """Said of the link to the first stage, in the feed thread."""
         self._looked_at = clock()
         self._handlers: dict[type, Callable[[Said, Any], None]] = {
             **self._assembly.handlers,
@@ -113,7 +118,7 @@ class Coordinator:
             self._reports.tell(
                 f"training again after step {step}; all were back within {took_s:.1f} s"
             )
-        link, carrier = self._connect(first, self._called_off.is_set)
+        link, carrier = self._connect(first, self._called_off.is_set, self._from_link.append)
         self._reports.tell_carrier("coordinator → 0", carrier)
         self._reports.begin(self._run)
         self._feed_thread = FeedThread(self._run, link, self._called_off)
@@ -185,6 +190,8 @@ class Coordinator:
         self._reports.tell(*self._control.rejections.news())
         for event in self._stages.news():
             self._run.observer(event)
+        while self._from_link:
+            self._reports.tell(self._from_link.popleft())
         self._look_for_lost_stages()
 
     def _hear(self, said: Said) -> None:

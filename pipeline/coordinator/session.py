@@ -64,7 +64,9 @@ def run_pipeline(run: Run, engine: Engine) -> None:
 
         workers = engine.start(run.plan, invite)
 
-        def connect(address: LinkAddress, cancelled: Callable[[], bool]) -> tuple[Sender, Carrier]:
+        def connect(
+            address: LinkAddress, cancelled: Callable[[], bool], tell: Callable[[str], None]
+        ) -> tuple[Sender, Carrier]:
             sender = ZmqSender(
                 sockets,
                 address,
@@ -72,6 +74,7 @@ def run_pipeline(run: Run, engine: Engine) -> None:
                 names=("the coordinator", "stage 0"),
                 timeout_s=LINK_TIMEOUT_S,
                 cancelled=cancelled,
+                tell=tell,
             )
             return sender, sender.carrier
 

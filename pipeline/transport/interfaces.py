@@ -115,9 +115,14 @@ class Endpoints(Protocol):
         """The link from the stage before, or from a `peer` that is none."""
 
     def connect(
-        self, address: LinkAddress, called_off: Callable[[], bool], peer: str = ""
+        self,
+        address: LinkAddress,
+        called_off: Callable[[], bool],
+        tell: Callable[[str], None],
+        peer: str = "",
     ) -> tuple[Sender, Carrier]:
-        """The link to the stage after, or to a `peer`, and what carries its tensors."""
+        """The link to the stage after, or to a `peer`, and what carries its tensors. `tell`: hears
+        of what the person who watches should know."""
 
 
 class ControlClient(Protocol):

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 from pipeline.errors import ProtocolError, TimedOutError
 from pipeline.protocol.codec import decode, encode
 from pipeline.protocol.messages import PROTOCOL_VERSION, name_of_run
+from pipeline.transport.first_answer import FirstAnswer
 from pipeline.transport.interfaces import Said
 from pipeline.transport.sockets import LINGER_MS, Sockets, ms, send, waits
 from pipeline.transport.timeout import Timeout
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pipeline.protocol.credentials import Invitation
     from pipeline.protocol.messages import Message
@@ -31,10 +32,21 @@ _NAME = re.compile(rb"pipeline-(\d{1,9})-(\w{1,40})-(stage|heartbeat)-(\d{1,4})-
 
 
 class ZmqControlClient:
-    """A stage's end of control."""
+    """A stage's end of control.
 
-    def __init__(self, sockets: Sockets, invitation: Invitation, role: str = "stage") -> None:
+    `tell`: hears why the coordinator, who would be told of all else, can't be reached.
+    """
+
+    def __init__(
+        self,
+        sockets: Sockets,
+        invitation: Invitation,
+        role: str = "stage",
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self._stage = invitation.stage
+        names = (f"stage {self._stage}", "the coordinator")
+        self._answer = FirstAnswer(invitation.control, names, tell)
         name = _name(invitation.run, role, invitation.stage, invitation.attempt)
         self._socket = sockets.connect(invitation.control, name, invitation.coordinator)
 
@@ -54,11 +66,13 @@ class ZmqControlClient:
         """
         timeout = Timeout(timeout_s)
         while not self._socket.poll(ms(poll_s := timeout.next_poll_s())):
+            self._answer.look()
             if not poll_s:
                 raise TimedOutError(
                     f"stage {self._stage} waited {timeout_s:.1f} s for the coordinator: "
                     "it said nothing"
                 )
+        self._answer.heard()
         head, *attached = self._socket.recv_multipart(copy=False)
         return Said(self._stage, decode(head.buffer), tuple(f.buffer for f in attached))
 

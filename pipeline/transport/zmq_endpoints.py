@@ -54,7 +54,11 @@ class ZmqEndpoints:
         return receiver, receiver.address
 
     def connect(
-        self, address: LinkAddress, called_off: Callable[[], bool], peer: str = ""
+        self,
+        address: LinkAddress,
+        called_off: Callable[[], bool],
+        tell: Callable[[str], None],
+        peer: str = "",
     ) -> tuple[Sender, Carrier]:
         names = (f"stage {self._stage}", peer or f"stage {self._stage + 1}")
         sender = ZmqSender(
@@ -65,6 +69,7 @@ class ZmqEndpoints:
             timeout_s=LINK_TIMEOUT_S,
             cancelled=called_off,
             driver=None if peer else self._driver,
+            tell=tell,
         )
         return sender, sender.carrier
 

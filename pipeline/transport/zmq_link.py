@@ -31,6 +31,7 @@ from pipeline.protocol.messages import (
 )
 from pipeline.schedule.items import Stop
 from pipeline.transport.cuda_ipc import DeviceRingWriter
+from pipeline.transport.first_answer import FirstAnswer
 from pipeline.transport.interfaces import Arrived, Delivery
 from pipeline.transport.payloads import FrameWriter, framed_parts, slot_parts
 from pipeline.transport.seal import why_no_seal
@@ -54,7 +55,8 @@ _MESSAGES_AT_ONCE = 1000  # read before the caller may go on: strangers may talk
 class ZmqSender:
     """Upstream end of a link: connects to where the next stage listens.
 
-    `driver`: of CUDA, where what is sent lies on one of its devices.
+    `driver`: of CUDA, where what is sent lies on one of its devices. `tell`: hears of what the
+    person who watches should know.
     """
 
     def __init__(
@@ -67,8 +69,10 @@ class ZmqSender:
         timeout_s: float,
         cancelled: Callable[[], bool] = lambda: False,
         driver: Driver | None = None,
+        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._me, self._peer = names
+        self._answer = FirstAnswer(address.endpoint, names, tell)
         self._timeout_s, self._cancelled = timeout_s, cancelled
         self._landing: list[bytes | memoryview] = []
         self._credits: deque[int] = deque()
@@ -142,6 +146,7 @@ class ZmqSender:
                 self._hear()
                 continue
             self._check_wanted()
+            self._answer.look()
             if not poll_s:
                 raise TimedOutError(
                     f"{self._me} waited {monotonic() - began:.1f} s for {self._peer} to take "
@@ -155,6 +160,7 @@ class ZmqSender:
 
     def _hear(self) -> None:
         message = decode(self._socket.recv())
+        self._answer.heard()
         if isinstance(message, CloseLink):
             self._all_arrived = True
         elif not isinstance(message, Credit):

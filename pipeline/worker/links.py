@@ -41,10 +41,11 @@ class StageLinks:
         activity: Activity,
         spans: SpanRecorder,
         called_off: Callable[[], bool],
+        tell: Callable[[str], None],
     ) -> None:
         self._endpoints, self._meter, self._activity = endpoints, meter, activity
         self._spans = spans
-        self._called_off, self.device = called_off, DeviceQueue(device)
+        self._called_off, self._tell, self.device = called_off, tell, DeviceQueue(device)
         self._receiver, self.address = endpoints.listen(setup.bind, setup.max_in_flight, slot_bytes)
         self._sender: Sender | None = None
 
@@ -54,7 +55,7 @@ class StageLinks:
         self._receiver.admit(told.before)
         if told.address is None:
             return None
-        self._sender, carrier = self._endpoints.connect(told.address, self._called_off)
+        self._sender, carrier = self._endpoints.connect(told.address, self._called_off, self._tell)
         return carrier
 
     @property

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError, NonFiniteLossError
@@ -28,7 +30,7 @@ def run_worker(
         keys: of this host; None: nothing is encrypted.
     """
     endpoints, activity = ZmqEndpoints(invitation, keys), Activity()
-    control = ZmqControlClient(endpoints.sockets, invitation)
+    control = ZmqControlClient(endpoints.sockets, invitation, tell=_print)
     heartbeat = HeartbeatThread(endpoints.sockets, invitation, activity, launcher_gone)
     heartbeat.start()
     worker = Worker(invitation, control, endpoints, activity)
@@ -41,6 +43,12 @@ def run_worker(
         heartbeat.stop()
         endpoints.sockets.close()
     return 0
+
+
+def _print(text: str) -> None:
+    """Where nobody else can be told; who started the process may see it."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def failure_of(error: Exception, worker: Worker) -> Failure:

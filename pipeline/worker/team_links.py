@@ -9,6 +9,7 @@ way, with a ring of shared memory where there can be one: a receiver adds straig
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
@@ -44,6 +45,7 @@ class TeamLinks:
     Args:
         binds: where to listen for each other member, in order.
         called_off: whether the run begins again; asked by the thread that trains.
+        tell: is told by that thread what the person who watches should know.
     """
 
     def __init__(
@@ -55,11 +57,14 @@ class TeamLinks:
         meter: Meter,
         activity: Activity,
         called_off: Callable[[], bool],
+        tell: Callable[[str], None],
     ) -> None:
         self.member, self.members = member, len(binds) + 1
         self._others = [other for other in range(self.members) if other != member]
         self._endpoints, self._binds = endpoints, binds
-        self._meter, self._activity, self._called_off = meter, activity, called_off
+        self._meter, self._activity = meter, activity
+        self._called_off, self._tell = called_off, tell
+        self._untold: deque[str] = deque()
         self._receivers: list[Receiver] = []
         self._senders: list[Sender] = []
         self._ended = Event()
@@ -90,7 +95,7 @@ class TeamLinks:
             receiver.admit(address.key)  # a member connects with the key that it listens with
         for other, address in zip(self._others, addresses, strict=True):
             sender, carrier = self._endpoints.connect(
-                address, self._ended.is_set, f"member {other}"
+                address, self._ended.is_set, self._untold.append, f"member {other}"
             )
             self._senders.append(sender)
             carriers.append(carrier)
@@ -108,6 +113,8 @@ class TeamLinks:
             while poll_s := timeout.next_poll_s():
                 with suppress(Empty):
                     return self._checked(key, self._totals.get(timeout=poll_s))
+                while self._untold:
+                    self._tell(self._untold.popleft())
                 if self._called_off():
                     raise CalledOffError("the run begins again")
         raise TimedOutError(f"member {self.member} waited {LINK_TIMEOUT_S:g} s for its team")

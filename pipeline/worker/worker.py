@@ -128,6 +128,7 @@ class Worker:
                 meter=meter,
                 activity=self._activity,
                 called_off=self._control.called_off,
+                tell=self._control.remark,
             )
         stage = build_stage(
             config,
@@ -150,6 +151,7 @@ class Worker:
             activity=self._activity,
             spans=self._spans,
             called_off=self._control.called_off,
+            tell=self._control.remark,
         )
         runner = StageRunner(
             self._invitation.stage,

@@ -228,7 +228,11 @@ class MemoryEndpoints:
         return Mortal(receiver, self.fate), LinkAddress(bind, None, "word")
 
     def connect(
-        self, address: LinkAddress, called_off: Callable[[], bool], peer: str = ""
+        self,
+        address: LinkAddress,
+        called_off: Callable[[], bool],
+        tell: Callable[[str], None],
+        peer: str = "",
     ) -> tuple[Any, Carrier]:
         sender = self.senders[address.endpoint]
         sender.heed(called_off)
@@ -311,7 +315,7 @@ class ThreadWorkers:
         self.leave()
 
     def connect(
-        self, address: LinkAddress, cancelled: Callable[[], bool]
+        self, address: LinkAddress, cancelled: Callable[[], bool], tell: Callable[[str], None]
     ) -> tuple[Sender, Carrier]:
         """The coordinator's link to stage 0."""
         sender = self.senders[address.endpoint]

@@ -33,6 +33,7 @@ def team(members: int, called_off: Any = lambda: False) -> list[TeamLinks]:
             meter=meter_of(CPU),
             activity=Activity(),
             called_off=called_off,
+            tell=print,
         )
         for member in range(members)
     ]
