@@ -3,7 +3,7 @@
 launcher ──── Code, Reserve, Release, Prepare, Fork, Wake, Dismiss ───▶ broker
          ◀─── Joined, or Refused, and it ends
          ◀─── Nodes, whenever they have changed
-         ◀─── Reserved ─▶ Unreserved              of each room: what an actor holds of a node
+         ◀─── Reserved ─▶ Unreserved              of each room: what is reserved of a node
          ◀─── Prepared ─▶ Doubtful ⇄ Again ─▶ Gone, and Died      of each agent: an actor that
                                                                   starts processes on its node
 """
@@ -154,10 +154,12 @@ class Again:
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """There is no such agent any more, or there can be none; its processes are gone, or go."""
+    """There is no such agent any more, or there can be none; its processes are gone, or go.
+    `with_node`: because its node is gone, which the cluster may not have noticed yet."""
 
     agent: int
     why: str
+    with_node: bool = False
 
 
 @dataclass(frozen=True, slots=True)

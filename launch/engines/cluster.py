@@ -6,12 +6,11 @@ and no process: requests to a broker, and what it answers.
          │  the node is lost           │  the process, or its agent, is lost        │
          └─────────────────────────────┴──────────────── replace ◀── dead ◀─────────┘
 
-A room is what an actor holds of a node: all stages that find a place there at the same time share
-one. An agent is an actor that reserves nothing: it has imported what workers need, and starts them
-for the rooms of its node. Once a run is under way there is a second agent wherever stages are, and
-one on some other node with free room, so that who is lost is replaced without such an import. A
-room is kept while its node lives. GPUs are reserved as planned: stages that share one move
-together.
+A room is what is reserved of a node: all stages that find a place there at the same time share one.
+An agent is an actor that reserves nothing: it has imported what workers need, and starts them for
+the rooms of its node. Once a run is under way there is a second agent wherever stages are, and one
+on some other node with free room, so that who is lost is replaced without such an import. A room is
+kept while its node lives. GPUs are reserved as planned: stages that share one move together.
 """
 
 from __future__ import annotations
@@ -213,6 +212,8 @@ class ClusterWorkers:
         self._news: list[str] = []
         self._failures: dict[str, int] = {}
         """How often no agent could be made, by node."""
+        self._ended: set[str] = set()
+        """Nodes that are gone, and may still be listed."""
         self._like: tuple[str, ...] = ()
         """Facts of the first host, which others should be like."""
         self._kinds: tuple[str, ...] = ()
@@ -295,7 +296,7 @@ class ClusterWorkers:
             self._cluster.take(answer.nodes)
             for room in list(self._rooms.values()):
                 if room.node.id not in self._cluster.nodes:
-                    self._forget(room)
+                    self._release(room)
         elif isinstance(answer, Reserved | Unreserved):
             self._take_of_room(answer)
         elif isinstance(answer, Prepared | Doubtful | Again | Gone | Died):
@@ -331,6 +332,9 @@ class ClusterWorkers:
             if self._is_reached(agent.node):
                 self._news.append(f"{agent.host.name} can be reached again")
         elif isinstance(answer, Gone):
+            if answer.with_node:
+                self._ended.add(agent.node.id)
+                self._release(*self._rooms_on(agent.node))
             self._gone(agent, answer.why)
         else:
             seat = self._seats[answer.stage]
@@ -362,7 +366,8 @@ class ClusterWorkers:
         for seat in self._seats:
             if seat.agent is agent and seat.end is None:
                 seat.end = End(f"is gone: {why}", silent=True)
-        if not agent.is_ready and agent.node.id in self._cluster.nodes:
+        is_there = agent.node.id in self._cluster.nodes and agent.node.id not in self._ended
+        if not agent.is_ready and is_there:
             self._note_failure(agent, why)
 
     def _note_failure(self, agent: _Agent, why: str) -> None:
@@ -370,11 +375,14 @@ class ClusterWorkers:
         self._failures[agent.node.id] = failures
         if failures == _TRIES:
             self._news.append(f"{agent.host.name} can't be used: {why}")
-            for room in [room for room in self._rooms.values() if room.node.id == agent.node.id]:
-                self._broker.ask(Release(room.number))
-                self._forget(room)
+            self._release(*self._rooms_on(agent.node))
         if not any(map(self._can_be_used, self._cluster.nodes)):
             raise ConfigError(f"no host of the cluster can be used: {agent.host.name}: {why}")
+
+    def _release(self, *rooms: _Room) -> None:
+        for room in rooms:
+            self._broker.ask(Release(room.number))
+            self._forget(room)
 
     def _forget(self, room: _Room) -> None:
         """Its stages need another; those that still run are lost on their own."""
@@ -387,9 +395,10 @@ class ClusterWorkers:
         """Of one that can't be reached, and its node: should it come back it is ended."""
         self._broker.ask(Dismiss(agent.number))
         self._gone(agent, f"{agent.host.name} can't be reached: {agent.doubt}")
-        for room in [room for room in self._rooms.values() if room.node.id == agent.node.id]:
-            self._broker.ask(Release(room.number))
-            self._forget(room)
+        self._release(*self._rooms_on(agent.node))
+
+    def _rooms_on(self, node: Node) -> list[_Room]:
+        return [room for room in self._rooms.values() if room.node.id == node.id]
 
     # room, agents, processes
 
@@ -483,7 +492,8 @@ class ClusterWorkers:
         return int(node.cpus >= node.gpus), 1
 
     def _can_be_used(self, node: str) -> bool:
-        return self._failures.get(node, 0) < _TRIES and self._is_reached(self._cluster.nodes[node])
+        usable = node not in self._ended and self._failures.get(node, 0) < _TRIES
+        return usable and self._is_reached(self._cluster.nodes[node])
 
     def _is_reached(self, node: Node) -> bool:
         return not any(agent.doubt for agent in self._agents.values() if agent.node.id == node.id)
@@ -494,7 +504,7 @@ class ClusterWorkers:
         now, found = self._clock(), dict[str, tuple[int, int]]()
         for node in self._cluster.nodes.values():
             if self._can_be_used(node.id):
-                ours = [room for room in self._rooms.values() if room.node.id == node.id]
+                ours = self._rooms_on(node)
                 uncounted = [room for room in ours if now - room.held_at < _COUNTED_S]
                 found[node.id] = (
                     min(
@@ -534,8 +544,7 @@ class ClusterWorkers:
             is_slow = node is not None and _fits(needs, (node.free_cpus, node.free_gpus))
             elsewhere = [free for key, free in self._free().items() if key != room.node.id]
             if room.asked_at < late and not is_slow and any(_fits(needs, one) for one in elsewhere):
-                self._broker.ask(Release(room.number))
-                self._forget(room)
+                self._release(room)
 
     def _what_is_missing(self, seat: _Seat) -> str:
         nodes = {

@@ -25,7 +25,7 @@ from importlib import import_module
 from math import inf
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any
 
 from launch.engines.broker_messages import (
@@ -55,12 +55,12 @@ from launch.machine.gpus import gpu_names
 from pipeline.errors import cut, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from launch.engines.broker_messages import Answer, Request
 
 _ANSWERS_S, _TAKES_S = 5.0, 10.0
-_LOOK_S = 0.1
+_LOOK_S, _SAYS_S = 0.1, 0.5
 _NODES_S = 0.5
 _STORE_BYTES = 80_000_000
 """Of Ray's object store, which carries nothing of ours but a user's code."""
@@ -251,7 +251,7 @@ def _in_one_line(error: Exception, address: str | None) -> str:
 
 
 class PipelineRoom:
-    """An actor that reserves something of its node, and does nothing."""
+    """An actor that reserves GPUs of its node, and does nothing: only an actor learns which."""
 
     def held(self) -> tuple[str | None, tuple[str, ...]]:
         """As in `broker_messages.Reserved`: its GPUs, and what these are."""
@@ -272,7 +272,7 @@ class PipelineAgent(Host):
         super().__init__(packed, modules, node.get_session_dir_path())
 
 
-class _Room:
+class _GpuRoom:
     """What an actor holds; `call`: is over with it."""
 
     def __init__(self, number: int, actor: Any) -> None:
@@ -281,12 +281,38 @@ class _Room:
         self.call = actor.held.remote()
 
 
+class _CpuRoom(Thread):
+    """What a placement group holds, which takes no process: so it is there at once. It asks the
+    head, for which a thread can wait; without its node it is no more."""
+
+    def __init__(self, request: Reserve, say: Callable[[Answer], None]) -> None:
+        super().__init__(name=f"room-{request.room}", daemon=True)
+        self._request, self._say, self._is_released = request, say, Event()
+
+    def run(self) -> None:
+        from ray.util.placement_group import placement_group, remove_placement_group
+
+        room, there = self._request.room, {"ray.io/node-id": self._request.node}
+        try:
+            group = placement_group([{"CPU": self._request.cpus}], bundle_label_selector=[there])
+            while not self._is_released.is_set():
+                if group.wait(_TAKES_S):
+                    self._say(Reserved(room, None))
+                    self._is_released.wait()
+            remove_placement_group(group)
+        except Exception as error:  # whatever Ray raises where its head is gone
+            self._say(Unreserved(room, _short(error)))
+
+    def release(self) -> None:
+        self._is_released.set()
+
+
 class _Agent:
     """An actor, and the calls to it that are under way. `ends_at`: when it is killed that was asked
     to close."""
 
-    def __init__(self, number: int, actor: Any) -> None:
-        self.number, self.actor = number, actor
+    def __init__(self, number: int, node: str, actor: Any) -> None:
+        self.number, self.node, self.actor = number, node, actor
         self.is_ready = self.is_doubtful = False
         self.ends_at = inf
         self.call = actor.about.remote()
@@ -300,7 +326,10 @@ class _Broker:
 
         self._ray, self._launcher = ray, launcher
         self._code = [ray.put(b""), ray.put(b"")]
-        self._rooms: dict[int, _Room] = {}
+        self._addresses: dict[str, tuple[str, int]] = {}
+        """Where nodes listen."""
+        self._gpu_rooms: dict[int, _GpuRoom] = {}
+        self._cpu_rooms: dict[int, _CpuRoom] = {}
         self._agents: dict[int, _Agent] = {}
 
     def serve(self) -> None:
@@ -309,7 +338,7 @@ class _Broker:
         while True:
             for request in self._requests():
                 self._heed(request)
-            for room in list(self._rooms.values()):
+            for room in list(self._gpu_rooms.values()):
                 self._look_at_room(room)
             for agent in list(self._agents.values()):
                 self._look_at_agent(agent)
@@ -325,16 +354,16 @@ class _Broker:
             files = (request.packed, request.modules)
             self._code = [self._ray.put(Path(file).read_bytes() if file else b"") for file in files]
         elif isinstance(request, Reserve):
-            options = self._on(request.node, request.cpus, request.gpus)
-            actor = self._ray.remote(PipelineRoom).options(**options).remote()
-            self._rooms[request.room] = _Room(request.room, actor)
+            self._reserve(request)
         elif isinstance(request, Release):
-            if room := self._rooms.pop(request.room, None):
-                self._kill(room.actor)
+            if of_cpus := self._cpu_rooms.pop(request.room, None):
+                of_cpus.release()
+            elif of_gpus := self._gpu_rooms.pop(request.room, None):
+                self._kill(of_gpus.actor)
         elif isinstance(request, Prepare):
             options = self._on(request.node, 0, 0)
             actor = self._ray.remote(PipelineAgent).options(**options).remote(*self._code)
-            self._agents[request.agent] = _Agent(request.agent, actor)
+            self._agents[request.agent] = _Agent(request.agent, request.node, actor)
         elif agent := self._agents.get(request.agent):
             self._heed_for(agent, request)
 
@@ -348,6 +377,15 @@ class _Broker:
         else:
             agent.call, agent.ends_at = agent.actor.close.remote(), time.monotonic() + _CLOSES_S
 
+    def _reserve(self, request: Reserve) -> None:
+        if request.gpus:
+            options = self._on(request.node, request.cpus, request.gpus)
+            actor = self._ray.remote(PipelineRoom).options(**options).remote()
+            self._gpu_rooms[request.room] = _GpuRoom(request.room, actor)
+        else:
+            self._cpu_rooms[request.room] = _CpuRoom(request, self._launcher.say)
+            self._cpu_rooms[request.room].start()
+
     def _on(self, node: str, cpus: int, gpus: int) -> dict[str, Any]:
         """Options of an actor that is to be on that node or nowhere."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -360,7 +398,7 @@ class _Broker:
         with suppress(Exception):  # it is gone already, or can't be reached
             self._ray.kill(actor)
 
-    def _look_at_room(self, room: _Room) -> None:
+    def _look_at_room(self, room: _GpuRoom) -> None:
         if not self._done([room.call]):
             return
         try:
@@ -368,7 +406,7 @@ class _Broker:
         except self._ray.exceptions.ActorUnavailableError:
             pass  # as long as it is not known to be dead, it holds what it holds
         except Exception as error:
-            del self._rooms[room.number]
+            del self._gpu_rooms[room.number]
             self._launcher.say(Unreserved(room.number, _short(error)))
             return
         else:
@@ -391,6 +429,10 @@ class _Broker:
         try:
             found = self._ray.get(agent.call)
         except self._ray.exceptions.ActorUnavailableError as error:
+            if self._has_ended(agent.node):
+                del self._agents[agent.number]
+                self._launcher.say(Gone(agent.number, "its node has ended", with_node=True))
+                return
             agent.is_doubtful = True
             self._launcher.say(Doubtful(agent.number, _short(error)))
         except Exception as error:  # ActorDiedError; what its constructor has raised; no such node
@@ -403,6 +445,19 @@ class _Broker:
             self._take(agent, found)
         method = agent.actor.died if agent.is_ready else agent.actor.about
         agent.call = method.remote()
+
+    def _has_ended(self, node: str) -> bool:
+        """Whether its host says that nobody listens there: then the node, and what it has started,
+        is gone, long before the cluster counts it as dead. One that can't be reached says nothing.
+        """
+        address = self._addresses.get(node)
+        try:
+            with socket.create_connection(address or ("", 0), _SAYS_S):
+                return False
+        except ConnectionRefusedError:
+            return address is not None
+        except OSError:
+            return False
 
     def _look_at_forks(self, agent: _Agent) -> None:
         for call in self._done(list(agent.forks)):
@@ -454,12 +509,14 @@ class _Broker:
         for node in self._ray.nodes():
             if not node["Alive"]:
                 continue
+            address = node["NodeManagerAddress"]
+            self._addresses[node["NodeID"]] = address, node["NodeManagerPort"]
             lends, rest = node["Resources"], free.get(node["NodeID"], {})
             found.append(
                 Node(
                     node["NodeID"],
                     node["NodeManagerHostname"],
-                    node["NodeManagerAddress"],
+                    address,
                     *(int(lends.get(what, 0)) for what in ("CPU", "GPU")),
                     *(int(rest.get(what, 0)) for what in ("CPU", "GPU")),
                 )

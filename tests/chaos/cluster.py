@@ -109,6 +109,17 @@ class RayOnHosts:
         """Process ids of those actors there that have stages."""
         return sorted({_parent(_parent(pid)) for pid in self.stages_on(host)})
 
+    def await_spares(self, host: ImitatedHost) -> None:
+        """Until a second agent is there, with all that workers need."""
+        servers = "launch.engines.fork_server"
+
+        def there() -> bool:
+            forks = set(host.processes(servers))
+            ready = [pid for pid in forks if _parent(pid) not in forks and _has_torch(pid)]
+            return len(ready) == 2
+
+        until(there, f"a second agent on {host.name}", STARTS_S)
+
     def homes(self) -> list[ImitatedHost]:
         """Hosts that have stages."""
         return [host for host in self.hosts if self.stages_on(host)]
@@ -118,6 +129,15 @@ def _parent(pid: int) -> int:
     with suppress(OSError):
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     return 0
+
+
+def _has_torch(pid: int) -> bool:
+    """Whether a fork server has imported it, and waits."""
+    with suppress(OSError):
+        is_there = "libtorch_cpu" in Path(f"/proc/{pid}/maps").read_text(errors="replace")
+        asleep = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+        return is_there and asleep
+    return False
 
 
 def kill(pids: Sequence[int] | dict[int, str]) -> None:
@@ -202,13 +222,15 @@ def a_stage(training: Training) -> str:
 
 
 def an_actor(training: Training) -> str:
-    """That whose processes train; a second one may be there."""
+    """That whose processes train; a second one is there."""
     host = training.cluster.hosts[1]
+    training.cluster.await_spares(host)
     took = training.hit(lambda: kill(training.cluster.agents_on(host)))
     return f"again after {took:.1f} s"
 
 
 def a_raylet(training: Training) -> str:
+    training.cluster.await_spares(training.cluster.hosts[2])
     took = training.hit(lambda: kill(training.cluster.hosts[1].processes("/raylet/raylet ")))
     assert [host.number for host in training.cluster.homes()] == [0, 2]
     return f"again after {took:.1f} s"

@@ -229,6 +229,14 @@ def test_who_loses_its_node_goes_elsewhere() -> None:
     assert scene.told() == ["stage 2 is on c"]
 
 
+def test_a_node_that_has_ended_is_left_before_the_cluster_counts_it_as_dead() -> None:
+    scene = three()
+    scene.hear(Gone(scene.agent(1), "its node has ended", with_node=True))
+    scene.replace(2)
+    assert Release(scene.room(1)) in scene.asked
+    assert scene.homes()[2] == "c/cpu"
+
+
 def test_a_node_whose_end_is_known_late_is_left_then() -> None:
     scene = three()
     scene.prompt = False
@@ -390,7 +398,7 @@ def test_messages_arrive_as_they_were_sent() -> None:
         *(Fork(1, invitation, "0,1"), Fork(1, invitation, None), Wake(1, 2), Dismiss(1)),
         *(Joined("10.0.0.1:1", "10.0.0.2"), Refused("why"), Nodes((node("a"), node("b", 2, 2)))),
         *(Reserved(1, "0,1", ("NVIDIA H200",)), Unreserved(1, "why"), Prepared(1, None, FACTS)),
-        *(Doubtful(1, "why"), Again(1), Gone(1, "why")),
+        *(Doubtful(1, "why"), Again(1), Gone(1, "why", True)),
         Died(1, 2, 3, "how", True, True, "trace\nback"),
     )
     for message in messages:
