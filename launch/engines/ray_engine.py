@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -26,7 +27,7 @@ from launch.engines.cluster import Cluster, ClusterWorkers
 from launch.engines.host import facts_here
 from launch.engines.interrupts import INTERRUPTIONS
 from launch.machine.gpus import devices
-from pipeline.errors import GPUS, ConfigError, EngineLostError
+from pipeline.errors import GPUS, ConfigError, EngineLostError, cut
 from pipeline.planning.hosts import Host
 from pipeline.signals import signals_held
 from pipeline.system.interpreter import python_command, python_environment
@@ -46,6 +47,7 @@ _JOINS_S = 120.0
 _ENDS_S = 10.0
 _LOOK_S = 0.02
 _LOOPBACK = "127.0.0.1"
+_ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[\w.-]+):[0-9]{1,5}")
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0", "RAY_COLOR_PREFIX": "0"}
 
 
@@ -135,6 +137,11 @@ class RayEngine:
             raise ConfigError(
                 f"--ray-address {self._address}: stages talk with the launcher directly, which a "
                 "Ray Client is no part of: run this on a node of the cluster, and give its head as "
+                "10.0.0.1:6379"
+            )
+        if self._address and not _ADDRESS.fullmatch(self._address):
+            raise ConfigError(
+                f"--ray-address {cut(self._address)}: give host and port of the cluster's head, as "
                 "10.0.0.1:6379"
             )
         self._insecure, self._threads = insecure, 1

@@ -65,6 +65,17 @@ def test_a_ray_client_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         RayEngine(None, insecure=False)
 
 
+@pytest.mark.parametrize("address", ["nonsense", "10.0.0.1", "10.0.0.1:", ":6379", "a b:1", "auto"])
+def test_an_address_has_a_host_and_a_port(address: str) -> None:
+    with pytest.raises(ConfigError, match=f"--ray-address {address}: give host and port"):
+        RayEngine(address, insecure=False)
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1:6379", "head:6379", "[fe80::1]:6379"])
+def test_nothing_is_asked_of_an_address_before_a_plan_is_made(address: str) -> None:
+    RayEngine(address, insecure=False).close()
+
+
 @pytest.mark.parametrize(("gpus", "devices"), [("cpu", ("cpu",)), ("0-1", ("cuda:0", "cuda:1"))])
 def test_without_a_cluster_this_machine_is_the_one_host(
     monkeypatch: pytest.MonkeyPatch, gpus: str, devices: tuple[str, ...]
