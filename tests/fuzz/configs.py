@@ -151,6 +151,7 @@ def configs(draw: DrawFn) -> Drawn:
     runtime = {
         "seed": draw(st.integers(0, 99)),
         "precision": draw(st.sampled_from(["fp32", "fp32", "bf16"])),
+        "wire_dtype": draw(st.sampled_from(["as_computed", "as_computed", "bf16"])),
         "checkpoint_every_steps": draw(st.integers(0, 2)),
         "eval_every_epochs": draw(st.integers(0, 1)),
     }
@@ -206,9 +207,9 @@ def folders() -> Iterator[Callable[[], Path]]:
     torch's generator, which processes don't."""
     lock, build = Lock(), worker.build_stage
 
-    def locked(*given: Any) -> Any:
+    def locked(*given: Any, **named: Any) -> Any:
         with lock:
-            return build(*given)
+            return build(*given, **named)
 
     with (
         tempfile.TemporaryDirectory() as base,
