@@ -214,7 +214,7 @@ def main(
 
     \b
     pipeline-referee --dry-run                              what is left, and how long it takes
-    pipeline-referee --jobs 2 --budget 2.5                  as much as goes into 2.5 hours
+    pipeline-referee --jobs 2 --budget 3                    as much as goes into 3 hours
     pipeline-referee --networks cnn6 --rules backprop,pred  some of it
 
     \b
