@@ -356,7 +356,7 @@ def coordinator(
     watchdog = Watchdog(heartbeat_timeout_s=60.0, stall_timeout_s=stall_timeout_s)
 
     def bind(*at: int) -> str:
-        return f"link-{at}"
+        return "-".join(map(str, ("link", *at)))
 
     return Coordinator(job.run, workers.control, workers.connect, bind, workers, watchdog, **given)
 

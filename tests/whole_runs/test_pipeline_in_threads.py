@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from inspect import signature
 from threading import Event as Signal
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -114,9 +115,9 @@ def test_in_single_mode_all_stages_share_the_memory_of_recorded_steps(
 ) -> None:
     recorders = []
 
-    def noted(*given: Any) -> Stage:
-        recorders.append(given[-1])
-        return build_stage(*given)
+    def noted(*given: Any, **named: Any) -> Stage:
+        recorders.append(signature(build_stage).bind(*given, **named).arguments["graphs"])
+        return build_stage(*given, **named)
 
     monkeypatch.setattr("pipeline.single.build_stage", noted)
     SingleTrainer(Job(folder(), 3).run)
