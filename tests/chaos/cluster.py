@@ -26,7 +26,7 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where a script finds `support`
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # rather packages than tests of them
-from support.processes import COMMAND, final_digests, launch, until
+from support.processes import COMMAND, final_digests, launch, nothing_ignored, until
 
 from chaos.hosts import ImitatedHost, imitated_hosts, why_not
 
@@ -166,7 +166,7 @@ class Training:
         words = (COMMAND, str(self.folder / "run.yaml"), "--engine=ray", "--gpus=cpu")
         where = (f"--ray-address={self.cluster.address}", f"--run-dir={self.run_dir}")
         self.said = self.folder / "said"
-        with self.said.open("wb") as said:
+        with self.said.open("wb") as said, nothing_ignored():
             return self.cluster.hosts[0].start(
                 *words, *where, "--view=plain", *more,
                 env=self.cluster.environment, stdout=said, stderr=said,
@@ -203,7 +203,8 @@ class Training:
         return self.wait_for(AGAIN, before + 1, deadline_s)
 
     def ends(self, status: int = 0, deadline_s: float = ENDS_S) -> None:
-        found = self.process.wait(deadline_s)
+        until(lambda: self.process.poll() is not None, f"its end: {self.all_said}", deadline_s)
+        found = self.process.wait()
         assert found == status, f"exit status {found}: {self.all_said}"
 
 
