@@ -67,14 +67,15 @@ def lap(task: Task, way: str, processes: int, epochs: int, settings: Sequence[st
         run = Path(folder) / "run"
         asked = ["launch.cli", *words, "--data-parallel", str(processes), "--view", "quiet"]
         answer = finished([*asked, "--run-dir", str(run), config], 60.0)
-        return answer if isinstance(answer, dict) else _of_run(run, task.images)
+        return answer if isinstance(answer, dict) else _of_run(run)
 
 
-def _of_run(run: Path, images: int) -> Lap:
+def _of_run(run: Path) -> Lap:
     lines = list(map(json.loads, (run / METRICS_FILE).read_text(encoding="utf-8").splitlines()))
     seconds = [line["seconds"] for line in lines[1:]]
+    images = sum(line["images_per_s"] * line["seconds"] for line in lines[1:])
     return {
-        "images_per_s": round(len(seconds) * images / sum(seconds), 1),
+        "images_per_s": round(images / sum(seconds), 1),
         "seconds": round(sum(seconds), 3),
         "epochs_images_per_s": [line["images_per_s"] for line in lines[1:]],
         "error_pct": tested(lines[-1])[1]["error_pct"],
