@@ -108,6 +108,7 @@ class _Socket:
 
     def __init__(self) -> None:
         self.rejections, self.key, self.endpoint = Rejections("here"), None, "here"
+        self.where = None  # no stream can come here
         self._waiting: list[Envelope] = []
 
     def receiver(self) -> ZmqReceiver:
