@@ -68,6 +68,7 @@ class TeamLinks:
         self._receivers: list[Receiver] = []
         self._senders: list[Sender] = []
         self._ended = Event()
+        self._error: BaseException | None = None
         self._memory: dict[int, list[Tensor]] = {}
         """For the sums of each group: memory that is taken anew is touched page by page."""
         self._given: SimpleQueue[tuple[Key, Sequence[Tensor]] | None] = SimpleQueue()
@@ -119,6 +120,12 @@ class TeamLinks:
                     raise CalledOffError("the run begins again")
         raise TimedOutError(f"member {self.member} waited {LINK_TIMEOUT_S:g} s for its team")
 
+    def check(self) -> None:
+        """Raise what has ended the exchange: whoever waits for a batch would wait for ever, since
+        the others wait for this member."""
+        if self._error is not None:
+            raise self._error
+
     def close(self) -> None:
         """At the end of the attempt, in whatever way."""
         self._ended.set()
@@ -147,6 +154,7 @@ class TeamLinks:
                 del job, found
         except BaseException as error:  # for the thread that trains
             if not self._ended.is_set():
+                self._error = error
                 self._totals.put(error)
 
     def _exchanged(self, key: Key, found: Sequence[Tensor]) -> list[Tensor]:

@@ -104,6 +104,12 @@ class Worker:
                 self._team = None
         return True
 
+    def _called_off(self) -> bool:
+        """Whether the run begins again. Raises what has ended the exchange with a team."""
+        if self._team is not None:
+            self._team.check()
+        return self._control.called_off()
+
     def _check_user_code(self, named: tuple[str, ...]) -> None:
         """What is to be imported must have been said when the process started: a message can't
         name code to be run (invariant 10)."""
@@ -150,7 +156,7 @@ class Worker:
             meter=meter,
             activity=self._activity,
             spans=self._spans,
-            called_off=self._control.called_off,
+            called_off=self._called_off,
             tell=self._control.remark,
         )
         runner = StageRunner(
