@@ -11,6 +11,7 @@ neighbouring positions; the map g is a linear one of the features, the same at e
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -146,7 +147,7 @@ def heads_of(
     """Logits of the classifier, and g(h) or, of feature maps, its standard deviation over space;
     None where there is no such head."""
     h, recompute = activation
-    if sim_spec is not None and not sim_spec.is_own_shape and sim is not None:
+    if sim is not None and sim_spec and sim_spec.features and not sim_spec.is_own_shape:
         return pred(h) if pred is not None else None, _mapped(h, sim, sim_spec)
     pooling = pred.spec.pool if pred is not None else None
     mapped: Tensor | None
@@ -167,7 +168,7 @@ def heads_of(
 
 def _mapped(h: Tensor, sim: nn.Module, spec: SimSpec) -> Tensor:
     """As `heads_of`, of a map that is not the paper's: h stays as it is."""
-    with autocast(h.device, bf16=spec.bf16 or torch.is_autocast_enabled(h.device.type)):
+    with autocast(h.device, bf16=True) if spec.bf16 else nullcontext():
         if not isinstance(sim, SimilarityConv):
             mapped: Tensor = sim(h)
             return mapped
