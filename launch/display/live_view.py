@@ -26,6 +26,7 @@ from launch.display.plain_view import waiting_text
 from launch.display.streams import is_behind
 from pipeline.run.events import (
     CheckpointWritten,
+    Detail,
     EpochDone,
     Event,
     Note,
@@ -145,6 +146,7 @@ class LiveView:
             EpochDone: self._epoch_done,
             CheckpointWritten: lambda event: self._note(f"checkpoint {event.path.name}", "dim"),
             Note: lambda event: self._note(event.text),
+            Detail: lambda event: None,  # for the log alone
         }
 
     def __call__(self, event: Event) -> None:
