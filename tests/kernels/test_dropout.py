@@ -120,7 +120,7 @@ def test_devices_drop_what_is_asked_for_and_neighbours_have_nothing_in_common(ra
 @pytest.mark.usefixtures("on_a_device")
 def test_compilers_find_no_index_in_the_drawing() -> None:
     """Inductor computes `arange * constant` in 32 bits, or not at all: it must meet a tensor."""
-    traced = make_fx(dropout.uniform)(torch.tensor(7), 1, 15)
+    traced = make_fx(dropout.uniform)(torch.tensor(7), 1, 15, 0)
     (counted,) = (node for node in traced.graph.nodes if "arange" in node.name)
     assert [(user.target, user.args[1].op) for user in counted.users] == [
         (torch.ops.aten.add.Tensor, "call_function")

@@ -377,7 +377,7 @@ def test_a_run_is_finished_when_its_last_epoch_was_tested(
         ("1 --set model.hiden=8", "--set model.hiden=8: unknown key"),
         ("1 --stages 9 --gpus cpu", "--stages 9: "),
         ("1 --gpus 0-x", "--gpus 0-x: "),
-        ("1 --engine ray", "--engine ray: not available yet"),
+        ("1 --engine ray", "--engine ray: this command trains on this machine alone"),
         ("1 --runs /proc/foo", "--runs /proc/foo: can't be written: "),
         ("1 --runs tiny_paper.yaml/x", "--runs tiny_paper.yaml/x: can't be written: "),
         ("1 --dry-run --set model.hiden=8", "--set model.hiden=8: unknown key"),

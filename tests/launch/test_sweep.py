@@ -231,7 +231,10 @@ def test_runs_are_listed_and_nothing_is_written(here: Path) -> None:
             "small.yaml --seeds 1 --run-dir odd2",
             "--run-dir odd2: holds table.csv, which a",
         ),
-        ("small.yaml --seeds 1 --engine ray", "--engine ray: not available yet"),
+        (
+            "small.yaml --seeds 1 --engine ray",
+            "--engine ray: this command trains on this machine alone",
+        ),
         ("small.yaml --seeds 1 --set runtime.eval_every_epochs=0", "runtime.eval_every_ep"),
         ("small.yaml --seeds 1 --run-dir run", "--run-dir run: holds a run; a sweep needs a fold"),
         ("--run-dir odd", "odd/sweep.json: is no sweep of this command: "),

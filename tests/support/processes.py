@@ -326,10 +326,10 @@ def work_without_shared_memory(*arguments: Any) -> int:
 
 def work_on_an_island(*arguments: Any) -> int:
     """A worker that seems to be on a machine of its own: no other can reach its memory."""
-    from pipeline.transport import shared_memory
+    from pipeline.system import machine
 
-    island = f"island {os.getpid()}"
-    shared_memory.host_identity = lambda: island
+    island = f"island-{os.getpid()}"
+    machine._boot = lambda: island
     return _work(*arguments)
 
 

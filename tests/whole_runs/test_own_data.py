@@ -79,7 +79,7 @@ def test_floats_begin_where_kernels_round_alike(
     """On a CPU, at multiples of 64 bytes; numpy's arrays begin at any multiple of 16."""
     begins = list[int]()
 
-    def noting(preprocess: Preprocess, x: Tensor, batch_id: int) -> Tensor:
+    def noting(preprocess: Preprocess, x: Tensor, *at: int) -> Tensor:
         begins.append(x.data_ptr() % 64)
         return x
 

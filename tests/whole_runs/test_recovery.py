@@ -346,7 +346,7 @@ def test_a_fault_that_comes_back_at_the_same_batch_ends_the_run(
 def test_an_error_before_the_first_step_ends_the_run_at_once(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*given: Any) -> Any:
+    def fails(*given: Any, **named: Any) -> Any:
         raise MemoryError("no room for the network")
 
     monkeypatch.setattr("pipeline.worker.worker.build_stage", fails)
