@@ -72,7 +72,7 @@ class TeamLinks:
         self._memory: dict[int, list[Tensor]] = {}
         """For the sums of each group: memory that is taken anew is touched page by page."""
         self._given: SimpleQueue[tuple[Key, Sequence[Tensor]] | None] = SimpleQueue()
-        self._totals: SimpleQueue[tuple[Key, list[Tensor]] | BaseException] = SimpleQueue()
+        self._totals: SimpleQueue[tuple[Key, list[Tensor]]] = SimpleQueue()
         self._thread = Thread(target=self._run, name="team", daemon=True)
 
     def listen(self, sizes: Sequence[Sequence[int]]) -> tuple[LinkAddress, ...]:
@@ -108,12 +108,13 @@ class TeamLinks:
 
     def total(self, key: Key) -> list[Tensor]:
         with suppress(Empty):
-            return self._checked(key, self._totals.get_nowait())
+            return self._of(key, self._totals.get_nowait())
         timeout = Timeout(LINK_TIMEOUT_S)
         with self._meter.waiting(), self._activity.during("blocked"):
             while poll_s := timeout.next_poll_s():
                 with suppress(Empty):
-                    return self._checked(key, self._totals.get(timeout=poll_s))
+                    return self._of(key, self._totals.get(timeout=poll_s))
+                self.check()
                 while self._untold:
                     self._tell(self._untold.popleft())
                 if self._called_off():
@@ -138,9 +139,7 @@ class TeamLinks:
             sender.close()
 
     @staticmethod
-    def _checked(key: Key, result: tuple[Key, list[Tensor]] | BaseException) -> list[Tensor]:
-        if isinstance(result, BaseException):
-            raise result
+    def _of(key: Key, result: tuple[Key, list[Tensor]]) -> list[Tensor]:
         assert result[0] == key, f"the sum of {result[0]} in place of {key}"
         return result[1]
 
@@ -155,7 +154,6 @@ class TeamLinks:
         except BaseException as error:  # for the thread that trains
             if not self._ended.is_set():
                 self._error = error
-                self._totals.put(error)
 
     def _exchanged(self, key: Key, found: Sequence[Tensor]) -> list[Tensor]:
         payload = PackedPayload(found)
