@@ -10,20 +10,18 @@ of its process.
 
 from __future__ import annotations
 
-import json
 import os
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
 
 from benchmarks.lib.contenders import task_of
 from benchmarks.lib.laps import made_up_batches, timed
-from benchmarks.rivals.onef1b import ANSWER, TIMEOUT, Part, loss_of
+from benchmarks.rivals.group import answer_of, join, leave, most
+from benchmarks.rivals.onef1b import Part, loss_of
 from pipeline.data.facts import data_facts
 from pipeline.device.host import keep_freed_memory
 from pipeline.learning.build import without_tf32
@@ -46,10 +44,7 @@ def train(rank: int, task: Task, folder: str) -> None:
     keep_freed_memory()
     without_tf32()
     torch.manual_seed(config.runtime.seed)
-    store = f"file://{folder}/store"
-    dist.init_process_group(
-        "gloo", init_method=store, rank=rank, world_size=processes, timeout=TIMEOUT
-    )
+    join(rank, processes, folder)
     specs = network_specs(config, data_facts(config.data))
     part = Part(specs, _CPU, bf16=config.runtime.precision == "bf16")
     network = DistributedDataParallel(part)
@@ -60,17 +55,11 @@ def train(rank: int, task: Task, folder: str) -> None:
         loss_of(network(images), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
-    def agree(steps: int) -> int:
-        most = torch.tensor(steps)
-        dist.all_reduce(most, dist.ReduceOp.MAX)
-        return int(most)
-
     own = [(x[rank::processes], y[rank::processes]) for x, y in made_up_batches(config, _CPU)]
-    lap = timed(step, own, task.seconds, _CPU, agree)
+    lap = timed(step, own, task.seconds, _CPU, partial(most, device=_CPU))
     if rank == 0:
         images = lap["steps"] * config.data.batch_size
-        lap = {**lap, "images_per_s": round(images / lap["seconds"], 1)}
-        (Path(folder) / ANSWER).write_text(json.dumps(lap), encoding="utf-8")
+        leave({**lap, "images_per_s": round(images / lap["seconds"], 1)}, folder)
     dist.destroy_process_group()
     os._exit(0)
 
@@ -81,10 +70,7 @@ def main(task_text: str) -> None:
     """Train what TASK_TEXT says (`contenders.Task` as JSON) in as many processes as it has stages;
     print how fast that was, as JSON."""
     task = task_of(task_text)
-    with TemporaryDirectory(prefix="data-parallel-") as folder:
-        processes = task.contender.stages
-        spawn(train, args=(task, folder), nprocs=processes)  # type: ignore[no-untyped-call]
-        print((Path(folder) / ANSWER).read_text(encoding="utf-8"))
+    print(answer_of(train, task.contender.stages, task))
 
 
 if __name__ == "__main__":

@@ -12,11 +12,8 @@ before each forward pass, as is the default, would only cost time.
 
 from __future__ import annotations
 
-import json
 import os
-from datetime import timedelta
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +21,10 @@ import click
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.rivals.group import answer_of, join, leave
 from benchmarks.rivals.plain import Layer
 from pipeline.config.config_file import load_config
 from pipeline.data.batches import load_batches
@@ -41,8 +38,6 @@ from pipeline.schedule.feed import course_of
 if TYPE_CHECKING:
     from pipeline.config.sections import Config
 
-_TIMEOUT = timedelta(seconds=300)
-ANSWER = "answer.json"
 _CPU = torch.device("cpu")
 
 
@@ -105,13 +100,7 @@ def train(rank: int, config: Config, processes: int, folder: str) -> None:
     up."""
     torch.set_num_threads(config.runtime.threads_per_stage)
     keep_freed_memory()
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=processes,
-        timeout=_TIMEOUT,
-    )
+    join(rank, processes, folder)
     trainer = Trainer(config, rank, processes)
     seconds = [trainer.epoch(epoch) for epoch in range(1, config.schedule.epochs + 1)]
     if rank == 0:
@@ -122,7 +111,7 @@ def train(rank: int, config: Config, processes: int, folder: str) -> None:
             "epochs_images_per_s": [round(images / one, 1) for one in timed],
             "error_pct": trainer.error_pct(),
         }
-        (Path(folder) / ANSWER).write_text(json.dumps(answer), encoding="utf-8")
+        leave(answer, folder)
     dist.barrier()
     os._exit(0)
 
@@ -135,9 +124,7 @@ def main(path: Path, overrides: tuple[str, ...], processes: int) -> None:
     """Train the config at PATH; print images/s of all epochs but the first, and the test error, as
     JSON."""
     config = load_config(path, overrides)
-    with TemporaryDirectory(prefix="ddp-") as folder:
-        spawn(train, args=(config, processes, folder), nprocs=processes)  # type: ignore[no-untyped-call]
-        print((Path(folder) / ANSWER).read_text(encoding="utf-8"))
+    print(answer_of(train, processes, config, processes))
 
 
 if __name__ == "__main__":

@@ -12,22 +12,19 @@ ScheduleGPipe, which is then the same.
 
 from __future__ import annotations
 
-import json
 import os
-from datetime import timedelta
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 
 from benchmarks.lib.contenders import task_of
 from benchmarks.lib.laps import made_up_batches, timed
+from benchmarks.rivals.group import answer_of, join, leave, most
 from benchmarks.rivals.plain import Layer
 from launch.machine.gpus import devices
 from launch.plan.checks import network_costs
@@ -43,9 +40,6 @@ if TYPE_CHECKING:
     from pipeline.config.sections import Config
     from pipeline.network.specs import BlockSpec
     from pipeline.planning.plan import Plan
-
-TIMEOUT = timedelta(seconds=300)
-ANSWER = "answer.json"
 
 
 class _Contiguous(torch.autograd.Function):
@@ -110,19 +104,12 @@ def train(rank: int, task: Task, folder: str) -> None:
     torch.manual_seed(config.runtime.seed)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=plan.n_stages,
-        timeout=TIMEOUT,
-    )
+    join(rank, plan.n_stages, folder, "nccl" if device.type == "cuda" else "gloo")
     own = tuple(specs[block] for block in plan.stages[rank].blocks)
     part = Part(own, device, bf16=config.runtime.precision == "bf16")
     lap = _train(part, rank, task, config, device)
     if rank == 0:
-        tree = {**lap, "stages": plan.tree()["stages"]}
-        (Path(folder) / ANSWER).write_text(json.dumps(tree), encoding="utf-8")
+        leave({**lap, "stages": plan.tree()["stages"]}, folder)
     dist.destroy_process_group()
     os._exit(0)
 
@@ -144,12 +131,8 @@ def _train(
         schedule.step(*given, target=labels if last else None, return_outputs=False)
         optimizer.step()
 
-    def agree(steps: int) -> int:
-        most = torch.tensor(steps, device=device)
-        dist.all_reduce(most, dist.ReduceOp.MAX)
-        return int(most)
-
-    return timed(step, made_up_batches(config, device), task.seconds, device, agree)
+    batches, agree = made_up_batches(config, device), partial(most, device=device)
+    return timed(step, batches, task.seconds, device, agree)
 
 
 @click.command()
@@ -157,10 +140,7 @@ def _train(
 def main(task_text: str) -> None:
     """Train what TASK_TEXT says (`contenders.Task` as JSON); print how fast that was, as JSON."""
     task = task_of(task_text)
-    with TemporaryDirectory(prefix="onef1b-") as folder:
-        stages = task.contender.stages
-        spawn(train, args=(task, folder), nprocs=stages)  # type: ignore[no-untyped-call]
-        print((Path(folder) / ANSWER).read_text(encoding="utf-8"))
+    print(answer_of(train, task.contender.stages, task))
 
 
 if __name__ == "__main__":
