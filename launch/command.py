@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
+_ERROR = "error: "
+"""Before what a command says on stderr of its failure."""
 
 
 def command(function: Callable[..., Any]) -> click.Command:
@@ -82,12 +84,19 @@ def status_of(body: Callable[[], int]) -> int:
         return complain(with_cure(error), FAILED, traceback.format_exc() if bug else "")
 
 
+def first_complaint(stderr: str, status: int) -> str:
+    """Why a command of ours failed, in one line, by what it has written to stderr."""
+    lines = stderr.splitlines()
+    errors = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
+    return (errors or lines or [f"exit status {status}"])[0]
+
+
 def complain(text: str, status: int, remote_traceback: str = "") -> int:
     """Say on stderr what went wrong, after all that was printed before; returns `status`."""
     if status == INTERRUPTED:
         wait_for_no_reader()
     settle_output()
-    print(f"error: {text}" if status != INTERRUPTED else text, file=sys.stderr)
+    print(f"{_ERROR}{text}" if status != INTERRUPTED else text, file=sys.stderr)
     if remote_traceback:
         print(remote_traceback.rstrip(), file=sys.stderr)
     return status

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from threading import Event, Lock
 from typing import TYPE_CHECKING
 
-from launch.command import FAILED
+from launch.command import FAILED, first_complaint
 from launch.engines.interrupts import INTERRUPTED
 from launch.launcher import placement
 from pipeline.errors import one_line
@@ -94,13 +94,12 @@ class _Children:
                 return FAILED, one_line(error)
             self.working.add(child)
         with child:
-            said = child.communicate()[1].splitlines()
+            complaints = child.communicate()[1]
         with self.lock:
             self.working.discard(child)
             if self.ending.is_set() and child.returncode:  # perhaps before it could hear the signal
                 return INTERRUPTED, ""
-        errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
-        return child.returncode, (errors or said or [f"exit status {child.returncode}"])[0]
+        return child.returncode, first_complaint(complaints, child.returncode)
 
     def end(self) -> None:
         """With a checkpoint each. A terminal has sent Ctrl-C to all of them: both count as one."""

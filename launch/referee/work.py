@@ -15,6 +15,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, NamedTuple
 
+from launch.command import first_complaint
 from pipeline.system.children import end_with_parent
 from pipeline.system.interpreter import python_command, python_environment
 
@@ -106,9 +107,7 @@ def _begin(
 
 def _wait(task: Task, child: subprocess.Popen[str], began: float, done: SimpleQueue[Ended]) -> None:
     said, complaints = child.communicate()
-    lines = complaints.splitlines()
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    why = (errors or lines or [f"exit status {child.returncode}"])[0] if child.returncode else ""
+    why = first_complaint(complaints, child.returncode) if child.returncode else ""
     done.put(Ended(task, child.returncode, said, why, time.monotonic() - began))
 
 
