@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from pipeline.protocol.credentials import Invitation
+from launch.engines.fork_messages import invitation_of
+
+if TYPE_CHECKING:
+    from pipeline.protocol.credentials import Invitation
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +205,3 @@ def read_line(line: bytes) -> Request | Answer:
         return Fork(**{**fields, "invitation": invitation_of(fields["invitation"])})
     lists = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
     return _KINDS[name](**{**fields, **lists})
-
-
-def invitation_of(tree: dict[str, Any]) -> Invitation:
-    """An invitation from its fields as JSON has them."""
-    return Invitation(**{**tree, "user_code": tuple(tree["user_code"])})

@@ -400,6 +400,9 @@ class ClusterWorkers:
     def _rooms_on(self, node: Node) -> list[_Room]:
         return [room for room in self._rooms.values() if room.node.id == node.id]
 
+    def _agents_on(self, node: str) -> list[_Agent]:
+        return [agent for agent in self._agents.values() if agent.node.id == node]
+
     # room, agents, processes
 
     def _settle(self) -> None:
@@ -415,7 +418,7 @@ class ClusterWorkers:
 
     def _agent_on(self, node: Node) -> _Agent | None:
         """The one that starts processes there; it is made where there is none."""
-        there = [agent for agent in self._agents.values() if agent.node.id == node.id]
+        there = self._agents_on(node.id)
         if not there:
             return self._prepare(node)
         return next((agent for agent in there if agent.can_be_used), None)
@@ -438,8 +441,7 @@ class ClusterWorkers:
         others = [key for key in free if key not in used and free[key] > 0]
         others.sort(key=lambda key: (-free[key], key))
         for key in [*sorted(used), *others[:_SPARE_NODES]]:
-            there = [agent for agent in self._agents.values() if agent.node.id == key]
-            if len(there) < 1 + (key in used) and self._can_be_used(key):
+            if len(self._agents_on(key)) < 1 + (key in used) and self._can_be_used(key):
                 self._prepare(self._cluster.nodes[key])
                 return
 
@@ -496,7 +498,7 @@ class ClusterWorkers:
         return usable and self._is_reached(self._cluster.nodes[node])
 
     def _is_reached(self, node: Node) -> bool:
-        return not any(agent.doubt for agent in self._agents.values() if agent.node.id == node.id)
+        return not any(agent.doubt for agent in self._agents_on(node.id))
 
     def _free(self) -> dict[str, tuple[int, int]]:
         """Free CPUs and GPUs of every node that can be used; its node may not count a room yet that

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from pipeline.protocol.credentials import Invitation, KeyPair
 
@@ -94,7 +94,11 @@ def start_line(start: Start) -> bytes:
 def read_start(line: bytes) -> Start:
     """What `start_line` has written."""
     tree = json.loads(line)
-    given, keys = tree["invitation"], tree["keys"]
-    tree["invitation"] = Invitation(**{**given, "user_code": tuple(given["user_code"])})
+    keys, tree["invitation"] = tree["keys"], invitation_of(tree["invitation"])
     tree["keys"] = KeyPair(**keys) if keys else None
     return Start(**{**tree, "path": tuple(tree["path"])})
+
+
+def invitation_of(tree: dict[str, Any]) -> Invitation:
+    """An invitation from its fields as JSON has them."""
+    return Invitation(**{**tree, "user_code": tuple(tree["user_code"])})

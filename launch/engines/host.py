@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.engines.broker_messages import invitation_of
+from launch.engines.fork_messages import invitation_of
 from launch.engines.local import ForkedWorkers, ForkServerClient, start_of
 from launch.engines.users_code import HERE, ON_PATH, unpack
 from pipeline.device.host import processor_fact
