@@ -3,9 +3,9 @@
     python tests/chaos/cluster.py          # from the root of a clone, as root; a line for each case
     python tests/chaos/cluster.py --storm 20 --seed 1
 
-Three hosts (`hosts.py`), the launcher and Ray's head on the first. Each case trains, is disturbed
-in its own way, and must end with the block files, by SHA-256, that `--single` gives; a storm hits
-one run again and again. Beside each case stand the seconds until it was training again.
+Three hosts (`support/hosts.py`), the launcher and Ray's head on the first. Each case trains, is
+disturbed in its own way, and must end with the block files, by SHA-256, that `--single` gives; a
+storm hits one run again and again. Beside each case stand the seconds until it was training again.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where a script finds `support`
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # rather packages than tests of them
+from support.hosts import ImitatedHost, imitated_hosts, why_not
 from support.processes import COMMAND, final_digests, launch, nothing_ignored, until
-
-from chaos.hosts import ImitatedHost, imitated_hosts, why_not
 
 if TYPE_CHECKING:
     import subprocess
