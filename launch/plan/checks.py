@@ -151,6 +151,8 @@ def check_job(name: str, config: Config, options: Options, cluster: Engine | Non
             "the training set by data.validation, as 0.1"
         )
     _check_normalised(config.data.batch_size, specs)
+    if config.parallel.batch_norm == "batch":
+        _check_norms_are_known(specs)
     check_there("optimizer.blocks", config.optimizer.blocks, specs)
     backprop, members = config.loss.is_global, config.parallel.members
     if members > 1:
@@ -240,6 +242,17 @@ def _check_normalised(batch_size: int, specs: Sequence[BlockSpec]) -> None:
                 "and batch normalisation needs several; use data.batch_size 2 or more, or "
                 "model.batch_norm false"
             )
+
+
+def _check_norms_are_known(specs: Sequence[BlockSpec]) -> None:
+    """A batch norm of a user's own could not be made to see the whole batch."""
+    for spec in specs:
+        for made, where in ((spec.custom, "block"), (spec.rule, "the rule of block")):
+            for kind in made.unusual_norms if made else ():
+                raise ConfigError(
+                    f"parallel.batch_norm batch: {where} {spec.index} has a {kind}, which may have "
+                    "a way of its own: use a batch norm of torch.nn, or parallel.batch_norm share"
+                )
 
 
 def _check_listening(config: Config, stages: Sequence[StagePlan]) -> None:

@@ -91,7 +91,7 @@ def dry_run_report(
     console.print(_stage_table(specs, plan, stages, images, facts.target_bytes))
     received = received_bytes(stages, images, facts.example_bytes, facts.target_bytes)
     if plan.members > 1:
-        say(console, f"{_team(plan, costs)} {_NOTE}")
+        say(console, f"{_team(config, plan, costs)} {_NOTE}")
         say(console, _disk(config, costs))
         return
     links = (
@@ -125,14 +125,21 @@ def dry_run_report(
         _print_bounds(specs, plan, stages, console)
 
 
-def _team(plan: Plan, costs: Sequence[BlockCost]) -> str:
+def _team(config: Config, plan: Plan, costs: Sequence[BlockCost]) -> str:
     """What members of a team do, as sentences."""
     found = 4 * sum(cost.parameters + cost.head_parameters for cost in costs)
+    named = ("batch_norm", "similarity")
+    whole = [name for name in named if getattr(config.parallel, name) == "batch"]
+    waits = (
+        f"For parallel.{' and parallel.'.join(whole)} they wait for each other within each block. "
+        if whole
+        else ""
+    )
     return (
         f"Data-parallel (parallel.members {plan.members}): each process holds the whole network, "
         "learns from a share of every batch and does that share of its multiply-adds; with each "
         f"batch it sends every other up to {size_text(found)} of gradients, block by block, while "
-        "it computes the next. No speed is predicted for that."
+        f"it computes the next. {waits}No speed is predicted for that."
     )
 
 

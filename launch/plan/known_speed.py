@@ -110,12 +110,13 @@ def _rounds(job: Job) -> list[str]:
 
 def _shares_seen(job: Job) -> list[str]:
     """What looks at several examples of a batch, and sees those of a share only."""
-    config, members = job.config, job.config.parallel.members
-    loss = config.loss
+    config, parallel, members = job.config, job.config.parallel, job.config.parallel.members
+    loss, compares = config.loss, parallel.similarity == "share"
+    normalises = any(spec.normalises for spec in job.specs)
     looks = {
-        "batch norm": any(spec.normalises for spec in job.specs),
-        f"loss.name {loss.name}": loss.local in ("sim", "predsim"),
-        "loss.unsupervised sim": loss.unsupervised == "sim",
+        "batch norm": normalises and parallel.batch_norm == "share",
+        f"loss.name {loss.name}": loss.local in ("sim", "predsim") and compares,
+        "loss.unsupervised sim": loss.unsupervised == "sim" and compares,
         "loss.rule Contrastive": loss.rule == "Contrastive",
     }
     if members == 1 or not any(looks.values()):

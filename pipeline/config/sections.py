@@ -184,7 +184,13 @@ class ParallelConfig(Section):
     members: int = Field(default=1, ge=1, le=64)
     """How many hold the whole network (`--data-parallel`): each learns from a share of every batch,
     and the gradients of a block are added up over all, in a fixed order, while the next blocks
-    compute. Batch norm and losses that compare examples see the share."""
+    compute. Losses that compare examples see the share."""
+    batch_norm: Literal["share", "batch"] = "share"
+    """What batch norm takes its mean and variance over in training: each process's share of a
+    batch, or the whole batch, for which all wait within each block."""
+    similarity: Literal["share", "batch"] = "share"
+    """Of which examples the similarity loss compares one with the others: those of the share, or of
+    the whole batch, for which all wait within each block."""
     replicas: dict[BlockIndex, Annotated[int, Field(ge=2, le=64)]] = Field(
         default={}, max_length=MAX_LAYERS + 1
     )
@@ -222,6 +228,7 @@ class Config(Section):
                 f"{members}: each needs two examples of a batch, and data.batch_size is "
                 f"{self.data.batch_size}: use {least} or more, or fewer members",
             )
+        yield from self._misfits_of_whole_batches()
         yield from self._misfits_of_replicas()
 
     def _misfits_of_the_network(self) -> Iterator[Misfit]:
@@ -266,6 +273,23 @@ class Config(Section):
         if both := sorted({*freeze} & {*self.optimizer.blocks}):
             rule = f": block {both[0]} is frozen (model.freeze), and has no optimizer"
             yield Misfit("optimizer.blocks", rule)
+
+    def _misfits_of_whole_batches(self) -> Iterator[Misfit]:
+        """What members of a team see of each other while they compute."""
+        sees = {"batch_norm": self.parallel.batch_norm, "similarity": self.parallel.similarity}
+        others = {
+            "runtime.compile": self.runtime.compile,
+            "runtime.recompute": self.runtime.recompute > 0,
+            "optimizer.accumulate": self.optimizer.accumulate > 1,
+        }
+        for name in (name for name, seen in sees.items() if seen == "batch"):
+            key = f"parallel.{name}"
+            if self.parallel.members == 1:
+                yield Misfit(key, "batch: needs parallel.members 2 or more, who share batches")
+            for other in (other for other, is_set in others.items() if is_set):
+                yield Misfit(key, f"batch: doesn't go with {other}: leave one of them out")
+            if name == "similarity" and self.loss.local not in ("sim", "predsim"):
+                yield Misfit(key, "batch: needs loss.name sim or predsim")
 
     def _misfits_of_replicas(self) -> Iterator[Misfit]:
         if not self.parallel.replicas:

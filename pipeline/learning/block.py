@@ -25,6 +25,7 @@ from pipeline.learning.heads import PredHead, label_projection, reconstruction, 
 from pipeline.learning.losses import is_reduced
 from pipeline.learning.precision import autocast
 from pipeline.learning.rule_calls import RuleCalls
+from pipeline.learning.whole_batch import norm_sizes, see_whole_batches
 from pipeline.network.rule_shapes import make_rule
 from pipeline.seeding import Purpose, derived_seed
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from pipeline.learning.losses import LossValue
     from pipeline.learning.optimizers import Optimizer
     from pipeline.learning.shares import Share
+    from pipeline.learning.whole_batch import WholeBatch
     from pipeline.network.specs import BlockSpec, LayerSpec
     from pipeline.rules.rule import Batch, LocalRule
 
@@ -118,6 +120,22 @@ class Block(nn.Module):
         if self.calls is not None:
             self.calls.first = share.first
 
+    def see_whole_batches(
+        self, whole: WholeBatch, *, in_norms: bool, in_similarities: bool
+    ) -> None:
+        """From now on it sees more than its share of a batch."""
+        if in_norms:
+            see_whole_batches(self, whole)
+        if in_similarities and isinstance(self.rule, HeadLosses):
+            self.rule.see_whole_batches(whole)
+
+    def seen_sizes(self, rows: int) -> Iterator[list[int]]:
+        """Bytes of each tensor that a member shows the others at once, for a share of so many
+        examples."""
+        yield from norm_sizes(self)
+        if isinstance(self.rule, HeadLosses):
+            yield from self.rule.similarity_sizes(rows)
+
     def forward(self, x: Tensor, *, batch_id: int | None, shortcut: Tensor | None = None) -> Tensor:
         """The activation h (logits for the output block), before dropout and pooling.
 
@@ -161,6 +179,7 @@ class Block(nn.Module):
         return (
             self.training
             and self.spec.recomputable
+            and isinstance(self.bn, nn.BatchNorm2d)
             and self.device.type in RECOMPUTING_DEVICES
             and is_reduced(z)
             and not torch.compiler.is_compiling()

@@ -17,6 +17,7 @@ from pipeline.learning.optimizers import Clipped, Part, Parts, make_optimizer
 from pipeline.learning.precision import Between
 from pipeline.learning.stage import Stage
 from pipeline.learning.user_block import CustomBlock
+from pipeline.learning.whole_batch import WholeBatch
 from pipeline.network.from_config import network_specs
 from pipeline.network.rule_shapes import rule_class
 from pipeline.network.user_network import build_parts, naming_factory
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.config.recipe import OptimizerConfig
-    from pipeline.config.sections import Config
+    from pipeline.config.sections import Config, ParallelConfig
     from pipeline.data.facts import DataFacts
     from pipeline.device.cuda_graphs import GraphCapture
     from pipeline.learning.exchange import Exchange
@@ -111,6 +112,7 @@ def stage_of(
         between=_between(config),
         exchange=exchange,
         in_rounds=in_rounds,
+        whole=_whole_batch(config.parallel, exchange, blocks),
     )
     if config.runtime.compile:
         stage.compile()
@@ -123,6 +125,19 @@ def stage_of(
     if config.runtime.precision == "bf16" and is_first and not computes_bf16(device):
         stage.remark(WITHOUT_BF16)
     return stage
+
+
+def _whole_batch(
+    parallel: ParallelConfig, exchange: Exchange | None, blocks: Sequence[Block]
+) -> WholeBatch | None:
+    """What blocks see of others' shares, where they are to."""
+    in_norms, in_similarities = parallel.batch_norm == "batch", parallel.similarity == "batch"
+    if exchange is None or not (in_norms or in_similarities):
+        return None
+    whole = WholeBatch(exchange)
+    for block in blocks:
+        block.see_whole_batches(whole, in_norms=in_norms, in_similarities=in_similarities)
+    return whole
 
 
 def _between(config: Config) -> Between:

@@ -20,6 +20,7 @@ from pipeline.kernels.recompute import Activation
 from pipeline.learning.heads import heads_of
 from pipeline.learning.losses import (
     LossValue,
+    compared,
     counted_apart,
     output_loss,
     prediction_loss,
@@ -30,9 +31,12 @@ from pipeline.learning.precision import autocast
 from pipeline.rules.rule import LocalRule, Place
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import nn
 
     from pipeline.learning.heads import PredHead
+    from pipeline.learning.whole_batch import WholeBatch
     from pipeline.network.specs import BlockSpec
     from pipeline.rules.rule import Batch
 
@@ -104,6 +108,27 @@ class HeadLosses(BuiltIn):
     ) -> None:
         super().__init__(spec)
         self._heads, self._device, self._dtype, self._bf16 = heads, device, dtype, bf16
+        self._whole: WholeBatch | None = None
+
+    def see_whole_batches(self, whole: WholeBatch) -> None:
+        """From now on similarities are those of whole batches."""
+        self._whole = whole
+
+    @torch.no_grad()
+    def similarity_sizes(self, rows: int) -> Iterator[list[int]]:
+        """Bytes of each tensor that a member gives at once of a share of so many examples."""
+        if self._heads.sim is None or self._whole is None:
+            return
+        h, x = (
+            torch.zeros(1, *shape, dtype=self._dtype, device=self._device)
+            for shape in (self.spec.shape, self.spec.in_shape)
+        )
+        with self._autocast():
+            _, mapped = heads_of(Activation(h), None, self._heads.sim, self.spec.sim)
+        assert mapped is not None, "of the map that is there"
+        label = torch.zeros(1, dtype=torch.int64, device=self._device)
+        for target in (self._target(label), self._input(x)):
+            yield [4 * rows * compared(wide(each)).size(1) for each in (mapped, target)]
 
     def scores(self, h: Tensor, batch: Batch) -> Tensor | None:
         """(n, classes) of the local classifier; None where there is none that predicts classes."""
@@ -129,6 +154,14 @@ class HeadLosses(BuiltIn):
     def _autocast(self) -> torch.autocast:
         return autocast(self._device, bf16=self._bf16)
 
+    @property
+    def _seen(self) -> WholeBatch | None:
+        return self._whole if self._whole is not None and self._whole.is_open else None
+
+    def _input(self, x: Tensor) -> Tensor:
+        """Of a block, as its similarities are taken: that of a linear one is flat."""
+        return x.flatten(1) if self.spec.layer.kind == "linear" else x
+
     def _target(self, labels: Tensor) -> Tensor:
         """Labels one-hot, or projected for the bio forms: (n, k)."""
         one_hot = F.one_hot(labels, self.spec.classes).to(self._dtype)
@@ -153,7 +186,7 @@ class HeadLosses(BuiltIn):
             terms.append(self.spec.pred.weight * value.loss)
             _, errors, cross_entropy, _, predicted = value
         if mapped is not None and self.spec.sim is not None:
-            matching = similarity_loss(wide(mapped), target)
+            matching = similarity_loss(wide(mapped), target, self._seen)
             terms.append(self.spec.sim.weight * matching)
             similarity = counted_apart(matching)
         elif self.spec.sim is not None:  # left out of this batch, and counted all the same
@@ -165,8 +198,7 @@ class HeadLosses(BuiltIn):
         """Mean squared difference of similarities, or of the rebuilt input; 0 for neither."""
         x = wide(x.detach())
         if self.spec.unsupervised == "sim" and mapped is not None:
-            flat = self.spec.layer.kind == "linear"  # its input is flat before it arrives
-            return similarity_loss(wide(mapped), x.flatten(1) if flat else x)
+            return similarity_loss(wide(mapped), self._input(x), self._seen)
         if self._heads.recon is None:
             return torch.zeros((), dtype=x.dtype, device=x.device)
         with self._autocast():

@@ -4,6 +4,9 @@
     member 1   found ─┼─▶ ((0 + 1) + 2) + …  on every member, so all make the same step
     member 2   found ─┘
 
+What they see of each other while they compute (`whole_batch.py`) is not added: each gets what all
+have found, in that order.
+
 Within one process members take turns (`Turns`); between processes a thread of each exchanges over
 links (`worker/team_links.py`). Both add by the same function.
 """
@@ -19,13 +22,15 @@ from torch import Tensor
 from pipeline.errors import CalledOffError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     Found: TypeAlias = Sequence[Tensor]
     """Of one member, for the blocks of a group: as many tensors, of the same types, shapes and
     strides, as every other member's."""
     Key: TypeAlias = tuple[int, int]
     """Training batch and last block of the group."""
+    Place: TypeAlias = tuple[int, int, int]
+    """Batch, last block of the group, and which of the gatherings there, counted from 1."""
 
 
 class Exchange(Protocol):
@@ -46,6 +51,11 @@ class Exchange(Protocol):
         """The sum, once all have given theirs: to be read only, and only until this member gives
         for the same block again. It is asked for once, in the order in which it was given. Raises
         CalledOffError, TimedOutError."""
+
+    def gather(self, place: Place, found: Found, among: int) -> list[Found]:
+        """What each of the first `among` members found there, this one's among them, in order of
+        member; waits for them. All of them call this at the same places in the same order; nothing
+        is changed any more, by anyone. Raises CalledOffError, TimedOutError."""
 
 
 def added(found: Sequence[Found], into: Sequence[Tensor]) -> None:
@@ -69,6 +79,7 @@ class Turns:
         self._turn, self._called_off = Condition(), False
         self._given: dict[Key, dict[int, Found]] = {}
         self._totals: dict[Key, tuple[list[Tensor], set[int]]] = {}
+        self._gathered: dict[Place, tuple[dict[int, Found], set[int]]] = {}
 
     def __enter__(self) -> None:
         self._turn.acquire()
@@ -94,9 +105,7 @@ class Turns:
     def total(self, key: Key, member: int) -> list[Tensor]:
         """As `Exchange.total`."""
         given = self._given[key]
-        self._turn.wait_for(lambda: len(given) == self.members or self._called_off)
-        if len(given) < self.members:
-            raise CalledOffError("another member has failed")
+        self._await(given, self.members)
         if key not in self._totals:
             memory = list(map(torch.empty_like, given[0]))
             added([given[one] for one in range(self.members)], memory)
@@ -106,6 +115,22 @@ class Turns:
         if len(taken) == self.members:  # nobody else will read it
             del self._totals[key], self._given[key]
         return total
+
+    def gather(self, place: Place, member: int, found: Found, among: int) -> list[Found]:
+        """As `Exchange.gather`."""
+        given, taken = self._gathered.setdefault(place, ({}, set()))
+        given[member] = found
+        self._turn.notify_all()
+        self._await(given, among)
+        taken.add(member)
+        if len(taken) == among:
+            del self._gathered[place]
+        return [given[one] for one in range(among)]
+
+    def _await(self, given: Mapping[int, Found], members: int) -> None:
+        self._turn.wait_for(lambda: len(given) == members or self._called_off)
+        if len(given) < members:
+            raise CalledOffError("another member has failed")
 
 
 class _TurnsExchange:
@@ -117,3 +142,6 @@ class _TurnsExchange:
 
     def total(self, key: Key) -> list[Tensor]:
         return self._turns.total(key, self.member)
+
+    def gather(self, place: Place, found: Found, among: int) -> list[Found]:
+        return self._turns.gather(place, self.member, found, among)

@@ -7,7 +7,7 @@ Labels y are (n,) int64. Losses are scalars, computed in at least float32.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from pipeline.kernels.linear import product
+
+if TYPE_CHECKING:
+    from pipeline.learning.whole_batch import WholeBatch
 
 _LEAST_LENGTH = 1e-8
 """Added to the length of a vector, so that none is divided by zero."""
@@ -51,7 +54,7 @@ def similarity_matrix(x: Tensor) -> Tensor:
     Equation 5. Feature maps of more than 3 channels are first reduced to their standard
     deviation over space (section 3.1); anything else is flattened.
     """
-    directions, _ = _directions(_vectors(x))
+    directions, _ = _directions(compared(x))
     return (directions @ directions.T).clamp(-1.0, 1.0)
 
 
@@ -60,22 +63,23 @@ def is_reduced(x: Tensor) -> bool:
     return x.dim() == 4 and x.size(1) > 3 and x.size(2) > 1
 
 
-def similarity_loss(features: Tensor, target: Tensor) -> Tensor:
+def similarity_loss(features: Tensor, target: Tensor, whole: WholeBatch | None = None) -> Tensor:
     """L_sim: mean over the n×n entries of (S(features) - S(target))² (equation 4).
 
     Args:
         features: g(h) or its standard deviation over space, or for the bio form the pooled h.
         target: (n, k): labels one-hot, or for the bio form projected; it gets no gradient.
+        whole: of a member that has a share of the batch: the mean is over the rows of its examples,
+            each compared with all examples of the batch. None: n examples are all there are.
     """
-    wanted = similarity_matrix(target.detach())
     if torch.compiler.is_compiling():
-        return F.mse_loss(similarity_matrix(features), wanted)
-    loss: Tensor = _Matching.apply(_vectors(features), wanted)
+        return F.mse_loss(similarity_matrix(features), similarity_matrix(target.detach()))
+    loss: Tensor = _Matching.apply(compared(features), compared(target.detach()), whole)
     return loss
 
 
-def _vectors(x: Tensor) -> Tensor:
-    """What is compared of each example: (n, D)."""
+def compared(x: Tensor) -> Tensor:
+    """What similarities are of, for each example: (n, D)."""
     return x.flatten(2).std(dim=2) if is_reduced(x) else x.flatten(1)
 
 
@@ -87,27 +91,32 @@ def _directions(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Matching(torch.autograd.Function):
-    """Mean of (S - wanted)², S and wanted symmetric: half the work of what autograd would do."""
+    """Mean of (S - wanted)², S and wanted symmetric: half the work of what autograd would do.
+
+    Of a share, the rows that it has of both: what its examples owe to the other rows is in them.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, wanted: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, target: Tensor, whole: WholeBatch | None) -> Tensor:
         directions, length = _directions(x)
-        cosines = product(directions, directions)
-        off = cosines.clamp(-1.0, 1.0).sub_(wanted)
-        ctx.save_for_backward(directions, length, cosines, off)
+        wanted, _ = _directions(target)
+        others, others_wanted = whole.rows(directions, wanted) if whole else (directions, wanted)
+        cosines = product(directions, others)
+        off = cosines.clamp(-1.0, 1.0).sub_((wanted @ others_wanted.T).clamp_(-1.0, 1.0))
+        ctx.save_for_backward(directions, length, others, cosines, off)
         return off.square().mean()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_loss: Tensor) -> tuple[Tensor, None]:
-        directions, length, cosines, off = ctx.saved_tensors
+    def backward(ctx: Any, by_loss: Tensor) -> tuple[Tensor, None, None]:
+        directions, length, others, cosines, off = ctx.saved_tensors
         by_cosines = (off * (by_loss * (4 / off.numel()))).masked_fill_(cosines.abs() > 1, 0.0)
-        by_x = product(by_cosines, directions.T)
+        by_x = product(by_cosines, others.T)
         along = (by_x * directions).sum(dim=1, keepdim=True)
         # finite where a length is infinite, as the loss is; the gradient of a length of 0 is 0
         along = (along * (1 + _LEAST_LENGTH / length)).masked_fill_(length == 0, 0.0)
         by_x.addcmul_(directions, along, value=-1.0).div_(length + _LEAST_LENGTH)
-        return by_x.sub_(by_x.mean(dim=1, keepdim=True)), None
+        return by_x.sub_(by_x.mean(dim=1, keepdim=True)), None, None
 
 
 def output_loss(outputs: Tensor, targets: Tensor, smoothing: float = 0.0) -> LossValue:

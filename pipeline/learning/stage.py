@@ -26,7 +26,7 @@ from pipeline.learning.losses import output_loss
 from pipeline.learning.nonfinite import FiniteCheck, StateCheck, restore
 from pipeline.learning.precision import Between
 from pipeline.learning.rule_calls import Expansion, shared_by
-from pipeline.learning.shares import NOTHING, part_of
+from pipeline.learning.shares import NOTHING, part_of, share_of
 from pipeline.learning.team import Team, sizes
 from pipeline.network.specs import in_runs
 from pipeline.rules.rule import Batch
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from pipeline.learning.nonfinite import Policy
     from pipeline.learning.rule_calls import Versions
     from pipeline.learning.shares import Part, Share
+    from pipeline.learning.whole_batch import WholeBatch
     from pipeline.network.specs import BlockSpec
     from pipeline.schedule.items import Turn
 
@@ -69,6 +70,7 @@ class Stage:
         between: Between = AS_COMPUTED,
         exchange: Exchange | None = None,
         in_rounds: bool = False,
+        whole: WholeBatch | None = None,
     ) -> None:
         device, indices = blocks[0].device, [block.spec.index for block in blocks]
         self.blocks = list(blocks)
@@ -101,10 +103,10 @@ class Stage:
         """What it counts for in the sum of the team."""
         self._given_as = 0
         """The batch by which the team knows what it found."""
+        self._may_skip, self._whole = on_nonfinite == "skip_batch", whole
         self._team: Team | None = None
         if exchange is not None:
-            skips = on_nonfinite == "skip_batch"
-            self._team = Team(exchange, may_skip=skips, count=self._count, skip=self._skip)
+            self._team = Team(exchange, may_skip=self._may_skip, count=self._count, skip=self._skip)
 
     # --- training -------------------------------------------------------------------------
 
@@ -315,6 +317,7 @@ class Stage:
         else:
             self.at_work = last.spec.index
             self._team.begin(group)
+            self._open_whole(last, batch_id)
         generator = None
         x = batch.x
         if last.calls is not None:
@@ -361,10 +364,8 @@ class Stage:
         passes = self._finite.passes(loss, last.spec.index, batch_id)
         predictions = counted(pending.onwards.y)
         if self._team is not None:
-            gradients, at = None, self._given_as
-            if passes:
-                gradients = gradients_of(group, loss, directions, self._part.weight)
-            lr = self._scalars.lr
+            gradients = self._part_of_gradients(group, loss, directions, passes)
+            at, lr = self._given_as, self._scalars.lr
             self._team.give(group, at, gradients, self._part, lr, values, predictions)
         elif passes:
             learn(group, loss, self._scalars.lr, directions)
@@ -375,6 +376,31 @@ class Stage:
             self._skip(group, batch_id)
         self._shortcuts.detach()
         self.at_work = None
+
+    def _part_of_gradients(
+        self,
+        group: Sequence[Block],
+        loss: Tensor,
+        directions: Mapping[str, Tensor],
+        passes: bool,
+    ) -> Sequence[Tensor | None] | None:
+        """What a member of a team gives; None where its loss may not be learned from."""
+        if self._whole is None:
+            return gradients_of(group, loss, directions, self._part.weight) if passes else None
+        if self._may_skip:  # all do, then: within the backward pass they wait for each other
+            passes = self._whole.all_agree(passes)
+        gradients = None
+        if passes:
+            # by this thread, which alone may ask whether it still is to wait
+            with torch.autograd.set_multithreading_enabled(False):
+                gradients = gradients_of(group, loss, directions, self._part.weight)
+        self._whole.close()
+        return gradients
+
+    def _open_whole(self, block: Block, batch_id: int) -> None:
+        """From now on a group that ends with this block sees the whole batch, where it is to."""
+        if self._whole is not None and self._share is not None:
+            self._whole.open(batch_id, block.spec.index, self._share.of)
 
     def _count(self, block: Block, value: LossValue, predictions: int) -> None:
         self.training.add(block.spec.index, value, predictions)
@@ -414,7 +440,10 @@ class Stage:
                 ends = last.spec.index == learner
             if ends:
                 self.at_work = last.spec.index
+                self._open_whole(last, batch_id)
                 value = self._tested(last, h, received, batch, onwards, batch_id)
+                if self._whole is not None:
+                    self._whole.close()
                 self.evaluation.add(last.spec.index, value, counted(batch.y))
                 if value.predicted is not None and last.spec.classes <= MOST_CLASSES:
                     self.confusion.add(value.predicted, batch.y, last.spec.classes)
@@ -485,9 +514,13 @@ class Stage:
         states = (block.state().values() for block in self.blocks if not block.spec.frozen)
         return [*chain(*states), *self.training.sums, self._finite.first_bad]
 
-    def found_sizes(self) -> list[list[int]]:
-        """Bytes of what a member of a team finds, tensor by tensor, for each group that learns."""
-        return [sizes(group) for group in self._groups if not group[-1].spec.frozen]
+    def found_sizes(self, examples: int) -> list[list[int]]:
+        """Bytes of what a member of a team finds, tensor by tensor: for each group that learns, and
+        each time that members look at the `examples` of a whole batch."""
+        assert self._team is not None, "of a team alone"
+        most = share_of(examples, 0, self._team.members).count
+        found = [sizes(group) for group in self._groups if not group[-1].spec.frozen]
+        return [*found, *chain.from_iterable(block.seen_sizes(most) for block in self.blocks)]
 
     # --- state ----------------------------------------------------------------------------
 

@@ -71,6 +71,11 @@ class Team:
         self._given: dict[int, _Given] = {}
         """By the last block of a group, in the order in which it was given."""
 
+    @property
+    def members(self) -> int:
+        """How many there are."""
+        return self._exchange.members
+
     def share(self, examples: int) -> Share:
         """This member's of a batch."""
         return share_of(examples, self._exchange.member, self._exchange.members)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.dtypes import ITEM_BYTES, dtype_name
 from pipeline.errors import ConfigError, did_you_mean
+from pipeline.network.batch_norms import normalise, unusual_norms
 from pipeline.network.specs import Arrival, CarriedSpec, RuleSpec
 from pipeline.system.named_object import called, named_object, naming
 
@@ -235,7 +236,6 @@ class TracedRule:
     def _ruled(self, spec: BlockSpec, in_shape: Shape, blocks: int) -> BlockSpec:
         """The block with its rule, which was given blank examples."""
         import torch
-        from torch.nn.modules.batchnorm import _BatchNorm
 
         from pipeline.network.multiply_adds import multiply_adds
 
@@ -254,7 +254,8 @@ class TracedRule:
             parameters=sum(p.numel() for p in made.parameters()),
             forward_macs=counted.count // (_EXAMPLES * _PASSES),
             static=self._kind.static,
-            normalises=any(isinstance(module, _BatchNorm) for module in made.modules()),
+            normalises=normalise(made.modules()),
+            unusual_norms=unusual_norms(made.modules()),
             only_teaches=_only_teaches(self._kind),
         )
         return replace(spec, rule=rule)

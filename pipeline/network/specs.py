@@ -70,12 +70,14 @@ class LayerSpec:
 @dataclass(frozen=True, slots=True)
 class CustomSpec:
     """What is known of a user's own modules: parameters, multiply-adds for one example, whether
-    they normalise by batches, and what the user calls them, if anything."""
+    they normalise by batches, what the user calls them, if anything, and kinds of batch norm that
+    aren't torch's own."""
 
     parameters: int
     forward_macs: int
     normalises: bool
     name: str = ""
+    unusual_norms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +205,8 @@ class RuleSpec:
     `named`: as `package.module:Class`, which is called with `options`. `blocks`: hidden blocks of
     the network. `in_shape`: of one row, before `enter`. `parameters`: those of the rule itself;
     `forward_macs`: multiply-adds of its loss for an example, forwards.
-    `static`: whether a CUDA graph can be made of a step. `normalises`: whether it has batch norms.
+    `static`: whether a CUDA graph can be made of a step. `normalises`: whether it has batch norms;
+    `unusual_norms`: the kinds among these that aren't torch's own.
     `only_teaches`: whether blocks compute and pass on as they would without it.
     """
 
@@ -216,6 +219,7 @@ class RuleSpec:
     forward_macs: int = 0
     static: bool = True
     normalises: bool = False
+    unusual_norms: tuple[str, ...] = ()
     only_teaches: bool = False
 
 

@@ -17,6 +17,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pipeline.errors import ConfigError, one_line
+from pipeline.network.batch_norms import normalise, unusual_norms
 from pipeline.network.children import learns, passes_on
 from pipeline.network.specs import BlockSpec, CustomSpec, LayerSpec
 from pipeline.system.given import is_given
@@ -189,7 +190,6 @@ def traced_specs(
             class, or holds a shape that no local loss is made for.
     """
     import torch
-    from torch.nn.modules.batchnorm import _BatchNorm
 
     from pipeline.network.to_device import to_device
 
@@ -206,7 +206,7 @@ def traced_specs(
             h, passed, macs = _traced(part, x, f"block {index}")
             modules = [module for own in part for module in own.modules()]
             parameters = sum(p.numel() for own in part for p in own.parameters())
-            normalises = any(isinstance(module, _BatchNorm) for module in modules)
+            norms = normalise(modules), _name(made[index]), unusual_norms(modules)
             spec = BlockSpec(
                 index=index,
                 in_shape=tuple(x.shape[1:]),
@@ -215,7 +215,7 @@ def traced_specs(
                 out_shape=tuple(passed.shape[1:]),
                 classes=classes,
                 nonlinearity=nonlinearity,
-                custom=CustomSpec(parameters, macs // _EXAMPLES, normalises, _name(made[index])),
+                custom=CustomSpec(parameters, macs // _EXAMPLES, *norms),
             )
             specs.append(spec)
             x = passed

@@ -29,7 +29,7 @@ from pipeline.schedule.items import (
 )
 from pipeline.schedule.reports import Fingerprint, PassReport, StageState, Tally, Timeline
 
-PROTOCOL_VERSION = 15
+PROTOCOL_VERSION = 16
 EXAMPLE_TYPES, TARGET_TYPES = ("uint8", "float32", "int64"), ("int64", "float32")
 MAX_DIMENSIONS = 8
 _FEATURE_MAPS = 4  # dimensions: (n, C, H, W)

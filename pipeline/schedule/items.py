@@ -100,11 +100,16 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a member of a team found of a training batch for a group of blocks, named by its last:
-    goes to every other member, and is no part of the feed."""
+    """What a member of a team found of a batch for a group of blocks, named by its last: goes to
+    every other member, and is no part of the feed.
+
+    `at`: 0 for what is added up once the group has computed; counted from 1 for what members see of
+    each other while it computes.
+    """
 
     batch_id: int
     block: int
+    at: int = 0
 
 
 @dataclass(frozen=True, slots=True)

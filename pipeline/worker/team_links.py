@@ -5,6 +5,9 @@
 
 So the exchange of one group hides behind the work on the next. Every two members have a link each
 way, with a ring of shared memory where there can be one: a receiver adds straight from its slot.
+
+What members see of each other while they compute goes the same way, in its turn, and the thread
+that trains waits for it.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from collections import deque
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -30,10 +33,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.device.meter import Meter
-    from pipeline.learning.exchange import Key
+    from pipeline.learning.exchange import Key, Place
     from pipeline.protocol.addresses import Carrier, LinkAddress
-    from pipeline.transport.interfaces import Endpoints, Receiver, Sender
+    from pipeline.transport.interfaces import Delivery, Endpoints, Receiver, Sender
     from pipeline.worker.heartbeat import Activity
+
+Result = TypeVar("Result")
 
 _SLOTS = 2
 """Of each link: one is added while the next one arrives."""
@@ -71,8 +76,9 @@ class TeamLinks:
         self._error: BaseException | None = None
         self._memory: dict[int, list[Tensor]] = {}
         """For the sums of each group: memory that is taken anew is touched page by page."""
-        self._given: SimpleQueue[tuple[Key, Sequence[Tensor]] | None] = SimpleQueue()
-        self._totals: SimpleQueue[tuple[Key, list[Tensor]]] = SimpleQueue()
+        self._given: SimpleQueue[tuple[Found, Sequence[Tensor], int] | None] = SimpleQueue()
+        self._totals: SimpleQueue[tuple[Found, list[Tensor]]] = SimpleQueue()
+        self._gathered: SimpleQueue[tuple[Found, list[Sequence[Tensor]]]] = SimpleQueue()
         self._thread = Thread(target=self._run, name="team", daemon=True)
 
     def listen(self, sizes: Sequence[Sequence[int]]) -> tuple[LinkAddress, ...]:
@@ -104,16 +110,23 @@ class TeamLinks:
         return carriers
 
     def give(self, key: Key, found: Sequence[Tensor]) -> None:
-        self._given.put((key, found))
+        self._given.put((Found(*key), found, self.members))
 
     def total(self, key: Key) -> list[Tensor]:
+        return self._awaited(self._totals, Found(*key))
+
+    def gather(self, place: Place, found: Sequence[Tensor], among: int) -> list[Sequence[Tensor]]:
+        self._given.put((Found(*place), found, among))
+        return self._awaited(self._gathered, Found(*place))
+
+    def _awaited(self, results: SimpleQueue[tuple[Found, Result]], item: Found) -> Result:
         with suppress(Empty):
-            return self._of(key, self._totals.get_nowait())
+            return _of(item, results.get_nowait())
         timeout = Timeout(LINK_TIMEOUT_S)
         with self._meter.waiting(), self._activity.during("blocked"):
             while poll_s := timeout.next_poll_s():
                 with suppress(Empty):
-                    return self._of(key, self._totals.get(timeout=poll_s))
+                    return _of(item, results.get(timeout=poll_s))
                 self.check()
                 while self._untold:
                     self._tell(self._untold.popleft())
@@ -138,43 +151,66 @@ class TeamLinks:
         for sender in self._senders:
             sender.close()
 
-    @staticmethod
-    def _of(key: Key, result: tuple[Key, list[Tensor]]) -> list[Tensor]:
-        assert result[0] == key, f"the sum of {result[0]} in place of {key}"
-        return result[1]
-
     def _run(self) -> None:
         try:
             for receiver in self._receivers:  # before any is sent to: all would wait for room
                 receiver.let_in(LINK_TIMEOUT_S, self._ended.is_set)
             while job := self._given.get():
-                key, found = job
-                self._totals.put((key, self._exchanged(key, found)))
+                item, found, among = job
+                if item.at:
+                    self._gathered.put((item, self._seen(item, found, among)))
+                else:
+                    self._totals.put((item, self._added(item, found)))
                 del job, found
         except BaseException as error:  # for the thread that trains
             if not self._ended.is_set():
                 self._error = error
 
-    def _exchanged(self, key: Key, found: Sequence[Tensor]) -> list[Tensor]:
-        payload = PackedPayload(found)
-        for sender in self._senders:
-            sender.send(Found(*key), [payload])
-        deliveries = [
-            receiver.receive(LINK_TIMEOUT_S, self._ended.is_set) for receiver in self._receivers
-        ]
-        for other, delivery in zip(self._others, deliveries, strict=True):
-            if delivery.item != Found(*key):
-                raise ProtocolError(
-                    f"member {self.member} expected {Found(*key)} of member {other}, received "
-                    f"{delivery.item}"
-                )
-        theirs = [payload.alike(delivery.tensors[0]) for delivery in deliveries]
-        theirs.insert(self.member, list(found))
-        if key[1] not in self._memory:
-            self._memory[key[1]] = list(map(torch.empty_like, found))
-        total = self._memory[key[1]]
+    def _added(self, item: Found, found: Sequence[Tensor]) -> list[Tensor]:
+        theirs, deliveries = self._exchanged(item, found, self.members)
+        if item.block not in self._memory:
+            self._memory[item.block] = list(map(torch.empty_like, found))
+        total = self._memory[item.block]
         added(theirs, total)
         del theirs
         for delivery in deliveries:
             delivery.release()
         return total
+
+    def _seen(self, item: Found, found: Sequence[Tensor], among: int) -> list[Sequence[Tensor]]:
+        """Copies, as nobody says when they have been read."""
+        theirs, deliveries = self._exchanged(item, found, among)
+        seen: list[Sequence[Tensor]] = [[tensor.clone() for tensor in each] for each in theirs]
+        del theirs
+        for delivery in deliveries:
+            delivery.release()
+        return seen
+
+    def _exchanged(
+        self, item: Found, found: Sequence[Tensor], among: int
+    ) -> tuple[list[Sequence[Tensor]], list[Delivery]]:
+        """What the first `among` members found, where it arrived, and what is to be released."""
+        payload = PackedPayload(found)
+        others = self._others[: among - 1]  # this one is among them
+        for sender in self._senders[: among - 1]:
+            sender.send(item, [payload])
+        deliveries = [
+            receiver.receive(LINK_TIMEOUT_S, self._ended.is_set)
+            for receiver in self._receivers[: among - 1]
+        ]
+        for other, delivery in zip(others, deliveries, strict=True):
+            if delivery.item != item:
+                raise ProtocolError(
+                    f"member {self.member} expected {item} of member {other}, received "
+                    f"{delivery.item}"
+                )
+        theirs: list[Sequence[Tensor]] = [
+            payload.alike(delivery.tensors[0]) for delivery in deliveries
+        ]
+        theirs.insert(self.member, list(found))
+        return theirs, deliveries
+
+
+def _of(item: Found, result: tuple[Found, Result]) -> Result:
+    assert result[0] == item, f"{result[0]} in place of {item}"
+    return result[1]

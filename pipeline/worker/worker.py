@@ -145,7 +145,7 @@ class Worker:
             in_rounds=setup.in_rounds,
         )
         initial = initial_fingerprints(stage.blocks)
-        team = self._team.listen(stage.found_sizes()) if self._team else ()
+        team = self._team.listen(stage.found_sizes(config.data.batch_size)) if self._team else ()
         if setup.record_until:
             self._spans = SpanRecorder(setup.record_until, device=event_clock(device))
         links = StageLinks(

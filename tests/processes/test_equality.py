@@ -136,10 +136,14 @@ def test_n_processes_equal_one(run: Runner, name: str, stages: int | None) -> No
 TEAM = "parallel.members=2"
 
 
+WHOLE = (TEAM, "parallel.batch_norm=batch", "parallel.similarity=batch")
+
+
+@pytest.mark.parametrize("sees", [(TEAM,), WHOLE], ids=["share", "batch"])
 @pytest.mark.parametrize("transport", ["ipc", "tcp"])
-def test_a_team_of_processes_equals_one(run: Runner, transport: str) -> None:
-    single = run("digits", TEAM, single=True)
-    team = run("digits", TEAM, f"runtime.transport={transport}")
+def test_a_team_of_processes_equals_one(run: Runner, sees: tuple[str, ...], transport: str) -> None:
+    single = run("digits", *sees, single=True)
+    team = run("digits", *sees, f"runtime.transport={transport}")
     assert "frames" not in (team / "run.log").read_text(encoding="utf-8")
     assert digests(team) == digests(single) != digests(run("digits", single=True))
     assert epochs(team) == epochs(single)

@@ -34,6 +34,7 @@ pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
 
 TWO: dict[str, Any] = {"parallel": {"members": 2}}
 THREE: dict[str, Any] = {"parallel": {"members": 3}}
+WHOLE: dict[str, Any] = {"parallel": {"members": 2, "batch_norm": "batch", "similarity": "batch"}}
 MLP = {"name": "mlp", "hidden_layers": 2, "hidden": 16}
 CASES: dict[str, dict[str, Any]] = {
     "two": TWO,
@@ -59,6 +60,35 @@ CASES: dict[str, dict[str, Any]] = {
             "kwargs": {"image_shape": [2, 6, 6], "classes": 10, "channels": [4], "hidden": [8]},
         },
         "loss": {"rule": "SoftHebb"},
+    },
+    "batch norm and similarities of whole batches": {
+        "parallel": {**WHOLE["parallel"], "members": 3}
+    },
+    "whole batches, of groups, every depth tested": {
+        **WHOLE,
+        "model": {**TREE["model"], "group": 2},
+        "loss": {"name": "sim", "unsupervised": "sim"},
+        "eval_depths": True,
+        "eval_before_training": True,
+        "data": {**TREE["data"], "train_images": 20},
+    },
+    "whole batches of bf16, residual": {
+        **WHOLE,
+        "model": {"name": "resnet18", "feat_mult": 0.05, "dropout": 0.1},
+        "precision": "bf16",
+    },
+    "backprop with batch norm of whole batches": {
+        "parallel": {"members": 3, "batch_norm": "batch"},
+        "loss": {"name": "glob"},
+    },
+    "a rule's own batch norms of whole batches": {
+        "parallel": {"members": 2, "batch_norm": "batch"},
+        "loss": {"rule": "AugLocal", "options": {"depth": 2, "least": 1}},
+    },
+    "a network of a user's own, of whole batches": {
+        "parallel": {"members": 2, "batch_norm": "batch"},
+        "model": {"factory": "network.test_user_network:convolutional", "kwargs": {"width": 8}},
+        "data": {**TREE["data"], "classes": 5, "size": 16, "channels": 3},
     },
     "a network of a user's own": {
         **TWO,
@@ -101,6 +131,36 @@ def test_shares_add_up_to_the_batch(folder: Folder) -> None:
         assert other["train"]["loss"] == pytest.approx(line["train"]["loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"name": "predsim"},
+        {"name": "sim", "unsupervised": "sim"},
+        {"name": "predsim", "bio": True},
+        {"name": "glob"},
+    ],
+    ids=str,
+)
+def test_shares_that_see_the_whole_batch_add_up_to_it(loss: dict[str, Any], folder: Folder) -> None:
+    alike: dict[str, Any] = {
+        "model": {**TREE["model"], "dropout": 0.3},
+        "loss": loss,
+        "optimizer": {"name": "sgd", "lr": 0.05},
+        "data": {**TREE["data"], "train_images": 20},  # the last of which are too few for three
+    }
+    sees = {"similarity": "batch"} if loss["name"] != "glob" else {}
+    team = {"parallel": {"members": 3, "batch_norm": "batch", **sees}}
+    alone, shared = Job(folder(), 1, **alike), Job(folder(), 1, **alike, **team)
+    train_single(alone)
+    train_single(shared)
+    found = weights(shared)
+    for name, tensor in weights(alone).items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-4, rtol=1e-3, msg=name)
+    for line, other in zip(alone.lines(), shared.lines(), strict=True):
+        assert other["train"]["loss"] == pytest.approx(line["train"]["loss"], rel=1e-3)
+        assert other["test"]["loss"] == pytest.approx(line["test"]["loss"], rel=1e-3)
+
+
 @pytest.mark.parametrize("step", [2, 3])
 def test_a_team_goes_on_from_a_checkpoint(step: int, folder: Folder) -> None:
     whole = Job(folder(), 1, **TWO, checkpoint_every_steps=1)
@@ -111,10 +171,13 @@ def test_a_team_goes_on_from_a_checkpoint(step: int, folder: Folder) -> None:
     assert again.lines() == whole.lines()[-len(again.lines()) :]
 
 
+@pytest.mark.parametrize("sees", [TWO, WHOLE], ids=["share", "batch"])
 @pytest.mark.parametrize("member", [0, 1])
 @pytest.mark.parametrize("act", [6, 14, 23, 31])
-def test_a_member_that_is_lost_changes_nothing(member: int, act: int, folder: Folder) -> None:
-    single, disturbed = (Job(folder(), 1, **TWO, checkpoint_every_steps=2) for _ in range(2))
+def test_a_member_that_is_lost_changes_nothing(
+    sees: dict[str, Any], member: int, act: int, folder: Folder
+) -> None:
+    single, disturbed = (Job(folder(), 1, **sees, checkpoint_every_steps=2) for _ in range(2))
     train_single(single)
     train_pipelined(disturbed, {member: Fate(act)})
     assert any("replaced" in note for note in disturbed.notes)
@@ -160,9 +223,12 @@ UNEVEN = {**TREE["data"], "train_images": 21, "batch_size": 7}
 """3 batches of 7: shares of 4 and 3."""
 
 
-def test_what_one_member_skips_all_skip(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sees", [TWO, WHOLE], ids=["share", "batch"])
+def test_what_one_member_skips_all_skip(
+    sees: dict[str, Any], folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spoil(monkeypatch, 2, 3)
-    skips: dict[str, Any] = {**TWO, "data": UNEVEN, "on_nonfinite": "skip_batch"}
+    skips: dict[str, Any] = {**sees, "data": UNEVEN, "on_nonfinite": "skip_batch"}
     job = Job(folder(), 1, **skips, checkpoint_every_steps=1)
     train_single(job)
     before, after = (job.store.files[step][1] for step in (1, 2))

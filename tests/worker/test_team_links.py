@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -71,6 +72,27 @@ def test_all_get_the_sum_in_order_of_member(members: int) -> None:
         own.close()
 
 
+def test_members_see_what_each_has_in_its_turn() -> None:
+    links = team(3)
+    parts = [found(member) for member in range(3)]
+
+    def works(own: TeamLinks) -> list[Any]:
+        """Two of them look, while a sum is still under way; then all add up again."""
+        own.give((1, 0), parts[own.member])
+        seen = [own.gather((1, 1, at), parts[own.member], 2) for at in (1, 2) if own.member < 2]
+        own.give((1, 1), parts[own.member])
+        return [*seen, own.total((1, 0)), own.total((1, 1))]
+
+    with ThreadPoolExecutor(3) as pool:
+        one, other, last = pool.map(works, links)
+    for seen in (*one[:2], *other[:2]):
+        for tensors, part in zip(seen, parts[:2], strict=True):
+            assert all(map(torch.equal, tensors, part))
+    assert all(torch.equal(total[0], one[2][0]) for total in (*one[2:], *other[2:], *last))
+    for own in links:
+        own.close()
+
+
 def test_a_wait_for_others_ends_where_the_run_begins_again() -> None:
     links = team(2, called_off=lambda: True)
     links[0].give((1, 0), found(0))
@@ -84,7 +106,7 @@ def test_a_member_that_is_elsewhere_is_named() -> None:
     links = team(2)
     links[0].give((1, 0), found(0))
     links[1].give((2, 0), found(1))
-    with pytest.raises(ProtocolError, match=r"member 0 expected Found\(batch_id=1, block=0\) of"):
+    with pytest.raises(ProtocolError, match=r"expected Found\(batch_id=1, block=0, at=0\) of"):
         links[0].total((1, 0))
     for own in links:
         own.close()
