@@ -128,7 +128,15 @@ LAUNCH: dict[str, Row] = {  # from the ground up; `pipeline` may be imported by 
 
 TRACING = {
     f"pipeline.network.{name}"
-    for name in ("chain", "graph", "localise", "multiply_adds", "ownership", "to_device")
+    for name in (
+        "batch_norms",
+        "chain",
+        "graph",
+        "localise",
+        "multiply_adds",
+        "ownership",
+        "to_device",
+    )
 }
 """Files that need torch in a folder that does not: for networks of a user's own."""
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.dtypes import ITEM_BYTES, dtype_name
 from pipeline.errors import ConfigError, did_you_mean
-from pipeline.network.batch_norms import normalise, unusual_norms
 from pipeline.network.specs import Arrival, CarriedSpec, RuleSpec
 from pipeline.system.named_object import called, named_object, naming
 
@@ -237,6 +236,7 @@ class TracedRule:
         """The block with its rule, which was given blank examples."""
         import torch
 
+        from pipeline.network.batch_norms import normalise, unusual_norms
         from pipeline.network.multiply_adds import multiply_adds
 
         image_shape = tuple(self._facts.shape)

@@ -17,7 +17,6 @@ from math import prod
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pipeline.errors import ConfigError, one_line
-from pipeline.network.batch_norms import normalise, unusual_norms
 from pipeline.network.children import learns, passes_on
 from pipeline.network.specs import BlockSpec, CustomSpec, LayerSpec
 from pipeline.system.given import is_given
@@ -191,6 +190,7 @@ def traced_specs(
     """
     import torch
 
+    from pipeline.network.batch_norms import normalise, unusual_norms
     from pipeline.network.to_device import to_device
 
     specs: list[BlockSpec] = []
