@@ -38,6 +38,7 @@ _SHORT = {
     "validation": "data.validation",
     "init_from": "model.init_from",
     "freeze": "model.freeze",
+    "data_parallel": "parallel.members",
 }
 """The arguments that stand for a key."""
 

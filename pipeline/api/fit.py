@@ -51,6 +51,7 @@ def fit(
     validation: float | None = None,
     init_from: str | Path | Mapping[str, Any] | None = None,
     freeze: Sequence[int] | None = None,
+    data_parallel: int | None = None,
     config: Config | Mapping[str, Any] | str | Path | None = None,
     options: Mapping[str, Any] | None = None,
     run_dir: str | Path | None = None,
@@ -87,6 +88,8 @@ def fit(
             `{"run": folder, "checkpoint": "best", "blocks": [0, 1]}`; of a network of your own,
             tensors are taken by the index of their block and their names in it.
         freeze: blocks that learn nothing, by index: `model.freeze`.
+        data_parallel: so many worker processes, each of which holds the whole network and learns
+            from a share of every batch: `parallel.members`, which changes results (docs/speed.md).
         config: a configuration to begin with, as a `Config`, its keys, or a file. What the other
             arguments say goes before it.
         options: any keys of a configuration, as `{"optimizer.momentum": 0.9}`.
@@ -112,7 +115,10 @@ def fit(
         "validation": validation,
         "init_from": init_from,
         "freeze": freeze,
+        "data_parallel": data_parallel,
     }
+    if data_parallel is not None and stages is None:
+        stages = 1  # each process has the whole network
     if resume and run_dir is None:
         raise ConfigError("resume: which run? name its folder with run_dir")
     with settings_kept(), worded(as_argument):

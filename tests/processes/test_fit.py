@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_iris
+from torch import nn
 
+import pipeline
 from pipeline import LocalClassifier
 
 if TYPE_CHECKING:
@@ -107,3 +109,17 @@ def test_an_estimator_with_workers_predicts_the_same() -> None:
     estimator = LocalClassifier((8, 8), epochs=3, batch_size=16, dropout=0.2, random_state=0)
     alone = estimator.fit(X, y).predict_proba(X)
     np.testing.assert_array_equal(estimator.set_params(stages=2).fit(X, y).predict_proba(X), alone)
+
+
+def test_workers_that_share_batches_equal_one_process_that_does() -> None:
+    X, y = load_iris(return_X_y=True)
+    shared: dict[str, Any] = {"epochs": 2, "batch_size": 32, "gpus": "cpu", "quiet": True}
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    one = pipeline.fit(net, (X, y), **shared, options={"parallel.members": 2})
+    two = pipeline.fit(net, (X, y), **shared, data_parallel=2)
+    alone = pipeline.fit(net, (X, y), **shared)
+    scores = [run.scores_by_depth(X)[-1] for run in (one, two, alone)]
+    np.testing.assert_array_equal(scores[0], scores[1])
+    assert (scores[0] != scores[2]).any()
+    with pytest.raises(pipeline.ConfigError, match=r"stages 2: parallel.members 2: every process"):
+        pipeline.fit(net, (X, y), **shared, stages=2, data_parallel=2)
