@@ -44,13 +44,10 @@ if TYPE_CHECKING:
     from launch.referee.rows import Row
 
 FIGURES = Path(__file__).parent / "figures"
-RIVALS = {
-    "DistributedDataParallel": ("benchmarks.rivals.data_parallel", (1,)),
-    "1F1B": ("benchmarks.rivals.onef1b", (1, 2)),
-}
-"""Modules, and into how many micro-batches each divides a batch."""
+_MICRO_BATCHES = (1, 2)
+"""Into how many 1F1B divides a batch."""
 _SHARED = ("mlp", "cnn3", "vgg8b_quarter")
-"""Networks of the referee that rivals know by the same name."""
+"""Networks of the referee that 1F1B knows by the same name."""
 _STEPS, _EPOCHS = 40, 4
 _START_UP_S = 900.0
 _INCHES = (9.0, 6.0)
@@ -59,13 +56,15 @@ _BACKPROP, _LOCAL = "tab:blue", "tab:orange"
 
 class Way(NamedTuple):
     """How something is trained: `rule` of the referee's table whose error counts; the `words` of a
-    module; `config`: of ours, as YAML, with so many `images` an epoch."""
+    module; `config`: as YAML, with so many `images` an epoch; `is_run`: whether that leaves a run's
+    folder, else it prints its speed."""
 
     label: str
     rule: str
     words: tuple[str, ...]
     config: str = ""
     images: int = 0
+    is_run: bool = True
 
     @property
     def is_local(self) -> bool:
@@ -87,14 +86,17 @@ def ways_of(
             for count in stages:
                 words = (*ours, "--stages", str(count))
                 yield Way(f"{rule}, {count} processes", rule, words, *_timed_config(row, 1))
-    if network in _SHARED and "backprop" in rows:
-        for name, (module, parts) in RIVALS.items():
-            for micro in parts:
-                one = Contender("1f1b", "glob", "fp32", cores, micro)
-                task = Task(network, one, None, 1, seconds, ("model.dropout=0.0",))
-                of = f" in {micro}" * (name == "1F1B")
-                label = f"{name}, {cores} processes{of}"
-                yield Way(label, "backprop", (module, task.text()))
+    if "backprop" not in rows:
+        return
+    rival = ("benchmarks.rivals.ddp", "--processes", str(cores))
+    config = _timed_config(rows["backprop"], 1)
+    label = f"DistributedDataParallel, {cores} processes"
+    yield Way(label, "backprop", rival, *config, is_run=False)
+    for micro in _MICRO_BATCHES if network in _SHARED else ():
+        one = Contender("1f1b", "glob", "fp32", cores, micro)
+        task = Task(network, one, None, 1, seconds, ("model.dropout=0.0",))
+        label = f"1F1B, {cores} processes in {micro}"
+        yield Way(label, "backprop", ("benchmarks.rivals.onef1b", task.text()), is_run=False)
 
 
 def _timed_config(row: Row, threads: int) -> tuple[str, int]:
@@ -113,18 +115,18 @@ def _timed_config(row: Row, threads: int) -> tuple[str, int]:
 
 def lap(way: Way, seconds: float) -> dict[str, Any]:
     """Images/s and peak memory of one way, or why it failed."""
-    timeout_s = 10 * seconds + _START_UP_S
-    if not way.config:
-        found = watched(list(way.words), timeout_s)
-        speed = {} if found.failed else json.loads(found.said)
-    else:
-        with TemporaryDirectory(prefix="frontier-") as folder:
-            config, run = Path(folder) / "config.yaml", Path(folder) / "run"
+    with TemporaryDirectory(prefix="frontier-") as folder:
+        config, run = Path(folder) / "config.yaml", Path(folder) / "run"
+        words = list(way.words)
+        if way.is_run:
+            words += ["--run-dir", str(run)]
+        if way.config:
             config.write_text(way.config, encoding="utf-8")
-            found = watched([*way.words, "--run-dir", str(run), str(config)], timeout_s)
-            speed = {} if found.failed else timed_epochs(run, way.images)
-    if found.failed:
-        return {"failed": found.failed}
+            words.append(str(config))
+        found = watched(words, 10 * seconds + _START_UP_S)
+        if found.failed:
+            return {"failed": found.failed}
+        speed = timed_epochs(run, way.images) if way.is_run else json.loads(found.said)
     return {"images_per_s": speed["images_per_s"], "peak_bytes": found.peak_bytes}
 
 
@@ -204,8 +206,8 @@ REPORT = Report(
     "trainings ([REFEREE.md](REFEREE.md)); that of DistributedDataParallel and 1F1B is global "
     "backprop's, though their batch norms see parts of a batch: they were timed, not trained. "
     "Memory is the peak of the proportional set size of all processes together, PyTorch and images "
-    "included. Rivals' batches lie ready, ours are read and augmented. *: no other way is at least "
-    "as good in all three.",
+    "included. Batches of 1F1B lie ready, those of all others are read and augmented. *: no other "
+    "way is at least as good in all three.",
     findings,
     table,
 )

@@ -1,4 +1,5 @@
-"""The rival of benchmarks.data_parallel: global backprop by DistributedDataParallel over gloo.
+"""A rival of benchmarks.data_parallel and benchmarks.frontier: global backprop by
+DistributedDataParallel over gloo.
 
     process 0   share 0: forward, backward ─┬─ all-reduce, by buckets, while backward goes on ─ Adam
     process 1   share 1: forward, backward ─┘
