@@ -33,11 +33,13 @@ _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 class TensorPayload:
     """A detached tensor, contiguous or channels last, about to travel; nobody changes it.
 
-    `stream`: beside the one that computes, where copies are made; None on the CPU.
+    `stream`: beside the one that computes, where copies are made; None on the CPU. `is_lent`:
+    whether it lies in memory that others fill again once what arrived there has been dealt with.
     """
 
     tensor: Tensor
     stream: torch.cuda.Stream | None = None
+    is_lent: bool = False
 
     @cached_property
     def spec(self) -> TensorSpec:
@@ -54,6 +56,8 @@ class TensorPayload:
         """Its bytes in host memory."""
         with self._aside():
             here = self.tensor.cpu()
+        if self.is_lent and here is self.tensor:
+            here = here.clone()
         flat = pixels(here) if is_channels_last(here) else here
         return flat.reshape(-1).view(torch.uint8).numpy().data
 
@@ -133,25 +137,39 @@ class DeviceQueue:
 
     def __init__(self, device: torch.device) -> None:
         self._incoming, self._outgoing = Incoming(device), side_stream(device)
+        self._lent = 0
+        """Where the memory begins in which the newest input lies."""
         self.releases = Releases(marks_of(device))
 
     def arrived(self, delivery: Delivery) -> tuple[Tensor, ...]:
         """The tensors of a delivery, on the device: (input, targets, what is carried), none of a
-        marker. All but the input may travel on after the slot has been filled again, so they are
-        copies."""
+        marker. All but the input may be used after the slot has been filled again, so they are
+        copies. The input itself may travel on, as to another member of a team: see `payloads`."""
         tensors = tuple(arrived_tensor(tensor, self._incoming) for tensor in delivery.tensors)
+        self._lent = _memory_of(tensors[0]) if tensors else 0
         return (*tensors[:1], *(tensor.clone() for tensor in tensors[1:]))
 
     def payloads(self, tensors: tuple[Tensor, ...]) -> list[TensorPayload]:
-        """As they are now."""
-        return payloads(tensors, self._outgoing)
+        """As they are now; of the input, or a view of it, a sender gets a copy to hold."""
+        return payloads(tensors, self._outgoing, self._lent)
 
 
-def payloads(tensors: tuple[Tensor, ...], stream: torch.cuda.Stream | None) -> list[TensorPayload]:
-    """As they are now: what the compute stream is given later, copies don't wait for."""
+def payloads(
+    tensors: tuple[Tensor, ...], stream: torch.cuda.Stream | None, lent: int = 0
+) -> list[TensorPayload]:
+    """As they are now: what the compute stream is given later, copies don't wait for.
+
+    Args:
+        lent: where memory begins that is to be filled again.
+    """
     if stream is not None:
         stream.wait_stream(torch.cuda.current_stream(stream.device))
-    return [TensorPayload(tensor, stream) for tensor in tensors]
+    return [TensorPayload(each, stream, 0 != _memory_of(each) == lent) for each in tensors]
+
+
+def _memory_of(tensor: Tensor) -> int:
+    """Where it begins; views of a tensor share it."""
+    return tensor.untyped_storage().data_ptr()
 
 
 def arrived_tensor(arrived: Arrived, incoming: Incoming) -> Tensor:

@@ -200,6 +200,22 @@ def test_streams_carry_the_same_bytes(run: Runner, monkeypatch: pytest.MonkeyPat
     assert digests(streamed) == digests(run("digits", single=True))
 
 
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [("parallel.members=3", {}), ("runtime.max_in_flight=2", {"stages": 2, "replicas": ("0:2",)})],
+    ids=["members", "replicas"],
+)
+def test_streams_carry_what_a_team_passes_on(
+    run: Runner, monkeypatch: pytest.MonkeyPatch, change: str, options: dict[str, Any]
+) -> None:
+    """A batch that goes on as it came is sent from a slot that others fill meanwhile."""
+    monkeypatch.setattr("launch.engines.local._work", processes.work_on_an_island)
+    streamed = run("digits", change, "runtime.transport=tcp", **options)
+    log = (streamed / "run.log").read_text(encoding="utf-8")
+    assert "or to its team: tensors travel as a sealed stream" in log
+    assert digests(streamed) == digests(run("digits", change, single=True, **options))
+
+
 def test_replicas_of_a_stage_equal_one_process(run: Runner) -> None:
     ways = {"stages": 3, "replicas": ("1:2",)}
     every = "runtime.checkpoint_every_steps=3"
