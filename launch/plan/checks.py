@@ -27,6 +27,7 @@ from pipeline.network.from_config import network_specs
 from pipeline.network.named_blocks import check_there
 from pipeline.planning.cost import block_costs
 from pipeline.planning.hosts import (
+    TO_COME,
     Wanted,
     devices_of,
     on_hosts,
@@ -184,7 +185,8 @@ def check_job(name: str, config: Config, options: Options, cluster: Engine | Non
         config, plan = _replicated(options, config, plan, known, costs, devices_of(hosts))
     check_there("parallel.replicas", config.parallel.replicas, specs)
     if not options.single:
-        _check_listening(config, plan.stages if cluster is None else ())
+        _check_ports(config, plan, hosts, cluster)
+        _check_listening(config, plan, hosts, cluster)
     if not (options.single or options.dry_run):
         check_enough(plan.n_stages, reserved=config.runtime.transport != "ipc")
     blocks: dict[str, tuple[int, ...]] = {}
@@ -255,24 +257,61 @@ def _check_norms_are_known(specs: Sequence[BlockSpec]) -> None:
                 )
 
 
-def _check_listening(config: Config, stages: Sequence[StagePlan]) -> None:
-    """Sockets are opened when the run directory is there; whether they can be, and others can
-    connect to them (not so at a network's broadcast address), is found out now.
+def _check_ports(config: Config, plan: Plan, hosts: Sequence[Host], cluster: Engine | None) -> None:
+    """Raises ConfigError where a host has fewer ports than it listens at."""
+    ends = config.runtime.ports
+    if config.runtime.transport == "ipc" or ends is None:
+        return
+    there = Where.of(endpoint_at("auto", ends)).ports
+    assert there is not None, "they are given"
+    ours = _hosts_here(hosts, cluster)
+    for name in dict.fromkeys((*ours, *(stage.host for stage in plan.stages))):
+        stages = [stage for stage in plan.stages if stage.host == name]
+        if name == TO_COME:  # which may be several: one of them takes a stage at least
+            stages = [max(stages, key=lambda stage: stage.members)]
+        needed = _ports_of(stages) + (name in ours)
+        if needed > len(there):
+            numbers = ", ".join(str(stage.stage) for stage in stages)
+            raise ConfigError(
+                f"runtime.ports {ends}: {len(there)} ports, and {_named(name)} needs {needed} for "
+                f"stage{'s' * (len(stages) > 1)} {numbers}: two for each, two more for each other "
+                "member of its team, and one for the launcher; give more of them"
+            )
 
-    Args:
-        stages: on this machine.
+
+def _named(host: str) -> str:
+    return f"host {host}" if host else "this machine"
+
+
+def _ports_of(stages: Sequence[StagePlan]) -> int:
+    """A link and a stream from the stage before, and from others of a team."""
+    return 2 * sum(stage.members for stage in stages)
+
+
+def _hosts_here(hosts: Sequence[Host], cluster: Engine | None) -> list[str]:
+    """The hosts that are this machine, by name: the launcher is there, too."""
+    return [host.name for host in hosts if cluster is None or host.address == cluster.address]
+
+
+def _check_listening(
+    config: Config, plan: Plan, hosts: Sequence[Host], cluster: Engine | None
+) -> None:
+    """Sockets are opened when the run directory is there; whether they can be, and others can
+    connect to them (not so at a network's broadcast address), is found out now, on this machine.
 
     Raises:
-        ConfigError: where it can't, or where there are not enough ports.
+        ConfigError: where it can't, or where not enough ports are free.
     """
     address, ports = config.runtime.bind_address, config.runtime.ports
     if config.runtime.transport == "ipc":
         return
+    if address == "auto" and cluster is not None and cluster.address is not None:
+        address = cluster.address
+    here = _hosts_here(hosts, cluster)
     where = Where.of(endpoint_at(address, ports or "*"))
     try:
         with ExitStack() as trials:
-            # control; a link and a stream from the stage before, and from others of a team
-            needed = 1 + 2 * sum(stage.members for stage in stages)
+            needed = 1 + _ports_of([stage for stage in plan.stages if stage.host in here])
             for _ in range(needed if ports else 1):
                 trial = trials.enter_context(closing(TcpPort(where)))
             create_connection((where.host, trial.number), _CONNECTS_S).close()

@@ -160,21 +160,24 @@ class RuntimeConfig(Section):
     """A worker that sits on a batch for so long without using the processor is taken for stuck;
     one that does use it, after 20 times as long. To wait for a GPU counts as using it."""
 
-    @field_validator("bind_address")
-    @classmethod
-    def _others_can_connect_to_it(cls, text: str) -> str:
-        if text != "auto" and (rule := _of_a_network(text) if "/" in text else _of_address(text)):
-            raise MisfitsError(Misfit("runtime.bind_address", f"{text!r}: {rule}"))
-        return text
+    # both before types are looked at: a number is an address, or a port, that is not whole yet
 
-    @field_validator("ports")
+    @field_validator("bind_address", mode="before")
     @classmethod
-    def _are_a_range(cls, text: str | None) -> str | None:
-        ends = _RANGE.fullmatch("1-1" if text is None else text)
+    def _others_can_connect_to_it(cls, value: Any) -> Any:
+        text = value if isinstance(value, str) else ""
+        if text != "auto" and (rule := _of_a_network(text) if "/" in text else _of_address(text)):
+            raise MisfitsError(Misfit("runtime.bind_address", f"{brief(value)}: {rule}"))
+        return value
+
+    @field_validator("ports", mode="before")
+    @classmethod
+    def _are_a_range(cls, value: Any) -> Any:
+        ends = _RANGE.fullmatch("1-1" if value is None else str(value))
         if ends is None or not 1 <= int(ends[1]) <= int(ends[2]) <= _LAST_PORT:
-            rule = f"{text!r}: give the first and the last of some ports, as 20000-20100"
+            rule = f"{brief(value)}: give the first and the last of some ports, as 20000-20100"
             raise MisfitsError(Misfit("runtime.ports", rule))
-        return text
+        return value
 
 
 class ParallelConfig(Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import socket
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -146,26 +147,51 @@ def test_wrong_option(here: Path, arguments: str, says: str) -> None:
         "::ffff:127.0.0.1", "0.0.0.0", "::", "127.1", "0177.0.0.1", "localhost", "127.0.0.1:80",
         "10.0.0.0/8", "", "127.255.255.255", "198.51.100.1", "2001:db8::1", "fe80::1",
         "fe80::1%nowhere", "127.0.0.1/8", "127.0.0.0/33", "127.0.0.0/", "lo/8", "::1/x", "auto/8",
+        10, 10.8, None,
     ],
 )  # fmt: skip
-def test_an_address_at_which_nobody_can_connect(here: Path, address: str) -> None:
-    over = ("--set", "runtime.transport=tcp", "--set", f"runtime.bind_address={address!r}")
+def test_an_address_at_which_nobody_can_connect(here: Path, address: object) -> None:
+    written = "null" if address is None else repr(address)
+    over = ("--set", "runtime.transport=tcp", "--set", f"runtime.bind_address={written}")
     assert "runtime.bind_address" in refused(here, "tiny.yaml", *over)
 
 
 @pytest.mark.parametrize(
-    "ports", ["20000", "20100-20000", "0-10", "1-70000", "-", "", "a-b", "1-2-3"]
+    "ports",
+    [
+        *("'20000'", "'20100-20000'", "'0-10'", "'1-70000'", "'-'", "''", "'a-b'", "'1-2-3'"),
+        *("20000", "20000.5", "true", "[20000, 20100]"),
+    ],
 )
 def test_ports_that_are_no_range(here: Path, ports: str) -> None:
-    said = refused(here, "tiny.yaml", "--set", f"runtime.ports={ports!r}")
-    assert said.endswith(f"{ports!r}: give the first and the last of some ports, as 20000-20100")
+    said = refused(here, "tiny.yaml", "--set", f"runtime.ports={ports}")
+    assert said.endswith(f"{ports}: give the first and the last of some ports, as 20000-20100")
 
 
-def test_fewer_ports_than_a_run_needs(here: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "needed"),
+    [
+        (("--stages", "3"), "7 for stages 0, 1, 2"),
+        (("--stages", "1"), "3 for stage 0"),
+        (("--data-parallel", "2"), "9 for stages 0, 1"),
+        (("--stages", "2", "--replicas", "1:2"), "11 for stages 0, 1, 2"),
+    ],
+)
+def test_fewer_ports_than_a_run_needs(here: Path, options: tuple[str, ...], needed: str) -> None:
+    given = ("--set", "runtime.ports=20000-20001", "--set", "runtime.transport=tcp")
+    said = refused(here, "tiny.yaml", *given, *options)
+    assert said == (
+        f"runtime.ports 20000-20001: 2 ports, and this machine needs {needed}: two for each, two "
+        "more for each other member of its team, and one for the launcher; give more of them"
+    )
+
+
+def test_ports_that_others_have(here: Path) -> None:
     first = 20000 + 3 * (os.getpid() % 4000)
     ports = f"{first}-{first + 2}"
     given = ("--set", f"runtime.ports={ports}", "--set", "runtime.transport=tcp")
-    said = refused(here, "tiny.yaml", *given, "--stages", "3")
+    with socket.create_server(("127.0.0.1", first + 1)):
+        said = refused(here, "tiny.yaml", *given, "--stages", "1")
     assert f"runtime.ports {ports}: no other one is free at 127.0.0.1 on host " in said
 
 
