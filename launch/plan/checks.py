@@ -5,6 +5,7 @@ Without torch, unless the network is a user's own (`model.factory`), which has t
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -30,6 +31,7 @@ from pipeline.planning.hosts import (
     TO_COME,
     Wanted,
     devices_of,
+    local_name,
     on_hosts,
     planned_devices,
     this_machine,
@@ -76,6 +78,11 @@ def check_engine(options: Options) -> None:
         raise ConfigError(SINGLE, " trains in this process: leave --engine ray out")
     if options.measure:
         raise ConfigError("--measure: measures this machine: leave --engine ray out")
+    if "auto" in options.replicas and options.assume is None:
+        raise ConfigError(
+            "--replicas auto: chooses by times of blocks, and of other machines none are known: "
+            "say which stage, as 1:2"
+        )
 
 
 def check_local(options: Options) -> None:
@@ -175,14 +182,14 @@ def check_job(name: str, config: Config, options: Options, cluster: Engine | Non
     elif options.plan is None:
         loads = known.timing.loads if known else None
         plan = make_plan(specs, costs, stages=stages, devices=devices, loads=loads)
-        config, plan = _replicated(options, config, plan, known, costs, devices)
+        config, plan = _replicated(options, config, plan, known, costs, devices, hosts)
         plan = on_hosts(plan, costs, hosts)
     elif options.stages is not None:
         raise ConfigError("--plan says how many stages there are: leave --stages out")
     else:
         # single mode does all stages in turn
         plan = load_plan(options.plan, specs, devices_of(hosts))
-        config, plan = _replicated(options, config, plan, known, costs, devices_of(hosts))
+        config, plan = _replicated(options, config, plan, known, costs, devices_of(hosts), hosts)
     check_there("parallel.replicas", config.parallel.replicas, specs)
     if not options.single:
         _check_ports(config, plan, hosts, cluster)
@@ -358,10 +365,12 @@ def _replicated(
     known: KnownSpeed | None,
     costs: Sequence[BlockCost],
     devices: Sequence[str],
+    hosts: Sequence[Host],
 ) -> tuple[Config, Plan]:
     """The configuration and the plan with the replicas that are asked for, in either."""
     if options.replicas:
-        replicas = asked_for(options.replicas, config, plan, known, devices)
+        room = _room(hosts)
+        replicas = asked_for(options.replicas, config, plan, known, devices, room)
         tree = config_tree(config)
         tree["parallel"]["replicas"] = replicas
         config = build_config(tree, "--replicas")
@@ -369,6 +378,15 @@ def _replicated(
         return config, plan
     loads = known.timing.loads if known else None
     return config, with_replicas(plan, config.parallel.replicas, costs, devices, loads)
+
+
+def _room(hosts: Sequence[Host]) -> int:
+    """For how many processes: one for each GPU, or as many as CPUs lend cores for."""
+    devices = devices_of(hosts)
+    if any(local_name(device) != "cpu" for device in devices):
+        return len(devices)
+    cores = len(os.sched_getaffinity(0))
+    return sum(cores if host.room is None else host.room for host in hosts)
 
 
 def _check_members(members: int, options: Options) -> None:

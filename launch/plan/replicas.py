@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import TYPE_CHECKING
 
@@ -28,12 +27,14 @@ def asked_for(
     plan: Plan,
     known: KnownSpeed | None,
     devices: Sequence[str],
+    processes: int,
 ) -> dict[int, int]:
     """The replicas of each block that has any, by its index.
 
     Args:
         texts: of the option.
         devices: on which processes are placed.
+        processes: for how many of them there is room.
 
     Raises:
         ConfigError: where a text is no STAGE:N, there is no such stage, or nothing says which.
@@ -41,7 +42,7 @@ def asked_for(
     if _AUTO in texts:
         if len(texts) > 1:
             raise ConfigError(REPLICAS, " auto: chooses by itself: leave the others out")
-        return _best(config, plan, known, devices)
+        return _best(config, plan, known, devices, processes)
     found: dict[int, int] = {}
     for text in texts:
         match = re.fullmatch(r"([0-9]{1,4}):([0-9]{1,4})", text)
@@ -60,7 +61,11 @@ def asked_for(
 
 
 def _best(
-    config: Config, plan: Plan, known: KnownSpeed | None, devices: Sequence[str]
+    config: Config,
+    plan: Plan,
+    known: KnownSpeed | None,
+    devices: Sequence[str],
+    processes: int,
 ) -> dict[int, int]:
     """Those with which the plan is predicted to be fastest, one stage and number after another, as
     long as each brings something; none where nothing does."""
@@ -78,8 +83,6 @@ def _best(
         return timing.prospect(grown, slots).images_per_s
 
     best = speed(chosen)
-    on_cpu = list(devices) == ["cpu"]
-    processes = len(os.sched_getaffinity(0)) if on_cpu else len(devices)
     most = max(0, processes - plan.n_stages)
     while most > 0:
         tries = []

@@ -53,6 +53,7 @@ def test_what_does_not_go_with_a_cluster(monkeypatch: pytest.MonkeyPatch) -> Non
         "--single trains in this process: leave --engine ray out"
     )
     assert complaint(engine="ray", measure=True).startswith("--measure: measures this machine")
+    assert complaint(engine="ray", replicas=("auto",)).endswith("say which stage, as 1:2")
     assert complaint(ray_address="10.0.0.1:6379").endswith("are for --engine ray")
     assert complaint(ray_insecure=True).endswith("are for --engine ray")
     with pytest.raises(ConfigError, match="this command trains on this machine alone"):

@@ -73,16 +73,14 @@ def test_what_replicas_do_not_go_together_with(others: str, said: str, tmp_path:
         job(tmp_path, "1:2", config=f"{CONFIG}{others}\n")
 
 
-def test_auto_helps_the_stage_that_the_others_wait_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_auto_helps_the_stage_that_the_others_wait_for(tmp_path: Path) -> None:
     made = job(tmp_path)
     times = tuple(BlockTimes(block, t / 2, t / 2) for block, t in enumerate((0.1, 0.4, 0.09, 0.01)))
     costs = network_costs(made.config, made.specs)
     timing = Timing(times, costs, 8, capacity=8.0)
     known, plan = KnownSpeed(timing, "here"), made.plan
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(8))
-    found = asked_for(["auto"], made.config, plan, known, ["cpu"])
+    assert asked_for(["auto"], made.config, plan, known, ["cpu"], 4) == {1: 2}
+    found = asked_for(["auto"], made.config, plan, known, ["cpu"], 8)
     assert found == {1: 4}
     before = timing.prospect(plan, 2).images_per_s
     grown = with_replicas(plan, found, costs, ["cpu"], timing.loads)
