@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -61,6 +62,9 @@ data: {name: digits, batch_size: 32, crop_padding: 1, train_limit: 100, test_lim
 """
 """3 hidden blocks and the output; 3 epochs of 4 steps (the last of 4 images), 2 test batches."""
 TINY_EPOCH = 4
+STRANGER = "127.0.0.2"
+_FLIPPED_BYTE = 500
+"""Of what a sender says over a stream: in the first batch."""
 
 
 def until(condition: Callable[[], Found], what: str, deadline_s: float = DEADLINE_S) -> Found:
@@ -331,6 +335,35 @@ def work_on_an_island(*arguments: Any) -> int:
     island = f"island-{os.getpid()}"
     machine._boot = lambda: island
     return _work(*arguments)
+
+
+def work_among_wiretappers(*arguments: Any) -> int:
+    """A worker on a machine of its own, too. Of what it sends by a stream, a bit of the first batch
+    arrives otherwise, and all of it is said once more by somebody at another address."""
+    from pipeline.transport import stream_sender, tcp_port
+    from pipeline.transport.stream_format import GREETING_BYTES
+    from support.wire import Wire
+
+    connected = stream_sender.connected
+
+    def tapped(endpoint: str, timeout_s: float) -> socket.socket:
+        if not wires:
+            wires.append(Wire(endpoint, flip_at=_FLIPPED_BYTE))
+            return connected(wires[0].endpoint, timeout_s)
+        where = tcp_port.host_of(endpoint), int(endpoint.rpartition(":")[2])
+        with socket.create_connection(where, timeout_s, (STRANGER, 0)) as replay:
+            replay.sendall(wires[0].sent[0])
+            heard = b""
+            with suppress(ConnectionResetError):
+                while data := replay.recv(1 << 16):
+                    heard += data
+            assert len(heard) <= GREETING_BYTES, "nobody is let in who repeats what was said"
+        wires[0].close()
+        return connected(endpoint, timeout_s)
+
+    wires: list[Wire] = []
+    stream_sender.connected = tapped
+    return work_on_an_island(*arguments)
 
 
 def work_that_raises(*arguments: Any) -> int:

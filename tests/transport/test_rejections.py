@@ -18,7 +18,16 @@ import pytest
 import zmq
 from support.kept_sockets import KeptSockets
 from support.links import SOON_S
-from support.processes import HELD, TINY, TINY_EPOCH, digests, final_digests, launch, until
+from support.processes import (
+    HELD,
+    STRANGER,
+    TINY,
+    TINY_EPOCH,
+    digests,
+    final_digests,
+    launch,
+    until,
+)
 
 from pipeline.errors import TimedOutError
 from pipeline.protocol.codec import encode
@@ -421,20 +430,39 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
     return final_digests(folder / "run")
 
 
+BETWEEN_HOSTS = """\
+from launch.engines import local
+from support import processes
+
+local._work = processes.work_among_wiretappers
+"""
+
+
 @pytest.mark.processes
 @pytest.mark.usefixtures("tiny")
-@pytest.mark.parametrize("transport", ["tcp", "tcp-plain"])
+@pytest.mark.parametrize(
+    ("transport", "program", "n_ports"),
+    [("tcp", "", 4), ("tcp-plain", "", 4), ("tcp", BETWEEN_HOSTS, 7)],
+    ids=["tcp", "tcp-plain", "between-hosts"],
+)
 def test_training_goes_on_with_unchanged_results(
-    launcher: Start, tmp_path: Path, undisturbed: dict[int, str], transport: str
+    launcher: Start,
+    tmp_path: Path,
+    undisturbed: dict[int, str],
+    transport: str,
+    program: str,
+    n_ports: int,
 ) -> None:
-    """They come while it trains, and it has some steps left when they have been everywhere."""
+    """They come while it trains, and it has some steps left when they have been everywhere: at the
+    ports of control, of a link to each of 3 stages, and between hosts of a stream to each. There,
+    somebody also changes a bit of each stream, and replays what it has heard of it."""
     given = [option for value in LONGER for option in ("--set", value)]
     given += ["--run-dir", "run", "--set", f"runtime.transport={transport}"]
-    run = launcher("tiny.yaml", *given, program=HELD.format(step=LAST - TINY_EPOCH))
+    run = launcher("tiny.yaml", *given, program=program + HELD.format(step=LAST - TINY_EPOCH))
     run.wait_for("run/metrics.jsonl", "\n")
     with closing(Strangers(run)) as strangers:
         ports = strangers.ports()
-        assert len(ports) == 4  # control and a link to each of 3 stages
+        assert len(ports) == n_ports
         for port in ports:
             strangers.visit(port)
         strangers.ports()
@@ -445,7 +473,13 @@ def test_training_goes_on_with_unchanged_results(
     assert strangers.largest_bytes < 2 << 30
     log = (tmp_path / "run" / "run.log").read_text(encoding="utf-8")
     assert "restart" not in log
-    assert log.count(" was turned away: ") >= len(ports)
+    assert log.count(" was turned away: ") >= 4  # by each process
+    if program:
+        for link in ("0 → 1", "1 → 2"):
+            assert f"link {link}: tensors travel as a sealed stream" in log
+        assert log.count("the seal of its bytes is broken") == 2
+        assert log.count("broke and was opened again") == 2
+        assert log.count(f"{STRANGER} was turned away: it does not know the secret") == 2
 
 
 def test_the_folder_of_sockets_is_closed_to_others() -> None:
