@@ -219,6 +219,28 @@ def test_a_member_of_a_team_is_killed(launcher: Start, tmp_path: Path) -> None:
     assert final_digests(tmp_path / "run") == final_digests(whole)
 
 
+REPLICAS = (("--stages", "3", "--replicas", "1:2"), {"stages": 3, "replicas": ("1:2",)})
+"""Of the command, and of a run in this process."""
+
+
+@pytest.mark.parametrize("replica", [1, 0])
+def test_a_replica_of_a_stage_is_killed(launcher: Start, tmp_path: Path, replica: int) -> None:
+    """In the middle of a round, mostly, of which there are two in an epoch."""
+    words, options = REPLICAS
+    longer = ("schedule.epochs=40", "runtime.checkpoint_every_steps=3")
+    settings = [part for setting in longer for part in ("--set", setting)]
+    run = launcher("tiny.yaml", "--run-dir", "run", *words, *settings)
+    run.wait_for("run/metrics.jsonl", '"epoch": 2,')
+    run.workers()[2 - replica].kill()  # they stand in the order of rounds, the last first
+    assert run.exit_status() == 0
+    log = (tmp_path / "run" / "run.log").read_text(encoding="utf-8")
+    killed = f"stage {2 - replica}, replica {replica} (block 1, cpu) was killed by SIGKILL"
+    assert f"{killed}: replaced; all go back to step" in log
+    whole = tmp_path / "whole"
+    assert launch(tmp_path / "tiny.yaml", whole, single=True, overrides=longer, **options) == 0
+    assert digests(tmp_path / "run") == digests(whole)
+
+
 KILLED_AT_START = """\
 import os, signal
 from launch.cli import main
