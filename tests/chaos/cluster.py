@@ -17,21 +17,23 @@ import signal
 import sys
 import tempfile
 import time
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where a script finds `support`
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # rather packages than tests of them
-from support.hosts import ImitatedHost, imitated_hosts, why_not
-from support.processes import COMMAND, final_digests, launch, nothing_ignored, until
+from support.cable import Cable
+from support.hosts import why_not
+from support.processes import final_digests, launch, until
+from support.ray_on_hosts import AGAIN, Training, cluster_on, kill
 
 if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable
+
+    from support.ray_on_hosts import RayOnHosts
 
 DIGITS = """\
 model: {name: mlp, hidden_layers: 3, hidden: 64, dropout: 0.2}
@@ -49,162 +51,9 @@ runtime: {checkpoint_every_steps: 2, max_restarts: 1000}
 """
 CPUS = (1, 1, 3)
 """That the hosts lend: with three stages, the last host has room for two more."""
-STAGES = 3
-TOKEN = "0123456789abcdef" * 2
-PORT = 6379
-RAY = (sys.executable, "-m", "ray.scripts.scripts")
-STARTS_S, ENDS_S = 120.0, 400.0
-AGAIN = "training again"
-
-
-class RayOnHosts:
-    """A Ray cluster on imitated hosts, with a token; what belongs to it on each."""
-
-    def __init__(self, hosts: Sequence[ImitatedHost], cpus: Sequence[int]) -> None:
-        self.hosts, self._cpus = hosts, cpus
-        self.address = f"{hosts[0].address}:{PORT}"
-
-    def start(self, *numbers: int) -> None:
-        """Let hosts be nodes; the first of all is the head."""
-        for number in numbers:
-            host = self.hosts[number]
-            first = ("--head", f"--port={PORT}", "--include-dashboard=false")
-            role = (
-                (*first, f"--temp-dir={host.private}")
-                if not number
-                else (f"--address={self.address}",)
-            )
-            log = (host.folder / "ray.log").open("ab")
-            host.start(
-                *RAY, "start", "--block", *role, f"--node-ip-address={host.address}",
-                f"--num-cpus={self._cpus[number]}", "--object-store-memory=80000000",
-                "--disable-usage-stats",
-                env=self.environment, stdout=log, stderr=log,
-            )  # fmt: skip
-            until(lambda host=host: host.processes("/raylet/raylet "), f"{host.name}", STARTS_S)
-            if not number:
-                until(self._head_is_ready, "Ray's head", STARTS_S)
-
-    def _head_is_ready(self) -> bool:
-        return b"block forever" in (self.hosts[0].folder / "ray.log").read_bytes()
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {
-            **os.environ,
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": TOKEN,
-            "RAY_worker_niceness": "0",
-        }
-
-    # what can be hit
-
-    def stages_on(self, host: ImitatedHost) -> list[int]:
-        """Process ids of the stages there."""
-        forks = set(host.processes("launch.engines.fork_server"))
-        return sorted(pid for pid in forks if _parent(pid) in forks)
-
-    def agents_on(self, host: ImitatedHost) -> list[int]:
-        """Process ids of those actors there that have stages."""
-        return sorted({_parent(_parent(pid)) for pid in self.stages_on(host)})
-
-    def await_spares(self, host: ImitatedHost) -> None:
-        """Until a second agent is there, with all that workers need."""
-        servers = "launch.engines.fork_server"
-
-        def there() -> bool:
-            forks = set(host.processes(servers))
-            ready = [pid for pid in forks if _parent(pid) not in forks and _has_torch(pid)]
-            return len(ready) == 2
-
-        until(there, f"a second agent on {host.name}", STARTS_S)
-
-    def homes(self) -> list[ImitatedHost]:
-        """Hosts that have stages."""
-        return [host for host in self.hosts if self.stages_on(host)]
-
-
-def _parent(pid: int) -> int:
-    with suppress(OSError):
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    return 0
-
-
-def _has_torch(pid: int) -> bool:
-    """Whether a fork server has imported it, and waits."""
-    with suppress(OSError):
-        is_there = "libtorch_cpu" in Path(f"/proc/{pid}/maps").read_text(errors="replace")
-        asleep = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
-        return is_there and asleep
-    return False
-
-
-def kill(pids: Sequence[int] | dict[int, str]) -> None:
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-@dataclass
-class Training:
-    """A `pipeline-launch` on the first host."""
-
-    cluster: RayOnHosts
-    folder: Path
-    config: str
-    more: tuple[str, ...] = ()
-    began: float = field(default_factory=time.monotonic)
-
-    def __post_init__(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "run.yaml").write_text(self.config, encoding="utf-8")
-        self.run_dir = self.folder / "run"
-        self.process = self._launched("--stages", str(STAGES), *self.more)
-
-    def _launched(self, *more: str) -> subprocess.Popen[Any]:
-        words = (COMMAND, str(self.folder / "run.yaml"), "--engine=ray", "--gpus=cpu")
-        where = (f"--ray-address={self.cluster.address}", f"--run-dir={self.run_dir}")
-        self.said = self.folder / "said"
-        with self.said.open("wb") as said, nothing_ignored():
-            return self.cluster.hosts[0].start(
-                *words, *where, "--view=plain", *more,
-                env=self.cluster.environment, stdout=said, stderr=said,
-            )  # fmt: skip
-
-    def resume(self) -> None:
-        """Go on after an end."""
-        self.process = self._launched("--resume", "--stages", str(STAGES))
-
-    @property
-    def log(self) -> str:
-        path = self.run_dir / "run.log"
-        return path.read_text(encoding="utf-8") if path.exists() else ""
-
-    def wait_for(self, text: str, times: int = 1, deadline_s: float = STARTS_S) -> float:
-        """Until the log holds it so often; seconds that it took."""
-        began = time.monotonic()
-
-        def there() -> bool:
-            assert self.process.poll() is None or self.log.count(text) >= times, self.all_said
-            return self.log.count(text) >= times
-
-        until(there, f"{text!r} in the log; {self.all_said}", deadline_s)
-        return time.monotonic() - began
-
-    @property
-    def all_said(self) -> str:
-        return f"{self.said.read_text(errors='replace')[-3000:]}\n{self.log[-3000:]}"
-
-    def hit(self, act: Callable[[], object], deadline_s: float = STARTS_S) -> float:
-        """Disturb it; seconds until it trains again."""
-        before = self.log.count(AGAIN)
-        act()
-        return self.wait_for(AGAIN, before + 1, deadline_s)
-
-    def ends(self, status: int = 0, deadline_s: float = ENDS_S) -> None:
-        until(lambda: self.process.poll() is not None, f"its end: {self.all_said}", deadline_s)
-        found = self.process.wait()
-        assert found == status, f"exit status {found}: {self.all_said}"
+TEAM = f"{DIGITS}parallel: {{members: 3}}\n"
+REPLICAS = f"{DIGITS}parallel: {{replicas: {{1: 2}}}}\n"
+THREE_STAGES = ("--stages", "3")
 
 
 # --- cases --------------------------------------------------------------------------------
@@ -212,6 +61,7 @@ class Training:
 
 def undisturbed(training: Training) -> str:
     training.ends()
+    assert "restart " not in training.log, training.all_said
     return f"{time.monotonic() - training.began:.0f} s in all"
 
 
@@ -310,27 +160,35 @@ def _press_ctrl_c(training: Training) -> None:
         os.kill(pid, signal.SIGINT)
 
 
-CASES: dict[str, tuple[str, Callable[[Training], str]]] = {
-    "digits, undisturbed": (DIGITS, undisturbed),
-    "vgg8b × 0.125, undisturbed": (VGG, undisturbed),
-    "a stage killed": (DIGITS, a_stage),
-    "an actor killed": (DIGITS, an_actor),
-    "a raylet killed": (DIGITS, a_raylet),
-    "a host turned off": (DIGITS, a_host),
-    "no room until a host joins": (DIGITS, room_that_comes),
-    "interrupted without room": (DIGITS, an_interruption_without_room),
-    "a cable out for 20 s": (DIGITS, a_cable),
-    "Ray's head killed": (DIGITS, the_head),
-    "the launcher killed": (DIGITS, the_launcher),
+@dataclass(frozen=True)
+class Case:
+    """`words`: of the command; `cable`: of all hosts but the first."""
+
+    act: Callable[[Training], str]
+    config: str = DIGITS
+    words: tuple[str, ...] = THREE_STAGES
+    cable: Cable | None = None
+
+
+CASES = {
+    "digits, undisturbed": Case(undisturbed),
+    "vgg8b × 0.125, undisturbed": Case(undisturbed, VGG),
+    "a team of three": Case(undisturbed, TEAM, ()),
+    "replicas of a stage": Case(undisturbed, REPLICAS),
+    "a wire that loses 1 %": Case(undisturbed, cable=Cable(1e9, delay_s=0.01, loss=0.01)),
+    "a stage killed": Case(a_stage),
+    "a member of a team killed": Case(a_stage, TEAM, ()),
+    "a replica killed": Case(a_stage, REPLICAS),
+    "an actor killed": Case(an_actor),
+    "a raylet killed": Case(a_raylet),
+    "a raylet killed, with a replica": Case(a_raylet, REPLICAS),
+    "a host turned off": Case(a_host),
+    "no room until a host joins": Case(room_that_comes),
+    "interrupted without room": Case(an_interruption_without_room),
+    "a cable out for 20 s": Case(a_cable),
+    "Ray's head killed": Case(the_head),
+    "the launcher killed": Case(the_launcher),
 }
-
-
-@contextmanager
-def cluster_on(folder: Path, cpus: Sequence[int] = CPUS) -> Iterator[RayOnHosts]:
-    with imitated_hosts(folder, len(cpus)) as hosts:
-        cluster = RayOnHosts(hosts, cpus)
-        cluster.start(*range(len(cpus)))
-        yield cluster
 
 
 def single(folder: Path, config: str) -> dict[int, str]:
@@ -375,24 +233,22 @@ def main(names: tuple[str, ...], hits: int, seed: int) -> None:
     chosen = {k: v for k, v in CASES.items() if not names or any(name in k for name in names)}
     if hits:
         long = DIGITS.replace("epochs: 15", f"epochs: {15 + 8 * hits}")
-        chosen = {
-            f"a storm of {hits}, seed {seed}": (long, lambda run: storm(run, hits, seed)),
-        }
+        chosen = {f"a storm of {hits}, seed {seed}": Case(lambda run: storm(run, hits, seed), long)}
     failed, expected = 0, dict[str, dict[int, str]]()
     with tempfile.TemporaryDirectory(prefix="c", dir="/tmp") as temp:
-        for number, (name, (config, act)) in enumerate(chosen.items()):
+        for number, (name, case) in enumerate(chosen.items()):
             folder = Path(temp) / str(number)
             folder.mkdir()
             try:
-                if config not in expected:
-                    expected[config] = single(folder / "single", config)
-                with cluster_on(folder) as cluster:
-                    training = Training(cluster, folder / "t", config)
-                    if act is not undisturbed:
+                if case.config not in expected:
+                    expected[case.config] = single(folder / "single", case.config)
+                with cluster_on(folder, CPUS, case.cable) as cluster:
+                    training = Training(cluster, folder / "t", case.config, case.words)
+                    if case.act is not undisturbed:
                         training.wait_for("checkpoint ")
-                    said = act(training)
+                    said = case.act(training)
                     training.ends()
-                    equal = final_digests(training.run_dir) == expected[config]
+                    equal = final_digests(training.run_dir) == expected[case.config]
             except AssertionError as error:
                 equal, said = False, str(error)
             failed += not equal

@@ -4,6 +4,7 @@ addresses of networks that exist only in here.
     host0 ── port0 ┐
     host1 ── port1 ┼ a bridge, in a network namespace of its own: the switch
     host2 ── port2 ┘
+        '- a `Cable`, where there is to be one
 
 The namespaces have no names: they end with the processes that hold them, and those with this one,
 however it ends. They need root, and Linux's `ip`, `unshare` and `nsenter`.
@@ -28,6 +29,8 @@ from support.processes import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from support.cable import Cable
 
 _TOOLS = ("ip", "unshare", "nsenter", "mount", "hostname")
 _PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
@@ -59,16 +62,19 @@ class ImitatedHost:
     """One of them, and what may happen to it.
 
     `addresses`: in the order of `NETWORKS`. `folder`: of this test, which all hosts see. `private`:
-    a folder in which each sees files of its own.
+    a folder in which each sees files of its own. `cable`: that joins it to the switch; None: as
+    fast as this machine.
     """
 
-    def __init__(self, number: int, folder: Path, switch: int) -> None:
+    def __init__(self, number: int, folder: Path, switch: int, cable: Cable | None = None) -> None:
         self.number, self.name, self._switch = number, f"host{number}", switch
+        self._cable = cable
         self._with_length = [network.format(10 + number) for network in NETWORKS]
         self.addresses = tuple(one.partition("/")[0] for one in self._with_length)
         self.address = self.addresses[0]
         self.folder, self.private = folder / self.name, folder / "private"
         self._holder: subprocess.Popen[bytes] | None = None
+        self._laid: subprocess.Popen[bytes] | None = None
         self._first = 0
 
     def turn_on(self) -> None:
@@ -128,13 +134,22 @@ class ImitatedHost:
             self._holder.wait()
             until(lambda: not psutil.pid_exists(self._first), f"the end of {self.name}")
             self._holder, self._first = None, 0
+        if self._laid is not None:
+            self._laid.kill()
+            self._laid.communicate()
+            self._laid = None
 
     def _connect(self) -> None:
         port, mtu = f"port{self.number}", ("mtu", "9000")
-        _run(
-            *("ip", "link", "add", "eth0", *mtu, "netns", str(self._first), "type", "veth"),
-            *("peer", "name", port, *mtu, "netns", str(self._switch)),
-        )
+        if self._cable is not None:
+            self._laid = self._cable.laid(self._first, self._switch, port)
+            self.run("ip", "link", "set", "eth0", *mtu)
+            _in_network(self._switch, "ip", "link", "set", port, *mtu)
+        else:
+            _run(
+                *("ip", "link", "add", "eth0", *mtu, "netns", str(self._first), "type", "veth"),
+                *("peer", "name", port, *mtu, "netns", str(self._switch)),
+            )
         _in_network(self._switch, "ip", "link", "set", port, "master", "br0", "up")
         for device in ("lo", "eth0"):
             self.run("ip", "link", "set", device, "up")
@@ -145,8 +160,14 @@ class ImitatedHost:
 
 
 @contextmanager
-def imitated_hosts(folder: Path, count: int) -> Iterator[Sequence[ImitatedHost]]:
-    """Hosts 0, 1, … on one switch; nothing is left of them afterwards."""
+def imitated_hosts(
+    folder: Path, count: int, cable: Cable | None = None
+) -> Iterator[Sequence[ImitatedHost]]:
+    """Hosts 0, 1, … on one switch; nothing is left of them afterwards.
+
+    Args:
+        cable: of all but the first: it is crossed once between that and another.
+    """
     with ExitStack() as stack:
         switch = _holder((), "exec sleep 1000000", ("switch",))
         stack.callback(switch.wait)
@@ -154,7 +175,10 @@ def imitated_hosts(folder: Path, count: int) -> Iterator[Sequence[ImitatedHost]]
         until(lambda: _is_apart(switch.pid), "the namespace of the switch")
         _in_network(switch.pid, "ip", "link", "add", "br0", "mtu", "9000", "type", "bridge")
         _in_network(switch.pid, "ip", "link", "set", "br0", "up")
-        hosts = [ImitatedHost(number, folder, switch.pid) for number in range(count)]
+        hosts = [
+            ImitatedHost(number, folder, switch.pid, cable if number else None)
+            for number in range(count)
+        ]
         for host in hosts:
             stack.callback(host.turn_off)
             host.turn_on()
