@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import (
     data_parallel,
     depth,
+    engines,
     frontier,
     links,
     memory,
@@ -41,6 +42,7 @@ REPORTS = {
     "memory": memory.REPORT, "links": links.REPORT, "recovery": recovery.REPORT,
     "ready": ready.REPORT, "rules": rules.REPORT, "depth": depth.REPORT,
     "frontier": frontier.REPORT, "data_parallel": data_parallel.REPORT,
+    "engines": engines.REPORT,
 }  # fmt: skip
 COLUMNS = ("what", "result", "command", "machine", "versions", "date", "commit")
 RUN = COLUMNS[2:]
