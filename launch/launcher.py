@@ -111,8 +111,7 @@ def _train(job: Job, run: HeldRun, options: Options, cluster: RayEngine | None) 
     if finished.nothing_to_do:
         print(finished.nothing_to_do, flush=True)
     elif options.view != "quiet":
-        resume, state = _resume(run, options), finished.state
-        print(*last_lines(run.folder, job.config, job.facts, state, resume), sep="\n", flush=True)
+        print(*last_lines(run.folder, finished.state), sep="\n", flush=True)
     return DONE
 
 
@@ -128,7 +127,7 @@ def _how_to_resume(said: str, run: HeldRun, options: Options) -> str:
     """`said`, and the command that resumes the run, if there is one, in its folder as named now."""
     if not run.holds_run:
         return said
-    command = _resume(run, options)
+    command = ["pipeline-launch", "--resume", "--run-dir", str(run.path), *placement(options)]
     for override in options.overrides:
         command += ["--set", override]
     # the run's own config may have moved, with its folder
@@ -136,11 +135,6 @@ def _how_to_resume(said: str, run: HeldRun, options: Options) -> str:
     if options.config not in (None, own):
         command.append(str(options.config))
     return f"{said}; to go on:\n  {shlex.join(command)}"
-
-
-def _resume(run: HeldRun, options: Options) -> list[str]:
-    """The command that resumes the run by the config in its folder, in as many processes."""
-    return ["pipeline-launch", "--resume", "--run-dir", str(run.path), *placement(options)]
 
 
 def placement(options: Options) -> list[str]:
