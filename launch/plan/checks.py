@@ -5,8 +5,6 @@ Without torch, unless the network is a user's own (`model.factory`), which has t
 
 from __future__ import annotations
 
-import os
-import sys
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from importlib.util import find_spec
@@ -15,29 +13,17 @@ from socket import create_connection
 from typing import TYPE_CHECKING
 
 from launch.job import Job
-from launch.machine.gpus import devices
+from launch.plan.division import between_hosts, check_divided, divided, hosts_for
 from launch.plan.known_speed import find_speed
 from launch.plan.memory import too_large
-from launch.plan.replicas import asked_for
 from launch.plan.user_code import awaited
 from pipeline.config.config_file import load_config
-from pipeline.config.sections import build_config, config_tree
 from pipeline.data.facts import check_data, data_facts
-from pipeline.errors import SINGLE, STAGES, ConfigError, Option
+from pipeline.errors import SINGLE, ConfigError, Option
 from pipeline.network.from_config import network_specs
 from pipeline.network.named_blocks import check_there
 from pipeline.planning.cost import block_costs
-from pipeline.planning.hosts import (
-    TO_COME,
-    Wanted,
-    devices_of,
-    local_name,
-    on_hosts,
-    planned_devices,
-    this_machine,
-)
-from pipeline.planning.plan import make_plan, plan_members, with_replicas
-from pipeline.planning.plan_files import load_plan
+from pipeline.planning.hosts import TO_COME, planned_devices
 from pipeline.run.event_files import check_tensorboard
 from pipeline.storage.checkpoint import Initial
 from pipeline.storage.checkpoint_writer import CONFIG
@@ -51,13 +37,16 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from launch.job import KnownSpeed, Options
+    from launch.job import Options
     from pipeline.config.sections import Config
     from pipeline.coordinator.engine import Engine
+    from pipeline.data.facts import DataFacts
+    from pipeline.data.own_data import OwnData
     from pipeline.network.specs import BlockSpec
     from pipeline.planning.cost import BlockCost
     from pipeline.planning.hosts import Host
     from pipeline.planning.plan import Plan, StagePlan
+    from pipeline.rehearsal.rehearsal import Rehearsal
 
 _CONNECTS_S = 5.0
 """Longest time to connect to an address of this machine; beyond, a firewall is in the way."""
@@ -131,94 +120,37 @@ def check_job(name: str, config: Config, options: Options, cluster: Engine | Non
     """
     _check_trace(options)
     if cluster is not None:
-        config = _between_hosts(config)
-    own_data = None
-    if config.data.is_own:
-        from pipeline.data.own_data import read_own  # numpy
-
-        factory = config.data.factory
-        with awaited({"data.factory": factory} if factory else {}, "reading data"):
-            own_data = read_own(config.data)
+        config = between_hosts(config)
+    own_data = _own_data(config)
     if config.runtime.tensorboard:
         check_tensorboard()
-    facts = data_facts(config.data, own_data)
-    code = config.user_code
+    facts, code = data_facts(config.data, own_data), config.user_code
     with awaited(code, "planning"):
         specs = network_specs(config, facts)
     own = own_code(code.values())
-    check_data(config.data, facts, batch_norm=any(spec.normalises for spec in specs))
-    patience = config.schedule.patience
-    if patience is not None and not facts.test_images:
-        raise ConfigError(
-            f"schedule.patience {patience} goes by tests, and there are no examples to test on: "
-            "keep some of the training set by data.validation, as 0.1"
-        )
-    if config.runtime.keep_best == "test" and not facts.test_images:
-        raise ConfigError(
-            "runtime.keep_best test: there are no examples to test on: use last, or keep some of "
-            "the training set by data.validation, as 0.1"
-        )
-    _check_normalised(config.data.batch_size, specs)
-    if config.parallel.batch_norm == "batch":
-        _check_norms_are_known(specs)
-    check_there("optimizer.blocks", config.optimizer.blocks, specs)
-    backprop, members = config.loss.is_global, config.parallel.members
-    if members > 1:
-        _check_members(members, options)
-    elif backprop:
-        _check_one_process(config, options)
+    _check_examples(config, facts, specs)
+    _check_blocks(config, specs)
+    check_divided(config, options)
     costs = network_costs(config, specs)
-    hosts = _hosts(options, config, cluster)
+    hosts = hosts_for(options, config, cluster)
     devices = planned_devices(hosts)
     if options.measure:
         for spec in specs:  # each is measured alone
-            alone = {devices[0]: (spec.index,)}
-            if why := too_large(config, facts, specs, costs, alone):
+            if why := too_large(config, facts, specs, costs, {devices[0]: (spec.index,)}):
                 raise ConfigError(f"--measure: {why}")
     known = find_speed(options, config, facts, specs, costs, devices)
-    stages = 1 if backprop else options.stages
-    if members > 1:
-        plan = on_hosts(plan_members(specs, members, devices), costs, hosts)
-    elif options.plan is None:
-        loads = known.timing.loads if known else None
-        plan = make_plan(specs, costs, stages=stages, devices=devices, loads=loads)
-        config, plan = _replicated(options, config, plan, known, costs, devices, hosts)
-        plan = on_hosts(plan, costs, hosts)
-    elif options.stages is not None:
-        raise ConfigError("--plan says how many stages there are: leave --stages out")
-    else:
-        # single mode does all stages in turn
-        plan = load_plan(options.plan, specs, devices_of(hosts))
-        config, plan = _replicated(options, config, plan, known, costs, devices_of(hosts), hosts)
-    check_there("parallel.replicas", config.parallel.replicas, specs)
-    if not options.single:
-        _check_ports(config, plan, hosts, cluster)
-        _check_listening(config, plan, hosts, cluster)
-    if not (options.single or options.dry_run):
-        check_enough(plan.n_stages, reserved=config.runtime.transport != "ipc")
-    blocks: dict[str, tuple[int, ...]] = {}
-    for stage in plan.stages:
-        blocks[stage.device] = (*blocks.get(stage.device, ()), *stage.blocks)
-    why = too_large(config, facts, specs, costs, blocks)
+    config, plan = divided(options, config, specs, costs, hosts, known)
+    _check_system(config, options, plan, hosts, cluster)
+    why = too_large(config, facts, specs, costs, plan.blocks_of_devices)
     if why and not options.dry_run:
         raise ConfigError(why)
-    # that trains a step: not where memory can't hold it
-    with awaited(code, "trying the network"):
-        rehearsal = None
-        if code and not why:
-            from pipeline.rehearsal.rehearsal import rehearse  # torch, which it needs anyway
-
-            rehearsal = rehearse(config, facts, specs)
-    initial = None
-    if config.model.init_from is not None and not (why or options.resume):
-        from pipeline.trained.initial import initial_of  # torch
-
-        with awaited(code, "making the network"):
-            initial = initial_of(config, specs)
     return Job(
-        *(name, config, facts, specs, costs, plan, known, options.single, own, rehearsal, why),
+        *(name, config, facts, specs, costs, plan, known, options.single, own),
+        # trains a step: not where memory can't hold it
+        rehearsal=None if why else _rehearsed(config, facts, specs),
+        too_large=why,
         own_data=own_data,
-        initial=initial or Initial(),
+        initial=Initial() if why or options.resume else _initial(config, specs),
     )
 
 
@@ -228,6 +160,38 @@ def _check_trace(options: Options) -> None:
             Option("trace"),
             f" {options.trace}: records the first batches of a run, 1 to {MOST_BATCHES}; use 50",
         )
+
+
+def _own_data(config: Config) -> OwnData | None:
+    """Data of a user's own, read to plan the run; None where it has others."""
+    if not config.data.is_own:
+        return None
+    from pipeline.data.own_data import read_own  # numpy
+
+    factory = config.data.factory
+    with awaited({"data.factory": factory} if factory else {}, "reading data"):
+        return read_own(config.data)
+
+
+def _rehearsed(config: Config, facts: DataFacts, specs: Sequence[BlockSpec]) -> Rehearsal | None:
+    """What is found out about a user's own network; None where it is a built-in one."""
+    code = config.user_code
+    if not code:
+        return None
+    with awaited(code, "trying the network"):
+        from pipeline.rehearsal.rehearsal import rehearse  # torch, which it needs anyway
+
+        return rehearse(config, facts, specs)
+
+
+def _initial(config: Config, specs: Sequence[BlockSpec]) -> Initial:
+    """What the blocks begin with that another run has learned."""
+    if config.model.init_from is None:
+        return Initial()
+    from pipeline.trained.initial import initial_of  # torch
+
+    with awaited(config.user_code, "making the network"):
+        return initial_of(config, specs)
 
 
 def _milestones_for(path: Path, overrides: tuple[str, ...]) -> int | None:
@@ -240,6 +204,31 @@ def _milestones_for(path: Path, overrides: tuple[str, ...]) -> int | None:
         return load_config(path, others).schedule.epochs
     except ConfigError:  # only with these epochs is it right, or it came through a pipe
         return None
+
+
+def _check_examples(config: Config, facts: DataFacts, specs: Sequence[BlockSpec]) -> None:
+    """Whether the network takes the examples, and there are those that the configuration needs."""
+    check_data(config.data, facts, batch_norm=any(spec.normalises for spec in specs))
+    patience = config.schedule.patience
+    if patience is not None and not facts.test_images:
+        raise ConfigError(
+            f"schedule.patience {patience} goes by tests, and there are no examples to test on: "
+            "keep some of the training set by data.validation, as 0.1"
+        )
+    if config.runtime.keep_best == "test" and not facts.test_images:
+        raise ConfigError(
+            "runtime.keep_best test: there are no examples to test on: use last, or keep some of "
+            "the training set by data.validation, as 0.1"
+        )
+
+
+def _check_blocks(config: Config, specs: Sequence[BlockSpec]) -> None:
+    """Whether the configuration suits the blocks of the network, and names those that it has."""
+    _check_normalised(config.data.batch_size, specs)
+    if config.parallel.batch_norm == "batch":
+        _check_norms_are_known(specs)
+    check_there("optimizer.blocks", config.optimizer.blocks, specs)
+    check_there("parallel.replicas", config.parallel.replicas, specs)
 
 
 def _check_normalised(batch_size: int, specs: Sequence[BlockSpec]) -> None:
@@ -262,6 +251,18 @@ def _check_norms_are_known(specs: Sequence[BlockSpec]) -> None:
                     f"parallel.batch_norm batch: {where} {spec.index} has a {kind}, which may have "
                     "a way of its own: use a batch norm of torch.nn, or parallel.batch_norm share"
                 )
+
+
+def _check_system(
+    config: Config, options: Options, plan: Plan, hosts: Sequence[Host], cluster: Engine | None
+) -> None:
+    """Whether hosts have the ports and descriptors that the plan's processes need."""
+    if options.single:
+        return
+    _check_ports(config, plan, hosts, cluster)
+    _check_listening(config, plan, hosts, cluster)
+    if not options.dry_run:
+        check_enough(plan.n_stages, reserved=config.runtime.transport != "ipc")
 
 
 def _check_ports(config: Config, plan: Plan, hosts: Sequence[Host], cluster: Engine | None) -> None:
@@ -345,90 +346,8 @@ def network_costs(config: Config, specs: Sequence[BlockSpec]) -> tuple[BlockCost
     )
 
 
-def _check_one_process(config: Config, options: Options) -> None:
-    why = (
-        f"loss.name {config.loss.name} is global backprop: its gradient flows through all blocks, "
-        "so they can't be divided into stages"
-    )
-    if options.stages not in (None, 1):
-        raise ConfigError(
-            *(STAGES, f" {options.stages}: {why}; leave ", STAGES, " out, add ", SINGLE)
-        )
-    if not options.single and not options.dry_run:
-        raise ConfigError(f"{why}: train it with ", SINGLE)
-
-
-def _replicated(
-    options: Options,
-    config: Config,
-    plan: Plan,
-    known: KnownSpeed | None,
-    costs: Sequence[BlockCost],
-    devices: Sequence[str],
-    hosts: Sequence[Host],
-) -> tuple[Config, Plan]:
-    """The configuration and the plan with the replicas that are asked for, in either."""
-    if options.replicas:
-        room = _room(hosts)
-        replicas = asked_for(options.replicas, config, plan, known, devices, room)
-        tree = config_tree(config)
-        tree["parallel"]["replicas"] = replicas
-        config = build_config(tree, "--replicas")
-    if not config.parallel.replicas:
-        return config, plan
-    loads = known.timing.loads if known else None
-    return config, with_replicas(plan, config.parallel.replicas, costs, devices, loads)
-
-
-def _room(hosts: Sequence[Host]) -> int:
-    """For how many processes: one for each GPU, or as many as CPUs lend cores for."""
-    devices = devices_of(hosts)
-    if any(local_name(device) != "cpu" for device in devices):
-        return len(devices)
-    cores = len(os.sched_getaffinity(0))
-    return sum(cores if host.room is None else host.room for host in hosts)
-
-
-def _check_members(members: int, options: Options) -> None:
-    """Each process of a team holds the whole network."""
-    why = f"parallel.members {members}: every process holds the whole network"
-    if options.stages not in (None, 1):
-        raise ConfigError(
-            *(STAGES, f" {options.stages}: {why}, which can't be divided into stages as well; "),
-            *("leave ", STAGES, " out, or use parallel.members 1"),
-        )
-    if options.plan is not None:
-        raise ConfigError(f"--plan: {why}, and there is nothing to plan: leave --plan out")
-
-
 def _name(path: Path, options: Options) -> str:
     """What people call the run: after its config, or after its folder where that holds it."""
     if options.run_dir is not None and path == options.run_dir / CONFIG:
         return options.run_dir.resolve().name
     return path.stem
-
-
-def _between_hosts(config: Config) -> Config:
-    """Files of sockets join nobody beyond one machine."""
-    if config.runtime.transport != "ipc":
-        return config
-    return config.model_copy(
-        update={"runtime": config.runtime.model_copy(update={"transport": "tcp"})}
-    )
-
-
-def _hosts(options: Options, config: Config, cluster: Engine | None) -> tuple[Host, ...]:
-    """Where stages may run."""
-    if cluster is not None:
-        return cluster.hosts(Wanted(options.gpus, config.runtime.threads_per_stage))
-    return (this_machine(_devices(options)),)
-
-
-def _devices(options: Options) -> tuple[str, ...]:
-    if options.dry_run and options.gpus and not options.measure:
-        found = devices(options.gpus, count=lambda: sys.maxsize)  # a plan for another machine
-    else:
-        found = devices(options.gpus)
-    if options.assume is not None and options.gpus is None and found == ("cpu",):
-        found = ("cuda:0",)  # one such device is imagined, on whatever machine
-    return found[:1] if options.single else found

@@ -111,6 +111,14 @@ class Plan:
         blocks = tuple(block for stage in self.stages for block in stage.blocks)
         return Plan((StagePlan(0, blocks, self.stages[0].device),))
 
+    @property
+    def blocks_of_devices(self) -> dict[str, tuple[int, ...]]:
+        """Which blocks each device holds, with those of every process there."""
+        found: dict[str, tuple[int, ...]] = {}
+        for stage in self.stages:
+            found[stage.device] = (*found.get(stage.device, ()), *stage.blocks)
+        return found
+
     def stage_costs(self, costs: Sequence[BlockCost]) -> list[StageCost]:
         """What each stage costs, given what the blocks do."""
         return [stage_cost([costs[block] for block in stage.blocks]) for stage in self.stages]

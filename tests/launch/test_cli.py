@@ -39,7 +39,7 @@ data: {name: cifar10}
 @pytest.fixture
 def here(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, nothing_starts: None) -> Path:
     """A working folder with tiny.yaml, in which nothing may be started."""
-    monkeypatch.setattr("launch.plan.checks.devices", partial(devices, count=lambda: 0))
+    monkeypatch.setattr("launch.plan.division.devices", partial(devices, count=lambda: 0))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -338,7 +338,7 @@ def test_only_what_is_there_is_measured(tmp_path: Path, monkeypatch: pytest.Monk
         make_job(given)
     names = {"cuda:0": "an H100", "cuda:1": "an H200"}
     monkeypatch.setattr("launch.plan.cost_cache.device_kind", names.__getitem__)
-    monkeypatch.setattr("launch.plan.checks.devices", lambda spec: tuple(names))
+    monkeypatch.setattr("launch.plan.division.devices", lambda spec: tuple(names))
     with pytest.raises(ConfigError, match="cuda:0 is an H100, cuda:1 is an H200; name devices of"):
         make_job(given)
 

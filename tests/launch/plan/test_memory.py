@@ -36,7 +36,7 @@ def places(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """A machine with 16 GiB and a GPU of 8."""
     has = {"cpu": 16 * GIB, "cuda:0": 8 * GIB}
     monkeypatch.setattr(memory, "memory_of_places", lambda places: has)
-    monkeypatch.setattr("launch.plan.checks.devices", partial(devices, count=lambda: 1))
+    monkeypatch.setattr("launch.plan.division.devices", partial(devices, count=lambda: 1))
     return has
 
 
@@ -119,7 +119,7 @@ def test_other_machines_are_not_compared_with_this_one(
     tmp_path: Path, places: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     del places["cuda:0"]
-    monkeypatch.setattr("launch.plan.checks.devices", devices)
+    monkeypatch.setattr("launch.plan.division.devices", devices)
     wide = ("model.hidden=1000000", "data.size=256")
     assert cautions(job(tmp_path, *wide, gpus="0-3", dry_run=True)) == []
     device = tmp_path / "device.yaml"
