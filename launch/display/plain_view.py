@@ -108,7 +108,7 @@ class PlainView:
         self._write("  ".join(part for part in parts if part))
 
     def _epoch(self, event: EpochDone) -> None:
-        metrics = event.metrics
+        metrics, self._said_at = event.metrics, self._clock()  # it says how far training is
         parts = [
             f"epoch {metrics['epoch']}{self._of_epochs}  step {metrics['step']}",
             f"lr {lr_text(metrics['lr'])}",
