@@ -20,7 +20,7 @@ from launch.display.format import NOTHING, markdown
 from launch.job import Options
 from launch.launcher import launch
 from launch.machine.provenance import read_starts
-from launch.read_run import own_test_set, read_run
+from launch.read_run import own_examples, read_run
 from launch.run_directory import folder_named, holds_run
 from pipeline.config.sections import config_tree
 from pipeline.errors import ConfigError
@@ -88,7 +88,7 @@ def trained(network: Network, run_dir: Path, changes: Sequence[str], command: st
 def asked(network: Network, run: TrainedRun) -> dict[str, Any]:
     """What a trained network gets right, by depth."""
     found = {
-        at: evaluate(run.network, own_test_set(run.network), by_depth=True, exit_at=at)
+        at: evaluate(run.network, own_examples(run.network)[1], by_depth=True, exit_at=at)
         for at in THRESHOLDS
     }
     whole = found[THRESHOLDS[0]]

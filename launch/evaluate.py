@@ -12,7 +12,7 @@ from launch.read_run import (
     data_option,
     examples_at,
     existing,
-    own_test_set,
+    own_examples,
     read_run,
     run_argument,
 )
@@ -163,14 +163,14 @@ def main(
                 "(runtime.best_form), without the classifiers of its blocks: use another checkpoint"
             )
         with looking_shown() as show:
-            batches = (
-                own_test_set(network, show) if data is None else examples_at(data, trained, show)
-            )
+            if data is None:
+                where, batches = own_examples(network, show)
+            else:
+                where, batches = str(data), examples_at(data, trained, show)
             found = evaluate(
                 network, batches, confusion=True, by_depth=every_depth, exit_at=exit_at
             )
         blocks = [f"{spec.index} {spec.name}" for spec in network.specs]
-        where = "its own test set" if data is None else str(data)
         if as_json:
             about = {"run": str(run), "step": trained.step, "data": where}
             print(json.dumps({**about, **tree(found, trained.classes, blocks)}))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from pipeline.data.batches import Batches
     from pipeline.data.image_folder import Progress
     from pipeline.trained.network import TrainedNetwork
 
@@ -37,7 +38,7 @@ data_option = click.option(
     metavar="PATH",
     type=click.Path(path_type=Path),
     help="Other examples: an .npz file (x_test and y_test, or X and y), or a folder with a folder "
-    "of images for each class. [default: the run's own test set]",
+    "of images for each class. [default: the run's own test set, or validation share]",
 )
 
 _OUT = Option("out")
@@ -87,11 +88,11 @@ def read_run(path: Path, checkpoint: str) -> TrainedRun:
     return TrainedRun(network, tuple(names), found.state.position.step)
 
 
-def own_test_set(
+def own_examples(
     network: TrainedNetwork, show: Progress = lambda what, done, of: None
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> tuple[str, Iterator[tuple[Tensor, Tensor]]]:
     """The run's test set; where its data have none, the share of the training set that was kept for
-    validation.
+    validation. Before it, which of the two it is, in words.
 
     Args:
         show: is told how much of it is read, and done with.
@@ -99,8 +100,6 @@ def own_test_set(
     Raises:
         ConfigError: where the data can't be read, or there is nothing to test on.
     """
-    import torch
-
     from pipeline.data.batches import load_batches
     from pipeline.system.given import is_given
 
@@ -109,11 +108,19 @@ def own_test_set(
         raise ConfigError(
             "the data of this run are Python objects, which no command has: name others with --data"
         )
+    words = "its own test set"
     batches = load_batches(config.model_copy(update={"validation": None}), seed, show)
     if not batches.evaluation_batches:
+        words = "its own validation share"
         batches = load_batches(config, seed, show)
     if not batches.evaluation_batches:
         raise ConfigError("this run has no test set: name examples with --data")
+    return words, _evaluated(batches, show)
+
+
+def _evaluated(batches: Batches, show: Progress) -> Iterator[tuple[Tensor, Tensor]]:
+    import torch
+
     done = 0
     for index in range(batches.evaluation_batches):
         x, y = batches.evaluation(index)

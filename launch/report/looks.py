@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from launch.read_run import examples_at, own_test_set, read_run
+from launch.read_run import examples_at, own_examples, read_run
 from pipeline.errors import ConfigError, RunError
 from pipeline.trained.evaluation import evaluate
 from pipeline.trained.similarity import similarities
@@ -55,6 +55,8 @@ class Looks:
     evaluation: Evaluation | str
     worst: tuple[Wrong, ...] | str
     similar: Similarities | str
+    examples: str = ""
+    """Which were looked at, in words."""
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -91,7 +93,10 @@ def look(
     one_class = bool(facts.classes) and not facts.target_shape
     worst, fixed = _Worst(facts), _FixedBatch()
     try:
-        given = own_test_set(network, show) if data is None else examples_at(data, trained, show)
+        if data is None:
+            where, given = own_examples(network, show)
+        else:
+            where, given = str(data), examples_at(data, trained, show)
         batches = _at_most(most, given)
         found = evaluate(
             network,
@@ -106,7 +111,7 @@ def look(
             raise
         why = f"The run's examples can't be had here: {error}."
         return Looks(trained, why, why, why)
-    return Looks(trained, found, _worst(worst, facts, found), _similar(trained, fixed))
+    return Looks(trained, found, _worst(worst, facts, found), _similar(trained, fixed), where)
 
 
 def _at_most(

@@ -19,10 +19,12 @@ from pipeline.storage.atomic import reason, replace_in
 from pipeline.storage.folder import Folder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from launch.report.pieces import Section
     from launch.report.room import Room
+    from pipeline.data.image_folder import Progress
 
 
 def write_report(
@@ -60,7 +62,7 @@ def write_report(
 
             looks = look(files.path, checkpoint, data, exit_at, examples, shown)
         runs.append(Run(number, files, looks))
-    text = page(runs, "its own test set" if data is None else str(data), exit_at)
+    text = page(runs, exit_at)
     nbytes = len(text.encode())
     if nbytes > MOST_BYTES:
         raise ConfigError(
@@ -84,37 +86,42 @@ def names(paths: Sequence[Path]) -> list[str]:
     return short if len(set(short)) == len(short) else list(map(str, paths))
 
 
-def page(runs: Sequence[Run], examples: str, exit_at: float) -> str:
-    """The page about runs that were looked at on examples; with less in its pictures where it would
-    be too large."""
+def page(runs: Sequence[Run], exit_at: float, show: Progress = lambda what, done, of: None) -> str:
+    """The page about runs that were looked at; with less in its pictures where it would be too
+    large. `show`: is told how many of its sections are drawn."""
     whole, *smaller = rooms(len(runs))
-    text = _page(runs, examples, exit_at, whole)
+    text = _page(runs, exit_at, whole, show)
     for room in smaller:
         if len(text.encode()) <= MOST_BYTES:
             break
-        text = _page(runs, examples, exit_at, room, room.text)
+        text = _page(runs, exit_at, room, show, room.text)
     return text
 
 
-def _page(runs: Sequence[Run], examples: str, exit_at: float, room: Room, *said: str) -> str:
+def _page(runs: Sequence[Run], exit_at: float, room: Room, show: Progress, *said: str) -> str:
     """`said`: of the page itself."""
     several = len(runs) > 1
-    sections = [
-        *([about.results(runs)] if several else []),
-        curves.section(runs, room),
-        depth.section(runs, exit_at, room.rows),
-        similarity.section(runs, room.blocks),
-        filters.section(runs, room.filters),
-        confusion.section(runs, room.images),
-        speed.speed_section(runs, room.rows),
-        timeline.section(runs, room),
-        speed.memory_section(runs, room.rows),
-        about.plan_section(runs, room.rows),
-        about.settings_section(runs, room),
+    what = "drawing smaller pictures" if said else "drawing"
+    draws: list[Callable[[], Section]] = [
+        *([lambda: about.results(runs)] if several else []),
+        lambda: curves.section(runs, room),
+        lambda: depth.section(runs, exit_at, room.rows),
+        lambda: similarity.section(runs, room.blocks),
+        lambda: filters.section(runs, room.filters),
+        lambda: confusion.section(runs, room.images),
+        lambda: speed.speed_section(runs, room.rows),
+        lambda: timeline.section(runs, room),
+        lambda: speed.memory_section(runs, room.rows),
+        lambda: about.plan_section(runs, room.rows),
+        lambda: about.settings_section(runs, room),
     ]
+    sections: list[Section] = []
+    for draw in draws:
+        sections.append(draw())
+        show(what, len(sections), len(draws))
     return html(
         f"{len(runs)} runs" if several else runs[0].name,
-        [*(_about(run, examples, several=several) for run in runs), *said],
+        [*(_about(run, several=several) for run in runs), *said],
         [] if several else about.facts(runs[0]),
         sections,
         several=several,
@@ -122,7 +129,7 @@ def _page(runs: Sequence[Run], examples: str, exit_at: float, room: Room, *said:
     )
 
 
-def _about(run: Run, examples: str, *, several: bool) -> str:
+def _about(run: Run, *, several: bool) -> str:
     """What is looked at, in two sentences."""
     found, on = run.looks.evaluation, run.files.data.get("name")
     first = f"{run.name}: loss" if several else "A network trained with the loss"
@@ -131,5 +138,5 @@ def _about(run: Run, examples: str, *, several: bool) -> str:
         return f"{first} {run.files.loss}{data}. What its files say, up to step {run.files.step}."
     return (
         f"{first} {run.files.loss}{data}. Pictures show its checkpoint of step {run.files.step}, "
-        f"on {found.examples} examples of {examples}."
+        f"on {found.examples} examples of {run.looks.examples}."
     )

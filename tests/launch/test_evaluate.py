@@ -112,7 +112,8 @@ def test_a_run_that_validates_is_evaluated_on_its_test_set(tmp_path: Path) -> No
     run = pipeline.fit(
         "mlp", "digits", **given, options={"model.hidden": 8}, run_dir=tmp_path / "run"
     )
-    assert asked(run.path)["examples"] == 360
+    found = asked(run.path)
+    assert (found["examples"], found["data"]) == (360, "its own test set")
     x = np.random.default_rng(1).normal(size=(100, 4)).astype(np.float32)
     np.savez(tmp_path / "own.npz", X=x, y=np.arange(100) % 3)
     own = pipeline.fit(
@@ -120,6 +121,7 @@ def test_a_run_that_validates_is_evaluated_on_its_test_set(tmp_path: Path) -> No
     )
     found = asked(own.path)
     assert (found["examples"], found["loss"]) == (10, own.history[0]["validation"]["loss"])
+    assert found["data"] == "its own validation share"
 
 
 @pytest.mark.parametrize(

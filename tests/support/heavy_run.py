@@ -98,4 +98,5 @@ def _looks(blocks: int, draws: np.random.Generator) -> Looks:
         ),
         tuple(Wrong(image, 0, 1, 0.9, 0.1) for image in images),
         Similarities(y, noise(100, 100), noise(100, 100), tuple(found)),
+        "noise",
     )
