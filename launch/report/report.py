@@ -62,7 +62,8 @@ def write_report(
 
             looks = look(files.path, checkpoint, data, exit_at, examples, shown)
         runs.append(Run(number, files, looks))
-    text = page(runs, exit_at)
+    with looking_shown() as show:
+        text = page(runs, exit_at, show)
     nbytes = len(text.encode())
     if nbytes > MOST_BYTES:
         raise ConfigError(

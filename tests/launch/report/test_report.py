@@ -272,7 +272,13 @@ def test_it_stays_below_3_megabytes(monkeypatch: pytest.MonkeyPatch) -> None:
     first, *_, last = room.rooms(10)
     monkeypatch.setattr(report, "rooms", lambda runs: [first, last])
     monkeypatch.setattr(report, "MOST_BYTES", room.MOST_BYTES // 10)
-    one_of_ten = page([heavy_run()], 0.9)
+    shown: list[tuple[str, int, int]] = []
+    one_of_ten = page([heavy_run()], 0.9, lambda *told: shown.append(told))
+    sections = one_of_ten.count("<section")
+    assert shown[sections - 1 :: sections] == [
+        ("drawing", sections, sections),
+        ("drawing smaller pictures", sections, sections),
+    ]
     assert len(one_of_ten.encode()) <= room.MOST_BYTES // 10
     assert "So that this page stays below 3 MB, pictures of a run show at most" in one_of_ten
     for name, words in (
