@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Figure
     from numpy.typing import NDArray
 
-HOW_TO_GET_IT = "matplotlib (pip install '.[figures]')"
+HOW_TO_GET_IT = "matplotlib (pip install 'local-loss-pipeline[figures]')"
 INKS = (
     "text", "muted", "grid",
     "run-0", "run-1", "run-2", "run-3", "run-4", "run-5", "run-6", "run-7",

@@ -46,6 +46,8 @@ A_FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 A_HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 A_MEMBER = re.compile(r"`((?:\w+/)*[a-z]\w*)\.([A-Z]\w*[a-z]\w*(?:\.\w+)?)`")
 """A class of a module, or what it has: `learning/stage.Stage.step`."""
+AN_EXTRA = re.compile(r"'([\w.-]+)\[([\w,]+)\]'")
+"""What pip is asked for: a package with extras."""
 A_STEP = re.compile(r"^\| `((?:\w+/)*\w+)\.py` \| (`[^|]*) \|", re.MULTILINE)
 A_NAME = re.compile(r"`([\w.]+)`")
 """A row of a walk names functions of a file: | `learning/build.py` | `build_stage` | … |"""
@@ -135,6 +137,21 @@ def test_prose_has_at_most_120_columns() -> None:
         lines = A_FENCE.sub("", text).splitlines()
         prose = [line for line in lines if not line.startswith(("|", "    "))]
         assert [line for line in prose if len(line) > 120] == [], document
+
+
+def test_extras_are_there_and_installed_from_any_folder() -> None:
+    """Who uses what is installed may be anywhere; in a clone are those who change it."""
+    _, _, below = (REPOSITORY / "pyproject.toml").read_text().partition("optional-dependencies]\n")
+    extras = set(re.findall(r"^(\w+) = \[", below.partition("\n[")[0], re.MULTILINE))
+    sources = chain(*((REPOSITORY / top).rglob("*.py") for top in ("pipeline", "launch")))
+    asked = {
+        (path.name, *found)
+        for path in chain(map(REPOSITORY.joinpath, DOCUMENTS), sources)
+        for found in AN_EXTRA.findall(path.read_text(encoding="utf-8"))
+        if found[1] != "test"
+    }
+    assert {name for _, _, names in asked for name in names.split(",")} == extras - {"test"}
+    assert {package for _, package, _ in asked} == {"local-loss-pipeline"}
 
 
 def test_the_design_names_every_message() -> None:

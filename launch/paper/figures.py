@@ -1,6 +1,6 @@
 """Learning curves as in the paper's figure 2, one picture per network: error over epochs by loss.
 
-They need matplotlib, which is optional: pip install '.[figures]'
+They need matplotlib, which is optional: pip install 'local-loss-pipeline[figures]'
 """
 
 from __future__ import annotations

@@ -704,7 +704,7 @@ def test_without_matplotlib_a_line_says_so(
     said: list[str] = []
     report = write_report(tables, tmp_path, said.append, None)
     assert len(said) == 1
-    assert "pip install '.[figures]'" in said[0]
+    assert "pip install 'local-loss-pipeline[figures]'" in said[0]
     assert "svg" not in report.read_text(encoding="utf-8")
 
 

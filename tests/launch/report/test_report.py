@@ -341,7 +341,7 @@ def test_without_matplotlib_it_says_what_to_install(
     monkeypatch.setattr("launch.report.report.can_draw", lambda: False)
     status, said = ask(run.path, "--out", tmp_path / "out.html")
     assert (status, said.count("\n")) == (2, 1)
-    assert "pip install '.[figures]'" in said
+    assert "pip install 'local-loss-pipeline[figures]'" in said
 
 
 _ASKED = """<script>
