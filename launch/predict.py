@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launch.command import command, run_command
-from launch.read_run import checkpoint_option, read_run, run_argument
+from launch.read_run import checkpoint_option, existing, read_run, run_argument
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -43,7 +43,7 @@ def image_files(paths: Sequence[Path]) -> list[str]:
 
 def named_examples(
     paths: Sequence[Path], trained: TrainedRun
-) -> tuple[int, Iterator[tuple[list[dict[str, Any]], NDArray[np.generic]]]]:
+) -> tuple[int, Iterator[tuple[list[dict[str, Any]], NDArray[np.generic] | Tensor]]]:
     """How many examples there are; what to call them (a file, or a place in an .npz file), and the
     examples, so many at once.
 
@@ -55,12 +55,14 @@ def named_examples(
     from pipeline.system.named_object import naming
 
     network = trained.network
+    for path in paths:
+        existing("IMAGE", path)
     arrays = [path for path in paths if path.suffix == ARRAYS]
     if arrays:
         if len(paths) > 1:
             raise ConfigError(f"{arrays[0]}: give one {ARRAYS} file alone, or images")
         with naming(str(arrays[0])):
-            x = inputs_at(arrays[0])
+            x = network.inputs(inputs_at(arrays[0]))
         return len(x), iter([([{"example": k} for k in range(len(x))], x)])
     files = image_files(paths)
     found = images_at(files, network.config.data, network.facts)

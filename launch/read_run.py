@@ -70,13 +70,14 @@ def read_run(path: Path, checkpoint: str) -> TrainedRun:
         checkpoint: "last", "best", or a step.
 
     Raises:
-        ConfigError: where there is no such run or checkpoint, or it needs a user's objects.
+        ConfigError: where there is no such run or checkpoint, it is of another network, or needs a
+            user's objects.
         CheckpointError: where it is damaged.
     """
     import torch
 
     from pipeline.learning.build import prepare_process
-    from pipeline.trained.network import trained_in
+    from pipeline.trained.network import fitting, trained_in
     from pipeline.trained.run_folder import checkpoint_at, class_names, open_run
 
     at = checkpoint_named(checkpoint)
@@ -84,7 +85,9 @@ def read_run(path: Path, checkpoint: str) -> TrainedRun:
         found = checkpoint_at(folder, at)
         network = trained_in(folder, found)
         names = class_names(folder, network.facts.classes)
-    prepare_process(torch.device("cpu"), network.config.runtime.threads_per_stage)
+        prepare_process(torch.device("cpu"), network.config.runtime.threads_per_stage)
+        with fitting(folder, found):
+            _ = network.stage  # made now, where what is wrong can be said of the checkpoint
     return TrainedRun(network, tuple(names), found.state.position.step)
 
 

@@ -13,6 +13,7 @@ import torch
 from launch.read_run import examples_at, own_examples, read_run
 from pipeline.errors import ConfigError, RunError
 from pipeline.trained.evaluation import evaluate
+from pipeline.trained.network import AnotherNetworkError
 from pipeline.trained.similarity import similarities
 
 if TYPE_CHECKING:
@@ -81,11 +82,13 @@ def look(
         most: so many examples at most; show: is told with how many of them is done what.
 
     Raises:
-        ConfigError: where `data` can't be read.
+        ConfigError: where `data` can't be read, or the checkpoint is of another network.
         CheckpointError: where the checkpoint is damaged.
     """
     try:
         trained = read_run(path, checkpoint)
+    except AnotherNetworkError:
+        raise
     except ConfigError as error:
         why = f"The network can't be read here: {error}."
         return Looks(why, why, why, why)

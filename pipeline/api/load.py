@@ -12,7 +12,7 @@ from pipeline.api.caller import settings_kept
 from pipeline.api.plain import plain_network
 from pipeline.errors import worded
 from pipeline.system.given import Given, objects_given
-from pipeline.trained.network import trained_in
+from pipeline.trained.network import fitting, trained_in
 from pipeline.trained.run_folder import checkpoint_at, open_run
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ def loaded(run_dir: str | Path, *, at: str | int, depth: int | None, given: Give
         checkpoint = checkpoint_at(folder, at)
         with objects_given(given) if given else nullcontext():
             trained = trained_in(folder, checkpoint, given, instead="pipeline.export")
-            module = plain_network(trained.config, trained.specs, trained.states(), depth)
+            with fitting(folder, checkpoint):
+                module = plain_network(trained.config, trained.specs, trained.states(), depth)
         line = _line_of(folder, checkpoint.state.position.step)
         known = trained.config, trained.specs, trained.facts
         return Loaded(module, *known, checkpoint.state, line, folder.path.absolute())

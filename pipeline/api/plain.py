@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError, Option
+from pipeline.errors import CheckpointError, ConfigError, Option
 from pipeline.kernels.nonlinearity import LEAKY_SLOPE
 from pipeline.network.ownership import extra_states
 from pipeline.network.to_device import to_device
@@ -206,8 +206,20 @@ def _activation(spec: BlockSpec) -> nn.Module:
 
 
 def _loaded(module: nn.Module, name: str, state: Mapping[str, Tensor]) -> nn.Module:
-    """The module with the tensors that a block's state has below `name`."""
-    prefix = f"{name}."
-    own = {key.removeprefix(prefix): t for key, t in state.items() if key.startswith(prefix)}
+    """The module with the tensors that a block's state has below `name`.
+
+    Raises:
+        CheckpointError: where these have other shapes.
+    """
+    own: dict[str, Tensor] = {}
+    for key, tensor in module.state_dict().items():
+        found = state.get(f"{name}.{key}")
+        if found is None or found.shape != tensor.shape:
+            there = "missing" if found is None else f"of {tuple(found.shape)}"
+            raise CheckpointError(
+                f"{name}.{key} is {there} in the checkpoint, of {tuple(tensor.shape)} in the "
+                "network"
+            )
+        own[key] = found
     module.load_state_dict(own)
     return module

@@ -140,7 +140,10 @@ def count_classes(y: Array, given: int | None) -> int:
     highest = int(y.max())
     if given is not None:
         if highest >= given:
-            raise ConfigError(f"train: y holds the label {highest}, and there are {given} classes")
+            raise ConfigError(
+                f"train: y holds the label {highest}, and there are {given} classes: label them "
+                f"from 0 to {given - 1}"
+            )
         return given
     if y.ndim == 1:
         _check_every_class(np.unique(y).tolist(), highest)

@@ -179,7 +179,12 @@ def checkpoint_in(checkpoints: Folder, name: str) -> Checkpoint:
         return _parsed(folder, json.loads(folder.read(MANIFEST)))
     except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         path = checkpoints.path / name / MANIFEST
-        raise CheckpointError(f"{path}: is damaged: {error!r:.300}") from None
+        raise CheckpointError(f"{path}: is damaged: {_in_words(error):.300}") from None
+
+
+def _in_words(error: Exception) -> str:
+    """What is wrong: with its kind, where the words alone say little, as of a missing key."""
+    return str(error) if type(error) is ValueError else repr(error)
 
 
 def _parsed(folder: Folder, manifest: dict[str, Any]) -> Checkpoint:

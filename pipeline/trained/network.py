@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pipeline.config.sections import build_config
-from pipeline.errors import ConfigError, one_line
+from pipeline.errors import CheckpointError, ConfigError, Option, one_line
 from pipeline.learning.block_file import decode_block
 from pipeline.learning.build import build_stage
 from pipeline.network.from_config import network_specs
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 _AT_ONCE = 1024
 """Examples that go through a network together."""
 _CPU = torch.device("cpu")
+
+
+class AnotherNetworkError(ConfigError):
+    """A checkpoint in a run's folder is of another network than the run's."""
 
 
 class TrainedNetwork:
@@ -100,14 +104,21 @@ class TrainedNetwork:
             found = self.stage.scores(*given)
             yield [None if scores is None else scores.float() for scores in found]
 
+    def inputs(self, x: Any) -> Tensor:
+        """Examples (n, *shape), of the type that they have in the run's data.
+
+        Raises:
+            ConfigError: where x does not hold such examples.
+        """
+        return _tensor(x, self.facts.dtype, self.facts.shape, "X")
+
     def parts(self, x: Any, y: Any) -> Iterator[tuple[Tensor, Tensor]]:
         """Examples and targets, so many at once; targets of zero where there are none.
 
         Raises:
             ConfigError: where these are not as the run's data.
         """
-        facts = self.facts
-        examples = _tensor(x, facts.dtype, facts.shape, "X")
+        facts, examples = self.facts, self.inputs(x)
         if y is None:
             kind = getattr(torch, facts.target_dtype)
             targets = torch.zeros((len(examples), *facts.target_shape), dtype=kind)
@@ -129,6 +140,23 @@ def _refuse_objects(run: Folder, config: Config, instead: str) -> None:
                 f"{run.path}: the {what} of this run is a Python object, which no command has: "
                 f"use {instead}(…) with it"
             )
+
+
+@contextmanager
+def fitting(run: Folder, checkpoint: Checkpoint) -> Iterator[None]:
+    """Around what puts the tensors of a checkpoint into the network of its run.
+
+    Raises:
+        AnotherNetworkError: where they are of another.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        raise AnotherNetworkError(
+            f"{checkpoint.path}: is of another network than that of the data in {run.path}: "
+            f"{error}; bring back the run's own, or name another by ",
+            Option("at"),
+        ) from None
 
 
 def trained_in(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,13 +11,15 @@ from typing import TYPE_CHECKING
 from pipeline.data.facts import data_facts, facts_of_tree
 from pipeline.errors import RUN_DIR, CheckpointError, ConfigError, Option
 from pipeline.storage.checkpoint import best_name, checkpoint_in, complete_names, step_of
-from pipeline.storage.checkpoint_writer import DATA, checkpoints_of
+from pipeline.storage.checkpoint_writer import CONFIG, DATA, checkpoints_of
 from pipeline.storage.folder import Folder
 
 if TYPE_CHECKING:
     from pipeline.config.sections import Config
     from pipeline.data.facts import DataFacts
     from pipeline.storage.checkpoint import Checkpoint
+
+_WHICH = "name the folder of a run, as pipeline-launch said at its end"
 
 
 def open_run(run_dir: str | Path) -> Folder:
@@ -27,7 +30,8 @@ def open_run(run_dir: str | Path) -> Folder:
     """
     path = Path(run_dir).expanduser()
     if not path.is_dir():
-        raise ConfigError(RUN_DIR, f" {path}: there is no such folder")
+        what = "is no folder" if path.exists() else "there is no such folder"
+        raise ConfigError(RUN_DIR, f" {path}: {what}: {_WHICH}")
     return Folder.open(path)
 
 
@@ -42,11 +46,11 @@ def checkpoint_at(run: Folder, at: str | int) -> Checkpoint:
     try:
         checkpoints = checkpoints_of(run)
     except (OSError, CheckpointError):
-        raise ConfigError(RUN_DIR, f" {run.path}: holds no checkpoints of a run") from None
+        raise _nothing_yet(run) from None
     names: dict[str | int, str] = {step_of(name): name for name in complete_names(checkpoints)}
     best = best_name(checkpoints)
     if not (names or best):
-        raise ConfigError(RUN_DIR, f" {run.path}: holds no complete checkpoint")
+        raise _nothing_yet(run)
     there = ", ".join(map(str, names))
     if names:
         names["last"] = list(names.values())[-1]
@@ -69,6 +73,17 @@ def checkpoint_at(run: Folder, at: str | int) -> Checkpoint:
             Option("at"), f" {at!r}: there are checkpoints of steps {there}: use one, {words}"
         )
     return checkpoint_in(checkpoints, names[at])
+
+
+def _nothing_yet(run: Folder) -> ConfigError:
+    """What is wrong with a folder without a complete checkpoint, and what to do."""
+    if not run.has_file(CONFIG):
+        return ConfigError(RUN_DIR, f" {run.path}: holds no run: {_WHICH}")
+    resumed = shlex.join(["pipeline-launch", "--resume", "--run-dir", str(run.path)])
+    return ConfigError(
+        RUN_DIR,
+        f" {run.path}: this run has no complete checkpoint yet; to go on with it: {resumed}",
+    )
 
 
 def class_names(run: Folder, classes: int) -> list[str]:

@@ -218,8 +218,9 @@ def test_what_is_wrong_is_said_in_a_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = str(runs["resnet"].path)
-    assert refused("nowhere") == "RUN nowhere: there is no such folder"
-    assert refused(str(tmp_path)) == f"RUN {tmp_path}: holds no checkpoints of a run"
+    which = "name the folder of a run, as pipeline-launch said at its end"
+    assert refused("nowhere") == f"RUN nowhere: there is no such folder: {which}"
+    assert refused(str(tmp_path)) == f"RUN {tmp_path}: holds no run: {which}"
     assert refused(run, "--checkpoint", "3").startswith("--checkpoint 3: there are checkpoints of")
     assert refused(run, "--depth", "2").startswith("--depth 2: a shortcut spans blocks 1 to 2")
     assert refused(run, "--format", "h5").startswith("--format 'h5': there are safetensors, ")

@@ -128,7 +128,7 @@ def test_what_is_not_there_is_said(
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(pipeline.ConfigError, match="there is no such folder"):
         pipeline.load(tmp_path / "nowhere")
-    with pytest.raises(pipeline.ConfigError, match="holds no checkpoints of a run"):
+    with pytest.raises(pipeline.ConfigError, match="holds no run: name the folder of a run"):
         pipeline.load(tmp_path)
 
 

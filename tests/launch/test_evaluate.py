@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from shutil import copy, copytree, rmtree
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,12 +12,15 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+import launch.export
+import launch.predict
+import launch.report.command
 import pipeline
 from launch.evaluate import main
 from pipeline.data.batches import load_batches
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    import click
 
     from pipeline.api.fitted import FittedRun
 
@@ -161,9 +166,58 @@ def test_what_is_wrong_is_said_in_a_line(
     assert said.startswith(f"error: {says}")
 
 
-def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
-    assert ask(tmp_path / "no")[1] == f"error: RUN {tmp_path}/no: there is no such folder\n"
-    assert ask(tmp_path) == (2, f"error: RUN {tmp_path}: holds no checkpoints of a run\n")
+READERS = (
+    main,
+    launch.export.main,
+    launch.predict.main,
+    launch.report.command.main,
+)
+"""Commands that only read a run."""
+
+
+def refused(command: click.Command, path: Path) -> str:
+    """What a command says in a line of a run that it can't read."""
+    inputs = ["image.png"] if command is launch.predict.main else []
+    done = CliRunner().invoke(command, [str(path), *inputs])
+    assert (done.exit_code, done.output.count("\n")) == (2, 1), done.output
+    return done.output.removeprefix("error: ").rstrip()
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_a_folder_without_a_run_is_named_with_what_to_do(
+    run: FittedRun, tmp_path: Path, command: click.Command
+) -> None:
+    which = "name the folder of a run, as pipeline-launch said at its end"
+    no, empty, begun = tmp_path / "no", tmp_path / "empty", tmp_path / "begun"
+    assert refused(command, no) == f"RUN {no}: there is no such folder: {which}"
+    empty.mkdir()
+    assert refused(command, empty) == f"RUN {empty}: holds no run: {which}"
+    (empty / "file").touch()
+    assert refused(command, empty / "file") == f"RUN {empty / 'file'}: is no folder: {which}"
+    begun.mkdir()
+    copy(run.path / "config.yaml", begun)
+    assert refused(command, begun) == (
+        f"RUN {begun}: this run has no complete checkpoint yet; to go on with it: "
+        f"pipeline-launch --resume --run-dir {begun}"
+    )
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_a_checkpoint_of_another_network_is_named_with_what_to_do(
+    run: FittedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: click.Command
+) -> None:
+    x = np.random.default_rng(1).normal(size=(20, 4)).astype(np.float32)
+    given = {"epochs": 1, "batch_size": 10, "gpus": "cpu", "quiet": True}
+    np.savez(tmp_path / "own.npz", X=x, y=np.arange(20) % 2)
+    mixed = pipeline.fit("mlp", tmp_path / "own.npz", **given, run_dir=tmp_path / "mixed").path
+    rmtree(mixed / "checkpoints")
+    copytree(run.path / "checkpoints", mixed / "checkpoints")
+    monkeypatch.chdir(tmp_path)
+    said = refused(command, Path("mixed"))
+    newest = f"mixed/checkpoints/step-{2 * EPOCH:08}"
+    assert said.startswith(f"{newest}: is of another network than that of the data in mixed: ")
+    assert "in the checkpoint, " in said
+    assert said.endswith("; bring back the run's own, or name another by --checkpoint")
 
 
 def test_objects_that_no_command_has_are_named(tmp_path: Path) -> None:

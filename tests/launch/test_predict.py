@@ -134,12 +134,12 @@ def test_numbers_are_given_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("inputs", "says"),
     [
-        (["no.png"], "no.png: can't be decoded as an image: No such file or directory"),
+        (["no.png"], "IMAGE no.png: there is no such file or folder"),
         (["text.png"], "text.png: can't be decoded as an image: it is of no format that is read"),
         (["empty"], "IMAGE empty: there is no image in this folder"),
-        (["no.npz"], "no.npz: No such file or directory"),
+        (["no.npz"], "IMAGE no.npz: there is no such file or folder"),
         (["y.npz"], "y.npz: needs examples to predict, as X or x_test"),
-        (["wide.npz"], "X has shape (2, 5); (n, 3, 8, 8) is needed, as in the data"),
+        (["wide.npz"], "wide.npz: X has shape (2, 5); (n, 3, 8, 8) is needed, as in the data"),
         (["wide.npz", "text.png"], "wide.npz: give one .npz file alone, or images"),
     ],
 )

@@ -178,8 +178,8 @@ def test_what_no_tensor_shows_is_told(
     ("name", "changed", "says"),
     [
         ("gone", {}, "model.init_from {run}: there is no such folder"),
-        ("empty", {}, "model.init_from {run}: holds no checkpoints of a run"),
-        ("unfinished", {}, "model.init_from {run}: holds no complete checkpoint"),
+        ("empty", {}, "model.init_from {run}: holds no run: name the folder of a run"),
+        ("unfinished", {}, "model.init_from {run}: holds no run: name the folder of a run"),
         ("mlp", {"checkpoint": 4}, "model.init_from.checkpoint 4: there are checkpoints of steps"),
         ("mlp", {"blocks": [0, 9]}, "model.init_from.blocks: there is no block 9; the network"),
         ("mlp", {"hidden_layers": 3}, "model.init_from {run}: has 3 blocks, and this network 4:"),

@@ -312,7 +312,7 @@ def test_a_page_that_is_too_large_all_the_same_is_not_written(
         (["--out", "there.html"], "--out there.html: is there already: name another, or give"),
         (["--out", "no/there.html"], "--out no/there.html: there is no folder no: make it"),
         (["--out", "."], "--out .: is a folder: name a file in it"),
-        (["empty"], "RUN empty: holds no checkpoints of a run"),
+        (["empty"], "RUN empty: holds no run: name the folder of a run"),
         (["nothing"], "RUN nothing: there is no such folder"),
         (["empty"] * 10, "RUN…: 11 runs; a page shows 10 at most"),
     ],
