@@ -3,21 +3,23 @@
     python tests/chaos/cluster.py          # from the root of a clone, as root; a line for each case
     python tests/chaos/cluster.py --storm 20 --seed 1
 
-Three hosts (`support/hosts.py`), the launcher and Ray's head on the first. Each case trains, is
-disturbed in its own way, and must end with the block files, by SHA-256, that `--single` gives; a
-storm hits one run again and again. Beside each case stand the seconds until it was training again.
+Three hosts (`support/hosts.py`), Ray's head on the first, and the launcher there too unless the
+case says otherwise. Each case trains, is disturbed in its own way, and must end with the block
+files, by SHA-256, that `--single` gives; a storm hits one run again and again. Beside each case
+stand the seconds until it was training again.
 """
 
 from __future__ import annotations
 
-import os
 import random
+import re
 import shutil
-import signal
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,13 +29,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where a script f
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # rather packages than tests of them
 from support.cable import Cable
 from support.hosts import why_not
-from support.processes import final_digests, launch, until
+from support.processes import digests, final_digests, launch, until
 from support.ray_on_hosts import AGAIN, Training, cluster_on, kill
+from support.terminal import terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from support.hosts import ImitatedHost
     from support.ray_on_hosts import RayOnHosts
+    from support.terminal import Terminal
 
 DIGITS = """\
 model: {name: mlp, hidden_layers: 3, hidden: 64, dropout: 0.2}
@@ -42,6 +47,9 @@ schedule: {epochs: 15, milestones: [8]}
 data: {name: digits, batch_size: 32, crop_padding: 1}
 runtime: {checkpoint_every_steps: 20, max_restarts: 1000}
 """
+SNAPSHOT_STEPS = 20
+LONG = DIGITS.replace("epochs: 15", "epochs: 200")
+"""That a cluster without its head, which Ray ends after a minute, does not train to its end."""
 VGG = """\
 model: {name: vgg8b, feat_mult: 0.125, hidden: 128, dropout: 0.1}
 loss: {name: predsim, dim_in_decoder: 256}
@@ -91,6 +99,12 @@ def a_host(training: Training) -> str:
     return f"again after {took:.1f} s"
 
 
+def a_host_that_is_back(training: Training) -> str:
+    """Its power is back at once; there is no room without it."""
+    took = training.hit(partial(_turn_off_and_on, training.cluster, training.cluster.hosts[2]))
+    return f"again after {took:.1f} s"
+
+
 def room_that_comes(training: Training) -> str:
     """The last host goes, and leaves no room; it joins again later."""
     cluster = training.cluster
@@ -116,12 +130,16 @@ def a_cable(training: Training) -> str:
 def an_interruption_without_room(training: Training) -> str:
     kill(training.cluster.hosts[2].processes("/raylet/raylet "))
     training.wait_for("no room: ")
-    _press_ctrl_c(training)
+    assert training.terminal, "on which Ctrl-C is pressed"
+    training.terminal.press("\x03")
+    began = time.monotonic()
     training.ends(130, 30.0)
-    assert "a checkpoint was written" in training.all_said, training.all_said
+    took = time.monotonic() - began
+    assert "a checkpoint was written" in training.said, training.all_said
+    _is_as_before(training.terminal)
     training.cluster.start(2)
     training.resume()
-    return "interrupted, resumed"
+    return f"exit status 130 after {took:.1f} s with a checkpoint, the terminal as before, resumed"
 
 
 def the_head(training: Training) -> str:
@@ -129,45 +147,70 @@ def the_head(training: Training) -> str:
     began = time.monotonic()
     training.ends(1, 120.0)
     took = time.monotonic() - began
-    assert "--resume" in training.said.read_text(), training.all_said
-    for host in training.cluster.hosts:
-        kill(host.processes("ray"))
-    time.sleep(2.0)
-    training.cluster.start(0, 1, 2)
+    assert "--resume" in training.said, training.all_said
+    assert training.terminal, "which is left as it was"
+    _is_as_before(training.terminal)
+    newest, due = max(digests(training.run_dir)), _newest_due(training)
+    assert newest >= due, f"step {newest} is on the disk, {due} had been reached"
+    _left_after(training, 30.0)
+    training.cluster.start_anew()
     training.resume()
-    return f"exit status 1 after {took:.0f} s, resumed"
+    return f"exit status 1 after {took:.0f} s, step {newest} saved, the terminal as before, resumed"
+
+
+def _newest_due(training: Training) -> int:
+    """The last step of which a snapshot had to be taken before an epoch ended that was counted."""
+    done = [int(step) for step in re.findall(r"epoch \d+/\d+  step (\d+)", training.log)]
+    return max(done, default=0) // SNAPSHOT_STEPS * SNAPSHOT_STEPS
+
+
+def _is_as_before(screen: Terminal) -> None:
+    until(lambda: not screen.changes(), f"a terminal as before: {screen.changes()}", 10.0)
+    assert "\x1b[?25l" in screen.text, "the live view was not there"
 
 
 def the_launcher(training: Training) -> str:
-    kill(training.cluster.hosts[0].processes("pipeline-launch"))
-    training.process.wait(10.0)
-    began = time.monotonic()
-    until(lambda: not _left(training.cluster), "the end of all workers", 30.0)
-    took = time.monotonic() - began
+    _kill_launcher(training)
+    took = _left_after(training, 30.0)
     training.resume()
     return f"nothing left after {took:.1f} s, resumed"
 
 
-def _left(cluster: RayOnHosts) -> list[str]:
-    words = ("launch.engines", "ray::PipelineAgent")
-    return [
-        line for host in cluster.hosts for word in words for line in host.processes(word).values()
-    ]
+def the_launcher_behind_a_cut_cable(training: Training) -> str:
+    training.host.cut()
+    _kill_launcher(training)
+    took = _left_after(training, 180.0)
+    training.host.join()
+    training.cluster.start_anew()
+    training.resume()
+    return f"nothing left after {took:.1f} s, resumed"
 
 
-def _press_ctrl_c(training: Training) -> None:
-    for pid in training.cluster.hosts[0].processes("pipeline-launch"):
-        os.kill(pid, signal.SIGINT)
+def _kill_launcher(training: Training) -> None:
+    kill(training.host.processes("pipeline-launch"))
+    training.process.wait(10.0)
+
+
+def _left_after(training: Training, deadline_s: float) -> float:
+    """Seconds until no host has anything of this run any more."""
+    began = time.monotonic()
+    while (left := training.left()) and time.monotonic() - began < deadline_s:
+        time.sleep(0.1)
+    assert not left, f"after {deadline_s} s there are still {left}"
+    return time.monotonic() - began
 
 
 @dataclass(frozen=True)
 class Case:
-    """`words`: of the command; `cable`: of all hosts but the first."""
+    """`words`: of the command; `cable`: of all hosts but the first; `cpus`: that the hosts lend."""
 
     act: Callable[[Training], str]
     config: str = DIGITS
     words: tuple[str, ...] = THREE_STAGES
     cable: Cable | None = None
+    cpus: tuple[int, ...] = CPUS
+    launcher_on: int = 0
+    on_terminal: bool = False
 
 
 CASES = {
@@ -183,11 +226,19 @@ CASES = {
     "a raylet killed": Case(a_raylet),
     "a raylet killed, with a replica": Case(a_raylet, REPLICAS),
     "a host turned off": Case(a_host),
+    "a host turned off and on": Case(a_host_that_is_back),
     "no room until a host joins": Case(room_that_comes),
-    "interrupted without room": Case(an_interruption_without_room),
+    "interrupted without room": Case(an_interruption_without_room, on_terminal=True),
     "a cable out for 20 s": Case(a_cable),
-    "Ray's head killed": Case(the_head),
+    "Ray's head killed": Case(the_head, LONG, cpus=(0, 1, 2), on_terminal=True),
+    "Ray's head killed on a host with a stage": Case(the_head, LONG, on_terminal=True),
     "the launcher killed": Case(the_launcher),
+    "the launcher killed, its host cut off with the head": Case(
+        the_launcher_behind_a_cut_cable, LONG
+    ),
+    "the launcher killed, its host cut off from the head": Case(
+        the_launcher_behind_a_cut_cable, LONG, launcher_on=1
+    ),
 }
 
 
@@ -201,24 +252,61 @@ def single(folder: Path, config: str) -> dict[int, str]:
 
 
 def storm(training: Training, hits: int, seed: int) -> str:
-    """Hit it again and again, and mend what can be mended."""
+    """Hit it again and again; what is lost of the cluster is there again at once."""
     draws, cluster, told = random.Random(seed), training.cluster, list[str]()
-    for _ in range(hits):
+    for number in range(1, hits + 1):
         time.sleep(draws.uniform(0.5, 2.0))
-        what = draws.choice(("stage", "stage", "actor", "actor", "raylet"))
-        host = draws.choice([host for host in cluster.homes() if what != "raylet" or host.number])
-        if what == "stage":
-            took = training.hit(lambda: kill(cluster.stages_on(host)[:1]))  # noqa: B023
-        elif what == "actor":
-            took = training.hit(lambda: kill(cluster.agents_on(host)))  # noqa: B023
-        else:
-            before = training.log.count(AGAIN)
-            kill(host.processes("/raylet/raylet "))
-            until(lambda: not host.processes("/raylet/raylet "), "its end")  # noqa: B023
-            cluster.start(host.number)
-            took = training.wait_for(AGAIN, before + 1)
-        told.append(f"{what} {took:.1f}")
+        what = draws.choice(("stage", "stage", "actor", "actor", "raylet", "host"))
+        with_stages = cluster.homes()
+        if what in ("raylet", "host"):  # the first host has the head and the launcher
+            with_stages = [host for host in with_stages if host.number]
+        host = draws.choice(with_stages)
+        took = training.hit(partial(_BLOWS[what], cluster, host))
+        told.append(f"{what} of {host.name} {took:.1f}")
+        print(f"{number}: {told[-1]}", file=sys.stderr, flush=True)
     return ", ".join(told)
+
+
+def _kill_stage(cluster: RayOnHosts, host: ImitatedHost) -> None:
+    kill(cluster.stages_on(host)[:1])
+
+
+def _kill_agents(cluster: RayOnHosts, host: ImitatedHost) -> None:
+    kill(cluster.agents_on(host))
+
+
+def _kill_raylet(cluster: RayOnHosts, host: ImitatedHost) -> None:
+    kill(host.processes("/raylet/raylet "))
+    until(lambda: not host.processes("/raylet/raylet "), "its end")
+    cluster.start(host.number)
+
+
+def _turn_off_and_on(cluster: RayOnHosts, host: ImitatedHost) -> None:
+    host.turn_off()
+    host.turn_on()
+    cluster.start(host.number)
+
+
+_BLOWS = {
+    "stage": _kill_stage,
+    "actor": _kill_agents,
+    "raylet": _kill_raylet,
+    "host": _turn_off_and_on,
+}
+
+
+def carry_out(case: Case, folder: Path) -> tuple[dict[int, str], str]:
+    """SHA-256 of what was learned, and what there is to say of it."""
+    with ExitStack() as stack:
+        cluster = stack.enter_context(cluster_on(folder, case.cpus, case.cable))
+        screen = stack.enter_context(terminal()) if case.on_terminal else None
+        where = (case.launcher_on, screen)
+        training = Training(cluster, folder / "t", case.config, case.words, *where)
+        if case.act is not undisturbed:
+            training.wait_for("checkpoint ")
+        said = case.act(training)
+        training.ends()
+        return final_digests(training.run_dir), said
 
 
 @click.command()
@@ -233,7 +321,8 @@ def main(names: tuple[str, ...], hits: int, seed: int) -> None:
     chosen = {k: v for k, v in CASES.items() if not names or any(name in k for name in names)}
     if hits:
         long = DIGITS.replace("epochs: 15", f"epochs: {15 + 8 * hits}")
-        chosen = {f"a storm of {hits}, seed {seed}": Case(lambda run: storm(run, hits, seed), long)}
+        act = partial(storm, hits=hits, seed=seed)
+        chosen = {f"a storm of {hits}, seed {seed}": Case(act, long)}
     failed, expected = 0, dict[str, dict[int, str]]()
     with tempfile.TemporaryDirectory(prefix="c", dir="/tmp") as temp:
         for number, (name, case) in enumerate(chosen.items()):
@@ -242,13 +331,8 @@ def main(names: tuple[str, ...], hits: int, seed: int) -> None:
             try:
                 if case.config not in expected:
                     expected[case.config] = single(folder / "single", case.config)
-                with cluster_on(folder, CPUS, case.cable) as cluster:
-                    training = Training(cluster, folder / "t", case.config, case.words)
-                    if case.act is not undisturbed:
-                        training.wait_for("checkpoint ")
-                    said = case.act(training)
-                    training.ends()
-                    equal = final_digests(training.run_dir) == expected[case.config]
+                found, said = carry_out(case, folder)
+                equal = found == expected[case.config]
             except AssertionError as error:
                 equal, said = False, str(error)
             failed += not equal

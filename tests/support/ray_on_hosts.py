@@ -1,6 +1,7 @@
 """A Ray cluster on imitated hosts, what can be hit of it, and runs that it carries out.
 
-The launcher and Ray's head are on the first host. The cluster asks for a token.
+Ray's head is on the first host, and launchers unless they are put elsewhere. The cluster asks for a
+token.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from support.cable import Cable
     from support.hosts import ImitatedHost
+    from support.terminal import Terminal
 
 TOKEN = "0123456789abcdef" * 2
 PORT = 6379
@@ -70,6 +72,13 @@ class RayOnHosts:
             until(lambda host=host: host.processes("/raylet/raylet "), f"{host.name}", STARTS_S)
             if not number:
                 until(self._head_is_ready, "Ray's head", STARTS_S)
+
+    def start_anew(self) -> None:
+        """After its head was lost, which takes all with it in the end."""
+        for host in self.hosts:
+            kill(host.processes("ray"))
+        until(lambda: not any(host.processes("ray") for host in self.hosts), "the end of Ray")
+        self.start(*range(len(self.hosts)))
 
     def close(self) -> None:
         """End all of it, and the hosts."""
@@ -141,33 +150,58 @@ def kill(pids: Sequence[int] | dict[int, str]) -> None:
 
 @dataclass
 class Training:
-    """A `pipeline-launch` on the first host; `words`: more of its command, resumed or not."""
+    """A `pipeline-launch` on a host.
+
+    Args:
+        words: more of its command, resumed or not.
+        launcher_on: the host's number.
+        terminal: on which it shows the live view.
+    """
 
     cluster: RayOnHosts
     folder: Path
     config: str
     words: tuple[str, ...] = ()
+    launcher_on: int = 0
+    terminal: Terminal | None = None
     began: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.host = self.cluster.hosts[self.launcher_on]
+        self.run_dir, self.temp = self.folder / "run", self.folder / "t"
+        self.temp.mkdir(parents=True)
         (self.folder / "run.yaml").write_text(self.config, encoding="utf-8")
-        self.run_dir = self.folder / "run"
-        self.process = self._launched(*self.words)
+        self.process = self._launched()
 
     def _launched(self, *more: str) -> subprocess.Popen[Any]:
-        words = (COMMAND, str(self.folder / "run.yaml"), "--engine=ray", "--gpus=cpu")
-        where = (f"--ray-address={self.cluster.address}", f"--run-dir={self.run_dir}")
-        self.said = self.folder / "said"
-        with self.said.open("wb") as said, nothing_ignored():
-            return self.cluster.hosts[0].start(
-                *words, *where, "--view=plain", *more,
-                env=self.cluster.environment, stdout=said, stderr=said,
-            )  # fmt: skip
+        words = (
+            *(COMMAND, str(self.folder / "run.yaml"), "--engine=ray", "--gpus=cpu"),
+            *(f"--ray-address={self.cluster.address}", f"--run-dir={self.run_dir}"),
+            *(*self.words, *more),
+        )
+        environment = {**self.cluster.environment, "TMPDIR": str(self.temp)}
+        with self._file.open("ab") as file, nothing_ignored():
+            if self.terminal is None:
+                words, streams = (*words, "--view=plain"), {"stdout": file, "stderr": file}
+            else:
+                # as a shell does: it is what Ctrl-C on this terminal is meant for
+                words = ("setsid", "--ctty", *words, "--view=live")
+                streams = dict.fromkeys(("stdin", "stdout", "stderr"), self.terminal.end)
+                environment["TERM"] = "xterm-256color"
+            return self.host.start(*words, env=environment, **streams)
 
     def resume(self) -> None:
         """Go on after an end."""
-        self.process = self._launched("--resume", *self.words)
+        self.process = self._launched("--resume")
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / "said"
+
+    @property
+    def said(self) -> str:
+        """All that it has shown."""
+        return self.terminal.text if self.terminal else self._file.read_text(errors="replace")
 
     @property
     def log(self) -> str:
@@ -179,21 +213,36 @@ class Training:
         began = time.monotonic()
 
         def there() -> bool:
-            assert self.process.poll() is None or self.log.count(text) >= times, self.all_said
-            return self.log.count(text) >= times
+            has_ended = self.process.poll() is not None  # first: its last words are still read
+            found = self.log.count(text) >= times
+            assert found or not has_ended, self.all_said
+            time.sleep(0.02)  # what is measured has these cores, too
+            return found
 
         until(there, f"{text!r} in the log; {self.all_said}", deadline_s)
         return time.monotonic() - began
 
     @property
     def all_said(self) -> str:
-        return f"{self.said.read_text(errors='replace')[-3000:]}\n{self.log[-3000:]}"
+        return f"{self.said[-3000:]}\n{self.log[-3000:]}"
 
     def hit(self, act: Callable[[], object], deadline_s: float = STARTS_S) -> float:
         """Disturb it; seconds until it trains again."""
-        before = self.log.count(AGAIN)
+        before, began = self.log.count(AGAIN), time.monotonic()
         act()
-        return self.wait_for(AGAIN, before + 1, deadline_s)
+        self.wait_for(AGAIN, before + 1, deadline_s)
+        return time.monotonic() - began
+
+    def left(self) -> list[str]:
+        """What there is of it on any host: processes; the launcher's folder, and those of agents,
+        which lie in that of Ray's session."""
+        found = [str(path) for path in self.temp.iterdir()]
+        for host in self.cluster.hosts:
+            for word in ("launch.engines", "ray::Pipeline", "pipeline-launch"):
+                found += [f"{host.name}: {line[-200:]}" for line in host.processes(word).values()]
+            search = f"ls -d {host.private}/session_latest/pipeline-* 2>/dev/null || true"
+            found += host.run("sh", "-c", search).split()
+        return found
 
     def ends(self, status: int = 0, deadline_s: float = ENDS_S) -> None:
         until(lambda: self.process.poll() is not None, f"its end: {self.all_said}", deadline_s)
