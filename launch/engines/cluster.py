@@ -58,7 +58,7 @@ _LATE_S = 10.0
 _COUNTED_S = 2.0
 """After so long a node counts what was reserved of it."""
 _CALM_S = 3.0
-"""Agents that nobody needs yet are made when so long nothing else was started."""
+"""Agents that nobody needs yet are made when so long nothing else was started, or awaited."""
 _SPARE_NODES = 1
 """Nodes without a stage that get an agent: a node is rarely lost."""
 _TRIES = 2
@@ -270,6 +270,9 @@ class ClusterWorkers:
             self._give_up(agent)
 
     def wake(self, stage: int) -> None:
+        """What is still awaited, perhaps since its host imports torch, is not to compete with an
+        agent that nobody needs yet."""
+        self._started_at = self._clock()
         agent = self._seats[stage].agent
         if agent is not None and agent.can_be_used:
             self._broker.ask(Wake(agent.number, stage))

@@ -219,6 +219,17 @@ def test_spare_agents_are_made_once_a_run_is_under_way_and_take_over_at_once() -
     assert scene.agents()[5:] == ["b"]
 
 
+def test_no_spare_agents_are_made_while_a_stage_is_awaited() -> None:
+    scene = three()
+    for scene.now in (2.0, 4.0, 6.0):
+        scene.workers.wake(2)  # it has not said hello
+        scene.hear()
+    assert scene.agents() == ["a", "b"]
+    scene.now = 10.0
+    scene.hear()
+    assert scene.agents()[2:]
+
+
 def test_who_loses_its_node_goes_elsewhere() -> None:
     scene = three()
     gone = (Unreserved(scene.room(1), "gone"), Gone(scene.agent(1), "its node is gone"))
