@@ -331,10 +331,13 @@ class _Broker:
         self._gpu_rooms: dict[int, _GpuRoom] = {}
         self._cpu_rooms: dict[int, _CpuRoom] = {}
         self._agents: dict[int, _Agent] = {}
+        self._ended: set[str] = set()
+        """Nodes that have ended while they were in doubt."""
 
     def serve(self) -> None:
         """Until the launcher is gone, or Ray ends this process."""
         Thread(target=self._watch_nodes, name="nodes", daemon=True).start()
+        Thread(target=self._watch_doubts, name="doubts", daemon=True).start()
         while True:
             for request in self._requests():
                 self._heed(request)
@@ -424,14 +427,16 @@ class _Broker:
                 self._launcher.say(Gone(agent.number, "was ended"))
             return
         self._look_at_forks(agent)
+        if agent.node in self._ended:
+            self._leave(agent)
+            return
         if not self._done([agent.call]):
             return
         try:
             found = self._ray.get(agent.call)
         except self._ray.exceptions.ActorUnavailableError as error:
             if self._has_ended(agent.node):
-                del self._agents[agent.number]
-                self._launcher.say(Gone(agent.number, "its node has ended", with_node=True))
+                self._leave(agent)
                 return
             agent.is_doubtful = True
             self._launcher.say(Doubtful(agent.number, _short(error)))
@@ -446,18 +451,21 @@ class _Broker:
         method = agent.actor.died if agent.is_ready else agent.actor.about
         agent.call = method.remote()
 
+    def _leave(self, agent: _Agent) -> None:
+        del self._agents[agent.number]
+        self._launcher.say(Gone(agent.number, "its node has ended", with_node=True))
+
+    def _watch_doubts(self) -> None:
+        """A host without power is in doubt, and has ended once it is on again: Ray would find that
+        out by its own time-outs alone."""
+        while True:
+            doubtful = {agent.node for agent in list(self._agents.values()) if agent.is_doubtful}
+            self._ended.update(filter(self._has_ended, doubtful - self._ended))
+            time.sleep(_SAYS_S)
+
     def _has_ended(self, node: str) -> bool:
-        """Whether its host says that nobody listens there: then the node, and what it has started,
-        is gone, long before the cluster counts it as dead. One that can't be reached says nothing.
-        """
-        address = self._addresses.get(node)
-        try:
-            with socket.create_connection(address or ("", 0), _SAYS_S):
-                return False
-        except ConnectionRefusedError:
-            return address is not None
-        except OSError:
-            return False
+        """Long before the cluster counts it as dead; what it has started is gone, too."""
+        return node in self._addresses and nobody_listens(self._addresses[node])
 
     def _look_at_forks(self, agent: _Agent) -> None:
         for call in self._done(list(agent.forks)):
@@ -504,9 +512,9 @@ class _Broker:
     def _nodes(self) -> Nodes:
         from ray._private.state import available_resources_per_node
 
-        free = available_resources_per_node()
-        found = []
-        for node in self._ray.nodes():
+        nodes, found = self._ray.nodes(), []
+        free = available_resources_per_node()  # last: what has just joined is there, too
+        for node in nodes:
             if not node["Alive"]:
                 continue
             address = node["NodeManagerAddress"]
@@ -522,6 +530,17 @@ class _Broker:
                 )
             )
         return Nodes(tuple(sorted(found, key=lambda node: (node.name, node.id))))
+
+
+def nobody_listens(address: tuple[str, int]) -> bool:
+    """Whether the host itself says so; one that can't be reached says nothing."""
+    try:
+        socket.create_connection(address, _SAYS_S).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _short(error: Exception) -> str:
