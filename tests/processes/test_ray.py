@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 from support import REPOSITORY
-from support.processes import epochs, final_digests, launch, until
+from support.processes import digests, epochs, final_digests, launch, until
+from support.terminal import terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +43,43 @@ def test_digits_on_ray_equal_single_mode(
     assert "2 stages on " in run.stdout
     until(lambda: not of_ray(run), "the end of Ray", 10.0)
     assert not list(Path("/tmp").glob(f"pipeline-ray-*-{run.process.pid}"))
+
+
+def test_a_run_whose_broker_is_gone_ends_in_order(
+    launcher: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is a minute after the head of a cluster: the newest snapshot is on the disk, the live
+    view has left the terminal as it was, and the line that goes on stands there."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    config = REPOSITORY / "configs" / "digits.yaml"
+    settings = (
+        "schedule.epochs=1000",
+        "schedule.milestones=[]",
+        "runtime.checkpoint_every_steps=9",
+    )
+    words = [part for setting in settings for part in ("--set", setting)]
+    with terminal() as screen:
+        run = launcher(
+            *(config, "--engine", "ray", "--stages", "2", "--run-dir", "run", "--view", "live"),
+            *words,
+            output=screen.end,
+        )
+        log = tmp_path / "run" / "run.log"
+        until(lambda: log.exists() and "checkpoint " in log.read_text(), screen.text, 150.0)
+        brokers = [p for p in run.family() if "launch.engines.ray_broker" in _line(p)]
+        for broker in brokers:
+            broker.kill()
+        assert brokers
+        assert run.exit_status() == 1, screen.text
+        until(lambda: not screen.changes(), f"a terminal as before: {screen.changes()}", 10.0)
+        assert "\x1b[?25l" in screen.text
+        told = " ".join(screen.text.split())
+        assert "is lost: " in told
+        assert "to go on: pipeline-launch --resume --run-dir run --stages 2" in told
+    until(lambda: not of_ray(run), "the end of Ray", 10.0)
+    assert not list(Path("/tmp").glob(f"pipeline-ray-*-{run.process.pid}"))
+    assert max(digests(tmp_path / "run")) >= 9
 
 
 def of_ray(run: Launcher) -> list[str]:
