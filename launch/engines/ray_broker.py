@@ -74,12 +74,13 @@ def main(descriptor: int, spec: str) -> None:
 
     Args:
         descriptor: of its end of the socket to the launcher.
-        spec: `address` (None: start Ray here), `insecure`, `cpus`, `gpus`, `folder` for its files.
+        spec: `address` (None: start Ray here), `insecure`, `cpus`, `gpus`, `folder` for its files;
+            `sockets`: the launcher's folder of them, which is removed where the launcher is killed.
     """
     link = socket.socket(fileno=descriptor)
     link.set_inheritable(False)
     asked = json.loads(spec)
-    launcher = _Launcher(link, asked["folder"])
+    launcher = _Launcher(link, asked.pop("sockets"), asked["folder"])
     why = _join(launcher, **asked)
     if why:
         launcher.say(Refused(why))
@@ -90,8 +91,8 @@ def main(descriptor: int, spec: str) -> None:
 class _Launcher:
     """The pipe to the launcher. Its end is the end of this process, whatever that is doing."""
 
-    def __init__(self, link: socket.socket, folder: str | None) -> None:
-        self._link, self._folder, self._lock = link, folder, Lock()
+    def __init__(self, link: socket.socket, sockets: str, folder: str | None) -> None:
+        self._link, self._sockets, self._folder, self._lock = link, sockets, folder, Lock()
         self.requests: SimpleQueue[Request] = SimpleQueue()
         Thread(target=self._listen, name="launcher", daemon=True).start()
 
@@ -106,7 +107,8 @@ class _Launcher:
         self.end()
 
     def end(self) -> None:
-        """Of this process, of a Ray that it has started, and of the folder of that."""
+        """Of this process, of a Ray that it has started, and of their folders."""
+        shutil.rmtree(self._sockets, ignore_errors=True)
         if self._folder is not None:
             until = time.monotonic() + _ENDS_S
             while _end_children() and time.monotonic() < until:

@@ -232,6 +232,7 @@ class RayEngine:
             "cpus": cpus,
             "gpus": gpus,
             "folder": str(self._ray_folder) if self._ray_folder else None,
+            "sockets": str(self._socket_folder),
         }
         self._broker = BrokerClient(spec, environment)
 

@@ -82,6 +82,25 @@ def test_a_run_whose_broker_is_gone_ends_in_order(
     assert max(digests(tmp_path / "run")) >= 9
 
 
+def test_nothing_is_left_of_a_launcher_that_is_killed(
+    launcher: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor of its stages, its Ray, their folders."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = REPOSITORY / "configs" / "digits.yaml"
+    run = launcher(
+        *(config, "--engine", "ray", "--stages", "2", "--run-dir", "run"),
+        *("--set", "schedule.epochs=1000", "--set", "schedule.milestones=[]"),
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    until(lambda: metrics.exists() and metrics.read_text(), "an epoch", 150.0)
+    assert list(run.temp.iterdir())
+    run.process.kill()
+    until(lambda: not (run.family() or of_ray(run)), "the end of all processes", 30.0)
+    until(lambda: not list(run.temp.iterdir()), "the end of its folder", 10.0)
+    assert not list(Path("/tmp").glob(f"pipeline-ray-*-{run.process.pid}"))
+
+
 def of_ray(run: Launcher) -> list[str]:
     """Command lines of Ray's processes that were started for it."""
     folder = f"-{run.process.pid}/session_"
