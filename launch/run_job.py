@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from launch.machine.provenance import read_starts, start_of, write_starts
 from launch.resume import nothing_left, start_state
 from launch.run_directory import hold, hold_new
+from pipeline.coordinator.watchdog import SILENCE_BETWEEN_HOSTS_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,7 +134,8 @@ def engine_of(
     else:
         from launch.engines.users_code import users_code
 
-        cluster.reserve(job.plan, users_code(job.own_code, packed))
+        silence_s = job.config.runtime.heartbeat_timeout_s or SILENCE_BETWEEN_HOSTS_S
+        cluster.reserve(job.plan, users_code(job.own_code, packed), silence_s)
         yield cluster
 
 

@@ -48,10 +48,12 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
-    """Make an agent on a node. It reserves nothing, and imports what workers need."""
+    """Make an agent on a node. It reserves nothing, and imports what workers need. `forsaken_s`: if
+    it is asked nothing for so long, the launcher's host is gone for it, and it ends."""
 
     agent: int
     node: str
+    forsaken_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,6 +188,7 @@ class ClusterWorkers:
         cluster: its nodes by now; kept up to date.
         threads: as for `Cluster.hosts`.
         ours: facts of this process (`host.facts_here`), which those of a host are held against.
+        forsaken_s: as `Prepare` has it.
         spares: whether agents are made that nobody needs yet.
     """
 
@@ -198,11 +199,13 @@ class ClusterWorkers:
         threads: int,
         ours: tuple[str, ...],
         *,
+        forsaken_s: float,
         spares: bool = True,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._broker, self._cluster, self._threads = broker, cluster, threads
         self._ours, self._spares, self._clock = ours, spares, clock
+        self._forsaken_s = forsaken_s
         self._invite: Invite | None = None
         self._seats: list[_Seat] = []
         self._rooms: dict[int, _Room] = {}
@@ -429,7 +432,7 @@ class ClusterWorkers:
     def _prepare(self, node: Node) -> _Agent:
         agent = _Agent(next(self._numbers), node, self._host(node), self._clock())
         self._agents[agent.number] = agent
-        self._broker.ask(Prepare(agent.number, node.id))
+        self._broker.ask(Prepare(agent.number, node.id, self._forsaken_s))
         return agent
 
     def _prepare_spares(self) -> None:

@@ -8,9 +8,12 @@ plain, as JSON has them, but for a user's own. No Ray in here.
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from launch.engines.fork_messages import invitation_of
@@ -22,7 +25,11 @@ from pipeline.system.sources import running_code
 from pipeline.transport.sockets import make_keys
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pipeline.protocol.credentials import Invitation
+
+_LOOK_S = 1.0
 
 
 def facts_here() -> tuple[str, ...]:
@@ -31,15 +38,44 @@ def facts_here() -> tuple[str, ...]:
     return (*running_code(), f"processor {processor_fact('model name')}")
 
 
+class Silence(Thread):
+    """Acts once nothing has been heard for `most_s`. It counts the seconds that it has slept: who
+    was stopped meanwhile, perhaps with the whole machine, could not hear."""
+
+    def __init__(
+        self,
+        most_s: float,
+        act: Callable[[], None],
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        super().__init__(name="silence", daemon=True)
+        self._most_s, self._act, self._sleep = most_s, act, sleep
+        self._silent_s = 0.0
+
+    def heard(self) -> None:
+        """Begin to count again."""
+        self._silent_s = 0.0
+
+    def run(self) -> None:
+        while self._silent_s < self._most_s:
+            self._sleep(_LOOK_S)
+            self._silent_s += _LOOK_S
+        self._act()
+
+
 class Host:
     """The class of the actor.
+
+    Ray would end it once it knew that the launcher is gone, which it may never learn where no cable
+    leads there any more. The broker asks for the dead all the time: so silence says it, too.
 
     Args:
         packed, modules: of `UsersCode`.
         temporary: a folder to make one in, for these modules.
+        forsaken_s: after so long without being asked anything it ends its process, and all workers.
     """
 
-    def __init__(self, packed: bytes, modules: bytes, temporary: str) -> None:
+    def __init__(self, packed: bytes, modules: bytes, temporary: str, forsaken_s: float) -> None:
         running_code()  # before other files can take the place of what was imported
         self._keys = make_keys()
         self._server = ForkServerClient(packed)
@@ -53,6 +89,8 @@ class Host:
         self._told: dict[int, int] = {}
         """Attempts, by stage, whose end has been told."""
         self._workers = ForkedWorkers(self._server, self._start)
+        self._silence = Silence(forsaken_s, self._end)
+        self._silence.start()
 
     def about(self) -> tuple[str | None, tuple[str, ...]]:
         """The public key of its workers, and facts."""
@@ -76,6 +114,7 @@ class Host:
     def died(self) -> list[tuple[int, int, str, bool, bool, str]]:
         """Stages whose process has ended since this was asked last: stage, attempt, and the fields
         of its `End`."""
+        self._silence.heard()
         found = []
         for stage, end in self._workers.dead().items():
             attempt = self._invitations[stage].attempt
@@ -89,6 +128,11 @@ class Host:
         self._workers.stop()
         self._server.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _end(self) -> None:
+        self._server.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        os._exit(0)
 
     def _start(self, number: int, stage: int, attempt: int) -> None:
         self._server.run()  # it may have been killed, too

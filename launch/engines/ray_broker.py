@@ -269,9 +269,9 @@ class PipelineAgent(Host):
     """An actor that starts processes. Its folder is in that of Ray's session on the node, which is
     the cluster's own to clean."""
 
-    def __init__(self, packed: bytes, modules: bytes) -> None:
+    def __init__(self, packed: bytes, modules: bytes, forsaken_s: float) -> None:
         node: Any = import_module("ray._private.worker")._global_node
-        super().__init__(packed, modules, node.get_session_dir_path())
+        super().__init__(packed, modules, node.get_session_dir_path(), forsaken_s)
 
 
 class _GpuRoom:
@@ -367,7 +367,8 @@ class _Broker:
                 self._kill(of_gpus.actor)
         elif isinstance(request, Prepare):
             options = self._on(request.node, 0, 0)
-            actor = self._ray.remote(PipelineAgent).options(**options).remote(*self._code)
+            given = (*self._code, request.forsaken_s)
+            actor = self._ray.remote(PipelineAgent).options(**options).remote(*given)
             self._agents[request.agent] = _Agent(request.agent, request.node, actor)
         elif agent := self._agents.get(request.agent):
             self._heed_for(agent, request)

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 _JOINS_S = 120.0
 """Ray's own processes may take so long to start on a busy machine."""
 _ENDS_S = 10.0
+_HEALS_S = 30.0
+"""TCP does not notice at once that a cable is back: the longer it was out, the later it tries."""
 _LOOK_S = 0.02
 _LOOPBACK = "127.0.0.1"
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[\w.-]+):[0-9]{1,5}")
@@ -176,8 +178,12 @@ class RayEngine:
             )
         return found
 
-    def reserve(self, plan: Plan, code: UsersCode) -> None:
-        """Begin to look for room for a plan, without waiting for it."""
+    def reserve(self, plan: Plan, code: UsersCode, silence_s: float) -> None:
+        """Begin to look for room for a plan, without waiting for it.
+
+        Args:
+            silence_s: for which hosts and launcher may be cut off from each other.
+        """
         if self._address is None:
             names = {stage.device for stage in plan.stages}
             gpus = sum(not name.endswith("cpu") for name in names)
@@ -190,6 +196,7 @@ class RayEngine:
             self._cluster,
             self._threads,
             facts_here(),
+            forsaken_s=silence_s + _HEALS_S,
             spares=self._address is not None,
         )
         if self._cluster.nodes:

@@ -6,7 +6,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from pipeline.coordinator.coordinator import Coordinator
-from pipeline.coordinator.watchdog import Watchdog
+from pipeline.coordinator.watchdog import SILENCE_BETWEEN_HOSTS_S, SILENCE_S, Watchdog
 from pipeline.errors import ConfigError
 from pipeline.planning.hosts import host_of
 from pipeline.protocol.credentials import Invitation
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from pipeline.run.run import Run
     from pipeline.transport.interfaces import Sender
 
-_SILENCE_S, _SILENCE_BETWEEN_HOSTS_S = 10.0, 45.0
-"""`runtime.heartbeat_timeout_s`, where it is left to us."""
 _SLOWEST_BYTES_PER_S = 1e6
 """Of a network that is still worth training over."""
 
@@ -106,7 +104,7 @@ def _watchdog(run: Run) -> Watchdog:
     runtime = run.config.runtime
     between_hosts = any(host_of(stage.device) for stage in run.plan.stages)
     silence_s = runtime.heartbeat_timeout_s or (
-        _SILENCE_BETWEEN_HOSTS_S if between_hosts else _SILENCE_S
+        SILENCE_BETWEEN_HOSTS_S if between_hosts else SILENCE_S
     )
     transfer_s = 0.0 if runtime.transport == "ipc" else run.most_sent_bytes / _SLOWEST_BYTES_PER_S
     return Watchdog(

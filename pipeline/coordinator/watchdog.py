@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from pipeline.protocol.messages import Heartbeat
 
+SILENCE_S, SILENCE_BETWEEN_HOSTS_S = 10.0, 45.0
+"""`runtime.heartbeat_timeout_s`, where it is left to us."""
 SLOWEST_STEP = 20.0
 """A thread that does use the processor may take so many stall time-outs for one item."""
 _USED_S = 1e-3

@@ -233,11 +233,9 @@ CASES = {
     "Ray's head killed": Case(the_head, LONG, cpus=(0, 1, 2), on_terminal=True),
     "Ray's head killed on a host with a stage": Case(the_head, LONG, on_terminal=True),
     "the launcher killed": Case(the_launcher),
-    "the launcher killed, its host cut off with the head": Case(
-        the_launcher_behind_a_cut_cable, LONG
-    ),
+    "the launcher killed, its host cut off with the head": Case(the_launcher_behind_a_cut_cable),
     "the launcher killed, its host cut off from the head": Case(
-        the_launcher_behind_a_cut_cable, LONG, launcher_on=1
+        the_launcher_behind_a_cut_cable, launcher_on=1
     ),
 }
 

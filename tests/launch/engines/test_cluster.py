@@ -64,7 +64,9 @@ class Scene:
         cluster = Cluster()
         cluster.take(self.nodes)
         self.invited: list[tuple[int, int, str | None]] = []
-        self.workers = ClusterWorkers(self, cluster, 1, FACTS, clock=lambda: self.now)
+        self.workers = ClusterWorkers(
+            self, cluster, 1, FACTS, forsaken_s=75.0, clock=lambda: self.now
+        )
         self.workers.reserve(self.plan)
 
     # the broker
@@ -405,7 +407,7 @@ def test_a_stopped_process_is_woken_where_it_is() -> None:
 def test_messages_arrive_as_they_were_sent() -> None:
     invitation = Invitation("run", 1, 2, "tcp://10.0.0.1:1", ("mine:net",), "key")
     messages = (
-        *(Code("", "/proc/1/fd/2"), Reserve(1, "id", 2, 3), Release(1), Prepare(1, "id")),
+        *(Code("", "/proc/1/fd/2"), Reserve(1, "id", 2, 3), Release(1), Prepare(1, "id", 75.0)),
         *(Fork(1, invitation, "0,1"), Fork(1, invitation, None), Wake(1, 2), Dismiss(1)),
         *(Joined("10.0.0.1:1", "10.0.0.2"), Refused("why"), Nodes((node("a"), node("b", 2, 2)))),
         *(Reserved(1, "0,1", ("NVIDIA H200",)), Unreserved(1, "why"), Prepared(1, None, FACTS)),
