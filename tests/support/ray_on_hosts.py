@@ -48,11 +48,13 @@ class RayOnHosts:
         more: Mapping[str, str] | None = None,
     ) -> None:
         self.hosts, self._cpus, self._more = hosts, cpus, more or {}
+        self.raylet_at = 0.0
         self._started: list[subprocess.Popen[Any]] = []
         self.address = f"{hosts[0].address}:{PORT}"
 
     def start(self, *numbers: int) -> None:
-        """Let hosts be nodes; the first of all is the head."""
+        """Let hosts be nodes; the first of all is the head. `raylet_at`: when the process of the
+        last one was there, which is before the cluster knows of it."""
         for number in numbers:
             host = self.hosts[number]
             first = ("--head", f"--port={PORT}", "--include-dashboard=false")
@@ -66,10 +68,13 @@ class RayOnHosts:
                 f"--num-cpus={self._cpus[number]}", "--object-store-memory=80000000",
                 "--disable-usage-stats",
             )  # fmt: skip
+            old = _joined(host)
             with (host.folder / "ray.log").open("ab") as log:
                 given = {"env": self.environment, "stdout": log, "stderr": log}
                 self._started.append(host.start(*words, **given))
             until(lambda host=host: host.processes("/raylet/raylet "), f"{host.name}", STARTS_S)
+            self.raylet_at = time.monotonic()
+            until(lambda host=host, old=old: _joined(host) > old, f"{host.name} to join", STARTS_S)
             if not number:
                 until(self._head_is_ready, "Ray's head", STARTS_S)
 
@@ -125,6 +130,12 @@ class RayOnHosts:
     def homes(self) -> list[ImitatedHost]:
         """Hosts that have stages."""
         return [host for host in self.hosts if self.stages_on(host)]
+
+
+def _joined(host: ImitatedHost) -> int:
+    """How often it has become a node, as `ray start` says."""
+    log = host.folder / "ray.log"
+    return log.read_bytes().count(b"Ray runtime started") if log.exists() else 0
 
 
 def _parent(pid: int) -> int:
