@@ -61,7 +61,8 @@ if TYPE_CHECKING:
 
 _ANSWERS_S, _TAKES_S = 5.0, 10.0
 _LOOK_S, _SAYS_S = 0.1, 0.5
-_NODES_S = 0.5
+_NODES_S = 0.1
+"""A run may wait for a host to join; to ask takes half a millisecond of this process."""
 _STORE_BYTES = 80_000_000
 """Of Ray's object store, which carries nothing of ours but a user's code."""
 _NO_PACKAGE = re.compile(r"No module named '(launch|pipeline)\b")
