@@ -7,7 +7,9 @@ for a dark screen, and text that stays text, in the page's font.
 from __future__ import annotations
 
 import re
+import struct
 import warnings
+import zlib
 from io import BytesIO, StringIO
 from typing import TYPE_CHECKING, Any
 
@@ -155,9 +157,36 @@ def whole_numbers(axes: Axes) -> None:
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
-    """(height, width, 3 or 4) as a PNG file."""
+    """(height, width, 3 or 4) as a PNG file; of few colours by a palette, which takes a fourth of
+    the bytes, and matplotlib writes none."""
+    import numpy as np
     from matplotlib.image import imsave
 
+    colors, places = np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0, return_inverse=True)
+    if len(colors) <= 1 << 8:
+        return _by_palette(places.reshape(pixels.shape[:2]).astype(np.uint8), colors)
     file = BytesIO()
     imsave(file, pixels, format="png")
     return file.getvalue()
+
+
+def _by_palette(places: NDArray[np.uint8], colors: NDArray[np.uint8]) -> bytes:
+    """A PNG file (RFC 2083) of the colour (3 or 4) at each of the places (height, width)."""
+    import numpy as np
+
+    height, width = places.shape
+    lines = np.insert(places, 0, 0, axis=1)  # each begins with its filter: none
+    chunks = {
+        b"IHDR": struct.pack(">2I5B", width, height, 8, 3, 0, 0, 0),
+        b"PLTE": colors[:, :3].tobytes(),
+        b"tRNS": colors[:, 3:].tobytes(),
+        b"IDAT": zlib.compress(lines.tobytes(), 9),
+        b"IEND": b"",
+    }
+    if not chunks[b"tRNS"]:
+        del chunks[b"tRNS"]
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks.items()
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from launch.drawing import INKS, Sheet, along, css, errors_axis, ink, png
@@ -45,7 +46,20 @@ def test_no_two_pictures_share_an_id() -> None:
     assert drawn() == drawn()
 
 
-def test_pixels_are_kept(tmp_path: Path) -> None:
-    pixels = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4) + 200
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("colors", [1, 2, 256, 257])
+def test_pixels_are_kept(tmp_path: Path, channels: int, colors: int) -> None:
+    numbers = np.arange(19 * 17) % colors
+    each = [numbers % 256, numbers // 2 % 256, numbers // 256, 255 - numbers % 256][:channels]
+    pixels = np.stack(each, axis=-1).astype(np.uint8).reshape(19, 17, channels)
     (tmp_path / "a.png").write_bytes(png(pixels))
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), pixels)
+    image = Image.open(tmp_path / "a.png")
+    assert np.array_equal(np.asarray(image.convert("RGBA"))[..., :channels], pixels)
+    assert (image.mode == "P") == (colors <= 256)
+
+
+def test_few_colours_take_few_bytes() -> None:
+    """Squares of similarities are 100 × 100 pixels of 49 colours: 6 bits each would do."""
+    draws = np.random.default_rng(1)
+    pixels = draws.integers(0, 256, (49, 4), dtype=np.uint8)[draws.integers(0, 49, (100, 100))]
+    assert len(png(pixels)) < 8_000
