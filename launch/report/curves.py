@@ -84,8 +84,9 @@ def _together(runs: Sequence[Run], most: int) -> Card:
         trained.append(_curve(run.name, color, lines, _trained, "error_pct"))
         in_tests.append(_curve(run.name, color, lines, _tested, "error_pct"))
     shown = [
-        _picture("Training error, %", trained, "all-train"),
-        _picture("Error in tests, %", in_tests, "all-test"),
+        # as many keys as runs: each has a colour of its own, and no order
+        _picture("Training error, %", trained, "all-train", len(runs)),
+        _picture("Error in tests, %", in_tests, "all-test", len(runs)),
     ]
     found = tuple(each for each in shown if each)
     return Card("", found or (Words("No run has an error to draw."),))
@@ -168,8 +169,10 @@ def _number(part: Any, key: str) -> float | None:
     return float(found) if isinstance(found, int | float) else None
 
 
-def _picture(title: str, curves: Sequence[Curve], salt: str) -> Figure | None:
-    """None where there is nothing to draw."""
+def _picture(
+    title: str, curves: Sequence[Curve], salt: str, most_keys: int = _MOST_KEYS
+) -> Figure | None:
+    """None where there is nothing to draw. Of more curves than keys only some are named."""
     curves = [curve for curve in curves if curve.values]
     if not curves:
         return None
@@ -186,7 +189,7 @@ def _picture(title: str, curves: Sequence[Curve], salt: str) -> Figure | None:
     last = "; ".join(f"{curve.label} {curve.values[-1]:.4g}" for curve in curves)
     keys = tuple(
         Key(css(curve.color), curve.label, "dashed" if curve.dashed else "line")
-        for curve in (curves if len(curves) <= _MOST_KEYS else spread(curves, _KEYS_OF_MANY))
+        for curve in (curves if len(curves) <= most_keys else spread(curves, _KEYS_OF_MANY))
     )
     return Figure(title, sheet.svg(salt), f"{title}, by epoch; in the end: {last}", keys)
 

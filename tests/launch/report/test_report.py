@@ -292,6 +292,13 @@ def test_it_stays_below_3_megabytes(monkeypatch: pytest.MonkeyPatch) -> None:
         assert words in section(one_of_ten, name)
 
 
+def test_each_of_ten_runs_is_named_beside_its_curve() -> None:
+    text = page([heavy_run(k, blocks=2, epochs=3) for k in range(room.MOST_RUNS)], 0.9)
+    together = section(text, "curves").partition("Training error of each block")[0]
+    all_of_them = "".join(f"run {k}" for k in range(room.MOST_RUNS))
+    assert together.count(all_of_them) == 2, "of training and of tests"
+
+
 def test_a_page_that_is_too_large_all_the_same_is_not_written(
     run: FittedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
