@@ -83,10 +83,8 @@ def train(
     with reading_shown(view, console) as show_reading:
         batches = load_batches(data, job.config.runtime.seed, show_reading, job.own_data)
     course = course_of(job.config, job.specs, batches.steps_per_epoch, batches.evaluation_batches)
-    record, kept = batches.record(data.name), held.path / IMAGES
-    notes = [*notes, *check_same_data(start, batches, record, data, kept)]
-    # files that can't be read may have been left out
-    check_data(data, batches.facts, batch_norm=any(spec.normalises for spec in job.specs))
+    record = batches.record(data.name)
+    notes = [*notes, *_checked(job, held, start, batches, record)]
     store = held.prepare(
         job,
         start,
@@ -106,26 +104,40 @@ def train(
         ):
             observer = _all_of(log, show, console, watcher or ignore)
             judge = watcher.is_enough if watcher else None
-            run = make_run(job, held.folder, start, batches, course, writer, observer, judge)
+            run = replace(
+                make_run(job, held.folder, start, batches, course, writer, observer, judge),
+                interrupted=lambda: interrupted() or (watcher is not None and watcher.has_failed()),
+                progress_interval_s=0.0 if view == "quiet" else _PROGRESS_EVERY_S,
+                timeline=TimelineFile(held.folder, job.plan, start.position.step, trace, observer)
+                if trace
+                else None,
+            )
             observer(_started(job, held.path, run, linked=engine is not None))
-            for note in (*notes, *_notes(job, held, batches, record)):
+            for note in notes:
                 observer(Note(note))
             for bad in batches.left_out:
                 log(Note(f"left out: {bad.path}: {bad.why}"))
-            if trace:
-                recorded = TimelineFile(held.folder, job.plan, start.position.step, trace, observer)
-                run = replace(run, timeline=recorded)
-            progress_s = 0.0 if view == "quiet" else _PROGRESS_EVERY_S
-            run = replace(
-                run,
-                interrupted=lambda: interrupted() or (watcher is not None and watcher.has_failed()),
-                progress_interval_s=progress_s,
-            )
             _carry_out_logged(run, engine, log)
             return run.recorder.snapshots.newest or start, batches.facts
     finally:
         if writer.settle(0.0):  # else it may yet write: the folder stays locked
             store.close()
+
+
+def _checked(
+    job: Job, held: HeldRun, start: RunState, batches: Batches, record: DataRecord
+) -> list[str]:
+    """Check the examples, now that they are read; gives what is to be said before training.
+
+    Raises:
+        ConfigError: where they are not those that the run began with, or the network can't take
+            them.
+    """
+    data = job.config.data
+    notes = check_same_data(start, batches, record, data, held.path / IMAGES)
+    # files that can't be read may have been left out
+    check_data(data, batches.facts, batch_norm=any(spec.normalises for spec in job.specs))
+    return [*notes, *_notes(job, held, batches, record)]
 
 
 def _notes(job: Job, held: HeldRun, batches: Batches, record: DataRecord) -> Iterator[str]:
