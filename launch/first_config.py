@@ -40,6 +40,8 @@ _LEAST_SIDE = 8
 """Pixels of a side from which convolutions have something to look at."""
 _FEW, _MANY = 5_000, 20_000
 """Training examples."""
+_FIXED = "\u00a0"
+"""A space at which no line is broken: a shape stays together."""
 _SHARE = 0.2
 """Of the training examples, to test on where there are no others."""
 
@@ -178,7 +180,7 @@ def _about(data: str, facts: DataFacts, names: Sequence[str]) -> str:
     tested = f", {facts.test_images:,} to test on" if facts.test_images else ""
     classes = f"{facts.classes} classes" if facts.classes else "targets are numbers"
     named = f" ({shortened(names)})" if names else ""
-    shape = " × ".join(map(str, facts.shape))
+    shape = f"{_FIXED}×{_FIXED}".join(map(str, facts.shape))
     return (
         f"{data}: {facts.train_images:,} examples to train on{tested}; {classes}{named}; each is "
         f"{facts.dtype} of {shape}."
@@ -203,8 +205,11 @@ def _text(seen: Seen) -> str:
         "data": rows,
         "runtime": [Row("seed", 1, "another: other initial weights, another order of images")],
     }
+    about = wrap(
+        seen.about, 96, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
+    )
     lines = [
-        *wrap(seen.about, 96, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False),
+        *(line.replace(_FIXED, " ") for line in about),
         "# Written by pipeline-init; docs/config.md has every key. Other networks, losses, rules:",
         "# pipeline-launch --list models (losses, rules).",
         "",

@@ -76,6 +76,15 @@ def arrays(name: str = "my.npz", **given: Any) -> str:
 # --- it trains ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("length", range(40, 60))
+def test_the_shape_of_an_example_stays_on_one_line(length: int) -> None:
+    name = "n" * length + ".npz"
+    arrays(name, X=np.zeros((60, 3, 32, 32), np.uint8), y=np.arange(60) % 3)
+    text = first_config(name)
+    assert "uint8 of 3 × 32 × 32." in text
+    assert "\u00a0" not in text
+
+
 @pytest.mark.usefixtures("torch_settings")
 def test_a_folder_of_small_pictures_is_learned_as_it_is() -> None:
     CliRunner().invoke(write_digits, ["png"])
