@@ -80,7 +80,8 @@ def _of_run(run: Run, most: int) -> Iterable[Piece]:
 
 
 def _image(found: Similarities, matrix: Tensor, name: str) -> Image:
-    within, between = found.within_and_between(matrix)
+    # 0.0: none below zero that is so small that it is shown as -0.00
+    within, between = (round(mean, 2) + 0.0 for mean in found.within_and_between(matrix))
     means = (
         f"within {within:.2f}",
         f"between {between:.2f}",
