@@ -31,4 +31,5 @@ class BestSoFar:
 
     def in_words(self) -> str:
         """Why a run may end, as a part of a sentence."""
-        return f"{self.epochs_since} epochs brought no lower tested error than epoch {self.epoch}"
+        since = f"{self.epochs_since} epoch{'s' * (self.epochs_since != 1)}"
+        return f"{since} brought no lower tested error than epoch {self.epoch}"

@@ -34,3 +34,5 @@ def test_the_first_epoch_with_the_least_error_is_kept(
 def test_why_a_run_ends_is_said_in_words() -> None:
     said = "3 epochs brought no lower tested error than epoch 4"
     assert BestSoFar(4, 1.5, 7).in_words() == said
+    said = "1 epoch brought no lower tested error than epoch 4"
+    assert BestSoFar(4, 1.5, 5).in_words() == said
