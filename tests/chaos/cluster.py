@@ -17,6 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +36,7 @@ from support.terminal import terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
 
     from support.hosts import ImitatedHost
     from support.ray_on_hosts import RayOnHosts
@@ -50,7 +52,7 @@ runtime: {checkpoint_every_steps: 20, max_restarts: 1000}
 SNAPSHOT_STEPS = 20
 LONGER = DIGITS.replace("epochs: 15", "epochs: 60")
 """Until second agents are there, one host after the other."""
-LONG = DIGITS.replace("epochs: 15", "epochs: 200")
+LONG = DIGITS.replace("epochs: 15", "epochs: 150")
 """That a cluster without its head, which Ray ends after a minute, does not train to its end."""
 VGG = """\
 model: {name: vgg8b, feat_mult: 0.125, hidden: 128, dropout: 0.1}
@@ -62,7 +64,8 @@ runtime: {checkpoint_every_steps: 2, max_restarts: 1000}
 CPUS = (1, 1, 3)
 """That the hosts lend: with three stages, the last host has room for two more."""
 TEAM = f"{DIGITS}parallel: {{members: 3}}\n"
-REPLICAS = f"{DIGITS}parallel: {{replicas: {{1: 2}}}}\n"
+REPLICAS_OF_ONE = "parallel: {replicas: {1: 2}}\n"
+REPLICAS = DIGITS + REPLICAS_OF_ONE
 THREE_STAGES = ("--stages", "3")
 
 
@@ -103,7 +106,13 @@ def a_host(training: Training) -> str:
 
 def a_host_that_is_back(training: Training) -> str:
     """Its power is back at once; there is no room without it."""
-    took = training.hit(partial(_turn_off_and_on, training.cluster, training.cluster.hosts[2]))
+    cluster = training.cluster
+
+    def off_and_on() -> None:
+        _turn_off_and_on(cluster, cluster.hosts[2])
+        cluster.start(2)
+
+    took = training.hit(off_and_on)
     return f"again after {took:.1f} s"
 
 
@@ -230,7 +239,7 @@ CASES = {
     "a replica killed": Case(a_stage, REPLICAS),
     "an actor killed": Case(an_actor, LONGER),
     "a raylet killed": Case(a_raylet, LONGER),
-    "a raylet killed, with a replica": Case(a_raylet, REPLICAS),
+    "a raylet killed, with a replica": Case(a_raylet, LONGER + REPLICAS_OF_ONE),
     "a host turned off": Case(a_host),
     "a host turned off and on": Case(a_host_that_is_back),
     "no room until a host joins": Case(room_that_comes),
@@ -256,7 +265,7 @@ def single(folder: Path, config: str) -> dict[int, str]:
 
 
 def storm(training: Training, hits: int, seed: int) -> str:
-    """Hit it again and again; what is lost of the cluster is there again at once."""
+    """Hit it again and again; what is lost of the cluster is there again soon."""
     draws, cluster, told = random.Random(seed), training.cluster, list[str]()
     for number in range(1, hits + 1):
         time.sleep(draws.uniform(0.5, 2.0))
@@ -265,7 +274,17 @@ def storm(training: Training, hits: int, seed: int) -> str:
         if what in ("raylet", "host"):  # the first host has the head and the launcher
             with_stages = [host for host in with_stages if host.number]
         host = draws.choice(with_stages)
-        took = training.hit(partial(_BLOWS[what], cluster, host))
+        with ThreadPoolExecutor(1) as meanwhile:  # it may train again before a host has joined
+            mended: list[Future[None]] = []
+
+            def strike(what: str = what, host: ImitatedHost = host) -> None:
+                _BLOWS[what](cluster, host)
+                if what in ("raylet", "host"):
+                    mended.append(meanwhile.submit(cluster.start, host.number))  # noqa: B023
+
+            took = training.hit(strike)
+            for each in mended:
+                each.result()
         told.append(f"{what} of {host.name} {took:.1f}")
         print(f"{number}: {told[-1]}", file=sys.stderr, flush=True)
     return ", ".join(told)
@@ -282,13 +301,11 @@ def _kill_agents(cluster: RayOnHosts, host: ImitatedHost) -> None:
 def _kill_raylet(cluster: RayOnHosts, host: ImitatedHost) -> None:
     kill(host.processes("/raylet/raylet "))
     until(lambda: not host.processes("/raylet/raylet "), "its end")
-    cluster.start(host.number)
 
 
 def _turn_off_and_on(cluster: RayOnHosts, host: ImitatedHost) -> None:
     host.turn_off()
     host.turn_on()
-    cluster.start(host.number)
 
 
 _BLOWS = {
