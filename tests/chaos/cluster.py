@@ -136,8 +136,8 @@ def a_cable(training: Training) -> str:
     host.cut()
     time.sleep(20.0)
     host.join()
-    fed = training.log.count("checkpoint ")
-    took = training.wait_for("checkpoint ", fed + 1)
+    fed = training.log.count("checkpoint step-")
+    took = training.wait_for("checkpoint step-", fed + 1)
     assert "restart " not in training.log, training.all_said
     return f"healed {took:.1f} s after it was back"
 
@@ -324,7 +324,7 @@ def carry_out(case: Case, folder: Path) -> tuple[dict[int, str], str]:
         where = (case.launcher_on, screen)
         training = Training(cluster, folder / "t", case.config, case.words, *where)
         if case.act is not undisturbed:
-            training.wait_for("checkpoint ")
+            training.wait_for("checkpoint step-")
         said = case.act(training)
         training.ends()
         return final_digests(training.run_dir), said

@@ -66,7 +66,7 @@ def test_a_run_whose_broker_is_gone_ends_in_order(
             output=screen.end,
         )
         log = tmp_path / "run" / "run.log"
-        until(lambda: log.exists() and "checkpoint " in log.read_text(), screen.text, 150.0)
+        until(lambda: log.exists() and "checkpoint step-" in log.read_text(), screen.text, 150.0)
         brokers = [p for p in run.family() if "launch.engines.ray_broker" in _line(p)]
         for broker in brokers:
             broker.kill()
