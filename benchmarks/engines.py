@@ -44,8 +44,8 @@ class Task(NamedTuple):
 
 
 TASKS = {
-    "digits": Task("digits", (), 1408, 12),
-    "mnist_mlp": Task("mnist_mlp", ("loss.name=pred",), 12_800, 4),
+    "digits": Task("digits", (), 1408, 40),
+    "mnist_mlp": Task("mnist_mlp", ("loss.name=pred",), 12_800, 6),
 }
 
 
