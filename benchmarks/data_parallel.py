@@ -19,7 +19,7 @@ import click
 
 from benchmarks.lib.command_line import provenance_now, with_usage_errors
 from benchmarks.lib.contenders import BATCH, NEVER, finished
-from benchmarks.lib.report import Finding, Report, spread
+from benchmarks.lib.report import Finding, Report, ratio_findings, speeds
 from benchmarks.lib.result_files import RESULTS, keep_so_far, make_writable, write_result
 from launch.display.format import markdown
 from pipeline.run.metrics import METRICS_FILE, tested
@@ -83,26 +83,9 @@ def _of_run(run: Path) -> Lap:
     }
 
 
-def speeds(laps: Sequence[Lap]) -> list[float]:
-    """Images/s of the laps that did not fail."""
-    return [one["images_per_s"] for one in laps if "failed" not in one]
-
-
 def findings(result: Result) -> list[Finding]:
     """Ours beside the rival, by network."""
-    found = []
-    for network, ways in result["networks"].items():
-        pairs = zip(ways[OURS], ways[RIVAL], strict=True)
-        ratios = [
-            ours["images_per_s"] / rival["images_per_s"]
-            for ours, rival in pairs
-            if not {"failed"} & {*ours, *rival}
-        ]
-        if ratios:
-            met = median(ratios) >= AT_LEAST
-            what = f"{network}: {OURS} to {RIVAL}"
-            found.append(Finding(what, spread(ratios, " ×"), f"≥ {AT_LEAST}", met))
-    return found
+    return ratio_findings(result, OURS, RIVAL, AT_LEAST)
 
 
 def table(result: Result) -> str:

@@ -18,7 +18,7 @@ import click
 
 from benchmarks.lib.command_line import provenance_now, with_usage_errors
 from benchmarks.lib.contenders import NEVER, finished, timed_epochs
-from benchmarks.lib.report import Finding, Report, spread
+from benchmarks.lib.report import Finding, Report, ratio_findings, speeds
 from benchmarks.lib.result_files import RESULTS, keep_so_far, make_writable, write_result
 from launch.display.format import markdown
 
@@ -67,24 +67,9 @@ def lap(task: Task, way: str, stages: int, address: str | None, settings: Sequen
         return answer if isinstance(answer, dict) else timed_epochs(run, task.images)
 
 
-def ratios(laps: Sequence[Sequence[Lap]]) -> list[float]:
-    """Ray's speed to that without it, of rounds in which neither failed."""
-    return [
-        ray["images_per_s"] / local["images_per_s"]
-        for local, ray in zip(*laps, strict=True)
-        if not {"failed"} & {*local, *ray}
-    ]
-
-
 def findings(result: Result) -> list[Finding]:
     """By network."""
-    found = []
-    for network, ways in result["networks"].items():
-        if measured := ratios([ways[way] for way in WAYS]):
-            met = median(measured) >= AT_LEAST
-            what = f"{network}: --engine ray to --engine local"
-            found.append(Finding(what, spread(measured, " ×"), f"≥ {AT_LEAST}", met))
-    return found
+    return ratio_findings(result, "ray", "local", AT_LEAST, "--engine {}")
 
 
 def table(result: Result) -> str:
@@ -92,9 +77,9 @@ def table(result: Result) -> str:
     rows = []
     for network, ways in result["networks"].items():
         for way, laps in ways.items():
-            speeds = [one["images_per_s"] for one in laps if "failed" not in one]
+            done = speeds(laps)
             failed = [one["failed"] for one in laps if "failed" in one]
-            said = f"{median(speeds):,.0f}" if speeds else f"failed: {failed[0]}"
+            said = f"{median(done):,.0f}" if done else f"failed: {failed[0]}"
             rows.append([network, f"--engine {way}", said])
     headings = ["network", "way", "images/s"]
     return markdown(headings, rows, headings[:2])

@@ -6,7 +6,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
 Result: TypeAlias = "Mapping[str, Any]"
@@ -43,3 +43,30 @@ def spread(values: Sequence[float], unit: str = "") -> str:
     """The median, of how many, from the least to the largest."""
     low, high = min(values), max(values)
     return f"{median(values):.3f}{unit} (of {len(values)}, {low:.3f} to {high:.3f})"
+
+
+def speeds(laps: Iterable[Mapping[str, Any]]) -> list[float]:
+    """Images/s of the laps that did not fail."""
+    return [one["images_per_s"] for one in laps if "failed" not in one]
+
+
+def ratio_findings(
+    result: Result, way: str, other: str, at_least: float, named: str = "{}"
+) -> list[Finding]:
+    """By network, how fast one way is beside another, of rounds in which neither failed.
+
+    Args:
+        named: what to call a way.
+    """
+    found = []
+    for network, ways in result["networks"].items():
+        ratios = [
+            one["images_per_s"] / beside["images_per_s"]
+            for one, beside in zip(ways[way], ways[other], strict=True)
+            if not {"failed"} & {*one, *beside}
+        ]
+        if ratios:
+            met = median(ratios) >= at_least
+            what = f"{network}: {named.format(way)} to {named.format(other)}"
+            found.append(Finding(what, spread(ratios, " ×"), f"≥ {at_least}", met))
+    return found
