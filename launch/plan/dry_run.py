@@ -128,13 +128,9 @@ def dry_run_report(
 def _team(config: Config, plan: Plan, costs: Sequence[BlockCost]) -> str:
     """What members of a team do, as sentences."""
     found = 4 * sum(cost.parameters + cost.head_parameters for cost in costs)
-    named = ("batch_norm", "similarity")
-    whole = [name for name in named if getattr(config.parallel, name) == "batch"]
-    waits = (
-        f"For parallel.{' and parallel.'.join(whole)} they wait for each other within each block. "
-        if whole
-        else ""
-    )
+    waits = ""
+    if whole := config.parallel.sees_batch:
+        waits = f"For {' and '.join(whole)} they wait for each other within each block. "
     return (
         f"Data-parallel (parallel.members {plan.members}): each process holds the whole network, "
         "learns from a share of every batch and does that share of its multiply-adds; with each "

@@ -201,6 +201,12 @@ class ParallelConfig(Section):
     Each takes one of so many batches, all from the same weights, and one step is made from the mean
     of their gradients: so often fewer steps, as if batches of these blocks were larger."""
 
+    @property
+    def sees_batch(self) -> list[str]:
+        """Keys of what sees the whole batch, for which members wait within each block."""
+        seen = {"batch_norm": self.batch_norm, "similarity": self.similarity}
+        return [f"parallel.{name}" for name, what in seen.items() if what == "batch"]
+
 
 class Config(Section):
     """A whole run: its sections, and what must fit across them."""
@@ -279,19 +285,17 @@ class Config(Section):
 
     def _misfits_of_whole_batches(self) -> Iterator[Misfit]:
         """What members of a team see of each other while they compute."""
-        sees = {"batch_norm": self.parallel.batch_norm, "similarity": self.parallel.similarity}
         others = {
             "runtime.compile": self.runtime.compile,
             "runtime.recompute": self.runtime.recompute > 0,
             "optimizer.accumulate": self.optimizer.accumulate > 1,
         }
-        for name in (name for name, seen in sees.items() if seen == "batch"):
-            key = f"parallel.{name}"
+        for key in self.parallel.sees_batch:
             if self.parallel.members == 1:
                 yield Misfit(key, "batch: needs parallel.members 2 or more, who share batches")
             for other in (other for other, is_set in others.items() if is_set):
                 yield Misfit(key, f"batch: doesn't go with {other}: leave one of them out")
-            if name == "similarity" and self.loss.local not in ("sim", "predsim"):
+            if key == "parallel.similarity" and self.loss.local not in ("sim", "predsim"):
                 yield Misfit(key, "batch: needs loss.name sim or predsim")
 
     def _misfits_of_replicas(self) -> Iterator[Misfit]:
