@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MOST_PEERS = 20
 """More peers than these are only counted: a stranger must not fill the log, nor the memory."""
@@ -20,7 +24,16 @@ class Rejections:
         self._peers: set[str] = set()
         self._told: set[str] = set()
         self._news: deque[str] = deque()
+        self._looks: list[Callable[[], None]] = []
         self.count = 0
+
+    def watch(self, look: Callable[[], None]) -> None:
+        """Have `look` reject, before the summary, those at whom nobody has looked yet."""
+        self._looks.append(look)
+
+    def unwatch(self, look: Callable[[], None]) -> None:
+        """There is nobody left to look at."""
+        self._looks.remove(look)
 
     def reject(self, peer: str, why: str) -> None:
         """Count a message, or a greeting, that `peer` should not have sent."""
@@ -42,5 +55,7 @@ class Rejections:
 
     def summary(self) -> list[str]:
         """Lines that were not given out yet, and the count unless it is 0."""
+        for look in self._looks:
+            look()
         count = f"{self._where}: {self.count} messages were turned away in all"
         return [*self.news(), *([count] if self.count else [])]

@@ -50,7 +50,7 @@ _FAILED_GREETINGS = (
 )
 _LEFT = (errno.EPIPE, errno.ECONNRESET)
 """Why a handshake failed whose peer left before its end, as a worker does that is killed then."""
-_CUT_OFF_EVERY_S = 0.5
+_LOOKS_EVERY_S = 0.5
 """Meanwhile connections of strangers wait in the kernel, and take no time of this process."""
 _WAITING_MESSAGES = 1000
 """That a peer may have waiting at a listener; ours have a few."""
@@ -110,11 +110,12 @@ class Listener:
         self._socket, self._failures, self._allowed = socket, failures, allowed
         self._port, self._rejections = port, rejections
         self._is_open, self._was_open = port is None, port is None
-        self._cut_off_again = 0.0
+        self._look_again = 0.0
         self.endpoint = endpoint
         """Where it listens, the port that the system chose included."""
         self.where = port.where if port else None
         """Where other ports of this link may be."""
+        rejections.watch(self._reject_strangers)
 
     def admit(self, keys: Iterable[str | None]) -> None:
         """From now on who connects must hold one of these public keys; until then nobody gets in.
@@ -140,7 +141,9 @@ class Listener:
 
     def poll(self, timeout_s: float) -> bool:
         """Wait for a message; whether one is there."""
-        self._reject_strangers()
+        if monotonic() > self._look_again:
+            self._look_again = monotonic() + _LOOKS_EVERY_S
+            self._reject_strangers()
         return waits(self._socket) or bool(timeout_s > 0 and self._socket.poll(ms(timeout_s)))
 
     def _reject_strangers(self) -> None:
@@ -149,10 +152,8 @@ class Listener:
                 self._rejections.reject(
                     "somebody", "it did not greet in time as a process of this run does"
                 )
-        if self._port and monotonic() > self._cut_off_again:
-            self._cut_off_again = monotonic() + _CUT_OFF_EVERY_S
-            for address in self._port.cut_off():
-                self._rejections.reject(address, "all processes of this run that connect here have")
+        for address in self._port.cut_off() if self._port else ():
+            self._rejections.reject(address, "all processes of this run that connect here have")
 
     def take(self) -> Envelope:
         """The next message; waits until one is there."""
@@ -167,6 +168,7 @@ class Listener:
                 raise
 
     def close(self, linger_ms: int = 0) -> None:
+        self._rejections.unwatch(self._reject_strangers)
         self._socket.disable_monitor()
         self._failures.close(linger=0)
         self._socket.close(linger=linger_ms)

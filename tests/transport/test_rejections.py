@@ -168,6 +168,24 @@ def test_processes_of_a_run_understand_each_other(house: House) -> None:
     assert house.server.rejections.summary() == []
 
 
+def test_who_came_since_the_last_look_is_in_the_summary(house: House) -> None:
+    """Listeners look for strangers now and then; at the end of a run there is no next time."""
+    sockets = house.with_keys(None)
+    listener = sockets.listen("tcp://127.0.0.1:*", most_bytes=1000)
+    host, port = listener.endpoint.removeprefix("tcp://").rsplit(":", 1)
+    listener.open()
+    listener.shut()
+    listener.poll(0.0)
+    for _ in range(3):
+        socket.create_connection((host, int(port))).close()
+    assert sockets.rejections.summary() == [
+        "control: 127.0.0.1 was turned away: all processes of this run that connect here have",
+        "control: 3 messages were turned away in all",
+    ]
+    listener.close()
+    assert sockets.rejections.summary() == ["control: 3 messages were turned away in all"]
+
+
 def test_keys_of_another_run_do_not_open(house: House) -> None:
     stranger = new_keys()
     assert not house.hears(house.client(0, stranger))
