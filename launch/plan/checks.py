@@ -139,7 +139,8 @@ def check_job(name: str, config: Config, options: Options, cluster: Engine | Non
             if why := too_large(config, facts, specs, costs, {devices[0]: (spec.index,)}):
                 raise ConfigError(f"--measure: {why}")
     known = find_speed(options, config, facts, specs, costs, devices)
-    config, plan = divided(options, config, specs, costs, hosts, known)
+    fed_from = _host_of_launcher(hosts, cluster)
+    config, plan = divided(options, config, specs, costs, hosts, fed_from, known)
     _check_system(config, options, plan, hosts, cluster)
     why = too_large(config, facts, specs, costs, plan.blocks_of_devices)
     if why and not options.dry_run:
@@ -299,6 +300,12 @@ def _ports_of(stages: Sequence[StagePlan]) -> int:
 def _hosts_here(hosts: Sequence[Host], cluster: Engine | None) -> list[str]:
     """The hosts that are this machine, by name: the launcher is there, too."""
     return [host.name for host in hosts if cluster is None or host.address == cluster.address]
+
+
+def _host_of_launcher(hosts: Sequence[Host], cluster: Engine | None) -> str:
+    """By name; by its address where it lends nothing to stages."""
+    here = _hosts_here(hosts, cluster)
+    return here[0] if here or cluster is None else str(cluster.address)
 
 
 def _check_listening(

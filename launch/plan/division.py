@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from launch.machine.gpus import devices
@@ -13,7 +13,6 @@ from pipeline.errors import SINGLE, STAGES, ConfigError
 from pipeline.planning.hosts import (
     Wanted,
     devices_of,
-    local_name,
     on_hosts,
     planned_devices,
     this_machine,
@@ -104,11 +103,13 @@ def divided(
     specs: Sequence[BlockSpec],
     costs: Sequence[BlockCost],
     hosts: Sequence[Host],
+    fed_from: str,
     known: KnownSpeed | None,
 ) -> tuple[Config, Plan]:
     """The plan, and the configuration with the replicas that the options ask for.
 
     Args:
+        fed_from: the host of the coordinator, by name.
         known: of the blocks on these devices; None: the plan goes by their costs.
 
     Raises:
@@ -117,15 +118,16 @@ def divided(
     """
     if config.parallel.members > 1:
         plan = plan_members(specs, config.parallel.members, planned_devices(hosts))
-        return config, on_hosts(plan, costs, hosts)
+        return config, on_hosts(replace(plan, fed_from=fed_from), costs, hosts)
     if options.plan is not None:  # single mode does all its stages in turn
         placed = devices_of(hosts)
-        plan = load_plan(options.plan, specs, placed)
+        plan = replace(load_plan(options.plan, specs, placed), fed_from=fed_from)
         return _replicated(options, config, plan, known, costs, placed, hosts)
     placed = planned_devices(hosts)
     stages = 1 if config.loss.is_global else options.stages
     loads = known.timing.loads if known else None
     plan = make_plan(specs, costs, stages=stages, devices=placed, loads=loads)
+    plan = replace(plan, fed_from=fed_from)
     config, plan = _replicated(options, config, plan, known, costs, placed, hosts)
     return config, on_hosts(plan, costs, hosts)
 
@@ -141,8 +143,7 @@ def _replicated(
 ) -> tuple[Config, Plan]:
     """The configuration and the plan with the replicas that are asked for, in either."""
     if options.replicas:
-        room = _room(hosts)
-        replicas = asked_for(options.replicas, config, plan, known, devices, room)
+        replicas = asked_for(options.replicas, config, plan, known, devices, hosts)
         tree = config_tree(config)
         tree["parallel"]["replicas"] = replicas
         config = build_config(tree, "--replicas")
@@ -150,12 +151,3 @@ def _replicated(
         return config, plan
     loads = known.timing.loads if known else None
     return config, with_replicas(plan, config.parallel.replicas, costs, devices, loads)
-
-
-def _room(hosts: Sequence[Host]) -> int:
-    """For how many processes: one for each GPU, or as many as CPUs lend cores for."""
-    devices = devices_of(hosts)
-    if any(local_name(device) != "cpu" for device in devices):
-        return len(devices)
-    cores = len(os.sched_getaffinity(0))
-    return sum(cores if host.room is None else host.room for host in hosts)

@@ -47,7 +47,8 @@ def find_speed(
             )
         device, precision = load_device(options.assume), config.runtime.precision
         speed = device.speed(precision, str(options.assume))
-        timing = assumed(costs, device, speed, config.data.batch_size)
+        nbytes = facts.example_bytes + facts.target_bytes
+        timing = assumed(costs, device, speed, config.data.batch_size, nbytes)
         source = f"assumed: {options.assume}, {precision}"
         return KnownSpeed(timing, source, device.memory_bytes)
     if options.measure:

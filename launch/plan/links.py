@@ -76,15 +76,19 @@ def planned_links(job: Job) -> list[PlannedLink]:
     speeds = job.known_speed.timing.links if job.known_speed else None
     found = []
     for before, stage, nbytes in zip([None, *stages], stages, sizes, strict=False):
-        kind, why = _carrier(before, stage, job.config.runtime.transport)
+        sender = before.host if before else job.plan.fed_from
+        kind, why = _carrier(before, stage, sender, job.config.runtime.transport)
         seconds = None if speeds is None else _seconds(kind, nbytes, speeds)
         found.append(PlannedLink(stage.stage, kind, why, nbytes, seconds))
     return found
 
 
-def _carrier(before: StagePlan | None, stage: StagePlan, transport: str) -> tuple[str, str]:
-    """What will carry tensors to a stage, and why. `before`: None for the coordinator."""
-    if stage.host != (before.host if before else ""):
+def _carrier(
+    before: StagePlan | None, stage: StagePlan, sender: str, transport: str
+) -> tuple[str, str]:
+    """What will carry tensors to a stage, and why. `before`: None for the coordinator; `sender`:
+    the host of either."""
+    if stage.host != sender:
         if transport == "tcp-plain":
             return "plain-stream", "between hosts, and runtime.transport tcp-plain seals nothing"
         if why := why_no_seal():

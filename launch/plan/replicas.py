@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError, Option
+from pipeline.planning.hosts import devices_of, local_name, on_hosts
 from pipeline.planning.plan import with_replicas
 
 if TYPE_CHECKING:
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 
     from launch.job import KnownSpeed
     from pipeline.config.sections import Config
+    from pipeline.planning.hosts import Host
     from pipeline.planning.plan import Plan
 
 REPLICAS = Option("replicas")
@@ -27,14 +30,14 @@ def asked_for(
     plan: Plan,
     known: KnownSpeed | None,
     devices: Sequence[str],
-    processes: int,
+    hosts: Sequence[Host],
 ) -> dict[int, int]:
     """The replicas of each block that has any, by its index.
 
     Args:
         texts: of the option.
         devices: on which processes are placed.
-        processes: for how many of them there is room.
+        hosts: which have these.
 
     Raises:
         ConfigError: where a text is no STAGE:N, there is no such stage, or nothing says which.
@@ -42,7 +45,7 @@ def asked_for(
     if _AUTO in texts:
         if len(texts) > 1:
             raise ConfigError(REPLICAS, " auto: chooses by itself: leave the others out")
-        return _best(config, plan, known, devices, processes)
+        return _best(config, plan, known, devices, hosts)
     found: dict[int, int] = {}
     for text in texts:
         match = re.fullmatch(r"([0-9]{1,4}):([0-9]{1,4})", text)
@@ -65,7 +68,7 @@ def _best(
     plan: Plan,
     known: KnownSpeed | None,
     devices: Sequence[str],
-    processes: int,
+    hosts: Sequence[Host],
 ) -> dict[int, int]:
     """Those with which the plan is predicted to be fastest, one stage and number after another, as
     long as each brings something; none where nothing does."""
@@ -80,10 +83,10 @@ def _best(
 
     def speed(replicas: dict[int, int]) -> float:
         grown = with_replicas(plan, replicas, timing.costs, devices, timing.loads)
-        return timing.prospect(grown, slots).images_per_s
+        return timing.prospect(on_hosts(grown, timing.costs, hosts), slots).images_per_s
 
     best = speed(chosen)
-    most = max(0, processes - plan.n_stages)
+    most = max(0, _room(hosts) - plan.n_stages)
     while most > 0:
         tries = []
         for stage in plan.stages:
@@ -95,3 +98,12 @@ def _best(
             break
         best, chosen, most = found, tried, most - 1
     return chosen
+
+
+def _room(hosts: Sequence[Host]) -> int:
+    """For how many processes: one for each GPU, or as many as CPUs lend cores for."""
+    devices = devices_of(hosts)
+    if any(local_name(device) != "cpu" for device in devices):
+        return len(devices)
+    cores = len(os.sched_getaffinity(0))
+    return sum(cores if host.room is None else host.room for host in hosts)

@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 from typing import TYPE_CHECKING
 
-from pipeline.planning.plan import Plan
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pipeline.planning.cost import BlockCost
+    from pipeline.planning.plan import Plan
 
 TO_COME = "host-to-come"
 """Stands in a plan for a host that has not joined yet."""
@@ -144,9 +143,5 @@ def _between_hosts(plan: Plan, traffic: Sequence[int], names: dict[str, str]) ->
 
 
 def _renamed(plan: Plan, devices: Sequence[str]) -> Plan:
-    return Plan(
-        tuple(
-            replace(stage, device=device)
-            for stage, device in zip(plan.stages, devices, strict=True)
-        )
-    )
+    stages = zip(plan.stages, devices, strict=True)
+    return replace(plan, stages=tuple(replace(stage, device=device) for stage, device in stages))

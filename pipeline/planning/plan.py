@@ -12,7 +12,7 @@ choice is a function of the costs alone: the same costs are planned the same way
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -72,9 +72,11 @@ class StagePlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where every block is trained."""
+    """Where every block is trained. `fed_from`: the host of the coordinator, which reads the data;
+    empty: the machine of the launcher, as `StagePlan.host`."""
 
     stages: tuple[StagePlan, ...]
+    fed_from: str = ""
 
     @property
     def n_stages(self) -> int:
@@ -231,14 +233,11 @@ def with_replicas(
     sums = [max(1, sum(loads[b] for b in blocks) // number) for blocks, _, number in grown]
     traffic = [costs[blocks[-1]].sent_bytes for blocks, _, _ in grown[:-1]]
     placement = place(sums, len(devices), traffic)
-    return Plan(
-        tuple(
-            StagePlan(at, blocks, devices[device], member, number, number > 1)
-            for at, ((blocks, member, number), device) in enumerate(
-                zip(grown, placement, strict=True)
-            )
-        )
+    stages = tuple(
+        StagePlan(at, blocks, devices[device], member, number, number > 1)
+        for at, ((blocks, member, number), device) in enumerate(zip(grown, placement, strict=True))
     )
+    return replace(plan, stages=stages)
 
 
 def plan_members(specs: Sequence[BlockSpec], members: int, devices: Sequence[str]) -> Plan:

@@ -27,7 +27,8 @@ _SHORTEST_S = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class StageWork:
-    """What one batch costs a stage, in seconds of its device.
+    """What one batch costs a stage, or the coordinator that feeds the first one, in seconds of its
+    device.
 
     `forward_s`: until it can send; `send_s`: the copy; `learn_s`: after it has sent.
     `link_s`: what it sent keeps the link to the next stage busy for so long, one batch after the
@@ -54,13 +55,16 @@ class StageWork:
         return self.forward_s + self.send_s + self.learn_s
 
 
+NO_FEED = StageWork(-1, 0.0, 0.0)
+"""Batches are there, on no device that counts."""
+
+
 def batch_s(
     works: Sequence[StageWork],
     *,
     capacity: float,
     slots: int,
-    feed_s: float = 0.0,
-    feed_device: int | None = None,
+    feed: StageWork = NO_FEED,
 ) -> float:
     """Seconds from one batch to the next in the steady state of a pipeline.
 
@@ -75,26 +79,25 @@ def batch_s(
         capacity: of each device, how many stages it runs at once: 1 for a GPU, cores by threads of
             a stage for a CPU. Beyond it they share it evenly.
         slots: batches that may wait, or be worked on, behind each link.
-        feed_s: seconds that the coordinator needs to prepare a batch.
-        feed_device: where it does; None: on none of these.
+        feed: the coordinator, which prepares batches and sends them to the first of the works.
     """
-    loads = {work.device: feed_s if work.device == feed_device else 0.0 for work in works}
+    loads = {work.device: feed.total_s * (work.device == feed.device) for work in works}
     for work in works:
         loads[work.device] += work.total_s
-    floor = max(feed_s, _SHORTEST_S, *(load / capacity for load in loads.values()))
-    floor = max(floor, *(max(work.total_s, work.link_s) for work in works))
+    floor = max(_SHORTEST_S, *(load / capacity for load in loads.values()))
+    floor = max(floor, *(max(work.total_s, work.link_s) for work in (feed, *works)))
     taken = [work.total_s for work in works]
     for _ in range(_ROUNDS):
         # where one stage works at a time, the device's load says all of those that take turns on it
         circles = [
             (work.send_s + work.travel_s + after_s + work.credit_s) / slots
-            for work, after, after_s in zip(works, works[1:], taken[1:], strict=False)
+            for work, after, after_s in zip((feed, *works), works, taken, strict=False)
             if capacity > 1 or after.device != work.device
         ]
         stretched = taken if capacity > 1 else []
         period = max([floor, *circles, *stretched])
         shares = [min(1.0, took_s / period) for took_s in taken]
-        at_work = {device: feed_s / period * (device == feed_device) for device in loads}
+        at_work = {device: feed.total_s / period * (device == feed.device) for device in loads}
         for work, share in zip(works, shares, strict=True):
             at_work[work.device] += share
         taken = [
@@ -149,9 +152,10 @@ class Timing:
     """Times of every block, for batches of `batch_size` on devices of one kind.
 
     `capacity`: how many stages a device runs at once.
-    `feed_s`: what the coordinator needs to prepare a batch, on the CPU.
+    `feed_s`: what the coordinator needs to prepare a batch, on the CPU of its host.
     `crowded_speed`: of several processes that share a CPU's caches, memory and clock, hops
     between them included, over what each reaches alone.
+    `example_bytes`: of an example and its target, which the coordinator sends to the first stage.
     """
 
     times: tuple[BlockTimes, ...]
@@ -161,6 +165,7 @@ class Timing:
     capacity: float = 1.0
     feed_s: float = 0.0
     crowded_speed: float = 1.0
+    example_bytes: int = 0
 
     @property
     def loads(self) -> list[int]:
@@ -195,11 +200,7 @@ class Timing:
         """Its steady state: see `batch_s`."""
         works, names = self.works(plan), _devices(plan)
         plain_s = batch_s(
-            works,
-            capacity=self.capacity,
-            slots=max_in_flight,
-            feed_s=self.feed_s,
-            feed_device=names.index("cpu") if "cpu" in names else None,
+            works, capacity=self.capacity, slots=max_in_flight, feed=self._feed(plan, names)
         )
         loads = dict.fromkeys(names, 0.0)
         for work in works:
@@ -219,20 +220,38 @@ class Timing:
         if after is None:
             return StageWork(device, begin, learn)
         nbytes = self.costs[blocks[-1]].sent_bytes * self.batch_size
-        link_s, latency_s, credit_s = nbytes / links.sent_per_s, links.latency_s, 0.0
-        if after.host != stage.host:
-            link_s, latency_s = nbytes / links.network_per_s, links.network_latency_s
-            credit_s = latency_s
-        elif after.device == stage.device:
-            link_s = latency_s = 0.0
         send_s = nbytes / links.copied_per_s
-        return StageWork(device, begin, learn, send_s, link_s, latency_s, credit_s)
+        work = StageWork(device, begin, learn, send_s)
+        if after.host != stage.host:
+            return self._over_the_network(work, nbytes)
+        if after.device == stage.device:
+            return work
+        return replace(work, link_s=nbytes / links.sent_per_s, latency_s=links.latency_s)
+
+    def _feed(self, plan: Plan, devices: Sequence[str]) -> StageWork:
+        """The coordinator; examples that stay on its host take no time on their way."""
+        cpu = f"{plan.fed_from}/cpu" if plan.fed_from else "cpu"
+        work = StageWork(devices.index(cpu) if cpu in devices else -1, self.feed_s, 0.0)
+        if plan.stages[0].host == plan.fed_from:
+            return work
+        return self._over_the_network(work, self.example_bytes * self.batch_size)
+
+    def _over_the_network(self, work: StageWork, nbytes: int) -> StageWork:
+        """What it sends goes to another host."""
+        latency_s = self.links.network_latency_s
+        link_s = nbytes / self.links.network_per_s
+        return replace(work, link_s=link_s, latency_s=latency_s, credit_s=latency_s)
 
 
 def assumed(
-    costs: Sequence[BlockCost], device: AssumedDevice, macs_per_s: float, batch_size: int
+    costs: Sequence[BlockCost],
+    device: AssumedDevice,
+    macs_per_s: float,
+    batch_size: int,
+    example_bytes: int,
 ) -> Timing:
-    """On devices that are only described; `macs_per_s` is their speed in the run's precision."""
+    """On devices that are only described; `macs_per_s` is their speed in the run's precision;
+    `example_bytes` as `Timing`'s."""
     seconds = batch_size / macs_per_s
     times = tuple(
         BlockTimes(
@@ -251,7 +270,7 @@ def assumed(
             device.link_latency_s if network_latency_s is None else network_latency_s
         ),
     )
-    return Timing(times, tuple(costs), batch_size, links)
+    return Timing(times, tuple(costs), batch_size, links, example_bytes=example_bytes)
 
 
 def _devices(plan: Plan) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from random import Random
 from statistics import median
 from typing import Any
@@ -34,8 +35,8 @@ def on_a_cpu(*seconds: float, learn: float = 0.5) -> list[StageWork]:
         ([StageWork(0, 0.5, 0.5)] * 2, {}, 2.0),
         (on_a_cpu(2.0, 2.0, 2.0), {"capacity": 3.0}, 2.0),
         (on_a_cpu(2.0, 2.0, 2.0), {"capacity": 2.0}, 3.0),
-        ([StageWork(0, 0.5, 0.5)], {"feed_s": 3.0}, 3.0),
-        ([StageWork(0, 1.0, 1.0)], {"feed_s": 1.0, "feed_device": 0}, 3.0),
+        ([StageWork(0, 0.5, 0.5)], {"feed": StageWork(-1, 3.0, 0.0)}, 3.0),
+        ([StageWork(0, 1.0, 1.0)], {"feed": StageWork(0, 1.0, 0.0)}, 3.0),
     ],
     ids=["stage", "slowest", "one slot", "copies", "turns", "cores", "few cores", "feed", "shared"],
 )
@@ -59,6 +60,16 @@ def test_between_hosts_a_slot_is_free_again_when_its_credit_is_back() -> None:
         StageWork(1, 1.0, 0),
     ]
     assert [batch_s(works, capacity=1.0, slots=slots) for slots in (2, 4, 32)] == [11.0, 5.5, 2.0]
+
+
+def test_from_another_host_examples_come_as_the_wire_and_the_slots_let_them() -> None:
+    """Of a slot of stage 0: 2 s on the wire, 5 s of latency, 2 s of work, 5 s until the credit."""
+    feed = StageWork(-1, 0.5, 0.0, link_s=2.0, latency_s=5.0, credit_s=5.0)
+    works = [StageWork(0, 1.0, 1.0), StageWork(0, 0.0, 0.0)]
+    found = [batch_s(works, capacity=1.0, slots=slots, feed=feed) for slots in (1, 2, 32)]
+    assert found == [14.0, 7.0, 2.0]
+    slow = replace(feed, link_s=3.0)
+    assert batch_s(works, capacity=1.0, slots=32, feed=slow) == 3.0
 
 
 def test_three_at_work_on_two_cores_hold_up_the_longest() -> None:
@@ -87,10 +98,8 @@ def drawn(rng: Random) -> tuple[list[StageWork], dict[str, Any]]:
         works.append(StageWork(devices[stage], forward, total - forward, send, link, latency))
     slots = rng.randint(1, 8)
     feed_s = rng.choice([0.0, 0.1, 0.5, 1.0, 2.0]) * rng.random()
-    feed_device = 0 if on_cpu else None
-    return works, {
-        "capacity": capacity, "slots": slots, "feed_s": feed_s, "feed_device": feed_device
-    }  # fmt: skip
+    feed = StageWork(0 if on_cpu else -1, feed_s, 0.0)
+    return works, {"capacity": capacity, "slots": slots, "feed": feed}
 
 
 def test_it_agrees_with_a_simulation_of_every_event() -> None:
@@ -119,7 +128,8 @@ def test_it_agrees_with_what_was_measured(name: str, network: str) -> None:
     for row, shares in zip(rows[1:], SHARES[network][1:], strict=True):
         pairs = zip(row["rounds"], alone, strict=True)
         speedup = median(one["measured"] / before["measured"] for one, before in pairs)
-        plain_s = batch_s(on_a_cpu(*shares), capacity=2.0, slots=2, feed_s=0.01, feed_device=0)
+        feed = StageWork(0, 0.01, 0.0)
+        plain_s = batch_s(on_a_cpu(*shares), capacity=2.0, slots=2, feed=feed)
         quotients.append(plain_s * speedup)
     crowded_speed = median(quotients)
     assert all(abs(crowded_speed / quotient - 1) < 0.1 for quotient in quotients)

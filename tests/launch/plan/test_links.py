@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.console import Console
 from launch.job import Options
 from launch.plan.checks import make_job
 from launch.plan.links import planned_links, print_links
+from pipeline.planning.hosts import Host
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,6 +61,40 @@ def test_every_link_has_a_carrier_and_its_time(tmp_path: Path) -> None:
     assert [link.nbytes for link in links] == [100 * (64 + 8), SENT, SENT]
     times = [7200 / 1e8 + 0.01, SENT / 1e10 + 1e-5, SENT / 1e8 + 0.01]
     assert [link.seconds for link in links] == pytest.approx(times)
+
+
+def test_the_launcher_is_on_a_host_too(tmp_path: Path) -> None:
+    """Where that of stage 0 is another, examples cross a network, which the forecast counts."""
+    job = job_on(tmp_path, "a/cuda:0", "a/cuda:1")
+    found = {}
+    for host in ("a", "b"):
+        plan = replace(job.plan, fed_from=host)
+        link = planned_links(replace(job, plan=plan))[0]
+        assert job.known_speed is not None
+        speed = job.known_speed.timing.prospect(plan, max_in_flight=2).images_per_s
+        found[host] = (link.kind, speed)
+    assert [kind for kind, _ in found.values()] == ["shared", "stream"]
+    # two slots, each back after the wire, 10 ms there, the stage's work, and 10 ms back
+    work_s = job.known_speed.timing.works(job.plan)[0].total_s
+    assert found["b"][1] == pytest.approx(100 * 2 / (7200 / 1e8 + 0.02 + work_s))
+    assert found["a"][1] > 10 * found["b"][1]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "host", "kind"),
+    [("10.0.0.1", "a", "shared"), ("10.0.0.2", "b", "stream"), ("10.0.0.3", "10.0.0.3", "stream")],
+    ids=["with stages", "without", "lends nothing"],
+)
+def test_the_host_of_the_launcher_is_known_by_its_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str, host: str, kind: str
+) -> None:
+    monkeypatch.setattr("launch.plan.checks._check_system", lambda *given: None)  # of this machine
+    (tmp_path / "mlp.yaml").write_text(CONFIG, encoding="utf-8")
+    hosts = Host("a", "10.0.0.1", ("cpu",), 2), Host("b", "10.0.0.2", ("cpu",), 2)
+    cluster: Any = SimpleNamespace(address=launcher, hosts=lambda wanted: hosts)
+    job = make_job(Options(tmp_path / "mlp.yaml", stages=2, engine="ray"), cluster)
+    assert job.plan.fed_from == host
+    assert planned_links(job)[0].kind == kind
 
 
 @pytest.mark.parametrize(

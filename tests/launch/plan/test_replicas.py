@@ -10,6 +10,7 @@ from launch.job import KnownSpeed, Options
 from launch.plan.checks import make_job, network_costs
 from launch.plan.replicas import asked_for
 from pipeline.errors import ConfigError
+from pipeline.planning.hosts import Host
 from pipeline.planning.plan import make_plan, with_replicas
 from pipeline.planning.prediction import BlockTimes, Timing
 
@@ -79,8 +80,9 @@ def test_auto_helps_the_stage_that_the_others_wait_for(tmp_path: Path) -> None:
     costs = network_costs(made.config, made.specs)
     timing = Timing(times, costs, 8, capacity=8.0)
     known, plan = KnownSpeed(timing, "here"), made.plan
-    assert asked_for(["auto"], made.config, plan, known, ["cpu"], 4) == {1: 2}
-    found = asked_for(["auto"], made.config, plan, known, ["cpu"], 8)
+    few, many = ([Host("", "127.0.0.1", ("cpu",), room)] for room in (4, 8))
+    assert asked_for(["auto"], made.config, plan, known, ["cpu"], few) == {1: 2}
+    found = asked_for(["auto"], made.config, plan, known, ["cpu"], many)
     assert found == {1: 4}
     before = timing.prospect(plan, 2).images_per_s
     grown = with_replicas(plan, found, costs, ["cpu"], timing.loads)
