@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from launch.display.format import NOTHING, markdown, size_text
 from launch.grid.results import spread
 from launch.referee.rows import ROWS
-from launch.referee.tasks import VALIDATION, Task
+from launch.referee.tasks import VALIDATION, Task, searching
 from pipeline.storage.atomic import replace_file
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ that learns slowly, as Forward-Forward does, gains most by longer ones.
 - A row in the folder has the whole config, and SHA-256 of every block at the end: the same config
   gives the same on the same machine (`pipeline-launch --single`).
 """
+_AT_THE_END = "²"
 _TEXTS = ("rule", "by depth, %", "local", "searched", "made by")
 
 
@@ -88,7 +89,11 @@ def _section(
             trained.setdefault(row.rule, []).append(row)
     shown = [rule for rule in request.table.rules.values() if trained.get(rule.name)]
     most = max(map(len, trained.values()), default=0)
-    lines = [_cells(network, rule, trained[rule.name], most, rows, makers) for rule in shown]
+    tried = {rule.name: searching(rule, request.table).values for rule in shown}
+    lines = [
+        _cells(network, rule, trained[rule.name], most, tried[rule.name], rows, makers)
+        for rule in shown
+    ]
     columns = [
         "rule", "error, %", "n", "by depth, %", "images/s", "memory", "local", "searched", "made by"
     ]  # fmt: skip
@@ -99,20 +104,32 @@ def _section(
         parts.append(markdown(columns, lines, _TEXTS))
     if any(rule.own_networks for rule in shown):
         parts.append("¹ On a network of its own: the rule does not fit a plain stack of layers.\n")
+    if any(_AT_THE_END in cell for line in lines for cell in line):
+        parts.append(
+            f"{_AT_THE_END} The largest or the smallest value that was tried: one beyond it may be "
+            "better.\n"
+        )
     if lacking := _lacking(network, missing):
         parts.append("Missing:\n\n" + "".join(f"- {line}\n" for line in lacking))
     return "\n".join(parts)
 
 
 def _cells(
-    network: Network, rule: Rule, own: Sequence[Row], most: int, rows: Rows, makers: _Makers
+    network: Network,
+    rule: Rule,
+    own: Sequence[Row],
+    most: int,
+    tried: Sequence[Any],
+    rows: Rows,
+    makers: _Makers,
 ) -> list[str]:
     errors = spread(row.error_pct for row in own)
     speed, proof = (rows.of(Task(network, rule, kind)) for kind in ("speed", "locality"))
     peak = max(row.result["peak_memory_bytes"] for row in own)
     text = NOTHING if errors.mean is None else f"{errors.mean:.2f}"
     text += "" if errors.sd is None else f" ± {errors.sd:.2f}"
-    values = {str(_value(row, rule.key)) for row in own}
+    values = {_value(row, rule.key) for row in own}
+    is_at_the_end = len(tried) > 1 and not values.isdisjoint((min(tried), max(tried)))
     return [
         f"[{rule.title}]({ROWS}/{network.name}/{rule.name}.jsonl){' ¹' * bool(rule.own_networks)}",
         text,
@@ -121,7 +138,7 @@ def _cells(
         NOTHING if speed is None else f"{speed.result['images_per_s']:,.0f}",
         size_text(peak),
         _local(rule, own[0], proof),
-        f"{rule.key} {', '.join(sorted(values))}",
+        f"{rule.key} {', '.join(map(str, sorted(values)))}{f' {_AT_THE_END}' * is_at_the_end}",
         makers.of([*own, *([speed] if speed else [])]),
     ]
 

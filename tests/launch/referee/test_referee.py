@@ -278,7 +278,8 @@ def test_the_page_has_means_deviations_depths_and_what_is_missing(request_: Requ
         "3.50 ± 0.71", "2", "4.50", "1,000", "256 MiB", "proven"
     ]  # fmt: skip
     (backprop,) = (line for line in page.splitlines() if "[Backprop]" in line)
-    assert "| no: backprop | optimizer.lr 0.003 | A |" in backprop
+    assert "| no: backprop | optimizer.lr 0.003 ² | A |" in backprop
+    assert "\n² The largest or the smallest value that was tried" in page
     assert "[Own](results/referee/small/own.jsonl) ¹" in page
     assert "- pred, seed=3: failed: why" in page
     assert "- A: commit abc1234, torch 2, A processor, 2 cores" in page
