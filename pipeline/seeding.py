@@ -80,3 +80,16 @@ def seeded_draws(seed: int, device: torch.device) -> Iterator[None]:
         random.seed(seed)
         np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
         yield
+
+
+@contextmanager
+def draws_kept(device: torch.device) -> Iterator[None]:
+    """While others draw, who take turns with us in this process: the generators that all share are
+    as before afterwards, numpy's and Python's included."""
+    import torch
+
+    state, of_numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+    random.setstate(state)
+    np.random.set_state(of_numpy)

@@ -9,7 +9,6 @@ import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -215,17 +214,12 @@ def _nothing_left() -> Iterator[Path]:
 
 
 @pytest.fixture
-def one_builder_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads share torch's global generator, which processes don't; initial weights use it."""
-    from pipeline.worker import worker
+def generators_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers in threads share the generators that are a process's: whoever draws from them is
+    alone, until it is done or waits for its team."""
+    from support.drawing import draw_in_turns
 
-    lock, build = Lock(), worker.build_stage
-
-    def locked(*given: Any, **named: Any) -> Any:
-        with lock:
-            return build(*given, **named)
-
-    monkeypatch.setattr(worker, "build_stage", locked)
+    draw_in_turns(monkeypatch)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import CalledOffError
+from pipeline.seeding import draws_kept
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -121,7 +122,8 @@ class Turns:
         given, taken = self._gathered.setdefault(place, ({}, set()))
         given[member] = found
         self._turn.notify_all()
-        self._await(given, among)
+        with draws_kept(found[0].device):  # whoever waits may be in the midst of a user's module
+            self._await(given, among)
         taken.add(member)
         if len(taken) == among:
             del self._gathered[place]

@@ -32,7 +32,7 @@ NO_ROOM = (
     "with a checkpoint of what is trained"
 )
 
-pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
+pytestmark = pytest.mark.usefixtures("torch_settings", "generators_of_their_own")
 
 
 @pytest.fixture(autouse=True)

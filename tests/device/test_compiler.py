@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline.learning.stage import Stage
 
 pytestmark = [
-    pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time"),
+    pytest.mark.usefixtures("torch_settings", "generators_of_their_own"),
     # what the tracer itself does, from version to version
     pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),

@@ -101,7 +101,7 @@ def test_the_processor_decides(
     assert onednn_is_wider.__wrapped__() is is_wider
 
 
-@pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
+@pytest.mark.usefixtures("torch_settings", "generators_of_their_own")
 def test_a_pipeline_equals_single_mode(calls: list[torch.Size], folder: Callable[[], Path]) -> None:
     single, pipelined = (Job(folder(), 3, loss={"name": "predsim"}) for _ in range(2))
     SingleTrainer(single.run).run()

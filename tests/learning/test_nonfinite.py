@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 BAD_BLOCK, BAD_BATCH = 1, 3
 COURSE: dict[str, Any] = {"schedule": {"epochs": 2}, "checkpoint_every_steps": 1}
 
-pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
+pytestmark = pytest.mark.usefixtures("torch_settings", "generators_of_their_own")
 
 
 def in_single_mode(job: Job) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import pytest
 import torch
 from support import user_networks
@@ -44,6 +46,22 @@ def convolutional(width: int = 6, dropout: float = 0.5) -> nn.Sequential:
         nn.ReLU(),
         nn.Linear(12, 5),
     )
+
+
+def drawing_after_batch_norm() -> nn.Sequential:
+    """Within one module, where members of a team wait for each other in between."""
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Dropout(0.5), Noise(), nn.ReLU()),
+        nn.Flatten(),
+        nn.Linear(6 * 14 * 14, 5),
+    )
+
+
+class Noise(nn.Module):
+    """By numpy's and Python's numbers."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * random.random() + float(np.random.random())
 
 
 class Mixing(nn.Linear):

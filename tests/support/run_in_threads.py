@@ -39,6 +39,7 @@ from pipeline.transport.rejections import Rejections
 from pipeline.worker.heartbeat import Activity
 from pipeline.worker.process import failure_of
 from pipeline.worker.worker import Worker
+from support.drawing import WORKER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -324,7 +325,7 @@ class ThreadWorkers:
 
     def _begin(self, stage: int, attempt: int, fate: Fate) -> None:
         work = Thread(
-            target=self._work, args=(stage, attempt, fate), name=f"stage-{stage}", daemon=True
+            target=self._work, args=(stage, attempt, fate), name=f"{WORKER}{stage}", daemon=True
         )
         self._threads[stage] = work
         work.start()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pipeline.schedule.best import BestSoFar
     from pipeline.schedule.items import Item
 
-pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
+pytestmark = pytest.mark.usefixtures("torch_settings", "generators_of_their_own")
 
 
 FORMS: dict[str, dict[str, Any]] = {

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
+pytestmark = pytest.mark.usefixtures("torch_settings", "generators_of_their_own")
 
 SHIFTED = {
     "factory": FACTORY, "kwargs": {"data": "shifted"}, "batch_size": 8, "validation": 0.25,

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from pipeline.run.events import Event
     from pipeline.schedule.items import Item
 
-pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
+pytestmark = pytest.mark.usefixtures("torch_settings", "generators_of_their_own")
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ STAGES = 3
 COURSE: dict[str, Any] = {"schedule": {"epochs": 1}, "checkpoint_every_steps": 2}
 """An epoch of 3 steps and 2 test batches, snapshots after steps 2 and 3."""
 
-pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
+pytestmark = pytest.mark.usefixtures("torch_settings", "generators_of_their_own")
 
 
 @pytest.fixture(autouse=True)

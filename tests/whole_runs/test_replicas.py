@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Folder = Callable[[], Path]
 
-pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
+pytestmark = pytest.mark.usefixtures("torch_settings", "generators_of_their_own")
 
 MANY = {**TREE["data"], "train_images": 52, "test_images": 30}
 """7 batches, the last of 4 images, and 4 of tests."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
+pytestmark = pytest.mark.usefixtures("torch_settings", "generators_of_their_own")
 
 MLP = {"name": "mlp", "hidden_layers": 3, "hidden": 12, "dropout": 0.2}
 EVERY_HOOK = {"rule": f"{rules.__name__}:EveryHook", "options": {"noise": 0.2}}

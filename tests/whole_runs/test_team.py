@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     Folder = Callable[[], Path]
 
-pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
+pytestmark = pytest.mark.usefixtures("torch_settings", "generators_of_their_own")
 
 TWO: dict[str, Any] = {"parallel": {"members": 2}}
 THREE: dict[str, Any] = {"parallel": {"members": 3}}
@@ -88,6 +88,11 @@ CASES: dict[str, dict[str, Any]] = {
     "a network of a user's own, of whole batches": {
         "parallel": {"members": 2, "batch_norm": "batch"},
         "model": {"factory": "network.test_user_network:convolutional", "kwargs": {"width": 8}},
+        "data": {**TREE["data"], "classes": 5, "size": 16, "channels": 3},
+    },
+    "a network of a user's own that draws after batch norm of whole batches": {
+        "parallel": {"members": 3, "batch_norm": "batch"},
+        "model": {"factory": "network.test_user_network:drawing_after_batch_norm"},
         "data": {**TREE["data"], "classes": 5, "size": 16, "channels": 3},
     },
     "a network of a user's own": {

@@ -23,7 +23,7 @@ STAGES, FEED = 3, 3
 COURSE: dict[str, Any] = {"checkpoint_every_steps": 2}
 """2 epochs of 3 steps, each with a test of 2 batches; snapshots after steps 2, 4 and 6."""
 
-pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
+pytestmark = pytest.mark.usefixtures("torch_settings", "generators_of_their_own")
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Folder = Callable[[], Path]
     Train = Callable[[Job], None]
 
-pytestmark = pytest.mark.usefixtures("torch_settings", "one_builder_at_a_time")
+pytestmark = pytest.mark.usefixtures("torch_settings", "generators_of_their_own")
 
 
 WAYS = pytest.mark.parametrize("train", [train_single, train_pipelined])
