@@ -11,17 +11,20 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any
+from weakref import finalize
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
 class DaemonPool(Executor):
-    """So many daemon threads, started with the first work."""
+    """So many daemon threads, started with the first work. They end with the pool: where nobody has
+    it any more, too."""
 
     def __init__(self, threads: int, name: str) -> None:
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._threads, self._to_start = threads, [f"{name}-{number}" for number in range(threads)]
+        finalize(self, _end, self._work, threads)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """As every executor does it; the first call starts the threads."""
@@ -37,7 +40,9 @@ class DaemonPool(Executor):
 
         self._work.put(work)
         while self._to_start:
-            Thread(target=self._run, name=self._to_start.pop(), daemon=True).start()
+            # of the queue alone: a thread that knew the pool would keep it for good
+            name = self._to_start.pop()
+            Thread(target=_carry_out, args=(self._work,), name=name, daemon=True).start()
         return future
 
     def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:
@@ -46,10 +51,15 @@ class DaemonPool(Executor):
         while cancel_futures and not self._work.empty():
             with suppress(Empty):
                 self._work.get_nowait()
-        for _ in range(self._threads):
-            self._work.put(None)
+        _end(self._work, self._threads)
 
-    def _run(self) -> None:
-        while work := self._work.get():
-            work()
-            del work  # and with it the result, which may be large, until more is asked for
+
+def _carry_out(asked: SimpleQueue[Callable[[], None] | None]) -> None:
+    while work := asked.get():
+        work()
+        del work  # and with it the result, which may be large, until more is asked for
+
+
+def _end(asked: SimpleQueue[Callable[[], None] | None], threads: int) -> None:
+    for _ in range(threads):
+        asked.put(None)
