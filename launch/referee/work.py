@@ -15,7 +15,8 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, NamedTuple
 
-from launch.command import first_complaint
+from launch.command import FAILED, first_complaint
+from launch.engines.interrupts import INTERRUPTED
 from pipeline.system.children import end_with_parent
 from pipeline.system.interpreter import python_command, python_environment
 
@@ -75,7 +76,10 @@ def carry_out(
             with suppress(ProcessLookupError):
                 child.terminate()
         while children:
-            _tell(done.get(), children, ended)
+            one = done.get()
+            if one.status == FAILED:  # a signal in the midst of an import comes out as any error
+                one = one._replace(status=INTERRUPTED)
+            _tell(one, children, ended)
         return False
     finally:
         if children:  # interrupted twice, or told of something that nobody could take

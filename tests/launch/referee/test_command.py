@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner
-from support.processes import final_digests
+from support.processes import final_digests, until
 
+from launch.engines.interrupts import INTERRUPTED
 from launch.referee import work
 from launch.referee.command import main
 from launch.referee.table import read_table
@@ -81,6 +82,27 @@ def test_an_interruption_ends_all_that_is_at_work(monkeypatch: pytest.MonkeyPatc
     assert not work.carry_out(next_one, told.append, 3)
     assert sorted(one.task.seed for one in told) == [1, 2]
     assert {one.status for one in told} == {-signal.SIGTERM}
+
+
+@pytest.mark.processes
+def test_what_fails_when_it_is_asked_to_end_was_interrupted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where the signal comes while numpy is imported, Python tells of any error but that."""
+    script = f"trap 'exit 1' TERM; touch {tmp_path}/ready; while :; do sleep 0.05; done"
+    monkeypatch.setattr(work, "python_command", lambda module, parent: ["sh", "-c", script])
+    table = read_table()
+    tasks = [Task(table.networks["mlp"], table.rules["pred"], "search")]
+    told: list[work.Ended] = []
+
+    def next_one(others: bool) -> tuple[Task, list[str]]:
+        if not tasks:
+            until((tmp_path / "ready").exists, "the trap of the signal")
+            raise KeyboardInterrupt
+        return tasks.pop(), []
+
+    assert not work.carry_out(next_one, told.append, 2)
+    assert [one.status for one in told] == [INTERRUPTED]
 
 
 @pytest.mark.processes
