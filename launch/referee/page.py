@@ -183,10 +183,13 @@ class _Makers:
 
     def __init__(self) -> None:
         self._found: dict[str, None] = {}
+        self._any_changed = False
 
     def of(self, rows: Sequence[Row]) -> str:
         """The letters of all that had a part in some rows."""
-        texts = {self._text(start): None for row in rows for start in row.starts}
+        starts = [start for row in rows for start in row.starts]
+        self._any_changed |= any(start["uncommitted_changes"] for start in starts)
+        texts = dict.fromkeys(map(self._text, starts))
         self._found.update(texts)
         order = list(self._found)
         return " ".join(sorted(self._letter(order.index(text)) for text in texts))
@@ -194,7 +197,10 @@ class _Makers:
     def text(self) -> str:
         """What the letters mean."""
         lines = [f"- {self._letter(k)}: {text}\n" for k, text in enumerate(self._found)]
-        return "Made by:\n\n" + "".join(lines) if lines else ""
+        if not lines:
+            return ""
+        note = "\n+: beside changes that were not committed yet, as new rows themselves are.\n"
+        return "Made by:\n\n" + "".join(lines) + note * self._any_changed
 
     def _letter(self, number: int) -> str:
         return chr(ord("A") + number) if number < 26 else str(number)
