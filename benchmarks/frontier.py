@@ -165,14 +165,13 @@ def findings(result: Result) -> list[Finding]:
     for key, what, best in (
         ("images_per_s", "images/s", max),
         ("error_pct", "error, %", min),
-        ("peak_bytes", "memory, bytes", min),
+        ("peak_bytes", "memory", min),
     ):
         for kind, own in (("local", local), ("backprop", others)):
             if own:
                 one = best(own, key=lambda point: point[key])
-                found.append(
-                    Finding(f"{what}: the best {kind}", f"{one[key]:,.4g}, {one['label']}")
-                )
+                number = size_text(one[key]) if key == "peak_bytes" else f"{one[key]:,.4g}"
+                found.append(Finding(f"{what}: the best {kind}", f"{number}, {one['label']}"))
     return found
 
 
