@@ -171,11 +171,18 @@ def _value(row: Row, key: str) -> Any:
 
 def _lacking(network: Network, missing: Mapping[Task, str]) -> list[str]:
     """A line for each rule and reason: what is missing, and why."""
-    found: dict[tuple[str, str], list[str]] = {}
+    found: dict[tuple[str, str], list[Task]] = {}
     for task, why in missing.items():
         if task.network.name == network.name:
-            found.setdefault((task.rule.name, why), []).append(task.name)
-    return [f"{rule}, {', '.join(names)}: {why}" for (rule, why), names in found.items()]
+            found.setdefault((task.rule.name, why), []).append(task)
+    return [f"{rule}, {_named(tasks)}: {why}" for (rule, why), tasks in found.items()]
+
+
+def _named(tasks: Sequence[Task]) -> str:
+    """By their names, but for several searches, which have long ones."""
+    searches = sum(task.kind == "search" for task in tasks)
+    names = [task.name for task in tasks if task.kind != "search" or searches == 1]
+    return ", ".join([f"{searches} searches"] * (searches > 1) + names)
 
 
 class _Makers:

@@ -72,7 +72,7 @@ def test_what_is_told_names_the_best_of_both_kinds_and_what_failed() -> None:
     told = {one.what: one.found for one in findings(RESULT)}
     assert told["images/s: the best local"] == "300, local fast"
     assert told["error, %: the best backprop"] == "2, backprop"
-    assert told["memory, bytes: the best local"] == "100, local small"
+    assert told["memory: the best local"] == "100 B, local small"
     text = table(RESULT)
     assert "| local fast * | 3.00 | 300 | 800 B |" in text
     assert "| local slow | 2.00 | 90 | 1000 B |" in text

@@ -286,6 +286,16 @@ def test_the_page_has_means_deviations_depths_and_what_is_missing(request_: Requ
     assert "## Other" not in page
 
 
+def test_several_searches_that_are_missing_are_counted(request_: Request) -> None:
+    rule = request_.table.rules["pred"]
+    network = request_.table.networks["small"]
+    searches = [Task(network, rule, "search", value) for value in rule.values]
+    lines = page_text(request_, Rows(request_.out), dict.fromkeys(searches, "not begun"))
+    assert "- pred, 2 searches: not begun\n" in lines
+    lines = page_text(request_, Rows(request_.out), {searches[0]: "not begun"})
+    assert "- pred, search-optimizer.lr=0.001: not begun\n" in lines
+
+
 def test_a_rule_with_fewer_seeds_than_others_says_so(request_: Request) -> None:
     rows = with_rows(request_, seeds=(1,))
     rows.add(row_of(request_, task_of(request_, "pred", "train", seed=2)))
