@@ -30,7 +30,14 @@ from benchmarks.lib.result_files import (
 )
 from benchmarks.lib.watched import watched
 from launch.display.format import markdown, size_text
-from launch.drawing import HOW_TO_GET_IT, can_draw, errors_axis, new_figure, write_svg
+from launch.drawing import (
+    HOW_TO_GET_IT,
+    can_draw,
+    errors_axis,
+    new_figure,
+    speeds_axis,
+    write_svg,
+)
 from launch.grid.results import spread
 from launch.referee.rows import Rows
 from launch.referee.table import read_table
@@ -231,7 +238,7 @@ def draw(result: Result, path: Path) -> None:
         height = 1 - number / (len(points) + 1)
         names.text(0, height, f"{number}  {one['label']}", color=color, weight=weight, fontsize=6)
     names.set_axis_off()
-    axes.set_xscale("log")
+    speeds_axis(axes)
     errors_axis(axes)
     axes.set_xlabel("images/s")
     axes.set_ylabel("test error, %")

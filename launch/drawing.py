@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     from matplotlib.axes import Axes as Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure as Figure
     from numpy.typing import NDArray
 
@@ -137,16 +138,25 @@ def write_svg(figure: Figure, path: Path) -> None:
 
 
 def errors_axis(axes: Axes) -> None:
-    """A logarithmic axis for errors in percent, with plain numbers."""
+    """A vertical, logarithmic axis for errors in percent, with plain numbers."""
+    axes.set_yscale("log")
+    _plain_numbers(axes.yaxis, *axes.get_ylim(), "{x:g}")
+
+
+def speeds_axis(axes: Axes) -> None:
+    """A horizontal, logarithmic axis for images/s, with plain numbers."""
+    axes.set_xscale("log")
+    _plain_numbers(axes.xaxis, *axes.get_xlim(), "{x:,.0f}")
+
+
+def _plain_numbers(axis: Axis, low: float, high: float, form: str) -> None:
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
     # with a mark or two a curve is easily read as if its scale were linear
     marks = (1.0, 2.0, 5.0) if high > _WIDE * low else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
-    axes.yaxis.set_major_locator(LogLocator(subs=marks))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_major_locator(LogLocator(subs=marks))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(StrMethodFormatter(form))
 
 
 def whole_numbers(axes: Axes) -> None:
