@@ -120,14 +120,34 @@ class _Launcher:
 
 
 def _end_children() -> bool:
-    """Kill them; whether there was one. What these have started ends with them."""
-    with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
-        children = [int(child) for child in file.read().split()]
+    """Kill them, and all that these have started; whether there was one. Ray's agents live on for a
+    minute without their raylet."""
+    children = _started_by(os.getpid())
+    others = [one for child in children for one in _descendants(child)]
     for child in children:
         with suppress(OSError):
             os.kill(child, 9)
             os.waitpid(child, 0)
+    for other in others:
+        with suppress(OSError):
+            os.kill(other, 9)
     return bool(children)
+
+
+def _descendants(process: int) -> Iterator[int]:
+    for child in _started_by(process):
+        yield child
+        yield from _descendants(child)
+
+
+def _started_by(process: int) -> list[int]:
+    """Processes that a process has started, by whatever thread, and that are still there."""
+    found: list[int] = []
+    with suppress(OSError):  # it has ended meanwhile
+        for thread in os.listdir(f"/proc/{process}/task"):
+            with open(f"/proc/{process}/task/{thread}/children", encoding="ascii") as file:
+                found += map(int, file.read().split())
+    return found
 
 
 # --- joining a cluster --------------------------------------------------------------------
