@@ -35,7 +35,7 @@ from launch.engines.fork_messages import (
     read_answer,
     read_start,
 )
-from pipeline.system.children import end_with_parent
+from pipeline.system.children import children_of, end_with_parent
 from pipeline.system.limits import cure_of, with_cure
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class ForkServer:
         """Kill all children, those that workers have left behind included; clean up."""
         signal.set_wakeup_fd(-1)
         for _ in range(100):  # a child may have children of its own, which then fall to this one
-            children = _children() or list(self._workers)
+            children = children_of(os.getpid()) or list(self._workers)
             if not children:
                 break
             for child in children:
@@ -234,14 +234,6 @@ def _work(start: Start, launcher: int, server: int, folder: str) -> int:
 
 def _prctl(option: int, value: int) -> None:
     ctypes.CDLL(None).prctl(option, value)
-
-
-def _children() -> list[int]:
-    try:
-        with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
-            return [int(child) for child in file.read().split()]
-    except OSError:  # a kernel that does not list them
-        return []
 
 
 def _named(error: BaseException) -> str:

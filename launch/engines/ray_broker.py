@@ -53,6 +53,7 @@ from launch.engines.broker_messages import (
 from launch.engines.host import Host
 from launch.machine.gpus import gpu_names
 from pipeline.errors import cut, one_line
+from pipeline.system.children import children_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -122,7 +123,7 @@ class _Launcher:
 def _end_children() -> bool:
     """Kill them, and all that these have started; whether there was one. Ray's agents live on for a
     minute without their raylet."""
-    children = _started_by(os.getpid())
+    children = children_of(os.getpid())
     others = [one for child in children for one in _descendants(child)]
     for child in children:
         with suppress(OSError):
@@ -135,19 +136,9 @@ def _end_children() -> bool:
 
 
 def _descendants(process: int) -> Iterator[int]:
-    for child in _started_by(process):
+    for child in children_of(process):
         yield child
         yield from _descendants(child)
-
-
-def _started_by(process: int) -> list[int]:
-    """Processes that a process has started, by whatever thread, and that are still there."""
-    found: list[int] = []
-    with suppress(OSError):  # it has ended meanwhile
-        for thread in os.listdir(f"/proc/{process}/task"):
-            with open(f"/proc/{process}/task/{thread}/children", encoding="ascii") as file:
-                found += map(int, file.read().split())
-    return found
 
 
 # --- joining a cluster --------------------------------------------------------------------

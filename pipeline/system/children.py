@@ -40,11 +40,12 @@ def no_process_left() -> Iterator[None]:
     Raises:
         ConfigError: naming what was left, which is ended.
     """
-    before, own = _children(), os.getpid()
+    own = os.getpid()
+    before = set(children_of(own))
     yield
     if os.getpid() != own:  # a fork that came back from the call, too
         os._exit(1)
-    left = {pid: _command(pid) for pid in _children() - before}
+    left = {pid: _command(pid) for pid in set(children_of(own)) - before}
     left = {pid: command for pid, command in left.items() if command and _HARMLESS not in command}
     for pid in left:
         with suppress(ProcessLookupError, ChildProcessError):
@@ -58,11 +59,17 @@ def no_process_left() -> Iterator[None]:
         )
 
 
-def _children() -> set[int]:
-    found: set[int] = set()
-    for thread in os.listdir("/proc/self/task"):  # at every call of a user's: no paths, no text
-        with suppress(OSError), open(f"/proc/self/task/{thread}/children", "rb", 0) as file:
-            found.update(map(int, file.read().split()))
+def children_of(process: int) -> list[int]:
+    """What any thread of a process has started, and has not been waited for; none of a process that
+    is gone, nor where the kernel does not list them."""
+    found: list[int] = []
+    with suppress(OSError):
+        for thread in os.listdir(f"/proc/{process}/task"):  # at every call of a user's: no paths
+            with (
+                suppress(OSError),
+                open(f"/proc/{process}/task/{thread}/children", "rb", 0) as file,
+            ):
+                found += map(int, file.read().split())
     return found
 
 
