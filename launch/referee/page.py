@@ -43,7 +43,6 @@ that learns slowly, as Forward-Forward does, gains most by longer ones.
 - A row in the folder has the whole config, and SHA-256 of every block at the end: the same config
   gives the same on the same machine (`pipeline-launch --single`).
 """
-_AT_THE_END = "²"
 _TEXTS = ("rule", "by depth, %", "local", "searched", "made by")
 
 
@@ -89,9 +88,13 @@ def _section(
             trained.setdefault(row.rule, []).append(row)
     shown = [rule for rule in request.table.rules.values() if trained.get(rule.name)]
     most = max(map(len, trained.values()), default=0)
-    tried = {rule.name: searching(rule, request.table).values for rule in shown}
+    at_an_end = {
+        rule.name
+        for rule in shown
+        if _is_at_an_end(rule, trained[rule.name], searching(rule, request.table).values)
+    }
     lines = [
-        _cells(network, rule, trained[rule.name], most, tried[rule.name], rows, makers)
+        _cells(network, rule, trained[rule.name], most, rows, makers, rule.name in at_an_end)
         for rule in shown
     ]
     columns = [
@@ -104,10 +107,9 @@ def _section(
         parts.append(markdown(columns, lines, _TEXTS))
     if any(rule.own_networks for rule in shown):
         parts.append("¹ On a network of its own: the rule does not fit a plain stack of layers.\n")
-    if any(_AT_THE_END in cell for line in lines for cell in line):
+    if at_an_end:
         parts.append(
-            f"{_AT_THE_END} The largest or the smallest value that was tried: one beyond it may be "
-            "better.\n"
+            "² The largest or the smallest value that was tried: one beyond it may be better.\n"
         )
     if lacking := _lacking(network, missing):
         parts.append("Missing:\n\n" + "".join(f"- {line}\n" for line in lacking))
@@ -119,17 +121,16 @@ def _cells(
     rule: Rule,
     own: Sequence[Row],
     most: int,
-    tried: Sequence[Any],
     rows: Rows,
     makers: _Makers,
+    is_at_an_end: bool,
 ) -> list[str]:
     errors = spread(row.error_pct for row in own)
     speed, proof = (rows.of(Task(network, rule, kind)) for kind in ("speed", "locality"))
     peak = max(row.result["peak_memory_bytes"] for row in own)
     text = NOTHING if errors.mean is None else f"{errors.mean:.2f}"
     text += "" if errors.sd is None else f" ± {errors.sd:.2f}"
-    values = {_value(row, rule.key) for row in own}
-    is_at_the_end = len(tried) > 1 and not values.isdisjoint((min(tried), max(tried)))
+    values = {str(_value(row, rule.key)) for row in own}
     return [
         f"[{rule.title}]({ROWS}/{network.name}/{rule.name}.jsonl){' ¹' * bool(rule.own_networks)}",
         text,
@@ -138,9 +139,16 @@ def _cells(
         NOTHING if speed is None else f"{speed.result['images_per_s']:,.0f}",
         size_text(peak),
         _local(rule, own[0], proof),
-        f"{rule.key} {', '.join(map(str, sorted(values)))}{f' {_AT_THE_END}' * is_at_the_end}",
+        f"{rule.key} {', '.join(sorted(values))}{' ²' * is_at_an_end}",
         makers.of([*own, *([speed] if speed else [])]),
     ]
+
+
+def _is_at_an_end(rule: Rule, own: Sequence[Row], tried: Sequence[Any]) -> bool:
+    """Whether the best of several numbers was the smallest or the largest; words have no ends."""
+    if len(tried) == 1 or not all(isinstance(value, int | float) for value in tried):
+        return False
+    return any(_value(row, rule.key) in (min(tried), max(tried)) for row in own)
 
 
 def _by_depth(own: Sequence[Row]) -> list[str]:

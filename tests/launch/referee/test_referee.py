@@ -286,6 +286,17 @@ def test_the_page_has_means_deviations_depths_and_what_is_missing(request_: Requ
     assert "## Other" not in page
 
 
+@pytest.mark.parametrize("values", [(1e-3, 3e-3, 1e-2), ("linear", ["mlp", 2], None)])
+def test_numbers_within_the_search_and_words_are_not_at_an_end(
+    request_: Request, values: tuple[Any, ...]
+) -> None:
+    pred = replace(request_.table.rules["pred"], values=values)
+    table = replace(request_.table, rules={**request_.table.rules, "pred": pred})
+    page = page_text(replace(request_, table=table), with_rows(request_, seeds=(1,)), {})
+    (pred_line,) = (line for line in page.splitlines() if "[Pred]" in line)
+    assert "| optimizer.lr 0.003 | A |" in pred_line
+
+
 def test_several_searches_that_are_missing_are_counted(request_: Request) -> None:
     rule = request_.table.rules["pred"]
     network = request_.table.networks["small"]
