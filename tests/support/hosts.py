@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from support.cable import Cable
 
 _TOOLS = ("ip", "unshare", "nsenter", "mount", "hostname")
+_CONGESTION = "/proc/sys/net/ipv4/tcp_congestion_control"
 _PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 _CLONE_NEWNET = 0x40000000  # of <sched.h>
 _ETH_P_ALL = 3  # of <linux/if_ether.h>
@@ -150,6 +151,8 @@ class ImitatedHost:
                 *("ip", "link", "add", "eth0", *mtu, "netns", str(self._first), "type", "veth"),
                 *("peer", "name", port, *mtu, "netns", str(self._switch)),
             )
+        # not what this machine has: bbr paces bursts by what it believes of a cable
+        _in_network(self._first, "sh", "-c", f"echo cubic > {_CONGESTION}")
         _in_network(self._switch, "ip", "link", "set", port, "master", "br0", "up")
         for device in ("lo", "eth0"):
             self.run("ip", "link", "set", device, "up")
