@@ -11,6 +11,7 @@ stand the seconds until it was training again.
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import shutil
@@ -30,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where a script f
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # rather packages than tests of them
 from support.cable import Cable
 from support.hosts import why_not
-from support.processes import digests, final_digests, launch, until
+from support.processes import digests, final_digests, images_per_s, launch, until
 from support.ray_on_hosts import AGAIN, Training, cluster_on, kill
 from support.terminal import terminal
 
@@ -61,6 +62,17 @@ schedule: {epochs: 2}
 data: {name: synthetic, size: 32, train_images: 256, test_images: 64, batch_size: 32}
 runtime: {checkpoint_every_steps: 2, max_restarts: 1000}
 """
+WIRE = """\
+model: {name: vgg, layers: [8, 8], hidden_layers: 0}
+loss: {name: pred}
+schedule: {epochs: 4}
+data: {name: synthetic, size: 32, train_images: 3200, test_images: 64, batch_size: 16}
+runtime: {max_in_flight: 1}
+"""
+"""The wire decides its speed, not the processor, of which the cable here takes its share."""
+GIGABIT = Cable(1e9, delay_s=0.01)
+HOP_S = 0.56e-3
+"""Of 0.5 MiB by sealed stream without a cable (benchmarks/RESULTS.md, links)."""
 CPUS = (1, 1, 3)
 """That the hosts lend: with three stages, the last host has room for two more."""
 TEAM = f"{DIGITS}parallel: {{members: 3}}\n"
@@ -140,6 +152,66 @@ def a_cable(training: Training) -> str:
     took = training.wait_for("checkpoint step-", fed + 1)
     assert "restart " not in training.log, training.all_said
     return f"healed {took:.1f} s after it was back"
+
+
+def a_slow_wire(training: Training) -> str:
+    """Beside what `--dry-run` forecasts from the speed of one process and what the wire does."""
+    training.ends()
+    alone = images_per_s(training.folder.parent / "single" / "run")
+    network = {
+        "network_bytes_per_s": GIGABIT.bits_per_s / 8,
+        "network_latency_s": _round_trip_s(training.cluster) / 2 + HOP_S,
+    }
+    some = 1e12
+    macs_per_s = some * alone / _forecast(training, some, network, single=True)
+    forecast = _forecast(training, macs_per_s, network)
+    found = images_per_s(training.run_dir)
+    return (
+        f"{found:,.0f} images/s, forecast {forecast:,.0f} ({forecast / found - 1:+.1%}); "
+        f"one process does {alone:,.0f}"
+    )
+
+
+def _round_trip_s(cluster: RayOnHosts) -> float:
+    """Of one byte from the first host to the second and back, by a plain socket."""
+    answers = (
+        "import socket\n"
+        "one, _ = socket.create_server(('0.0.0.0', 5001)).accept()\n"
+        "while said := one.recv(1): one.sendall(said)"
+    )
+    asks = (
+        "import socket, statistics, sys, time\n"
+        "one, took = socket.create_connection((sys.argv[1], 5001)), []\n"
+        "for _ in range(30):\n"
+        "    began = time.monotonic(); one.sendall(b'x'); one.recv(1)\n"
+        "    took.append(time.monotonic() - began)\n"
+        "print(statistics.median(took))"
+    )
+    first, second = cluster.hosts[:2]
+    with second.start(sys.executable, "-c", answers) as answering:
+        listens = ("sh", "-c", "grep -c :1389 /proc/net/tcp || true")
+        until(lambda: int(second.run(*listens)), "somebody who answers")
+        said = first.run(sys.executable, "-c", asks, second.address)
+        answering.wait(10.0)
+    return float(said)
+
+
+def _forecast(
+    training: Training, macs_per_s: float, network: dict[str, float], *, single: bool = False
+) -> float:
+    """Images/s on devices of that speed."""
+    device = {
+        "macs_per_s": {"fp32": macs_per_s},
+        "memory_bytes": 1e9,
+        "link_bytes_per_s": 1e10,
+        **network,
+    }
+    path = training.folder / "device.json"
+    path.write_text(json.dumps(device), encoding="utf-8")
+    said = training.dry_run(f"--assume={path}", single=single)
+    found = re.search(r"Predicted .*: ([\d,]+) images/s", said)
+    assert found, said
+    return float(found[1].replace(",", ""))
 
 
 def an_interruption_without_room(training: Training) -> str:
@@ -233,6 +305,9 @@ CASES = {
     "vgg8b × 0.125, undisturbed": Case(undisturbed, VGG),
     "a team of three": Case(undisturbed, TEAM, ()),
     "replicas of a stage": Case(undisturbed, REPLICAS),
+    "a wire of 1 Gbit/s and 10 ms": Case(
+        a_slow_wire, WIRE, ("--stages", "2"), GIGABIT, cpus=(1, 1, 0)
+    ),
     "a wire that loses 1 %": Case(undisturbed, cable=Cable(1e9, delay_s=0.01, loss=0.01)),
     "a stage killed": Case(a_stage),
     "a member of a team killed": Case(a_stage, TEAM, ()),

@@ -17,6 +17,7 @@ import time
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from statistics import median
 from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any, TypeVar
 from unittest.mock import patch
@@ -139,6 +140,12 @@ def epochs(run_dir: Path) -> list[dict[str, Any]]:
     timed = ("time", "images_per_s", "seconds", "stages")
     lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
+
+
+def images_per_s(run_dir: Path) -> float:
+    """The median of its epochs but the first, in which everything begins."""
+    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return median(json.loads(line)["images_per_s"] for line in lines[1:])
 
 
 def contents(folder: Path) -> dict[Path, bytes | None]:

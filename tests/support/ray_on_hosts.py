@@ -13,6 +13,7 @@ import time
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 from typing import TYPE_CHECKING, Any
 
 from support.hosts import imitated_hosts
@@ -185,12 +186,11 @@ class Training:
         self.process = self._launched()
 
     def _launched(self, *more: str) -> subprocess.Popen[Any]:
-        words = (
-            *(COMMAND, str(self.folder / "run.yaml"), "--engine=ray", "--gpus=cpu"),
-            *(f"--ray-address={self.cluster.address}", f"--run-dir={self.run_dir}"),
+        words: tuple[str, ...] = (
+            *(*self._command, *self._on_ray, f"--run-dir={self.run_dir}"),
             *(*self.words, *more),
         )
-        environment = {**self.cluster.environment, "TMPDIR": str(self.temp)}
+        environment = self._environment
         with self._file.open("ab") as file, nothing_ignored():
             if self.terminal is None:
                 words, streams = (*words, "--view=plain"), {"stdout": file, "stderr": file}
@@ -200,6 +200,26 @@ class Training:
                 streams = dict.fromkeys(("stdin", "stdout", "stderr"), self.terminal.end)
                 environment["TERM"] = "xterm-256color"
             return self.host.start(*words, env=environment, **streams)
+
+    @property
+    def _command(self) -> tuple[str, ...]:
+        return (COMMAND, str(self.folder / "run.yaml"), "--gpus=cpu")
+
+    @property
+    def _on_ray(self) -> tuple[str, ...]:
+        return ("--engine=ray", f"--ray-address={self.cluster.address}")
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        return {**self.cluster.environment, "TMPDIR": str(self.temp)}
+
+    def dry_run(self, *words: str, single: bool = False) -> str:
+        """What the command says of such a run; `single`: in one process."""
+        where = ("--single",) if single else (*self._on_ray, *self.words)
+        words = (*self._command, *where, "--dry-run", *words)
+        given = {"env": self._environment, "stdout": PIPE, "stderr": STDOUT, "text": True}
+        said = self.host.start(*words, **given).communicate(timeout=STARTS_S)[0]
+        return str(said)
 
     def resume(self) -> None:
         """Go on after an end."""
