@@ -46,6 +46,12 @@ def log_of(folder: Path) -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
+def said_in(folder: Path) -> str:
+    """All that a run has said: its log and what it has shown."""
+    shown = [(folder / name).read_text(encoding="utf-8") for name in ("stdout", "stderr")]
+    return "\n".join([log_of(folder), *shown])
+
+
 @pytest.mark.parametrize(("transport", "network"), [("tcp", IPV4), ("tcp-plain", IPV6)])
 def test_two_hosts_train_as_one_process_and_nobody_between_them_can_read_it(
     hosts: Sequence[ImitatedHost], tmp_path: Path, transport: str, network: str
@@ -87,8 +93,10 @@ def test_a_port_that_is_blocked_is_told_of_and_training_goes_on_once_it_is_open(
     with ExitStack() as blocked, run_on(hosts, (1,), tmp_path, *given, *settings) as launcher:
         hosts[0].run(*rule, "unreachable")
         blocked.callback(hosts[0].run, "ip", "rule", "del", *rule[3:], "unreachable")
-        until(lambda: "has had no answer" in log_of(tmp_path), "the note")
-        assert launcher.poll() is None
+        until(
+            lambda: "has had no answer" in log_of(tmp_path) or launcher.poll() is not None, "a note"
+        )
+        assert launcher.poll() is None, said_in(tmp_path)
         blocked.close()
         assert launcher.wait(60) == 0
     said = re.search(
