@@ -93,7 +93,7 @@ def _share(value: float | None) -> str:
 
 
 def tree(found: Evaluation, names: Sequence[str], blocks: Sequence[str]) -> dict[str, Any]:
-    """As JSON values."""
+    """The evaluation as plain JSON values, classes and blocks by name."""
     from dataclasses import asdict
 
     classes = zip(names, found.confusion, found.precision, found.recall, strict=False)

@@ -66,7 +66,7 @@ class _ToRecorder:
         self._stage, self._run = stage, run
 
     def report(self, report: PassReport) -> None:
-        """To the metrics."""
+        """Pass on a stage's report of an epoch, for the metrics."""
         self._run.report(report)
 
     def remark(self, text: str) -> None:
@@ -86,7 +86,7 @@ class _Later:
         self._said: list[Callable[[], None]] = []
 
     def report(self, report: PassReport) -> None:
-        """To the metrics."""
+        """Keep a stage's report of an epoch until it may be passed on."""
         self._said.append(partial(self._upstream.report, report))
 
     def remark(self, text: str) -> None:

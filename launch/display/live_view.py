@@ -150,7 +150,7 @@ class LiveView:
         }
 
     def __call__(self, event: Event) -> None:
-        """Take in `event`."""
+        """Show what has happened."""
         self._handlers[type(event)](event)
 
     def end(self) -> None:

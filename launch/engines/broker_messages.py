@@ -41,7 +41,7 @@ class Reserve:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Give it back."""
+    """Give room on a host back to Ray."""
 
     room: int
 
@@ -152,7 +152,7 @@ class Doubtful:
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """It can, again."""
+    """An agent that could not be reached can be reached again."""
 
     agent: int
 

@@ -360,7 +360,7 @@ class ClusterWorkers:
         agent.host = replace(agent.host, key=prepared.key, facts=prepared.facts)
 
     def _tell_unlike(self, name: str, odd: list[str]) -> None:
-        """Once."""
+        """Tell, once, of a host on which results may differ."""
         text = f"host {name}: {'; '.join(odd)}: results are exact only between hosts that are alike"
         if odd and text not in self._told:
             self._told.add(text)
@@ -494,7 +494,7 @@ class ClusterWorkers:
         yield from shared.values()
 
     def _need(self, unit: list[_Seat], node: Node) -> tuple[int, int]:
-        """CPUs and GPUs."""
+        """How many CPUs and GPUs stages that go together need on a node."""
         if local_name(unit[0].planned) == "cpu":
             return self._threads, 0
         return int(node.cpus >= node.gpus), 1

@@ -33,7 +33,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """All is imported."""
+    """The fork server has imported what workers need, and can fork."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ def write_tables(folder: Folder, about: Mapping[str, Any], outcomes: Sequence[Ou
 
 
 def screen_table(outcomes: Sequence[Outcome]) -> Table:
-    """For a terminal."""
+    """The table of a sweep's runs for a terminal."""
     rows = rows_of(outcomes)
     keys = [key for key, _ in outcomes[0].run.settings]
     shown = _shown(rows)

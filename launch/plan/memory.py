@@ -46,7 +46,7 @@ class Need:
 
     @property
     def total(self) -> int:
-        """All together."""
+        """Bytes that images, weights and a batch need together."""
         return self.images + self.weights + self.batch
 
     def problem(self, has: int) -> str:

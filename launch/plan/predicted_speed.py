@@ -104,7 +104,7 @@ class _Grown:
 
     @property
     def speed(self) -> float:
-        """Images/s."""
+        """Images/s that are predicted with so many devices."""
         return self.found.images_per_s
 
     @property

@@ -49,12 +49,12 @@ class Row:
 
     @property
     def network(self) -> str:
-        """Its name."""
+        """The name of the network that was trained."""
         return self.path.split("/")[0]
 
     @property
     def rule(self) -> str:
-        """Its name."""
+        """The name of the rule that trained it."""
         return self.path.split("/")[1]
 
     @property

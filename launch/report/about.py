@@ -124,7 +124,7 @@ def _plan(run: Run, most: int) -> Iterable[Piece]:
 
 
 def settings_section(runs: Sequence[Run], room: Room) -> Section:
-    """By run."""
+    """The section of settings, with a card for each run."""
     cards = [Card(run.name, tuple(_settings(run, room))) for run in runs]
     return Section("settings", "Settings", _SETTINGS, "", cards)
 

@@ -27,7 +27,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """A paragraph."""
+    """A paragraph of plain text."""
 
     kind: ClassVar[str] = "words"
     wide: ClassVar[bool] = False

@@ -58,7 +58,7 @@ class Span:
 
     @property
     def works(self) -> bool:
-        """Rather than waits."""
+        """Whether the thread worked meanwhile, rather than waited."""
         return self.doing not in _WAITS
 
 
@@ -76,7 +76,7 @@ class Timeline:
 
     @property
     def end(self) -> float:
-        """Milliseconds."""
+        """When the last span ends, in milliseconds."""
         return max(span.end for span in self.spans)
 
     def worked(self, row: int) -> float:
@@ -90,7 +90,7 @@ class Timeline:
 
 
 def section(runs: Sequence[Run], room: Room) -> Section:
-    """By run."""
+    """The section of timelines, with a card for each run."""
     cards = [Card(run.name, tuple(_of_run(run, room))) for run in runs]
     return Section("timeline", "Timeline", _LEAD, _LOOK_FOR, cards, one_column=True)
 

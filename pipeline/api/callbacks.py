@@ -71,7 +71,7 @@ class Callbacks:
             raise self._failure
 
     def on_end(self, run: FittedRun) -> None:
-        """Tell each."""
+        """Tell each callback of the run that came of it."""
         for callback in self.given:
             callback.on_end(run)
 

@@ -100,7 +100,7 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 
 def _meaning(run: Loaded, depth: int | None) -> list[str]:
-    """What comes out."""
+    """Lines that say what the exported network gives for a batch."""
     last = run.specs[(depth or len(run.specs)) - 1]
     if not last.is_output:
         lines = [f"what block {last.index} ({last.name}) of {len(run.specs)} passes on: features"]

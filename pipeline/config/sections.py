@@ -72,7 +72,7 @@ def _of_address(text: str) -> str:
 
 
 def _of_a_network(text: str) -> str:
-    """As `_of_address`."""
+    """The rule that a network or an address breaks, or nothing."""
     with suppress(ValueError):
         ip_network(text)
         return ""

@@ -46,7 +46,7 @@ class FeedThread(Thread):
         """Whether it is about to send; else it waits for the first stage, or has ended."""
 
     def run(self) -> None:
-        """Thread body."""
+        """Send stage 0 all batches and markers of the run, to its end or until it is stopped."""
         try:
             for item in self._run.feed:
                 if self._spans.is_due(item):

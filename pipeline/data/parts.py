@@ -35,7 +35,7 @@ class Part(Protocol):
     """(N, *target_shape), int64 or float32."""
 
     def __len__(self) -> int:
-        """N."""
+        """How many examples there are: N of the shapes above."""
 
     def take(self, indices: Indices, epoch: int | None) -> Pair:
         """Examples (n, *shape) and targets (n, *target_shape) at `indices` (n,).

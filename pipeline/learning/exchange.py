@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class Exchange(Protocol):
-    """A member's end."""
+    """A member's end of what a team tells each other of every batch."""
 
     @property
     def member(self) -> int:
@@ -89,7 +89,7 @@ class Turns:
         self._turn.release()
 
     def exchange(self, member: int) -> Exchange:
-        """A member's end."""
+        """The end that this member of the team uses."""
         return _TurnsExchange(self, member)
 
     def call_off(self) -> None:

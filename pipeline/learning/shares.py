@@ -44,7 +44,7 @@ class Share:
 
     @property
     def rows(self) -> slice:
-        """Where they are."""
+        """Where the examples of this share are in the whole batch."""
         return slice(self.first, self.first + self.count)
 
     @property

@@ -200,7 +200,7 @@ class _Normalised(torch.autograd.Function):
 
 
 def _sum(tensors: Sequence[Tensor]) -> Tensor:
-    """In order."""
+    """Added one after the other: another order would round otherwise."""
     first, *others = tensors
     for other in others:
         first = first + other

@@ -158,7 +158,7 @@ class SimSpec:
 
     @property
     def weights(self) -> int:
-        """Of the map."""
+        """How many weights the map g of the similarity loss has."""
         area = SIMILARITY_KERNEL**2 if self.kind == "conv" else 1
         return self.features // self.groups * self.out_features * area
 

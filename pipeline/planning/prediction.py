@@ -122,7 +122,7 @@ class BlockTimes:
 
     @property
     def total_s(self) -> float:
-        """Both together."""
+        """Seconds of its device that a batch takes altogether."""
         return self.forward_s + self.learn_s
 
 

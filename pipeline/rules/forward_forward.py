@@ -104,6 +104,6 @@ class ForwardForward(LocalRule):
         return None if batch.training else batch.carry["goodness"]
 
     def _goodness(self, h: Tensor, batch: Batch) -> Tensor:
-        """(n, labels tried)."""
+        """The goodness of this block alone: (n, labels tried)."""
         total = wide(h).flatten(1).square().sum(1) / self.units
         return total.view(len(batch.y), -1)

@@ -70,6 +70,6 @@ class MonoForward(LocalRule):
         return batch.carry["goodness"] if self.sums else self._goodness(h)
 
     def _goodness(self, h: Tensor) -> Tensor:
-        """(n, classes)."""
+        """The goodness of each class by this layer alone: (n, classes)."""
         goodness: Tensor = self.projection(h.flatten(1))
         return wide(goodness)

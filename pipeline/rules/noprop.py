@@ -96,7 +96,7 @@ class NoProp(LocalRule):
         return wide(h)
 
     def _label(self, y: Tensor, like: Tensor) -> Tensor:
-        """u_y: (n, classes)."""
+        """The label as the paper embeds it, u_y: (n, classes), one-hot here."""
         return F.one_hot(y, self.place.classes).to(like.dtype)
 
 

@@ -67,7 +67,7 @@ class SpanRecorder:
 
     @property
     def is_on(self) -> bool:
-        """Whether it records."""
+        """Whether spans are recorded at the moment."""
         return self._is_on
 
     def now(self, doing: str) -> None:

@@ -97,7 +97,7 @@ class BatchHeader:
     sizes: tuple[int, ...]
 
     def pack(self) -> bytes:
-        """As it travels."""
+        """The header as bytes, `HEADER_BYTES` of them, as it travels."""
         unused = [0] * (MAX_TENSORS - len(self.sizes))
         return _HEADER.pack(self.sequence, self.slot, len(self.sizes), *self.sizes, *unused)
 

@@ -269,7 +269,7 @@ class StreamReceiver:
         return self._next
 
     def _receive_all(self) -> None:
-        """Thread body."""
+        """Take in batches until it is closed, over one connection after the other."""
         try:
             while not self._closed:
                 if self._connection is None:
@@ -302,7 +302,7 @@ class StreamReceiver:
             before.socket.close()
 
     def _receive_from(self, connection: _Connection) -> None:
-        """One batch."""
+        """Take in one batch: its header, then its tensors into the slot that it names."""
         take, sequence = partial(connection.seal.take, partial(self._fill, connection)), self._next
         data = memoryview(bytearray(HEADER_BYTES))
         take(data, piece_number(sequence, 0), b"")

@@ -117,7 +117,7 @@ class StreamWriter(Writer):
         self._thread.join(_CLOSING_S)
 
     def _send_all(self) -> None:
-        """Thread body."""
+        """Send what is given, and again over a new connection where one breaks."""
         why = ""
         while (connection := self._open_again()) is not None:
             if why:  # else the process at its other end was lost, which others tell of

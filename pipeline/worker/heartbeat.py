@@ -65,7 +65,7 @@ class HeartbeatThread(Thread):
         self._cpu_clock = time.pthread_getcpuclockid(get_ident())
 
     def run(self) -> None:
-        """Thread body."""
+        """Tell the coordinator that this process lives, until done or the launcher is gone."""
         socket = ZmqControlClient(self._sockets, self._invitation, "heartbeat")
         activity = self._activity
         while not self._done.is_set():

@@ -83,7 +83,7 @@ class PackedPayload:
 
     @property
     def spec(self) -> TensorSpec:
-        """Bytes."""
+        """All of them as one tensor of bytes."""
         return TensorSpec("uint8", (self._nbytes,))
 
     def copy_into(self, target: memoryview) -> None:
