@@ -76,6 +76,8 @@ class Job:
     """Names of the user's own modules that were imported to plan their network."""
     rehearsal: Rehearsal | None = None
     """What was found out about a user's own network."""
+    auto_replicas: bool = False
+    """Whether `--replicas auto` was to find stages that more processes help."""
     too_large: str = ""
     """Why this machine's memory can't hold it; only a dry run goes on with that."""
     milestones_for: int | None = None

@@ -149,6 +149,7 @@ def check_job(name: str, config: Config, options: Options, cluster: Engine | Non
         *(name, config, facts, specs, costs, plan, known, options.single, own),
         # trains a step: not where memory can't hold it
         rehearsal=None if why else _rehearsed(config, facts, specs),
+        auto_replicas="auto" in options.replicas,
         too_large=why,
         own_data=own_data,
         initial=Initial() if why or options.resume else _initial(config, specs),

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from pipeline.network.specs import BlockSpec
     from pipeline.planning.cost import BlockCost
 
+_NO_REPLICAS = (
+    "--replicas auto: every stage keeps one process: one more would bring less than 5 %, as "
+    "predicted, or there is no core or GPU left for it; --replicas STAGE:N has it all the same"
+)
+
 
 def find_speed(
     options: Options,
@@ -94,7 +99,7 @@ def _rounds(job: Job) -> list[str]:
     """What replicas change."""
     replicas, every = job.config.parallel.replicas, job.config.runtime.checkpoint_every_steps
     if not replicas:
-        return []
+        return [_NO_REPLICAS] if job.auto_replicas else []
     named = ", ".join(f"block {block} of {n}" for block, n in sorted(replicas.items()))
     notes = [
         f"parallel.replicas: {named} batches a step, so these blocks learn otherwise than one "

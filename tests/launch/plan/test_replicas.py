@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from launch.job import KnownSpeed, Options
 from launch.plan.checks import make_job, network_costs
+from launch.plan.known_speed import cautions
 from launch.plan.replicas import asked_for
 from pipeline.errors import ConfigError
 from pipeline.planning.hosts import Host
@@ -87,6 +89,12 @@ def test_auto_helps_the_stage_that_the_others_wait_for(tmp_path: Path) -> None:
     before = timing.prospect(plan, 2).images_per_s
     grown = with_replicas(plan, found, costs, ["cpu"], timing.loads)
     assert timing.prospect(grown, 2).images_per_s == pytest.approx(4 * before, rel=0.05)
+
+
+def test_auto_says_where_it_finds_none(tmp_path: Path) -> None:
+    made = replace(job(tmp_path), auto_replicas=True)
+    (said,) = [line for line in cautions(made) if line.startswith("--replicas auto: ")]
+    assert "every stage keeps one process" in said
 
 
 def test_replicas_are_placed_on_devices_of_their_own(tmp_path: Path) -> None:
