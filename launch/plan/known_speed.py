@@ -11,6 +11,7 @@ from launch.job import KnownSpeed
 from launch.milestones import misplaced
 from launch.plan.cost_cache import known_timing, measure
 from launch.plan.memory import tight
+from launch.plan.replicas import NONE_CHOSEN
 from pipeline.errors import ConfigError
 from pipeline.planning.hosts import TO_COME, host_of
 from pipeline.planning.plan_files import load_device
@@ -24,11 +25,6 @@ if TYPE_CHECKING:
     from pipeline.data.facts import DataFacts
     from pipeline.network.specs import BlockSpec
     from pipeline.planning.cost import BlockCost
-
-_NO_REPLICAS = (
-    "--replicas auto: every stage keeps one process: one more would bring less than 5 %, as "
-    "predicted, or there is no core or GPU left for it; --replicas STAGE:N has it all the same"
-)
 
 
 def find_speed(
@@ -99,7 +95,7 @@ def _rounds(job: Job) -> list[str]:
     """What replicas change."""
     replicas, every = job.config.parallel.replicas, job.config.runtime.checkpoint_every_steps
     if not replicas:
-        return [_NO_REPLICAS] if job.auto_replicas else []
+        return [NONE_CHOSEN] if job.auto_replicas else []
     named = ", ".join(f"block {block} of {n}" for block, n in sorted(replicas.items()))
     notes = [
         f"parallel.replicas: {named} batches a step, so these blocks learn otherwise than one "

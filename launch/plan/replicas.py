@@ -22,6 +22,11 @@ REPLICAS = Option("replicas")
 MOST = 64
 _AUTO, _GAIN = "auto", 1.05
 """Less than this is not worth fewer steps."""
+NONE_CHOSEN = (
+    "--replicas auto: every stage keeps one process: one more would bring less than "
+    f"{100 * (_GAIN - 1):.0f} %, as predicted, or there is no core or GPU left for it; "
+    "--replicas STAGE:N has it all the same"
+)
 
 
 def asked_for(
