@@ -138,14 +138,17 @@ def final_digests(run_dir: Path) -> dict[int, str]:
 def epochs(run_dir: Path) -> list[dict[str, Any]]:
     """What metrics.jsonl says of each epoch, without what depends on time and on stages."""
     timed = ("time", "images_per_s", "seconds", "stages")
-    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
+    return [{k: v for k, v in one.items() if k not in timed} for one in _metrics(run_dir)]
 
 
 def images_per_s(run_dir: Path) -> float:
     """The median of its epochs but the first, in which everything begins."""
+    return median(one["images_per_s"] for one in _metrics(run_dir)[1:])
+
+
+def _metrics(run_dir: Path) -> list[dict[str, Any]]:
     lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return median(json.loads(line)["images_per_s"] for line in lines[1:])
+    return [json.loads(line) for line in lines]
 
 
 def contents(folder: Path) -> dict[Path, bytes | None]:
