@@ -130,8 +130,9 @@ def test_in_tests_running_statistics_standardise() -> None:
     chain = RuleChain(SoftHebb, dense(), FLAT, CLASSES)
     x, y = batch(1, FLAT)
     chain.train(100 + x, y, 1)
-    scores = chain.scores(100 + x[:1], y[:1])
-    assert chain.scores(100 + x, y)[0][:1].equal(scores[0])  # type: ignore[index, arg-type]
+    alone, together = (chain.scores(100 + x[:n], y[:n])[0] for n in (1, len(y)))
+    # but for the rounding of products, which depends on their shapes and on the processor
+    torch.testing.assert_close(together[:1], alone, rtol=1e-9, atol=1e-9)  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
