@@ -135,7 +135,12 @@ def _importing_file() -> str:
 
 def is_in(path: str, folder: str) -> bool:
     """Whether a file lies in a folder, or in one below it."""
-    return os.path.realpath(path).startswith(os.path.join(os.path.realpath(folder), ""))
+    return os.path.realpath(path).startswith(inside(folder))
+
+
+def inside(folder: str) -> str:
+    """What the real paths of all that lies in a folder begin with."""
+    return os.path.join(os.path.realpath(folder), "")
 
 
 def current_folder() -> str | None:

@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError, one_line
 from pipeline.system.interpreter import (
     current_folder,
     has_installed,
-    is_in,
+    inside,
     look_here_last,
     module_path,
 )
@@ -103,14 +103,14 @@ def users_modules() -> Modules:
 def _files() -> Iterator[tuple[str, str]]:
     """Outermost names and a file of each, where neither Python nor an installer has put it."""
     places = {*sys.path, os.path.dirname(os.__file__)}
-    installed = [place for place in places if has_installed(place)]
+    installed = tuple(map(inside, filter(has_installed, places)))
     files: dict[str, str] = {}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if isinstance(file, str):
             files.setdefault(name.partition(".")[0], file)
     for name, file in files.items():
-        if name not in _OURS and not any(is_in(file, entry) for entry in installed):
+        if name not in _OURS and not os.path.realpath(file).startswith(installed):
             yield name, file
 
 
