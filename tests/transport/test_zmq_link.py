@@ -35,6 +35,7 @@ from pipeline.protocol.messages import (
     TensorSpec,
 )
 from pipeline.schedule.items import EndEpoch, EvaluationBatch, Snapshot, Stop
+from pipeline.transport import zmq_link
 from pipeline.transport.payloads import ALIGNMENT, ArrayPayload
 from pipeline.transport.rejections import Rejections
 from pipeline.transport.sockets import Sockets
@@ -54,9 +55,15 @@ STREAM = {"ring": False, "bind": "tcp://127.0.0.1:*"}
 @pytest.fixture(
     params=[{"ring": True}, {"ring": False}, STREAM], ids=["ring", "frames", "plain stream"]
 )
-def link(request: pytest.FixtureRequest, sockets: Sockets, tmp_path: Path) -> Iterator[Link]:
+def link(
+    request: pytest.FixtureRequest,
+    sockets: Sockets,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Link]:
     link = Link(sockets, tmp_path, **request.param)
     yield link
+    monkeypatch.setattr(zmq_link, "LINGER_MS", 0)  # what a test left unsent is not waited for
     link.close()
 
 

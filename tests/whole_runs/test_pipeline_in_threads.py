@@ -280,13 +280,13 @@ def failure(
 
 def test_workers_that_never_come(folder: Callable[[], Path]) -> None:
     """Until training begins only the start-up time-out counts, however long a worker builds."""
-    job, workers = Job(folder(), 2, start_timeout_s=100.0), ThreadWorkers(2)
+    job, workers = Job(folder(), 2, start_timeout_s=10.0), ThreadWorkers(2)
     workers.control.client(0).send(Hello("run", PROTOCOL_VERSION, 1, running_code()))
     workers.control.client(1).send(Heartbeat(0, 0, "starting", 0.0))
     kind, said = failure(job, workers, clock=ticking(30.0))
     assert kind is TimedOutError
     assert said.startswith("waited 1")
-    assert said.endswith(" s for stage 0 on cpu, stage 1 on cpu (runtime.start_timeout_s 100)")
+    assert said.endswith(" s for stage 0 on cpu, stage 1 on cpu (runtime.start_timeout_s 10)")
     waiting = [event for event in job.events if isinstance(event, Waiting)]
     assert waiting[0].missing == ("stage 0 on cpu", "stage 1 on cpu")
 
