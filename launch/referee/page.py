@@ -35,9 +35,10 @@ that learns slowly, as Forward-Forward does, gains most by longer ones.
 
 - *Error*: mean ± standard deviation (n − 1) of the test errors in percent. *By depth*: the mean
   error of what each block predicts by itself, from the first to the last.
-- *Images/s*: of one process alone on the machine, measured once, for some seconds. *Memory*: the
-  peak of a process, the most of all seeds: the resident size of all of it, with PyTorch and the
-  images; on a GPU what PyTorch's allocator has given out.
+- *Images/s*: of one process alone on the machine, measured once, for some seconds: to be compared
+  only with others on the same machine (*made by*). *Memory*: the peak of a process, the most of all
+  seeds: the resident size of all of it, with PyTorch and the images; on a GPU what PyTorch's
+  allocator has given out.
 - *Local*: each block was trained again alone, in a new process, from what had arrived at it, and
   came to the same bits (`pipeline-verify --locality`).
 - A row in the folder has the whole config, and SHA-256 of every block at the end: the same config
@@ -50,7 +51,7 @@ def write_page(request: Request, rows: Rows, missing: Mapping[Task, str]) -> Pat
     """Write it below `request.out`.
 
     Args:
-        missing: why tasks that were asked for have no row.
+        missing: why tasks have no row.
 
     Raises:
         OSError: where the disk refuses.

@@ -6,7 +6,7 @@ rows that are there ─▶ tasks that are left ─▶ a process each ─▶ a ro
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +76,7 @@ class Referee:
         self._request, self._rows, self._say = request, rows, say
         self._expected = Expectation(request, rows)
         self._left = [task for task in tasks_of(request) if rows.of(task) is None]
+        self._of_others = _tasks_of_known_pairs(request, rows)
         self._begun: dict[Task, Begun] = {}
         self._all, self._done = len(self._left), 0
         self._began = time.monotonic()
@@ -119,9 +120,10 @@ class Referee:
         self.write()
 
     def write(self) -> None:
-        """The table, by the rows that there are."""
+        """The table, by the rows that there are, whichever command made them."""
+        others = {task: "not asked for" for task in self._of_others if self._rows.of(task) is None}
         left = dict.fromkeys([*self._left, *self._begun], "not begun")
-        write_page(self._request, self._rows, {**left, **self.missing})
+        write_page(self._request, self._rows, {**others, **left, **self.missing})
 
     def hours_left(self) -> float:
         """Expected, of what is left, by so many processes."""
@@ -202,6 +204,18 @@ class Referee:
     def _to_come(self) -> str:
         hours = self.hours_left()
         return f"; about {hours:.1f} h left" if hours > 0.05 else ""
+
+
+def _tasks_of_known_pairs(request: Request, rows: Rows) -> list[Task]:
+    """What an earlier command may have left: all tasks, of the same seeds, of each rule on each
+    network of which there is a row."""
+    pairs = {(row.network, row.rule) for row in rows.all()}
+    table = request.table
+    tasks = list[Task]()
+    for network in table.networks.values():
+        rules = [rule for rule in table.rules.values() if (network.name, rule.name) in pairs]
+        tasks += tasks_of(replace(request, networks=[network], rules=rules))
+    return tasks
 
 
 def in_words(row: Row) -> str:

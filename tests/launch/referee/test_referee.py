@@ -307,6 +307,22 @@ def test_several_searches_that_are_missing_are_counted(request_: Request) -> Non
     assert "- pred, search-optimizer.lr=0.001: not begun\n" in lines
 
 
+def test_what_an_earlier_command_left_is_not_forgotten(request_: Request) -> None:
+    rows = with_rows(request_, seeds=(1,))
+    pred, own = request_.table.rules["pred"], request_.table.rules["own"]
+    rows.add(row_of(request_, task_of(request_, "pred", "train", seed=2)))
+    rows.add(row_of(request_, Task(request_.table.networks["other"], pred, "speed")))
+    Referee(replace(request_, rules=[own]), rows, print).write()
+    page = (request_.out / "REFEREE.md").read_text()
+    small, other = page.split("## Other")
+    assert "- own, seed=2: not begun\n" in small
+    assert "- backprop, seed=2: not asked for\n" in small
+    assert "- saving, seed=2: not asked for\n" in small
+    assert "- pred" not in small
+    assert "- pred, 2 searches, locality, seed=1, seed=2: not asked for\n" in other
+    assert "- backprop" not in other  # of which nothing is there
+
+
 def test_a_rule_with_fewer_seeds_than_others_says_so(request_: Request) -> None:
     rows = with_rows(request_, seeds=(1,))
     rows.add(row_of(request_, task_of(request_, "pred", "train", seed=2)))
