@@ -48,32 +48,29 @@ def own_code(named: Iterable[str]) -> tuple[str, ...]:
     """The same for a user's modules that this process has imported: of each `package.module:name`,
     those of its package, and those that lie beside its file. Of objects given in place of names,
     what travelled to workers, and the modules that it may need."""
-    lines = (
-        line
-        for name in named
-        for line in (_given_code() if is_given(name) else _own_code(name.partition(":")[0]))
-    )
-    return tuple(dict.fromkeys(lines))
+    lines, names = list[str](), list[str]()
+    for name in named:
+        if is_given(name):
+            lines += code_line()
+            names += own_modules()
+        else:
+            names.append(name.partition(":")[0])
+    return tuple(dict.fromkeys([*lines, *_own_files(names)]))
 
 
-def _given_code() -> tuple[str, ...]:
-    return (*code_line(), *(line for name in own_modules() for line in _own_code(name)))
-
-
-def _own_code(name: str) -> tuple[str, ...]:
-    module = sys.modules.get(name)
-    file = getattr(module, "__file__", None)
-    if module is None or file is None:
-        return ()
-    root, folder = module.__name__.partition(".")[0], os.path.dirname(file)
-    # strings: a notebook has thousands of modules, of which a `Path` each takes a tenth of a second
+def _own_files(names: Iterable[str]) -> list[str]:
+    """A line for each file of these modules, of their packages, and beside them."""
+    modules = [sys.modules[name] for name in names if _module_file(name)]
+    folders = {os.path.dirname(str(module.__file__)) for module in modules}
+    roots = {module.__name__.partition(".")[0] for module in modules}
+    # no `Path` of each: a notebook has thousands of modules, which would take a tenth of a second
     paths = {
-        Path(other)
+        Path(file)
         for name in list(sys.modules)
-        if (other := _file_of(name))
-        and (name.partition(".")[0] == root or other == file or os.path.dirname(other) == folder)
+        if (file := _module_file(name)).endswith(_SOURCE)
+        and (name.partition(".")[0] in roots or os.path.dirname(file) in folders)
     }
-    return tuple(_line(str(path), path) for path in sorted(paths))
+    return [_line(str(path), path) for path in sorted(paths)]
 
 
 def difference(ours: Sequence[str], theirs: Sequence[str], *, common: bool = False) -> str | None:
@@ -149,6 +146,7 @@ def _line(name: str, path: Path) -> str:
         return f"{name} {error.strerror or 'unreadable'}"
 
 
-def _file_of(name: str) -> str | None:
+def _module_file(name: str) -> str:
+    """Of an imported module; empty where it has none."""
     file = getattr(sys.modules.get(name), "__file__", None)
-    return file if isinstance(file, str) and file.endswith(_SOURCE) else None
+    return file if isinstance(file, str) else ""
