@@ -104,6 +104,10 @@ def _read(path: Path, most: int) -> str:
         return data.decode("utf-8-sig")  # a byte order mark, as editors on Windows write it
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file") from None
+    except IsADirectoryError:
+        configs = sorted(path.glob("*.yaml"))  # a run's folder has its own
+        example = f", as {configs[0]}" if configs else ""
+        raise ConfigError(f"{path}: is a folder: name a file in it{example}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: can't be read as text: {error}; save it as UTF-8") from None
     except OSError as error:
