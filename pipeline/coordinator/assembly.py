@@ -99,7 +99,8 @@ class Assembly:
                 self._give_up(phase, timeout.used_s)
             if now - told > _TELL_EVERY_S:
                 told = now
-                self._run.observer(Waiting(missing, timeout.used_s))
+                if not waiting:  # else there was a line of what they wait for
+                    self._run.observer(Waiting(missing, timeout.used_s))
                 self._stages.wake(phase)
 
     def _give_up(self, phase: Phase, waited_s: float) -> None:

@@ -11,7 +11,7 @@ import pytest
 from support.run_in_threads import Fate, Job, ThreadWorkers, coordinator, train_single
 
 from pipeline.errors import InterruptedRunError
-from pipeline.run.events import Note
+from pipeline.run.events import Note, Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,6 +70,8 @@ def test_a_run_that_finds_no_room_waits_for_it_and_says_so(folder: Folder) -> No
     train_single(single)
     assert scene.job.store.files == single.store.files
     assert scene.job.notes.count(NO_ROOM) == 3
+    waits = [event for event in scene.job.events if isinstance(event, Waiting)]
+    assert len(waits) <= 1, "for a process that has room, but not for one that has none"
     assert [note for note in scene.job.notes if "(restart 1 of 1" in note]
     assert scene.now > 30.0  # of which 5 s would have been the start time-out
 
