@@ -61,6 +61,8 @@ def own_code(named: Iterable[str]) -> tuple[str, ...]:
 def _own_files(names: Iterable[str]) -> list[str]:
     """A line for each file of these modules, of their packages, and beside them."""
     modules = [sys.modules[name] for name in names if _module_file(name)]
+    if not modules:
+        return []
     folders = {os.path.dirname(str(module.__file__)) for module in modules}
     roots = {module.__name__.partition(".")[0] for module in modules}
     # no `Path` of each: a notebook has thousands of modules, which would take a tenth of a second

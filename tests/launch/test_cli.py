@@ -209,7 +209,7 @@ def test_no_config_file(here: Path) -> None:
     assert refused(here, "absent.yaml") == "absent.yaml: there is no such file"
     assert refused(here) == "which config? give CONFIG.yaml, or --resume with --run-dir DIR"
     (here / "folder").mkdir()
-    assert refused(here, "folder").startswith("folder: can't be read as text: ")
+    assert refused(here, "folder") == "folder: is a folder: name a file in it"
     (here / "broken.yaml").write_text("model: {name: mlp}\nloss: {name: pred]\n", encoding="utf-8")
     assert refused(here, "broken.yaml").startswith("broken.yaml:2:18: YAML syntax: ")
 
