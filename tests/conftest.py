@@ -161,6 +161,7 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("launch.engines.local.LocalEngine.warm_up", start)
     monkeypatch.setattr("launch.training.load_batches", start)
+    monkeypatch.setattr("pipeline.locality.proof.carry_out", start)
 
 
 @pytest.fixture
