@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 _TOOLS = ("ip", "unshare", "nsenter", "mount", "hostname")
 _CONGESTION = "/proc/sys/net/ipv4/tcp_congestion_control"
+_SEND_WITHOUT_PACING = f"echo cubic 2> /dev/null > {_CONGESTION} || echo reno > {_CONGESTION}"
+"""Not as this machine may: bbr paces bursts by what it believes of a cable. There are kernels that
+list cubic and refuse it in a network namespace."""
 _PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 _CLONE_NEWNET = 0x40000000  # of <sched.h>
 _ETH_P_ALL = 3  # of <linux/if_ether.h>
@@ -54,7 +57,8 @@ def why_not() -> str:
     if missing := [tool for tool in _TOOLS if shutil.which(tool) is None]:
         return f"hosts can't be imitated here: there is no {', '.join(missing)}"
     switch = "ip link add br0 type bridge && ip link add v0 type veth peer name v1"
-    trial = ["unshare", "--mount", "--uts", "--net", "--ipc", "--pid", "--fork", "sh", "-c", switch]
+    own = ["unshare", "--mount", "--uts", "--net", "--ipc", "--pid", "--fork"]
+    trial = [*own, "sh", "-c", f"{switch} && {{ {_SEND_WITHOUT_PACING}; }}"]
     done = subprocess.run(trial, capture_output=True, text=True, check=False)
     return f"hosts can't be imitated here: {done.stderr.strip()}" if done.returncode else ""
 
@@ -151,8 +155,7 @@ class ImitatedHost:
                 *("ip", "link", "add", "eth0", *mtu, "netns", str(self._first), "type", "veth"),
                 *("peer", "name", port, *mtu, "netns", str(self._switch)),
             )
-        # not what this machine has: bbr paces bursts by what it believes of a cable
-        _in_network(self._first, "sh", "-c", f"echo cubic > {_CONGESTION}")
+        _in_network(self._first, "sh", "-c", _SEND_WITHOUT_PACING)
         _in_network(self._switch, "ip", "link", "set", port, "master", "br0", "up")
         for device in ("lo", "eth0"):
             self.run("ip", "link", "set", device, "up")
