@@ -214,7 +214,8 @@ def _tasks_of_known_pairs(request: Request, rows: Rows) -> list[Task]:
     tasks = list[Task]()
     for network in table.networks.values():
         rules = [rule for rule in table.rules.values() if (network.name, rule.name) in pairs]
-        tasks += tasks_of(replace(request, networks=[network], rules=rules))
+        # what is set for the networks that are asked for need not be right for others
+        tasks += tasks_of(replace(request, networks=[network], rules=rules, overrides=()))
     return tasks
 
 
