@@ -53,11 +53,6 @@ AGAIN = "the stream from stage 0 to stage 1 broke and was opened again"
 SECRET = bytes(range(32))
 
 
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.transport.stream_sender._PAUSES_S", (0.01, 0.1))
-
-
 class Stream(Link):
     """A link whose tensors go by a stream: over a wire, where `cuts` or `flip_at` say so."""
 
