@@ -57,12 +57,26 @@ def _print_classes(found: Evaluation, names: Sequence[str], console: Console) ->
     for name, row, precision, recall in rows:
         table.add_row(name, str(sum(row)), _share(precision), _share(recall))
     _print(table, console)
-    if len(names) > _MOST_SHOWN:
-        return
-    table = plain_table(("class \\ taken for",), short)
-    for name, row in zip(short, found.confusion, strict=True):
-        table.add_row(name, *map(str, row))
-    _print(table, console)
+    if len(names) <= _MOST_SHOWN:
+        _print(_confusions(short, found.confusion, console), console)
+
+
+def _confusions(names: Sequence[str], counts: Sequence[Sequence[int]], console: Console) -> Table:
+    """A column a class, by name; by number where names are too long for the terminal's width."""
+    from launch.plan.dry_run import plain_table
+
+    def table(rows: Sequence[str], columns: Sequence[str]) -> Table:
+        made = plain_table(("class \\ taken for",), columns)
+        for row, cells in zip(rows, counts, strict=True):
+            made.add_row(row, *map(str, cells))
+        return made
+
+    named = table(names, names)
+    unbounded = console.options.update(max_width=10_000)
+    if console.measure(named, options=unbounded).maximum <= console.width:
+        return named
+    numbers = [str(number) for number in range(len(names))]
+    return table([f"{number} {name}" for number, name in enumerate(names)], numbers)
 
 
 def _print_depths(found: Evaluation, blocks: Sequence[str], console: Console) -> None:

@@ -16,8 +16,9 @@ import launch.export
 import launch.predict
 import launch.report.command
 import pipeline
-from launch.evaluate import main
+from launch.evaluate import main, report
 from pipeline.data.batches import load_batches
+from pipeline.trained.evaluation import Evaluation
 
 if TYPE_CHECKING:
     import click
@@ -92,6 +93,25 @@ def test_tables_say_what_the_numbers_are(run: FittedRun) -> None:
         "all exits",
     ):
         assert words in said
+
+
+@pytest.mark.parametrize(("width", "columns"), [(120, ["digit-8", "digit-9"]), (80, ["8", "9"])])
+def test_classes_are_numbered_where_their_names_are_too_long(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    width: int,
+    columns: list[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    confusion = tuple(tuple(40 * (k == taken) for taken in range(10)) for k in range(10))
+    found = Evaluation(400, 0.5, 0.0, confusion)
+    report(found, [f"digit-{k}" for k in range(10)], [], "run")
+    *_, head, first, _, _, _, _, _, _, _, _, last = capsys.readouterr().out.splitlines()
+    assert head.startswith("class \\ taken for")
+    assert head.split()[-2:] == columns
+    for line, k in ((first, 0), (last, 9)):
+        name, *counts = line.removeprefix(f"{k} " if width == 80 else "").split()
+        assert (name, counts[k]) == (f"digit-{k}", "40")
 
 
 def test_other_examples_come_as_arrays_or_as_folders_of_images(
