@@ -100,7 +100,12 @@ def _graph(module: nn.Module, format: Format, example: Tensor) -> bytes:
         torch.export.save(program, buffer)
         return buffer.getvalue()
     made: Any = torch.onnx.export(
-        program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
+        program,
+        dynamo=True,
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        dynamic_shapes=({0: "n"},),  # the program has forgotten the name of that dimension
+        verbose=False,
     )
     return bytes(made.model_proto.SerializeToString())
 

@@ -174,6 +174,15 @@ def test_the_text_says_what_goes_in_and_where_it_is_from(
     assert "to be normalised before: x = (v - mean) / std, by place" in arrays
 
 
+@pytest.mark.parametrize("name", ["mlp-onnx", "vgg-data-onnx"])
+def test_an_onnx_file_names_what_may_be_of_any_size(name: str, folder: Path, found: object) -> None:
+    """As in the text beside it, and as viewers and servers of such files show it."""
+    session = pytest.importorskip("onnxruntime").InferenceSession(folder / name)
+    (given,), (left,) = session.get_inputs(), session.get_outputs()
+    assert (given.name, given.shape[0]) == ("x", "n")
+    assert (left.name, left.shape[0]) == ("y", "n")
+
+
 def test_names_of_classes_are_in_the_text(tmp_path: Path) -> None:
     data = {"train": (X[:64], Y[:64] % 2), "classes": ["even", "odd"]}
     run = pipeline.fit("mlp", data, **FIT, options={"model.hidden": 8}, run_dir=tmp_path / "run")
