@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +18,16 @@ from launch.paper.configs import (
     shortened,
     write_configs,
 )
-from launch.paper.table import Cell, Entry, Setting, all_cells, entries_of, read_tables, select
+from launch.paper.table import (
+    Cell,
+    Entry,
+    Setting,
+    Table,
+    all_cells,
+    entries_of,
+    read_tables,
+    select,
+)
 from pipeline.config.config_file import load_config
 from pipeline.config.sections import config_tree
 from pipeline.data.facts import check_data, data_facts
@@ -27,9 +37,12 @@ from pipeline.network.from_config import network_specs
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pipeline.config.sections import Config
+
 TABLES = read_tables()
 CELLS = all_cells(TABLES)
 ENTRIES = {entry.key: entry for entry in entries_of(CELLS)}
+DATA_SETS = sorted({entry.dataset for entry in ENTRIES.values()})
 
 
 def cell(selector: str) -> Cell:
@@ -37,9 +50,18 @@ def cell(selector: str) -> Cell:
     return found
 
 
+def entries_for(dataset: str) -> list[Entry]:
+    return [entry for entry in ENTRIES.values() if entry.dataset == dataset]
+
+
+@cache
+def config_of(key: str) -> Config:
+    return entry_config(ENTRIES[key])
+
+
 def value(entry: Entry, key: str) -> Any:
     section, _, name = key.partition(".")
-    return getattr(getattr(entry_config(entry), section), name)
+    return getattr(getattr(config_of(entry.key), section), name)
 
 
 # --- the configs --------------------------------------------------------------------------
@@ -55,23 +77,25 @@ def test_the_configs_are_those_of_the_tables() -> None:
     assert there == config_files(TABLES)
 
 
-@pytest.mark.parametrize("key", ENTRIES)
-def test_every_config_is_a_network_for_its_data(key: str) -> None:
-    config = load_config(REPOSITORY / CONFIGS / f"{key}.yaml")
-    assert config == entry_config(ENTRIES[key])
-    facts = data_facts(config.data)
-    check_data(config.data, facts, batch_norm=config.model.batch_norm)
-    assert network_specs(config, facts)[-1].classes == facts.classes
-    assert config.loss.is_global == ENTRIES[key].backprop
+@pytest.mark.parametrize("dataset", DATA_SETS)
+def test_every_config_is_a_network_for_its_data(dataset: str) -> None:
+    for entry in entries_for(dataset):
+        config = load_config(REPOSITORY / CONFIGS / f"{entry.key}.yaml")
+        assert config == config_of(entry.key), entry.key
+        facts = data_facts(config.data)
+        check_data(config.data, facts, batch_norm=config.model.batch_norm)
+        assert network_specs(config, facts)[-1].classes == facts.classes, entry.key
+        assert config.loss.is_global == entry.backprop, entry.key
 
 
-@pytest.mark.parametrize("selected", CELLS, ids=lambda one: one.selector)
-def test_networks_have_as_many_parameters_as_the_tables_say(selected: Cell) -> None:
-    printed = selected.parameters
-    if selected.entry.dataset == "cifar100" and selected.row == "mlp":
-        printed = "28M"  # 27.54M, 27.52M of them weights; the paper prints CIFAR-10's 27M
-    places = len(printed.removesuffix("M").partition(".")[2])
-    assert f"{count_parameters(selected.entry) / 1e6:.{places}f}M" == printed
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.number)
+def test_networks_have_as_many_parameters_as_the_tables_say(table: Table) -> None:
+    for one in table.cells:
+        printed = one.parameters
+        if one.entry.dataset == "cifar100" and one.row == "mlp":
+            printed = "28M"  # 27.54M, 27.52M of them weights; the paper prints CIFAR-10's 27M
+        places = len(printed.removesuffix("M").partition(".")[2])
+        assert f"{count_parameters(one.entry) / 1e6:.{places}f}M" == printed, one.selector
 
 
 @pytest.mark.parametrize(
@@ -233,35 +257,35 @@ def test_hyper_parameters(
     ],
 )  # fmt: skip
 def test_augmentation(dataset: str, padding: int, flip: bool) -> None:
-    found = [entry for entry in ENTRIES.values() if entry.dataset == dataset]
+    found = entries_for(dataset)
     assert found
     for entry in found:
         assert value(entry, "data.name") == dataset
         assert (value(entry, "data.crop_padding"), value(entry, "data.flip")) == (padding, flip)
 
 
-@pytest.mark.parametrize("key", ENTRIES)
-def test_what_follows_from_the_loss(key: str) -> None:
-    entry = ENTRIES[key]
-    config = entry_config(entry)
-    similar = entry.loss.removesuffix("-bio") in ("sim", "predsim", "glob+sim")
-    assert config.nonlinearity == ("leaky_relu" if similar else "relu")
-    assert config.loss.bio == entry.loss.endswith("-bio")
-    assert config.loss.target_projection == 128
-    if config.loss.local == "predsim":
-        assert config.loss.beta == (0.01 if config.loss.bio else 0.99)
-    few = entry.dataset == "cifar100" and similar
-    data = config.data
-    limited = (data.classes_per_batch, data.classes_per_batch_until_epoch, data.class_order)
-    assert limited == ((20, 200, "scan") if few else (None, None, "drawn"))
+@pytest.mark.parametrize("dataset", DATA_SETS)
+def test_what_follows_from_the_loss(dataset: str) -> None:
+    for entry in entries_for(dataset):
+        config = config_of(entry.key)
+        similar = entry.loss.removesuffix("-bio") in ("sim", "predsim", "glob+sim")
+        assert config.nonlinearity == ("leaky_relu" if similar else "relu"), entry.key
+        assert config.loss.bio == entry.loss.endswith("-bio"), entry.key
+        assert config.loss.target_projection == 128, entry.key
+        if config.loss.local == "predsim":
+            assert config.loss.beta == (0.01 if config.loss.bio else 0.99), entry.key
+        few = entry.dataset == "cifar100" and similar
+        data = config.data
+        limited = (data.classes_per_batch, data.classes_per_batch_until_epoch, data.class_order)
+        assert limited == ((20, 200, "scan") if few else (None, None, "drawn")), entry.key
 
 
-@pytest.mark.parametrize("key", ENTRIES)
-def test_milestones_are_at_the_shares_of_section_4(key: str) -> None:
-    schedule = entry_config(ENTRIES[key]).schedule
-    shares = [100 * milestone / schedule.epochs for milestone in schedule.milestones]
-    assert shares == pytest.approx([50, 75, 88.25, 93.9], abs=0.8)
-    assert schedule.factor == 0.25
+def test_milestones_are_at_the_shares_of_section_4() -> None:
+    for key in ENTRIES:
+        schedule = config_of(key).schedule
+        shares = [100 * milestone / schedule.epochs for milestone in schedule.milestones]
+        assert shares == pytest.approx([50, 75, 88.25, 93.9], abs=0.8), key
+        assert schedule.factor == 0.25, key
 
 
 def test_every_value_has_a_source() -> None:
@@ -352,4 +376,4 @@ def test_epochs_and_milestones_scale_together(
 def test_few_classes_until_the_first_drop(scale: float, until: int) -> None:
     whole = cell("6/vgg8b/sim").entry
     entry = shortened(whole, scaled_epochs(whole, scale))
-    assert value(entry, "data.classes_per_batch_until_epoch") == until
+    assert entry_config(entry).data.classes_per_batch_until_epoch == until
