@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -49,8 +50,18 @@ if TYPE_CHECKING:
     from pipeline.transport.zmq_link import ZmqSender
 
 TCP = "tcp://127.0.0.1:*"
+LOOKS_S = 0.01
 AGAIN = "the stream from stage 0 to stage 1 broke and was opened again"
 SECRET = bytes(range(32))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def soon() -> Iterator[None]:
+    """So often the receiver looks whether somebody else calls, as most tests here do."""
+    with pytest.MonkeyPatch.context() as patch:
+        often = struct.pack("ll", 0, int(LOOKS_S * 1e6))
+        patch.setattr("pipeline.transport.stream_receiver._RECEIVE_TIMEOUT", often)
+        yield
 
 
 class Stream(Link):
@@ -89,7 +100,9 @@ class Stream(Link):
 
 @contextmanager
 def stream(**how: Any) -> Iterator[Stream]:
-    with closing(Stream(**how)) as opened:
+    with pytest.MonkeyPatch.context() as patch, closing(Stream(**how)) as opened:
+        if "cuts" in how or "flip_at" in how:  # so often the sender looks whether it was cut
+            patch.setattr("pipeline.transport.stream_sender.POLL_S", LOOKS_S)
         yield opened
 
 
