@@ -102,15 +102,25 @@ def test_replicas_go_on_from_a_checkpoint(step: int, folder: Folder) -> None:
     check_resumed(whole, folder, step, 3, **sections)
 
 
+LOSES = {**replicas(b1=2), "checkpoint_every_steps": 3}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    job = Job(tmp_path_factory.mktemp("undisturbed"), 3, **LOSES)
+    train_single(job)
+    return job
+
+
 @pytest.mark.parametrize(("process", "act"), [(1, 9), (2, 12), (1, 30), (2, 33), (0, 20), (3, 25)])
-def test_a_replica_that_is_lost_changes_nothing(process: int, act: int, folder: Folder) -> None:
-    sections = {**replicas(b1=2), "checkpoint_every_steps": 3}
-    single, disturbed = (Job(folder(), 3, **sections) for _ in range(2))
-    train_single(single)
+def test_a_replica_that_is_lost_changes_nothing(
+    undisturbed: Job, process: int, act: int, folder: Folder
+) -> None:
+    disturbed = Job(folder(), 3, **LOSES)
     train_pipelined(disturbed, {process: Fate(act)})
     assert any("replaced" in note for note in disturbed.notes)
-    assert disturbed.store.files == single.store.files
-    assert disturbed.lines() == single.lines()
+    assert disturbed.store.files == undisturbed.store.files
+    assert disturbed.lines() == undisturbed.lines()
 
 
 def test_an_interruption_lets_a_round_come_to_its_end(folder: Folder) -> None:

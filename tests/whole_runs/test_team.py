@@ -176,18 +176,28 @@ def test_a_team_goes_on_from_a_checkpoint(step: int, folder: Folder) -> None:
     assert again.lines() == whole.lines()[-len(again.lines()) :]
 
 
-@pytest.mark.parametrize("sees", [TWO, WHOLE], ids=["share", "batch"])
+@pytest.fixture(scope="module", params=[TWO, WHOLE], ids=["share", "batch"])
+def sees(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return {**request.param, "checkpoint_every_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(sees: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Job:
+    job = Job(tmp_path_factory.mktemp("undisturbed"), 1, **sees)
+    train_single(job)
+    return job
+
+
 @pytest.mark.parametrize("member", [0, 1])
 @pytest.mark.parametrize("act", [6, 14, 23, 31])
 def test_a_member_that_is_lost_changes_nothing(
-    sees: dict[str, Any], member: int, act: int, folder: Folder
+    sees: dict[str, Any], undisturbed: Job, member: int, act: int, folder: Folder
 ) -> None:
-    single, disturbed = (Job(folder(), 1, **sees, checkpoint_every_steps=2) for _ in range(2))
-    train_single(single)
+    disturbed = Job(folder(), 1, **sees)
     train_pipelined(disturbed, {member: Fate(act)})
     assert any("replaced" in note for note in disturbed.notes)
-    assert disturbed.store.files == single.store.files
-    assert disturbed.lines() == single.lines()
+    assert disturbed.store.files == undisturbed.store.files
+    assert disturbed.lines() == undisturbed.lines()
 
 
 def test_members_that_differ_end_the_run(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
