@@ -52,7 +52,8 @@ def error_after(name: str, epochs: int, folder: Path, **options: float) -> float
     if "milestones" in schedule:
         schedule["milestones"] = sorted({epochs // 2, epochs * 3 // 4})
     tree["loss"] = {**tree["loss"], "options": {**tree["loss"].get("options", {}), **options}}
-    job = Job(folder, 1, schedule=schedule, **tree.pop("runtime"), **tree)
+    runtime = {**tree.pop("runtime"), "eval_every_epochs": epochs}
+    job = Job(folder, 1, schedule=schedule, **runtime, **tree)
     train_single(job)
     error: float = job.lines()[-1]["test"]["error_pct"]
     return error
