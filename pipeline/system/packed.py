@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import contextmanager
+from functools import cache
 from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -110,8 +111,14 @@ def _files() -> Iterator[tuple[str, str]]:
         if isinstance(file, str):
             files.setdefault(name.partition(".")[0], file)
     for name, file in files.items():
-        if name not in _OURS and not os.path.realpath(file).startswith(installed):
+        if name not in _OURS and not _true_path(file).startswith(installed):
             yield name, file
+
+
+@cache
+def _true_path(file: str) -> str:
+    """Kept: a process may have hundreds of packages, and train many times."""
+    return os.path.realpath(file)
 
 
 def _leads_to(name: str, path: list[str], file: str) -> bool:
