@@ -74,7 +74,9 @@ def same_draws_and_threads() -> None:
     which tests came before it."""
     import torch
 
-    torch.manual_seed(0)
+    # not torch.manual_seed: that keeps a stack trace for each kind of device that is not there, and
+    # takes as long as many a test
+    torch.default_generator.manual_seed(0)
     # as a worker does; to hand thousands of tiny sums to threads would take 30 times as long
     torch.set_num_threads(1)
 

@@ -58,7 +58,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 assert keep_freed_memory()
-print([faults() for _ in range(40)][-1])
+print([faults() for _ in range(12)][-1])
 """
 
 
