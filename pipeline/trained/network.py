@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pipeline.config.sections import build_config
+from pipeline.config.config_file import load_config
+from pipeline.config.sections import build_config, differing_keys
+from pipeline.config.yaml_text import word_for
 from pipeline.errors import CheckpointError, ConfigError, Option, one_line
 from pipeline.learning.block_file import decode_block
 from pipeline.learning.build import build_stage
 from pipeline.network.from_config import network_specs
+from pipeline.storage.checkpoint_writer import CONFIG
 from pipeline.system.given import is_given, objects_given
 from pipeline.trained.run_folder import facts_in
 
@@ -152,11 +155,28 @@ def fitting(run: Folder, checkpoint: Checkpoint) -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
-        raise AnotherNetworkError(
-            f"{checkpoint.path}: is of another network than that of the data in {run.path}: "
-            f"{error}; bring back the run's own, or name another by ",
-            Option("at"),
-        ) from None
+        what = f"than that of the data in {run.path}: {error}"
+        raise _another_network(checkpoint, what) from None
+
+
+def _check_network(run: Folder, checkpoint: Checkpoint, config: Config) -> None:
+    """Raises AnotherNetworkError where a checkpoint's config has another network than the run's."""
+    try:
+        own = load_config(run.path / CONFIG)
+    except ConfigError:  # of an earlier version, or gone
+        return
+    for key, (there, here) in differing_keys(config, own).items():
+        if key.startswith("model.") and key != "model.init_from":
+            values = f"{key} is {word_for(there)} there and {word_for(here)} here"
+            raise _another_network(checkpoint, f"than that of {run.path / CONFIG}: {values}")
+
+
+def _another_network(checkpoint: Checkpoint, what: str) -> AnotherNetworkError:
+    return AnotherNetworkError(
+        f"{checkpoint.path}: is of another network {what}; bring back the run's own, or name "
+        "another by ",
+        Option("at"),
+    )
 
 
 def trained_in(
@@ -174,9 +194,11 @@ def trained_in(
 
     Raises:
         ConfigError: where it can't be made without objects that were given to `pipeline.fit`.
+        AnotherNetworkError: where the checkpoint is not of the run's network.
         CheckpointError: where a block file is damaged.
     """
     config = build_config(checkpoint.config, str(checkpoint.path))
+    _check_network(run, checkpoint, config)
     if given is None:
         _refuse_objects(run, config, instead)
     files, facts = checkpoint.read(), facts_in(run, config)

@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("torch_settings")
 EPOCH = 23
 """Steps."""
+NETWORK = {"model.hidden_layers": 2, "model.hidden": 16}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> FittedRun:
-    options = {"model.hidden_layers": 2, "model.hidden": 16}
     return pipeline.fit(
-        "mlp", "digits", epochs=2, batch_size=64, gpus="cpu", quiet=True, options=options,
+        "mlp", "digits", epochs=2, batch_size=64, gpus="cpu", quiet=True, options=NETWORK,
         run_dir=tmp_path_factory.mktemp("run") / "run",
     )  # fmt: skip
 
@@ -227,7 +227,7 @@ def test_a_checkpoint_of_another_network_is_named_with_what_to_do(
     run: FittedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: click.Command
 ) -> None:
     x = np.random.default_rng(1).normal(size=(20, 4)).astype(np.float32)
-    given = {"epochs": 1, "batch_size": 10, "gpus": "cpu", "quiet": True}
+    given = {"epochs": 1, "batch_size": 10, "gpus": "cpu", "quiet": True, "options": NETWORK}
     np.savez(tmp_path / "own.npz", X=x, y=np.arange(20) % 2)
     mixed = pipeline.fit("mlp", tmp_path / "own.npz", **given, run_dir=tmp_path / "mixed").path
     rmtree(mixed / "checkpoints")
@@ -238,6 +238,23 @@ def test_a_checkpoint_of_another_network_is_named_with_what_to_do(
     assert said.startswith(f"{newest}: is of another network than that of the data in mixed: ")
     assert "in the checkpoint, " in said
     assert said.endswith("; bring back the run's own, or name another by --checkpoint")
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_a_checkpoint_of_another_network_for_the_same_data_is_named(
+    run: FittedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: click.Command
+) -> None:
+    """Whose tensors fit each other."""
+    monkeypatch.chdir(tmp_path)
+    copytree(run.path, "mixed")
+    text = Path("mixed/config.yaml").read_text(encoding="utf-8")
+    assert "hidden: 16\n" in text
+    Path("mixed/config.yaml").write_text(text.replace("hidden: 16\n", "hidden: 8\n"), "utf-8")
+    said = refused(command, Path("mixed"))
+    assert said.removeprefix(f"mixed/checkpoints/step-{2 * EPOCH:08}: ") == (
+        "is of another network than that of mixed/config.yaml: model.hidden is 16 there and 8 "
+        "here; bring back the run's own, or name another by --checkpoint"
+    )
 
 
 def test_objects_that_no_command_has_are_named(tmp_path: Path) -> None:
