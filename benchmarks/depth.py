@@ -88,7 +88,7 @@ def trained(network: Network, run_dir: Path, changes: Sequence[str], command: st
 def asked(network: Network, run: TrainedRun) -> dict[str, Any]:
     """What a trained network gets right, by depth."""
     found = {
-        at: evaluate(run.network, own_examples(run.network)[1], by_depth=True, exit_at=at)
+        at: evaluate(run.network, own_examples(run)[1], by_depth=True, exit_at=at)
         for at in THRESHOLDS
     }
     whole = found[THRESHOLDS[0]]

@@ -3,7 +3,7 @@ argument and options, and what these mean."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from pipeline.data.batches import Batches
     from pipeline.data.image_folder import Progress
+    from pipeline.data.record import DataRecord
     from pipeline.trained.network import TrainedNetwork
 
 EVALUATING = "evaluating"
@@ -46,11 +47,13 @@ _OUT = Option("out")
 
 @dataclass(frozen=True, slots=True)
 class TrainedRun:
-    """`classes`: their names; `step`: that of the checkpoint."""
+    """`classes`: their names; `step`: that of the checkpoint; `data`: which examples it was trained
+    and tested on, where its version kept that."""
 
     network: TrainedNetwork
     classes: tuple[str, ...]
     step: int
+    data: DataRecord | None = None
 
 
 def as_option_of_a_run(option: Option) -> str:
@@ -88,11 +91,12 @@ def read_run(path: Path, checkpoint: str) -> TrainedRun:
         prepare_process(torch.device("cpu"), network.config.runtime.threads_per_stage)
         with fitting(folder, found):
             _ = network.stage  # made now, where what is wrong can be said of the checkpoint
-    return TrainedRun(network, tuple(names), found.state.position.step)
+    state = found.state
+    return TrainedRun(network, tuple(names), state.position.step, state.data)
 
 
 def own_examples(
-    network: TrainedNetwork, show: Progress = lambda what, done, of: None
+    trained: TrainedRun, show: Progress = lambda what, done, of: None
 ) -> tuple[str, Iterator[tuple[Tensor, Tensor]]]:
     """The run's test set; where its data have none, the share of the training set that was kept for
     validation. Before it, which of the two it is, in words.
@@ -101,11 +105,13 @@ def own_examples(
         show: is told how much of it is read, and done with.
 
     Raises:
-        ConfigError: where the data can't be read, or there is nothing to test on.
+        ConfigError: where the data can't be read, are others than the run was tested on, or have
+            nothing to test on.
     """
     from pipeline.data.batches import load_batches
     from pipeline.system.given import is_given
 
+    network, tested_on = trained.network, trained.data
     config, seed = network.config.data, network.config.runtime.seed
     if is_given(config.factory):
         raise ConfigError(
@@ -113,12 +119,33 @@ def own_examples(
         )
     words = "its own test set"
     batches = load_batches(config.model_copy(update={"validation": None}), seed, show)
+    if config.validation is not None:
+        tested_on = None  # but on the validation share
     if not batches.evaluation_batches:
         words = "its own validation share"
-        batches = load_batches(config, seed, show)
+        batches, tested_on = load_batches(config, seed, show), trained.data
     if not batches.evaluation_batches:
         raise ConfigError("this run has no test set: name examples with --data")
+    _check_same(batches, network, tested_on)
     return words, _evaluated(batches, show)
+
+
+def _check_same(batches: Batches, network: TrainedNetwork, tested_on: DataRecord | None) -> None:
+    """Raises ConfigError where these are not the examples that a run was tested on, or no longer
+    such as its network takes."""
+    from pipeline.data.record import differences
+
+    what, noun, now, then = list[str](), "examples", batches.facts, network.facts
+    if tested_on is not None:
+        record, noun = batches.record(tested_on.name), tested_on.noun
+        what = differences(tested_on, replace(record, training=tested_on.training))
+    elif (now.shape, now.classes) != (then.shape, then.classes):
+        what = [f"{now.classes} classes of shape {now.shape}, not {then.classes} of {then.shape}"]
+    if what:
+        raise ConfigError(
+            f"this run's {noun} are others than it was tested on ({'; '.join(what)}): bring them "
+            "back, or name these with --data"
+        )
 
 
 def _evaluated(batches: Batches, show: Progress) -> Iterator[tuple[Tensor, Tensor]]:

@@ -97,7 +97,7 @@ def look(
     worst, fixed = _Worst(facts), _FixedBatch()
     try:
         if data is None:
-            where, given = own_examples(network, show)
+            where, given = own_examples(trained, show)
         else:
             where, given = str(data), examples_at(data, trained, show)
         batches = _at_most(most, given)
