@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launch.command import command, run_command
+from launch.command import NumberRange, command, run_command
 from launch.read_run import (
     checkpoint_option,
     data_option,
@@ -28,20 +28,19 @@ if TYPE_CHECKING:
 
 _MOST_SHOWN = 20
 """Classes of a matrix of confusions that still fits on a screen."""
-_NAME = 16
 
 
 def report(found: Evaluation, names: Sequence[str], blocks: Sequence[str], about: str) -> None:
     """Print an evaluation. `names`: of the classes; `about`: what was evaluated on what."""
     from rich.console import Console
 
-    console = Console()
+    console = Console(markup=False)  # which names of classes are not
     numbers = [f"{found.examples} examples"]
     if found.error_pct is not None:
         numbers.append(f"error {found.error_pct:.2f} %")
     if found.loss is not None:
         numbers.append(f"loss {found.loss:.4f}")
-    console.print(f"{about}: {', '.join(numbers)}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{about}: {', '.join(numbers)}", highlight=False, soft_wrap=True)
     if found.confusion:
         _print_classes(found, names, console)
     if found.depths:
@@ -49,20 +48,29 @@ def report(found: Evaluation, names: Sequence[str], blocks: Sequence[str], about
 
 
 def _print_classes(found: Evaluation, names: Sequence[str], console: Console) -> None:
+    from launch.display.format import class_text
     from launch.plan.dry_run import plain_table
 
-    short = [name[:_NAME] for name in names]
+    short = list(map(class_text, names))
     table = plain_table(("class",), ("examples", "precision", "recall"))
     rows = zip(short, found.confusion, found.precision, found.recall, strict=True)
     for name, row, precision, recall in rows:
         table.add_row(name, str(sum(row)), _share(precision), _share(recall))
     _print(table, console)
-    if len(names) <= _MOST_SHOWN:
-        _print(_confusions(short, found.confusion, console), console)
+    confusions = _confusions(short, found.confusion, console)
+    if confusions is None:
+        console.print(
+            "\nWhich classes were taken for which is too wide to be shown here: see --json."
+        )
+    else:
+        _print(confusions, console)
 
 
-def _confusions(names: Sequence[str], counts: Sequence[Sequence[int]], console: Console) -> Table:
-    """A column a class, by name; by number where names are too long for the terminal's width."""
+def _confusions(
+    names: Sequence[str], counts: Sequence[Sequence[int]], console: Console
+) -> Table | None:
+    """A column a class, by name; by number where names are too long for the terminal's width; None
+    where these are, too, or the classes are many."""
     from launch.plan.dry_run import plain_table
 
     def table(rows: Sequence[str], columns: Sequence[str]) -> Table:
@@ -71,12 +79,15 @@ def _confusions(names: Sequence[str], counts: Sequence[Sequence[int]], console: 
             made.add_row(row, *map(str, cells))
         return made
 
-    named = table(names, names)
-    unbounded = console.options.update(max_width=10_000)
-    if console.measure(named, options=unbounded).maximum <= console.width:
-        return named
+    if len(names) > _MOST_SHOWN:
+        return None
     numbers = [str(number) for number in range(len(names))]
-    return table([f"{number} {name}" for number, name in enumerate(names)], numbers)
+    numbered = [f"{number} {name}" for number, name in enumerate(names)]
+    unbounded = console.options.update(max_width=10_000)
+    for made in (table(names, names), table(numbered, numbers)):
+        if console.measure(made, options=unbounded).maximum <= console.width:
+            return made
+    return None
 
 
 def _print_depths(found: Evaluation, blocks: Sequence[str], console: Console) -> None:
@@ -138,7 +149,7 @@ def tree(found: Evaluation, names: Sequence[str], blocks: Sequence[str]) -> dict
 @click.option(
     "--exit-at",
     metavar="P",
-    type=click.FloatRange(0, 1),
+    type=NumberRange(0, 1),
     help="With --every-depth: let an example leave at the first block that gives its most likely "
     "class a probability of at least P.",
 )
@@ -178,7 +189,7 @@ def main(
             )
         with looking_shown() as show:
             if data is None:
-                where, batches = own_examples(network, show)
+                where, batches = own_examples(trained, show)
             else:
                 where, batches = str(data), examples_at(data, trained, show)
             found = evaluate(

@@ -102,10 +102,12 @@ def answers(scores: Tensor | None, trained: TrainedRun, top: int) -> Iterator[di
 
 def in_words(about: dict[str, Any]) -> str:
     """An answer as a line for people."""
-    name = about.get("file", about.get("example"))
+    from pipeline.data.image_list import printable
+
+    name = printable(str(about.get("file", about.get("example"))))
     if "numbers" in about:
         return f"{name}: {' '.join(f'{number:.6g}' for number in about['numbers'])}"
-    found = (f"{each['class']} {each['probability']:.4f}" for each in about["classes"])
+    found = (f"{printable(each['class'])} {each['probability']:.4f}" for each in about["classes"])
     return f"{name}: {', '.join(found)}"
 
 

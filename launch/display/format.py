@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pipeline.data.image_list import printable
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
@@ -16,6 +18,14 @@ def number_text(value: float | None, form: str, below: float = 1e4) -> str:
     if value is None:
         return NOTHING
     return format(value, form if abs(value) < below else ".4g")
+
+
+def class_text(name: str, most: int = 16) -> str:
+    """The name of a class for a table; of a long one beginning and end, by which it can be told
+    from others."""
+    shown = printable(name)
+    end = (most - 1) // 2
+    return shown if len(shown) <= most else f"{shown[: most - 1 - end]}…{shown[-end:]}"
 
 
 def lr_text(value: float | None) -> str:

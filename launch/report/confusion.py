@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from launch.display.format import class_text
 from launch.drawing import png
 from launch.report.pieces import Card, Cell, Gallery, Image, Matrix, Section, Table, Words
 
@@ -25,7 +26,6 @@ _PAIRS = 12
 _MOST_PIXELS = 64
 """Of an image's side: larger ones are made smaller, so that the page stays small."""
 _IMAGE_WIDTH = 96
-_NAME = 16
 _LEAD = (
     "Rows are what an example is, columns what the last block takes it for. Right answers lie "
     "on the diagonal (green); the stronger a colour, the larger the share of the row. Below are "
@@ -69,7 +69,7 @@ def _of_run(run: Run, most_images: int) -> Iterable[Piece]:
 
 
 def _matrix(found: Evaluation, names: Sequence[str]) -> Matrix:
-    short = tuple(name[:_NAME] for name in names)
+    short = tuple(map(class_text, names))
     rows = []
     for k, (name, row) in enumerate(zip(short, found.confusion, strict=True)):
         total = max(1, sum(row))
@@ -98,7 +98,7 @@ def _pairs(found: Evaluation, names: Sequence[str]) -> Piece:
 
 
 def _image(wrong: Wrong, names: Sequence[str]) -> Image:
-    label, other = names[wrong.label][:_NAME], names[wrong.taken_for][:_NAME]
+    label, other = class_text(names[wrong.label]), class_text(names[wrong.taken_for])
     p = f"{100 * wrong.of_label:.0f} % → {100 * wrong.probability:.0f} %"
     lines = (f"{label} → {other}", p)
     return Image(png(shown(wrong.image)), f"{label}, taken for {other}", lines)

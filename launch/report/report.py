@@ -64,7 +64,8 @@ def write_report(
         runs.append(Run(number, files, looks))
     with looking_shown() as show:
         text = page(runs, exit_at, show)
-    nbytes = len(text.encode())
+    encoded = _encoded(text)
+    nbytes = len(encoded)
     if nbytes > MOST_BYTES:
         raise ConfigError(
             f"RUN…: a page about these {len(runs)} runs takes {nbytes / 1e6:.1f} MB, more than "
@@ -72,7 +73,7 @@ def write_report(
         )
     with Folder.open(to.parent) as folder:
         try:
-            replace_in(folder, to.name, text.encode())
+            replace_in(folder, to.name, encoded)
         except OSError as error:
             raise ConfigError(
                 f"--out {to}: can't be written: {reason(error, folder)}; make room, or choose "
@@ -87,13 +88,18 @@ def names(paths: Sequence[Path]) -> list[str]:
     return short if len(set(short)) == len(short) else list(map(str, paths))
 
 
+def _encoded(text: str) -> bytes:
+    """In UTF-8; what is none, as a file's name may be, escaped."""
+    return text.encode(errors="backslashreplace")
+
+
 def page(runs: Sequence[Run], exit_at: float, show: Progress = lambda what, done, of: None) -> str:
     """The page about runs that were looked at; with less in its pictures where it would be too
     large. `show`: is told how many of its sections are drawn."""
     whole, *smaller = rooms(len(runs))
     text = _page(runs, exit_at, whole, show)
     for room in smaller:
-        if len(text.encode()) <= MOST_BYTES:
+        if len(_encoded(text)) <= MOST_BYTES:
             break
         text = _page(runs, exit_at, room, show, room.text)
     return text

@@ -11,6 +11,7 @@ from launch.machine.provenance import program
 from pipeline.api.formats import GRAPHS, INPUT, OUTPUT
 from pipeline.api.plain_code import code_of
 from pipeline.config.config_file import dump_config
+from pipeline.data.image_list import printable
 from pipeline.learning.block_file import kind_of
 from pipeline.run.metrics import tested
 from pipeline.system.given import is_given
@@ -118,7 +119,7 @@ def _classes(run: Loaded) -> list[str]:
     if not classes:
         return []
     if data and len(data.classes) == classes:
-        return [f"{index}: {name}" for index, name in enumerate(data.classes)]
+        return [f"{index}: {printable(name)}" for index, name in enumerate(data.classes)]
     return [f"{classes}, 0 to {classes - 1}; the data have no names of them"]
 
 

@@ -114,7 +114,7 @@ def write_export(
     said = description(
         run, path.name, format, depth=depth, preprocess=preprocess, example=example, result=result
     )
-    _write({path.name: data, text.name: said.encode()}, path.parent)
+    _write({path.name: data, text.name: said.encode(errors="backslashreplace")}, path.parent)
     return path
 
 

@@ -312,5 +312,9 @@ def shortened(names: Iterable[str], most: int = 8) -> str:
     """Names in a line, the first `most` of them; what would break it is escaped."""
     known = list(names)
     more = [f"… ({len(known)} in all)"] if len(known) > most else []
-    shown = (name if name.isprintable() else repr(name) for name in known[:most])
-    return ", ".join([*(cut(name, 40) for name in shown), *more])
+    return ", ".join([*(cut(printable(name), 40) for name in known[:most]), *more])
+
+
+def printable(name: str) -> str:
+    """A name for people, in one line: what a terminal or a file could not show is escaped."""
+    return name if name.isprintable() else repr(name)

@@ -184,10 +184,10 @@ def test_an_onnx_file_names_what_may_be_of_any_size(name: str, folder: Path, fou
 
 
 def test_names_of_classes_are_in_the_text(tmp_path: Path) -> None:
-    data = {"train": (X[:64], Y[:64] % 2), "classes": ["even", "odd"]}
+    data = {"train": (X[:64], Y[:64] % 2), "classes": ["even", "o\ndd\udcff"]}
     run = pipeline.fit("mlp", data, **FIT, options={"model.hidden": 8}, run_dir=tmp_path / "run")
     path = pipeline.export(run.path, out=tmp_path / "file")
-    assert "\nClasses\n    0: even\n    1: odd\n" in Path(f"{path}.txt").read_text()
+    assert "\nClasses\n    0: even\n    1: 'o\\ndd\\udcff'\n" in Path(f"{path}.txt").read_text()
     said = CliRunner().invoke(main, [str(run.path), "--out", str(tmp_path / "other")])
     assert said.exit_code == 0
     assert said.stdout.startswith(f"{tmp_path / 'other'}, and other.txt, which says how to use it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from html import unescape
 from pathlib import Path
 from shutil import copy, copytree, rmtree
 from typing import TYPE_CHECKING, Any
@@ -95,6 +96,46 @@ def test_tables_say_what_the_numbers_are(run: FittedRun) -> None:
         assert words in said
 
 
+ODD = [
+    "[/]",
+    "[red]a",
+    "[bold]a",
+    "new\nline",
+    "\x1b[31m",
+    "bad\udcff",
+    "x" * 30 + "a",
+    "x" * 30 + "b",
+]
+
+
+def test_names_are_shown_as_they_are_in_a_line_and_apart(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    n = len(ODD)
+    confusion = tuple(tuple(int(k == taken) for taken in range(n)) for k in range(n))
+    report(Evaluation(n, 0.5, 0.0, confusion), ODD, [], "[/]")
+    said = capsys.readouterr().out
+    names = ["[/]", "[red]a", "[bold]a", r"'new\nline'", r"'\x1b[31m'", r"'bad\udcff'"]
+    names += [f"xxxxxxxx…xxxxxx{end}" for end in "ab"]
+    rows = [line.split() for line in said.splitlines() if line]
+    assert [row[0] for row in rows[2 : 2 + n]] == names
+    assert rows[2 + n][-n:] == [row[0] for row in rows[3 + n :]] == names
+
+
+@pytest.mark.parametrize(("classes", "width"), [(10, 40), (25, 400)])
+def test_what_is_too_wide_is_left_out_and_said_to_be(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], classes: int, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    confusion = tuple(tuple(40 * (k == taken) for taken in range(classes)) for k in range(classes))
+    names = [f"digit-{k}" for k in range(classes)]
+    report(Evaluation(400, 0.5, 0.0, confusion), names, [], "run")
+    assert " ".join(capsys.readouterr().out.split()).endswith(
+        "Which classes were taken for which is too wide to be shown here: see --json."
+    )
+
+
 @pytest.mark.parametrize(("width", "columns"), [(120, ["digit-8", "digit-9"]), (80, ["8", "9"])])
 def test_classes_are_numbered_where_their_names_are_too_long(
     monkeypatch: pytest.MonkeyPatch,
@@ -130,6 +171,49 @@ def test_other_examples_come_as_arrays_or_as_folders_of_images(
     assert found[0]["confusion"] == found[1]["confusion"]
     assert found[0]["loss"] == pytest.approx(found[1]["loss"])
     assert found[0]["error_pct"] == run.evaluate((x, y))["error_pct"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "share", "classes", "says"),
+    [
+        (["x_train", "x_test"], {}, 2, "15 test examples instead of 20"),
+        (["x_train", "x_test"], {}, 3, "15 test examples instead of 20"),
+        (["X"], {"validation": 0.2}, 2, "12 validation examples instead of 16"),
+        (["X"], {"validation": 0.2}, 3, "12 validation examples instead of 16"),
+        # on its test set, which it has never seen, and of which nothing is known
+        (["x_train", "x_test"], {"validation": 0.2}, 3, "3 classes of shape (4,), not 2 of (4,)"),
+    ],
+)
+@pytest.mark.parametrize("command", [main, launch.report.command.main], ids=["eval", "report"])
+def test_data_that_are_others_by_now_are_refused(
+    command: click.Command,
+    parts: list[str],
+    share: dict[str, Any],
+    classes: int,
+    says: str,
+    tmp_path: Path,
+) -> None:
+    draws = np.random.default_rng(1)
+
+    def write(n: int, classes: int) -> None:
+        arrays: dict[str, Any] = {}
+        for x, size in zip(parts, (4 * n, n), strict=False):
+            arrays[x] = draws.normal(size=(size, 4)).astype(np.float32)
+            arrays[x.replace("x", "y").replace("X", "y")] = np.arange(size) % classes
+        np.savez(tmp_path / "own.npz", **arrays)
+
+    write(20, 2)
+    given = {"epochs": 1, "batch_size": 10, "gpus": "cpu", "quiet": True, "options": NETWORK}
+    run = pipeline.fit("mlp", tmp_path / "own.npz", **given, **share, run_dir=tmp_path / "run").path
+    assert ask(run)[0] == 0
+    write(15, classes)
+    out = [] if command is main else ["--out", str(tmp_path / "page.html")]
+    done = CliRunner().invoke(command, [str(run), *out])
+    said = done.stderr if command is main else unescape((tmp_path / "page.html").read_text("utf-8"))
+    assert done.exit_code == (2 if command is main else 0)
+    assert f"this run's examples are others than it was tested on ({says}" in said
+    assert "bring them back, or name these with --data" in said
+    assert ask(run, "--data", tmp_path / "own.npz")[0] == (0 if classes == 2 else 2)
 
 
 def test_a_run_that_validates_is_evaluated_on_its_test_set(tmp_path: Path) -> None:

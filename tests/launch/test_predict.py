@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.special import softmax
 
 import pipeline
-from launch.predict import main
+from launch.predict import in_words, main
 from pipeline.data.image_folder import read_folder
 
 if TYPE_CHECKING:
@@ -131,6 +131,11 @@ def test_numbers_are_given_as_they_are(tmp_path: Path) -> None:
     assert ask(run.path, tmp_path / "some.npz")[1].startswith("0: ")
 
 
+def test_a_name_stays_in_its_line() -> None:
+    answer = {"file": "a\nb.png", "classes": [{"class": "\x1b[31m", "probability": 0.5}]}
+    assert in_words(answer) == r"'a\nb.png': '\x1b[31m' 0.5000"
+
+
 @pytest.mark.parametrize(
     ("inputs", "says"),
     [
@@ -140,6 +145,8 @@ def test_numbers_are_given_as_they_are(tmp_path: Path) -> None:
         (["no.npz"], "IMAGE no.npz: there is no such file or folder"),
         (["y.npz"], "y.npz: needs examples to predict, as X or x_test"),
         (["wide.npz"], "wide.npz: X has shape (2, 5); (n, 3, 8, 8) is needed, as in the data"),
+        (["none.npz"], "none.npz: X has shape (0, 3, 8, 8): (n, …) with at least one example"),
+        (["deep.png"], "deep.png: pixels of mode I;16 have more than 8 bits, and the run's config"),
         (["wide.npz", "text.png"], "wide.npz: give one .npz file alone, or images"),
     ],
 )
@@ -151,6 +158,8 @@ def test_what_is_wrong_is_said_in_a_line(
     (tmp_path / "text.png").write_text("no image")
     np.savez("y.npz", y=np.zeros(2))
     np.savez("wide.npz", X=np.zeros((2, 5), np.uint8))
+    np.savez("none.npz", X=np.zeros((0, 3, 8, 8), np.uint8))
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save("deep.png")
     status, said = ask(run.path, *inputs)
     assert (status, said.count("\n")) == (2, 1)
     assert said.startswith(f"error: {says}")
