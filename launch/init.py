@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from launch.command import command, run_command
+from launch.read_run import to_write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +31,7 @@ def main(data: str, out: str | None, overwrite: bool) -> None:
         from launch.command import DONE
         from launch.first_config import first_config
 
-        path = None if out is None else _free(out, overwrite)
+        path = None if out is None else to_write(out, "", overwrite=overwrite)
         text = first_config(data)
         if path is None:
             print(text, end="")
@@ -41,21 +42,6 @@ def main(data: str, out: str | None, overwrite: bool) -> None:
         return DONE
 
     run_command(body)
-
-
-def _free(out: str, overwrite: bool) -> Path:
-    """The file to write; one that is there only with `overwrite`."""
-    from pipeline.errors import ConfigError
-    from pipeline.system.paths import expanded
-
-    path = expanded("--out", out)
-    if path.is_dir():
-        raise ConfigError(f"--out {path}: is a folder: name a file in it")
-    if path.exists() and not overwrite:
-        raise ConfigError(f"--out {path}: is there already: name another, or give --overwrite")
-    if not path.parent.is_dir():
-        raise ConfigError(f"--out {path}: there is no folder {path.parent}: make it")
-    return path
 
 
 def _write(path: Path, text: str) -> None:

@@ -122,7 +122,7 @@ LAUNCH: dict[str, Row] = {  # from the ground up; `pipeline` may be imported by 
     "export": row("command read_run"),
     "report": row("command run_directory machine display read_run drawing"),
     "first_config": row("job plan"),
-    "init": row("command first_config"),
+    "init": row("command first_config read_run"),
     "entry": row(),  # imports a command by its name, once the module path is safe
 }
 

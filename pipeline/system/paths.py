@@ -31,11 +31,16 @@ def file_named(what: str | Option, path: str | Path) -> Path:
     """The path of a file that is to be written; `what` as for `expanded`.
 
     Raises:
-        ConfigError: where it is a folder, or there is no folder for it; as `expanded`.
+        ConfigError: where it is a folder, a device or the like, or there is no folder for it; as
+            `expanded`.
     """
     found = expanded(what, path)
     if found.is_dir():
         raise ConfigError(what, f" {found}: is a folder: name a file in it")
+    if found.is_symlink():  # what it leads to is written, and it stays
+        found = found.resolve()
+    if found.exists() and not found.is_file():
+        raise ConfigError(what, f" {found}: is no file, but a device or the like: name a file")
     if not found.parent.is_dir():
         raise ConfigError(what, f" {found}: there is no folder {found.parent}: make it")
     return found

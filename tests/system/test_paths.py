@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from launch.plan.checks import make_job
 from pipeline.config.data import DataConfig
 from pipeline.data.facts import data_root
 from pipeline.errors import ConfigError
-from pipeline.system.paths import expanded
+from pipeline.system.paths import expanded, file_named
 
 
 @pytest.fixture
@@ -42,6 +43,21 @@ def test_a_home_folder_is_written_out(
 def test_an_unknown_one_is_refused(given: str) -> None:
     with pytest.raises(ConfigError, match=r"^--plan ~.*: there is no user .*; write the folder"):
         expanded("--plan", Path(given))
+
+
+def test_a_file_that_is_written_is_none_of_the_systems(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for path in (Path("/dev/null"), tmp_path / "pipe", tmp_path / "link"):
+        with pytest.raises(ConfigError, match=r"^--out /.*: is no file, but a device or the like"):
+            file_named("--out", path)
+
+
+def test_what_a_link_leads_to_is_written(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("file")
+    assert file_named("--out", tmp_path / "link") == tmp_path.resolve() / "file"
+    (tmp_path / "file").touch()
+    assert file_named("--out", tmp_path / "link") == tmp_path.resolve() / "file"
 
 
 @pytest.mark.usefixtures("nobody")
