@@ -29,6 +29,19 @@ _ERROR = "error: "
 """Before what a command says on stderr of its failure."""
 
 
+class NumberRange(click.FloatRange):
+    """A number between bounds, and so never nan, which compares with neither."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """As of `click.FloatRange`."""
+        found: float = super().convert(value, param, ctx)
+        if found != found:
+            self.fail(f"{value!r} is no number.", param, ctx)
+        return found
+
+
 def command(function: Callable[..., Any]) -> click.Command:
     """A function whose arguments are those of a command, made one."""
     made = click.command(context_settings={"help_option_names": ["-h", "--help"]})(function)

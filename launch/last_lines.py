@@ -23,9 +23,11 @@ def last_lines(run: Folder, state: RunState) -> list[str]:
     # under `runtime.keep_best last` no test has told which is there
     path, has_best = str(run.path), state.kept.epoch > 0 and _has_best(run)
     best = ["--checkpoint", BEST] if has_best else []
-    # how good it is, all of it to look at, and the network for other programs: of every run
+    # how good it is, all of it to look at, and the network for other programs: of every run, but
+    # that nothing is there to evaluate some on
+    untested = state.data is not None and not state.data.test.images
     commands = (
-        ["pipeline-eval", path, *best],
+        *([] if untested else [["pipeline-eval", path, *best]]),
         ["pipeline-report", path],
         ["pipeline-export", path, *best],
     )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launch.cli import launch_options
-from launch.command import DONE, command, complain, run_command
+from launch.command import DONE, NumberRange, command, complain, run_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -177,7 +177,7 @@ def _no_nan(_context: click.Context, _parameter: click.Parameter, value: float) 
 @click.argument("selector", metavar="TABLE[/ROW[/LOSS]]", required=False)
 @click.option(
     "--epochs-scale",
-    type=click.FloatRange(min=0, min_open=True, max=100),
+    type=NumberRange(min=0, min_open=True, max=100),
     callback=_no_nan,
     default=1.0,
     metavar="X",

@@ -72,7 +72,13 @@ def known_timing(
         ConfigError: where the file was spoilt.
     """
     path = cost_file(config, specs, devices[0])
-    if path is None or not path.is_file() or len({device_kind(device) for device in devices}) > 1:
+    # the folder may be another user's, as where a container has this one's HOME
+    if (
+        path is None
+        or not os.access(path, os.R_OK)
+        or not path.is_file()
+        or len({device_kind(device) for device in devices}) > 1
+    ):
         return None
     kept = load_costs(path, specs, config.data.batch_size)
     on_cpu, speed = devices[0] == "cpu", kept.copied_per_s

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launch.command import DONE, command, complain, run_command
+from launch.command import DONE, NumberRange, command, complain, run_command
 from launch.completion import complete_setting
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _say(line: str) -> None:
 @click.option(
     "--budget",
     "hours",
-    type=click.FloatRange(min=0, min_open=True),
+    type=NumberRange(min=0, min_open=True),
     metavar="HOURS",
     help="Begin nothing that would not be done by then.",
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from launch.command import command, run_command
+from launch.command import NumberRange, command, run_command
 from launch.read_run import checkpoint_option, data_option, existing, to_write
 
 
@@ -17,7 +17,7 @@ from launch.read_run import checkpoint_option, data_option, existing, to_write
 @click.option(
     "--exit-at",
     metavar="P",
-    type=click.FloatRange(0, 1),
+    type=NumberRange(0, 1),
     default=0.9,
     show_default=True,
     help="Let an example leave at the first block that gives its most likely class a probability "

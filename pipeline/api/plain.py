@@ -43,8 +43,10 @@ def plain_network(
         ConfigError: where the user's own network is not there, or another than was trained; and
             for a depth that there is not.
     """
-    if depth is not None and not 1 <= depth <= len(specs):
-        raise ConfigError(_DEPTH, f" {depth}: the network has {len(specs)} blocks: give 1 to that")
+    if depth is not None and not (type(depth) is int and 1 <= depth <= len(specs)):
+        raise ConfigError(
+            _DEPTH, f" {depth!r}: the network has {len(specs)} blocks: give 1 to that"
+        )
     if config.model.factory is None:
         return built_in(specs, states, depth)
     module = made_module(config.model, config.runtime.seed)

@@ -90,5 +90,10 @@ def inputs_at(path: Path) -> NDArray[np.generic]:
 def _image(reader: ImageReader, path: str) -> NDArray[np.uint8]:
     try:
         return cut_out(reader.decode(path), reader.view, None)
-    except (DeepPixelsError, ImageError) as error:
+    except DeepPixelsError as error:
+        raise ConfigError(
+            f"{path}: pixels of mode {error.mode} have more than 8 bits, and the run's config does "
+            "not say which value is white (data.white): give an image of 8 bits"
+        ) from None
+    except ImageError as error:
         raise ConfigError(str(error)) from None

@@ -63,6 +63,7 @@ class DeepPixelsError(RunError):
     """An image of more than 8 bits, and no `data.white` that says which value is white."""
 
     def __init__(self, path: str, mode: str) -> None:
+        self.mode = mode
         self.said = (
             f"{path}: pixels of mode {mode} have more than 8 bits: give the value that is white (",
             SET,

@@ -215,7 +215,9 @@ def _tensor(values: Any, dtype: str, shape: tuple[int, ...], what: str) -> Tenso
         found = np.asarray(values)
     except ValueError as error:  # rows of unequal length
         raise ConfigError(f"{what} can't be read as an array: {one_line(error)}") from error
-    if found.shape[1:] != shape or not len(found):
+    if found.shape[1:] == shape and not len(found):
+        raise ConfigError(f"{what} holds no example")
+    if found.shape[1:] != shape:
         raise ConfigError(
             f"{what} has shape {found.shape}; (n, {', '.join(map(str, shape))}) is needed, as in "
             "the data that the network was trained on"

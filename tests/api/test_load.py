@@ -109,6 +109,8 @@ def test_a_depth_gives_what_the_first_blocks_pass_on(runs: dict[str, Any]) -> No
         ("none", {"at": 1}, "at 1: there are checkpoints of steps 2, 4: use one, or 'last'"),
         ("none", {"at": "best"}, "at 'best': this run has kept no best checkpoint"),
         ("mlp", {"at": "first"}, "at 'first': there are checkpoints of steps"),
+        ("mlp", {"depth": "1"}, "depth '1': the network has 2 blocks: give 1 to that"),
+        ("mlp", {"depth": 1.5}, "depth 1.5: the network has 2 blocks: give 1 to that"),
         ("mlp", {"depth": 0}, "depth 0: the network has 2 blocks: give 1 to that"),
         (
             "resnet18",

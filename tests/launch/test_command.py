@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 import launch.entry
 from launch.cli import main
+from launch.command import NumberRange
 from launch.entry import COMMANDS
 
 
@@ -35,6 +36,12 @@ def test_every_command_says_its_version_and_torch_s(name: str, option: str) -> N
     )
     assert said, result.output
     assert (said[1], said[2], said[4]) == (name, version("local-loss-pipeline"), version("torch"))
+
+
+def test_nan_lies_between_no_bounds() -> None:
+    assert NumberRange(0, 1).convert("0.5", None, None) == 0.5
+    with pytest.raises(click.BadParameter, match="'nan' is no number"):
+        NumberRange(0, 1).convert("nan", None, None)
 
 
 @pytest.mark.parametrize(("shell", "says"), [("zsh", "#compdef pipeline-launch"), ("fish", "-f")])

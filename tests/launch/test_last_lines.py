@@ -14,6 +14,7 @@ import launch.evaluate
 import launch.export
 import launch.report.command
 from launch.last_lines import last_lines
+from pipeline.data.record import DataRecord, PartRecord
 from pipeline.schedule.best import BestSoFar
 from pipeline.storage.checkpoint import RunState
 from pipeline.storage.folder import Folder
@@ -31,12 +32,13 @@ def lines(
     *,
     best: bool = True,
     tests: BestSoFar = BestSoFar(7, 2.25, 9),  # noqa: B008  frozen
+    data: DataRecord | None = None,
 ) -> list[str]:
     run = tmp_path / "run"
     (run / "checkpoints" / ("best" if best else "step-00000009")).mkdir(parents=True)
     (run / "metrics.jsonl").write_text(f"{{}}\n{json.dumps(line)}\n")
     with Folder.open(run) as folder:
-        said = last_lines(folder, RunState(best=tests, kept=tests))
+        said = last_lines(folder, RunState(best=tests, kept=tests, data=data))
     return [each.replace(str(run), "RUN") for each in said]
 
 
@@ -53,6 +55,16 @@ def test_without_a_best_checkpoint_none_is_named(tmp_path: Path) -> None:
     said = lines(tmp_path, best=False)
     assert said[0] == "test error 2.50 % after epoch 9"
     assert said[2] == "to go on: pipeline-eval RUN   pipeline-report RUN   pipeline-export RUN"
+
+
+@pytest.mark.parametrize(("tests", "named"), [(0, False), (5, True)])
+def test_to_evaluate_is_named_where_there_is_a_test_set(
+    tmp_path: Path, tests: int, named: bool
+) -> None:
+    data = DataRecord("npz", (), PartRecord((3, 2), "", 5), PartRecord((tests, 0), "", tests))
+    (said,) = lines(tmp_path, {"event": "epoch", "epoch": 9}, best=False, data=data)[2:]
+    assert ("pipeline-eval" in said) is named
+    assert said.endswith("pipeline-report RUN   pipeline-export RUN")
 
 
 def test_of_numbers_the_loss_is_said(tmp_path: Path) -> None:

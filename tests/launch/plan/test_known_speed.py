@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from dataclasses import replace
 from math import inf
@@ -294,6 +295,21 @@ def test_what_was_measured_is_kept_and_used_and_may_be_edited(
     assert edited.known_speed
     assert edited.known_speed.timing.loads[0] > 1e12
     assert edited.known_speed.timing.crowded_speed == 0.5
+
+
+@pytest.mark.usefixtures("tiny")
+def test_what_another_user_has_kept_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their folder is named, as by the HOME of whoever has started a container."""
+    config = tmp_path / "tiny.yaml"
+    job = make_job(Options(config, gpus="cpu", stages=2))
+    path = cost_file(job.config, job.specs, "cpu")
+    path.parent.mkdir(parents=True)
+    path.write_text("what: is not read")
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda at, mode: at != path and access(at, mode))
+    assert make_job(Options(config, gpus="cpu", stages=2)).known_speed is None
 
 
 @pytest.mark.usefixtures("tiny")
