@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.run_in_threads import TREE, Job, train_pipelined, train_single
 
-from launch.read_run import own_examples
+from launch.read_run import TrainedRun, own_examples
 from pipeline.network.from_config import network_specs
 from pipeline.trained.evaluation import evaluate
 from pipeline.trained.network import TrainedNetwork
@@ -76,7 +76,7 @@ def evaluated(job: Job, step: int) -> Any:
     one, of data that have a test set beside it."""
     config, facts = job.run.config, job.run.batches.facts
     network = TrainedNetwork(config, network_specs(config, facts), facts, job.store.files[step])
-    _, batches = own_examples(network)
+    _, batches = own_examples(TrainedRun(network, (), step))
     if config.data.validation is not None:
         own = (job.run.batches.evaluation(k) for k in range(job.run.batches.evaluation_batches))
         batches = (tuple(map(torch.from_numpy, arrays)) for arrays in own)
