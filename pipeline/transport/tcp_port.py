@@ -98,8 +98,10 @@ class TcpPort:
         self.where, self._is_shut = where, False
         self._first, self._claim = where.bound()
         self.number: int = self._first.getsockname()[1]
-        self._can_be_shut = _prefer_the_second(self._first)
         self._first.listen(self._waiting)
+        # not before it listens: the kernel would then refuse a port at which connections were
+        # closed within the last minute, as those of a run before this one
+        self._can_be_shut = _prefer_the_second(self._first)
         self._second = bound(where.host, self.number)  # once it is needed there may be none
 
     def open(self) -> None:

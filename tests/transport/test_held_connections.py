@@ -128,6 +128,19 @@ def test_ports_of_a_range_are_taken_one_by_one_until_there_is_none(three: range)
         """What was given back can be had again."""
 
 
+def test_a_port_can_be_had_again_a_moment_after_its_connections(three: range) -> None:
+    """A host may have few of them, and its next stage comes within the minute for which the kernel
+    remembers a connection at the end that has closed it."""
+    for _ in range(3):
+        with closing(TcpPort(Where("127.0.0.1", three[:1]))) as port:
+            port.open()
+            with socket.socket(fileno=port.hand_over()) as listening, visit(port) as guest:
+                listening.accept()[0].close()
+                assert guest.recv(1) == b""
+                port.shut()
+                assert port._can_be_shut
+
+
 @pytest.mark.parametrize(
     ("endpoint", "where"),
     [
