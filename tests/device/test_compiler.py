@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.usefixtures("torch_settings", "generators_of_their_own"),
+    pytest.mark.xdist_group("compiler"),
     # what the tracer itself does, from version to version
     pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from pipeline.api.fitted import FittedRun
 
-pytestmark = pytest.mark.usefixtures("torch_settings")
+pytestmark = [pytest.mark.usefixtures("torch_settings"), pytest.mark.xdist_group("report")]
 SMALL: dict[str, Any] = {"epochs": 1, "batch_size": 32, "gpus": "cpu", "quiet": True}
 MLP = {"model.hidden_layers": 2, "model.hidden": 8}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
