@@ -5,7 +5,6 @@ select cells ─▶ for each entry: config, run directory ─▶ launcher ─▶
 
 from __future__ import annotations
 
-import math
 import shlex
 import sys
 from dataclasses import replace
@@ -166,19 +165,11 @@ def run_request(request: Request, *, listing: bool, write: bool, report: bool) -
     return (show_plans if request.launch.dry_run else reproduce)(tables, request)
 
 
-def _no_nan(_context: click.Context, _parameter: click.Parameter, value: float) -> float:
-    """It is neither too small nor too large, so that the range lets it pass."""
-    if math.isnan(value):
-        raise click.BadParameter("nan is not in the range 0<x<=100.")
-    return value
-
-
 @command
 @click.argument("selector", metavar="TABLE[/ROW[/LOSS]]", required=False)
 @click.option(
     "--epochs-scale",
     type=NumberRange(min=0, min_open=True, max=100),
-    callback=_no_nan,
     default=1.0,
     metavar="X",
     help="Train X times the paper's epochs, with the milestones at the same shares. [default: 1]",
