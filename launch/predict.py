@@ -102,7 +102,7 @@ def answers(scores: Tensor | None, trained: TrainedRun, top: int) -> Iterator[di
 
 def in_words(about: dict[str, Any]) -> str:
     """An answer as a line for people."""
-    from pipeline.data.image_list import printable
+    from pipeline.errors import printable
 
     name = printable(str(about.get("file", about.get("example"))))
     if "numbers" in about:

@@ -203,6 +203,11 @@ def cut(text: str, most: int = 100) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
+def printable(name: str) -> str:
+    """A name for people, in one line: what a terminal or a file could not show is escaped."""
+    return name if name.isprintable() else repr(name)
+
+
 class NonFiniteLossError(RunError):
     """A block's loss, or its state after the batch, is infinite or not a number.
 

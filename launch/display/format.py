@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.data.image_list import printable
+from pipeline.errors import printable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence

@@ -11,7 +11,7 @@ from launch.machine.provenance import program
 from pipeline.api.formats import GRAPHS, INPUT, OUTPUT
 from pipeline.api.plain_code import code_of
 from pipeline.config.config_file import dump_config
-from pipeline.data.image_list import printable
+from pipeline.errors import printable
 from pipeline.learning.block_file import kind_of
 from pipeline.run.metrics import tested
 from pipeline.system.given import is_given

@@ -15,7 +15,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.errors import ConfigError, cut
+from pipeline.errors import ConfigError, cut, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -313,8 +313,3 @@ def shortened(names: Iterable[str], most: int = 8) -> str:
     known = list(names)
     more = [f"… ({len(known)} in all)"] if len(known) > most else []
     return ", ".join([*(cut(printable(name), 40) for name in known[:most]), *more])
-
-
-def printable(name: str) -> str:
-    """A name for people, in one line: what a terminal or a file could not show is escaped."""
-    return name if name.isprintable() else repr(name)
