@@ -31,7 +31,7 @@ def main(data: str, out: str | None, overwrite: bool) -> None:
         from launch.command import DONE
         from launch.first_config import first_config
 
-        path = None if out is None else to_write(out, "", overwrite=overwrite)
+        path = None if out is None else to_write(out, overwrite=overwrite)
         text = first_config(data)
         if path is None:
             print(text, end="")

@@ -111,7 +111,7 @@ def own_examples(
     from pipeline.data.batches import load_batches
     from pipeline.system.given import is_given
 
-    network, tested_on = trained.network, trained.data
+    network = trained.network
     config, seed = network.config.data, network.config.runtime.seed
     if is_given(config.factory):
         raise ConfigError(
@@ -119,8 +119,8 @@ def own_examples(
         )
     words = "its own test set"
     batches = load_batches(config.model_copy(update={"validation": None}), seed, show)
-    if config.validation is not None:
-        tested_on = None  # but on the validation share
+    # a run that validates was tested on that share, and knows nothing of its test set
+    tested_on = trained.data if config.validation is None else None
     if not batches.evaluation_batches:
         words = "its own validation share"
         batches, tested_on = load_batches(config, seed, show), trained.data
@@ -137,8 +137,9 @@ def _check_same(batches: Batches, network: TrainedNetwork, tested_on: DataRecord
 
     what, noun, now, then = list[str](), "examples", batches.facts, network.facts
     if tested_on is not None:
-        record, noun = batches.record(tested_on.name), tested_on.noun
-        what = differences(tested_on, replace(record, training=tested_on.training))
+        # of the training set nothing is asked: not even its digest, which takes a look at all of it
+        there = replace(tested_on, classes=batches.classes, test=batches.part_record(batches.test))
+        what, noun = differences(tested_on, there), tested_on.noun
     elif (now.shape, now.classes) != (then.shape, then.classes):
         what = [f"{now.classes} classes of shape {now.shape}, not {then.classes} of {then.shape}"]
     if what:
@@ -191,13 +192,13 @@ def existing(option: str, path: Path) -> Path:
     return path
 
 
-def to_write(out: str | None, default: str, *, overwrite: bool) -> Path:
-    """The file that `--out` names; None: `default`, in the current folder.
+def to_write(out: str | Path, *, overwrite: bool) -> Path:
+    """The file that `--out` names, or that is written where it is not given.
 
     Raises:
         ConfigError: as `file_named`, and where it is there and is not to be written over.
     """
-    path = Path.cwd() / default if out is None else file_named(_OUT, out)
+    path = file_named(_OUT, out)
     if path.exists() and not overwrite:
         again = Option("overwrite")
         raise ConfigError(_OUT, f" {path}: is there already: name another, or give ", again)

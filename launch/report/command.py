@@ -60,7 +60,7 @@ def main(
         from launch.report.report import write_report
 
         name = f"{runs[0].resolve().name}.html" if len(runs) == 1 else "report.html"
-        path = to_write(out, name, overwrite=overwrite)
+        path = to_write(Path.cwd() / name if out is None else out, overwrite=overwrite)
         if data is not None:
             existing("--data", data)
         nbytes = write_report(runs, path, checkpoint, data=data, exit_at=exit_at, examples=examples)

@@ -117,10 +117,11 @@ class Batches:
 
     def record(self, name: str) -> DataRecord:
         """Which examples these are; looks at every byte of those that are in memory."""
-        training, test = map(self._part_record, (self.training, self.test))
+        training, test = map(self.part_record, (self.training, self.test))
         return DataRecord(name, self.classes, training, test, self._validates)
 
-    def _part_record(self, part: Part) -> PartRecord:
+    def part_record(self, part: Part) -> PartRecord:
+        """Of one of its two parts; as `record`."""
         per_class = list[int]()
         if self.facts.classes:
             per_class = np.bincount(part.targets.ravel(), minlength=self.facts.classes).tolist()
