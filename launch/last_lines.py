@@ -23,14 +23,14 @@ def last_lines(run: Folder, state: RunState) -> list[str]:
     # under `runtime.keep_best last` no test has told which is there
     path, has_best = str(run.path), state.kept.epoch > 0 and _has_best(run)
     best = ["--checkpoint", BEST] if has_best else []
-    # how good it is, all of it to look at, and the network for other programs: of every run, but
-    # that nothing is there to evaluate some on
-    untested = state.data is not None and not state.data.test.images
-    commands = (
-        *([] if untested else [["pipeline-eval", path, *best]]),
+    # how good it is, all of it to look at, and the network for other programs
+    commands = [
+        ["pipeline-eval", path, *best],
         ["pipeline-report", path],
         ["pipeline-export", path, *best],
-    )
+    ]
+    if state.data is not None and not state.data.test.images:
+        del commands[0]  # there is nothing to evaluate it on
     return [
         _reached(_last_line(run), state.kept if has_best else None),
         f"{path}: weights in {CHECKPOINTS}/, epochs in {METRICS_FILE}, all that was said in {LOG}",
