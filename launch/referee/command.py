@@ -192,6 +192,11 @@ def _say(line: str) -> None:
 @click.option(
     "--dry-run", is_flag=True, help="Print what is left and how long it takes; start nothing."
 )
+@click.option(
+    "--repeat",
+    metavar="ROWS",
+    help="Train kept rows again, as mlp/pred/seed=1, or all of mlp/pred, and compare the bits.",
+)
 def main(
     networks: str | None,
     rules: str | None,
@@ -205,6 +210,7 @@ def main(
     out: str,
     runs: str,
     dry_run: bool,
+    repeat: str | None,
 ) -> None:
     """Train every local rule and global backprop on the same networks, and compare.
 
@@ -216,17 +222,20 @@ def main(
     pipeline-referee --dry-run                              what is left, and how long it takes
     pipeline-referee --jobs 2 --budget 3                    as much as goes into 3 hours
     pipeline-referee --networks cnn6 --rules backprop,pred  some of it
+    pipeline-referee --repeat mlp/pred/seed=1               see that a figure of the table repeats
 
     \b
-    Exit status: 0 done; 1 a run failed (the others are trained); 2 wrong usage or config;
-    130 interrupted (checkpoints were written).
+    Exit status: 0 done; 1 a run failed (the others are trained), or a row did not repeat; 2 wrong
+    usage or config; 130 interrupted (checkpoints were written).
     """
 
     def body() -> int:
         from launch.grid.combinations import seeds_of
+        from launch.referee.repeat import repeat as repeat_rows
         from launch.referee.table import read_table
         from launch.referee.tasks import Request
         from launch.run_directory import folder_named
+        from pipeline.errors import ConfigError
 
         known = read_table(table)
         request = Request(
@@ -243,7 +252,13 @@ def main(
             folder_named("--runs", runs),
             shlex.join(["pipeline-referee", *sys.argv[1:]]),
         )
-        return (show_plan if dry_run else referee)(request)
+        if repeat is None:
+            return (show_plan if dry_run else referee)(request)
+        given = {"--networks": networks, "--rules": rules, "--budget": hours, "--set": overrides,
+                 "--dry-run": dry_run}  # fmt: skip
+        for option in (name for name, value in given.items() if value):
+            raise ConfigError(f"--repeat goes by the rows' own configs: leave {option} away")
+        return repeat_rows(repeat, request, _say)
 
     run_command(body)
 

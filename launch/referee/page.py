@@ -42,7 +42,7 @@ that learns slowly, as Forward-Forward does, gains most by longer ones.
 - *Local*: each block was trained again alone, in a new process, from what had arrived at it, and
   came to the same bits (`pipeline-verify --locality`).
 - A row in the folder has the whole config, and SHA-256 of every block at the end: the same config
-  gives the same on the same machine (`pipeline-launch --single`).
+  gives the same on the same machine (`pipeline-referee --repeat mlp/pred/seed=1`).
 """
 _TEXTS = ("rule", "by depth, %", "local", "searched", "made by")
 

@@ -163,16 +163,14 @@ class Referee:
         run_dir.parent.mkdir(parents=True, exist_ok=True)
         file = run_dir.with_name(f"{run_dir.name}.yaml")
         replace_file(file, dump_config(config).encode())
-        gpus = [] if self._request.gpus is None else ["--gpus", self._request.gpus]
         self._clear(task, run_dir)
         resumed = holds_run(run_dir)
         self._begun[task] = Begun(config, run_dir, resumed)
         if task.kind == "locality":
-            return [*_VERIFY, *gpus, str(file)]
+            return [*_VERIFY, *_on(self._request.gpus), str(file)]
         if resumed:
             check_same_run(run_dir, config, RUNS)
-        resume = ["--resume"] * resumed
-        return [*_LAUNCH, *gpus, *resume, "--run-dir", str(run_dir), str(file)]
+        return launch_words(file, run_dir, self._request.gpus, resume=resumed)
 
     def _clear(self, task: Task, run_dir: Path) -> None:
         """A measurement of speed leaves nothing; a search no weights, which nobody needs once its
@@ -204,6 +202,15 @@ class Referee:
     def _to_come(self) -> str:
         hours = self.hours_left()
         return f"; about {hours:.1f} h left" if hours > 0.05 else ""
+
+
+def launch_words(file: Path, run_dir: Path, gpus: str | None, *, resume: bool = False) -> list[str]:
+    """For the process that trains a config file in a folder, in one process."""
+    return [*_LAUNCH, *_on(gpus), *["--resume"] * resume, "--run-dir", str(run_dir), str(file)]
+
+
+def _on(gpus: str | None) -> list[str]:
+    return [] if gpus is None else ["--gpus", gpus]
 
 
 def _tasks_of_known_pairs(request: Request, rows: Rows) -> list[Task]:

@@ -11,6 +11,7 @@ import pytest
 from launch.referee.expected import Expectation
 from launch.referee.page import page_text
 from launch.referee.referee import Referee, best_value, check_rows
+from launch.referee.repeat import what_differs
 from launch.referee.rows import Row, Rows
 from launch.referee.table import read_table
 from launch.referee.tasks import Request, Task, config_of, tasks_of
@@ -131,6 +132,23 @@ def test_what_is_wrong_with_a_table_is_named(old: str, new: str, said: str, tmp_
     (tmp_path / "table.yaml").write_text(SMALL.replace(old, new))
     with pytest.raises(ConfigError, match=said):
         read_table(tmp_path / "table.yaml")
+
+
+def test_a_repetition_tells_which_bits_are_others_and_where_the_row_was_made(
+    request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.referee.repeat.provenance", lambda command: START)
+    kept = replace(row_of(request_, task_of(request_, "pred", "train")), starts=(START,))
+    kept = replace(kept, result={**kept.result, "blocks_sha256": {"0": "a", "1": "b"}})
+    assert what_differs(kept, kept) == ""
+    other = {**kept.result, "blocks_sha256": {"0": "a", "1": "c"}}
+    said = "not the same: error 5.00 % against error 5.00 %, 1 of 2 blocks with other bits"
+    assert what_differs(kept, replace(kept, result=other)) == said
+    elsewhere = replace(kept, starts=({**START, "processor": "Another"},))
+    told = what_differs(elsewhere, replace(kept, result=other))
+    assert told.startswith(f"{said}; the row was made by Another with torch 2, and this is A proc")
+    fewer = replace(kept, result={**kept.result, "blocks_sha256": {"0": "a"}})
+    assert "1 of 2 blocks" in what_differs(kept, fewer)
 
 
 def test_names_that_are_none_are_told(request_: Request) -> None:
