@@ -27,6 +27,7 @@ from benchmarks.lib.link_ends import CARRIERS, DEVICE_CARRIERS, IMAGES, Hops, li
 from benchmarks.lib.plain_socket import plain_socket
 from benchmarks.lib.report import Finding, Report
 from benchmarks.lib.result_files import RESULTS, make_writable, write_result
+from launch.command import NumberRange
 from launch.display.format import markdown
 from pipeline.learning.build import prepare_process
 from pipeline.transport.sockets import socket_folder
@@ -248,7 +249,7 @@ REPORT = Report(
     "--size",
     "sizes",
     multiple=True,
-    type=click.FloatRange(2**-10, 2**14),
+    type=NumberRange(2**-10, 2**14),
     help="MiB; only this one, or these.",
 )
 @click.option("--rounds", default=7, show_default=True, type=click.IntRange(1))

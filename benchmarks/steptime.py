@@ -28,6 +28,7 @@ from benchmarks.lib.report import Finding, Report
 from benchmarks.lib.result_files import RESULTS, keep_so_far, make_writable, write_result
 from benchmarks.lib.turns import WARM_UP, seconds_of, taken_in_turn, times_as_fast
 from benchmarks.rivals.plain import PlainBlock, PlainTrainer
+from launch.command import NumberRange
 from launch.display.format import NOTHING, markdown
 from pipeline.data.facts import data_facts
 from pipeline.learning.build import prepare_process
@@ -179,7 +180,7 @@ REPORT = Report(
 @click.option(
     "--seconds",
     default=4.0,
-    type=click.FloatRange(0.0, min_open=True),
+    type=NumberRange(0.0, min_open=True),
     help="How long each is timed, twice.  [default: 4]",
 )
 @with_usage_errors

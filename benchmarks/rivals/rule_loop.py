@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from benchmarks.lib.laps import made_up_batches, timed
 from benchmarks.rivals.plain import Layer
+from launch.command import NumberRange
 from pipeline.config.config_file import load_config
 from pipeline.data.facts import data_facts
 from pipeline.network.from_config import network_specs
@@ -83,8 +84,8 @@ class RuleLoop:
 
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path))
-@click.option("--threads", type=int, default=1, show_default=True)
-@click.option("--seconds", type=float, default=10.0, show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--seconds", type=NumberRange(0, min_open=True), default=10.0, show_default=True)
 def main(config: Path, threads: int, seconds: float) -> None:
     """Train CONFIG's rule in a plain loop; prints images/s as JSON."""
     torch.set_num_threads(threads)
