@@ -140,7 +140,14 @@ def sweep_of(request: Request) -> Sweep:
 def _new_sweep(request: Request) -> Sweep:
     folder, given = request.run_dir, request.config
     if given is None:
-        raise ConfigError("which config? give CONFIG.yaml, or the folder of a sweep with --run-dir")
+        if folder is None:
+            why = "which config? give CONFIG.yaml, or the folder of a sweep with --run-dir"
+            raise ConfigError(why)
+        why = "holds no sweep" if folder.exists() else "there is no such folder"
+        raise ConfigError(
+            f"{_OPTION} {folder}: {why}: name that of a sweep to go on with, or give CONFIG.yaml, "
+            "to begin one there"
+        )
     if not request.over and request.seeds is None:
         raise ConfigError("what is to vary? give --seeds, as 1-5, or --over, as loss.name=pred,sim")
     if folder is not None and holds_run(folder):

@@ -237,6 +237,8 @@ def test_runs_are_listed_and_nothing_is_written(here: Path) -> None:
         ),
         ("small.yaml --seeds 1 --set runtime.eval_every_epochs=0", "runtime.eval_every_ep"),
         ("small.yaml --seeds 1 --run-dir run", "--run-dir run: holds a run; a sweep needs a fold"),
+        ("--run-dir none", "--run-dir none: there is no such folder: name that of a sweep"),
+        ("--run-dir run", "--run-dir run: holds no sweep: name that of a sweep to go on with, or"),
         ("--run-dir odd", "odd/sweep.json: is no sweep of this command: "),
     ],
 )
