@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.errors import ConfigError, Option, as_option, worded
-from pipeline.system.paths import file_named
+from pipeline.system.paths import check_free, file_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -199,7 +199,5 @@ def to_write(out: str | Path, *, overwrite: bool) -> Path:
         ConfigError: as `file_named`, and where it is there and is not to be written over.
     """
     path = file_named(_OUT, out)
-    if path.exists() and not overwrite:
-        again = Option("overwrite")
-        raise ConfigError(_OUT, f" {path}: is there already: name another, or give ", again)
+    check_free(_OUT, path, overwrite=overwrite)
     return path

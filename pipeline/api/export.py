@@ -13,11 +13,11 @@ from pipeline.api.caller import settings_kept
 from pipeline.api.description import description
 from pipeline.api.formats import GRAPHS, SUFFIXES, FromData, check_format, encoded
 from pipeline.api.load import loaded
-from pipeline.errors import ConfigError, Option, one_line, worded
+from pipeline.errors import RUN_DIR, ConfigError, Option, one_line, worded
 from pipeline.storage.atomic import reason, replace_in
 from pipeline.storage.folder import Folder
 from pipeline.system.given import Given
-from pipeline.system.paths import file_named
+from pipeline.system.paths import check_free, expanded, file_named
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,9 +102,7 @@ def write_export(
     path = _file(run_dir, format, out)
     text = path.with_name(path.name + BESIDE)
     for each in (path, text):
-        if each.exists() and not overwrite:
-            said = f" {each}: is there already: name another, or give "
-            raise ConfigError(_OUT, said, Option("overwrite"))
+        check_free(_OUT, each, overwrite=overwrite)
     run = loaded(run_dir, at=at, depth=depth, given=given)
     with settings_kept():
         module = FromData(run.module, run.facts).eval() if preprocess else run.module
@@ -120,7 +118,7 @@ def write_export(
 
 def _file(run_dir: str | Path, format: Format, out: str | Path | None) -> Path:
     if out is None:
-        return Path.cwd() / f"{Path(run_dir).resolve().name}{SUFFIXES[format]}"
+        return Path.cwd() / f"{expanded(RUN_DIR, run_dir).resolve().name}{SUFFIXES[format]}"
     return file_named(_OUT, out)
 
 

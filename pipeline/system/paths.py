@@ -16,8 +16,10 @@ def expanded(what: str | Option, path: str | Path) -> Path:
         what: names the path in an error, as `--run-dir` or `data.root`.
 
     Raises:
-        ConfigError: where it begins with a home folder that nobody knows.
+        ConfigError: where it is no path, or begins with a home folder that nobody knows.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(what, f" {path!r}: is no path: give one, as text or a pathlib.Path")
     text = os.path.expanduser(path)
     if not text.startswith("~"):
         return Path(text)
@@ -44,3 +46,15 @@ def file_named(what: str | Option, path: str | Path) -> Path:
     if not found.parent.is_dir():
         raise ConfigError(what, f" {found}: there is no folder {found.parent}: make it")
     return found
+
+
+def check_free(what: Option, path: Path, *, overwrite: bool) -> None:
+    """See that nothing is at a path that is to be written, or that it may be written over; `what`
+    as for `expanded`.
+
+    Raises:
+        ConfigError: where something is there.
+    """
+    if path.exists() and not overwrite:
+        again = Option("overwrite")
+        raise ConfigError(what, f" {path}: is there already: name another, or give ", again)

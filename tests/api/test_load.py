@@ -130,6 +130,9 @@ def test_what_is_not_there_is_said(
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(pipeline.ConfigError, match="there is no such folder"):
         pipeline.load(tmp_path / "nowhere")
+    for no_path in (None, 3):
+        with pytest.raises(pipeline.ConfigError, match=f"run_dir {no_path}: is no path: give one"):
+            pipeline.load(no_path)  # type: ignore[arg-type]
     with pytest.raises(pipeline.ConfigError, match="holds no run: name the folder of a run"):
         pipeline.load(tmp_path)
 
