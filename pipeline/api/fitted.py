@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.api.arguments import as_argument
 from pipeline.api.caller import settings_kept
 from pipeline.api.plain import plain_network
-from pipeline.data.own_data import own_data
+from pipeline.data.own_data import examples_to_test
 from pipeline.errors import ConfigError, worded
 from pipeline.learning.block_file import decode_block
 from pipeline.system.given import Given, objects_given
@@ -127,7 +127,7 @@ class FittedRun:
             ConfigError: where these are no such examples.
         """
         trained = self._trained
-        given = own_data({"train": data, "classes": trained.facts.classes or None}).training
+        given = examples_to_test(data, "data", trained.facts.classes)
         with settings_kept():
             found = evaluate(trained, trained.parts(given.x, given.y))
         return {"loss": found.loss, "error_pct": found.error_pct}

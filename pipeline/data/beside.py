@@ -10,9 +10,9 @@ import numpy as np
 from pipeline.data.image_folder import view_of
 from pipeline.data.image_list import labelled_images
 from pipeline.data.image_reading import DeepPixelsError, ImageError, ImageReader, cut_out
-from pipeline.data.npz import read_inputs, read_npz
+from pipeline.data.npz import read_examples, read_inputs
 from pipeline.data.own_arrays import checked_inputs
-from pipeline.data.own_data import own_data
+from pipeline.data.own_data import count_of_classes, examples_to_test
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,11 +47,11 @@ def labelled_parts(
     if path.is_dir():
         images = labelled_images(path, classes)
         return len(images.files), _decoded(images, ImageReader(view_of(config, facts)))
-    tree = read_npz(str(path))
-    given = own_data({"classes": facts.classes or None, **tree})
-    if given.classes != facts.classes:
-        raise ConfigError(f"has {given.classes} classes, and the run {facts.classes}")
-    found = given.test or given.training
+    part, named = read_examples(str(path))
+    has = count_of_classes(named)
+    if has not in (None, facts.classes):
+        raise ConfigError(f"has {has} classes, and the run {facts.classes}")
+    found = examples_to_test(part, "test", facts.classes)
     return len(found.x), iter([(found.x, found.y)])
 
 

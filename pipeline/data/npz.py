@@ -44,6 +44,27 @@ def read_npz(path: str) -> dict[str, Any]:
             an array.
     """
     arrays = _read(path)
+    tree = _with_parts(arrays)
+    if "train" not in tree:
+        raise ConfigError(f"needs x_train and y_train (or X and y), and holds {_found(arrays)}")
+    return tree
+
+
+def read_examples(path: str) -> tuple[tuple[NDArray[Any], NDArray[Any]], NDArray[Any] | None]:
+    """The examples to test on that a file holds, (X, y), and its classes, where it names them:
+    x_test and y_test, or X and y, or, where there are no others, x_train and y_train.
+
+    Raises:
+        ConfigError: as `read_npz`.
+    """
+    arrays = _read(path)
+    tree = _with_parts(arrays)
+    if not tree.keys() & _PAIRS:
+        raise ConfigError(f"needs x_test and y_test (or X and y), and holds {_found(arrays)}")
+    return tree.get("test") or tree["train"], tree.get("classes")
+
+
+def _with_parts(arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
     tree: dict[str, Any] = {name: arrays[name] for name in _BESIDE if name in arrays}
     for part, pairs in _PAIRS.items():
         for x, y in pairs:
@@ -52,10 +73,11 @@ def read_npz(path: str) -> dict[str, Any]:
                 raise ConfigError(f"holds {has} but no {lacks}")
             if x in arrays:
                 tree.setdefault(part, (arrays[x], arrays[y]))
-    if "train" not in tree:
-        found = ", ".join(sorted(arrays)) or "nothing of that"
-        raise ConfigError(f"needs x_train and y_train (or X and y), and holds {found}")
     return tree
+
+
+def _found(arrays: dict[str, NDArray[Any]]) -> str:
+    return ", ".join(sorted(arrays)) or "nothing of that"
 
 
 def read_inputs(path: str) -> NDArray[Any]:

@@ -102,6 +102,40 @@ def own_data(given: Any) -> OwnData:
     return OwnData(training, test, classes, names, mean, std, tuple(notes))
 
 
+def examples_to_test(part: Any, name: str, classes: int) -> Examples:
+    """What a trained network is to be tested on, as checked arrays.
+
+    Args:
+        part: (X, y), or a map-style Dataset.
+        name: of the part, for errors.
+        classes: of the network; 0 where it predicts numbers.
+
+    Raises:
+        ConfigError: as `own_data`, and where the targets are of other kinds than the network's.
+    """
+    found = _examples(part, name, [])
+    has_labels = found.y.dtype == np.int64
+    if has_labels and not classes:
+        raise ConfigError(f"{name}: y holds whole numbers, which are classes: the network predicts "
+                          "numbers, as y.astype(numpy.float32) makes them")  # fmt: skip
+    if classes and not has_labels:
+        raise ConfigError(f"{name}: y holds numbers, and the network knows {classes} "
+                          "classes: give whole ones, from 0")  # fmt: skip
+    if classes and (highest := int(found.y.max())) >= classes:
+        raise ConfigError(f"{name}: y holds the label {highest}, and the network knows the classes "
+                          f"0 to {classes - 1}")  # fmt: skip
+    return found
+
+
+def count_of_classes(given: Any) -> int | None:
+    """How many classes are said to be there, as names or a number; None where that is not said.
+
+    Raises:
+        ConfigError: where it is neither.
+    """
+    return _named_classes(given)[1]
+
+
 # --- forms --------------------------------------------------------------------------------
 
 
@@ -163,6 +197,13 @@ def _named_classes(given: Any) -> tuple[tuple[str, ...], int | None]:
             f"classes {cut(repr(given), 60)}: give the names of at least 2 classes as texts, that "
             "of class 0 first, or their number"
         )
+    places: dict[str, int] = {}
+    for place, name in enumerate(names):
+        if (first := places.setdefault(str(name), place)) != place:
+            raise ConfigError(
+                f"classes: {cut(repr(str(name)), 40)} is the name of class {first} and of class "
+                f"{place}: give each its own"
+            )
     return tuple(str(name) for name in names), len(names)
 
 

@@ -167,6 +167,10 @@ WRONG: dict[str, tuple[Any, str]] = {
         {"train": (X, Y), "classes": ["a", "b"]},
         "train: y holds the label 3, and there are 2 classes",
     ),
+    "names twice": (
+        {"train": (X, Y), "classes": ["a", "b", "c", "a"]},
+        "classes: 'a' is the name of class 0 and of class 3",
+    ),
     "odd names": ({"train": (X, Y), "classes": [1, 2]}, "classes [1, 2]: give the names of at le"),
     "one name": ({"train": (X, Y), "classes": "ab"}, "classes 'ab': give the names of at least 2"),
     "one class said": ({"train": (X, Y), "classes": 1}, "classes 1: give their number, from 2"),

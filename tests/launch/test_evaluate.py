@@ -240,8 +240,13 @@ def test_a_run_that_validates_is_evaluated_on_its_test_set(tmp_path: Path) -> No
         (["--exit-at", "0.5"], "--exit-at goes with --every-depth"),
         (["--data", "nowhere"], "--data nowhere: there is no such file or folder"),
         (["--data", "wide.npz"], "--data wide.npz: X has shape (3, 5); (n, 1, 8, 8) is needed"),
-        (["--data", "more.npz"], "--data more.npz: train: y holds the label 10, and there are 10"),
+        (["--data", "more.npz"], "--data more.npz: test: y holds the label 10, and the network"),
         (["--data", "few.npz"], "--data few.npz: has 3 classes, and the run 10"),
+        (
+            ["--data", "real.npz"],
+            "--data real.npz: test: y holds numbers, and the network knows 10",
+        ),
+        (["--data", "bare.npz"], "--data bare.npz: needs x_test and y_test (or X and y), and ho"),
         (["--data", "text.npz"], "--data text.npz: is damaged or no .npz file"),
         (["--data", "odd"], "--data odd: has folders that are none of the run's 10 classes: cat"),
         (["--data", "empty"], "--data empty: has no image in a folder of a class"),
@@ -261,6 +266,8 @@ def test_what_is_wrong_is_said_in_a_line(
     np.savez(
         "few.npz", X=np.zeros((2, 1, 8, 8), np.uint8), y=np.array([0, 2]), classes=["a", "b", "c"]
     )
+    np.savez("real.npz", X=np.zeros((2, 1, 8, 8), np.uint8), y=np.array([0.5, 1.0]))
+    np.savez("bare.npz", classes=np.array(["a", "b"]))
     (tmp_path / "text.npz").write_text("no archive")
     for folder in ("odd/cat", "empty/3", "bad/3"):
         (tmp_path / folder).mkdir(parents=True)
@@ -347,4 +354,7 @@ def test_objects_that_no_command_has_are_named(tmp_path: Path) -> None:
     run = pipeline.fit("mlp", (x, y), **given, run_dir=tmp_path / "run")
     assert ask(run.path)[1].startswith("error: the data of this run are Python objects")
     np.savez(tmp_path / "some.npz", X=x, y=y)
-    assert asked(run.path, "--data", tmp_path / "some.npz")["examples"] == 20
+    found = asked(run.path, "--data", tmp_path / "some.npz")
+    assert found["examples"] == 20
+    np.savez(tmp_path / "some.npz", x_test=x, y_test=y)
+    assert asked(run.path, "--data", tmp_path / "some.npz") == found
