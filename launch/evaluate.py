@@ -34,8 +34,10 @@ def report(found: Evaluation, names: Sequence[str], blocks: Sequence[str], about
     """Print an evaluation. `names`: of the classes; `about`: what was evaluated on what."""
     from rich.console import Console
 
+    from launch.display.format import counted
+
     console = Console(markup=False)  # which names of classes are not
-    numbers = [f"{found.examples} examples"]
+    numbers = [counted(found.examples, "examples")]
     if found.error_pct is not None:
         numbers.append(f"error {found.error_pct:.2f} %")
     if found.loss is not None:

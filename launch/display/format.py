@@ -36,6 +36,11 @@ def lr_text(value: float | None) -> str:
     return mantissa.rstrip("0").rstrip(".") + sign + exponent if sign else mantissa
 
 
+def counted(number: int, things: str) -> str:
+    """As "2 epochs", or "1 epoch"; `things`: in the plural, which ends in s."""
+    return f"{number} {things if number != 1 else things[:-1]}"
+
+
 def count_text(number: int) -> str:
     """As 512, 1.33 M or 21.3 G: three digits."""
     return _three_digits(number, 1000, ("", "k", "M", "G"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from launch.display.format import lr_text, number_text
+from launch.display.format import counted, lr_text, number_text
 from launch.run_directory import LOG
 from pipeline.run.events import (
     CheckpointWritten,
@@ -82,8 +82,8 @@ class PlainView:
         self._of_steps = f"/{event.epochs * event.steps_per_epoch}"
         devices = [device for device, _ in event.stages]
         where = devices[0] if len(set(devices)) == 1 else " ".join(devices)
-        stages = "1 stage" if len(devices) == 1 else f"{len(devices)} stages"
-        epochs = "1 epoch" if event.epochs == 1 else f"{event.epochs} epochs"
+        stages = counted(len(devices), "stages")
+        epochs = counted(event.epochs, "epochs")
         resumed = f", going on after step {event.step}" if event.step else ""
         self._write(
             f"{event.config_name}  {event.run_dir}  {stages} on {where}  "

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from launch.display.format import class_text
+from launch.display.format import class_text, counted
 from launch.drawing import png
 from launch.report.pieces import Card, Cell, Gallery, Image, Matrix, Section, Table, Words
 
@@ -75,7 +75,9 @@ def _matrix(found: Evaluation, names: Sequence[str]) -> Matrix:
         total = max(1, sum(row))
         cells = [Cell(str(n) if n else "·", n / total, k == j) for j, n in enumerate(row)]
         rows.append((name, tuple(cells)))
-    return Matrix(f"{found.examples} examples, by class", "is \\ taken for", short, tuple(rows))
+    return Matrix(
+        f"{counted(found.examples, 'examples')}, by class", "is \\ taken for", short, tuple(rows)
+    )
 
 
 def _pairs(found: Evaluation, names: Sequence[str]) -> Piece:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from launch.display.format import number_text
+from launch.display.format import counted, number_text
 from launch.drawing import Sheet, css, errors_axis, ink, whole_numbers
 from launch.report.pieces import Card, Figure, Key, Section, Table, Words
 from launch.report.room import spread
@@ -116,8 +116,8 @@ def _sentence(run: Run, found: Evaluation, exit_at: float) -> str:
     last = found.depths[-1]
     best = min(found.depths, key=lambda depth: depth.error_pct)
     said = (
-        f"Of {found.examples} examples the last block, {run.block_name(last.block)}, gets "
-        f"{last.error_pct:.2f} % wrong, all blocks together {last.ensemble_error_pct:.2f} %."
+        f"Of {counted(found.examples, 'examples')} the last block, {run.block_name(last.block)}, "
+        f"gets {last.error_pct:.2f} % wrong, all blocks together {last.ensemble_error_pct:.2f} %."
     )
     if best.error_pct < last.error_pct:
         said += f" Best by itself is block {run.block_name(best.block)}: {best.error_pct:.2f} %."
