@@ -133,7 +133,8 @@ def _settings(run: Run, room: Room) -> Iterable[Piece]:
     files = run.files
     known = [(words, str(files.data[key])) for key, words in _OF_DATA.items() if key in files.data]
     about = [("folder", str(files.path)), ("loss", files.loss), *known]
-    yield Table((), (*about, ("checkpoint shown", f"step {files.step}")), words=2)
+    shown = "none is there" if files.step is None else f"step {files.step}"
+    yield Table((), (*about, ("checkpoint shown", shown)), words=2)
     if not files.starts:
         yield Words("On which machine this run was trained is not recorded.")
     for start in spread(files.starts, room.rows):

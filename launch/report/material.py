@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from launch.machine.provenance import PROVENANCE_FILE, is_provenance
 from launch.read_run import as_option_of_a_run
 from launch.run_directory import PLAN, epoch_lines
-from pipeline.errors import worded
+from pipeline.config.config_file import config_of
+from pipeline.config.sections import config_tree
+from pipeline.errors import ConfigError, worded
 from pipeline.planning.cost import BlockCost
 from pipeline.planning.plan import Plan, StagePlan
 from pipeline.run.timeline_file import TRACE
 from pipeline.storage.checkpoint_writer import CONFIG, DATA
-from pipeline.trained.run_folder import checkpoint_at, open_run
+from pipeline.trained.run_folder import NoCheckpointError, checkpoint_at, open_run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,8 +36,8 @@ class Material:
 
     name: str
     path: Path
-    step: int
-    """Of the checkpoint that is looked at."""
+    step: int | None
+    """Of the checkpoint that is looked at; None where there is none."""
     lines: list[dict[str, Any]]
     plan: Plan | None
     costs: tuple[BlockCost, ...]
@@ -52,29 +54,44 @@ def read_material(path: Path, name: str, checkpoint: str | int) -> Material:
     """Read a run's folder; what is not there, or not as it should be, is left out.
 
     Raises:
-        ConfigError: where it is no run's folder, or has no such checkpoint.
+        ConfigError: where it is no run's folder, has no such checkpoint, or neither a checkpoint
+            nor an epoch to show.
         CheckpointError: where the manifest of that is damaged.
     """
     with worded(as_option_of_a_run), open_run(path) as run:
-        found = checkpoint_at(run, checkpoint)
+        lines, text = epoch_lines(run.path), _read(run, CONFIG).decode(errors="replace")
+        try:
+            found = checkpoint_at(run, checkpoint)
+            step, config = found.state.position.step, found.config
+        except NoCheckpointError:  # removed, to save room, or the first is not yet written
+            if not lines:
+                raise
+            step, config = None, _config(text)
         plan = _tree(run, PLAN)
         starts = json_value(_read(run, PROVENANCE_FILE))
         trace = _tree(run, TRACE).get("traceEvents")
         return Material(
             name=name,
             path=path,
-            step=found.state.position.step,
-            lines=epoch_lines(run.path),
+            step=step,
+            lines=lines,
             plan=_plan(plan),
             costs=_costs(plan),
             single=bool(plan.get("single")),
-            config=_read(run, CONFIG).decode(errors="replace"),
+            config=text,
             data=_tree(run, DATA),
             starts=list(filter(is_provenance, starts if isinstance(starts, list) else [])),
             trace=trace if isinstance(trace, list) else None,
-            batch_size=int(found.config.get("data", {}).get("batch_size", 0) or 0),
-            loss=_loss(found.config),
+            batch_size=int(config.get("data", {}).get("batch_size", 0) or 0),
+            loss=_loss(config),
         )
+
+
+def _config(text: str) -> dict[str, Any]:
+    """Of what the file says; nothing, where this version can't read it."""
+    with suppress(ConfigError):
+        return config_tree(config_of(text, CONFIG))
+    return {}
 
 
 def _loss(config: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from launch.display.format import counted
 from launch.display.view import looking_shown
 from launch.drawing import HOW_TO_GET_IT, can_draw
 from launch.machine.provenance import program
@@ -68,8 +69,8 @@ def write_report(
     nbytes = len(encoded)
     if nbytes > MOST_BYTES:
         raise ConfigError(
-            f"RUN…: a page about these {len(runs)} runs takes {nbytes / 1e6:.1f} MB, more than "
-            f"{MOST_BYTES / 1e6:g}: name fewer"
+            f"RUN…: a page about {counted(len(runs), 'runs')} takes {nbytes / 1e6:.1f} MB, more "
+            f"than {MOST_BYTES / 1e6:g}: name fewer"
         )
     with Folder.open(to.parent) as folder:
         try:
@@ -142,8 +143,9 @@ def _about(run: Run, *, several: bool) -> str:
     first = f"{run.name}: loss" if several else "A network trained with the loss"
     data = f" on the data {on}" if on else ""
     if isinstance(found, str):
-        return f"{first} {run.files.loss}{data}. What its files say, up to step {run.files.step}."
+        step = run.files.step or run.files.lines[-1].get("step", 0)
+        return f"{first} {run.files.loss}{data}. What its files say, up to step {step}."
     return (
         f"{first} {run.files.loss}{data}. Pictures show its checkpoint of step {run.files.step}, "
-        f"on {found.examples} examples of {run.looks.examples}."
+        f"on {counted(found.examples, 'examples')} of {run.looks.examples}."
     )

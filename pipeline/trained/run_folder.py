@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.data.facts import data_facts, facts_of_tree
@@ -13,8 +12,11 @@ from pipeline.errors import RUN_DIR, CheckpointError, ConfigError, Option
 from pipeline.storage.checkpoint import best_name, checkpoint_in, complete_names, step_of
 from pipeline.storage.checkpoint_writer import CONFIG, DATA, checkpoints_of
 from pipeline.storage.folder import Folder
+from pipeline.system.paths import expanded
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pipeline.config.sections import Config
     from pipeline.data.facts import DataFacts
     from pipeline.storage.checkpoint import Checkpoint
@@ -22,13 +24,17 @@ if TYPE_CHECKING:
 _WHICH = "name the folder of a run, as pipeline-launch said at its end"
 
 
+class NoCheckpointError(ConfigError):
+    """A run's folder holds no complete checkpoint, not yet or no more."""
+
+
 def open_run(run_dir: str | Path) -> Folder:
     """The folder of a run.
 
     Raises:
-        ConfigError: where there is no such folder.
+        ConfigError: where there is no such folder, or it is no path.
     """
-    path = Path(run_dir).expanduser()
+    path = expanded(RUN_DIR, run_dir)
     if not path.is_dir():
         what = "is no folder" if path.exists() else "there is no such folder"
         raise ConfigError(RUN_DIR, f" {path}: {what}: {_WHICH}")
@@ -40,17 +46,17 @@ def checkpoint_at(run: Folder, at: str | int) -> Checkpoint:
     of a step.
 
     Raises:
-        ConfigError: where it is not there.
+        ConfigError: where it is not there; NoCheckpointError where none is.
         CheckpointError: where its manifest is damaged.
     """
     try:
         checkpoints = checkpoints_of(run)
     except (OSError, CheckpointError):
-        raise _nothing_yet(run) from None
+        raise _without(run) from None
     names: dict[str | int, str] = {step_of(name): name for name in complete_names(checkpoints)}
     best = best_name(checkpoints)
     if not (names or best):
-        raise _nothing_yet(run)
+        raise _without(run)
     there = ", ".join(map(str, names))
     if names:
         names["last"] = list(names.values())[-1]
@@ -75,12 +81,12 @@ def checkpoint_at(run: Folder, at: str | int) -> Checkpoint:
     return checkpoint_in(checkpoints, names[at])
 
 
-def _nothing_yet(run: Folder) -> ConfigError:
+def _without(run: Folder) -> ConfigError:
     """What is wrong with a folder without a complete checkpoint, and what to do."""
     if not run.has_file(CONFIG):
         return ConfigError(RUN_DIR, f" {run.path}: holds no run: {_WHICH}")
     resumed = shlex.join(["pipeline-launch", "--resume", "--run-dir", str(run.path)])
-    return ConfigError(
+    return NoCheckpointError(
         RUN_DIR,
         f" {run.path}: this run has no complete checkpoint yet; to go on with it: {resumed}",
     )

@@ -256,6 +256,20 @@ def test_objects_leave_what_the_files_say(tmp_path: Path) -> None:
         assert "is a Python object, which no command has" in section(text, name)
 
 
+def test_checkpoints_that_are_gone_leave_what_the_files_say(run: FittedRun, tmp_path: Path) -> None:
+    path = copied(run, tmp_path)
+    shutil.rmtree(path / "checkpoints")
+    text = text_about(tmp_path, path)
+    assert "What its files say, up to step" in text
+    assert "Training error of each block" in section(text, "curves")
+    assert "The network can't be read here" in section(text, "depth")
+    assert "none is there" in section(text, "settings")
+    (path / "metrics.jsonl").unlink()
+    status, said = ask(path)
+    assert status == 2
+    assert "this run has no complete checkpoint" in said
+
+
 def test_data_that_are_gone_leave_the_rest(tmp_path: Path) -> None:
     np.savez(tmp_path / "own.npz", X=np.eye(60, 4, dtype=np.float32), y=np.arange(60) % 2)
     own = pipeline.fit(
@@ -310,7 +324,7 @@ def test_a_page_that_is_too_large_all_the_same_is_not_written(
     monkeypatch.setattr(report, "MOST_BYTES", 10_000)
     status, said = ask(run.path, "--out", tmp_path / "out.html")
     assert status == 2
-    assert "a page about these 1 runs takes 0." in said
+    assert "a page about 1 run takes 0." in said
     assert not list(tmp_path.iterdir())
 
 
