@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from benchmarks.lib.command_line import counts_of, provenance_now, with_usage_errors
+from benchmarks.lib.command_line import SECONDS, counts_of, provenance_now, with_usage_errors
 from benchmarks.lib.contenders import NEVER, Contender, Task, timed_epochs
 from benchmarks.lib.report import Finding, Report
 from benchmarks.lib.result_files import (
@@ -270,7 +270,7 @@ def rows_of(network: str, folder: Path) -> dict[str, list[Row]]:
 @click.option("--network", "names", default="mlp,cnn3", show_default=True, help="Of the referee.")
 @click.option("--stages", callback=counts_of, default="2,3", show_default=True, metavar="N,M")
 @click.option("--rounds", default=1, show_default=True, type=click.IntRange(1))
-@click.option("--seconds", default=8.0, show_default=True, help="Of each rival.")
+@click.option("--seconds", default=8.0, type=SECONDS, show_default=True, help="Of each rival.")
 @click.option("--rows", default="benchmarks", show_default=True, help="As pipeline-referee --out.")
 @click.option("--draw", "only_draw", is_flag=True, help="Draw what is kept; measure nothing.")
 @with_usage_errors

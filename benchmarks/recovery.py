@@ -31,10 +31,9 @@ from typing import TYPE_CHECKING, Any
 import click
 import psutil
 
-from benchmarks.lib.command_line import provenance_now, with_usage_errors
+from benchmarks.lib.command_line import SECONDS, provenance_now, with_usage_errors
 from benchmarks.lib.report import Finding, Report, spread
 from benchmarks.lib.result_files import RESULTS, make_writable, write_result
-from launch.command import NumberRange
 from pipeline.run.metrics import METRICS_FILE
 
 if TYPE_CHECKING:
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
 ASKED_RATIO, ASKED_S = 0.97, 3.0
 """Least speed with the usual snapshots, that without being 1; most seconds until a killed worker's
 successor trains."""
-SECONDS = NumberRange(0.0, min_open=True)
 
 EPOCH_S = 2.5
 """About how long an epoch is to last: the grain of what is timed, and of snapshots."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks.lib.command_line import provenance_now, with_usage_errors
+from benchmarks.lib.command_line import SECONDS, provenance_now, with_usage_errors
 from benchmarks.lib.contenders import NEVER, finished, timed_epochs
 from benchmarks.lib.report import Finding, Report, spread
 from benchmarks.lib.result_files import RESULTS, make_writable, write_result
@@ -147,7 +147,7 @@ REPORT = Report(
 
 @click.command()
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1))
-@click.option("--seconds", default=6.0, show_default=True, help="Of each plain loop.")
+@click.option("--seconds", default=6.0, type=SECONDS, show_default=True, help="Of each plain loop.")
 @click.option("--steps", default=60, show_default=True, help="Of each of our epochs.")
 @with_usage_errors
 def main(rounds: int, seconds: float, steps: int) -> None:

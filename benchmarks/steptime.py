@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import torch
 
-from benchmarks.lib.command_line import provenance_now, with_usage_errors
+from benchmarks.lib.command_line import SECONDS, provenance_now, with_usage_errors
 from benchmarks.lib.contenders import NETWORKS, Contender, Task
 from benchmarks.lib.kernels import CONVOLUTIONS, KINDS, PRODUCTS, KernelClock
 from benchmarks.lib.laps import made_up_batches
@@ -28,7 +28,6 @@ from benchmarks.lib.report import Finding, Report
 from benchmarks.lib.result_files import RESULTS, keep_so_far, make_writable, write_result
 from benchmarks.lib.turns import WARM_UP, seconds_of, taken_in_turn, times_as_fast
 from benchmarks.rivals.plain import PlainBlock, PlainTrainer
-from launch.command import NumberRange
 from launch.display.format import NOTHING, markdown
 from pipeline.data.facts import data_facts
 from pipeline.learning.build import prepare_process
@@ -180,7 +179,7 @@ REPORT = Report(
 @click.option(
     "--seconds",
     default=4.0,
-    type=NumberRange(0.0, min_open=True),
+    type=SECONDS,
     help="How long each is timed, twice.  [default: 4]",
 )
 @with_usage_errors

@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks.lib.command_line import counts_of, provenance_now, with_usage_errors
+from benchmarks.lib.command_line import SECONDS, counts_of, provenance_now, with_usage_errors
 from benchmarks.lib.contenders import BATCH, LOSSES, NETWORKS, PRECISIONS, raced, trained
 from benchmarks.lib.lineup import DEFAULTS, Options, check, contenders
 from benchmarks.lib.report import Finding, Report
 from benchmarks.lib.result_files import RESULTS, keep_so_far, make_writable, write_result
 from benchmarks.lib.speeds import Row, findings, network_text, rows_of
-from launch.command import NumberRange
 from launch.machine.gpus import devices
 from pipeline.config.sections import config_tree
 
@@ -127,7 +126,7 @@ def _list_of(allowed: Sequence[str]) -> Callable[..., tuple[str, ...]]:
 @click.option(
     "--seconds",
     default=20.0,
-    type=NumberRange(0.0, min_open=True),
+    type=SECONDS,
     help="How long each is timed.  [default: 20]",
 )
 @click.option("--gpus", help="As for pipeline-launch.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 import click
 
+from launch.command import NumberRange
 from launch.machine.gpus import visible_gpus
 from launch.machine.provenance import provenance
 from pipeline.errors import ConfigError
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 Given = ParamSpec("Given")
+SECONDS = NumberRange(0.0, min_open=True)
+"""The type of an option that says for how long something is measured."""
 
 
 def with_usage_errors(main: Callable[Given, None]) -> Callable[Given, None]:

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.lib.command_line import SECONDS
 from benchmarks.lib.laps import made_up_batches, timed
 from benchmarks.rivals.plain import Layer
-from launch.command import NumberRange
 from pipeline.config.config_file import load_config
 from pipeline.data.facts import data_facts
 from pipeline.network.from_config import network_specs
@@ -85,7 +85,7 @@ class RuleLoop:
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--seconds", type=NumberRange(0, min_open=True), default=10.0, show_default=True)
+@click.option("--seconds", type=SECONDS, default=10.0, show_default=True)
 def main(config: Path, threads: int, seconds: float) -> None:
     """Train CONFIG's rule in a plain loop; prints images/s as JSON."""
     torch.set_num_threads(threads)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import links, memory, ready, recovery, scaling, throughput
+from benchmarks import frontier, links, memory, ready, recovery, rules, scaling, throughput
 
 THROUGHPUT = ["--network", "mlp", "--losses", "pred", "--precision", "fp32"]
 
@@ -24,6 +24,9 @@ THROUGHPUT = ["--network", "mlp", "--losses", "pred", "--precision", "fp32"]
         (throughput.main, [*THROUGHPUT, "--set", "data.size=32"], "data.size is what contenders"),
         (throughput.main, [*THROUGHPUT, "--threads", "0"], "0 is not in the range x>=1"),
         (throughput.main, [*THROUGHPUT, "--seconds", "-1"], "-1.0 is not in the range x>0.0"),
+        (throughput.main, [*THROUGHPUT, "--seconds", "nan"], "'nan' is no number"),
+        (frontier.main, ["--seconds", "nan"], "'nan' is no number"),
+        (rules.main, ["--seconds", "0"], "0.0 is not in the range x>0.0"),
         (throughput.main, [*THROUGHPUT, "--stages", "9"], "--stages 9: every stage needs"),
         (throughput.main, [*THROUGHPUT, "--losses", ""], "use some of pred,sim,predsim"),
         (scaling.main, ["--network", "mlp", "--stages", "9"], "--stages 9: every stage needs"),
