@@ -114,7 +114,7 @@ def what_differs(kept: Row, anew: Row) -> str:
         return ""
     told = f"not the same: {_figure(anew)} against {_figure(kept)}, {len(others)} of "
     told += f"{len(before)} blocks with other bits"
-    made, here = _machine(kept.starts[-1]), _machine(provenance(""))
+    made, here = _machine(kept.starts[-1], kept), _machine(provenance(""), anew)
     if made != here:
         told += f"; the row was made by {made}, and this is {here}: other machines round otherwise"
     return told
@@ -126,8 +126,9 @@ def _figure(row: Row) -> str:
     return f"error {row.error_pct:.2f} %"
 
 
-def _machine(start: Mapping[str, Any]) -> str:
-    of = [*start.get("gpus", ())] or [start["processor"]]
+def _machine(start: Mapping[str, Any], row: Row) -> str:
+    """Where a row was trained."""
+    of = [start["processor"]] if row.result["device"] == "cpu" else start.get("gpus", ())
     return f"{', '.join(of)} with torch {start['versions'].get('torch', '')}"
 
 
