@@ -105,20 +105,14 @@ def check(request: Request, *, with_data: bool = True) -> None:
     Raises:
         ConfigError: for the first thing that is wrong.
     """
-    from launch.job import Options
-    from launch.plan.checks import check_job
+    from launch.referee.referee import check_configs
     from launch.referee.tasks import Task, config_of
-    from pipeline.data.batches import load_batches
 
-    options = Options(None, single=True, gpus=request.gpus)
-    read = set()
-    for network, rule in request.pairs:
-        config = config_of(Task(network, rule, "train"), request)
-        check_job(f"{network.name}/{rule.name}", config, options)
-        of_data = config.data.model_dump_json()
-        if with_data and of_data not in read:
-            read.add(of_data)
-            load_batches(config.data, seed=1)
+    configs = {
+        f"{network.name}/{rule.name}": config_of(Task(network, rule, "train"), request)
+        for network, rule in request.pairs
+    }
+    check_configs(configs, request.gpus, with_data=with_data)
 
 
 @contextmanager

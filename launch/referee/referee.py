@@ -26,7 +26,7 @@ from pipeline.storage.atomic import replace_file
 from pipeline.storage.checkpoint_writer import CHECKPOINTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from launch.referee.rows import Rows
@@ -264,3 +264,27 @@ def check_rows(request: Request, rows: Rows) -> None:
                 "for: choose another folder with --out, or take that row out of "
                 f"{rows.folder / task.network.name / task.rule.name}.jsonl"
             )
+
+
+def check_configs(
+    configs: Mapping[str, Config], gpus: str | None, *, with_data: bool = True
+) -> None:
+    """See that all can be trained, each in one process, and the data are there, which may be
+    fetched.
+
+    Args:
+        configs: by the name that an error has for them.
+
+    Raises:
+        ConfigError: for the first thing that is wrong.
+    """
+    from launch.job import Options
+    from launch.plan.checks import check_job
+    from pipeline.data.batches import load_batches
+
+    options = Options(None, single=True, gpus=gpus)
+    for name, config in configs.items():
+        check_job(name, config, options)
+    if with_data:
+        for data in {one.data.model_dump_json(): one.data for one in configs.values()}.values():
+            load_batches(data, seed=1)

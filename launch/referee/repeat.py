@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING, Any
 from launch.command import DONE, FAILED
 from launch.display.streams import wait_for_no_reader
 from launch.engines.interrupts import INTERRUPTED
-from launch.job import Options
 from launch.machine.provenance import provenance
-from launch.plan.checks import check_job
-from launch.referee.referee import launch_words
+from launch.referee.referee import check_configs, launch_words
 from launch.referee.rows import Rows, row_of_run
 from launch.referee.tasks import Task
 from launch.referee.work import carry_out
 from pipeline.config.config_file import dump_config
 from pipeline.config.sections import build_config
-from pipeline.data.batches import load_batches
 from pipeline.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -50,7 +47,7 @@ def repeat(names: str, request: Request, say: Callable[[str], None]) -> int:
     rows = _named(names, Rows(request.out))
     found = {_task_of(row, request.table): row for row in rows}
     configs = {task: _config_of(row, request.data) for task, row in found.items()}
-    _check(configs, request.gpus)
+    check_configs({str(task.path): one for task, one in configs.items()}, request.gpus)
     minutes = sum(row.result.get("seconds") or 0.0 for row in rows) / 60
     say(f"{len(rows)} to train again, which took {minutes:.0f} min where the rows were made")
     wait_for_no_reader()
@@ -162,12 +159,3 @@ def _config_of(row: Row, data: str | None) -> Config:
     if data is not None:
         tree["data"]["root"] = data
     return build_config(tree, f"the row {row.path}")
-
-
-def _check(configs: Mapping[Task, Config], gpus: str | None) -> None:
-    """That all can be trained, and the data are there."""
-    options = Options(None, single=True, gpus=gpus)
-    for task, config in configs.items():
-        check_job(str(task.path), config, options)
-    for config in {config.data.model_dump_json(): config for config in configs.values()}.values():
-        load_batches(config.data, seed=1)

@@ -64,7 +64,7 @@ def read_material(path: Path, name: str, checkpoint: str | int) -> Material:
             found = checkpoint_at(run, checkpoint)
             step, config = found.state.position.step, found.config
         except NoCheckpointError:  # removed, to save room, or the first is not yet written
-            if not lines:
+            if not lines or checkpoint != "last":
                 raise
             step, config = None, _config(text)
         plan = _tree(run, PLAN)

@@ -264,10 +264,11 @@ def test_checkpoints_that_are_gone_leave_what_the_files_say(run: FittedRun, tmp_
     assert "Training error of each block" in section(text, "curves")
     assert "The network can't be read here" in section(text, "depth")
     assert "none is there" in section(text, "settings")
-    (path / "metrics.jsonl").unlink()
-    status, said = ask(path)
-    assert status == 2
-    assert "this run has no complete checkpoint" in said
+    for asked in ((path, "--checkpoint", "best"), (path,)):
+        status, said = ask(*asked)
+        assert status == 2
+        assert "this run has no complete checkpoint" in said
+        (path / "metrics.jsonl").unlink(missing_ok=True)
 
 
 def test_data_that_are_gone_leave_the_rest(tmp_path: Path) -> None:
