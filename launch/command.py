@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from launch.display.streams import (
     end_output,
@@ -64,6 +65,17 @@ def _show_version(context: click.Context, parameter: click.Parameter, wanted: bo
 
         click.echo(f"{context.info_name}, version {release()}")
         context.exit()
+
+
+def options_given() -> list[str]:
+    """The options that the command line of the present command has, in the order of its help."""
+    context = click.get_current_context()
+    return [
+        each.opts[0]
+        for each in context.command.params
+        if isinstance(each, click.Option)
+        and context.get_parameter_source(str(each.name)) is ParameterSource.COMMANDLINE
+    ]
 
 
 def run_command(body: Callable[[], int]) -> NoReturn:

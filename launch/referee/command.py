@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launch.command import DONE, NumberRange, command, complain, run_command
+from launch.command import DONE, NumberRange, command, complain, options_given, run_command
 from launch.completion import complete_setting
 
 if TYPE_CHECKING:
@@ -124,6 +124,9 @@ def _held(request: Request, rows: Rows) -> Iterator[None]:
     with worded(lambda option: "--out"), hold(rows.folder) as folder:
         folder.check_writable()
         yield
+
+
+_OF_A_REPETITION = {"--repeat", "--data", "--jobs", "--gpus", "--table", "--out"}
 
 
 def _say(line: str) -> None:
@@ -248,9 +251,9 @@ def main(
         )
         if repeat is None:
             return (show_plan if dry_run else referee)(request)
-        given = {"--networks": networks, "--rules": rules, "--budget": hours, "--set": overrides,
-                 "--dry-run": dry_run}  # fmt: skip
-        for option in (name for name, value in given.items() if value):
+        for option in options_given():
+            if option in _OF_A_REPETITION:
+                continue
             raise ConfigError(f"--repeat goes by the rows' own configs: leave {option} away")
         return repeat_rows(repeat, request, _say)
 

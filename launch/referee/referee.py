@@ -11,7 +11,6 @@ from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 from launch.command import DONE, FAILED
-from launch.engines.interrupts import INTERRUPTED
 from launch.machine.provenance import provenance
 from launch.referee.expected import Expectation
 from launch.referee.page import write_page
@@ -113,7 +112,7 @@ class Referee:
             self._clear(one.task, begun.run_dir)
             told = in_words(row)
         else:
-            why = "interrupted" if one.status == INTERRUPTED or one.status < 0 else "failed"
+            why = "interrupted" if one.was_interrupted else "failed"
             told = self.missing[one.task] = f"{why}: {one.why}" if why == "failed" else why
         at = f"[{self._done}/{self._all}] {one.task.path}"
         self._say(f"{at}: {told}, {one.wall_s:.0f} s{self._to_come()}")

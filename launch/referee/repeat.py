@@ -48,8 +48,8 @@ def repeat(names: str, request: Request, say: Callable[[str], None]) -> int:
     found = {_task_of(row, request.table): row for row in rows}
     configs = {task: _config_of(row, request.data) for task, row in found.items()}
     check_configs({str(task.path): one for task, one in configs.items()}, request.gpus)
-    minutes = sum(row.result.get("seconds") or 0.0 for row in rows) / 60
-    say(f"{len(rows)} to train again, which took {minutes:.0f} min where the rows were made")
+    minutes = max(1, round(sum(row.result.get("seconds") or 0.0 for row in rows) / 60))
+    say(f"{len(rows)} to train again, which took {minutes} min of one core where they were made")
     wait_for_no_reader()
     with TemporaryDirectory(prefix="pipeline-") as folder:
         at_work = _Repetition(found, configs, Path(folder), request.gpus, say)
@@ -95,7 +95,7 @@ class _Repetition:
             config, run_dir = self._configs[task], self._folder / task.path
             anew = row_of_run(task, config, run_dir, one.wall_s)
         if anew is None:
-            told = f"no result: {one.why or 'interrupted'}"
+            told = "interrupted" if one.was_interrupted else f"no result: {one.why}"
         else:
             told = what_differs(self._rows[task], anew)
             self.same += not told

@@ -36,6 +36,11 @@ class Ended(NamedTuple):
     why: str
     wall_s: float
 
+    @property
+    def was_interrupted(self) -> bool:
+        """Whether it was asked to end, or killed."""
+        return self.status == INTERRUPTED or self.status < 0
+
 
 def main(parent: int, command: str, module: str, *words: str) -> None:
     """The process of a task: a command with these words; it ends with its parent."""
