@@ -46,8 +46,9 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Of several processes one carries out all tests that start real ones, one by one: what they
     wait for, and what they look for in the end, allows for quick tests beside them, not for each
-    other. The others take what comes next, and so does this one when it is done. A file whose tests
-    are heavy, but start nothing that waits, names a group of its own."""
+    other. The others take what comes next, and so does this one when it is done. A file names a
+    group of its own where its tests are heavy, but wait for nothing that is short of time beside
+    others."""
     from support.distribution import RealOnesInTurn
 
     return RealOnesInTurn(config, log)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.xdist_group("documents")
+
 EXAMPLES = REPOSITORY / "examples"
 MOST_LINES = 40
 STARTS_PROCESSES = pytest.mark.processes

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+pytestmark = pytest.mark.xdist_group("documents")
+
 
 @pytest.mark.usefixtures("torch_settings")
 @pytest.mark.parametrize(
