@@ -35,10 +35,10 @@ that learns slowly, as Forward-Forward does, gains most by longer ones.
 
 - *Error*: mean ± standard deviation (n − 1) of the test errors in percent. *By depth*: the mean
   error of what each block predicts by itself, from the first to the last.
-- *Images/s*: of one process alone on the machine, measured once, for some seconds: to be compared
-  only with others on the same machine (*made by*). *Memory*: the peak of a process, the most of all
-  seeds: the resident size of all of it, with PyTorch and the images; on a GPU what PyTorch's
-  allocator has given out.
+- *Images/s*: of one process alone on the machine, measured once, for some seconds, with the letter
+  of that machine (*made by*): to be compared only with others on the same. *Memory*: the peak of a
+  process, the most of all seeds: the resident size of all of it, with PyTorch and the images; on a
+  GPU what PyTorch's allocator has given out.
 - *Local*: each block was trained again alone, in a new process, from what had arrived at it, and
   came to the same bits (`pipeline-verify --locality`).
 - A row in the folder has the whole config, and SHA-256 of every block at the end: the same config
@@ -132,16 +132,17 @@ def _cells(
     text = NOTHING if errors.mean is None else f"{errors.mean:.2f}"
     text += "" if errors.sd is None else f" ± {errors.sd:.2f}"
     values = {str(_value(row, rule.key)) for row in own}
+    made_by = makers.of([*own, *([speed] if speed else [])])
     return [
         f"[{rule.title}]({ROWS}/{network.name}/{rule.name}.jsonl){' ¹' * bool(rule.own_networks)}",
         text,
         str(len(own)) if len(own) == most else f"{len(own)} of {most}",
         " · ".join(_by_depth(own)),
-        NOTHING if speed is None else f"{speed.result['images_per_s']:,.0f}",
+        NOTHING if speed is None else f"{speed.result['images_per_s']:,.0f} {makers.of([speed])}",
         size_text(peak),
         _local(rule, own[0], proof),
         f"{rule.key} {', '.join(sorted(values))}{' ²' * is_at_an_end}",
-        makers.of([*own, *([speed] if speed else [])]),
+        made_by,
     ]
 
 

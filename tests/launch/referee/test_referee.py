@@ -293,7 +293,7 @@ def test_the_page_has_means_deviations_depths_and_what_is_missing(request_: Requ
     page = page_text(request_, rows, {task_of(request_, "pred", "train", seed=3): "failed: why"})
     (pred,) = (line for line in page.splitlines() if "[Pred]" in line)
     assert [cell.strip() for cell in pred.split("|")[2:8]] == [
-        "3.50 ± 0.71", "2", "4.50", "1,000", "256 MiB", "proven"
+        "3.50 ± 0.71", "2", "4.50", "1,000 A", "256 MiB", "proven"
     ]  # fmt: skip
     (backprop,) = (line for line in page.splitlines() if "[Backprop]" in line)
     assert "| no: backprop | optimizer.lr 0.003 ² | A |" in backprop
