@@ -256,7 +256,7 @@ def rows_of(network: str, folder: Path) -> dict[str, list[Row]]:
     """The referee's rows of runs that count, by rule."""
     found: dict[str, list[Row]] = {}
     for row in Rows(folder).all():
-        if row.network == network and row.name.startswith("seed="):
+        if row.network == network and row.is_training:
             found.setdefault(row.rule, []).append(row)
     if not found:
         raise ConfigError(

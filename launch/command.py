@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 import traceback
 from contextlib import suppress
+from math import isfinite
 from typing import TYPE_CHECKING, NoReturn
 
 import click
@@ -31,14 +32,14 @@ _ERROR = "error: "
 
 
 class NumberRange(click.FloatRange):
-    """A number between bounds, and so never nan, which compares with neither."""
+    """A number between bounds; never nan, which compares with neither, and never infinite."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
         """As of `click.FloatRange`."""
         found: float = super().convert(value, param, ctx)
-        if found != found:
+        if not isfinite(found):
             self.fail(f"{value!r} is no number.", param, ctx)
         return found
 

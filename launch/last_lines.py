@@ -7,8 +7,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from launch.display.format import number_text
-from launch.run_directory import LOG, epoch_lines_in
-from pipeline.run.metrics import METRICS_FILE, tested
+from launch.run_directory import LOG
+from pipeline.run.metrics import METRICS_FILE, epoch_lines_in, tested
 from pipeline.storage.checkpoint import BEST
 from pipeline.storage.checkpoint_writer import CHECKPOINTS, checkpoints_of
 

@@ -10,6 +10,7 @@ from pipeline.config.config_file import load_config
 from pipeline.config.sections import build_config, differing_keys
 from pipeline.config.yaml_text import word_for
 from pipeline.errors import RESUME, RUN_DIR, SET, CheckpointError, ConfigError
+from pipeline.run.metrics import METRICS_FILE, epoch_lines_in
 from pipeline.schedule.feed import Feed, course_of
 from pipeline.schedule.items import Stop
 from pipeline.storage.checkpoint import (
@@ -213,6 +214,14 @@ def _from_the_beginning(run: Folder, job: Job) -> tuple[RunState, list[str]]:
     names = checkpoints.names() if checkpoints else []
     if not run.has_file(CONFIG) or any(name.startswith("step-") for name in names):
         raise no_run(run.path)
+    if checkpoints is None and run.has_file(METRICS_FILE) and epoch_lines_in(run):
+        raise ConfigError(
+            *(
+                RESUME,
+                f": the checkpoints of {run.path} are gone, and to begin anew would replace ",
+            ),
+            *("what is left of that run; bring them back, or start another without ", RESUME),
+        )
     notes = _compare(load_config(run.path / CONFIG), job.config, run.path)
     initial = Initial()
     if job.config.model.init_from is not None:

@@ -24,7 +24,7 @@ from pipeline.config.sections import config_tree
 from pipeline.errors import RESUME, RUN_DIR, CheckpointError, ConfigError
 from pipeline.network.tensor_names import is_weight
 from pipeline.run.event_files import EventFiles
-from pipeline.run.metrics import CONFUSION_FILE, METRICS_FILE, trim_metrics
+from pipeline.run.metrics import CONFUSION_FILE, METRICS_FILE, epoch_lines_in, trim_metrics
 from pipeline.run.table import Table
 from pipeline.run.timeline_file import TRACE
 from pipeline.storage.atomic import TEMPORARY, replace_in, write_synced
@@ -37,7 +37,6 @@ from pipeline.storage.checkpoint_writer import (
     checkpoints_of,
 )
 from pipeline.storage.folder import Folder
-from pipeline.storage.line_log import json_lines
 from pipeline.system.paths import expanded
 
 if TYPE_CHECKING:
@@ -89,17 +88,6 @@ def epoch_lines(run_dir: Path) -> list[dict[str, Any]]:
         return []
     with Folder.open(run_dir) as folder:
         return epoch_lines_in(folder)
-
-
-def epoch_lines_in(run: Folder) -> list[dict[str, Any]]:
-    """As `epoch_lines`, of a folder that is held open: it may have another name by now.
-
-    Raises:
-        OSError: where the file can't be read.
-    """
-    lines = json_lines(run, METRICS_FILE)
-    # epoch 0 is a test before training
-    return [line for line in lines if line.get("event") == "epoch" and line.get("epoch")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,8 @@ class Option:
 
 def as_option(option: Option) -> str:
     """An option as commands call it: `--run-dir`."""
+    if option == DATA_ROOT:
+        return f"{as_option(SET)} data.root=DIR"
     return f"--{option.name.replace('_', '-')}"
 
 
@@ -43,6 +45,8 @@ STAGES, GPUS, SINGLE, RUN_DIR, RESUME, SET = map(
     Option, ("stages", "gpus", "single", "run_dir", "resume", "set")
 )
 """Those that errors of a run name. `SET` goes before a key and its value."""
+DATA_ROOT = Option("data_root")
+"""What says in which folder data lie; with its value, DIR."""
 
 
 class ConfigError(PipelineError):

@@ -127,6 +127,8 @@ def sweep_of(request: Request) -> Sweep:
     """
     check_local(request.launch)
     folder = request.run_dir
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{_OPTION} {folder}: is no folder: name one for the sweep")
     before = None if folder is None else sweep_in(folder)
     if before is None:
         return _new_sweep(request)
@@ -139,6 +141,11 @@ def sweep_of(request: Request) -> Sweep:
 
 def _new_sweep(request: Request) -> Sweep:
     folder, given = request.run_dir, request.config
+    if folder is not None and holds_run(folder):
+        raise ConfigError(
+            f"{_OPTION} {folder}: holds a run; a sweep needs a folder of its own, in which each of "
+            "its runs gets one"
+        )
     if given is None:
         if folder is None:
             why = "which config? give CONFIG.yaml, or the folder of a sweep with --run-dir"
@@ -150,11 +157,6 @@ def _new_sweep(request: Request) -> Sweep:
         )
     if not request.over and request.seeds is None:
         raise ConfigError("what is to vary? give --seeds, as 1-5, or --over, as loss.name=pred,sim")
-    if folder is not None and holds_run(folder):
-        raise ConfigError(
-            f"{_OPTION} {folder}: holds a run; a sweep needs a folder of its own, in which each of "
-            "its runs gets one"
-        )
     for name in (BASE, *TABLES):
         if folder is not None and (folder / name).exists():
             raise ConfigError(

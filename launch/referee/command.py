@@ -105,14 +105,17 @@ def check(request: Request, *, with_data: bool = True) -> None:
     Raises:
         ConfigError: for the first thing that is wrong.
     """
-    from launch.referee.referee import check_configs
+    from launch.referee.referee import check_config, check_data
     from launch.referee.tasks import Task, config_of
 
     configs = {
         f"{network.name}/{rule.name}": config_of(Task(network, rule, "train"), request)
         for network, rule in request.pairs
     }
-    check_configs(configs, request.gpus, with_data=with_data)
+    for name, config in configs.items():
+        check_config(name, config, request.gpus)
+    if with_data:
+        check_data(configs.values())
 
 
 @contextmanager
@@ -223,7 +226,7 @@ def main(
 
     \b
     Exit status: 0 done; 1 a run failed (the others are trained), or a row did not repeat; 2 wrong
-    usage or config; 130 interrupted (checkpoints were written).
+    usage or config; 130 interrupted (checkpoints were written, but none of --repeat).
     """
 
     def body() -> int:

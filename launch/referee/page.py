@@ -85,7 +85,7 @@ def _section(
 ) -> str:
     trained: dict[str, list[Row]] = {}
     for row in rows.all():
-        if row.network == network.name and row.name.startswith("seed="):
+        if row.network == network.name and row.is_training:
             trained.setdefault(row.rule, []).append(row)
     shown = [rule for rule in request.table.rules.values() if trained.get(rule.name)]
     most = max(map(len, trained.values()), default=0)
@@ -138,12 +138,18 @@ def _cells(
         text,
         str(len(own)) if len(own) == most else f"{len(own)} of {most}",
         " · ".join(_by_depth(own)),
-        NOTHING if speed is None else f"{speed.result['images_per_s']:,.0f} {makers.of([speed])}",
+        NOTHING if speed is None else f"{_images(speed)} {makers.of([speed])}",
         size_text(peak),
         _local(rule, own[0], proof),
         f"{rule.key} {', '.join(sorted(values))}{' ²' * is_at_an_end}",
         made_by,
     ]
+
+
+def _images(speed: Row) -> str:
+    """A second, where so many steps were long enough to tell."""
+    per_s = speed.result["images_per_s"]
+    return NOTHING if per_s is None else f"{per_s:,.0f}"
 
 
 def _is_at_an_end(rule: Rule, own: Sequence[Row], tried: Sequence[Any]) -> bool:

@@ -20,12 +20,12 @@ from launch.run_directory import holds_run
 from launch.series import check_same_run
 from pipeline.config.config_file import dump_config
 from pipeline.config.sections import config_tree
-from pipeline.errors import ConfigError
+from pipeline.errors import DATA_ROOT, ConfigError, as_option, worded
 from pipeline.storage.atomic import replace_file
 from pipeline.storage.checkpoint_writer import CHECKPOINTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from launch.referee.rows import Rows
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from launch.referee.tasks import Request
     from launch.referee.work import Ended
     from pipeline.config.sections import Config
+    from pipeline.errors import Option
 
 RUNS = "--runs"
 _LAUNCH = ("pipeline-launch", "launch.cli", "--single", "--view", "quiet")
@@ -102,7 +103,7 @@ class Referee:
                 return task, self._words(task)
         return None
 
-    def ended(self, one: Ended) -> None:
+    def ended(self, one: Ended[Task]) -> None:
         """A task's process has ended: keep what it gave, and write the table anew."""
         begun = self._begun.pop(one.task)
         self._done += 1
@@ -179,7 +180,7 @@ class Referee:
         elif task.kind == "search" and self._rows.of(task) is not None:
             rmtree(run_dir / CHECKPOINTS, ignore_errors=True)
 
-    def _row(self, one: Ended, begun: Begun) -> Row | None:
+    def _row(self, one: Ended[Task], begun: Begun) -> Row | None:
         task, config = one.task, begun.config
         path, tree = str(task.path), config_tree(config)
         if task.kind == "locality":
@@ -189,7 +190,8 @@ class Referee:
             result = {"is_local": one.status == DONE, "said": found, "wall_s": round(one.wall_s, 1)}
             return Row(path, tree, (self._provenance(),), result)
         if one.status == DONE:
-            return row_of_run(task, config, begun.run_dir, None if begun.resumed else one.wall_s)
+            wall_s = None if begun.resumed else one.wall_s
+            return row_of_run(path, config, begun.run_dir, wall_s)
         if one.status == FAILED and task.kind == "search":
             return Row(path, tree, (self._provenance(),), {}, one.why)
         return None
@@ -265,25 +267,30 @@ def check_rows(request: Request, rows: Rows) -> None:
             )
 
 
-def check_configs(
-    configs: Mapping[str, Config], gpus: str | None, *, with_data: bool = True
-) -> None:
-    """See that all can be trained, each in one process, and the data are there, which may be
-    fetched.
-
-    Args:
-        configs: by the name that an error has for them.
+def check_config(name: str, config: Config, gpus: str | None) -> None:
+    """See that it can be trained, in one process; `name`: what an error calls it.
 
     Raises:
         ConfigError: for the first thing that is wrong.
     """
     from launch.job import Options
     from launch.plan.checks import check_job
+
+    check_job(name, config, Options(None, single=True, gpus=gpus))
+
+
+def check_data(configs: Iterable[Config]) -> None:
+    """See that the data of these are there, which may be fetched.
+
+    Raises:
+        ConfigError: for the first that is not.
+    """
     from pipeline.data.batches import load_batches
 
-    options = Options(None, single=True, gpus=gpus)
-    for name, config in configs.items():
-        check_job(name, config, options)
-    if with_data:
-        for data in {one.data.model_dump_json(): one.data for one in configs.values()}.values():
+    with worded(_as_option):
+        for data in {one.data.model_dump_json(): one.data for one in configs}.values():
             load_batches(data, seed=1)
+
+
+def _as_option(option: Option) -> str:
+    return "--data DIR" if option == DATA_ROOT else as_option(option)

@@ -7,11 +7,13 @@ result. Sessions on other machines go on from these rows, without the folders of
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from statistics import median
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-from launch.machine.provenance import read_starts
+from launch.machine.provenance import is_provenance, read_starts
 from launch.run_directory import epoch_lines
 from pipeline.config.sections import build_config, config_tree
 from pipeline.errors import ConfigError, one_line
@@ -61,6 +63,11 @@ class Row:
     def name(self) -> str:
         """That of the task."""
         return self.path.split("/")[2]
+
+    @property
+    def is_training(self) -> bool:
+        """Whether it is of a run that counts, on all training images."""
+        return self.name.startswith("seed=")
 
     @property
     def error_pct(self) -> float | None:
@@ -120,24 +127,82 @@ class Rows:
         replace_file(path, text.encode())
 
 
+_NUMBER = (int, float)
+_NEEDED: Mapping[str, Mapping[str, Any]] = {
+    "locality": {"is_local": bool, "said": str},
+    "run": {
+        "images_per_s": (*_NUMBER, NoneType), "peak_memory_bytes": int, "device": str,
+    },
+    "training": {"depths": list, "epochs": int},
+}  # fmt: skip
+"""What is read of a result, by kind; a training is a run, too."""
+_MAY_BE: Mapping[str, Any] = {
+    "error_pct": (*_NUMBER, NoneType), "loss": (*_NUMBER, NoneType), "seconds": _NUMBER,
+    "blocks_sha256": dict,
+}  # fmt: skip
+_PATH = re.compile(r"[^/]+/[^/]+/(speed|locality|search-[^/]+|seed=(0|[1-9]\d*))")
+
+
 def _rows_in(file: Path) -> Iterable[Row]:
     cure = "repair it, or move it away: its rows are then trained again"
     try:
         for line in file.read_text(encoding="utf-8").splitlines():
-            tree = json.loads(line)
-            starts = tuple(tree["starts"])
-            row = Row(tree["path"], tree["config"], starts, tree["result"], tree.get("failed", ""))
-            if (row.network, row.rule) != (file.parent.name, file.stem) or not row.name:
-                raise ValueError(f"a row of {row.path}")
-            yield row
+            yield _row_of(json.loads(line), (file.parent.name, file.stem))
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(f"{file}: can't be read: {one_line(error)}; {cure}") from None
 
 
-def row_of_run(task: Task, config: Config, run_dir: Path, wall_s: float | None) -> Row | None:
+def _row_of(tree: Any, of: tuple[str, str]) -> Row:
+    """A row of this network and rule.
+
+    Raises:
+        ValueError, LookupError, TypeError, AttributeError: where it is none.
+    """
+    starts = tuple(tree["starts"])
+    row = Row(tree["path"], tree["config"], starts, tree["result"], tree.get("failed", ""))
+    if not _PATH.fullmatch(row.path) or (row.network, row.rule) != of:
+        raise ValueError(f"a row of {row.path}")
+    if not (starts and all(map(is_provenance, starts))):
+        raise ValueError(f"{row.path}: starts: not as a command records who made it")
+    if not all(isinstance(section, dict) for section in row.config.values()):
+        raise ValueError(f"{row.path}: config: a section is no mapping")
+    if not row.failed and (wrong := _what_is_wrong(row)):
+        raise ValueError(f"{row.path}: result: {wrong}")
+    return row
+
+
+def _what_is_wrong(row: Row) -> str:
+    """With its result; empty where all that is read of it is there, and of its type."""
+    result: Any = row.result
+    if not isinstance(result, dict):
+        return "no mapping"
+    needed = _NEEDED["locality" if row.name == "locality" else "run"]
+    if row.is_training:
+        needed = {**needed, **_NEEDED["training"]}
+    for key, kind in {**needed, **_MAY_BE}.items():
+        if not isinstance(result.get(key), kind) and (key in needed or key in result):
+            return f"{key} {result.get(key)!r:.40}"
+    blocks, depths = result.get("blocks_sha256", {}), result.get("depths", [])
+    if not all(isinstance(digest, str) for digest in blocks.values()):
+        return "blocks_sha256: a digest is no text"
+    if not all(_is_depth(depth) for depth in depths):
+        return "depths: one has no block or no error_pct"
+    return ""
+
+
+def _is_depth(tree: Any) -> bool:
+    return (
+        isinstance(tree, dict)
+        and isinstance(tree.get("block"), int)
+        and isinstance(tree.get("error_pct"), _NUMBER)
+    )
+
+
+def row_of_run(path: str, config: Config, run_dir: Path, wall_s: float | None) -> Row | None:
     """What a finished run in a folder gave; None where its lines can't be read.
 
     Args:
+        path: of the task that it is.
         wall_s: seconds of its whole process; None where several had a part in it.
     """
     lines = epoch_lines(run_dir)
@@ -146,14 +211,15 @@ def row_of_run(task: Task, config: Config, run_dir: Path, wall_s: float | None) 
     starts = tuple(
         {key: start[key] for key in _OF_A_START if key in start} for start in read_starts(run_dir)
     )
-    counted = lines[1:] if task.kind == "speed" else lines
+    is_speed = path.endswith("/speed")
+    counted = lines[1:] if is_speed else lines
     speeds = [line["images_per_s"] for line in counted if line.get("images_per_s")]
     result: dict[str, Any] = {
         "images_per_s": round(median(speeds), 1) if speeds else None,
         "peak_memory_bytes": max(line["stages"][0]["peak_memory_bytes"] for line in lines),
         "device": lines[-1]["stages"][0]["device"],
     }
-    if task.kind != "speed":
+    if not is_speed:
         part, test = tested(lines[-1])
         result |= {
             "tested_on": part,
@@ -165,9 +231,10 @@ def row_of_run(task: Task, config: Config, run_dir: Path, wall_s: float | None) 
         }
     if wall_s is not None:
         result["wall_s"] = round(wall_s, 1)
-    if task.kind == "train":
+    row = Row(path, config_tree(config), starts, result)
+    if row.is_training:
         result["blocks_sha256"] = _digests(run_dir)
-    return Row(str(task.path), config_tree(config), starts, result)
+    return row
 
 
 def _depths(line: Mapping[str, Any], test: Mapping[str, Any]) -> list[dict[str, Any]]:

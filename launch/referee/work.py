@@ -10,10 +10,11 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from importlib import import_module
 from queue import SimpleQueue
 from threading import Thread
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from launch.command import FAILED, first_complaint
 from launch.engines.interrupts import INTERRUPTED
@@ -21,16 +22,18 @@ from pipeline.system.children import end_with_parent
 from pipeline.system.interpreter import python_command, python_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
-    from launch.referee.tasks import Task
+Key = TypeVar("Key", bound="Hashable")
+"""What tells the tasks of a command apart."""
 
 
-class Ended(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Ended(Generic[Key]):
     """A task whose process has ended: its exit status, what it printed, why it failed, and how long
     it took."""
 
-    task: Task
+    task: Key
     status: int
     said: str
     why: str
@@ -50,8 +53,8 @@ def main(parent: int, command: str, module: str, *words: str) -> None:
 
 
 def carry_out(
-    next_one: Callable[[bool], tuple[Task, Sequence[str]] | None],
-    ended: Callable[[Ended], None],
+    next_one: Callable[[bool], tuple[Key, Sequence[str]] | None],
+    ended: Callable[[Ended[Key]], None],
     jobs: int,
 ) -> bool:
     """Carry out tasks until there is none left; whether none was interrupted.
@@ -65,8 +68,8 @@ def carry_out(
     Raises:
         KeyboardInterrupt: where it was interrupted twice.
     """
-    children: dict[Task, subprocess.Popen[str]] = {}
-    done: SimpleQueue[Ended] = SimpleQueue()
+    children: dict[Key, subprocess.Popen[str]] = {}
+    done: SimpleQueue[Ended[Key]] = SimpleQueue()
     is_ending = False
     try:
         while True:
@@ -83,7 +86,7 @@ def carry_out(
         while children:
             one = done.get()
             if one.status == FAILED:  # a signal in the midst of an import comes out as any error
-                one = one._replace(status=INTERRUPTED)
+                one = replace(one, status=INTERRUPTED)
             _tell(one, children, ended)
         return False
     finally:
@@ -95,10 +98,10 @@ def carry_out(
 
 
 def _begin(
-    task: Task,
+    task: Key,
     words: Sequence[str],
-    children: dict[Task, subprocess.Popen[str]],
-    done: SimpleQueue[Ended],
+    children: dict[Key, subprocess.Popen[str]],
+    done: SimpleQueue[Ended[Key]],
 ) -> None:
     began = time.monotonic()
     child = subprocess.Popen(
@@ -114,14 +117,18 @@ def _begin(
     Thread(target=_wait, args=(task, child, began, done), daemon=True).start()
 
 
-def _wait(task: Task, child: subprocess.Popen[str], began: float, done: SimpleQueue[Ended]) -> None:
+def _wait(
+    task: Key, child: subprocess.Popen[str], began: float, done: SimpleQueue[Ended[Key]]
+) -> None:
     said, complaints = child.communicate()
     why = first_complaint(complaints, child.returncode) if child.returncode else ""
     done.put(Ended(task, child.returncode, said, why, time.monotonic() - began))
 
 
 def _tell(
-    one: Ended, children: dict[Task, subprocess.Popen[str]], ended: Callable[[Ended], None]
+    one: Ended[Key],
+    children: dict[Key, subprocess.Popen[str]],
+    ended: Callable[[Ended[Key]], None],
 ) -> None:
     del children[one.task]
     ended(one)

@@ -133,7 +133,7 @@ def _settings(run: Run, room: Room) -> Iterable[Piece]:
     files = run.files
     known = [(words, str(files.data[key])) for key, words in _OF_DATA.items() if key in files.data]
     about = [("folder", str(files.path)), ("loss", files.loss), *known]
-    shown = "none is there" if files.step is None else f"step {files.step}"
+    shown = "none: there is no complete one" if files.step is None else f"step {files.step}"
     yield Table((), (*about, ("checkpoint shown", shown)), words=2)
     if not files.starts:
         yield Words("On which machine this run was trained is not recorded.")

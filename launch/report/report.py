@@ -140,12 +140,14 @@ def _page(runs: Sequence[Run], exit_at: float, room: Room, show: Progress, *said
 def _about(run: Run, *, several: bool) -> str:
     """What is looked at, in two sentences."""
     found, on = run.looks.evaluation, run.files.data.get("name")
-    first = f"{run.name}: loss" if several else "A network trained with the loss"
-    data = f" on the data {on}" if on else ""
+    said = f"{run.name}: loss" if several else "A network trained with the loss"
+    said += f" {run.files.loss or 'unknown, since its config can not be read'}"
+    said += f", on the data {on}" if on else ""
     if isinstance(found, str):
-        step = run.files.step or run.files.lines[-1].get("step", 0)
-        return f"{first} {run.files.loss}{data}. What its files say, up to step {step}."
+        steps = (run.files.step, *(line.get("step") for line in run.files.lines[-1:]), 0)
+        step = next(step for step in steps if isinstance(step, int))
+        return f"{said}. What its files say, up to step {step}."
     return (
-        f"{first} {run.files.loss}{data}. Pictures show its checkpoint of step {run.files.step}, "
+        f"{said}. Pictures show its checkpoint of step {run.files.step}, "
         f"on {counted(found.examples, 'examples')} of {run.looks.examples}."
     )

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pipeline.errors import Option
 
-_OTHERWISE = {"single": "stages=None", "resume": "resume=True", "set": "options"}
+_OTHERWISE = {
+    "single": "stages=None", "resume": "resume=True", "set": "options",
+    "data_root": "options data.root=DIR",
+}  # fmt: skip
 
 
 def as_argument(option: Option) -> str:

@@ -127,7 +127,7 @@ class FittedRun:
             ConfigError: where these are no such examples.
         """
         trained = self._trained
-        given = examples_to_test(data, "data", trained.facts.classes)
+        given = examples_to_test(data, trained.facts.classes)
         with settings_kept():
             found = evaluate(trained, trained.parts(given.x, given.y))
         return {"loss": found.loss, "error_pct": found.error_pct}

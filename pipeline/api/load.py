@@ -11,6 +11,7 @@ from pipeline.api.asked import network_given
 from pipeline.api.caller import settings_kept
 from pipeline.api.plain import plain_network
 from pipeline.errors import worded
+from pipeline.run.metrics import epoch_lines_in
 from pipeline.system.given import Given, objects_given
 from pipeline.trained.network import fitting, trained_in
 from pipeline.trained.run_folder import checkpoint_at, open_run
@@ -88,8 +89,6 @@ def loaded(run_dir: str | Path, *, at: str | int, depth: int | None, given: Give
 
 
 def _line_of(run: Folder, step: int) -> dict[str, Any]:
-    from launch.run_directory import epoch_lines_in
-
     with suppress(OSError):
         return next((line for line in epoch_lines_in(run) if line.get("step") == step), {})
     return {}

@@ -51,7 +51,7 @@ def labelled_parts(
     has = count_of_classes(named)
     if has not in (None, facts.classes):
         raise ConfigError(f"has {has} classes, and the run {facts.classes}")
-    found = examples_to_test(part, "test", facts.classes)
+    found = examples_to_test(part, facts.classes)
     return len(found.x), iter([(found.x, found.y)])
 
 

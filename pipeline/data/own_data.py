@@ -102,28 +102,32 @@ def own_data(given: Any) -> OwnData:
     return OwnData(training, test, classes, names, mean, std, tuple(notes))
 
 
-def examples_to_test(part: Any, name: str, classes: int) -> Examples:
+def examples_to_test(part: Any, classes: int) -> Examples:
     """What a trained network is to be tested on, as checked arrays.
 
     Args:
         part: (X, y), or a map-style Dataset.
-        name: of the part, for errors.
         classes: of the network; 0 where it predicts numbers.
 
     Raises:
         ConfigError: as `own_data`, and where the targets are of other kinds than the network's.
     """
-    found = _examples(part, name, [])
+    found = _examples(part, "", [])
     has_labels = found.y.dtype == np.int64
     if has_labels and not classes:
-        raise ConfigError(f"{name}: y holds whole numbers, which are classes: the network predicts "
-                          "numbers, as y.astype(numpy.float32) makes them")  # fmt: skip
+        raise ConfigError(
+            "y holds whole numbers, which are classes, and the network predicts numbers: give "
+            "y.astype(numpy.float32)"
+        )
     if classes and not has_labels:
-        raise ConfigError(f"{name}: y holds numbers, and the network knows {classes} "
-                          "classes: give whole ones, from 0")  # fmt: skip
+        raise ConfigError(
+            f"y holds {found.y.dtype}, and the network knows {classes} classes: give whole numbers "
+            "from 0, as by y.astype(numpy.int64), or y.argmax(1) of one-hot rows"
+        )
     if classes and (highest := int(found.y.max())) >= classes:
-        raise ConfigError(f"{name}: y holds the label {highest}, and the network knows the classes "
-                          f"0 to {classes - 1}")  # fmt: skip
+        raise ConfigError(
+            f"y holds the label {highest}, and the network knows the classes 0 to {classes - 1}"
+        )
     return found
 
 
@@ -187,6 +191,8 @@ def _named_classes(given: Any) -> tuple[tuple[str, ...], int | None]:
     """Names of the classes, and how many there are; None where that is not said."""
     if given is None:
         return (), None
+    if isinstance(given, np.ndarray) and given.ndim == 0:  # as an .npz file has a number
+        given = given.item()
     if isinstance(given, int | np.integer) and not isinstance(given, bool):
         if not 2 <= given <= MAX_UNITS:
             raise ConfigError(f"classes {given}: give their number, from 2, or their names")
@@ -222,18 +228,19 @@ def _numbers(given: Any, key: str) -> tuple[float, ...]:
 
 
 def _examples(part: Any, name: str, notes: list[str]) -> Examples:
+    """`name`: of the part; empty where there is but one."""
+    of = f"{name}: " if name else ""
     if _is_pair(part):
-        x, y = _array(part[0], f"{name}: X"), _array(part[1], f"{name}: y")
+        x, y = _array(part[0], f"{of}X"), _array(part[1], f"{of}y")
     elif _is_dataset(part):
-        x, y = _read(part, name)
+        x, y = _read(part, name or "data")
     else:
-        raise ConfigError(f"{name} is {_described(part)}: give (X, y) or a map-style Dataset")
-    checked = Examples(
-        checked_inputs(x, f"{name}: X", notes), checked_targets(y, f"{name}: y", notes)
-    )
+        given = _described(part)
+        raise ConfigError(f"{name or 'data'} is {given}: give (X, y) or a map-style Dataset")
+    checked = Examples(checked_inputs(x, f"{of}X", notes), checked_targets(y, f"{of}y", notes))
     if len(checked.x) != len(checked.y):
         raise ConfigError(
-            f"{name}: {len(checked.x)} examples in X and {len(checked.y)} targets in y: one target "
+            f"{of}{len(checked.x)} examples in X and {len(checked.y)} targets in y: one target "
             "for each example is needed"
         )
     return checked

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 
 from pipeline.data.facts import data_root, known_facts
-from pipeline.errors import SET, ConfigError, cut
+from pipeline.errors import DATA_ROOT, SET, ConfigError, cut
 from pipeline.system.plain_file import open_regular
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _DAMAGED = (
     HTTPException,
 )  # fmt: skip
 """What torchvision raises where a set is missing, damaged or can't be fetched."""
-_ROOT = (SET, " data.root=DIR)")
+_ROOT = (DATA_ROOT, ")")
 """The end of a cure, in parentheses."""
 
 

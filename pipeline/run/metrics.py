@@ -13,7 +13,7 @@ from pipeline.run.events import EpochDone, Note
 from pipeline.run.mirrors import Mirror
 from pipeline.run.table import Table
 from pipeline.schedule.reports import rows_of, summed
-from pipeline.storage.line_log import LineLog, trim_lines
+from pipeline.storage.line_log import LineLog, json_lines, trim_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -201,6 +201,17 @@ class MetricsLog:
             if tally.errors is not None
         ]
         return {**found, "depths": depths}
+
+
+def epoch_lines_in(run: Folder) -> list[dict[str, Any]]:
+    """What the metrics of a run say of each trained epoch; lines that are damaged are left out.
+
+    Raises:
+        OSError: where the file can't be read.
+    """
+    lines = json_lines(run, METRICS_FILE)
+    # epoch 0 is a test before training
+    return [line for line in lines if line.get("event") == "epoch" and line.get("epoch")]
 
 
 def tested(line: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

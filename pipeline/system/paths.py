@@ -21,6 +21,8 @@ def expanded(what: str | Option, path: str | Path) -> Path:
     if not isinstance(path, str | os.PathLike):
         raise ConfigError(what, f" {path!r}: is no path: give one, as text or a pathlib.Path")
     text = os.path.expanduser(path)
+    if "\0" in text:
+        raise ConfigError(what, f" {text!r}: holds a null byte, which no path has")
     if not text.startswith("~"):
         return Path(text)
     user = text.partition("/")[0]

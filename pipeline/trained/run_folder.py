@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.data.facts import data_facts, facts_of_tree
 from pipeline.errors import RUN_DIR, CheckpointError, ConfigError, Option
 from pipeline.storage.checkpoint import best_name, checkpoint_in, complete_names, step_of
-from pipeline.storage.checkpoint_writer import CONFIG, DATA, checkpoints_of
+from pipeline.storage.checkpoint_writer import CHECKPOINTS, CONFIG, DATA, checkpoints_of
 from pipeline.storage.folder import Folder
 from pipeline.system.paths import expanded
 
@@ -85,6 +85,12 @@ def _without(run: Folder) -> ConfigError:
     """What is wrong with a folder without a complete checkpoint, and what to do."""
     if not run.has_file(CONFIG):
         return ConfigError(RUN_DIR, f" {run.path}: holds no run: {_WHICH}")
+    if not run.has(CHECKPOINTS):  # which is made before anything is trained
+        return NoCheckpointError(
+            RUN_DIR,
+            f" {run.path}: this run has no folder {CHECKPOINTS}, and so no network: bring it back, "
+            "or name another run",
+        )
     resumed = shlex.join(["pipeline-launch", "--resume", "--run-dir", str(run.path)])
     return NoCheckpointError(
         RUN_DIR,

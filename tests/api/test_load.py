@@ -133,6 +133,10 @@ def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
     for no_path in (None, 3):
         with pytest.raises(pipeline.ConfigError, match=f"run_dir {no_path}: is no path: give one"):
             pipeline.load(no_path)  # type: ignore[arg-type]
+        with pytest.raises(pipeline.ConfigError, match=f"run_dir {no_path}: is no path: give one"):
+            pipeline.export(no_path)  # type: ignore[arg-type]
+    with pytest.raises(pipeline.ConfigError, match="holds a null byte"):
+        pipeline.load("x\0")
     with pytest.raises(pipeline.ConfigError, match="holds no run: name the folder of a run"):
         pipeline.load(tmp_path)
 

@@ -6,6 +6,7 @@ import os
 import shlex
 import socket
 from functools import partial
+from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -252,6 +253,18 @@ def test_a_checkpoint_without_manifest_is_none(here: Path) -> None:
     (a_run(here) / "checkpoints" / "step-00000002" / "manifest.json").unlink()
     says = refused(here, "--resume", "--run-dir", "run")
     assert says.startswith("--resume: run holds no complete checkpoint")
+
+
+def test_what_is_left_of_a_run_without_checkpoints_is_not_replaced(here: Path) -> None:
+    rmtree(a_run(here) / "checkpoints")
+    metrics = here / "run" / "metrics.jsonl"
+    metrics.write_text('{"event": "epoch", "epoch": 1, "step": 2}\n', encoding="utf-8")
+    says = refused(here, "--resume", "--run-dir", "run")
+    assert says.startswith(
+        "--resume: the checkpoints of run are gone, and to begin anew would repl"
+    )
+    metrics.unlink()
+    assert starts("--resume", "--run-dir", "run")
 
 
 @pytest.mark.parametrize(

@@ -240,13 +240,15 @@ def test_a_run_that_validates_is_evaluated_on_its_test_set(tmp_path: Path) -> No
         (["--exit-at", "0.5"], "--exit-at goes with --every-depth"),
         (["--data", "nowhere"], "--data nowhere: there is no such file or folder"),
         (["--data", "wide.npz"], "--data wide.npz: X has shape (3, 5); (n, 1, 8, 8) is needed"),
-        (["--data", "more.npz"], "--data more.npz: test: y holds the label 10, and the network"),
+        (["--data", "more.npz"], "--data more.npz: y holds the label 10, and the network"),
         (["--data", "few.npz"], "--data few.npz: has 3 classes, and the run 10"),
         (
             ["--data", "real.npz"],
-            "--data real.npz: test: y holds numbers, and the network knows 10",
+            "--data real.npz: y holds float32, and the network knows 10",
         ),
         (["--data", "bare.npz"], "--data bare.npz: needs x_test and y_test (or X and y), and ho"),
+        (["--data", "number.npz"], "--data number.npz: has 11 classes, and the run 10"),
+        (["--data", "part.npz"], "--data part.npz: classes 3.5: give the names of at least 2 cla"),
         (["--data", "text.npz"], "--data text.npz: is damaged or no .npz file"),
         (["--data", "odd"], "--data odd: has folders that are none of the run's 10 classes: cat"),
         (["--data", "empty"], "--data empty: has no image in a folder of a class"),
@@ -267,6 +269,9 @@ def test_what_is_wrong_is_said_in_a_line(
         "few.npz", X=np.zeros((2, 1, 8, 8), np.uint8), y=np.array([0, 2]), classes=["a", "b", "c"]
     )
     np.savez("real.npz", X=np.zeros((2, 1, 8, 8), np.uint8), y=np.array([0.5, 1.0]))
+    of_two = {"X": np.zeros((2, 1, 8, 8), np.uint8), "y": np.array([0, 2])}
+    np.savez("number.npz", **of_two, classes=11)
+    np.savez("part.npz", **of_two, classes=3.5)
     np.savez("bare.npz", classes=np.array(["a", "b"]))
     (tmp_path / "text.npz").write_text("no archive")
     for folder in ("odd/cat", "empty/3", "bad/3"):

@@ -238,13 +238,16 @@ def test_runs_are_listed_and_nothing_is_written(here: Path) -> None:
         ("small.yaml --seeds 1 --set runtime.eval_every_epochs=0", "runtime.eval_every_ep"),
         ("small.yaml --seeds 1 --run-dir run", "--run-dir run: holds a run; a sweep needs a fold"),
         ("--run-dir none", "--run-dir none: there is no such folder: name that of a sweep"),
-        ("--run-dir run", "--run-dir run: holds no sweep: name that of a sweep to go on with, or"),
+        ("--run-dir run", "--run-dir run: holds a run; a sweep needs a folder of its own"),
+        ("--run-dir empty", "--run-dir empty: holds no sweep: name that of a sweep to go on with"),
+        ("--run-dir small.yaml", "--run-dir small.yaml: is no folder: name one for the sweep"),
         ("--run-dir odd", "odd/sweep.json: is no sweep of this command: "),
     ],
 )
 def test_wrong_usage_is_one_line(here: Path, arguments: str, says: str) -> None:
     (here / "run").mkdir()
     (here / "run/config.yaml").touch()
+    (here / "empty").mkdir()
     (here / "odd2").mkdir()
     (here / "odd2/table.csv").touch()
     (here / "odd").mkdir()

@@ -25,6 +25,7 @@ THROUGHPUT = ["--network", "mlp", "--losses", "pred", "--precision", "fp32"]
         (throughput.main, [*THROUGHPUT, "--threads", "0"], "0 is not in the range x>=1"),
         (throughput.main, [*THROUGHPUT, "--seconds", "-1"], "-1.0 is not in the range x>0.0"),
         (throughput.main, [*THROUGHPUT, "--seconds", "nan"], "'nan' is no number"),
+        (throughput.main, [*THROUGHPUT, "--seconds", "inf"], "'inf' is no number"),
         (frontier.main, ["--seconds", "nan"], "'nan' is no number"),
         (rules.main, ["--seconds", "0"], "0.0 is not in the range x>0.0"),
         (throughput.main, [*THROUGHPUT, "--stages", "9"], "--stages 9: every stage needs"),

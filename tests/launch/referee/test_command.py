@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import signal
 from shutil import rmtree
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
 from support.processes import final_digests, until
 
 from launch.engines.interrupts import INTERRUPTED
-from launch.referee import work
+from launch.referee import repeat, work
 from launch.referee.command import main
+from launch.referee.rows import Row
 from launch.referee.table import read_table
 from launch.referee.tasks import Task
+from pipeline.errors import DATA_ROOT, ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,6 +72,7 @@ def test_a_table_is_made_and_gone_on_with_from_its_rows_alone(here: Path) -> Non
     assert (
         f"small/pred/seed=1: the same bits: error {trained['error_pct']:.2f} %" in repeated.stdout
     )
+    assert "1 of 1 training came to the same bits" in repeated.stdout
     assert not (here / "runs").exists()
 
 
@@ -120,7 +123,7 @@ def test_a_task_that_fails_tells_why(monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = [Task(table.networks["mlp"], table.rules["pred"], "train")]
     told: list[work.Ended] = []
     assert work.carry_out(lambda others: (tasks.pop(), [script]) if tasks else None, told.append, 1)
-    assert [one[1:4] for one in told] == [(2, "said\n", "it is so")]
+    assert [(one.status, one.said, one.why) for one in told] == [(2, "said\n", "it is so")]
 
 
 @pytest.mark.parametrize(
@@ -145,11 +148,90 @@ def test_what_is_wrong_is_said_in_one_line_and_leaves_nothing(
     assert [path.name for path in here.iterdir()] == ["table.yaml"]
 
 
-def test_what_is_no_row_can_not_be_repeated(here: Path) -> None:
-    done = CliRunner().invoke(main, ["--table", "table.yaml", "--repeat", "small/pred"])
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("small/pred", "--repeat small/pred: there is no training (seed=N) of that in benchm"),
+        (",", "--repeat ',': names no row: give one, as mlp/pred/seed=1"),
+    ],
+)
+def test_what_is_no_row_can_not_be_repeated(names: str, said: str, here: Path) -> None:
+    done = CliRunner().invoke(main, ["--table", "table.yaml", "--repeat", names])
     assert (done.exit_code, done.stdout) == (2, "")
-    assert "error: --repeat 'small/pred': there is no such training in" in done.stderr
+    assert f"error: {said}" in done.stderr
     assert [path.name for path in here.iterdir()] == ["table.yaml"]
+
+
+KEPT: dict[str, Any] = {
+    "path": "mlp/gone/seed=2",
+    "result": {
+        "images_per_s": 1.0, "peak_memory_bytes": 1, "device": "cpu", "depths": [], "epochs": 1,
+        "error_pct": 5.0, "blocks_sha256": {"0": "a"},
+    },
+    "config": {
+        "model": {"name": "mlp"}, "loss": {"name": "pred"}, "schedule": {"epochs": 1},
+        "data": {"name": "mnist", "root": "elsewhere"},
+    },
+    "starts": [{
+        "command": "", "processor": "A", "cores": 1, "gpus": [], "versions": {}, "commit": "",
+        "uncommitted_changes": False,
+    }],
+}  # fmt: skip
+
+
+def kept_row(here: Path) -> None:
+    """Of a rule that no table has."""
+    file = here / "benchmarks/results/referee/mlp/gone.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(KEPT))
+
+
+def test_a_row_needs_no_table_and_its_data_are_looked_for_here(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept_row(here)
+    looked: list[str] = []
+
+    def load(data: Any, seed: int) -> None:
+        looked.append(data.root)
+        raise ConfigError("data are not there: name the folder (", DATA_ROOT, ")")
+
+    monkeypatch.setattr("pipeline.data.batches.load_batches", load)
+    for words in ([], ["--data", "there"]):
+        done = CliRunner().invoke(main, ["--repeat", "mlp", *words])
+        assert done.exit_code == 2
+        assert done.stderr == "error: data are not there: name the folder (--data DIR)\n"
+    assert looked == ["data", "there"]
+
+
+def test_what_came_to_other_bits_fails_and_what_was_interrupted_is_not_counted(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept_row(here)
+    monkeypatch.setattr(repeat, "check_data", lambda configs: None)
+    anew = Row(KEPT["path"], {}, (), {**KEPT["result"], "blocks_sha256": {"0": "b"}})
+    monkeypatch.setattr(repeat, "row_of_run", lambda *given: anew)
+    words: list[str] = []
+    ends = iter((0, INTERRUPTED))
+
+    def carry_out(next_one: Any, ended: Any, jobs: int) -> bool:
+        path, asked = next_one(False)
+        words.append(" ".join(asked))
+        status = next(ends)
+        ended(work.Ended(path, status, "", "", 1.0))
+        return status == 0
+
+    monkeypatch.setattr(repeat, "carry_out", carry_out)
+    others, interrupted = (
+        CliRunner().invoke(main, ["--repeat", "mlp/gone/seed=2"]) for _ in range(2)
+    )
+    assert (others.exit_code, interrupted.exit_code) == (1, INTERRUPTED)
+    assert "mlp/gone/seed=2: not the same: error 5.00 % against error 5.00 %" in others.stdout
+    assert "0 of 1 training came to the same bits" in others.stdout
+    assert "mlp/gone/seed=2: interrupted, 1 s" in interrupted.stdout
+    assert "0 of 0 trainings came to the same bits" in interrupted.stdout
+    assert interrupted.stderr == "interrupted\n"
+    assert "--gpus cpu" in words[0]  # as the row was made, where a GPU is the default, too
 
 
 def test_a_dry_run_says_what_is_left_and_leaves_nothing(here: Path) -> None:

@@ -55,8 +55,8 @@ rules:
         kwargs: {image_shape: [1, 8, 8], classes: 10, hidden: [16]}
 """
 START = {
-    "processor": "A processor", "cores": 2, "gpus": [], "versions": {"torch": "2"},
-    "commit": "abc1234", "uncommitted_changes": False,
+    "command": "pipeline-launch", "processor": "A processor", "cores": 2, "gpus": [],
+    "versions": {"torch": "2"}, "commit": "abc1234", "uncommitted_changes": False,
 }  # fmt: skip
 
 
@@ -139,16 +139,68 @@ def test_a_repetition_tells_which_bits_are_others_and_where_the_row_was_made(
 ) -> None:
     monkeypatch.setattr("launch.referee.repeat.provenance", lambda command: START)
     kept = replace(row_of(request_, task_of(request_, "pred", "train")), starts=(START,))
-    kept = replace(kept, result={**kept.result, "blocks_sha256": {"0": "a", "1": "b"}})
+
+    def with_(row: Row, **result: Any) -> Row:
+        return replace(row, result={**row.result, **result})
+
+    kept = with_(kept, blocks_sha256={"0": "a", "1": "b"})
     assert what_differs(kept, kept) == ""
-    other = {**kept.result, "blocks_sha256": {"0": "a", "1": "c"}}
-    said = "not the same: error 5.00 % against error 5.00 %, 1 of 2 blocks with other bits"
-    assert what_differs(kept, replace(kept, result=other)) == said
+    other = with_(kept, blocks_sha256={"0": "a", "1": "c"})
+    said = "not the same: error 5.00 % against error 5.00 %, other bits in blocks 1"
+    assert what_differs(kept, other) == said
     elsewhere = replace(kept, starts=({**START, "processor": "Another"},))
-    told = what_differs(elsewhere, replace(kept, result=other))
-    assert told.startswith(f"{said}; the row was made by Another with torch 2, and this is A proc")
-    fewer = replace(kept, result={**kept.result, "blocks_sha256": {"0": "a"}})
-    assert "1 of 2 blocks" in what_differs(kept, fewer)
+    place = "the row was trained on Another with torch 2, this on A processor with torch 2"
+    assert what_differs(elsewhere, other) == f"{said}; {place}, which may round otherwise"
+    on_a_gpu = with_(replace(kept, starts=({**START, "gpus": ["A GPU"]},)), device="cuda:0")
+    assert "; the row was trained on A GPU with torch 2, this on A pr" in what_differs(
+        on_a_gpu, other
+    )
+    fewer = with_(kept, blocks_sha256={"0": "a"})
+    for one, two in ((kept, fewer), (fewer, kept)):
+        assert "other bits in blocks 1" in what_differs(one, two)
+    assert what_differs(kept, with_(kept, error_pct=4.0)) == (
+        "the same bits, but error 4.00 % against error 5.00 %"
+    )
+    unlike = with_(kept, blocks_sha256={"0": "x", "1": "y"}, error_pct=None, loss=None)
+    assert "no loss against error 5.00 %, other bits in all blocks" in what_differs(kept, unlike)
+
+
+GIVEN = {
+    "images_per_s": None, "peak_memory_bytes": 1, "device": "cpu", "depths": [], "epochs": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"result": None}, "small/pred/seed=1: result: no mapping"),
+        ({"result": {}}, "small/pred/seed=1: result: peak_memory_bytes None"),
+        ({"config": None}, "NoneType"),
+        ({"result": {**GIVEN, "seconds": "x"}}, "small/pred/seed=1: result: seconds 'x'"),
+        ({"result": {**GIVEN, "depths": [3]}}, "result: depths: one has no block or no error_pct"),
+        ({"result": {**GIVEN, "blocks_sha256": [1]}}, "result: blocks_sha256 [1]"),
+        ({"result": {**GIVEN, "blocks_sha256": {"0": 1}}}, "blocks_sha256: a digest is no text"),
+        ({"config": {"data": "x"}}, "small/pred/seed=1: config: a section is no mapping"),
+        ({"starts": []}, "small/pred/seed=1: starts: not as a command records who made it"),
+        ({"starts": [{}]}, "small/pred/seed=1: starts: not as a command records who made it"),
+        ({"path": "small/pred/seed=01"}, "a row of small/pred/seed=01"),
+        ({"path": "small/pred/seed=1/x"}, "a row of small/pred/seed=1/x"),
+        ({"path": "small/sim/seed=1"}, "a row of small/sim/seed=1"),
+        ({"path": 3}, "TypeError"),
+    ],
+)
+def test_a_damaged_row_is_told_before_anything_is_done_with_it(
+    changed: dict[str, Any], said: str, request_: Request
+) -> None:
+    Rows(request_.out).add(row_of(request_, task_of(request_, "pred", "train")))
+    (file,) = request_.out.rglob("pred.jsonl")
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
+    with pytest.raises(ConfigError) as caught:
+        Rows(request_.out)
+    told = str(caught.value)
+    assert told.startswith(f"{file}: can't be read: ")
+    assert said in told
+    assert told.endswith("; repair it, or move it away: its rows are then trained again")
 
 
 def test_names_that_are_none_are_told(request_: Request) -> None:

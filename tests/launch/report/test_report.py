@@ -263,12 +263,16 @@ def test_checkpoints_that_are_gone_leave_what_the_files_say(run: FittedRun, tmp_
     assert "What its files say, up to step" in text
     assert "Training error of each block" in section(text, "curves")
     assert "The network can't be read here" in section(text, "depth")
-    assert "none is there" in section(text, "settings")
-    for asked in ((path, "--checkpoint", "best"), (path,)):
-        status, said = ask(*asked)
-        assert status == 2
-        assert "this run has no complete checkpoint" in said
-        (path / "metrics.jsonl").unlink(missing_ok=True)
+    assert "none: there is no complete one" in section(text, "settings")
+    status, said = ask(path, "--checkpoint", "best")
+    assert status == 2
+    assert "this run has no folder checkpoints, and so no network: bring it back, or name" in said
+    (path / "config.yaml").write_text(":::{")
+    assert "unknown, since its config can not be read, on the data digits" in text_about(
+        tmp_path, path
+    )
+    (path / "metrics.jsonl").unlink()
+    assert "this run has no folder checkpoints" in ask(path)[1]
 
 
 def test_data_that_are_gone_leave_the_rest(tmp_path: Path) -> None:
