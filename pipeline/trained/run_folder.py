@@ -85,17 +85,14 @@ def _without(run: Folder) -> ConfigError:
     """What is wrong with a folder without a complete checkpoint, and what to do."""
     if not run.has_file(CONFIG):
         return ConfigError(RUN_DIR, f" {run.path}: holds no run: {_WHICH}")
-    if not run.has(CHECKPOINTS):  # which is made before anything is trained
-        return NoCheckpointError(
-            RUN_DIR,
-            f" {run.path}: this run has no folder {CHECKPOINTS}, and so no network: bring it back, "
-            "or name another run",
-        )
     resumed = shlex.join(["pipeline-launch", "--resume", "--run-dir", str(run.path)])
-    return NoCheckpointError(
-        RUN_DIR,
-        f" {run.path}: this run has no complete checkpoint yet; to go on with it: {resumed}",
-    )
+    why = f"this run has no complete checkpoint yet; to go on with it: {resumed}"
+    if not run.has(CHECKPOINTS):  # it was removed, or the run has only just begun
+        why = (
+            f"this run has no folder {CHECKPOINTS}, and so no network: bring it back, or, where "
+            f"nothing was trained yet, go on with it: {resumed}"
+        )
+    return NoCheckpointError(RUN_DIR, f" {run.path}: {why}")
 
 
 def class_names(run: Folder, classes: int) -> list[str]:

@@ -312,9 +312,14 @@ def test_a_folder_without_a_run_is_named_with_what_to_do(
     assert refused(command, empty / "file") == f"RUN {empty / 'file'}: is no folder: {which}"
     begun.mkdir()
     copy(run.path / "config.yaml", begun)
+    resume = f"pipeline-launch --resume --run-dir {begun}"
     assert refused(command, begun) == (
-        f"RUN {begun}: this run has no complete checkpoint yet; to go on with it: "
-        f"pipeline-launch --resume --run-dir {begun}"
+        f"RUN {begun}: this run has no folder checkpoints, and so no network: bring it back, or, "
+        f"where nothing was trained yet, go on with it: {resume}"
+    )
+    (begun / "checkpoints").mkdir()
+    assert refused(command, begun) == (
+        f"RUN {begun}: this run has no complete checkpoint yet; to go on with it: {resume}"
     )
 
 

@@ -266,7 +266,7 @@ def test_checkpoints_that_are_gone_leave_what_the_files_say(run: FittedRun, tmp_
     assert "none: there is no complete one" in section(text, "settings")
     status, said = ask(path, "--checkpoint", "best")
     assert status == 2
-    assert "this run has no folder checkpoints, and so no network: bring it back, or name" in said
+    assert "this run has no folder checkpoints, and so no network: bring it back, or" in said
     (path / "config.yaml").write_text(":::{")
     assert "unknown, since its config can not be read, on the data digits" in text_about(
         tmp_path, path
