@@ -37,7 +37,7 @@ from pipeline.storage.checkpoint_writer import (
     checkpoints_of,
 )
 from pipeline.storage.folder import Folder
-from pipeline.system.paths import expanded
+from pipeline.system.paths import expanded, path_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -232,13 +232,15 @@ def hold_new(name: str) -> Iterator[HeldRun]:
         yield run
 
 
-def folder_named(flag: str, text: str) -> Path:
+def folder_named(flag: str, path: str | Path) -> Path:
     """The folder that an option names.
 
     Raises:
-        ConfigError: where the name is empty, as that of a variable that was not set, could not
-            be shown in the line to resume by, or begins with a home folder that is not known.
+        ConfigError: where it is no path, or the name is empty, as that of a variable that was not
+            set, could not be shown in the line to resume by, or begins with a home folder that is
+            not known.
     """
+    text = path_text(flag, path)
     if not text:
         raise ConfigError(f"{flag} '': is empty; name a folder, as {RUNS / 'my-run'}")
     if any(unicodedata.category(character) in _UNSHOWN for character in text):

@@ -16,12 +16,11 @@ from pipeline.api.asked import asked
 from pipeline.api.callbacks import Callbacks
 from pipeline.api.caller import settings_kept
 from pipeline.api.fitted import FittedRun
-from pipeline.errors import RUN_DIR, ConfigError, InterruptedRunError, worded
+from pipeline.errors import ConfigError, InterruptedRunError, worded
 from pipeline.run.metrics import METRICS_FILE
 from pipeline.storage.checkpoint import complete_checkpoints
 from pipeline.storage.checkpoint_writer import CHECKPOINTS
 from pipeline.system.given import objects_given
-from pipeline.system.paths import expanded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -163,16 +162,12 @@ def _options(
     from launch.job import Options
     from launch.run_directory import folder_named
 
-    folder = None
-    if run_dir is not None:
-        text = run_dir if isinstance(run_dir, str) else str(expanded(RUN_DIR, run_dir))
-        folder = folder_named("run_dir", text)
     return Options(
         None,
         stages=stages,
         gpus=gpus if gpus is None or isinstance(gpus, str) else ",".join(map(str, gpus)),
         single=stages is None,
-        run_dir=folder,
+        run_dir=None if run_dir is None else folder_named("run_dir", run_dir),
         resume=resume,
         view=view,
         # without arguments, which are the script's own, and may hold a secret

@@ -9,6 +9,17 @@ from pathlib import Path
 from pipeline.errors import ConfigError, Option
 
 
+def path_text(what: str | Option, path: str | Path) -> str:
+    """The path as text; `what` as for `expanded`.
+
+    Raises:
+        ConfigError: where it is no path.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(what, f" {path!r}: is no path: give one, as text or a pathlib.Path")
+    return os.fspath(path)
+
+
 def expanded(what: str | Option, path: str | Path) -> Path:
     """The path, with the home folder that it begins with written out.
 
@@ -18,9 +29,7 @@ def expanded(what: str | Option, path: str | Path) -> Path:
     Raises:
         ConfigError: where it is no path, or begins with a home folder that nobody knows.
     """
-    if not isinstance(path, str | os.PathLike):
-        raise ConfigError(what, f" {path!r}: is no path: give one, as text or a pathlib.Path")
-    text = os.path.expanduser(path)
+    text = os.path.expanduser(path_text(what, path))
     if "\0" in text:
         raise ConfigError(what, f" {text!r}: holds a null byte, which no path has")
     if not text.startswith("~"):
