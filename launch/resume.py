@@ -10,7 +10,7 @@ from pipeline.config.config_file import load_config
 from pipeline.config.sections import build_config, differing_keys
 from pipeline.config.yaml_text import word_for
 from pipeline.errors import RESUME, RUN_DIR, SET, CheckpointError, ConfigError
-from pipeline.run.metrics import METRICS_FILE, epoch_lines_in
+from pipeline.run.metrics import epoch_lines_in
 from pipeline.schedule.feed import Feed, course_of
 from pipeline.schedule.items import Stop
 from pipeline.storage.checkpoint import (
@@ -214,7 +214,7 @@ def _from_the_beginning(run: Folder, job: Job) -> tuple[RunState, list[str]]:
     names = checkpoints.names() if checkpoints else []
     if not run.has_file(CONFIG) or any(name.startswith("step-") for name in names):
         raise no_run(run.path)
-    if checkpoints is None and run.has_file(METRICS_FILE) and epoch_lines_in(run):
+    if checkpoints is None and epoch_lines_in(run):
         raise ConfigError(
             *(
                 RESUME,
