@@ -254,10 +254,7 @@ def draw(result: Result, path: Path) -> None:
 
 def rows_of(network: str, folder: Path) -> dict[str, list[Row]]:
     """The referee's rows of runs that count, by rule."""
-    found: dict[str, list[Row]] = {}
-    for row in Rows(folder).all():
-        if row.network == network and row.is_training:
-            found.setdefault(row.rule, []).append(row)
+    found = Rows(folder).trainings(network)
     if not found:
         raise ConfigError(
             f"--network {network}: there are no rows of it in {folder}: pipeline-referee "

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from launch.referee.rows import Rows
     from launch.referee.tasks import Request
 
+_OF_A_REPETITION = {"--repeat", "--data", "--jobs", "--gpus", "--table", "--out"}
+"""Options that `--repeat` heeds."""
+
 
 def referee(request: Request) -> int:
     """Carry out what is left of a request; the exit status: failed where a run has failed,
@@ -127,9 +130,6 @@ def _held(request: Request, rows: Rows) -> Iterator[None]:
     with worded(lambda option: "--out"), hold(rows.folder) as folder:
         folder.check_writable()
         yield
-
-
-_OF_A_REPETITION = {"--repeat", "--data", "--jobs", "--gpus", "--table", "--out"}
 
 
 def _say(line: str) -> None:
@@ -255,9 +255,8 @@ def main(
         if repeat is None:
             return (show_plan if dry_run else referee)(request)
         for option in options_given():
-            if option in _OF_A_REPETITION:
-                continue
-            raise ConfigError(f"--repeat goes by the rows' own configs: leave {option} away")
+            if option not in _OF_A_REPETITION:
+                raise ConfigError(f"--repeat goes by the rows' own configs: leave {option} away")
         return repeat_rows(repeat, request, _say)
 
     run_command(body)

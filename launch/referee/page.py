@@ -83,10 +83,7 @@ def _section(
     missing: Mapping[Task, str],
     makers: _Makers,
 ) -> str:
-    trained: dict[str, list[Row]] = {}
-    for row in rows.all():
-        if row.network == network.name and row.is_training:
-            trained.setdefault(row.rule, []).append(row)
+    trained = rows.trainings(network.name)
     shown = [rule for rule in request.table.rules.values() if trained.get(rule.name)]
     most = max(map(len, trained.values()), default=0)
     at_an_end = {

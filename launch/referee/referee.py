@@ -160,9 +160,7 @@ class Referee:
             value = best_value(task.network, task.rule, self._request, self._rows)
         config = config_of(task, self._request, value)
         run_dir = self._request.runs / task.path
-        run_dir.parent.mkdir(parents=True, exist_ok=True)
-        file = run_dir.with_name(f"{run_dir.name}.yaml")
-        replace_file(file, dump_config(config).encode())
+        file = config_beside(run_dir, config)
         self._clear(task, run_dir)
         resumed = holds_run(run_dir)
         self._begun[task] = Begun(config, run_dir, resumed)
@@ -203,6 +201,14 @@ class Referee:
     def _to_come(self) -> str:
         hours = self.hours_left()
         return f"; about {hours:.1f} h left" if hours > 0.05 else ""
+
+
+def config_beside(run_dir: Path, config: Config) -> Path:
+    """Write a run's config beside its folder; the file."""
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    file = run_dir.with_name(f"{run_dir.name}.yaml")
+    replace_file(file, dump_config(config).encode())
+    return file
 
 
 def launch_words(file: Path, run_dir: Path, gpus: str | None, *, resume: bool = False) -> list[str]:

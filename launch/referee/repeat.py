@@ -15,10 +15,9 @@ from launch.display.format import counted
 from launch.display.streams import wait_for_no_reader
 from launch.engines.interrupts import INTERRUPTED
 from launch.machine.provenance import provenance
-from launch.referee.referee import check_config, check_data, launch_words
+from launch.referee.referee import check_config, check_data, config_beside, launch_words
 from launch.referee.rows import Rows, row_of_run
 from launch.referee.work import carry_out
-from pipeline.config.config_file import dump_config
 from pipeline.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -84,9 +83,7 @@ class _Repetition:
             return None
         path = self._left.pop(0)
         run_dir = self._folder / path
-        run_dir.parent.mkdir(parents=True, exist_ok=True)
-        file = run_dir.with_name(f"{run_dir.name}.yaml")
-        file.write_bytes(dump_config(self._configs[path]).encode())
+        file = config_beside(run_dir, self._configs[path])
         return path, launch_words(file, run_dir, _device(self._rows[path], self._request))
 
     def ended(self, one: Ended[str]) -> None:

@@ -113,6 +113,14 @@ class Rows:
         """Every row."""
         return [*self._rows.values()]
 
+    def trainings(self, network: str) -> dict[str, list[Row]]:
+        """The rows of a network's runs that count, by rule."""
+        found: dict[str, list[Row]] = {}
+        for row in self.all():
+            if row.network == network and row.is_training:
+                found.setdefault(row.rule, []).append(row)
+        return found
+
     def add(self, row: Row) -> None:
         """Keep a row, in place of an older one of its path.
 
