@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 TABLE = Path(__file__).with_name("referee.yaml")
 _OF_A_NETWORK = {
-    "title": str, "epochs": int, "search_epochs": int, "config": dict,
+    "title": str, "epochs": int, "search_epochs": int, "speed_steps": int, "config": dict,
     "asked_for": bool, "for_gpus": bool,
 }  # fmt: skip
 _OF_A_RULE = {
@@ -30,13 +30,15 @@ _NEEDED = {"networks": ("title", "epochs", "search_epochs", "config"), "rules": 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """`asked_for`: trained only where it is named; `for_gpus`: a CPU would take days."""
+    """`speed_steps`: of an epoch whose images/s are taken, as many as take some seconds.
+    `asked_for`: trained only where it is named; `for_gpus`: a CPU would take days."""
 
     name: str
     title: str
     epochs: int
     search_epochs: int
     config: Mapping[str, Any]
+    speed_steps: int = 40
     asked_for: bool = False
     for_gpus: bool = False
 
@@ -152,6 +154,8 @@ def _checked(entry: Any, kinds: Mapping[str, type], of: str, said: str) -> dict[
             raise ConfigError(f"{said}: {key} is none of {', '.join(kinds)}")
         if type(value) is not kinds[key]:
             raise ConfigError(f"{said}: {key} {value!r:.60} is no {kinds[key].__name__}")
+        if type(value) is int and value < 1:
+            raise ConfigError(f"{said}: {key} {value}: expected 1 or more")
     for key in _NEEDED[of]:
         if key not in tree:
             raise ConfigError(f"{said}: {key} is missing")

@@ -31,7 +31,7 @@ Kind: TypeAlias = Literal["speed", "locality", "search", "train"]
 VALIDATION = 0.1
 """Share of the training images on which values are compared."""
 SEARCH_SEED = 1
-SPEED_STEPS, SPEED_EPOCHS = 40, 4
+SPEED_EPOCHS = 4
 """Of a measurement of speed: the first of its epochs is not counted."""
 NEVER = MAX_EPOCHS
 """Epochs between tests: only the last epoch is tested, as it always is."""
@@ -148,7 +148,8 @@ def config_of(task: Task, request: Request, value: Any = None) -> Config:
     config = config_from(tree, said, request.overrides, after)
     if task.kind != "speed":
         return config
-    images = min(config.data.batch_size * SPEED_STEPS, config.data.train_limit or MAX_EPOCHS)
+    of_an_epoch = config.data.batch_size * network.speed_steps
+    images = min(of_an_epoch, config.data.train_limit or MAX_EPOCHS)
     of_speed = {
         **after,
         "schedule.epochs": SPEED_EPOCHS,

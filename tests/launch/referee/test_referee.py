@@ -98,6 +98,15 @@ def with_rows(request: Request, *, seeds: tuple[int, ...] = (1,)) -> Rows:
     return rows
 
 
+def test_speed_is_taken_of_as_many_steps_as_the_table_says(tmp_path: Path) -> None:
+    path = tmp_path / "table.yaml"
+    path.write_text(SMALL.replace("epochs: 3", "epochs: 3\n    speed_steps: 3", 1), "utf-8")
+    table = read_table(path)
+    request = Request(table, list(table.networks.values()), [table.rules["pred"]])
+    configs = [config_of(Task(net, rule, "speed"), request) for net, rule in request.pairs]
+    assert [config.data.train_limit for config in configs] == [3 * 128, 40 * 128]
+
+
 def test_the_shipped_table_has_every_rule_and_all_its_configs_are_right() -> None:
     table = read_table()
     named = {rule.config["loss"].get("rule") for rule in table.rules.values()}
@@ -122,6 +131,7 @@ def test_the_shipped_table_has_every_rule_and_all_its_configs_are_right() -> Non
         ("networks:", "nets:", "expected the entries"),
         ("search_of: backprop", "search_of: nobody", "saving: search_of nobody is no rule"),
         ("epochs: 3", "epochs: many", "small: epochs 'many' is no int"),
+        ("epochs: 3", "epochs: 0", "small: epochs 0: expected 1 or more"),
         ("title: Pred, ", "", "pred: title is missing"),
         ("[1e-3, 3e-3]", "1e-3", "expected SECTION.KEY with a list of values"),
         ("asked_for", "asked", "other: asked is none of title"),
