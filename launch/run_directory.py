@@ -236,13 +236,9 @@ def folder_named(flag: str, path: str | Path) -> Path:
     """The folder that an option names.
 
     Raises:
-        ConfigError: where it is no path, or the name is empty, as that of a variable that was not
-            set, could not be shown in the line to resume by, or begins with a home folder that is
-            not known.
+        ConfigError: as `expanded`, and where the name could not be shown in the line to resume by.
     """
     text = path_text(flag, path)
-    if not text:
-        raise ConfigError(f"{flag} '': is empty; name a folder, as {RUNS / 'my-run'}")
     if any(unicodedata.category(character) in _UNSHOWN for character in text):
         raise ConfigError(
             f"{flag} {text!a}: holds a line break, another control character or bytes that are "

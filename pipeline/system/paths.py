@@ -13,11 +13,14 @@ def path_text(what: str | Option, path: str | Path) -> str:
     """The path as text; `what` as for `expanded`.
 
     Raises:
-        ConfigError: where it is no path.
+        ConfigError: where it is no path, or empty, as a variable is that was not set.
     """
     if not isinstance(path, str | os.PathLike):
         raise ConfigError(what, f" {path!r}: is no path: give one, as text or a pathlib.Path")
-    return os.fspath(path)
+    text = os.fspath(path)
+    if not text:
+        raise ConfigError(what, " '': is empty: give a path, or . for the current folder")
+    return text
 
 
 def expanded(what: str | Option, path: str | Path) -> Path:
@@ -27,7 +30,7 @@ def expanded(what: str | Option, path: str | Path) -> Path:
         what: names the path in an error, as `--run-dir` or `data.root`.
 
     Raises:
-        ConfigError: where it is no path, or begins with a home folder that nobody knows.
+        ConfigError: as `path_text`, and where it begins with a home folder that nobody knows.
     """
     text = os.path.expanduser(path_text(what, path))
     if "\0" in text:

@@ -133,7 +133,7 @@ def test_tensorboard_without_its_package(here: Path, monkeypatch: pytest.MonkeyP
         ("--trace 0", "--trace 0: records the first batches of a run, 1 to 1000; use 50"),
         ("--trace 1001", "--trace 1001: records the first batches"),
         ("--ray-address 10.0.0.1:6379", "--ray-address and --ray-insecure: are for --engine ray"),
-        ("--run-dir ''", "--run-dir '': is empty; name a folder, as runs/my-run"),
+        ("--run-dir ''", "--run-dir '': is empty: give a path, or . for the current folder"),
         ("--run-dir 'a\nb'", r"--run-dir 'a\nb': holds a line break, another control character"),
     ],
 )

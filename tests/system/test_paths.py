@@ -30,13 +30,26 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("given", "found"),
-    [("~", "/h"), ("~/a b", "/h/a b"), ("./~x", "~x"), ("a/~", "a/~"), ("/~/x", "/~/x"), ("", ".")],
+    [
+        ("~", "/h"),
+        ("~/a b", "/h/a b"),
+        ("./~x", "~x"),
+        ("a/~", "a/~"),
+        ("/~/x", "/~/x"),
+        (".", "."),
+    ],
 )
 def test_a_home_folder_is_written_out(
     monkeypatch: pytest.MonkeyPatch, given: str, found: str
 ) -> None:
     monkeypatch.setenv("HOME", "/h")
     assert expanded("--plan", given) == Path(found)
+
+
+def test_an_empty_path_is_none() -> None:
+    """Such as that of a variable which was not set; the current folder would be a bad guess."""
+    with pytest.raises(ConfigError, match="--plan '': is empty: give a path"):
+        expanded("--plan", "")
 
 
 @pytest.mark.parametrize("given", ["~no-such-user", "~no-such-user/x", "~~/x"])
