@@ -86,6 +86,8 @@ def place_of(spec: BlockSpec) -> Place:
         classes=spec.classes,
         image_shape=rule.image_shape,
         target_shape=spec.target_shape,
+        nth=rule.nth,
+        rules=rule.rules,
     )
 
 
@@ -152,7 +154,8 @@ class TracedRule:
             hidden: in their groups; those that end one get a rule.
             arriving: of each, the shape of one row before `enter`.
         """
-        start = 0
+        start = nth = 0
+        rules = sum(at == 0 or not spec.same_group for at, spec in enumerate(hidden))
         for at, spec in enumerate(hidden):
             arrived = replace(
                 spec,
@@ -161,15 +164,24 @@ class TracedRule:
             )
             is_last = at + 1 == len(hidden)
             if is_last or not hidden[at + 1].same_group:
+                rule = RuleSpec(
+                    self.named,
+                    self._options,
+                    blocks=len(hidden),
+                    nth=nth,
+                    rules=rules,
+                    in_shape=arriving[start],
+                    image_shape=tuple(self._facts.shape),
+                )
                 with naming_rule(self.named):
-                    arrived = self._ruled(arrived, arriving[start], len(hidden))
+                    arrived = self._ruled(arrived, rule)
                 arrived = replace(
                     arrived,
                     leaves_in_training=self._arrival(True),
                     leaves_in_tests=self._arrival(False),
                     ends_network=is_last and not self.has_output_layer,
                 )
-                start = at + 1
+                start, nth = at + 1, nth + 1
             yield arrived
 
     def leaving(self, output: BlockSpec) -> BlockSpec:
@@ -232,15 +244,13 @@ class TracedRule:
         )
         return Arrival(len(batch.x) // _EXAMPLES, carried)
 
-    def _ruled(self, spec: BlockSpec, in_shape: Shape, blocks: int) -> BlockSpec:
+    def _ruled(self, spec: BlockSpec, rule: RuleSpec) -> BlockSpec:
         """The block with its rule, which was given blank examples."""
         import torch
 
         from pipeline.network.batch_norms import normalise, unusual_norms
         from pipeline.network.multiply_adds import multiply_adds
 
-        image_shape = tuple(self._facts.shape)
-        rule = RuleSpec(self.named, self._options, blocks, in_shape, image_shape)
         spec = replace(spec, rule=rule)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)

@@ -203,8 +203,9 @@ class RuleSpec:
     """A local rule other than the built-in ones, and the place where it works.
 
     `named`: as `package.module:Class`, which is called with `options`. `blocks`: hidden blocks of
-    the network. `in_shape`: of one row, before `enter`. `parameters`: those of the rule itself;
-    `forward_macs`: multiply-adds of its loss for an example, forwards.
+    the network; `nth` of so many `rules`, from 0: a group has one. `in_shape`: of one row, before
+    `enter`. `parameters`: those of the rule itself; `forward_macs`: multiply-adds of its loss for
+    an example, forwards.
     `static`: whether a CUDA graph can be made of a step. `normalises`: whether it has batch norms;
     `unusual_norms`: the kinds among these that aren't torch's own.
     `only_teaches`: whether blocks compute and pass on as they would without it.
@@ -215,6 +216,8 @@ class RuleSpec:
     blocks: int
     in_shape: Shape
     image_shape: Shape
+    nth: int
+    rules: int
     parameters: int = 0
     forward_macs: int = 0
     static: bool = True

@@ -73,8 +73,8 @@ class AugLocal(LocalRule):
 
 def depth_at(place: Place, depth: int, least: int) -> int:
     """Hidden layers at a place: from `depth` to `least`, linearly, halves rounded up."""
-    steps = max(1, place.blocks - 1)
-    return (2 * (depth * steps - (depth - least) * place.index) + steps) // (2 * steps)
+    steps = max(1, place.rules - 1)
+    return (2 * (depth * steps - (depth - least) * place.nth) + steps) // (2 * steps)
 
 
 def _strides(side: int, layers: int) -> list[int]:

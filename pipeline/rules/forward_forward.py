@@ -96,7 +96,7 @@ class ForwardForward(LocalRule):
     def leave(self, h: Tensor, batch: Batch) -> None:
         """In tests, the sum over all blocks but the first, whose goodness is that of its image."""
         if not batch.training:
-            before = batch.carry["goodness"] if self.place.index > 1 else 0
+            before = batch.carry["goodness"] if self.place.nth > 1 else 0
             batch.carry["goodness"] = before + self._goodness(h, batch)
 
     def scores(self, h: Tensor, batch: Batch) -> Tensor | None:

@@ -51,9 +51,9 @@ class NoProp(LocalRule):
                 f"block {place.index} gives {place.shape} for {place.classes} classes: each block "
                 "must give a number for each class, as those of pipeline.rules.networks:denoisers"
             )
-        self.before, self.after = (_signal(place.index + t, place.blocks) for t in (0, 1))
+        self.before, self.after = (_signal(place.nth + t, place.rules) for t in (0, 1))
         gain = self.after / (1 - self.after) - self.before / (1 - self.before)
-        self.weight = eta * place.blocks / 2 * gain
+        self.weight = eta * place.rules / 2 * gain
         """As in the paper's objective: the gain is of the signal-to-noise ratio."""
 
     @classmethod

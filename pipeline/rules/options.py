@@ -57,7 +57,7 @@ def between(option: str, ends: Any, place: Place) -> float:
     for end in ends:
         check_number(option, end, least=0)
     first, last = map(float, ends)
-    return first + (last - first) * place.index / max(1, place.blocks - 1)
+    return first + (last - first) * place.nth / max(1, place.rules - 1)
 
 
 def check_classes(place: Place) -> None:

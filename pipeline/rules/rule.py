@@ -32,7 +32,9 @@ class Place:
     """Where a local rule works. All shapes are of one row, without the batch.
 
     `index`: of its block (in a group, of the last one); `blocks`: how many of the network learn by
-    local rules, or lie within a group that does. `in_shape`: what arrives at the block or group;
+    local rules, or lie within a group that does. `nth`: of the network's rules, from 0; `rules`:
+    how many there are: a group has one, so these are `index` and `blocks` where there are no
+    groups. `in_shape`: what arrives at the block or group;
     `shape`: its activation. `classes`: 0 where the targets are no classes. `image_shape`: of what
     the data give, after preprocessing; `target_shape`: () for one label an example.
     """
@@ -44,6 +46,13 @@ class Place:
     classes: int
     image_shape: Shape
     target_shape: Shape = ()
+    nth: int = -1
+    rules: int = -1
+
+    def __post_init__(self) -> None:
+        if self.rules < 0:
+            object.__setattr__(self, "nth", self.index)
+            object.__setattr__(self, "rules", self.blocks)
 
 
 @dataclass(slots=True)

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 from support import rules
+from torch import nn
 
 from pipeline.config.sections import Config, build_config
 from pipeline.data.facts import data_facts
 from pipeline.errors import ConfigError
 from pipeline.network.from_config import network_specs
+from pipeline.network.rule_shapes import make_rule
 from pipeline.network.specs import Arrival, CarriedSpec
 from pipeline.planning.cost import block_costs
 from pipeline.rules import SHIPPED
@@ -101,6 +103,17 @@ def test_in_groups_the_last_block_has_the_rule() -> None:
     assert specs[1].rule is not None
     assert specs[1].rule.in_shape == (1, 4, 4)
     assert [spec.has_loss for spec in specs] == [False, True, True, True]
+
+
+def test_rules_are_counted_by_groups() -> None:
+    """So that what is said of the first and the last block is so of the first and last rule."""
+    config = config_of("AugLocal", {"depth": 3, "least": 1}, hidden_layers=6, group=2)
+    specs = network_specs(config, data_facts(config.data))
+    made = [make_rule(spec) for spec in specs if spec.rule]
+    assert [(rule.place.index, rule.place.blocks) for rule in made] == [(1, 6), (3, 6), (5, 6)]
+    assert [(rule.place.nth, rule.place.rules) for rule in made] == [(0, 3), (1, 3), (2, 3)]
+    layers = [sum(isinstance(part, nn.Linear) for part in rule.modules()) for rule in made]
+    assert layers == [4, 3, 2], "3, 2 and 1 hidden ones, and a classifier"
 
 
 def test_all_shipped_rules_are_named() -> None:
