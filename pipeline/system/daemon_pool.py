@@ -10,11 +10,14 @@ from concurrent.futures import Executor, Future
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import finalize
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_Asked: TypeAlias = "tuple[Callable[[], None], Future[Any]]"
+"""What a thread is to do, and whose future that is."""
 
 
 class DaemonPool(Executor):
@@ -22,7 +25,7 @@ class DaemonPool(Executor):
     it any more, too."""
 
     def __init__(self, threads: int, name: str) -> None:
-        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._work: SimpleQueue[_Asked | None] = SimpleQueue()
         self._threads, self._to_start = threads, [f"{name}-{number}" for number in range(threads)]
         finalize(self, _end, self._work, threads)
 
@@ -35,10 +38,10 @@ class DaemonPool(Executor):
                 return
             try:
                 future.set_result(fn(*args, **kwargs))
-            except Exception as error:  # for whoever asks for the result
+            except BaseException as error:  # for whoever asks for the result, or waits for it
                 future.set_exception(error)
 
-        self._work.put(work)
+        self._work.put((work, future))
         while self._to_start:
             # of the queue alone: a thread that knew the pool would keep it for good
             name = self._to_start.pop()
@@ -47,19 +50,20 @@ class DaemonPool(Executor):
 
     def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:
         """Have the threads end when they are done, or, with `cancel_futures`, as soon as they can;
-        nobody waits for them."""
+        nobody waits for them. Futures of what isn't begun are cancelled then."""
         while cancel_futures and not self._work.empty():
             with suppress(Empty):
-                self._work.get_nowait()
+                if asked := self._work.get_nowait():
+                    asked[1].cancel()
         _end(self._work, self._threads)
 
 
-def _carry_out(asked: SimpleQueue[Callable[[], None] | None]) -> None:
-    while work := asked.get():
-        work()
-        del work  # and with it the result, which may be large, until more is asked for
+def _carry_out(queue: SimpleQueue[_Asked | None]) -> None:
+    while asked := queue.get():
+        asked[0]()
+        del asked  # and with it the result, which may be large, until more is asked for
 
 
-def _end(asked: SimpleQueue[Callable[[], None] | None], threads: int) -> None:
+def _end(asked: SimpleQueue[_Asked | None], threads: int) -> None:
     for _ in range(threads):
         asked.put(None)

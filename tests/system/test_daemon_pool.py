@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 import pytest
@@ -46,4 +47,12 @@ def test_what_was_not_begun_can_be_cancelled() -> None:
     held.set()
     assert first.result()
     until(lambda: running("fourth") == 0, "the end of the thread")
-    assert not second.done()
+    assert second.cancelled()
+
+
+def test_whoever_waits_hears_of_an_exit_too() -> None:
+    pool = DaemonPool(1, "fifth")
+    future = pool.submit(sys.exit, "enough")
+    with pytest.raises(SystemExit, match="enough"):
+        future.result(timeout=30)
+    assert pool.submit(abs, -1).result(timeout=30) == 1, "the thread goes on"
