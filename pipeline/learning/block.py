@@ -136,6 +136,10 @@ class Block(nn.Module):
         if isinstance(self.rule, HeadLosses):
             yield from self.rule.similarity_sizes(rows)
 
+    def own_copy(self, x: Tensor) -> Tensor:
+        """An input that a rule looks at, too: a copy where the block may compute in place on it."""
+        return x
+
     def forward(self, x: Tensor, *, batch_id: int | None, shortcut: Tensor | None = None) -> Tensor:
         """The activation h (logits for the output block), before dropout and pooling.
 

@@ -274,7 +274,8 @@ class Stage:
         x = received = batch.x
         if calls is not None:
             generator = calls.generator(batch_id, training=batch.training)
-            x = received = calls.entered(batch, generator, learns=False)
+            received = calls.entered(batch, generator, learns=False)
+            x = group[0].own_copy(received)
         for block in self.in_turn(group):
             h = block(x, batch_id=None, shortcut=self._shortcuts.at(block.spec, x))
             x = h if block.spec.is_output else block.transfer(h, batch_id=None)
@@ -319,12 +320,12 @@ class Stage:
             self._team.begin(group)
             self._open_whole(last, batch_id)
         generator = None
-        x = batch.x
+        x = received = batch.x
         if last.calls is not None:
             self.at_work = last.spec.index
             generator = last.calls.generator(batch_id, training=True)
-            x = last.calls.entered(batch, generator, learns=True)
-        received = x
+            received = last.calls.entered(batch, generator, learns=True)
+            x = group[0].own_copy(received)
         for block in self.in_turn(others):
             h = block(x, batch_id=batch_id, shortcut=self._shortcuts.at(block.spec, x))
             x = block.transfer(h, batch_id=batch_id)
