@@ -1,7 +1,7 @@
 """Losses and states that are not finite: what `runtime.on_nonfinite` asks for.
 
 stop         the run ends, naming block and batch
-skip_batch   the block, and those after it, learn nothing from the batch
+skip_batch   the block learns nothing from the batch; others do, unless theirs isn't finite either
 rollback     the run goes back to its newest snapshot, and leaves out the batch that is to blame
              (`bad_batches.py`)
 """
