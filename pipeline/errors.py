@@ -1,7 +1,8 @@
 """The exception tree.
 
-`ConfigError` is for the person at the keyboard: it names the thing, the rule and the cure, and
-nothing has been started when it is raised. Everything else is a `RunError`: the run had begun.
+`ConfigError` is for the person at the keyboard: it names the thing, the rule and the cure. It is
+raised before anything is started, wherever it can be known then; in the middle of a run only where
+a user's own code does what it must not. Everything else is a `RunError`: the run had begun.
 What only a bug in this project can break is an `assert`, not one of these.
 """
 
@@ -50,7 +51,8 @@ DATA_ROOT = Option("data_root")
 
 
 class ConfigError(PipelineError):
-    """Wrong usage or configuration; raised before anything is started or overwritten.
+    """Wrong usage or configuration, or a user's own code that does what it must not, perhaps only
+    in the middle of a run; all else is told before anything is started or overwritten.
 
     `said`: the message in parts, in which an `Option` is data; `word`: what these are called where
     the error is read, which is a command line unless someone says else (`worded`).

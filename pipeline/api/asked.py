@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,7 @@ _SHORT = {
 }
 """The arguments that stand for a key."""
 
-_ALSO_OF_OBJECTS = ("group", "init_from", "freeze")
+_OF_ANY_NETWORK = ("group", "init_from", "freeze", "nonlinearity")
 """Keys of `model` that say what is done with a network, whatever it is."""
 
 
@@ -124,22 +124,26 @@ def _network_of(network: Any, tree: dict[str, Any]) -> nn.Module | None:
                 "config with a section model"
             )
         return None
+    kept = {key: value for key, value in tree.get("model", {}).items() if key in _OF_ANY_NETWORK}
     if isinstance(network, str):
-        tree["model"] = {"name": network}
+        tree["model"] = {"name": network, **kept}
         return None
-    kept = {key: value for key, value in tree.get("model", {}).items() if key in _ALSO_OF_OBJECTS}
     tree["model"] = {"factory": NETWORK, **kept}
     return network_given(network)
 
 
-def network_given(network: nn.Module | Sequence[nn.Module] | None) -> nn.Module | None:
-    """A network of a user's own as the engine takes it, an `nn.Sequential`.
+def network_given(network: Any) -> nn.Module | None:
+    """A network of a user's own, a module or a list of modules, as the engine takes it.
 
     Raises:
         ConfigError: where it is none.
     """
     if network is None or isinstance(network, nn.Module):
         return network
+    if not isinstance(network, Iterable):
+        is_class = isinstance(network, type) and issubclass(network, nn.Module)
+        what = f"{network.__name__} is a class: call it" if is_class else f"{network!r:.60} is none"
+        raise ConfigError(f"network: {what}; give an nn.Module, or a list of modules")
     modules = list(network)
     if wrong := [each for each in modules if not isinstance(each, nn.Module)]:
         raise ConfigError(
@@ -156,7 +160,14 @@ def _rule_of(loss: Any, tree: dict[str, Any]) -> type[LocalRule] | None:
         tree["loss"] = {"name": loss}
     elif isinstance(loss, Mapping):
         tree["loss"] = {key: _plain(value) for key, value in loss.items()}
-    rule = tree["loss"].get("rule") if loss is None or isinstance(loss, Mapping) else loss
+    elif isinstance(loss, type):
+        tree["loss"] = {"rule": loss}
+    else:
+        raise ConfigError(
+            f"loss: {type(loss).__name__}(…) is an object: give the name of a loss, a class that "
+            'is derived from pipeline.LocalRule, or {"rule": that class, "options": {…}}'
+        )
+    rule = tree["loss"].get("rule")
     if not isinstance(rule, type):
         return None
     if not issubclass(rule, LocalRule):
@@ -164,7 +175,7 @@ def _rule_of(loss: Any, tree: dict[str, Any]) -> type[LocalRule] | None:
             f"loss: {rule.__name__} is no pipeline.LocalRule; derive it from that, or give the "
             "name of a loss"
         )
-    tree["loss"] = {**(tree["loss"] if isinstance(loss, Mapping) else {}), "rule": RULE}
+    tree["loss"] = {**tree["loss"], "rule": RULE}
     return rule
 
 

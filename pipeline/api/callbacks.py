@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from pipeline.errors import ConfigError
 from pipeline.run.events import EpochDone, RunStarted
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ class Callback:
 
     def on_epoch(self, row: dict[str, Any]) -> bool | None:
         """An epoch is over; `row` is its entry of `FittedRun.history`. True ends the run with this
-        epoch. After a lost worker an epoch may be trained, and told, again."""
+        epoch; of epoch 0, the test under `runtime.eval_before_training`, with the first one. After
+        a lost worker an epoch may be trained, and told, again."""
 
     def on_end(self, run: FittedRun) -> None:
         """The run has ended by itself or by a callback; `run` is what `fit` gives."""
@@ -37,6 +39,12 @@ class Callbacks:
     """Those of one run, which are an observer of it."""
 
     def __init__(self, callbacks: Sequence[AnyCallback]) -> None:
+        """
+        Raises:
+            ConfigError: where these are no list of such.
+        """
+        if not isinstance(callbacks, Iterable):
+            raise ConfigError(f"callbacks: {callbacks!r:.60} is one: give a list, [of it]")
         self.given = [_as_callback(one) for one in callbacks]
         self._failure: BaseException | None = None
         self._last: int | None = None
@@ -79,6 +87,8 @@ class Callbacks:
 def _as_callback(given: AnyCallback) -> Callback:
     if isinstance(given, Callback):
         return given
+    if not callable(given):
+        raise ConfigError(f"callbacks: {given!r:.60} is neither a function nor a pipeline.Callback")
     callback = Callback()
     callback.on_epoch = given  # type: ignore[method-assign, assignment]
     return callback

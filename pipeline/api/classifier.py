@@ -144,8 +144,7 @@ class LocalClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return scaled
 
     def _network(self, features: int, seed: int) -> nn.Sequential:
-        hidden = [self.hidden] if isinstance(self.hidden, int) else self.hidden
-        widths = [int(width) for width in hidden]
+        widths = [int(width) for width in np.atleast_1d(self.hidden)]
         if not widths or min(widths) < 1:
             raise ConfigError(f"hidden {self.hidden!r}: give the units of at least one layer")
         network = nn.Sequential()

@@ -103,7 +103,8 @@ def fit(
             stage did and when (docs/running.md).
 
     Raises:
-        ConfigError: for what is wrong, before anything is started.
+        ConfigError: for what is wrong, before anything is started; for what a network or a rule
+            does only later, such as a loss that is suddenly no scalar, in the middle of the run.
         PipelineError: what ended the run.
         KeyboardInterrupt: after a checkpoint, where the run was interrupted (Ctrl-C, SIGTERM).
     """
@@ -162,6 +163,8 @@ def _options(
     from launch.job import Options
     from launch.run_directory import folder_named
 
+    if isinstance(gpus, int):
+        raise ConfigError(f"gpus {gpus}: a number or a device? give [{gpus}] or '{gpus}' for that")
     return Options(
         None,
         stages=stages,

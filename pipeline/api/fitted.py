@@ -43,7 +43,8 @@ class FittedRun:
     path: Path
     """The run's folder. Where `fit` was given none, it is removed with this object."""
     history: list[dict[str, Any]]
-    """A row for each epoch, that of `metrics.jsonl`: `epoch`, `step`, `lr`; `train` and `test`
+    """A row for each epoch, that of `metrics.jsonl`, and, under `runtime.eval_before_training`, one
+    of epoch 0 before: `epoch`, `step`, `lr`; `train` and `test`
     with `loss`, `error_pct`, `cross_entropy` and `similarity` of the output, and `depths` under
     `runtime.eval_depths`; `blocks` with these of each block in training; `time`, `images_per_s`,
     `seconds`, `stages` (docs/running.md)."""
@@ -59,7 +60,8 @@ class FittedRun:
         self._trained = TrainedNetwork(job.config, job.specs, facts, files, given)
 
     def __repr__(self) -> str:
-        return f"<FittedRun: {len(self.history)} epochs, in {self.path}>"
+        epochs = sum(row["epoch"] > 0 for row in self.history)
+        return f"<FittedRun: {epochs} epoch{'s' * (epochs != 1)}, in {self.path}>"
 
     @cached_property
     def model(self) -> nn.Module:

@@ -56,7 +56,9 @@ def plain_network(
     if depth is None:
         return module.train(False)
     children = sum(len(part.body) + len(part.tail) for part in parts[:depth])
-    return nn.Sequential(OrderedDict(list(network.named_children())[:children])).train(False)
+    # not named_children, which leaves out a module that occurs again
+    first = list(network._modules.items())[:children]
+    return nn.Sequential(OrderedDict(first)).train(False)
 
 
 class Residual(nn.Module):

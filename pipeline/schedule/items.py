@@ -47,7 +47,8 @@ def turn_of(batch: TrainBatch, rounds: int) -> Turn:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationBatch:
-    """Counted, never learned from: no update, no batch statistics, no random numbers."""
+    """Counted, never learned from: no update, no batch statistics. What a rule draws belongs to the
+    seed and `batch_id`, so that every test draws the same."""
 
     batch_id: int
     epoch: int

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pipeline.system.given import Given
 
 _AT_ONCE = 1024
-"""Examples that go through a network together."""
+"""Examples that go through a network together, where it is only asked what it predicts."""
 _CPU = torch.device("cpu")
 
 
@@ -116,7 +116,8 @@ class TrainedNetwork:
         return _tensor(x, self.facts.dtype, self.facts.shape, "X")
 
     def parts(self, x: Any, y: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        """Examples and targets, so many at once; targets of zero where there are none.
+        """Examples and targets, as many at once as in the run's tests, so that rules which draw
+        in tests draw alike; without targets, zeros, of many at once.
 
         Raises:
             ConfigError: where these are not as the run's data.
@@ -129,20 +130,30 @@ class TrainedNetwork:
             targets = _tensor(y, facts.target_dtype, facts.target_shape, "y")
         if len(targets) != len(examples):
             raise ConfigError(f"{len(examples)} examples in X and {len(targets)} targets in y")
-        for first in range(0, len(examples), _AT_ONCE):
-            part = slice(first, first + _AT_ONCE)
+        at_once = _AT_ONCE if y is None else self.config.data.batch_size
+        for first in range(0, len(examples), at_once):
+            part = slice(first, first + at_once)
             yield examples[part], targets[part]
 
 
-def _refuse_objects(run: Folder, config: Config, instead: str) -> None:
-    """Raises ConfigError where a run can't be read without objects that `pipeline.fit` was given.
-    `instead`: the function that takes them."""
-    for what, named in (("network", config.model.factory), ("rule", config.loss.rule)):
-        if is_given(named):
+def _check_objects(run: Folder, config: Config, given: Given | None, instead: str) -> None:
+    """Raises ConfigError where a run can't be read without objects that `pipeline.fit` was given,
+    and these are not there. `instead`: the function that takes them."""
+    for what, argument, named, there in (
+        ("network", "network", config.model.factory, given and given.network),
+        ("rule", "loss", config.loss.rule, given and given.rule),
+    ):
+        if not is_given(named) or there is not None:
+            continue
+        if given is not None:
             raise ConfigError(
-                f"{run.path}: the {what} of this run is a Python object, which no command has: "
-                f"use {instead}(…) with it"
+                f"{argument}: which? the {what} of the run in {run.path} is a Python object: give "
+                "the same"
             )
+        raise ConfigError(
+            f"{run.path}: the {what} of this run is a Python object, which no command has: use "
+            f"{instead}(…) with it"
+        )
 
 
 @contextmanager
@@ -199,8 +210,7 @@ def trained_in(
     """
     config = build_config(checkpoint.config, str(checkpoint.path))
     _check_network(run, checkpoint, config)
-    if given is None:
-        _refuse_objects(run, config, instead)
+    _check_objects(run, config, given, instead)
     files, facts = checkpoint.read(), facts_in(run, config)
     specs = network_specs(config, facts)
     return TrainedNetwork(config, specs, facts, files, given, checkpoint.form)
@@ -226,6 +236,11 @@ def _tensor(values: Any, dtype: str, shape: tuple[int, ...], what: str) -> Tenso
         raise ConfigError(f"{what} is {found.dtype}; {dtype} is needed, as in training")
     with np.errstate(over="ignore"):
         copied = np.array(found, dtype, order="C")
+    if copied.dtype.kind in "iu" and not np.array_equal(copied, found):  # it has wrapped around
+        raise ConfigError(
+            f"{what} is {found.dtype} with numbers beyond those of {dtype}, which it was in "
+            "training: bring them into its range"
+        )
     if not np.isfinite(copied).all():
         raise ConfigError(
             f"{what} has numbers that are NaN, infinite or too large for {dtype}: remove or "

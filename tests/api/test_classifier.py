@@ -28,11 +28,12 @@ def test_scikit_learns_own_checks(estimator: Any, check: Any) -> None:
 
 def test_a_number_of_hidden_units_is_one_layer() -> None:
     x, y = np.eye(6, dtype=np.float32).repeat(4, 0), np.arange(6).repeat(4)
-    one, same = (
+    one, *others = (
         LocalClassifier(**{**QUICK, "hidden": hidden}, random_state=0).fit(x, y)
-        for hidden in (8, (8,))
+        for hidden in (8, (8,), np.int64(8))
     )
-    np.testing.assert_array_equal(one.predict_proba(x), same.predict_proba(x))
+    for same in others:
+        np.testing.assert_array_equal(one.predict_proba(x), same.predict_proba(x))
 
 
 def test_settings_are_searched_and_the_best_one_predicts() -> None:

@@ -21,7 +21,7 @@ import pipeline
 from launch.job import Options
 from launch.machine.provenance import read_starts
 from launch.plan.checks import make_job
-from pipeline.config.sections import build_config
+from pipeline.config.sections import build_config, config_tree
 from pipeline.data.batches import load_batches
 
 if TYPE_CHECKING:
@@ -57,6 +57,19 @@ class Sums(pipeline.LocalRule):
 
     def scores(self, h: Any, batch: Any) -> Any:
         return h[:, : self.place.classes]
+
+
+class Branches(nn.Module):
+    """Whose forward is a chain, though it is no Sequential."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.out = Wide(16), nn.Linear(16, 16), nn.Linear(16, 10)
+        self.norm = nn.BatchNorm1d(16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.relu(self.first(x))
+        return self.out(torch.relu(self.norm(self.second(h))))
 
 
 def own_network() -> nn.Sequential:
@@ -194,6 +207,12 @@ def test_a_config_file_is_where_arguments_begin(tmp_path: Path) -> None:
     ({"data": None}, "data: which?"),
     ({"network": "vgg8c"}, "model.name: 'vgg8c' is not allowed"),
     ({"network": [nn.Linear(64, 10), 3]}, "network: a int is in the list"),
+    ({"network": Branches}, "network: Branches is a class: call it"),
+    ({"network": 3}, "network: 3 is none; give an nn.Module, or a list"),
+    ({"loss": nn.CrossEntropyLoss()}, "loss: CrossEntropyLoss(…) is an object: give the name"),
+    ({"gpus": 0}, "gpus 0: a number or a device? give [0] or '0'"),
+    ({"callbacks": print}, "callbacks: <built-in function print> is one: give a list"),
+    ({"callbacks": [3]}, "callbacks: 3 is neither a function nor a pipeline.Callback"),
     ({"network": nn.Sequential(nn.Linear(64, 10))}, "network: 1 children with parameters"),
     ({"loss": int}, "loss: int is no pipeline.LocalRule"),
     ({"loss": "pres"}, "loss.name"),
@@ -208,19 +227,6 @@ def test_what_is_wrong_is_said_before_anything_starts(given: dict[str, Any], say
         pipeline.fit(**{"network": own_network(), "data": "digits", **QUICK, **given})
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-class Branches(nn.Module):
-    """Whose forward is a chain, though it is no Sequential."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second, self.out = Wide(16), nn.Linear(16, 16), nn.Linear(16, 10)
-        self.norm = nn.BatchNorm1d(16)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = torch.relu(self.first(x))
-        return self.out(torch.relu(self.norm(self.second(h))))
 
 
 def test_any_module_is_cut_and_comes_back_as_itself(tmp_path: Path) -> None:
@@ -633,12 +639,55 @@ def test_a_rule_is_a_class(tmp_path: Path) -> None:
     assert states(loaded) == states(run.model)
 
 
+def test_a_rule_of_a_config_keeps_its_options() -> None:
+    loss = {"rule": Sums, "options": {"factor": 2.0}}
+    given = pipeline.fit(own_network(), "digits", **QUICK, loss=loss)
+    configured = pipeline.fit(own_network(), "digits", **QUICK, config={"loss": loss})
+    assert states(configured.model) == states(given.model)
+
+
+def test_what_is_done_with_a_network_stays_in_the_config_whoever_names_the_network() -> None:
+    for network in ("mlp", own_network()):
+        for kept in ({"group": 2}, {"freeze": [0]}):
+            config = {"model": {"name": "vgg8b", **kept}}
+            run = pipeline.fit(network, "digits", **QUICK, config=config)
+            assert config_tree(run._trained.config)["model"].items() >= kept.items()
+
+
+class SeesInputs(Sums):
+    """Notes the smallest numbers of the input that its loss has seen."""
+
+    least: torch.Tensor
+
+    def __init__(self, place: pipeline.Place) -> None:
+        super().__init__(place)
+        self.register_buffer("least", torch.zeros(2))
+
+    def loss(self, h: Any, x: Any, batch: Any, generator: Any) -> Any:
+        if self.training:
+            self.least.copy_(torch.stack([x.min(), batch.x.min()]))
+        return super().loss(h, x, batch, generator)
+
+
+def test_a_rule_sees_the_input_as_it_arrived_whatever_modules_do_in_place() -> None:
+    """A ReLU that has computed in place would leave nothing below 0."""
+    generator = np.random.default_rng(1)
+    X = -generator.uniform(1, 2, (32, 8)).astype(np.float32)
+    y = generator.integers(0, 3, 32)
+    network = nn.Sequential(
+        nn.Sequential(nn.ReLU(inplace=True), nn.Linear(8, 6)), nn.LogSigmoid(), nn.Linear(6, 3)
+    )
+    run = pipeline.fit(network, (X, y), loss=SeesInputs, **ARRAYS)
+    assert (run._trained.states()[0]["rule.least"] < -1).all()
+
+
 @pytest.mark.parametrize(
     ("x", "says"),
     [
         (np.zeros((2, 8, 8), np.uint8), r"X has shape (2, 8, 8); (n, 1, 8, 8) is needed"),
         (np.zeros((0, 1, 8, 8), np.uint8), "X holds no example"),
         (np.zeros((2, 1, 8, 8)), "X is float64; uint8 is needed, as in training"),
+        (np.full((2, 1, 8, 8), 300, np.uint16), "X is uint16 with numbers beyond those of uint8"),
     ],
 )
 def test_examples_of_another_kind_are_refused(mlp: pipeline.FittedRun, x: Any, says: str) -> None:

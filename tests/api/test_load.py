@@ -95,10 +95,22 @@ def test_a_depth_gives_what_the_first_blocks_pass_on(runs: dict[str, Any]) -> No
     assert torch.equal(two(x), runs["resnet18"].model[:2](x))
 
 
+def test_a_module_that_occurs_twice_counts_twice_in_a_depth(tmp_path: Path) -> None:
+    activation = nn.ReLU()
+    shared = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 8), activation, nn.Linear(8, 6), activation, nn.Linear(6, 10)
+    )
+    run = pipeline.fit(shared, "digits", **QUICK, run_dir=tmp_path / "run")
+    x = torch.randn(3, 1, 8, 8)
+    two = pipeline.load(run.path, network=shared, depth=2)
+    assert torch.equal(two(x), run.model[:5](x))
+    assert two(x).min() == 0, "else the activation is missing"
+
+
 @pytest.mark.parametrize(
     ("name", "given", "says"),
     [
-        ("own", {}, "network: the network of this run is a Python object"),
+        ("own", {}, "network: which? the network of the run in "),
         ("own", {"network": chain(64, 8, 10)}, "network: has 2 blocks, the run's has 3: give"),
         (
             "own",
@@ -135,6 +147,8 @@ def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
             pipeline.load(no_path)  # type: ignore[arg-type]
         with pytest.raises(pipeline.ConfigError, match=f"run_dir {no_path}: is no path: give one"):
             pipeline.export(no_path)  # type: ignore[arg-type]
+    with pytest.raises(pipeline.ConfigError, match="run_dir '': is empty: give a path"):
+        pipeline.load("")
     with pytest.raises(pipeline.ConfigError, match="holds a null byte"):
         pipeline.load("x\0")
     with pytest.raises(pipeline.ConfigError, match="holds no run: name the folder of a run"):
