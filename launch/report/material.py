@@ -49,6 +49,14 @@ class Material:
     batch_size: int
     loss: str
 
+    @property
+    def last_step(self) -> int:
+        """Of the checkpoint, else of the last epoch; 0 where no file tells."""
+        if self.step is not None:
+            return self.step
+        told = self.lines[-1].get("step") if self.lines else None
+        return told if isinstance(told, int) else 0
+
 
 def read_material(path: Path, name: str, checkpoint: str | int) -> Material:
     """Read a run's folder; what is not there, or not as it should be, is left out.

@@ -144,9 +144,7 @@ def _about(run: Run, *, several: bool) -> str:
     said += f" {run.files.loss or 'unknown, since its config can not be read'}"
     said += f", on the data {on}" if on else ""
     if isinstance(found, str):
-        steps = (run.files.step, *(line.get("step") for line in run.files.lines[-1:]), 0)
-        step = next(step for step in steps if isinstance(step, int))
-        return f"{said}. What its files say, up to step {step}."
+        return f"{said}. What its files say, up to step {run.files.last_step}."
     return (
         f"{said}. Pictures show its checkpoint of step {run.files.step}, "
         f"on {counted(found.examples, 'examples')} of {run.looks.examples}."
