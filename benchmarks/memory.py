@@ -6,14 +6,15 @@ global         global backprop by our own step: the group that holds the whole n
 checkpointed   global backprop with activation checkpointing (`rivals/checkpointed.py`)
 
 A figure is the peak of what tensors take during the second training step, beyond what was held
-before it (weights, optimizer state). It includes what arrives, and gradients; `activations` leaves
-out the gradients of weights: local losses free each block's at once, under global backprop all
-live until the update. What libraries take without PyTorch (oneDNN's scratch) is not seen.
+before it (weights, optimizer state), which is counted apart: local losses hold their heads, too.
+It includes what arrives, and gradients; `activations` leaves out the gradients of weights: local
+losses free each block's at once, under global backprop all live until the update. What libraries
+take without PyTorch (oneDNN's scratch) is not seen.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ from pipeline.network.from_config import network_specs
 from pipeline.network.specs import stage_units
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -50,6 +51,7 @@ ASKED_GROWTH = 0.05
 """Of single mode's peak, either way, where the MLP's depth is doubled."""
 ASKED_SHARE, ASKED_OF = 0.25, "vgg19"
 """Of global backprop's peak, in single mode."""
+_SAID = {"global": "global backprop", "checkpointed": "checkpointed"}
 _LR = 1e-4
 
 
@@ -94,7 +96,9 @@ def peaks_of_blocks(config: Config, blocks: Sequence[int], device: torch.device)
         x, labels = arriving(shape, images, device, torch.uint8 if blocks[0] == 0 else dtype)
         stage.train(x, labels, batch_id=batch_id, lr=_LR, send=_to_nobody)
 
-    return second_step(step, config.data.batch_size, device)
+    peaks = second_step(step, config.data.batch_size, device)
+    tensors = (tensor for state in stage.state().values() for tensor in state.values())
+    return replace(peaks, held=bytes_of(tensors))
 
 
 def all_blocks(loss: str, tree: Mapping[str, Any], batch_size: int, device: torch.device) -> Peaks:
@@ -133,7 +137,8 @@ def peaks_of_segments(config: Config, segments: int, device: torch.device) -> Pe
         x, labels = arriving(facts.shape, images, device, torch.uint8)
         network.train(x, labels, lr=_LR)
 
-    return second_step(step, config.data.batch_size, device)
+    peaks = second_step(step, config.data.batch_size, device)
+    return replace(peaks, held=bytes_of(network.state()))
 
 
 WAYS: dict[str, Callable[[Mapping[str, Any], int, torch.device], Peaks]] = {
@@ -165,6 +170,12 @@ def second_step(step: Callable[[int, int], None], batch_size: int, device: torch
     """Measure a step of a whole batch; one before it, of a few images, is not."""
     step(1, min(WARM_UP_IMAGES, batch_size))
     return measure(partial(step, 2, batch_size), device)
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Of their memory, which several of them may share."""
+    pieces = (tensor.untyped_storage() for tensor in tensors)
+    return sum({piece.data_ptr(): piece.nbytes() for piece in pieces}.values())
 
 
 def _to_nobody(passed: Tensor) -> None:
@@ -199,6 +210,10 @@ def findings(result: Result) -> list[Finding]:
         what = f"{network}, single mode / global backprop"
         told.append(Finding(what, f"{share:.2f}", f"≤ {ASKED_SHARE:g}" * asked,
                             share <= ASKED_SHARE or not asked))  # fmt: skip
+        for rival in ("global", "checkpointed"):
+            if (all_of_it := _share_of_all(ways, rival)) is not None:
+                said = f"{network}, with weights and optimizer state, single mode / {_SAID[rival]}"
+                told.append(Finding(said, f"{all_of_it:.2f}"))
     return told
 
 
@@ -206,14 +221,22 @@ def _share_of_global(ways: Mapping[str, Peaks]) -> float:
     return ways["single"].total / ways["global"].total
 
 
+def _share_of_all(ways: Mapping[str, Peaks], rival: str) -> float | None:
+    """Of the other way's peak with what is held, in single mode; None where it is not known."""
+    own, other = ways["single"], ways[rival]
+    if own.held is None or other.held is None:
+        return None
+    return (own.held + own.total) / (other.held + other.total)
+
+
 def table(result: Result) -> str:
-    """Megabytes at the peak; in brackets without the gradients of weights."""
+    """Megabytes at the peak; in brackets without the gradients of weights; what is held."""
     found = peaks_in(result)
     ways = list(next(iter(found.values())))
     rows = [
         [
             network,
-            *(f"{one.total / 1e6:.1f} ({one.activations / 1e6:.1f})" for one in by_way.values()),
+            *map(_cell, by_way.values()),
             f"{_share_of_global(by_way):.2f}",
         ]
         for network, by_way in found.items()
@@ -221,10 +244,17 @@ def table(result: Result) -> str:
     return markdown(["network", *ways, "single / global"], rows, texts={"network"})
 
 
+def _cell(peaks: Peaks) -> str:
+    text = f"{peaks.total / 1e6:.1f} ({peaks.activations / 1e6:.1f})"
+    return text if peaks.held is None else f"{text} + {peaks.held / 1e6:.1f}"
+
+
 REPORT = Report(
     "Memory",
     "Peak of what tensors take in one training step of 128 images beyond weights and optimizer "
-    "state, in MB; in brackets without the gradients of weights.",
+    "state, in MB; in brackets without the gradients of weights; after the plus weights, "
+    "statistics and the optimizer's state (Adam), heads' too, which are held all the time. The "
+    "last column is of the step alone.",
     findings,
     table,
 )

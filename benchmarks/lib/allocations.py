@@ -62,10 +62,12 @@ class Piece:
 @dataclass(frozen=True, slots=True)
 class Peaks:
     """Most bytes at a time beyond what was held before; `activations` leaves out the gradients
-    of weights wherever they lived."""
+    of weights wherever they lived. `held`: weights, statistics and the optimizer's state; None in
+    results from before they were counted."""
 
     total: int
     activations: int
+    held: int | None = None
 
 
 class MarkingOptimizer:

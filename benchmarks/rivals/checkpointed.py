@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint_sequential
 from benchmarks.rivals.plain import Layer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pipeline.learning.optimizers import Optimizer
     from pipeline.network.specs import BlockSpec
@@ -54,6 +54,11 @@ class CheckpointedNetwork:
         self._layers = nn.Sequential(*map(Layer, specs)).to(device)
         self._parameters = dict(self._layers.named_parameters())
         self._optimizer = make_optimizer(self._parameters)
+
+    def state(self) -> Iterator[Tensor]:
+        """Weights, statistics, and the optimizer's."""
+        yield from self._layers.state_dict().values()
+        yield from self._optimizer.state().values()
 
     def train(self, images: Tensor, labels: Tensor, lr: float) -> None:
         """One step on uint8 (n, C, H, W) and int64 (n,)."""
