@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 from contextlib import suppress
@@ -114,7 +115,10 @@ def first_complaint(stderr: str, status: int) -> str:
     """Why a command of ours failed, in one line, by what it has written to stderr."""
     lines = stderr.splitlines()
     errors = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
-    return (errors or lines or [f"exit status {status}"])[0]
+    ended = f"exit status {status}"
+    if status < 0:
+        ended = f"ended by signal {-status} ({signal.strsignal(-status)})"
+    return (errors or lines or [ended])[0]
 
 
 def complain(text: str, status: int, remote_traceback: str = "") -> int:

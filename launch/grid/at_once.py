@@ -5,35 +5,20 @@ Their only words are why they failed. The first signal ends all of them, with ch
 
 from __future__ import annotations
 
-import subprocess
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
-from dataclasses import dataclass, field
-from threading import Event, Lock
+from collections import deque
 from typing import TYPE_CHECKING
 
-from launch.command import FAILED, first_complaint
+from launch.child_commands import carry_out
 from launch.engines.interrupts import INTERRUPTED
 from launch.launcher import placement
-from pipeline.errors import one_line
-from pipeline.system.interpreter import python_command, python_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-    from concurrent.futures import Future
+    from collections.abc import Callable, Sequence
     from pathlib import Path
-    from typing import TypeAlias
 
+    from launch.child_commands import Ended
+    from launch.grid.combinations import Combination
     from launch.grid.sweeps import Planned, Sweep
-
-    _Future: TypeAlias = Future[tuple[int, str] | None]
-
-
-def main(*words: str) -> None:
-    """The process of a run: pipeline-launch with these words."""
-    from launch.cli import main
-
-    main(list(words))
 
 
 def train_at_once(
@@ -51,79 +36,25 @@ def train_at_once(
     Raises:
         KeyboardInterrupt: where it was interrupted twice.
     """
-    children = _Children(sweep, folder)
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(children.train, one): one for one in runs}
-        try:
-            _tell(as_completed(futures), futures, ended)
-        except KeyboardInterrupt:
-            children.end()
-            _tell(list(futures), futures, ended)
-            return False
-    return True
+    by_run, left = {one.run: one for one in runs}, deque(runs)
+
+    def next_one(others: bool) -> tuple[Combination, list[str]] | None:
+        if not left:
+            return None
+        one = left.popleft()
+        return one.run, ["pipeline-launch", "launch.cli", *_words(one, sweep, folder)]
+
+    def told(one: Ended[Combination]) -> None:
+        status = INTERRUPTED if one.was_interrupted else one.status
+        ended(by_run[one.task], status, one.why)
+
+    return carry_out(next_one, told, jobs)
 
 
-def _tell(
-    ending: Iterable[_Future], untold: dict[_Future, Planned], ended: Callable[..., None]
-) -> None:
-    """Tell of each run as it ends, once."""
-    for future in ending:
-        if found := future.result():
-            ended(untold[future], *found)
-        del untold[future]
-
-
-@dataclass(slots=True)
-class _Children:
-    """The processes at work."""
-
-    sweep: Sweep
-    folder: Path
-    working: set[subprocess.Popen[str]] = field(default_factory=set)
-    ending: Event = field(default_factory=Event)
-    lock: Lock = field(default_factory=Lock)
-
-    def train(self, one: Planned) -> tuple[int, str] | None:
-        """Exit status of a run's process, and why it failed; None where it was not begun."""
-        with self.lock:
-            if self.ending.is_set():
-                return None
-            try:
-                child = self._started(one)
-            except OSError as error:  # no memory, too many processes
-                return FAILED, one_line(error)
-            self.working.add(child)
-        with child:
-            complaints = child.communicate()[1]
-        with self.lock:
-            self.working.discard(child)
-            if self.ending.is_set() and child.returncode:  # perhaps before it could hear the signal
-                return INTERRUPTED, ""
-        return child.returncode, first_complaint(complaints, child.returncode)
-
-    def end(self) -> None:
-        """With a checkpoint each. A terminal has sent Ctrl-C to all of them: both count as one."""
-        with self.lock:
-            self.ending.set()
-            for child in self.working:
-                with suppress(ProcessLookupError):
-                    child.terminate()
-
-    def _started(self, one: Planned) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            python_command(__name__, *self._words(one)),
-            env=python_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-        )
-
-    def _words(self, one: Planned) -> list[str]:
-        words = ["--run-dir", str(self.folder / one.run.name), "--view", "quiet"]
-        words += ["--resume"] if one.is_begun else []
-        words += placement(one.options)
-        for override in one.options.overrides:
-            words += ["--set", override]
-        return [*words, str(self.sweep.config)]
+def _words(one: Planned, sweep: Sweep, folder: Path) -> list[str]:
+    words = ["--run-dir", str(folder / one.run.name), "--view", "quiet"]
+    words += ["--resume"] if one.is_begun else []
+    words += placement(one.options)
+    for override in one.options.overrides:
+        words += ["--set", override]
+    return [*words, str(sweep.config)]

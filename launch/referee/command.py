@@ -34,11 +34,11 @@ def referee(request: Request) -> int:
     Raises:
         ConfigError: for the first thing that is wrong, before anything is started.
     """
+    from launch.child_commands import carry_out
     from launch.display.streams import wait_for_no_reader
     from launch.engines.interrupts import INTERRUPTED
     from launch.referee.referee import Referee, check_rows
     from launch.referee.rows import Rows
-    from launch.referee.work import carry_out
 
     rows = Rows(request.out)
     check_rows(request, rows)

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
+    from launch.child_commands import Ended
     from launch.referee.rows import Rows
     from launch.referee.table import Network, Rule
     from launch.referee.tasks import Request
-    from launch.referee.work import Ended
     from pipeline.config.sections import Config
     from pipeline.errors import Option
 
@@ -66,7 +66,7 @@ def best_value(network: Network, rule: Rule, request: Request, rows: Rows) -> An
 
 
 class Referee:
-    """Carries out the tasks of a request; `work.carry_out` asks it what is next.
+    """Carries out the tasks of a request; `carry_out` asks it what is next.
 
     Args:
         say: shows a line.
@@ -82,14 +82,11 @@ class Referee:
         self._began = time.monotonic()
         self.missing: dict[Task, str] = {}
         """Why a task has no row."""
-
-    @property
-    def status(self) -> int:
+        self.status = DONE
         """Of the command: failed where a task has failed that budget and interruptions had let."""
-        return FAILED if any(why.startswith("failed") for why in self.missing.values()) else DONE
 
     def next_one(self, others: bool) -> tuple[Task, list[str]] | None:
-        """As `work.carry_out` asks for it."""
+        """As `carry_out` asks for it."""
         if any(task.kind == "speed" for task in self._begun):
             return None  # it is measured alone
         for task in self._left[:]:
@@ -105,16 +102,21 @@ class Referee:
 
     def ended(self, one: Ended[Task]) -> None:
         """A task's process has ended: keep what it gave, and write the table anew."""
-        begun = self._begun.pop(one.task)
-        self._done += 1
+        begun = self._begun.get(one.task)
+        if begun is None:  # told again, of which only the line was left
+            return
         row = self._row(one, begun)
         if row is not None:
             self._rows.add(row)
             self._clear(one.task, begun.run_dir)
             told = in_words(row)
+        elif one.was_interrupted:
+            told = self.missing[one.task] = "interrupted"
         else:
-            why = "interrupted" if one.was_interrupted else "failed"
-            told = self.missing[one.task] = f"{why}: {one.why}" if why == "failed" else why
+            told = self.missing[one.task] = f"failed: {one.why}"
+            self.status = FAILED
+        del self._begun[one.task]
+        self._done += 1
         at = f"[{self._done}/{self._all}] {one.task.path}"
         self._say(f"{at}: {told}, {one.wall_s:.0f} s{self._to_come()}")
         self.write()
@@ -142,6 +144,7 @@ class Referee:
                 self._rows.of(Task(task.network, searched, "search", v)) for v in searched.values
             ]
             if all(row is not None and row.failed for row in tried):
+                self.status = FAILED
                 return f"failed with every value of {searched.key}"
         if self._request.hours is not None:
             needed, so_far = self._expected.seconds(task), time.monotonic() - self._began

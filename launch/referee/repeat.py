@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from launch.child_commands import carry_out
 from launch.command import DONE, FAILED, complain
 from launch.display.format import counted
 from launch.display.streams import wait_for_no_reader
@@ -17,15 +18,14 @@ from launch.engines.interrupts import INTERRUPTED
 from launch.machine.provenance import provenance
 from launch.referee.referee import check_config, check_data, config_beside, launch_words
 from launch.referee.rows import Rows, row_of_run
-from launch.referee.work import carry_out
 from pipeline.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from launch.child_commands import Ended
     from launch.referee.rows import Row
     from launch.referee.tasks import Request
-    from launch.referee.work import Ended
     from pipeline.config.sections import Config
 
 OPTION = "--repeat"

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import signal
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
-from support.processes import final_digests, until
+from support.processes import final_digests
 
+from launch.child_commands import Ended
 from launch.engines.interrupts import INTERRUPTED
-from launch.referee import repeat, work
+from launch.referee import repeat
 from launch.referee.command import main
 from launch.referee.rows import Row
-from launch.referee.table import read_table
-from launch.referee.tasks import Task
 from pipeline.errors import DATA_ROOT, ConfigError
 
 if TYPE_CHECKING:
@@ -74,56 +72,6 @@ def test_a_table_is_made_and_gone_on_with_from_its_rows_alone(here: Path) -> Non
     )
     assert "1 of 1 training came to the same bits" in repeated.stdout
     assert not (here / "runs").exists()
-
-
-@pytest.mark.processes
-def test_an_interruption_ends_all_that_is_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work, "python_command", lambda module, parent, *words: ["sleep", *words])
-    table = read_table()
-    network, rule = table.networks["mlp"], table.rules["pred"]
-    tasks = [Task(network, rule, "train", seed=seed) for seed in (1, 2)]
-    told: list[work.Ended] = []
-
-    def next_one(others: bool) -> tuple[Task, list[str]]:
-        if not tasks:
-            raise KeyboardInterrupt  # as Ctrl-C does, wherever this process is
-        return tasks.pop(0), ["60"]
-
-    assert not work.carry_out(next_one, told.append, 3)
-    assert sorted(one.task.seed for one in told) == [1, 2]
-    assert {one.status for one in told} == {-signal.SIGTERM}
-
-
-@pytest.mark.processes
-def test_what_fails_when_it_is_asked_to_end_was_interrupted(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Where the signal comes while numpy is imported, Python tells of any error but that."""
-    script = f"trap 'exit 1' TERM; touch {tmp_path}/ready; while :; do sleep 0.05; done"
-    monkeypatch.setattr(work, "python_command", lambda module, parent: ["sh", "-c", script])
-    table = read_table()
-    tasks = [Task(table.networks["mlp"], table.rules["pred"], "search")]
-    told: list[work.Ended] = []
-
-    def next_one(others: bool) -> tuple[Task, list[str]]:
-        if not tasks:
-            until((tmp_path / "ready").exists, "the trap of the signal")
-            raise KeyboardInterrupt
-        return tasks.pop(), []
-
-    assert not work.carry_out(next_one, told.append, 2)
-    assert [one.status for one in told] == [INTERRUPTED]
-
-
-@pytest.mark.processes
-def test_a_task_that_fails_tells_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = "echo said; echo 'error: it is so' >&2; exit 2"
-    monkeypatch.setattr(work, "python_command", lambda module, parent, *words: ["sh", "-c", *words])
-    table = read_table()
-    tasks = [Task(table.networks["mlp"], table.rules["pred"], "train")]
-    told: list[work.Ended] = []
-    assert work.carry_out(lambda others: (tasks.pop(), [script]) if tasks else None, told.append, 1)
-    assert [(one.status, one.said, one.why) for one in told] == [(2, "said\n", "it is so")]
 
 
 @pytest.mark.parametrize(
@@ -218,7 +166,7 @@ def test_what_came_to_other_bits_fails_and_what_was_interrupted_is_not_counted(
         path, asked = next_one(False)
         words.append(" ".join(asked))
         status = next(ends)
-        ended(work.Ended(path, status, "", "", 1.0))
+        ended(Ended(path, status, "", "", 1.0))
         return status == 0
 
     monkeypatch.setattr(repeat, "carry_out", carry_out)

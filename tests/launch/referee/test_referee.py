@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from launch.child_commands import Ended
+from launch.command import DONE, FAILED
+from launch.engines.interrupts import INTERRUPTED
 from launch.referee.expected import Expectation
 from launch.referee.page import page_text
 from launch.referee.referee import Referee, best_value, check_rows
@@ -15,7 +18,6 @@ from launch.referee.repeat import what_differs
 from launch.referee.rows import Row, Rows
 from launch.referee.table import read_table
 from launch.referee.tasks import Request, Task, config_of, tasks_of
-from launch.referee.work import Ended
 from pipeline.config.sections import config_tree
 from pipeline.errors import ConfigError
 from pipeline.rules import SHIPPED
@@ -336,6 +338,14 @@ def test_one_is_measured_alone_and_what_it_needs_comes_first(request_: Request) 
         "failed with every value of optimizer.lr", "failed with every value of loss.options.lr"
     }  # fmt: skip
     assert referee.status == 1
+
+
+def test_what_was_killed_has_failed_and_what_was_asked_to_end_has_not(request_: Request) -> None:
+    for status, expected in ((-9, FAILED), (-15, DONE), (INTERRUPTED, DONE)):
+        referee = Referee(request_, Rows(request_.out), lambda line: None)
+        task, _ = referee.next_one(False) or pytest.fail("there is work")
+        referee.ended(Ended(task, status, "", "ended by a signal", 1.0))
+        assert referee.status == expected
 
 
 def test_nothing_is_begun_that_the_budget_does_not_hold(request_: Request) -> None:

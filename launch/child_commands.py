@@ -1,11 +1,13 @@
-"""The processes of tasks: so many at once, in order, each a command of its own that shows nothing.
+"""Commands of ours in processes of their own, so many at once, in order; they show nothing.
 
-The first signal ends all of them, those that train with checkpoints.
+The first signal ends all of them, those that train with checkpoints; so does the end of this
+process, however it comes.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from launch.command import FAILED, first_complaint
 from launch.engines.interrupts import INTERRUPTED
+from pipeline.errors import one_line
 from pipeline.system.children import end_with_parent
 from pipeline.system.interpreter import python_command, python_environment
 
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
 Key = TypeVar("Key", bound="Hashable")
 """What tells the tasks of a command apart."""
+_ASKED_TO_END = (INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)
+"""Exit statuses: a signal may come before a process can take it in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +46,8 @@ class Ended(Generic[Key]):
 
     @property
     def was_interrupted(self) -> bool:
-        """Whether it was asked to end, or killed."""
-        return self.status == INTERRUPTED or self.status < 0
+        """Whether it was asked to end; what was killed for want of memory, or crashed, was not."""
+        return self.status in _ASKED_TO_END
 
 
 def main(parent: int, command: str, module: str, *words: str) -> None:
@@ -63,29 +68,34 @@ def carry_out(
         next_one: gives the next task that can be begun, and the words of its command: the command's
             name, its module, and what follows; None: none can, for now. It is told whether others
             are at work.
-        ended: is told of each that has ended.
+        ended: is told of each that has ended; again, if that was interrupted.
 
     Raises:
         KeyboardInterrupt: where it was interrupted twice.
     """
     children: dict[Key, subprocess.Popen[str]] = {}
     done: SimpleQueue[Ended[Key]] = SimpleQueue()
+    untold: Ended[Key] | None = None
     is_ending = False
     try:
         while True:
             while len(children) < jobs and (found := next_one(bool(children))):
                 _begin(*found, children, done)
-            if not children:
+            if not children and done.empty():
                 return True
-            _tell(done.get(), children, ended)
+            untold = done.get()
+            _tell(untold, children, ended)
+            untold = None
     except KeyboardInterrupt:
         is_ending = True
         for child in children.values():
             with suppress(ProcessLookupError):
                 child.terminate()
+        if untold is not None:  # the interruption has come while it was told
+            _tell(untold, children, ended)
         while children:
             one = done.get()
-            if one.status == FAILED:  # a signal in the midst of an import comes out as any error
+            if one.status:  # a signal in the midst of an import comes out as any error
                 one = replace(one, status=INTERRUPTED)
             _tell(one, children, ended)
         return False
@@ -104,15 +114,19 @@ def _begin(
     done: SimpleQueue[Ended[Key]],
 ) -> None:
     began = time.monotonic()
-    child = subprocess.Popen(
-        python_command(__name__, os.getpid(), *words),
-        env=python_environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-    )
+    try:
+        child = subprocess.Popen(
+            python_command(__name__, os.getpid(), *words),
+            env=python_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+    except OSError as error:  # no memory, too many processes
+        done.put(Ended(task, FAILED, "", one_line(error), 0.0))
+        return
     children[task] = child
     Thread(target=_wait, args=(task, child, began, done), daemon=True).start()
 
@@ -130,5 +144,5 @@ def _tell(
     children: dict[Key, subprocess.Popen[str]],
     ended: Callable[[Ended[Key]], None],
 ) -> None:
-    del children[one.task]
     ended(one)
+    children.pop(one.task, None)
