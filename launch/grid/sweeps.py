@@ -258,12 +258,16 @@ def _checked(
     options = options_for(options, backprop=config.loss.is_global)
     check_tested(config)
     # data of a user's own are read, and their network is tried, once for all seeds, and let go
-    job = make_job(options) if like is None else replace(like, config=config)
+    if like is None:
+        job = make_job(options)
+    else:  # --data-parallel and --replicas have gone into its config
+        parallel = {"parallel": like.config.parallel}
+        job = replace(like, config=config.model_copy(update=parallel))
     job = replace(job, own_data=None, rehearsal=None)
     folder = None if request.run_dir is None else request.run_dir / run.name
     begun = folder is not None and holds_run(folder)
     if folder is not None and begun:
-        check_same_run(folder, config, _OPTION)
+        check_same_run(folder, job.config, _OPTION)
         options = replace(options, run_dir=folder)
     done = folder is not None and begun and is_finished(folder, job)
     return job, Planned(run, options, begun, done)

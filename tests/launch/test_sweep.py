@@ -18,6 +18,7 @@ from launch.grid.results import Outcome, Result, in_words, result_in, rows_of
 from launch.grid.sweeps import Planned, Request, checked, sweep_of
 from launch.grid.table import plain_lines, screen_table
 from launch.job import Options
+from launch.machine.provenance import read_starts
 from launch.sweep import main
 from pipeline.errors import ConfigError
 
@@ -153,6 +154,9 @@ def test_runs_at_once_are_those_of_one_after_another(here: Path) -> None:
     assert launch(here / "small.yaml", here / "whole", **whole) == 0
     run = here / "all/optimizer.lr=0.001,seed=1"
     assert final_digests(run) == final_digests(here / "whole")
+    (start,) = read_starts(run)
+    words = "pipeline-launch --run-dir all/optimizer.lr=0.001,seed=1 "
+    assert start["command"].startswith(words), "whole, to repeat it"
 
 
 @pytest.mark.processes
@@ -176,6 +180,24 @@ def test_a_signal_ends_all_runs_at_once_with_checkpoints(here: Path) -> None:
     assert told[0] == told[1] == ("optimizer.lr=1.0e+30,seed=1", 1)
     assert told[2:] == [("optimizer.lr=0.001,seed=1", 130)]
     assert final_digests(here / "all/optimizer.lr=0.001,seed=1")
+
+
+@pytest.mark.parametrize(
+    "option", [("--data-parallel", "2"), ("--stages", "2", "--replicas", "0:2")]
+)
+def test_what_options_say_of_the_config_is_there_when_a_sweep_goes_on(
+    here: Path, option: tuple[str, ...]
+) -> None:
+    given = ("small.yaml", "--seeds", "1-2", "--run-dir", "all", *option)
+    assert ask(*given).exit_code == 0
+    before = contents(here / "all/seed=1")
+    again = ask("--run-dir", "all", "--seeds", "1-3", *option)
+    assert again.exit_code == 0, again.stderr
+    assert statuses(here / "all") == ["finished"] * 3
+    assert contents(here / "all/seed=1") == before
+    other = ask("--run-dir", "all")
+    assert other.exit_code == 2
+    assert "holds a run with parallel." in other.stderr
 
 
 def test_a_result_that_is_gone_does_not_shrink_n_in_silence(here: Path) -> None:
