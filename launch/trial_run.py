@@ -120,7 +120,9 @@ def trial_run(job: Job, engine: Engine | None) -> Trial:
             if asked():
                 raise KeyboardInterrupt from None
     speed = watch.epochs * steps * config.data.batch_size / watch.seconds
-    if plan.n_stages > 1 and plan.stages[0].device == "cpu":
+    # what members of a team exchange, or processes that take turns, says nothing of a pipeline
+    is_pipeline = engine is not None and all(stage.members == 1 for stage in plan.stages)
+    if is_pipeline and plan.n_stages > 1 and plan.stages[0].device == "cpu":
         try:
             keep_crowded_speed(config, job.specs, speed / expected)
         except ConfigError as error:
