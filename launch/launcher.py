@@ -85,7 +85,8 @@ def _tried(job: Job, options: Options) -> str:
 
     print("measuring the planned pipeline", file=sys.stderr)
     try:
-        single = options.single or job.config.loss.is_global
+        alone = job.config.loss.is_global and job.plan.members == 1
+        single = options.single or alone
         with engine_for(single=single) as engine:
             trial = trial_run(job, engine)
             speed = f"{trial.images_per_s:,.0f} images/s"

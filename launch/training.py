@@ -23,7 +23,6 @@ from launch.same_data import check_same_data, list_files
 from pipeline.data.batches import load_batches
 from pipeline.data.facts import check_data
 from pipeline.errors import InterruptedRunError, cut, one_line
-from pipeline.planning.plan import received_bytes
 from pipeline.run.events import Detail, Note, RunStarted, ignore
 from pipeline.run.recorder import Recorder
 from pipeline.run.run import Run
@@ -267,11 +266,8 @@ def _started(job: Job, path: Path, run: Run, *, linked: bool) -> RunStarted:
 
 
 def _received_bytes(job: Job) -> tuple[int, ...]:
-    stages, facts = job.plan.stage_costs(job.costs), job.facts
-    n = job.config.data.batch_size
-    if (members := job.plan.members) > 1:
-        return (n * (facts.example_bytes + facts.target_bytes),) * members
-    return received_bytes(stages, n, facts.example_bytes, facts.target_bytes)
+    facts, n = job.facts, job.config.data.batch_size
+    return job.plan.received_bytes(job.costs, n, facts.example_bytes, facts.target_bytes)
 
 
 def _all_of(log: Observer, show: Observer, console: Console, watch: Observer) -> Observer:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from launch.machine.gpus import devices
-from launch.plan.replicas import asked_for
+from launch.plan.replicas import REPLICAS, asked_for
 from pipeline.config.sections import build_config, config_tree
 from pipeline.errors import SINGLE, STAGES, ConfigError
 from pipeline.planning.hosts import (
@@ -82,6 +82,11 @@ def _check_members(members: int, options: Options) -> None:
         )
     if options.plan is not None:
         raise ConfigError(f"--plan: {why}, and there is nothing to plan: leave --plan out")
+    if options.replicas:
+        raise ConfigError(
+            *(REPLICAS, f": {why}, and no stage is slower than others: leave "),
+            *(REPLICAS, " out, or use parallel.members 1"),
+        )
 
 
 def _check_one_process(config: Config, options: Options) -> None:

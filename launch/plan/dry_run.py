@@ -6,7 +6,7 @@ data set is read, but for a user's own.
 
 from __future__ import annotations
 
-from dataclasses import astuple, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -22,7 +22,6 @@ from pipeline.planning.hosts import local_name
 from pipeline.planning.placement import busiest
 from pipeline.planning.plan import (
     StageCost,
-    received_bytes,
     speedup_bound_consecutive,
     speedup_bound_free,
 )
@@ -89,7 +88,7 @@ def dry_run_report(
     plan = plan.in_one_process() if single else plan
     stages, images = plan.stage_costs(costs), config.data.batch_size
     console.print(_stage_table(specs, plan, stages, images, facts.target_bytes))
-    received = received_bytes(stages, images, facts.example_bytes, facts.target_bytes)
+    received = plan.received_bytes(costs, images, facts.example_bytes, facts.target_bytes)
     if plan.members > 1:
         say(console, f"{_team(config, plan, costs)} {_NOTE}")
         say(console, _disk(config, costs))
@@ -121,7 +120,7 @@ def dry_run_report(
     if config.schedule.greedy:
         say(console, _GREEDY if single else f"{_GREEDY} {_GREEDY_STAGES}")
         return
-    if not single and _sum(stages).train_macs:  # those of a user's own modules may not be known
+    if not single and _macs_of(stages):  # those of a user's own modules may not be known
         _print_bounds(specs, plan, stages, console)
 
 
@@ -181,7 +180,7 @@ def _stage_table(
         names = "\n".join(_names(specs, planned))
         cells = _cells(cost, unit, batch_size)
         table.add_row(str(planned.stage), planned.device, names, *cells)
-    table.add_row("total", "", "", *_cells(_sum(stages), unit, batch_size))
+    table.add_row("total", "", "", *_cells(_total(plan, stages), unit, batch_size))
     return table
 
 
@@ -205,8 +204,20 @@ def _cells(cost: StageCost, unit: str, batch_size: int) -> tuple[str, ...]:
     )
 
 
-def _sum(stages: Sequence[StageCost]) -> StageCost:
-    return StageCost(*map(sum, zip(*map(astuple, stages), strict=True)))
+def _total(plan: Plan, stages: Sequence[StageCost]) -> StageCost:
+    """Of all processes; members of a team have the same parameters, and one of them sends."""
+    apart = [cost for planned, cost in zip(plan.stages, stages, strict=True) if not planned.member]
+    return StageCost(
+        parameters=sum(cost.parameters for cost in apart),
+        head_parameters=sum(cost.head_parameters for cost in apart),
+        train_macs=_macs_of(stages),
+        sent_bytes=sum(cost.sent_bytes for cost in apart),
+        estimated_bytes=sum(cost.estimated_bytes for cost in stages),
+    )
+
+
+def _macs_of(stages: Sequence[StageCost]) -> int:
+    return sum(cost.train_macs for cost in stages)
 
 
 def _print_bounds(
@@ -218,7 +229,7 @@ def _print_bounds(
     say(
         console,
         f"Speed: bound by stage {slowest.stage} ({names}): {macs} multiply-adds of "
-        f"{_macs(_sum(stages).train_macs, unit)}.",
+        f"{_macs(_macs_of(stages), unit)}.",
     )
     say(console, _placement_sentence(plan, stages))
     console.print()

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from launch.display.format import size_text
 from launch.plan.dry_run import plain_table, say
-from pipeline.planning.plan import received_bytes
 from pipeline.protocol.addresses import CARRIERS
 from pipeline.transport.seal import why_no_seal
 
@@ -64,11 +63,11 @@ def print_links(job: Job, console: Console) -> None:
 def planned_links(job: Job) -> list[PlannedLink]:
     """In order; none of a run in one process. A run says of each link where it turns out otherwise,
     as in containers that can't reach each other's memory."""
-    if job.single or job.config.loss.is_global:
+    if job.single or (job.config.loss.is_global and job.plan.members == 1):
         return []
     facts, stages = job.facts, job.plan.stages
-    sizes = received_bytes(
-        job.plan.stage_costs(job.costs),
+    sizes = job.plan.received_bytes(
+        job.costs,
         job.config.data.batch_size,
         facts.example_bytes,
         facts.target_bytes,

@@ -129,8 +129,16 @@ def _tree(run: Folder, name: str) -> dict[str, Any]:
 
 def _plan(tree: dict[str, Any]) -> Plan | None:
     with suppress(KeyError, TypeError, ValueError):
+        blocks = [tuple(map(int, stage["blocks"])) for stage in tree["stages"]]
         stages = [
-            StagePlan(place, tuple(map(int, stage["blocks"])), str(stage["device"]))
+            StagePlan(
+                place,
+                blocks[place],
+                str(stage["device"]),
+                member=int(stage.get("member", 0)),
+                members=blocks.count(blocks[place]),
+                in_rounds=bool(stage.get("in_rounds")),
+            )
             for place, stage in enumerate(tree["stages"])
         ]
         return Plan(tuple(stages)) if stages else None

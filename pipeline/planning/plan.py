@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """Costs of consecutive blocks together, in the units of `BlockCost`."""
+    """Costs of consecutive blocks together, in the units of `BlockCost`; of `train_macs` the part
+    that one process does, on an average batch."""
 
     parameters: int
     head_parameters: int
@@ -122,8 +123,25 @@ class Plan:
         return found
 
     def stage_costs(self, costs: Sequence[BlockCost]) -> list[StageCost]:
-        """What each stage costs, given what the blocks do."""
-        return [stage_cost([costs[block] for block in stage.blocks]) for stage in self.stages]
+        """What each stage costs, given what the blocks do. Members of a team do a part of the
+        multiply-adds each: of every batch a share, or of so many batches one."""
+        found = []
+        for stage in self.stages:
+            whole = stage_cost([costs[block] for block in stage.blocks])
+            found.append(replace(whole, train_macs=whole.train_macs // stage.members))
+        return found
+
+    def received_bytes(
+        self, costs: Sequence[BlockCost], examples: int, example_bytes: int, target_bytes: int
+    ) -> tuple[int, ...]:
+        """What crosses the link to each stage with a batch, headers aside: the first is sent
+        examples as they leave the data set, each other what the one before it passes on, which in
+        a team that holds the whole network are the same examples; all are sent targets."""
+        if self.members > 1:
+            return (examples * (example_bytes + target_bytes),) * self.members
+        stages = self.stage_costs(costs)
+        per_example = (example_bytes, *(stage.sent_bytes for stage in stages[:-1]))
+        return tuple(examples * (nbytes + target_bytes) for nbytes in per_example)
 
     def tree(self, costs: Sequence[BlockCost] = ()) -> dict[str, Any]:
         """Plain JSON values, for plan.json."""
@@ -149,16 +167,6 @@ def stage_cost(costs: Sequence[BlockCost]) -> StageCost:
         sent_bytes=costs[-1].sent_bytes,
         estimated_bytes=estimated_bytes(costs),
     )
-
-
-def received_bytes(
-    stages: Sequence[StageCost], examples: int, example_bytes: int, target_bytes: int
-) -> tuple[int, ...]:
-    """What crosses the link to each stage with a batch, headers aside: the first is sent examples
-    as they leave the data set, each other what the one before it passes on; all are sent
-    targets."""
-    per_example = (example_bytes, *(stage.sent_bytes for stage in stages[:-1]))
-    return tuple(examples * (nbytes + target_bytes) for nbytes in per_example)
 
 
 def make_plan(

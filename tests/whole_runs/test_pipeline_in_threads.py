@@ -32,7 +32,6 @@ from pipeline.errors import (
 from pipeline.learning.build import build_stage
 from pipeline.network.from_config import network_specs
 from pipeline.planning.cost import block_costs
-from pipeline.planning.plan import received_bytes
 from pipeline.protocol.messages import (
     PROTOCOL_VERSION,
     Bye,
@@ -148,8 +147,8 @@ def test_what_people_are_told_of_the_links_crosses_them(
     costs = block_costs(
         specs, batch_size=8, element_bytes=element_bytes, optimizer_name="adam", backprop=False
     )
-    stages, data_bytes = job.run.plan.stage_costs(costs), (facts.example_bytes, facts.target_bytes)
-    assert crossed == list(received_bytes(stages, 2 * (22 + 9), *data_bytes))
+    data_bytes = facts.example_bytes, facts.target_bytes
+    assert crossed == list(job.run.plan.received_bytes(costs, 2 * (22 + 9), *data_bytes))
 
 
 @pytest.mark.parametrize(

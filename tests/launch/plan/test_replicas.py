@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from io import StringIO
 from typing import TYPE_CHECKING
 
 import pytest
+from rich.console import Console
 
+from launch.display.format import count_text
 from launch.job import KnownSpeed, Options
 from launch.plan.checks import make_job, network_costs
+from launch.plan.dry_run import dry_run_report
 from launch.plan.known_speed import cautions
 from launch.plan.replicas import asked_for
 from pipeline.errors import ConfigError
 from pipeline.planning.hosts import Host
-from pipeline.planning.plan import make_plan, with_replicas
+from pipeline.planning.plan import make_plan, speedup_bound_free, with_replicas
 from pipeline.planning.prediction import BlockTimes, Timing
 
 if TYPE_CHECKING:
@@ -55,6 +59,25 @@ def test_what_is_asked_for_in_vain(text: str, said: str, tmp_path: Path) -> None
     with pytest.raises(ConfigError, match=r"^--replicas ") as caught:
         job(tmp_path, text)
     assert said in str(caught.value)
+
+
+def test_replicas_share_the_multiply_adds_of_their_stage(tmp_path: Path) -> None:
+    """So that with a device each the plan is as much faster as the stage then is."""
+    made = job(tmp_path, "0:2", stages=2)
+    one, other = (
+        sum(made.costs[block].train_macs for block in made.plan.stages[stage].blocks)
+        for stage in (0, 2)
+    )
+    stages = made.plan.stage_costs(made.costs)
+    assert [stage.train_macs for stage in stages] == [one // 2, one // 2, other]
+    bound = (one + other) / max(one / 2, other)
+    assert speedup_bound_free(stages, 3) == pytest.approx(bound, rel=0.01)
+    shown = StringIO()
+    of = made.config, made.facts, made.specs, made.costs, made.plan
+    dry_run_report(*of, Console(file=shown, width=200))
+    (total,) = [line for line in shown.getvalue().splitlines() if line.startswith("total")]
+    parameters = sum(cost.parameters for cost in made.costs)
+    assert total.split()[1] == count_text(parameters)
 
 
 def test_a_stage_whose_blocks_differ_is_refused(tmp_path: Path) -> None:

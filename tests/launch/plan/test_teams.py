@@ -13,6 +13,7 @@ from launch.job import Options
 from launch.plan.checks import make_job
 from launch.plan.dry_run import dry_run_report
 from launch.plan.known_speed import cautions
+from launch.plan.links import planned_links
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -71,6 +72,16 @@ def test_a_plan_says_where_members_wait(tmp_path: Path) -> None:
         assert (said in text) == waits
 
 
+def test_members_do_the_multiply_adds_of_one_and_are_sent_whole_batches(tmp_path: Path) -> None:
+    made = job(tmp_path, "", members=2)
+    macs = [stage.train_macs for stage in made.plan.stage_costs(made.costs)]
+    assert sum(macs) == pytest.approx(sum(cost.train_macs for cost in made.costs), abs=2)
+    images = 8 * (64 + 8)  # with a label of eight bytes each
+    assert [link.nbytes for link in planned_links(made)] == [images, images]
+    of_backprop = job(tmp_path, "", CONFIG.replace("predsim", "glob"), members=2)
+    assert [link.nbytes for link in planned_links(of_backprop)] == [images, images]
+
+
 @pytest.mark.parametrize(
     ("parallel", "others", "options", "said"),
     [
@@ -79,6 +90,7 @@ def test_a_plan_says_where_members_wait(tmp_path: Path) -> None:
         ("", "", {"members": 5}, "5: each needs two examples of a batch, and data.batch_size is 8"),
         ("", "", {"stages": 2}, "--stages 2: parallel.members 2: every process holds the whole"),
         ("replicas: {1: 2}", "", {}, "don't go together with parallel.members 2"),
+        ("", "", {"replicas": ("auto",)}, "--replicas: parallel.members 2: every process holds"),
     ],
 )
 def test_what_does_not_go_together(
