@@ -6,10 +6,11 @@ import shlex
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from launch.plan.replicas import REPLICAS
 from pipeline.config.config_file import load_config
 from pipeline.config.sections import build_config, differing_keys
 from pipeline.config.yaml_text import word_for
-from pipeline.errors import RESUME, RUN_DIR, SET, CheckpointError, ConfigError
+from pipeline.errors import RESUME, RUN_DIR, SET, CheckpointError, ConfigError, Option
 from pipeline.run.metrics import epoch_lines_in
 from pipeline.schedule.feed import Feed, course_of
 from pipeline.schedule.items import Stop
@@ -41,6 +42,8 @@ CODE = "code.txt"
 _OF_A_NETWORK = ("encoder.", "tail.")
 """How the names of a user's tensors begin in a block's file."""
 _BOUND = ("runtime.seed", "runtime.precision", "runtime.wire_dtype", "schedule.greedy")
+_BY_OPTION = {"parallel.members": Option("data_parallel"), "parallel.replicas": REPLICAS}
+"""Options that go before what is said of a key."""
 _NO_MATTER = ("data.root", "data.download", "runtime.")
 _MATTER = ("runtime.seed", "runtime.precision", "runtime.wire_dtype")
 
@@ -291,9 +294,10 @@ def _compare(before: Config, now: Config, path: Path) -> list[str]:
         old, new = map(word_for, values)
         moves_phases = now.schedule.greedy and key == "schedule.epochs"
         if key in _BOUND or moves_phases or not key.startswith(_FREE_TO_CHANGE):
+            without = (" without ", _BY_OPTION[key]) if key in _BY_OPTION else ()
             raise ConfigError(
                 *(RESUME, f": {key} is {new}, but the run in {path} began with {old}; use ", SET),
-                f" {shlex.quote(f'{key}={old}')}, or start a new run",
+                *(f" {shlex.quote(f'{key}={old}')}", *without, ", or start a new run"),
             )
         left = _left_behind(before, now) if key == "schedule.epochs" else ""
         notes.append(f"{key} changed from {old} to {new}{left}")

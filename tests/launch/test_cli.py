@@ -288,6 +288,17 @@ def test_a_resumed_run_stays_what_it_was(
     )
 
 
+def test_a_cure_names_the_option_that_would_go_before_it(here: Path) -> None:
+    a_run(here)
+    for option, key, now, before in (
+        (("--data-parallel", "2"), "parallel.members", "2", "1"),
+        (("--stages", "2", "--replicas", "1:2"), "parallel.replicas", "{1: 2, 2: 2, 3: 2}", "{}"),
+    ):
+        says = refused(here, "tiny.yaml", "--resume", "--run-dir", "run", *option)
+        assert says.startswith(f"--resume: {key} is {now}, but the run in run began with {before}")
+        assert f" without {option[-2]}, or start a new run" in says
+
+
 NETWORK_OF_LISTS = """\
 model: {name: vgg, layers: [32, M, 16], hidden_layers: 0}
 loss: {name: pred, pred_hidden: [8, 4]}
