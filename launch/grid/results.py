@@ -10,7 +10,7 @@ from statistics import mean, median, stdev
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from launch.run_directory import epoch_lines
-from pipeline.run.metrics import tested
+from pipeline.run.metrics import last_phase, tested
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -75,9 +75,7 @@ def result_in(run_dir: Path) -> Result | None:
     lines = epoch_lines(run_dir)
     if not lines:
         return None
-    # in greedy training another block's classifier was tested in earlier phases
-    phase = [line for line in lines if line.get("learner") == lines[-1].get("learner")]
-    tests = [test for line in phase if (test := tested(line)[1])]
+    tests = [test for line in last_phase(lines) if (test := tested(line)[1])]
     last = tested(lines[-1])[1]
     errors, losses = ([test.get(key) for test in tests] for key in ("error_pct", "loss"))
     speeds = [line["images_per_s"] for line in lines if line.get("images_per_s")]
@@ -115,7 +113,7 @@ def rows_of(outcomes: Sequence[Outcome]) -> list[Row]:
     return [_row(settings, own) for settings, own in by_settings.items()]
 
 
-def spread(values: Iterable[float | None]) -> Spread:
+def mean_and_sd(values: Iterable[float | None]) -> Spread:
     """Of those that are numbers."""
     found = [value for value in values if value is not None]
     if not found:
@@ -125,7 +123,7 @@ def spread(values: Iterable[float | None]) -> Spread:
 
 def _row(settings: tuple[tuple[str, str], ...], outcomes: Sequence[Outcome]) -> Row:
     results = [outcome.result for outcome in outcomes if outcome.result is not None]
-    spreads = {name: spread(getattr(one, name) for one in results) for name in NUMBERS}
+    spreads = {name: mean_and_sd(getattr(one, name) for one in results) for name in NUMBERS}
     return Row(settings, len(results), len(outcomes), spreads)
 
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from launch.display.format import NOTHING, count_text, number_text, size_text
 from launch.report.pieces import Card, Code, Fact, Section, Table, Words
-from launch.report.room import spread
+from launch.report.room import evenly
 from launch.report.speed import median_speed
 from pipeline.errors import cut
-from pipeline.run.metrics import tested
+from pipeline.run.metrics import last_phase, tested
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -41,7 +41,8 @@ def facts(run: Run) -> Iterable[Fact]:
     lines, costs, plan = run.files.lines, run.files.costs, run.files.plan
     part, last, best = _tests(run)
     if last is not None:
-        yield Fact(f"{last:.2f} %", f"{part} error, last epoch")
+        when = "last epoch" if last[0] == lines[-1]["epoch"] else f"epoch {last[0]}"
+        yield Fact(f"{last[1]:.2f} %", f"{part} error, {when}")
     if best is not None:
         yield Fact(f"{best[1]:.2f} %", f"lowest, epoch {best[0]}")
     if lines:
@@ -67,12 +68,14 @@ def results(runs: Sequence[Run]) -> Section:
 
 def _result(run: Run) -> tuple[str, ...]:
     _, last, best = _tests(run)
+    lines = run.files.lines
+    told = "" if last is None or last[0] == lines[-1]["epoch"] else f" (epoch {last[0]})"
     costs, looked = run.files.costs, run.looks.evaluation
     return (
         run.name,
         run.files.loss,
-        str(run.files.lines[-1]["epoch"]) if run.files.lines else "0",
-        number_text(last, ".2f"),
+        str(lines[-1]["epoch"]) if lines else "0",
+        NOTHING if last is None else f"{last[1]:.2f}{told}",
         NOTHING if best is None else f"{best[1]:.2f} (epoch {best[0]})",
         NOTHING if isinstance(looked, str) else number_text(looked.error_pct, ".2f"),
         number_text(median_speed(run), ",.0f", 1e9),
@@ -80,17 +83,17 @@ def _result(run: Run) -> tuple[str, ...]:
     )
 
 
-def _tests(run: Run) -> tuple[str, float | None, tuple[int, float] | None]:
-    """What was tested on, the last error, and the epoch of the lowest, with that."""
+def _tests(run: Run) -> tuple[str, tuple[int, float] | None, tuple[int, float] | None]:
+    """What was tested on, the last epoch that was, with its error, and that of the lowest."""
     part = "test"
     found: list[tuple[int, float]] = []
-    for line in run.files.lines:
+    for line in last_phase(run.files.lines):
         part, values = tested(line)
         if (error := values.get("error_pct")) is not None:
             found.append((line["epoch"], error))
     if not found:
         return part, None, None
-    return part, found[-1][1], min(found, key=lambda pair: pair[1])
+    return part, found[-1], min(found, key=lambda pair: pair[1])
 
 
 def plan_section(runs: Sequence[Run], rows: int) -> Section:
@@ -108,7 +111,7 @@ def _plan(run: Run, most: int) -> Iterable[Piece]:
     if costs:
         headings += ("parameters", "of heads", "multiply-adds", "sent per batch")
     rows = []
-    for stage in spread(plan.stages, most):
+    for stage in evenly(plan.stages, most):
         cells: tuple[str, ...] = (str(stage.stage), stage.device, run.blocks_of(stage.stage))
         if costs:
             cost = costs[stage.stage]
@@ -137,7 +140,7 @@ def _settings(run: Run, room: Room) -> Iterable[Piece]:
     yield Table((), (*about, ("checkpoint shown", shown)), words=2)
     if not files.starts:
         yield Words("On which machine this run was trained is not recorded.")
-    for start in spread(files.starts, room.rows):
+    for start in evenly(files.starts, room.rows):
         yield Table((), tuple(_machine(start)), words=2)
     if files.config:
         yield Code("Configuration", cut(files.config, room.characters))

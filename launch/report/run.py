@@ -40,6 +40,17 @@ class Run:
             return []
         return plan.stage_costs(costs)
 
+    @property
+    def estimated_bytes(self) -> list[int]:
+        """Of training, by process: of each stage, or of all in one; none where they are not
+        known."""
+        plan, costs = self.files.plan, self.files.costs
+        if plan is None or not self.stage_costs:
+            return []
+        stages = plan.in_one_process().stage_costs(costs) if self.files.single else self.stage_costs
+        estimates = [cost.estimated_bytes for cost in stages]
+        return [sum(estimates)] if self.files.single else estimates  # a team, too, in one process
+
     def block_name(self, block: int) -> str:
         """As `2 conv 64→128`; its number alone where the rest is not known."""
         names = self.looks.blocks

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from launch.display.format import number_text, size_text
 from launch.drawing import Sheet, css, ink
 from launch.report.pieces import Card, Figure, Key, Section, Table, Words
-from launch.report.room import spread
+from launch.report.room import evenly
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -81,7 +81,7 @@ def _speed(run: Run, most: int) -> Iterable[Piece]:
     busy = [100 * median(epoch["busy"] for epoch in stage) for stage in reports]
     shares = _shares(run, len(busy))
     title = "Busy, % of the time (median of the epochs)"
-    shown = spread(range(len(busy)), most)
+    shown = evenly(range(len(busy)), most)
     bars = Bars("busy", ink("run-0"), [busy[k] for k in shown])
     yield _figure(title, [bars], f"{run.number}-busy", list(map(str, shown)), most=100.0)
     yield Words(" ".join((_bound(run, busy), *_bound_of_plan(shares))))
@@ -142,12 +142,12 @@ def _memory(run: Run, most: int) -> Iterable[Piece]:
         yield Words("No epoch has come to its end in this run: its memory is not known.")
         return
     measured = [max(epoch["peak_memory_bytes"] for epoch in stage) for stage in reports]
-    estimated = [cost.estimated_bytes for cost in run.stage_costs]
+    estimated = run.estimated_bytes
     names = list(map(str, range(len(measured))))
     if run.files.single:
-        measured, estimated, names = measured[:1], [sum(estimated)] * bool(estimated), ["all"]
+        measured, names = measured[:1], ["all"]
     known = len(estimated) == len(measured)
-    shown = spread(range(len(measured)), most)
+    shown = evenly(range(len(measured)), most)
     bars = [Bars("measured", ink("run-0"), [measured[k] / _MIB for k in shown])]
     if known:
         values = [estimated[k] / _MIB for k in shown]

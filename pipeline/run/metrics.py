@@ -214,6 +214,12 @@ def epoch_lines_in(run: Folder) -> list[dict[str, Any]]:
     return [line for line in lines if line.get("event") == "epoch" and line.get("epoch")]
 
 
+def last_phase(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of the lines of epochs those of the newest phase of greedy training, since in each another
+    block's classifier is tested; else all."""
+    return [line for line in lines if line.get("learner") == lines[-1].get("learner")]
+
+
 def tested(line: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Which part a line of metrics was tested on, `test` or `validation`, and its loss and error,
     perhaps by depth; empty where it was not tested."""
