@@ -19,9 +19,10 @@ import click
 
 from benchmarks.lib.command_line import provenance_now, with_usage_errors
 from benchmarks.lib.contenders import BATCH, NEVER, finished
-from benchmarks.lib.report import Finding, Report, ratio_findings, speeds
+from benchmarks.lib.report import Finding, Report, in_turn, ratio_findings, speeds
 from benchmarks.lib.result_files import RESULTS, keep_so_far, make_writable, write_result
 from launch.display.format import markdown
+from pipeline.errors import ConfigError
 from pipeline.run.metrics import METRICS_FILE, tested
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def lap(task: Task, way: str, processes: int, epochs: int, settings: Sequence[st
         return answer if isinstance(answer, dict) else dict(json.loads(answer))
     with TemporaryDirectory(prefix="data-parallel-") as folder:
         run = Path(folder) / "run"
-        asked = ["launch.cli", *words, "--data-parallel", str(processes), "--view", "quiet"]
+        asked = ["launch.cli", *words, "--data-parallel", str(processes)]
+        asked += ["--gpus", "cpu", "--view", "quiet"]
         answer = finished([*asked, "--run-dir", str(run), config], 60.0)
         return answer if isinstance(answer, dict) else _of_run(run)
 
@@ -123,6 +125,9 @@ def main(
     network: tuple[str, ...], processes: int, rounds: int, epochs: int, settings: tuple[str, ...]
 ) -> None:
     """Measure, print and keep benchmarks/results/data_parallel-….json."""
+    for one in settings:  # a rival has no bf16, nor other optimizers or losses
+        if not one.startswith("data."):
+            raise ConfigError(f"--set {one}: both are trained alike: set keys of data alone")
     make_writable(RESULTS)
     names = network or tuple(TASKS)
     networks: dict[str, dict[str, list[Lap]]] = {name: {OURS: [], RIVAL: []} for name in names}
@@ -133,7 +138,7 @@ def main(
     for number in range(1, rounds + 1):
         result["load_average"].append(round(os.getloadavg()[0], 2))
         for name, ways in networks.items():
-            for way, laps in ways.items():
+            for way, laps in in_turn(ways, number):
                 found = lap(TASKS[name], way, processes, epochs, settings)
                 laps.append(found)
                 failed, speed = found.get("failed"), found.get("images_per_s", 0)

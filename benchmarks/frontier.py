@@ -38,10 +38,11 @@ from launch.drawing import (
     speeds_axis,
     write_svg,
 )
-from launch.grid.results import spread
+from launch.grid.results import mean_and_sd
 from launch.referee.rows import Rows
 from launch.referee.table import read_table
 from pipeline.config.config_file import config_from, dump_config
+from pipeline.config.sections import config_tree
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -80,23 +81,29 @@ class Way(NamedTuple):
 
 
 def ways_of(
-    network: str, rows: Mapping[str, Row], stages: Sequence[int], cores: int, seconds: float
+    network: str,
+    rows: Mapping[str, Row],
+    stages: Sequence[int],
+    cores: int,
+    seconds: float,
+    data: str | None = None,
 ) -> Iterator[Way]:
-    """All ways to train a network, by the referee's rows of its rules."""
+    """All ways to train a network, by the referee's rows of its rules; `data`: the folder of the
+    data sets."""
     ours = ("launch.cli", "--view", "quiet", "--gpus", "cpu")
     for rule, row in rows.items():
         threads = sorted({1, cores}) if rule.startswith("backprop") else [1]
         for count in threads:
             label = f"{rule}, {count} thread{'s' * (count > 1)}"
-            yield Way(label, rule, (*ours, "--single"), *_timed_config(row, count))
+            yield Way(label, rule, (*ours, "--single"), *_timed_config(row, count, data))
         if not rule.startswith("backprop"):
             for count in stages:
                 words = (*ours, "--stages", str(count))
-                yield Way(f"{rule}, {count} processes", rule, words, *_timed_config(row, 1))
+                yield Way(f"{rule}, {count} processes", rule, words, *_timed_config(row, 1, data))
     if "backprop" not in rows:
         return
     rival = ("benchmarks.rivals.ddp", "--processes", str(cores))
-    config = _timed_config(rows["backprop"], 1)
+    config = _timed_config(rows["backprop"], 1, data)
     label = f"DistributedDataParallel, {cores} processes"
     yield Way(label, "backprop", rival, *config, is_run=False)
     for micro in _MICRO_BATCHES if network in _SHARED else ():
@@ -106,10 +113,11 @@ def ways_of(
         yield Way(label, "backprop", ("benchmarks.rivals.onef1b", task.text()), is_run=False)
 
 
-def _timed_config(row: Row, threads: int) -> tuple[str, int]:
+def _timed_config(row: Row, threads: int, data: str | None) -> tuple[str, int]:
     """A run's config, for a few steps of the same images; images of an epoch."""
-    images = _STEPS * row.config["data"]["batch_size"]
-    images = min(images, row.config["data"].get("train_limit") or images)
+    own = row.config_here(data)
+    images = _STEPS * own.data.batch_size
+    images = min(images, own.data.train_limit or images)
     changes = {
         "schedule.epochs": _EPOCHS,
         "data.train_limit": images,
@@ -117,7 +125,7 @@ def _timed_config(row: Row, threads: int) -> tuple[str, int]:
         "runtime.eval_every_epochs": 0,
         "runtime.checkpoint_every_steps": NEVER,
     }
-    return dump_config(config_from(row.config, row.path, (), changes)), images
+    return dump_config(config_from(config_tree(own), row.path, (), changes)), images
 
 
 def lap(way: Way, seconds: float) -> dict[str, Any]:
@@ -264,15 +272,29 @@ def rows_of(network: str, folder: Path) -> dict[str, list[Row]]:
 
 
 @click.command()
-@click.option("--network", "names", default="mlp,cnn3", show_default=True, help="Of the referee.")
+@click.option(
+    "--networks",
+    "--network",
+    "names",
+    default="mlp,cnn3",
+    show_default=True,
+    help="Of the referee.",
+)
 @click.option("--stages", callback=counts_of, default="2,3", show_default=True, metavar="N,M")
 @click.option("--rounds", default=1, show_default=True, type=click.IntRange(1))
 @click.option("--seconds", default=8.0, type=SECONDS, show_default=True, help="Of each rival.")
+@click.option("--data", metavar="DIR", help="Folder of the data sets. [default: data]")
 @click.option("--rows", default="benchmarks", show_default=True, help="As pipeline-referee --out.")
 @click.option("--draw", "only_draw", is_flag=True, help="Draw what is kept; measure nothing.")
 @with_usage_errors
 def main(
-    names: str, stages: tuple[int, ...], rounds: int, seconds: float, rows: str, only_draw: bool
+    names: str,
+    stages: tuple[int, ...],
+    rounds: int,
+    seconds: float,
+    data: str | None,
+    rows: str,
+    only_draw: bool,
 ) -> None:
     """Measure, print, draw, and keep benchmarks/results/frontier_NETWORK-….json."""
     table_ = read_table()
@@ -290,8 +312,8 @@ def main(
     for network in networks:
         own = asked[network.name]
         first = {rule: found[0] for rule, found in own.items()}
-        errors = {rule: spread(row.error_pct for row in found) for rule, found in own.items()}
-        ways = list(ways_of(network.name, first, stages, cores, seconds))
+        errors = {rule: mean_and_sd(row.error_pct for row in found) for rule, found in own.items()}
+        ways = list(ways_of(network.name, first, stages, cores, seconds, data))
         kept_ways: list[dict[str, Any]] = [
             {
                 "label": way.label, "rule": way.rule, "is_local": way.is_local, "rounds": [],

@@ -1,7 +1,7 @@
 """Keep what a finished run measured: python -m benchmarks.keep RUN_DIR NAME
 
-Writes results/NAME-DATE-COMMIT.json: where it was measured, the resolved config, every epoch's
-line. Run it at the commit that trained.
+Writes results/NAME-DATE-COMMIT.json: by which command, on what and at which commit it was trained,
+the resolved config, every epoch's line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import click
 
 from benchmarks.lib.command_line import with_usage_errors
 from benchmarks.lib.result_files import write_result
-from launch.machine.provenance import provenance
+from launch.machine.provenance import provenance, read_starts
 from launch.paper.results import all_epochs
 from pipeline.config.config_file import load_config
 from pipeline.config.sections import config_tree
@@ -27,13 +27,18 @@ from pipeline.run.metrics import METRICS_FILE
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+_OF_THE_START = ("time", "host", "after_step")
+"""Of what a run keeps, what says nothing of where a result is from."""
+
 
 @click.command()
 @click.argument("run_dir", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.argument("name")
-@click.option("--command", required=True, help="The command line that trained.")
+@click.option(
+    "--command", help="The command line that trained, on this machine, where the run keeps none."
+)
 @with_usage_errors
-def main(run_dir: Path, name: str, command: str) -> None:
+def main(run_dir: Path, name: str, command: str | None) -> None:
     """Keep the metrics of RUN_DIR as benchmarks/results/NAME-….json."""
     if not re.fullmatch(r"\w[\w-]*", name):
         raise ConfigError(f"NAME {shlex.quote(name)}: expected a plain word, as mnist_mlp_pred")
@@ -41,13 +46,31 @@ def main(run_dir: Path, name: str, command: str) -> None:
     config = load_config(run_dir / "config.yaml")
     error_pct = tested_error(run_dir, epochs, all_epochs(config))
     result = {
-        **provenance(command),
+        **made_by(run_dir, command),
         "config": config_tree(config),
         "stages": stages_of(run_dir),
         "test_error_pct": error_pct,
         "epochs": epochs,
     }
     print(f"test error {error_pct:.2f} %, kept in {write_result(name, result)}")
+
+
+def made_by(run_dir: Path, command: str | None) -> dict[str, Any]:
+    """Where the newest part of a run was trained, as the run has kept it, or, where it has not, as
+    it is here.
+
+    Raises:
+        ConfigError: where neither is known, or both are given.
+    """
+    starts = read_starts(run_dir)
+    if bool(starts) == (command is not None):
+        raise ConfigError(
+            f"--command: {run_dir} has kept by which command it was trained: leave it out"
+            if starts
+            else f"{run_dir} has not kept by which command it was trained: say so by --command"
+        )
+    made = starts[-1] if starts else provenance(command or "")
+    return {key: value for key, value in made.items() if key not in _OF_THE_START}
 
 
 def epochs_of(run_dir: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -183,10 +182,14 @@ def _to_nobody(passed: Tensor) -> None:
 
 
 def growths(found: Mapping[str, Mapping[str, Peaks]]) -> dict[str, float]:
-    """Of single mode's peak from one MLP to the next, twice as deep; by the deeper one."""
-    mlps = [name for name in found if name.startswith("mlp-")]
-    peaks = {name: found[name]["single"].total for name in mlps}
-    return {deeper: peaks[deeper] / peaks[name] - 1 for name, deeper in pairwise(mlps)}
+    """Of single mode's peak from an MLP to the one that is twice as deep; by that one."""
+    depths = {int(name.removeprefix("mlp-")): name for name in found if name.startswith("mlp-")}
+    peaks = {depth: found[name]["single"].total for depth, name in depths.items()}
+    return {
+        depths[2 * depth]: peaks[2 * depth] / peaks[depth] - 1
+        for depth in sorted(peaks)
+        if 2 * depth in peaks
+    }
 
 
 def peaks_in(result: Result) -> dict[str, dict[str, Peaks]]:
@@ -251,7 +254,7 @@ def _cell(peaks: Peaks) -> str:
 
 REPORT = Report(
     "Memory",
-    "Peak of what tensors take in one training step of 128 images beyond weights and optimizer "
+    "Peak of what tensors take in one training step (of 128 images) beyond weights and optimizer "
     "state, in MB; in brackets without the gradients of weights; after the plus weights, "
     "statistics and the optimizer's state (Adam), heads' too, which are held all the time. The "
     "last column is of the step alone.",

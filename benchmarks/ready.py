@@ -18,7 +18,7 @@ import click
 import psutil
 
 from benchmarks.lib.command_line import provenance_now, with_usage_errors
-from benchmarks.lib.report import Finding, Report, spread
+from benchmarks.lib.report import Finding, Report, range_text
 from benchmarks.lib.result_files import RESULTS, make_writable, write_result
 
 if TYPE_CHECKING:
@@ -85,10 +85,10 @@ def findings(result: Result) -> list[Finding]:
     answers = result["answers_s"]
     return [
         Finding(f"{result['stages']} stages: command to the first trained batch",
-                spread(result["first_batch_s"], " s")),
+                range_text(result["first_batch_s"], " s")),
         Finding("private memory of the largest worker", f"{max(memory):.0f} MB at most"),
-        Finding("`pipeline-launch --help`", spread(answers["help"], " s")),
-        Finding("an error in the config", spread(answers["config_error"], " s")),
+        Finding("`pipeline-launch --help`", range_text(answers["help"], " s")),
+        Finding("an error in the config", range_text(answers["config_error"], " s")),
     ]  # fmt: skip
 
 

@@ -32,7 +32,7 @@ import click
 import psutil
 
 from benchmarks.lib.command_line import SECONDS, provenance_now, with_usage_errors
-from benchmarks.lib.report import Finding, Report, spread
+from benchmarks.lib.report import Finding, Report, range_text
 from benchmarks.lib.result_files import RESULTS, make_writable, write_result
 from pipeline.run.metrics import METRICS_FILE
 
@@ -257,12 +257,12 @@ def findings(result: Result) -> list[Finding]:
         "until all workers were back": "back_s",
         "until four more steps were trained": "trained_s",
     }
-    told = [Finding(what, spread([kill[clock] for kill in killed], " s"))
+    told = [Finding(what, range_text([kill[clock] for kill in killed], " s"))
             for what, clock in clocks.items()]  # fmt: skip
     slowest_s = max(kill["trained_s"] for kill in killed)
     told[-1] = told[-1]._replace(asked=f"≤ {ASKED_S:g} s", met=slowest_s <= ASKED_S)
     for number, (kind, ratios) in enumerate(result["snapshots"]["ratios"].items()):
-        told.append(Finding(f"speed with a snapshot {kind} / without", spread(ratios)))
+        told.append(Finding(f"speed with a snapshot {kind} / without", range_text(ratios)))
         if not number:
             met = median(ratios) >= ASKED_RATIO
             told[-1] = told[-1]._replace(asked=f"≥ {ASKED_RATIO}", met=met)

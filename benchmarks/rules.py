@@ -19,7 +19,7 @@ import click
 
 from benchmarks.lib.command_line import SECONDS, provenance_now, with_usage_errors
 from benchmarks.lib.contenders import NEVER, finished, timed_epochs
-from benchmarks.lib.report import Finding, Report, spread
+from benchmarks.lib.report import Finding, Report, in_turn, range_text
 from benchmarks.lib.result_files import RESULTS, make_writable, write_result
 from launch.display.format import markdown
 from pipeline.config.config_file import dump_config
@@ -65,7 +65,7 @@ def config_text(name: str, steps: int, epochs: int) -> str:
 
 def ways_of(name: str, cores: int) -> dict[str, list[str]]:
     """The ways to train that are timed, each as the words of a module."""
-    ours = ["launch.cli", "--view", "quiet"]
+    ours = ["launch.cli", "--view", "quiet", "--gpus", "cpu"]
     if name.startswith("pred"):
         return {_ALONE: [*ours, "--single"]}
     loops = {f"loop, {n} thread{'s' * (n > 1)}": ["--threads", str(n)] for n in {1, cores}}
@@ -111,14 +111,14 @@ def findings(result: Result) -> list[Finding]:
             asked = loop.startswith("loop, 1 ")
             found.append(
                 Finding(
-                    f"{name}: {best} to {loop}", spread(ratios),
+                    f"{name}: {best} to {loop}", range_text(ratios),
                     f"≥ {AT_LEAST}" * asked, not asked or median(ratios) >= AT_LEAST,
                 )
             )  # fmt: skip
     ratios = ratio(result, ("pred by a user", _ALONE), ("pred", _ALONE))
     found.append(
         Finding(
-            "`pred` by a user's rule to the built-in one", spread(ratios),
+            "`pred` by a user's rule to the built-in one", range_text(ratios),
             f"≥ {PUBLIC_AT_LEAST}", median(ratios) >= PUBLIC_AT_LEAST,
         )
     )  # fmt: skip
@@ -160,7 +160,7 @@ def main(rounds: int, seconds: float, steps: int) -> None:
     result = {**provenance_now(), "batch_size": BATCH, "rules": rules}
     for number in range(1, rounds + 1):
         for name in RULES:
-            for way, words in ways_of(name, cores).items():
+            for way, words in in_turn(ways_of(name, cores), number):
                 found = lap(name, words, seconds, steps)
                 if "failed" in found:
                     raise click.ClickException(f"{name}, {way}: {found['failed']}")

@@ -44,9 +44,12 @@ class Options:
 
     @property
     def cores(self) -> list[int]:
-        """On a CPU, what one process may use instead of several with a core each."""
-        there = 0 if self.device == "cuda" else len(os.sched_getaffinity(0))
-        return [n for n in self.rival_stages if n * self.threads <= there]
+        """On a CPU, what one process may use instead of several with a core each; and all."""
+        if self.device == "cuda":
+            return []
+        most = len(os.sched_getaffinity(0)) // self.threads
+        found = {n for n in (*self.rival_stages, most) if 1 < n <= most}
+        return sorted(found)
 
     def task(self, network: str, contender: Contender) -> Task:
         """What a contender is told."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 Result: TypeAlias = "Mapping[str, Any]"
 """What a kept file holds."""
+Thing = TypeVar("Thing")
 
 
 class Finding(NamedTuple):
@@ -39,10 +40,17 @@ class Report(NamedTuple):
         print(f"kept in {path}; python -m benchmarks.results writes RESULTS.md anew")
 
 
-def spread(values: Sequence[float], unit: str = "") -> str:
+def range_text(values: Sequence[float], unit: str = "") -> str:
     """The median, of how many, from the least to the largest."""
     low, high = min(values), max(values)
     return f"{median(values):.3f}{unit} (of {len(values)}, {low:.3f} to {high:.3f})"
+
+
+def in_turn(ways: Mapping[str, Thing], number: int) -> list[tuple[str, Thing]]:
+    """In the order of a round, the first of which is 1: every second one goes backwards, so that
+    what comes first, or warms a machine up, is not always the same."""
+    found = list(ways.items())
+    return found if number % 2 else found[::-1]
 
 
 def speeds(laps: Iterable[Mapping[str, Any]]) -> list[float]:
@@ -68,5 +76,5 @@ def ratio_findings(
         if ratios:
             met = median(ratios) >= at_least
             what = f"{network}: {named.format(way)} to {named.format(other)}"
-            found.append(Finding(what, spread(ratios, " ×"), f"≥ {at_least}", met))
+            found.append(Finding(what, range_text(ratios, " ×"), f"≥ {at_least}", met))
     return found

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from benchmarks.lib.contenders import Lap, Way
 
-CORES = "global backprop in one process on all cores"
+CORES = "global backprop in one process on several cores"
 _SMALL = ("mlp", "vgg8b_quarter")
 ASKED = {
     **{

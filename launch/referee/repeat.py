@@ -5,7 +5,6 @@ rows that are named ─▶ a process each, by the row's own config ─▶ SHA-25
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -44,7 +43,7 @@ def repeat(names: str, request: Request, say: Callable[[str], None]) -> int:
         ConfigError: for the first thing that is wrong, before anything is started.
     """
     rows = {row.path: row for row in _named(names, Rows(request.out))}
-    configs = {path: _config_of(row, request.data) for path, row in rows.items()}
+    configs = {path: row.config_here(request.data) for path, row in rows.items()}
     for path, config in configs.items():
         check_config(path, config, _device(rows[path], request))
     check_data(configs.values())
@@ -94,14 +93,14 @@ class _Repetition:
         if anew is None:
             told = "interrupted" if one.was_interrupted else f"no result: {one.why}"
         else:
-            differs = what_differs(self._rows[path], anew)
+            differs = bits_that_differ(self._rows[path], anew)
             self.compared += 1
             self.same += not differs
             told = differs or f"the same bits: {_figure(anew)}"
         self._say(f"{path}: {told}, {one.wall_s:.0f} s")
 
 
-def what_differs(kept: Row, anew: Row) -> str:
+def bits_that_differ(kept: Row, anew: Row) -> str:
     """What is not the same in a training and its row; empty where nothing is."""
     before, after = kept.result["blocks_sha256"], anew.result["blocks_sha256"]
     others = [block for block in before if before[block] != after.get(block)]
@@ -150,11 +149,3 @@ def _named(names: str, rows: Rows) -> Sequence[Row]:
     if not found:
         raise ConfigError(f"{OPTION} {names!r}: names no row: give one, as mlp/pred/seed=1")
     return [*found.values()]
-
-
-def _config_of(row: Row, data: str | None) -> Config:
-    """The row's own, with the data where they are here."""
-    section = {key: value for key, value in row.config.get("data", {}).items() if key != "root"}
-    if data is not None:
-        section["root"] = data
-    return replace(row, config={**row.config, "data": section}).checked_config()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from types import NoneType
 from typing import TYPE_CHECKING, Any
@@ -82,6 +82,17 @@ class Row:
             ConfigError: where this version has no such config.
         """
         return build_config(dict(self.config), f"the row {self.path}")
+
+    def config_here(self, data: str | None) -> Config:
+        """The same, with the data where they are here: in the folder `data`; None: the default.
+
+        Raises:
+            ConfigError: as `checked_config`.
+        """
+        section = {key: each for key, each in self.config.get("data", {}).items() if key != "root"}
+        if data is not None:
+            section["root"] = data
+        return replace(self, config={**self.config, "data": section}).checked_config()
 
     def tree(self) -> dict[str, Any]:
         """As JSON values."""

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from support.processes import TINY
 
 from benchmarks import keep
+from launch.machine.provenance import start_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,6 +50,17 @@ def test_a_finished_run_is_kept(finished: Path, results: Path) -> None:
     result = json.loads(path.read_text("utf-8"))
     assert (result["test_error_pct"], len(result["epochs"])) == (3.0, 3)
     assert result["stages"] == [{"blocks": [0, 1, 2, 3]}]
+
+
+def test_where_it_was_trained_is_what_the_run_has_kept(finished: Path, results: Path) -> None:
+    start = {**start_of("pipeline-launch mine.yaml", 0), "commit": "abc1234"}
+    (finished / "provenance.json").write_text(json.dumps([start]), encoding="utf-8")
+    assert "leave it out" in keeping(finished).output
+    assert CliRunner().invoke(keep.main, [str(finished), "mine"]).exit_code == 0
+    (path,) = results.glob("mine-*.json")
+    result = json.loads(path.read_text("utf-8"))
+    assert (result["command"], result["commit"]) == ("pipeline-launch mine.yaml", "abc1234")
+    assert not {"time", "host", "after_step"} & result.keys()
 
 
 def test_a_name_that_is_no_plain_word_is_refused(finished: Path) -> None:

@@ -149,6 +149,18 @@ def test_no_stage_takes_more_than_single_mode() -> None:
     assert 0.5 * whole.total < stage.total <= 1.02 * whole.total
 
 
+def test_what_is_held_is_the_weights_and_adams_two_moments() -> None:
+    """Heads, too, of which global backprop has none."""
+    widths = [(64, 64), (64, 64), (64, 10)]
+    layers = sum(a * b + b for a, b in widths)
+    norms = 2 * (64 + 64)  # and as many running statistics, which are not learned
+    learned = 12 * (layers + norms)
+    rivals = [way(tiny_mlp(2), BATCH, CPU).held for way in (global_backprop, checkpointed)]
+    assert rivals == pytest.approx([learned + 4 * norms] * 2, rel=0.01)
+    heads = 12 * 2 * (64 * 64 + 64 + 64 * 10 + 10)
+    assert single(tiny_mlp(2), BATCH, CPU).held == pytest.approx(rivals[0] + heads, rel=0.02)
+
+
 def result(**singles: int) -> dict[str, Any]:
     """Single mode's peaks in MB by network; those of other ways are 100 MB."""
     peaks = {"total": 100_000_000, "activations": 50_000_000}
@@ -167,6 +179,7 @@ def test_growth_is_that_of_neighbours() -> None:
         "mlp-8": pytest.approx(0.05),
         "mlp-16": pytest.approx(1.0),
     }
+    assert growths(peaks_in(result(mlp_32=42, mlp_4=20))) == {}, "no other depth is twice one's"
 
 
 def test_findings_say_what_was_asked() -> None:
@@ -177,6 +190,16 @@ def test_findings_say_what_was_asked() -> None:
         ("vgg19, single mode / global backprop", "0.26", False),
     ]
     assert findings(result(vgg19=25))[-1].met
+
+
+def test_what_is_held_counts_in_findings_of_its_own() -> None:
+    kept = result(vgg19=20)
+    for way, peaks in kept["bytes"]["vgg19"].items():
+        peaks["held"] = 10**6 * (60 if way == "single" else 20)
+    found = {one.what: one.found for one in findings(kept)}
+    said = "vgg19, with weights and optimizer state, single mode / global backprop"
+    assert found[said] == f"{(20 + 60) / (100 + 20):.2f}"
+    assert table(kept).splitlines()[-1].startswith("| vgg19 | 20.0 (1.0) + 60.0 | 100.0 (50.0) + ")
 
 
 def test_the_table_has_both_peaks() -> None:

@@ -10,7 +10,9 @@ from benchmarks.lib import lineup
 from benchmarks.lib.lineup import Options, contenders
 
 
-def test_a_round_holds_each_pair() -> None:
+def test_a_round_holds_each_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And global backprop in one process with as many threads as there are cores."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {*range(4)})
     counts = (1, 3)
     options = Options(
         ("mlp",), ("fp32",), ("pred", "sim"), counts, 1, 1.0, "cpu", 1, (), Path("runs")
@@ -20,7 +22,7 @@ def test_a_round_holds_each_pair() -> None:
         "single pred fp32", "pipeline 1 pred fp32", "pipeline 3 pred fp32",
         "single sim fp32", "pipeline 1 sim fp32", "pipeline 3 sim fp32",
         "products pred fp32", "products sim fp32",
-        "single glob fp32",
+        "single glob fp32", "single glob fp32 on 3 cores", "single glob fp32 on 4 cores",
         "1f1b 3 in 1 glob fp32", "1f1b 3 in 2 glob fp32", "1f1b 3 in 4 glob fp32",
         "plain pred fp32", "plain sim fp32",
     ]  # fmt: skip
