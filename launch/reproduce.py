@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from launch.paper.table import Cell, Entry, Table
     from launch.paper.tasks import Request, Task
     from launch.run_directory import HeldRun
+    from pipeline.errors import Option
 
 
 def reproduce(tables: Sequence[Table], request: Request) -> int:
@@ -36,9 +37,13 @@ def reproduce(tables: Sequence[Table], request: Request) -> int:
         ConfigError: for the first thing that is wrong.
         PipelineError: what ended the first run that fails.
     """
-    from launch.paper.results import is_finished
-    from launch.paper.tasks import check_results, make_tasks
+    from launch.paper.results import has_last_test
+    from launch.paper.tasks import RUNS_OPTION, check_results, make_tasks
     from launch.run_directory import hold
+    from pipeline.errors import RUN_DIR, as_option, worded
+
+    def word(option: Option) -> str:
+        return RUNS_OPTION if option == RUN_DIR else as_option(option)
 
     tasks = make_tasks(tables, request)
     check_results(request.results)
@@ -49,10 +54,10 @@ def reproduce(tables: Sequence[Table], request: Request) -> int:
 
     for number, task in enumerate(tasks, 1):
         say(f"[{number}/{len(tasks)}] {task.entry.title}  {task.run_dir}")
-        if is_finished(task.run_dir, task.job.config):
+        if has_last_test(task.run_dir, task.job.config):
             say(_keep(tables, task.entry, task.run_dir, request.results))
             continue
-        with hold(task.run_dir) as run:
+        with worded(word), hold(task.run_dir) as run:
             status = _train(task, run, request.command)
             if status != DONE:
                 return status
@@ -83,12 +88,12 @@ def show_plans(tables: Sequence[Table], request: Request) -> int:
 def _train(task: Task, run: HeldRun, command: str) -> int:
     """Train a task to its end in its folder; `command` goes into its provenance."""
     from launch.engines.interrupts import INTERRUPTED
-    from launch.paper.results import is_finished
+    from launch.paper.results import has_last_test
     from launch.paper.tasks import RUNS_OPTION
     from launch.series import how_to_go_on, train_one
     from pipeline.errors import CutShortError, InterruptedRunError, StageFailedError
 
-    if is_finished(run.path, task.job.config):
+    if has_last_test(run.path, task.job.config):
         return DONE  # another command trained it before this one locked the folder
     try:
         train_one(task.job, run, replace(task.options, command=command), RUNS_OPTION)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from launch.job import Job
     from pipeline.coordinator.engine import Engine
+    from pipeline.errors import Option
     from pipeline.storage.checkpoint import RunState
 
 
@@ -187,12 +188,17 @@ def main(
         from launch.display.streams import wait_for_no_reader
         from launch.job import Options
         from launch.plan.checks import make_job
-        from pipeline.errors import ConfigError
+        from pipeline.errors import SINGLE, ConfigError, as_option, worded
+
+        def word(option: Option) -> str:
+            return f"pipeline-launch {as_option(option)}" if option == SINGLE else as_option(option)
 
         wait_for_no_reader()
         options = Options(config, stages=stages, gpus=gpus, overrides=overrides, single=locality)
         if not locality:
-            return verify(make_job(options), steps or _STEPS)
+            with worded(word):
+                job = make_job(options)
+            return verify(job, steps or _STEPS)
         if stages is not None:
             raise ConfigError("--locality trains each block in a process of its own: no --stages")
         return verify_locality(make_job(options), steps or _STEPS_OF_EACH)

@@ -126,7 +126,7 @@ _FIELDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
-def is_finished(run_dir: Path, config: Config) -> bool:
+def has_last_test(run_dir: Path, config: Config) -> bool:
     """Whether the run in this directory has trained and tested its last epoch."""
     lines = epoch_lines(run_dir)
     return bool(lines) and lines[-1]["epoch"] == all_epochs(config) and bool(lines[-1].get("test"))
@@ -147,7 +147,7 @@ def record_of(entry: Entry, run_dir: Path) -> Record:
         ConfigError: where it is not finished.
     """
     config = load_config(run_dir / CONFIG)
-    if not is_finished(run_dir, config):
+    if not has_last_test(run_dir, config):
         raise ConfigError(f"{run_dir}: the run in it is not finished, or never tested")
     epochs = epoch_lines(run_dir)
     speeds = [line["images_per_s"] for line in epochs if line["images_per_s"]]

@@ -25,7 +25,7 @@ from launch.paper.report import RESULTS, difference, report_text, write_report
 from launch.paper.results import (
     Record,
     best_record,
-    is_finished,
+    has_last_test,
     keep_record,
     read_records,
     record_of,
@@ -233,7 +233,7 @@ def test_an_interrupted_row_goes_on_where_it_was(
     request = request_of("1/mlp", runs=Path("cut"))
     task = make_task(tables, entry_of(tables, "1/mlp/glob"), request)
     assert task.options.resume
-    assert not is_finished(task.run_dir, task.job.config)
+    assert not has_last_test(task.run_dir, task.job.config)
     assert reproduce(tables, request) == 0
     assert reproduce(tables, request_of("1/mlp", runs=Path("whole"))) == 0
     for name in ("mlp_glob", "mlp_predsim"):
@@ -312,12 +312,12 @@ def test_a_greedy_run_ends_with_its_last_phase(tables: Sequence[Table], here: Pa
     assert found.changes == {"schedule.greedy": [False, True]}
     entry = entry_of(tables, "1/mlp/predsim")
     task = make_task(tables, entry, greedy)
-    assert is_finished(task.run_dir, task.job.config)
+    assert has_last_test(task.run_dir, task.job.config)
     lines = (task.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (task.run_dir / "metrics.jsonl").write_text(
         lines[0], encoding="utf-8"
     )  # cut after its first phase
-    assert not is_finished(task.run_dir, task.job.config)
+    assert not has_last_test(task.run_dir, task.job.config)
     with pytest.raises(ConfigError, match="is not finished"):
         record_of(entry, task.run_dir)
 
@@ -472,7 +472,7 @@ def test_where_another_is_at_work_nothing_is_touched(here: Path) -> None:
     before = contents(directory)
     with hold(directory):
         says = refused("1/mlp/glob", "--gpus", "cpu", "--view", "quiet")
-    assert says == "--run-dir runs/paper/digits/mlp_glob: another run is at work in it"
+    assert says == "--runs runs/paper/digits/mlp_glob: another run is at work in it"
     assert contents(directory) == before
 
 
@@ -511,7 +511,7 @@ def test_of_two_that_begin_at_once_one_trains(here: Path) -> None:
     with hold(here / "runs/paper/digits/mlp_glob") as run:
         write_starts(run.folder, [start("0c1cfec")])
         says = refused("1/mlp/glob", "--gpus", "cpu", "--view", "quiet")
-        assert says == "--run-dir runs/paper/digits/mlp_glob: another run is at work in it"
+        assert says == "--runs runs/paper/digits/mlp_glob: another run is at work in it"
         assert read_starts(run.path) == [start("0c1cfec")]
 
 
