@@ -17,7 +17,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from launch.engines.fork_messages import invitation_of
-from launch.engines.local import ForkedWorkers, ForkServerClient, start_of
+from launch.engines.local import ForkedWorkers, ForkServerClient, fork_request
 from launch.engines.users_code import HERE, ON_PATH, unpack
 from pipeline.device.host import processor_fact
 from pipeline.system.interpreter import module_path
@@ -137,5 +137,5 @@ class Host:
     def _start(self, number: int, stage: int, attempt: int) -> None:
         self._server.run()  # it may have been killed, too
         here, path = str(self._folder / HERE), (*module_path(), str(self._folder / ON_PATH))
-        start = start_of(number, self._invitations[stage], self._keys, here, path)
+        start = fork_request(number, self._invitations[stage], self._keys, here, path)
         self._server.ask(replace(start, environment=self._environments[stage]))

@@ -323,7 +323,7 @@ class LocalEngine:
             invitation = invite(stage, attempt, host.key)
             self.warm_up()  # the fork server may have been killed, too
             here, path = current_folder(), module_path()
-            self._server.ask(start_of(number, invitation, keys, here, path))
+            self._server.ask(fork_request(number, invitation, keys, here, path))
 
         places = [Place(host, stage.device) for stage in plan.stages]
         workers = LocalWorkers(self._server, start_one, places)
@@ -339,7 +339,7 @@ class LocalEngine:
         self._server.close()
 
 
-def start_of(
+def fork_request(
     number: int,
     invitation: Invitation,
     keys: KeyPair | None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from launch.display.format import NOTHING, markdown, size_text
-from launch.grid.results import spread
+from launch.grid.results import mean_and_sd
 from launch.referee.rows import ROWS
 from launch.referee.tasks import VALIDATION, Task, searching
 from pipeline.storage.atomic import replace_file
@@ -123,7 +123,7 @@ def _cells(
     makers: _Makers,
     is_at_an_end: bool,
 ) -> list[str]:
-    errors = spread(row.error_pct for row in own)
+    errors = mean_and_sd(row.error_pct for row in own)
     speed, proof = (rows.of(Task(network, rule, kind)) for kind in ("speed", "locality"))
     peak = max(row.result["peak_memory_bytes"] for row in own)
     text = NOTHING if errors.mean is None else f"{errors.mean:.2f}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from launch.display.format import number_text
 from launch.drawing import Sheet, along, css, errors_axis, ink, whole_numbers
 from launch.report.pieces import Card, Figure, Key, Section, Table, Words
-from launch.report.room import spread
+from launch.report.room import evenly
 from pipeline.run.metrics import tested
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _of_run(run: Run, lines: Sequence[Line], room: Room, *, alone: bool) -> Iter
         train = _curve("training", ink("run-0"), lines, _trained, key, dashed=True)
         test = _curve(tested(lines[-1])[0], ink("run-1"), lines, _tested, key)
         found.append(_picture(f"Network: {unit}", [train, test], f"{run.number}-network"))
-    drawn = partial(_by_block, run, lines, spread(range(run.n_blocks), room.curves))
+    drawn = partial(_by_block, run, lines, evenly(range(run.n_blocks), room.curves))
     by_block = drawn("error_pct", "Training error of each block, %")
     found.append(by_block)
     found.append(drawn("error_pct", _IN_TESTS, _depth))
@@ -189,7 +189,7 @@ def _picture(
     last = "; ".join(f"{curve.label} {curve.values[-1]:.4g}" for curve in curves)
     keys = tuple(
         Key(css(curve.color), curve.label, "dashed" if curve.dashed else "line")
-        for curve in (curves if len(curves) <= most_keys else spread(curves, _KEYS_OF_MANY))
+        for curve in (curves if len(curves) <= most_keys else evenly(curves, _KEYS_OF_MANY))
     )
     return Figure(title, sheet.svg(salt), f"{title}, by epoch; in the end: {last}", keys)
 
@@ -211,7 +211,7 @@ def _draw(axes: Axes, curve: Curve, *, gaps: bool) -> None:
 
 def _last_epoch(run: Run, most: int) -> Table:
     line = run.files.lines[-1]
-    blocks = spread(line.get("blocks") or (), most)
+    blocks = evenly(line.get("blocks") or (), most)
     names = [name for name in _PARTS if any(_number(each, name) is not None for each in blocks)]
     rows = []
     for each in blocks:

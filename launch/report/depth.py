@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from launch.display.format import counted, number_text
 from launch.drawing import Sheet, css, errors_axis, ink, whole_numbers
 from launch.report.pieces import Card, Figure, Key, Section, Table, Words
-from launch.report.room import spread
+from launch.report.room import evenly
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -48,7 +48,7 @@ def _together(runs: Sequence[Run], most: int) -> Figure:
     sheet = Sheet(_PANEL)
     keys, said = [], []
     for run in runs:
-        depths, color = spread(_depths(run), most), ink(f"run-{run.number}")
+        depths, color = evenly(_depths(run), most), ink(f"run-{run.number}")
         errors = [depth.error_pct for depth in depths]
         _line(sheet.axes, depths, errors, color)
         keys.append(Key(css(color), run.name))
@@ -69,7 +69,7 @@ def _of_run(run: Run, exit_at: float, rows: int) -> Iterable[Piece]:
         return
     sheet = Sheet(_PANEL)
     alone, together = ink("run-0"), ink("run-1")
-    depths = spread(found.depths, rows)
+    depths = evenly(found.depths, rows)
     _line(sheet.axes, depths, [depth.error_pct for depth in depths], alone)
     ensembles = [depth.ensemble_error_pct for depth in depths]
     _line(sheet.axes, depths, ensembles, together, dashed=True)

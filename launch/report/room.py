@@ -59,7 +59,7 @@ def rooms(runs: int) -> Iterator[Room]:
         )
 
 
-def spread(things: Sequence[Thing], most: int) -> Sequence[Thing]:
+def evenly(things: Sequence[Thing], most: int) -> Sequence[Thing]:
     """At most so many: the last, the first, and as evenly as can be between."""
     if len(things) <= most:
         return things

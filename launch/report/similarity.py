@@ -8,7 +8,7 @@ import numpy as np
 
 from launch.drawing import png
 from launch.report.pieces import Card, Gallery, Image, Key, Section, Words
-from launch.report.room import spread
+from launch.report.room import evenly
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -53,7 +53,7 @@ def _of_run(run: Run, most: int) -> Iterable[Piece]:
     shown = [_image(found, found.of_y, "S(y), the labels")]
     if found.of_x is not None:
         shown.append(_image(found, found.of_x, "S(x), the examples"))
-    blocks = spread(found.blocks, most)
+    blocks = evenly(found.blocks, most)
     shown += [_image(found, each.of_h, run.block_name(each.block)) for each in blocks]
     title = f"{len(found.y)} test examples: by their labels, as they are, and S(h) after each block"
     keys = signs("alike, up to 1", "opposite, down to −1")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch.drawing import Sheet, css, ink
 from launch.report.pieces import Card, Figure, Key, Section, Words
-from launch.report.room import spread
+from launch.report.room import evenly
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -158,7 +158,7 @@ def _period(found: Timeline) -> float:
 
 def _picture(run: Run, found: Timeline, at: tuple[float, float], title: str, room: Room) -> Figure:
     begin, end = at
-    places = {row: place for place, row in enumerate(spread(list(found.rows), room.rows))}
+    places = {row: place for place, row in enumerate(evenly(list(found.rows), room.rows))}
     shown = [
         span for span in found.spans if span.end > begin and span.begin < end and span.row in places
     ]

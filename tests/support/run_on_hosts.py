@@ -21,7 +21,7 @@ from pathlib import Path
 from socket import MSG_DONTWAIT, socket, socketpair
 from typing import TYPE_CHECKING, Any
 
-from launch.engines.local import ForkedWorkers, ForkServerClient, start_of
+from launch.engines.local import ForkedWorkers, ForkServerClient, fork_request
 from pipeline.coordinator.engine import End
 from pipeline.planning.hosts import Host, Place
 from pipeline.protocol.credentials import Invitation, KeyPair
@@ -207,7 +207,7 @@ def be_agent(descriptor: str, folder: str) -> None:
     told: dict[int, int] = {}
 
     def start(number: int, stage: int, attempt: int) -> None:
-        server.ask(start_of(number, invitations[stage], keys, folder, sys.path))
+        server.ask(fork_request(number, invitations[stage], keys, folder, sys.path))
 
     workers = ForkedWorkers(server, start)
     server.run()

@@ -14,7 +14,7 @@ from launch.engines.interrupts import INTERRUPTED
 from launch.referee.expected import Expectation
 from launch.referee.page import page_text
 from launch.referee.referee import Referee, best_value, check_rows
-from launch.referee.repeat import what_differs
+from launch.referee.repeat import bits_that_differ
 from launch.referee.rows import Row, Rows
 from launch.referee.table import read_table
 from launch.referee.tasks import Request, Task, config_of, tasks_of
@@ -156,25 +156,26 @@ def test_a_repetition_tells_which_bits_are_others_and_where_the_row_was_made(
         return replace(row, result={**row.result, **result})
 
     kept = with_(kept, blocks_sha256={"0": "a", "1": "b"})
-    assert what_differs(kept, kept) == ""
+    assert bits_that_differ(kept, kept) == ""
     other = with_(kept, blocks_sha256={"0": "a", "1": "c"})
     said = "not the same: error 5.00 % against error 5.00 %, other bits in blocks 1"
-    assert what_differs(kept, other) == said
+    assert bits_that_differ(kept, other) == said
     elsewhere = replace(kept, starts=({**START, "processor": "Another"},))
     place = "the row was trained on Another with torch 2, this on A processor with torch 2"
-    assert what_differs(elsewhere, other) == f"{said}; {place}, which may round otherwise"
+    assert bits_that_differ(elsewhere, other) == f"{said}; {place}, which may round otherwise"
     on_a_gpu = with_(replace(kept, starts=({**START, "gpus": ["A GPU"]},)), device="cuda:0")
-    assert "; the row was trained on A GPU with torch 2, this on A pr" in what_differs(
+    assert "; the row was trained on A GPU with torch 2, this on A pr" in bits_that_differ(
         on_a_gpu, other
     )
     fewer = with_(kept, blocks_sha256={"0": "a"})
     for one, two in ((kept, fewer), (fewer, kept)):
-        assert "other bits in blocks 1" in what_differs(one, two)
-    assert what_differs(kept, with_(kept, error_pct=4.0)) == (
+        assert "other bits in blocks 1" in bits_that_differ(one, two)
+    assert bits_that_differ(kept, with_(kept, error_pct=4.0)) == (
         "the same bits, but error 4.00 % against error 5.00 %"
     )
     unlike = with_(kept, blocks_sha256={"0": "x", "1": "y"}, error_pct=None, loss=None)
-    assert "no loss against error 5.00 %, other bits in all blocks" in what_differs(kept, unlike)
+    said = bits_that_differ(kept, unlike)
+    assert "no loss against error 5.00 %, other bits in all blocks" in said
 
 
 GIVEN = {
