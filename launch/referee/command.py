@@ -173,7 +173,7 @@ def _say(line: str) -> None:
     "--table",
     metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Networks and rules; a row for each. [default: the shipped launch/referee/referee.yaml]",
+    help="Rules that are added to the shipped launch/referee/referee.yaml, or a whole table.",
 )
 @click.option(
     "--out",

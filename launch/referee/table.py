@@ -107,7 +107,7 @@ class Table:
 
 
 def read_table(path: Path | None = None) -> Table:
-    """The shipped table, or that of another file.
+    """The shipped table, with the rules of another file, or in its place that of another file.
 
     Raises:
         ConfigError: naming file, entry and what is wrong.
@@ -115,8 +115,13 @@ def read_table(path: Path | None = None) -> Table:
     path = path or TABLE
     tree = load_tree(path)
     said = str(path)
+    if isinstance(tree, dict) and tree.keys() == {"rules"}:
+        tree = _with_rules(tree["rules"], said)
     if not isinstance(tree, dict) or not {"networks", "rules", "search"} <= tree.keys():
-        raise ConfigError(f"{said}: expected the entries common, search, networks and rules")
+        raise ConfigError(
+            f"{said}: expected the entries common, search, networks and rules, or rules alone, to "
+            "be added to the shipped ones"
+        )
     if odd := sorted(map(str, tree.keys() - {"common", "search", "networks", "rules"})):
         raise ConfigError(f"{said}: {odd[0]} is none of common, search, networks, rules")
     common = _section(tree.get("common") or {}, f"{said}: common")
@@ -132,6 +137,15 @@ def read_table(path: Path | None = None) -> Table:
         if rule.search_of is not None and rule.search_of not in rules:
             raise ConfigError(f"{said}: {rule.name}: search_of {rule.search_of} is no rule here")
     return Table(common, networks, rules)
+
+
+def _with_rules(more: Any, said: str) -> dict[str, Any]:
+    """The shipped table as it is in its file, with more rules."""
+    shipped: dict[str, Any] = load_tree(TABLE)
+    rules, own = shipped["rules"], _section(more, f"{said}: rules")
+    if both := [name for name in own if name in rules]:
+        raise ConfigError(f"{said}: {both[0]} is a shipped rule: give yours another name")
+    return {**shipped, "rules": {**rules, **own}}
 
 
 def _rule(name: str, entry: Any, search: Any, said: str) -> Rule:

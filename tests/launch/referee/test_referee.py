@@ -100,6 +100,21 @@ def with_rows(request: Request, *, seeds: tuple[int, ...] = (1,)) -> Rows:
     return rows
 
 
+def test_a_file_of_rules_alone_adds_them_to_the_shipped_ones(tmp_path: Path) -> None:
+    path, shipped = tmp_path / "mine.yaml", read_table()
+    row = "{title: Mine, config: {loss: {name: pred, pred_hidden: 8}}, search_of: pred}"
+    path.write_text(f"rules:\n  Mine: {row}\n", "utf-8")
+    table = read_table(path)
+    assert [*table.rules] == [*shipped.rules, "Mine"]
+    assert table.networks == shipped.networks
+    request = Request(table, [table.networks["mlp"]], [table.rules["Mine"]])
+    (made,) = {config_of(task, request).loss.pred_hidden for task in tasks_of(request)[-1:]}
+    assert made == 8
+    path.write_text(f"rules:\n  DGL: {row}\n", "utf-8")
+    with pytest.raises(ConfigError, match="DGL is a shipped rule: give yours another name"):
+        read_table(path)
+
+
 def test_speed_is_taken_of_as_many_steps_as_the_table_says(tmp_path: Path) -> None:
     path = tmp_path / "table.yaml"
     path.write_text(SMALL.replace("epochs: 3", "epochs: 3\n    speed_steps: 3", 1), "utf-8")
