@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from pipeline.config.sections import Config
     from pipeline.network.specs import BlockSpec, LayerSpec, PoolSpec
-    from pipeline.network.user_network import Part
+    from pipeline.network.user_network import BlockModules
 
 _DEPTH = Option("depth")
 
@@ -74,7 +74,9 @@ class Residual(nn.Module):
         return passed
 
 
-def trained_parts(parts: Sequence[Part], states: Mapping[int, Mapping[str, Tensor]]) -> None:
+def trained_parts(
+    parts: Sequence[BlockModules], states: Mapping[int, Mapping[str, Tensor]]
+) -> None:
     """Put the trained tensors of blocks into a user's own modules.
 
     Raises:

@@ -13,7 +13,7 @@ from pipeline.device.host import keep_freed_memory
 from pipeline.learning.augment import Preprocess
 from pipeline.learning.backprop import FrugalBackprop
 from pipeline.learning.block import Block
-from pipeline.learning.optimizers import Clipped, Part, Parts, make_optimizer
+from pipeline.learning.optimizers import Clipped, ParameterGroup, ParameterGroups, make_optimizer
 from pipeline.learning.precision import Between
 from pipeline.learning.stage import Stage
 from pipeline.learning.user_block import CustomBlock
@@ -192,11 +192,13 @@ def block_optimizer(
     else:
         parts = [_configured(settings, block, learned)]
     alone = len(parts) == 1 and parts[0].factor == 1.0
-    optimizer = parts[0].optimizer if alone else Parts(learned, parts)
+    optimizer = parts[0].optimizer if alone else ParameterGroups(learned, parts)
     return optimizer if settings.clip_norm is None else Clipped(optimizer, settings.clip_norm)
 
 
-def _configured(settings: OptimizerConfig, block: int, learned: Mapping[str, Tensor]) -> Part:
+def _configured(
+    settings: OptimizerConfig, block: int, learned: Mapping[str, Tensor]
+) -> ParameterGroup:
     own = settings.blocks.get(block)
     own_decay = own.weight_decay if own else None
     optimizer = make_optimizer(
@@ -208,14 +210,14 @@ def _configured(settings: OptimizerConfig, block: int, learned: Mapping[str, Ten
     )
     # the rate that arrives is the common one, as the schedule has changed it
     factor = own.lr / settings.lr if own and own.lr is not None else 1.0
-    return Part(list(learned), optimizer, factor)
+    return ParameterGroup(list(learned), optimizer, factor)
 
 
 def _asked_for(
     settings: OptimizerConfig, wanted: OwnOptimizer, learned: Mapping[str, Tensor]
-) -> Part:
+) -> ParameterGroup:
     optimizer = make_optimizer(wanted.name, learned, weight_decay=0.0, momentum=wanted.momentum)
-    return Part(list(learned), optimizer, wanted.lr / settings.lr)
+    return ParameterGroup(list(learned), optimizer, wanted.lr / settings.lr)
 
 
 def computes_bf16(device: torch.device) -> bool:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     strides, as every other member's."""
     Key: TypeAlias = tuple[int, int]
     """Training batch and last block of the group."""
-    Place: TypeAlias = tuple[int, int, int]
+    GatherPlace: TypeAlias = tuple[int, int, int]
     """Batch, last block of the group, and which of the gatherings there, counted from 1."""
 
 
@@ -53,7 +53,7 @@ class Exchange(Protocol):
         for the same block again. It is asked for once, in the order in which it was given. Raises
         CalledOffError, TimedOutError."""
 
-    def gather(self, place: Place, found: Found, among: int) -> list[Found]:
+    def gather(self, place: GatherPlace, found: Found, among: int) -> list[Found]:
         """What each of the first `among` members found there, this one's among them, in order of
         member; waits for them. All of them call this at the same places in the same order; nothing
         is changed any more, by anyone. Raises CalledOffError, TimedOutError."""
@@ -80,7 +80,7 @@ class Turns:
         self._turn, self._called_off = Condition(), False
         self._given: dict[Key, dict[int, Found]] = {}
         self._totals: dict[Key, tuple[list[Tensor], set[int]]] = {}
-        self._gathered: dict[Place, tuple[dict[int, Found], set[int]]] = {}
+        self._gathered: dict[GatherPlace, tuple[dict[int, Found], set[int]]] = {}
 
     def __enter__(self) -> None:
         self._turn.acquire()
@@ -117,7 +117,7 @@ class Turns:
             del self._totals[key], self._given[key]
         return total
 
-    def gather(self, place: Place, member: int, found: Found, among: int) -> list[Found]:
+    def gather(self, place: GatherPlace, member: int, found: Found, among: int) -> list[Found]:
         """As `Exchange.gather`."""
         given, taken = self._gathered.setdefault(place, ({}, set()))
         given[member] = found
@@ -145,5 +145,5 @@ class _TurnsExchange:
     def total(self, key: Key) -> list[Tensor]:
         return self._turns.total(key, self.member)
 
-    def gather(self, place: Place, found: Found, among: int) -> list[Found]:
+    def gather(self, place: GatherPlace, found: Found, among: int) -> list[Found]:
         return self._turns.gather(place, self.member, found, among)

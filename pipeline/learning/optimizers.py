@@ -171,7 +171,7 @@ class SGD(_WithState):
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ParameterGroup:
     """Some parameters of a block, by name, and the optimizer that holds just these, in this order.
 
     `factor`: on the learning rate that arrives with each step.
@@ -182,13 +182,13 @@ class Part:
     factor: float = 1.0
 
 
-class Parts:
+class ParameterGroups:
     """The optimizers of the parts of a block as one. Each parameter is of one part.
 
     State: that of the parts, by the same names.
     """
 
-    def __init__(self, names: Iterable[str], parts: Sequence[Part]) -> None:
+    def __init__(self, names: Iterable[str], parts: Sequence[ParameterGroup]) -> None:
         """`names`: of all parameters, in the order in which gradients come."""
         place = {name: at for at, name in enumerate(names)}
         self._parts = [(part, [place.pop(name) for name in part.names]) for part in parts]

@@ -18,8 +18,8 @@ from pipeline.learning.losses import LossValue, output_loss
 from pipeline.learning.precision import autocast
 from pipeline.network.rule_shapes import (
     arrival_problem,
+    described,
     expander,
-    kind_of,
     naming_rule,
     scores_problem,
 )
@@ -83,7 +83,7 @@ class RuleCalls:
             x = self._rule.enter(batch.x, batch, cast("torch.Generator", generator))
         self._check_left_alone("enter", batch, targets)
         if not isinstance(x, Tensor) or len(x) != len(batch.x):
-            raise self._wrong(f"enter gives {kind_of(x)} for {kind_of(batch.x)}")
+            raise self._wrong(f"enter gives {described(x)} for {described(batch.x)}")
         return x
 
     @torch.no_grad()
@@ -129,7 +129,7 @@ class RuleCalls:
         if loss is None:
             loss = torch.zeros((), device=self._device)
         if not isinstance(loss, Tensor) or loss.dim() != 0:
-            raise self._wrong(f"loss gives {kind_of(loss)}: a scalar is needed, as by mean()")
+            raise self._wrong(f"loss gives {described(loss)}: a scalar is needed, as by mean()")
         if scores is None:
             return LossValue(loss, None)
         self._check_scores(scores, batch.y)
@@ -155,7 +155,7 @@ class RuleCalls:
                 )
             if direction.shape != own[name].shape:
                 raise self._wrong(
-                    f"update gives {kind_of(direction)} for {name!r} of {tuple(own[name].shape)}"
+                    f"update gives {described(direction)} for {name!r} of {tuple(own[name].shape)}"
                 )
         return {name: each.to(own[name].dtype) for name, each in given.items()}
 

@@ -20,7 +20,7 @@ LEAST = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Contribution:
     """What a member's gradients count for in the sum. `whole`: the same for changes of whole
     numbers; `later`: how many batches of its round come after its own, None for a share: running
     statistics take batches one after the other, and a share's are a part of those of one batch."""
@@ -30,7 +30,7 @@ class Part:
     later: int | None
 
 
-NOTHING = Part(0.0, 0, 0)
+NOTHING = Contribution(0.0, 0, 0)
 """Of a member without a batch or share."""
 
 
@@ -53,15 +53,15 @@ class Share:
         return self.count / self.of
 
     @property
-    def part(self) -> Part:
+    def contribution(self) -> Contribution:
         """What is found of them, beside what others find of the rest."""
         # whole numbers, such as the count of batches, change as with the first member
-        return Part(self.weight, int(self.first == 0), None)
+        return Contribution(self.weight, int(self.first == 0), None)
 
 
-def part_of(turn: Turn) -> Part:
+def contribution_of(turn: Turn) -> Contribution:
     """Of the mean over the batches of a round."""
-    return Part(1 / turn.size, 1, turn.size - 1 - turn.place)
+    return Contribution(1 / turn.size, 1, turn.size - 1 - turn.place)
 
 
 def share_of(examples: int, member: int, members: int) -> Share:

@@ -26,7 +26,7 @@ from pipeline.learning.losses import output_loss
 from pipeline.learning.nonfinite import FiniteCheck, StateCheck, restore
 from pipeline.learning.precision import Between
 from pipeline.learning.rule_calls import Expansion, shared_by
-from pipeline.learning.shares import NOTHING, part_of, share_of
+from pipeline.learning.shares import NOTHING, contribution_of, share_of
 from pipeline.learning.team import Team, sizes
 from pipeline.network.specs import in_runs
 from pipeline.rules.rule import Batch
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from pipeline.learning.losses import LossValue
     from pipeline.learning.nonfinite import Policy
     from pipeline.learning.rule_calls import Versions
-    from pipeline.learning.shares import Part, Share
+    from pipeline.learning.shares import Contribution, Share
     from pipeline.learning.whole_batch import WholeBatch
     from pipeline.network.specs import BlockSpec
     from pipeline.schedule.items import Turn
@@ -99,7 +99,7 @@ class Stage:
         self._in_rounds = in_rounds
         self._share: Share | None = None
         """Of the batch at work, in a team that shares batches out."""
-        self._part: Part = NOTHING
+        self._contribution: Contribution = NOTHING
         """What it counts for in the sum of the team."""
         self._given_as = 0
         """The batch by which the team knows what it found."""
@@ -138,7 +138,7 @@ class Stage:
         self._scalars.set(batch_id, lr)
         given = (x, targets, *carried)
         if turn is not None:
-            self._part, self._given_as = part_of(turn), turn.first
+            self._contribution, self._given_as = contribution_of(turn), turn.first
         else:
             given, self._given_as = self._own_share(given), batch_id
         if not len(given[1]):
@@ -157,7 +157,7 @@ class Stage:
             return given
         share = self._team.share(len(given[1]))
         if share != self._share:
-            self._share, self._part = share, share.part
+            self._share, self._contribution = share, share.contribution
             for block in self.blocks:
                 block.take(share)
         # kernels may round otherwise where memory begins elsewhere than a fresh tensor's
@@ -367,7 +367,7 @@ class Stage:
         if self._team is not None:
             gradients = self._part_of_gradients(group, loss, directions, passes)
             at, lr = self._given_as, self._scalars.lr
-            self._team.give(group, at, gradients, self._part, lr, values, predictions)
+            self._team.give(group, at, gradients, self._contribution, lr, values, predictions)
         elif passes:
             learn(group, loss, self._scalars.lr, directions)
             for block, value in values.items():
@@ -387,14 +387,16 @@ class Stage:
     ) -> Sequence[Tensor | None] | None:
         """What a member of a team gives; None where its loss may not be learned from."""
         if self._whole is None:
-            return gradients_of(group, loss, directions, self._part.weight) if passes else None
+            return (
+                gradients_of(group, loss, directions, self._contribution.weight) if passes else None
+            )
         if self._may_skip:  # all do, then: within the backward pass they wait for each other
             passes = self._whole.all_agree(passes)
         gradients = None
         if passes:
             # by this thread, which alone may ask whether it still is to wait
             with torch.autograd.set_multithreading_enabled(False):
-                gradients = gradients_of(group, loss, directions, self._part.weight)
+                gradients = gradients_of(group, loss, directions, self._contribution.weight)
         self._whole.close()
         return gradients
 
@@ -686,11 +688,8 @@ def gradients_of(
     learned = [
         parameter for block in group for parameter in block.learned if id(parameter) not in given
     ]
-    # a user's own network or rule may leave parameters out, for a batch or for good: they get None;
-    # that a built-in block does is a bug, of which autograd tells
-    may_miss = any(block.spec.custom or block.spec.rule for block in group)
-    # nor is the map g used by a batch without similarity loss
-    may_miss |= any(block.spec.sim is not None and block.spec.sim.share < 1 for block in group)
+    # where no block may, that one does is a bug, of which autograd tells
+    may_miss = any(block.spec.may_miss_gradients for block in group)
     gradients: Sequence[Tensor | None] = [None] * len(learned)
     if learned and (loss.requires_grad or not may_miss):
         gradients = torch.autograd.grad(loss, learned, allow_unused=may_miss)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pipeline.learning.shares import Part, Share, share_of
+from pipeline.learning.shares import Contribution, Share, share_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -90,7 +90,7 @@ class Team:
         group: Group,
         batch_id: int,
         gradients: Gradients | None,
-        part: Part,
+        contribution: Contribution,
         lr: float | Tensor,
         values: Mapping[Block, LossValue],
         predictions: int,
@@ -103,13 +103,13 @@ class Team:
                 finite, or there was nothing to learn from.
         """
         learned = [parameter for block in group for parameter in block.learned]
-        is_finite = gradients is not None or not part.weight
+        is_finite = gradients is not None or not contribution.weight
         given = [None] * len(learned) if gradients is None else gradients
         flags = torch.tensor([is_finite, *(one is not None for one in given)], dtype=torch.uint8)
         found = [flags]
         found += [_as_parameter(one, p) for one, p in zip(given, learned, strict=True)]
         for (live, fades), before in zip(_moving(group), self._before, strict=True):
-            found.append(_change(live.detach(), before, part, fades))
+            found.append(_change(live.detach(), before, contribution, fades))
         key = batch_id, group[-1].spec.index
         lr = lr.clone() if isinstance(lr, Tensor) else lr  # the next batch may have another
         self._given[key[1]] = _Given(key, group, lr, self._before, values, predictions)
@@ -125,7 +125,7 @@ class Team:
         changes = total[len(learned) :]
         for (live, _), before in zip(_moving(group), given.before, strict=True):
             live.detach().copy_(before)
-        asks = self._may_skip or any(_may_miss(block) for block in group)
+        asks = self._may_skip or any(block.spec.may_miss_gradients for block in group)
         finite, *has = flags.tolist() if asks else [self._exchange.members] * (1 + len(learned))
         if finite < self._exchange.members:
             self._skip(group, given.key[0])
@@ -167,12 +167,6 @@ def _moving(group: Group) -> Iterator[tuple[Tensor, float | None]]:
                         yield buffer, fades
 
 
-def _may_miss(block: Block) -> bool:
-    """Whether a batch may leave parameters without a gradient."""
-    spec = block.spec
-    return bool(spec.custom or spec.rule or (spec.sim is not None and spec.sim.share < 1))
-
-
 def _as_parameter(gradient: Tensor | None, parameter: Tensor) -> Tensor:
     """Laid out in memory as the parameter, on every member; zeros for None."""
     like = parameter.detach()
@@ -182,7 +176,9 @@ def _as_parameter(gradient: Tensor | None, parameter: Tensor) -> Tensor:
     return gradient if gradient.stride() == fresh.stride() else fresh.copy_(gradient)
 
 
-def _change(live: Tensor, before: Tensor, part: Part, fades: float | None) -> Tensor:
+def _change(
+    live: Tensor, before: Tensor, contribution: Contribution, fades: float | None
+) -> Tensor:
     """What this member adds to what a buffer was. What stays the same may be infinite.
 
     Running statistics take the batches of a round one after the other, in order: each of those that
@@ -190,6 +186,8 @@ def _change(live: Tensor, before: Tensor, part: Part, fades: float | None) -> Te
     """
     change = torch.where(live == before, torch.zeros_like(live), live - before)
     if not (live.is_floating_point() or live.is_complex()):
-        return change.mul_(part.whole)
-    in_turn = part.later is not None and fades is not None and part.weight > 0
-    return change.mul_(fades**part.later if in_turn else part.weight)  # type: ignore[operator]
+        return change.mul_(contribution.whole)
+    weight, later = contribution.weight, contribution.later
+    if later is not None and fades is not None and weight > 0:
+        weight = fades**later
+    return change.mul_(weight)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pipeline.learning.optimizers import Optimizer
     from pipeline.network.specs import BlockSpec
-    from pipeline.network.user_network import Part
+    from pipeline.network.user_network import BlockModules
 
 _BODY, _TAIL = 0, 1
 
@@ -34,7 +34,7 @@ class CustomBlock(Block):
     put it into a state dict; and `<module>._extra_state`, where `get_extra_state` gives a tensor.
     """
 
-    def __init__(self, spec: BlockSpec, part: Part, **placing: Any) -> None:
+    def __init__(self, spec: BlockSpec, part: BlockModules, **placing: Any) -> None:
         super().__init__(spec, **placing)
         self.encoder, self.tail = part
         self._changes_its_input = any(getattr(m, "inplace", False) for m in self.tail.modules())

@@ -329,11 +329,11 @@ def scores_problem(scores: Any, y: Tensor, classes: int) -> str:
     is_tensor = isinstance(scores, torch.Tensor)
     if is_tensor and tuple(scores.shape) == wanted and scores.is_floating_point():
         return ""
-    found = kind_of(scores)
+    found = described(scores)
     return f"scores are {found}; {wanted} of real numbers is needed, a row for each example"
 
 
-def kind_of(value: Any) -> str:
+def described(value: Any) -> str:
     """What a function of a rule has given, for people: `a tensor (8, 3) of float32`."""
     import torch
 
@@ -430,8 +430,8 @@ def arrival_problem(batch: Batch, arrival: Arrival) -> str:
         found = (dtype_name(tensor.dtype), tuple(tensor.shape))
         if found != (spec.dtype, (spec.rows * n, *spec.shape)):
             return (
-                f"carries {name!r} of {kind_of(tensor)} for {n} examples; {spec.text} was planned: "
-                "what is carried keeps its shape and type from batch to batch"
+                f"carries {name!r} of {described(tensor)} for {n} examples; {spec.text} was "
+                "planned: what is carried keeps its shape and type from batch to batch"
             )
     return ""
 

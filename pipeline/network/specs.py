@@ -321,6 +321,12 @@ class BlockSpec:
         )
 
     @property
+    def may_miss_gradients(self) -> bool:
+        """Whether a batch may leave parameters without a gradient: a user's own network or rule
+        may, for a batch or for good, and a batch without similarity loss does not use g."""
+        return bool(self.custom or self.rule or (self.sim is not None and self.sim.share < 1))
+
+    @property
     def as_frozen(self) -> BlockSpec:
         """The same block where it learns nothing: without heads, and without a rule that only
         teaches, unless what the network predicts comes from that."""

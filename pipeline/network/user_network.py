@@ -44,14 +44,14 @@ def naming_factory(model: ModelConfig) -> AbstractContextManager[None]:
     return naming("network" if is_given(model.factory) else f"model.factory {model.factory}")
 
 
-class Part(NamedTuple):
+class BlockModules(NamedTuple):
     """The modules of one block: up to what its heads see, and from there to the next block."""
 
     body: nn.Sequential
     tail: nn.Sequential
 
 
-def build_parts(model: ModelConfig, seed: int, *, has_output: bool = True) -> list[Part]:
+def build_parts(model: ModelConfig, seed: int, *, has_output: bool = True) -> list[BlockModules]:
     """The blocks' modules with the initial weights of `seed`, on the CPU.
 
     Args:
@@ -63,7 +63,7 @@ def build_parts(model: ModelConfig, seed: int, *, has_output: bool = True) -> li
     return _parts(build_children(model, seed), has_output=has_output)
 
 
-def parts_of(network: nn.Sequential, *, has_output: bool) -> list[Part]:
+def parts_of(network: nn.Sequential, *, has_output: bool) -> list[BlockModules]:
     """The same of a network that is there: its own modules, in blocks.
 
     Raises:
@@ -72,7 +72,7 @@ def parts_of(network: nn.Sequential, *, has_output: bool) -> list[Part]:
     return _parts(_split(network), has_output=has_output)
 
 
-def _parts(blocks: list[dict[str, nn.Module]], *, has_output: bool) -> list[Part]:
+def _parts(blocks: list[dict[str, nn.Module]], *, has_output: bool) -> list[BlockModules]:
     from torch import nn
 
     parts = []
@@ -80,7 +80,7 @@ def _parts(blocks: list[dict[str, nn.Module]], *, has_output: bool) -> list[Part
         children = list(block.values())
         is_output = has_output and number == len(blocks)
         end = len(children) if is_output else _end_of_body(children)
-        parts.append(Part(nn.Sequential(*children[:end]), nn.Sequential(*children[end:])))
+        parts.append(BlockModules(nn.Sequential(*children[:end]), nn.Sequential(*children[end:])))
     return parts
 
 
@@ -296,7 +296,7 @@ def _end_of_body(children: list[nn.Module]) -> int:
     return len(children)
 
 
-def _traced(part: Part, x: Tensor, where: str) -> tuple[Tensor, Tensor, int]:
+def _traced(part: BlockModules, x: Tensor, where: str) -> tuple[Tensor, Tensor, int]:
     """What a block's heads see, what it passes on, and the multiply-adds of the former."""
     import torch
 

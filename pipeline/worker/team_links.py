@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.device.meter import Meter
-    from pipeline.learning.exchange import Key, Place
+    from pipeline.learning.exchange import GatherPlace, Key
     from pipeline.protocol.addresses import Carrier, LinkAddress
     from pipeline.transport.interfaces import Delivery, Endpoints, Receiver, Sender
     from pipeline.worker.heartbeat import Activity
@@ -115,7 +115,9 @@ class TeamLinks:
     def total(self, key: Key) -> list[Tensor]:
         return self._awaited(self._totals, Found(*key))
 
-    def gather(self, place: Place, found: Sequence[Tensor], among: int) -> list[Sequence[Tensor]]:
+    def gather(
+        self, place: GatherPlace, found: Sequence[Tensor], among: int
+    ) -> list[Sequence[Tensor]]:
         self._given.put((Found(*place), found, among))
         return self._awaited(self._gathered, Found(*place))
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.learning.optimizers import Clipped, Part, Parts, make_optimizer
+from pipeline.learning.optimizers import Clipped, ParameterGroup, ParameterGroups, make_optimizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -177,12 +177,12 @@ def made(name: Any, weights: dict[str, Tensor]) -> Optimizer:
     return make_optimizer(name, weights, weight_decay=0.1, momentum=0.9)
 
 
-def parted(weights: dict[str, Tensor], *parts: tuple[Any, str, float]) -> Parts:
+def parted(weights: dict[str, Tensor], *parts: tuple[Any, str, float]) -> ParameterGroups:
     """One part for each (optimizer, names of one letter each, factor)."""
-    return Parts(
+    return ParameterGroups(
         weights,
         [
-            Part(names, made(name, {each: weights[each] for each in names}), factor)
+            ParameterGroup(names, made(name, {each: weights[each] for each in names}), factor)
             for name, names, factor in parts
         ],
     )
