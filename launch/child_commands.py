@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from launch.command import FAILED, first_complaint
+from launch.command import FAILED, complaint_in
 from launch.engines.interrupts import INTERRUPTED
 from pipeline.errors import one_line
 from pipeline.system.children import end_with_parent
@@ -135,7 +135,7 @@ def _wait(
     task: Key, child: subprocess.Popen[str], began: float, done: SimpleQueue[Ended[Key]]
 ) -> None:
     said, complaints = child.communicate()
-    why = first_complaint(complaints, child.returncode) if child.returncode else ""
+    why = complaint_in(complaints, child.returncode) if child.returncode else ""
     done.put(Ended(task, child.returncode, said, why, time.monotonic() - began))
 
 

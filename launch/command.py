@@ -111,14 +111,15 @@ def status_of(body: Callable[[], int]) -> int:
         return complain(with_cure(error), FAILED, traceback.format_exc() if bug else "")
 
 
-def first_complaint(stderr: str, status: int) -> str:
-    """Why a command of ours failed, in one line, by what it has written to stderr."""
-    lines = stderr.splitlines()
+def complaint_in(stderr: str, status: int) -> str:
+    """Why a command of ours failed, in one line, by what it has written to stderr: its first line
+    that says so, or the last one, as of a traceback."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
     ended = f"exit status {status}"
     if status < 0:
         ended = f"ended by signal {-status} ({signal.strsignal(-status)})"
-    return (errors or lines or [ended])[0]
+    return (errors or lines[-1:] or [ended])[0]
 
 
 def complain(text: str, status: int, remote_traceback: str = "") -> int:

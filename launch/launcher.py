@@ -34,7 +34,8 @@ def launch(options: Options) -> int:
 
     Raises:
         ConfigError: for wrong usage or configuration, before anything is started.
-        PipelineError: what ended the run, except an interruption.
+        PipelineError: what ended the run; not where it can be resumed, which is told with the line
+            to do so, and has its exit status.
     """
     if not options.dry_run:
         wait_for_no_reader()  # already where a user's own network is made, which may print

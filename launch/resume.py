@@ -6,7 +6,6 @@ import shlex
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from launch.plan.replicas import REPLICAS
 from pipeline.config.config_file import load_config
 from pipeline.config.sections import build_config, differing_keys
 from pipeline.config.yaml_text import word_for
@@ -42,7 +41,7 @@ CODE = "code.txt"
 _OF_A_NETWORK = ("encoder.", "tail.")
 """How the names of a user's tensors begin in a block's file."""
 _BOUND = ("runtime.seed", "runtime.precision", "runtime.wire_dtype", "schedule.greedy")
-_BY_OPTION = {"parallel.members": Option("data_parallel"), "parallel.replicas": REPLICAS}
+_BY_OPTION = {"parallel.members": Option("data_parallel"), "parallel.replicas": Option("replicas")}
 """Options that go before what is said of a key."""
 _NO_MATTER = ("data.root", "data.download", "runtime.")
 _MATTER = ("runtime.seed", "runtime.precision", "runtime.wire_dtype")

@@ -94,6 +94,7 @@ LAUNCH: dict[str, Row] = {  # from the ground up; `pipeline` may be imported by 
     "display": row("job run_directory"),
     "engines": row("machine display"),
     "command": row("machine display engines"),
+    "child_commands": row("engines command"),
     "completion": row(),
     "plan": row("job milestones machine display engines"),
     "same_data": row(),
@@ -109,12 +110,13 @@ LAUNCH: dict[str, Row] = {  # from the ground up; `pipeline` may be imported by 
     "series": row("job resume run_directory run_job launcher"),
     "drawing": row(),
     "paper": row("job resume run_directory machine display plan series drawing"),
-    "grid": row("job resume run_directory display engines command plan launcher cli series"),
+    "grid": row("job resume run_directory display engines child_commands plan launcher series"),
     "verify": row("job display engines command completion plan training run_job"),
     "reproduce": row("job run_directory engines command launcher series paper cli"),
     "sweep": row("job run_directory machine display engines command launcher series grid cli"),
     "referee": row(
-        "job run_directory machine display engines command completion plan series grid resume"
+        "job run_directory machine display engines command child_commands completion plan series "
+        "grid resume"
     ),
     "read_run": row(),
     "evaluate": row("command display plan read_run"),

@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from launch.command import complaint_in
 from launch.plan.checks import network_costs
 from pipeline.config.config_file import load_config
 from pipeline.data.facts import data_facts
@@ -219,12 +220,5 @@ def finished(words: list[str], seconds: float) -> str | Lap:
     except subprocess.TimeoutExpired:
         return {"failed": f"not done after {timeout_s:g} s"}
     if done.returncode:
-        return {"failed": cause(done.stderr) or f"exit status {done.returncode}"}
+        return {"failed": complaint_in(done.stderr, done.returncode)}
     return done.stdout
-
-
-def cause(stderr: str) -> str:
-    """The line of a failed command that says why: ours says it first, a traceback last."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    said = [line for line in lines if line.startswith("error: ")] or lines[-1:]
-    return said[0] if said else ""

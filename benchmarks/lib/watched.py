@@ -13,7 +13,8 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import NamedTuple
 
-from benchmarks.lib.contenders import ROOT, cause
+from benchmarks.lib.contenders import ROOT
+from launch.command import complaint_in
 
 _EVERY_S = 0.1
 
@@ -55,7 +56,7 @@ def watched(words: list[str], timeout_s: float) -> Watched:
             for pid in reversed(family(child.pid)):
                 subprocess.run(["kill", "-KILL", str(pid)], check=False, capture_output=True)
             child.wait()
-    failed = (cause(complaints) or f"exit status {child.returncode}") if child.returncode else ""
+    failed = complaint_in(complaints, child.returncode) if child.returncode else ""
     return Watched(said, failed, peak[0])
 
 
