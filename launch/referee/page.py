@@ -25,10 +25,11 @@ _INTRODUCTION = f"""\
 Written by `pipeline-referee` from the rows in [`{ROWS}/`]({ROWS}), and goes on from those that are
 there. Every rule, and global backprop, is trained by the same program: the same images in the same
 order, the same augmentation, Adam, a cosine, the same number of epochs, in one process. What
-differs is the learning rate, or the key that is named: each has the one of a few values whose error
-was lowest on {100 * VALIDATION:.0f} % of the training images, kept back in shorter trainings of
-seed 1. With it the network is trained anew on all training images, once a seed; the test set is
-looked at once, after the last epoch.
+differs is what a rule's row of `launch/referee/referee.yaml` says (its loss and options; some rules
+go without batch norm, some have a network of their own ¹), and the learning rate, or another key:
+each has the one of a few values whose error was lowest on {100 * VALIDATION:.0f} % of the training
+images, kept back in shorter trainings of seed 1. With it the network is trained anew on all training
+images, once a seed; the test set is looked at once, after the last epoch.
 
 **Trainings are short**: the tables say how rules do in so many epochs, not what they reach. A rule
 that learns slowly, as Forward-Forward does, gains most by longer ones.
@@ -39,8 +40,8 @@ that learns slowly, as Forward-Forward does, gains most by longer ones.
   of that machine (*made by*): to be compared only with others on the same. *Memory*: the peak of a
   process, the most of all seeds: the resident size of all of it, with PyTorch and the images; on a
   GPU what PyTorch's allocator has given out.
-- *Local*: each block was trained again alone, in a new process, from what had arrived at it, and
-  came to the same bits (`pipeline-verify --locality`).
+- *Local*: over ten steps each block was trained again alone, in a new process, from what had
+  arrived at it, and came to the same bits (`pipeline-verify --locality`).
 - A row in the folder has the whole config, and SHA-256 of every block at the end: the same config
   gives the same on the same machine (`pipeline-referee --repeat mlp/pred/seed=1`).
 """
