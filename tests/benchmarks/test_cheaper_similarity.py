@@ -9,7 +9,7 @@ from launch.referee.tasks import Request, Task, config_of
 
 def test_it_asks_the_referee_for_every_key_of_cheaper_similarity() -> None:
     table = read_table()
-    _, networks, _, names = words()
+    _, networks, _, names = words(bf16=True)
     rules = table.named_rules(names)
     request = Request(table, table.named_networks(networks), rules)
     assert [network.name for network in request.networks] == list(NETWORKS)
@@ -23,3 +23,5 @@ def test_it_asks_the_referee_for_every_key_of_cheaper_similarity() -> None:
     }  # fmt: skip
     assert [rule.name for rule in rules[:2]] == ["pred", "predsim"]
     assert all(rule.search_of == "predsim" for rule in rules[2:])
+    without = [rule for rule in rules if rule.name != "predsim-bf16"]
+    assert table.named_rules(words(bf16=False)[3]) == without
