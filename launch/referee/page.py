@@ -28,8 +28,8 @@ order, the same augmentation, Adam, a cosine, the same number of epochs, in one 
 differs is what a rule's row of `launch/referee/referee.yaml` says (its loss and options; some rules
 go without batch norm, some have a network of their own ¹), and the learning rate, or another key:
 each has the one of a few values whose error was lowest on {100 * VALIDATION:.0f} % of the training
-images, kept back in shorter trainings of seed 1. With it the network is trained anew on all training
-images, once a seed; the test set is looked at once, after the last epoch.
+images, kept back in shorter trainings of seed 1. With it the network is trained anew on all
+training images, once a seed; the test set is looked at once, after the last epoch.
 
 **Trainings are short**: the tables say how rules do in so many epochs, not what they reach. A rule
 that learns slowly, as Forward-Forward does, gains most by longer ones.
