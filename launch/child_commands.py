@@ -144,5 +144,7 @@ def _tell(
     children: dict[Key, subprocess.Popen[str]],
     ended: Callable[[Ended[Key]], None],
 ) -> None:
-    ended(one)
-    children.pop(one.task, None)
+    try:
+        ended(one)
+    finally:
+        children.pop(one.task, None)

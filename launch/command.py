@@ -8,6 +8,7 @@ import sys
 import traceback
 from contextlib import suppress
 from math import isfinite
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
@@ -42,6 +43,20 @@ class NumberRange(click.FloatRange):
         found: float = super().convert(value, param, ctx)
         if not isfinite(found):
             self.fail(f"{value!r} is no number.", param, ctx)
+        return found
+
+
+class PathType(click.Path):
+    """A path as Python has it; never an empty one, as a variable is that was not set."""
+
+    def __init__(self, *, dir_okay: bool = True) -> None:
+        super().__init__(dir_okay=dir_okay, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """As of `click.Path`."""
+        if value == "":
+            self.fail("is empty: give a path, or . for the current folder", param, ctx)
+        found: Path = super().convert(value, param, ctx)  # type: ignore[assignment]
         return found
 
 
@@ -116,10 +131,9 @@ def complaint_in(stderr: str, status: int) -> str:
     that says so, or the last one, as of a traceback."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
-    ended = f"exit status {status}"
-    if status < 0:
-        ended = f"ended by signal {-status} ({signal.strsignal(-status)})"
-    return (errors or lines[-1:] or [ended])[0]
+    if status < 0 and not errors:  # what else was written need not be of this
+        return f"ended by signal {-status} ({signal.strsignal(-status)})"
+    return (errors or lines[-1:] or [f"exit status {status}"])[0]
 
 
 def complain(text: str, status: int, remote_traceback: str = "") -> int:

@@ -60,8 +60,7 @@ def repeat(names: str, request: Request, say: Callable[[str], None]) -> int:
 
 
 class _Repetition:
-    """Its methods are what `carry_out` asks and tells. `same`: how many of those `compared` have
-    come to the bits of their rows."""
+    """Its methods are what `carry_out` asks and tells."""
 
     def __init__(
         self,
@@ -74,7 +73,18 @@ class _Repetition:
         self._rows, self._configs, self._folder = rows, configs, folder
         self._request, self._say = request, say
         self._left = list(rows)
-        self.same = self.compared = 0
+        self._compared: dict[str, bool] = {}
+        """Of each training that was, whether it came to the same bits."""
+
+    @property
+    def compared(self) -> int:
+        """How many trainings were compared with their rows."""
+        return len(self._compared)
+
+    @property
+    def same(self) -> int:
+        """How many of them came to the same bits."""
+        return sum(self._compared.values())
 
     def next_one(self, others: bool) -> tuple[str, list[str]] | None:
         """The next training, and the words of its command."""
@@ -94,8 +104,7 @@ class _Repetition:
             told = "interrupted" if one.was_interrupted else f"no result: {one.why}"
         else:
             differs = bits_that_differ(self._rows[path], anew)
-            self.compared += 1
-            self.same += not differs
+            self._compared[path] = not differs
             told = differs or f"the same bits: {_figure(anew)}"
         self._say(f"{path}: {told}, {one.wall_s:.0f} s")
 

@@ -97,3 +97,22 @@ def test_what_cannot_be_started_has_failed(runs: Callable[..., None]) -> None:
     assert carry_out(lambda others: (tasks.pop(), []) if tasks else None, told.append, 1)
     assert [one.status for one in told] == [1, 1]
     assert "No such file" in told[0].why
+
+
+@pytest.mark.processes
+def test_what_is_raised_while_a_task_is_told_ends_all_and_is_raised(
+    runs: Callable[..., None],
+) -> None:
+    """As by a disk that takes nothing; a second interruption likewise."""
+    runs("sh", "-c")
+    for error in (OSError("no room"), KeyboardInterrupt()):
+        tasks = ["sleep 60", "true"]
+
+        def ended(one: Ended[str], error: BaseException = error) -> None:
+            raise error
+
+        def next_one(others: bool, tasks: list[str] = tasks) -> tuple[str, list[str]] | None:
+            return (task, [task]) if (task := tasks.pop() if tasks else "") else None
+
+        with pytest.raises(type(error)):
+            carry_out(next_one, ended, 2)
