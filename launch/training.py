@@ -255,7 +255,7 @@ def _started(job: Job, path: Path, run: Run, *, linked: bool) -> RunStarted:
         config_name=job.name,
         run_dir=path,
         stages=tuple(
-            (stage.device, tuple(names[block] for block in stage.blocks))
+            (stage.device, tuple((block, names[block]) for block in stage.blocks))
             for stage in job.plan.stages
         ),
         epochs=run.feed.course.all_epochs,

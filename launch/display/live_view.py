@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from itertools import compress, count
+from itertools import compress
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -241,14 +241,13 @@ class LiveView:
 
     def _rows(self, started: RunStarted) -> Iterator[tuple[RenderableType, ...]]:
         """The cells of `_COLUMNS` for each block; those of its stage only for the first of it."""
-        blocks = count()  # through all stages
-        for stage, (device, names) in enumerate(started.stages):
+        for stage, (device, blocks) in enumerate(started.stages):
             nbytes = started.received_bytes[stage] if started.received_bytes else 0
             load = _load(self._stages.get(stage))
             before: tuple[RenderableType, ...] = str(stage), _line(device)
             after: tuple[RenderableType, ...] = *load, size_text(nbytes) if nbytes else ""
-            for name in names:
-                loss, error_pct = self._scores.get(next(blocks), (None, None))
+            for block, name in blocks:
+                loss, error_pct = self._scores.get(block, (None, None))
                 loss_text, error_text = number_text(loss, ".4f", 100), number_text(error_pct, ".2f")
                 yield *before, _line(name), loss_text, error_text, *after
                 before, after = ("",) * len(before), ("",) * len(after)

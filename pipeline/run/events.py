@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RunStarted:
-    """Training begins after step `step`; `stages` holds (device, block names) per stage,
-    `received_bytes` what crosses the link to each with a batch (empty in single mode)."""
+    """Training begins after step `step`; `stages` holds (device, blocks) per stage, of each block
+    (index, name), `received_bytes` what crosses the link to each with a batch (empty in single
+    mode)."""
 
     config_name: str
     run_dir: Path
-    stages: tuple[tuple[str, tuple[str, ...]], ...]
+    stages: tuple[tuple[str, tuple[tuple[int, str], ...]], ...]
     epochs: int
     steps_per_epoch: int
     step: int

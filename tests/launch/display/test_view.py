@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from io import StringIO
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -59,7 +60,11 @@ def shown(view: LiveView, width: int = 80, height: int = 24) -> list[str]:
 
 
 def a_start(stages: Sequence[Sequence[str]], step: int = 0) -> RunStarted:
-    placed = tuple((f"cuda:{i % 4}", tuple(names)) for i, names in enumerate(stages))
+    block = count()
+    placed = tuple(
+        (f"cuda:{i % 4}", tuple((next(block), name) for name in names))
+        for i, names in enumerate(stages)
+    )
     return RunStarted("digits-mlp", Path("/srv/runs/digits-mlp-1"), placed, 10, 469, step)
 
 
@@ -113,6 +118,17 @@ class TestLive:
             "1 cuda:1 linear 8→4 0.1235 7.00 ━━━ 50 % 2 941 train",
             "output 4→2 0.5000 –",
         ]
+
+    def test_replicas_show_the_scores_of_their_own_block(self) -> None:
+        start = a_start([["conv"], ["output"]])
+        one, last = start.stages
+        blocks = [
+            {"block": at, "loss": loss, "error_pct": 1.0} for at, loss in ((0, 0.5), (1, 0.25))
+        ]
+        view = a_view(replace(start, stages=(one, one, last)), an_epoch(blocks=blocks))
+        lines = [line.split() for line in shown(view, 90)]
+        named = [line for line in lines if "conv" in line or "output" in line]
+        assert [line[3] for line in named] == ["0.5000", "0.5000", "0.2500"]
 
     @pytest.mark.parametrize(
         ("width", "left_out"),
@@ -223,7 +239,7 @@ class TestLive:
         assert "waiting for" not in "\n".join(shown(view))
 
     def test_zero_steps_and_numbers_that_are_none(self) -> None:
-        empty = RunStarted("x", Path("r"), (("cpu", ("b",)),), 0, 0, 0)
+        empty = RunStarted("x", Path("r"), (("cpu", ((0, "b"),)),), 0, 0, 0)
         nan = Progress(0, 0, float("nan"), float("inf"), (a_stage(0, busy=float("nan")),))
         assert any("nan" in line for line in shown(a_view(empty, nan)))
 
