@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.kernels.memory_layout import as_it_arrives
@@ -37,7 +38,7 @@ class CustomBlock(Block):
     def __init__(self, spec: BlockSpec, part: BlockModules, **placing: Any) -> None:
         super().__init__(spec, **placing)
         self.encoder, self.tail = part
-        self._changes_its_input = any(getattr(m, "inplace", False) for m in self.tail.modules())
+        self._changes_its_input = any(map(_may_work_in_place, self.tail.modules()))
         self._received = 0
         """Where the memory of the input begins."""
         self._idle: set[int] = set()
@@ -158,3 +159,9 @@ class CustomBlock(Block):
 def _is_users(name: str) -> bool:
     """Whether a tensor of the state belongs to the user's modules, not to a head."""
     return name.startswith(("encoder.", "tail."))
+
+
+def _may_work_in_place(module: nn.Module) -> bool:
+    """PyTorch's own say so; of a user's nobody knows."""
+    is_torchs = type(module).__module__.startswith("torch.nn.")
+    return bool(getattr(module, "inplace", False)) or not is_torchs
