@@ -20,6 +20,7 @@ from pipeline.errors import ConfigError
 from pipeline.rules.rule import LocalRule
 from pipeline.system.given import DATA, NETWORK, RULE, Given
 from pipeline.system.packed import users_modules
+from pipeline.system.paths import expanded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -103,7 +104,7 @@ def _base(
     if config is None:
         return {}, "fit", origins
     if isinstance(config, str | Path):
-        path = Path(config).expanduser()
+        path = expanded("config", config)
         tree, lines = load_lines(path)
         name, origins = path.stem, Origins(str(path), lines.line_of)
     else:
@@ -126,7 +127,8 @@ def _network_of(network: Any, tree: dict[str, Any]) -> nn.Module | None:
         return None
     kept = {key: value for key, value in tree.get("model", {}).items() if key in _OF_ANY_NETWORK}
     if isinstance(network, str):
-        tree["model"] = {"name": network, **kept}
+        if tree.get("model", {}).get("name") != network:  # of another network no more is kept
+            tree["model"] = {"name": network, **kept}
         return None
     tree["model"] = {"factory": NETWORK, **kept}
     return network_given(network)
@@ -157,7 +159,8 @@ def _rule_of(loss: Any, tree: dict[str, Any]) -> type[LocalRule] | None:
     if loss is None:
         tree.setdefault("loss", {"name": DEFAULT_LOSS})
     elif isinstance(loss, str):
-        tree["loss"] = {"name": loss}
+        if tree.get("loss", {}).get("name") != loss:
+            tree["loss"] = {"name": loss}
     elif isinstance(loss, Mapping):
         tree["loss"] = {key: _plain(value) for key, value in loss.items()}
     elif isinstance(loss, type):

@@ -44,7 +44,7 @@ class Callbacks:
             ConfigError: where these are no list of such.
         """
         if not isinstance(callbacks, Iterable):
-            raise ConfigError(f"callbacks: {callbacks!r:.60} is one: give a list, [of it]")
+            raise ConfigError(f"callbacks: {callbacks!r:.60} is no list: give one, as [it]")
         self.given = [_as_callback(one) for one in callbacks]
         self._failure: BaseException | None = None
         self._last: int | None = None
@@ -87,6 +87,8 @@ class Callbacks:
 def _as_callback(given: AnyCallback) -> Callback:
     if isinstance(given, Callback):
         return given
+    if isinstance(given, type):
+        raise ConfigError(f"callbacks: {given.__name__} is a class: call it")
     if not callable(given):
         raise ConfigError(f"callbacks: {given!r:.60} is neither a function nor a pipeline.Callback")
     callback = Callback()

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import weakref
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
@@ -163,7 +164,7 @@ def _options(
     from launch.job import Options
     from launch.run_directory import folder_named
 
-    if isinstance(gpus, int):
+    if gpus is not None and not isinstance(gpus, Iterable):
         raise ConfigError(f"gpus {gpus}: a number or a device? give [{gpus}] or '{gpus}' for that")
     return Options(
         None,

@@ -119,8 +119,9 @@ class FittedRun:
         return [None if scores is None else scores.numpy() for scores in found]
 
     def evaluate(self, data: Any) -> dict[str, float | None]:
-        """`loss` and `error_pct` of the last block, as the run's own tests have them; `error_pct`
-        is None where nothing is predicted.
+        """`loss` and `error_pct` of the last block, as the run's own tests have them (under
+        `data_parallel` a rule that draws in tests draws otherwise there); `error_pct` is None where
+        nothing is predicted.
 
         Args:
             data: (X, y) of arrays or tensors, or a map-style Dataset.

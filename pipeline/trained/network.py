@@ -117,7 +117,8 @@ class TrainedNetwork:
 
     def parts(self, x: Any, y: Any) -> Iterator[tuple[Tensor, Tensor]]:
         """Examples and targets, as many at once as in the run's tests, so that rules which draw
-        in tests draw alike; without targets, zeros, of many at once.
+        in tests draw alike (but for those of a team, whose members draw for shares); without
+        targets, zeros, of many at once.
 
         Raises:
             ConfigError: where these are not as the run's data.

@@ -211,7 +211,10 @@ def test_a_config_file_is_where_arguments_begin(tmp_path: Path) -> None:
     ({"network": 3}, "network: 3 is none; give an nn.Module, or a list"),
     ({"loss": nn.CrossEntropyLoss()}, "loss: CrossEntropyLoss(…) is an object: give the name"),
     ({"gpus": 0}, "gpus 0: a number or a device? give [0] or '0'"),
-    ({"callbacks": print}, "callbacks: <built-in function print> is one: give a list"),
+    ({"gpus": 1.5}, "gpus 1.5: a number or a device? give [1.5] or '1.5'"),
+    ({"callbacks": print}, "callbacks: <built-in function print> is no list: give one, as [it]"),
+    ({"callbacks": [pipeline.Callback]}, "callbacks: Callback is a class: call it"),
+    ({"config": ""}, "config '': is empty: give a path"),
     ({"callbacks": [3]}, "callbacks: 3 is neither a function nor a pipeline.Callback"),
     ({"network": nn.Sequential(nn.Linear(64, 10))}, "network: 1 children with parameters"),
     ({"loss": int}, "loss: int is no pipeline.LocalRule"),
@@ -652,6 +655,45 @@ def test_what_is_done_with_a_network_stays_in_the_config_whoever_names_the_netwo
             config = {"model": {"name": "vgg8b", **kept}}
             run = pipeline.fit(network, "digits", **QUICK, config=config)
             assert config_tree(run._trained.config)["model"].items() >= kept.items()
+
+
+def test_what_a_config_says_of_the_same_network_and_loss_stays() -> None:
+    model = {"name": "mlp", "hidden": 8, "hidden_layers": 2}
+    config = {"model": model, "loss": {"name": "predsim", "beta": 0.5}}
+    run = pipeline.fit("mlp", "digits", **QUICK, config=config, loss="predsim")
+    assert config_tree(run._trained.config)["model"].items() >= model.items()
+    assert run._trained.config.loss.beta == 0.5
+
+
+class Ones(nn.Module):
+    """Works in place, and says so nowhere."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mul_(0) + 1.0
+
+
+class SeesActivations(Sums):
+    """Notes the largest number of the activation that its loss has seen."""
+
+    most: torch.Tensor
+
+    def __init__(self, place: pipeline.Place) -> None:
+        super().__init__(place)
+        self.register_buffer("most", torch.zeros(()))
+
+    def loss(self, h: Any, x: Any, batch: Any, generator: Any) -> Any:
+        if self.training:
+            self.most.copy_(h.detach().abs().max())
+        return super().loss(h, x, batch, generator)
+
+
+def test_what_follows_an_activation_in_place_does_not_change_what_is_learned_from() -> None:
+    torch.manual_seed(1)
+    network = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 16), nn.Flatten(), Ones(), nn.Linear(16, 10)
+    )
+    run = pipeline.fit(network, "digits", **QUICK, loss=SeesActivations)
+    assert run._trained.states()[0]["rule.most"] > 0
 
 
 class SeesInputs(Sums):
