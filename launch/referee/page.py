@@ -86,6 +86,7 @@ def _section(
 ) -> str:
     trained = rows.trainings(network.name)
     shown = [rule for rule in request.table.rules.values() if trained.get(rule.name)]
+    others = sorted(trained.keys() - request.table.rules.keys())
     most = max(map(len, trained.values()), default=0)
     at_an_end = {
         rule.name
@@ -110,6 +111,10 @@ def _section(
         parts.append(
             "² The largest or the smallest value that was tried: one beyond it may be better.\n"
         )
+    if others:
+        parts.append(
+            f"Rows of rules that the table of this command has not: {', '.join(others)}.\n"
+        )
     if lacking := _lacking(network, missing):
         parts.append("Missing:\n\n" + "".join(f"- {line}\n" for line in lacking))
     return "\n".join(parts)
@@ -131,8 +136,9 @@ def _cells(
     text += "" if errors.sd is None else f" ± {errors.sd:.2f}"
     values = {str(_value(row, rule.key)) for row in own}
     made_by = makers.of([*own, *([speed] if speed else [])])
+    title = rule.title.replace("|", r"\|")
     return [
-        f"[{rule.title}]({ROWS}/{network.name}/{rule.name}.jsonl){' ¹' * bool(rule.own_networks)}",
+        f"[{title}]({ROWS}/{network.name}/{rule.name}.jsonl){' ¹' * bool(rule.own_networks)}",
         text,
         str(len(own)) if len(own) == most else f"{len(own)} of {most}",
         " · ".join(_by_depth(own)),

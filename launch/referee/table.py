@@ -6,6 +6,7 @@ rule      a row of the table: what is changed of a network's config, and what is
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ _OF_A_RULE = {
     "title": str, "config": dict, "search": dict, "search_of": str, "own_networks": dict,
     "networks": list, "asked_for": bool,
 }  # fmt: skip
+_NAME = re.compile(r"[A-Za-z][\w-]*")
+"""Of a rule or a network, whose rows and runs lie in files and folders of that name."""
 _NEEDED = {"networks": ("title", "epochs", "search_epochs", "config"), "rules": ("title", "config")}
 
 
@@ -126,7 +129,7 @@ def read_table(path: Path | None = None) -> Table:
         raise ConfigError(f"{said}: {odd[0]} is none of common, search, networks, rules")
     common = _section(tree.get("common") or {}, f"{said}: common")
     networks = {
-        name: Network(name, **_checked(entry, _OF_A_NETWORK, "networks", f"{said}: {name}"))
+        name: Network(name, **_checked(name, entry, _OF_A_NETWORK, "networks", said))
         for name, entry in _section(tree["networks"], f"{said}: networks").items()
     }
     rules = {
@@ -136,6 +139,10 @@ def read_table(path: Path | None = None) -> Table:
     for rule in rules.values():
         if rule.search_of is not None and rule.search_of not in rules:
             raise ConfigError(f"{said}: {rule.name}: search_of {rule.search_of} is no rule here")
+        for name in (*rule.networks, *rule.own_networks):
+            if name not in networks:
+                known = ", ".join(networks)
+                raise ConfigError(f"{said}: {rule.name}: {name!r:.60} is no network: {known} are")
     return Table(common, networks, rules)
 
 
@@ -149,7 +156,7 @@ def _with_rules(more: Any, said: str) -> dict[str, Any]:
 
 
 def _rule(name: str, entry: Any, search: Any, said: str) -> Rule:
-    found = _checked(entry, _OF_A_RULE, "rules", f"{said}: {name}")
+    found = _checked(name, entry, _OF_A_RULE, "rules", said)
     asked = found.pop("search", None) or search
     where = f"{said}: {name}: search"
     if not isinstance(asked, dict) or len(asked) != 1:
@@ -161,7 +168,15 @@ def _rule(name: str, entry: Any, search: Any, said: str) -> Rule:
     return Rule(name=name, key=key, values=tuple(values), own_networks=own, **found)
 
 
-def _checked(entry: Any, kinds: Mapping[str, type], of: str, said: str) -> dict[str, Any]:
+def _checked(
+    name: Any, entry: Any, kinds: Mapping[str, type], of: str, where: str
+) -> dict[str, Any]:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{where}: {of}: {name!r:.60} can't name files, nor be asked for: use letters, digits, "
+            "- and _, from a letter on"
+        )
+    said = f"{where}: {name}"
     tree = _section(entry, said)
     for key, value in tree.items():
         if key not in kinds:
@@ -170,6 +185,9 @@ def _checked(entry: Any, kinds: Mapping[str, type], of: str, said: str) -> dict[
             raise ConfigError(f"{said}: {key} {value!r:.60} is no {kinds[key].__name__}")
         if type(value) is int and value < 1:
             raise ConfigError(f"{said}: {key} {value}: expected 1 or more")
+        if key in ("config", "own_networks"):
+            for section, own in tree[key].items():
+                _section(own, f"{said}: {key}: {section}")
     for key in _NEEDED[of]:
         if key not in tree:
             raise ConfigError(f"{said}: {key} is missing")

@@ -150,6 +150,18 @@ def test_the_shipped_table_has_every_rule_and_all_its_configs_are_right() -> Non
         ("epochs: 3", "epochs: many", "small: epochs 'many' is no int"),
         ("epochs: 3", "epochs: 0", "small: epochs 0: expected 1 or more"),
         ("title: Pred, ", "", "pred: title is missing"),
+        ("  pred: {", "  a/b: {", "rules: 'a/b' can't name files, nor be asked for: use letters"),
+        ("  pred: {", "  1: {", "rules: 1 can't name files, nor be asked for"),
+        (
+            "config: {loss: {name: pred}}",
+            "config: {loss: pred}",
+            "pred: config: loss: expected keys",
+        ),
+        (
+            "      small:\n        factory",
+            "      big:\n        factory",
+            "own: 'big' is no network",
+        ),
         ("[1e-3, 3e-3]", "1e-3", "expected SECTION.KEY with a list of values"),
         ("asked_for", "asked", "other: asked is none of title"),
     ],
