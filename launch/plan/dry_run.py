@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 _DEVICE_COUNTS = (1, 2, 4, 10)
 _NUMBERS = ("layer\nparams", "head\nparams", "multiply-\nadds", "sent per\nbatch", "memory")
 _NOTE = (
-    "Multiply-adds: all that training does for one image. Memory: an estimate of weights, "
+    "Multiply-adds: all that training does for one image; of a team, each process's part of it. "
+    "Memory: an estimate of weights, "
     "gradients, optimizer state and what a step holds at its peak on a CPU, without a device's "
     "context, library workspaces and link buffers."
 )

@@ -24,7 +24,8 @@ _RESULTS = (
 )
 _PLAN = (
     "Which blocks each stage trained, and what that costs: multiply-adds are all that training "
-    "does for one example; sent is what crosses the link to the next stage with each batch."
+    "does for one example, of a team each process's part of it; sent is what crosses the link to "
+    "the next stage with each batch."
 )
 _UNEVEN = "stages that have much more of the work than others."
 _SETTINGS = "What the run was told, what it was trained on, on which machine, by which versions."

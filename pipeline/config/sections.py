@@ -150,9 +150,9 @@ class RuntimeConfig(Section):
     """A worker silent for so long is taken for dead; null: 10 on one machine, 45 where stages run
     on hosts of a cluster, whose network may be gone for a while."""
     on_nonfinite: Literal["stop", "skip_batch", "rollback"] = "stop"
-    """Where a block's loss is not finite: end the run; let that block learn nothing from the batch,
-    as others do whose loss is finite; or go back to the newest snapshot and leave out the batch
-    that is to blame, ten batches at most, and at most half of the run's."""
+    """Where a block's loss is not finite: end the run; let that block learn nothing from the batch
+    (others, whose loss is finite, learn from it); or go back to the newest snapshot and leave out
+    the batch that is to blame, ten batches at most, and at most half of the run's."""
     max_restarts: int = Field(default=3, ge=0, le=MAX_COUNT)
     """How often within an hour a lost worker is replaced, and the run goes back to its newest
     snapshot, before it ends with the first cause; 0: it ends at once."""
