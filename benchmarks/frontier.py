@@ -39,8 +39,10 @@ from launch.drawing import (
     write_svg,
 )
 from launch.grid.results import mean_and_sd
+from launch.referee.referee import check_data
 from launch.referee.rows import Rows
 from launch.referee.table import read_table
+from launch.run_directory import folder_named
 from pipeline.config.config_file import config_from, dump_config
 from pipeline.config.sections import config_tree
 from pipeline.errors import ConfigError
@@ -265,7 +267,7 @@ def rows_of(network: str, folder: Path) -> dict[str, list[Row]]:
     found = Rows(folder).trainings(network)
     if not found:
         raise ConfigError(
-            f"--network {network}: there are no rows of it in {folder}: pipeline-referee "
+            f"--networks {network}: there are no rows of it in {folder}: pipeline-referee "
             f"--networks {network} makes them"
         )
     return found
@@ -306,9 +308,12 @@ def main(
             if kept.name in {f"frontier_{network.name}" for network in networks}:
                 draw(kept.tree, FIGURES / f"{kept.name}.svg")
         return
+    if data is not None:  # ways run in the folder of the clone
+        data = str(folder_named("--data", data).resolve())
     make_writable(RESULTS)
     cores = len(os.sched_getaffinity(0))
     asked = {network.name: rows_of(network.name, Path(rows)) for network in networks}
+    check_data(row.config_here(data) for own in asked.values() for (row, *_) in own.values())
     for network in networks:
         own = asked[network.name]
         first = {rule: found[0] for rule, found in own.items()}
