@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shlex
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from launch.command import command, run_command
+from launch.command import PathType, command, run_command
 from launch.completion import complete_setting
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ def launch_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @command
-@click.argument("config", metavar="CONFIG.yaml", required=False, type=click.Path(path_type=Path))
+@click.argument("config", metavar="CONFIG.yaml", required=False, type=PathType())
 @launch_options
 @click.option(
     "--run-dir",
@@ -99,7 +98,7 @@ def launch_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--plan",
     metavar="FILE",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PathType(dir_okay=False),
     help="Follow this plan: blocks and device of each stage, as in a run's plan.json.",
 )
 @click.option(
@@ -111,7 +110,7 @@ def launch_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--assume",
     metavar="FILE",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PathType(dir_okay=False),
     help="With --dry-run: predict for imagined devices, whose speed, memory and links are in FILE.",
 )
 @click.option(

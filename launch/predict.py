@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from launch.command import command, run_command
+from launch.command import PathType, command, run_command
 from launch.read_run import checkpoint_option, existing, read_run, run_argument
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -118,7 +118,7 @@ def in_words(about: dict[str, Any]) -> str:
     metavar="IMAGE…|FOLDER|FILE.npz",
     nargs=-1,
     required=True,
-    type=click.Path(path_type=Path),
+    type=PathType(),
 )
 @click.option(
     "--top",

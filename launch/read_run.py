@@ -5,16 +5,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from launch.command import PathType
 from pipeline.errors import ConfigError, Option, as_option, worded
 from pipeline.system.paths import check_free, file_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 EVALUATING = "evaluating"
 """What is shown to be done."""
 
-run_argument = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+run_argument = click.argument("run", metavar="RUN", type=PathType())
 checkpoint_option = click.option(
     "--checkpoint",
     metavar="last|best|STEP",
@@ -37,7 +38,7 @@ checkpoint_option = click.option(
 data_option = click.option(
     "--data",
     metavar="PATH",
-    type=click.Path(path_type=Path),
+    type=PathType(),
     help="Other examples: an .npz file (x_test and y_test, or X and y), or a folder with a folder "
     "of images for each class. [default: the run's own test set, or validation share]",
 )

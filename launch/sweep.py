@@ -8,17 +8,17 @@ from __future__ import annotations
 import shlex
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from launch.cli import launch_options
-from launch.command import DONE, FAILED, command, complain, run_command, status_of
+from launch.command import DONE, FAILED, PathType, command, complain, run_command, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
     from launch.grid.results import Outcome
     from launch.grid.sweeps import Planned, Request, Sweep
@@ -212,7 +212,7 @@ def _show(outcomes: list[Outcome], path: Path) -> None:
 
 
 @command
-@click.argument("config", metavar="CONFIG.yaml", required=False, type=click.Path(path_type=Path))
+@click.argument("config", metavar="CONFIG.yaml", required=False, type=PathType())
 @click.option("--seeds", metavar="SEEDS", help="As 1-5, or 1,2,7. [default: the config's own]")
 @click.option(
     "--over",

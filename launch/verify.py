@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launch.command import command, run_command
+from launch.command import PathType, command, run_command
 from launch.completion import complete_setting
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def verify_locality(job: Job, steps: int) -> int:
 
 
 @command
-@click.argument("config", metavar="CONFIG.yaml", type=click.Path(path_type=Path))
+@click.argument("config", metavar="CONFIG.yaml", type=PathType())
 @click.option("--stages", type=int, metavar="N", help="Stages of the pipeline to compare with.")
 @click.option("--gpus", metavar="SPEC", help="Devices, as for pipeline-launch.")
 @click.option(

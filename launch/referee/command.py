@@ -9,16 +9,24 @@ from __future__ import annotations
 import shlex
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from launch.command import DONE, NumberRange, command, complain, options_given, run_command
+from launch.command import (
+    DONE,
+    NumberRange,
+    PathType,
+    command,
+    complain,
+    options_given,
+    run_command,
+)
 from launch.completion import complete_setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from launch.referee.rows import Rows
     from launch.referee.tasks import Request
@@ -172,7 +180,7 @@ def _say(line: str) -> None:
 @click.option(
     "--table",
     metavar="FILE",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PathType(dir_okay=False),
     help="Rules that are added to the shipped launch/referee/referee.yaml, or a whole table.",
 )
 @click.option(

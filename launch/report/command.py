@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from launch.command import NumberRange, command, run_command
+from launch.command import NumberRange, PathType, command, run_command
 from launch.read_run import checkpoint_option, data_option, existing, to_write
 
 
 @command
-@click.argument("runs", metavar="RUN…", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", metavar="RUN…", nargs=-1, required=True, type=PathType())
 @data_option
 @checkpoint_option
 @click.option(

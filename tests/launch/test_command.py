@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 import launch.entry
 from launch.cli import main
-from launch.command import NumberRange
+from launch.command import NumberRange, complaint_in
 from launch.entry import COMMANDS
 
 
@@ -70,3 +70,33 @@ def test_keys_and_values_of_a_config_are_completed() -> None:
 def test_a_config_is_completed_as_a_file() -> None:
     shell = ShellComplete(main, {}, "pipeline-launch", "_PIPELINE_LAUNCH_COMPLETE")
     assert [item.type for item in shell.get_completions([], "my")] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("stderr", "status", "said"),
+    [
+        ("a note\nerror: it is so\nmore", 1, "it is so"),
+        ("Traceback (most recent call last):\n  at\nValueError: 3\n", 1, "ValueError: 3"),
+        ("", 3, "exit status 3"),
+        ("a warning\n  warnings.warn(\n", -9, "ended by signal 9 (Killed)"),
+        ("error: out of memory", -9, "out of memory"),
+    ],
+)
+def test_why_a_command_failed_is_one_line(stderr: str, status: int, said: str) -> None:
+    assert complaint_in(stderr, status) == said
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "cli", "cli configs/digits.yaml --plan", "cli --assume", "verify", "evaluate", "predict",
+        "export", "report.command", "sweep --seeds 1", "referee.command --table",
+    ],
+)  # fmt: skip
+def test_an_empty_path_is_one_line(command: str) -> None:
+    """As of a variable that was not set: the current folder would be a bad guess."""
+    module, *words = command.split()
+    main = import_module(f"launch.{module}").main
+    done = CliRunner().invoke(main, [*words, ""])
+    assert done.exit_code == 2
+    assert "is empty: give a path, or . for the current folder" in " ".join(done.output.split())
