@@ -118,7 +118,7 @@ LAUNCH: dict[str, Row] = {  # from the ground up; `pipeline` may be imported by 
         "job run_directory machine display engines command child_commands completion plan series "
         "grid resume"
     ),
-    "read_run": row(),
+    "read_run": row("command"),
     "evaluate": row("command display plan read_run"),
     "predict": row("command display read_run"),
     "export": row("command read_run"),
