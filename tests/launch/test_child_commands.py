@@ -106,7 +106,7 @@ def test_what_is_raised_while_a_task_is_told_ends_all_and_is_raised(
     """As by a disk that takes nothing; a second interruption likewise."""
     runs("sh", "-c")
     for error in (OSError("no room"), KeyboardInterrupt()):
-        tasks = ["sleep 60", "true"]
+        tasks = ["exec sleep 60", "true"]
 
         def ended(one: Ended[str], error: BaseException = error) -> None:
             raise error

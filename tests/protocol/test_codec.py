@@ -451,12 +451,12 @@ def test_a_call_that_executes_a_text_is_told_from_test_mode(call: str, harmless:
 
 def test_four_files_import_what_is_named_at_run_time_and_only_by_the_launcher() -> None:
     """A worker refuses a network that it was not started with (test_user_network.py); the process
-    that starts workers hears of them from the launcher alone, whose child it is, and so does that
-    of a referee's task; a command's module stands in a table. Two packages import modules of their
+    that starts workers hears of them from the launcher alone, whose child it is, and so do those
+    of a sweep's runs; a command's module stands in a table. Two packages import modules of their
     own when a name of theirs is asked for."""
     importing = {path for path in SOURCES if _imports_what_is_named_at_run_time(path)}
     of_their_own = {REPOSITORY / "pipeline" / name for name in ("__init__.py", "rules/__init__.py")}
-    others = {"entry.py", "fork_server.py", "named_object.py", "work.py"}
+    others = {"child_commands.py", "entry.py", "fork_server.py", "named_object.py"}
     assert {p.name for p in importing - of_their_own} == others
 
 
