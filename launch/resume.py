@@ -41,8 +41,6 @@ CODE = "code.txt"
 _OF_A_NETWORK = ("encoder.", "tail.")
 """How the names of a user's tensors begin in a block's file."""
 _BOUND = ("runtime.seed", "runtime.precision", "runtime.wire_dtype", "schedule.greedy")
-_BY_OPTION = {"parallel.members": Option("data_parallel"), "parallel.replicas": Option("replicas")}
-"""Options that go before what is said of a key."""
 _NO_MATTER = ("data.root", "data.download", "runtime.")
 _MATTER = ("runtime.seed", "runtime.precision", "runtime.wire_dtype")
 
@@ -293,14 +291,21 @@ def _compare(before: Config, now: Config, path: Path) -> list[str]:
         old, new = map(word_for, values)
         moves_phases = now.schedule.greedy and key == "schedule.epochs"
         if key in _BOUND or moves_phases or not key.startswith(_FREE_TO_CHANGE):
-            without = (" without ", _BY_OPTION[key]) if key in _BY_OPTION else ()
             raise ConfigError(
-                *(RESUME, f": {key} is {new}, but the run in {path} began with {old}; use ", SET),
-                *(f" {shlex.quote(f'{key}={old}')}", *without, ", or start a new run"),
+                *(RESUME, f": {key} is {new}, but the run in {path} began with {old}; use "),
+                *(*_as_before(key, old), ", or start a new run"),
             )
         left = _left_behind(before, now) if key == "schedule.epochs" else ""
         notes.append(f"{key} changed from {old} to {new}{left}")
     return notes
+
+
+def _as_before(key: str, value: str) -> tuple[str | Option, ...]:
+    """How to ask for the value that a key had; options go before what is said of keys."""
+    if key == "parallel.members":
+        return Option("data_parallel"), f" {value}"
+    said = SET, f" {shlex.quote(f'{key}={value}')}"
+    return (*said, " without ", Option("replicas")) if key == "parallel.replicas" else said
 
 
 def _left_behind(before: Config, now: Config) -> str:

@@ -288,15 +288,22 @@ def test_a_resumed_run_stays_what_it_was(
     )
 
 
-def test_a_cure_names_the_option_that_would_go_before_it(here: Path) -> None:
+def test_a_cure_is_asked_for_as_it_would_have_to_be(here: Path) -> None:
+    """Options go before what `--set` says."""
     a_run(here)
-    for option, key, now, before in (
-        (("--data-parallel", "2"), "parallel.members", "2", "1"),
-        (("--stages", "2", "--replicas", "1:2"), "parallel.replicas", "{1: 2, 2: 2, 3: 2}", "{}"),
+    for option, key, now, before, cure in (
+        (("--data-parallel", "2"), "parallel.members", "2", "1", "--data-parallel 1"),
+        (
+            ("--stages", "2", "--replicas", "1:2"),
+            *("parallel.replicas", "{1: 2, 2: 2, 3: 2}", "{}"),
+            "--set 'parallel.replicas={}' without --replicas",
+        ),
     ):
         says = refused(here, "tiny.yaml", "--resume", "--run-dir", "run", *option)
-        assert says.startswith(f"--resume: {key} is {now}, but the run in run began with {before}")
-        assert f" without {option[-2]}, or start a new run" in says
+        assert says == (
+            f"--resume: {key} is {now}, but the run in run began with {before}; use {cure}, or "
+            "start a new run"
+        )
 
 
 NETWORK_OF_LISTS = """\
