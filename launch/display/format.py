@@ -56,7 +56,8 @@ def markdown(
 ) -> str:
     """A table; the columns named in `texts` are aligned to the left, numbers to the right."""
     rule = ["---" if column in texts else "---:" for column in columns]
-    lines = [f"| {' | '.join(cells)} |" for cells in (columns, rule, *rows)]
+    escaped = ([cell.replace("|", r"\|") for cell in cells] for cells in (columns, rule, *rows))
+    lines = [f"| {' | '.join(cells)} |" for cells in escaped]
     return "\n".join(lines) + "\n"
 
 

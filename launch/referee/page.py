@@ -136,9 +136,8 @@ def _cells(
     text += "" if errors.sd is None else f" ± {errors.sd:.2f}"
     values = {str(_value(row, rule.key)) for row in own}
     made_by = makers.of([*own, *([speed] if speed else [])])
-    title = rule.title.replace("|", r"\|")
     return [
-        f"[{title}]({ROWS}/{network.name}/{rule.name}.jsonl){' ¹' * bool(rule.own_networks)}",
+        f"[{rule.title}]({ROWS}/{network.name}/{rule.name}.jsonl){' ¹' * bool(rule.own_networks)}",
         text,
         str(len(own)) if len(own) == most else f"{len(own)} of {most}",
         " · ".join(_by_depth(own)),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import pytest
 from rich.console import Console
 
-from launch.display.format import count_text, lr_text, number_text, size_text
+from launch.display.format import count_text, lr_text, markdown, number_text, size_text
 from launch.display.live_view import LiveView
 from launch.display.plain_view import PlainView
 from launch.display.view import can_redraw, open_view, reading_shown
@@ -379,3 +379,8 @@ class TestChoice:
 )
 def test_numbers_as_people_read_them(text: str, expected: str) -> None:
     assert text == expected
+
+
+def test_a_bar_in_a_cell_divides_no_column() -> None:
+    rows = markdown(["name", "n"], [["a|b", "3"]], ["name"]).splitlines()
+    assert rows == ["| name | n |", "| --- | ---: |", r"| a\|b | 3 |"]
