@@ -90,6 +90,12 @@ class Job:
     resumed."""
 
     @property
+    def in_one_process(self) -> bool:
+        """Whether one process trains it: in single mode, or by global backprop, unless that is
+        shared out in a team."""
+        return self.single or (self.config.loss.is_global and self.plan.members == 1)
+
+    @property
     def beginning(self) -> RunState:
         """Where it starts that has not been trained yet."""
         return RunState(initial=self.initial)

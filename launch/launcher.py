@@ -86,9 +86,7 @@ def _tried(job: Job, options: Options) -> str:
 
     print("measuring the planned pipeline", file=sys.stderr)
     try:
-        alone = job.config.loss.is_global and job.plan.members == 1
-        single = options.single or alone
-        with engine_for(single=single) as engine:
+        with engine_for(single=job.in_one_process) as engine:
             trial = trial_run(job, engine)
             speed = f"{trial.images_per_s:,.0f} images/s"
             return f"Measured in a trial run: {speed}. {trial.not_kept}".rstrip()

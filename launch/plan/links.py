@@ -63,7 +63,7 @@ def print_links(job: Job, console: Console) -> None:
 def planned_links(job: Job) -> list[PlannedLink]:
     """In order; none of a run in one process. A run says of each link where it turns out otherwise,
     as in containers that can't reach each other's memory."""
-    if job.single or (job.config.loss.is_global and job.plan.members == 1):
+    if job.in_one_process:
         return []
     facts, stages = job.facts, job.plan.stages
     sizes = job.plan.received_bytes(

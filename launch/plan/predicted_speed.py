@@ -60,8 +60,7 @@ def print_prediction(job: Job, known: KnownSpeed, console: Console) -> None:
                 "more devices or stages, or a smaller data.batch_size, or place stages yourself "
                 "with --plan",
             )
-    alone = job.single or job.config.loss.is_global
-    if plan.stages[0].device != "cpu" and not (alone or replicated):
+    if plan.stages[0].device != "cpu" and not (job.in_one_process or replicated):
         _print_growth(job, known, console)
 
 
